@@ -1,0 +1,1 @@
+"""Decides what trains next and says what it meant."""

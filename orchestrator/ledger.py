@@ -1,0 +1,324 @@
+"""The ledger: the append-only record of every report and decision of a run.
+
+One JSON object a line, one writer (the dispatcher). A line is written with a single system
+call, so a process killed at any moment leaves whole lines and at most one torn tail, which
+the next writer cuts off. Whatever can be asked of a run (what to resume, what MLflow should
+show, what to compare) is a pure function of these lines: see :func:`replay`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA = 1
+FILE_NAME = "ledger.jsonl"
+
+EVENTS = (
+    "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
+    "extended",  # the same run asked for more trials; detail = the new header
+    "submitted",  # a trial's recipe was drawn; detail = assignment and axes
+    "started",  # a slot took an attempt of the trial
+    "reported",  # one epoch done; metrics, checkpoint
+    "promoted",  # passed a rung
+    "pruned",  # stopped at a rung; reason holds the cut-off
+    "audited",  # would have been pruned at that rung, finished anyway off the books
+    "finished",  # reached its last epoch
+    "failed",  # ended by an error; reason
+    "stopped",  # the run was interrupted; resumable
+    "resumed",  # an interrupted run went on
+    "test_opened",  # the sealed test split was read
+    "noted",  # anything else a reader should know; reason
+    "closed",  # the run reached its end
+)
+TERMINAL = {"pruned": "pruned", "finished": "finished", "failed": "failed"}
+
+Record = dict[str, Any]
+
+
+class Ledger:
+    """The one writer. Opening cuts a torn last line off; ``append`` is durable to a crash."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._cut_torn_tail()
+
+    def _cut_torn_tail(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self.path, whole)
+
+    def append(self, event: str, *, trial: str | None = None, **fields: Any) -> Record:
+        """Write one record and return it. Raises ``ValueError`` for an unknown event."""
+        if event not in EVENTS:
+            raise ValueError(f"unknown ledger event {event!r}; valid: {', '.join(EVENTS)}")
+        record: Record = {"time": round(time.time(), 6), "event": event}
+        if trial is not None:
+            record["trial"] = trial
+        record.update({key: value for key, value in fields.items() if value is not None})
+        line = json.dumps(record, separators=(",", ":"), allow_nan=True)
+        self._file.write(line.encode() + b"\n")
+        return record
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read(path: Path) -> Iterator[Record]:
+    """Whole records of a ledger file, in order; a torn last line is left out."""
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+@dataclass
+class TrialState:
+    """Everything the ledger says of one trial."""
+
+    trial: str
+    family: str
+    stage: str = "search"
+    status: str = "queued"  # queued, running, finished, pruned, failed
+    attempt: int = 0
+    assignment: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    reports: dict[int, Record] = field(default_factory=dict)
+    rungs: dict[int, str] = field(default_factory=dict)  # rung epoch -> promoted | pruned | audited
+    slot: str | None = None
+    reason: str | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Last epoch reported; 0 when none was."""
+        return max(self.reports, default=0)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint folder on record."""
+        for epoch in sorted(self.reports, reverse=True):
+            if self.reports[epoch].get("checkpoint"):
+                return str(self.reports[epoch]["checkpoint"])
+        return None
+
+    def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
+        """Best value of ``metric`` and the epoch it was reached in."""
+        values = [
+            (report["metrics"][metric], -epoch)
+            for epoch, report in self.reports.items()
+            if report["metrics"].get(metric) is not None
+        ]
+        if not values:
+            return None, None
+        value, negative_epoch = max(values)
+        return value, -negative_epoch
+
+
+@dataclass
+class State:
+    """A run as its ledger tells it."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    trials: dict[str, TrialState] = field(default_factory=dict)
+    created_at: float | None = None
+    closed: bool = False
+    stopped: bool = False
+    test_opened_at: float | None = None
+    test_openings: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def replay(records: Iterable[Record]) -> State:
+    """Fold records into a state. Any prefix gives a valid one; a repeated report counts once."""
+    state = State()
+    for record in records:
+        apply(state, record)
+    return state
+
+
+def apply(state: State, record: Record) -> None:
+    """Fold one record into ``state``."""
+    event = record["event"]
+    name = record.get("trial")
+    if name is None:
+        _apply_run_event(state, event, record)
+        return
+    if event == "submitted":
+        detail = record["detail"]
+        state.trials.setdefault(
+            name,
+            TrialState(
+                trial=name,
+                family=record["family"],
+                stage=record.get("stage", "search"),
+                assignment=detail["assignment"],
+                axes=detail.get("axes", {}),
+            ),
+        )
+        return
+    trial = state.trials.get(name)
+    if trial is None:
+        return
+    if event == "started":
+        trial.status = "running"
+        trial.attempt = record["attempt"]
+        trial.slot = record.get("slot")
+        trial.started_at = trial.started_at or record["time"]
+        trial.detail.update(record.get("detail", {}))
+    elif event == "reported":
+        trial.reports.setdefault(record["epoch"], record)
+        trial.detail.update(record.get("detail", {}))
+    elif event in ("promoted", "audited"):
+        trial.rungs[record["rung"]] = event
+    elif event in TERMINAL:
+        if event == "pruned":
+            trial.rungs[record["rung"]] = event
+        trial.status = TERMINAL[event]
+        trial.reason = record.get("reason")
+        trial.slot = None
+        trial.ended_at = record["time"]
+
+
+def _apply_run_event(state: State, event: str, record: Record) -> None:
+    if event in ("created", "extended"):
+        state.header = record["detail"]
+        state.created_at = state.created_at or record["time"]
+        state.closed = False
+    elif event == "resumed":
+        state.stopped = False
+        state.closed = False
+    elif event == "stopped":
+        state.stopped = True
+    elif event == "closed":
+        state.closed = True
+    elif event == "test_opened":
+        state.test_opened_at = state.test_opened_at or record["time"]
+        state.test_openings += 1
+    elif event == "noted":
+        state.notes.append(record.get("reason", ""))
+
+
+TRIALS_SCHEMA = pa.schema(
+    [
+        ("trial", pa.string()),
+        ("family", pa.string()),
+        ("stage", pa.string()),
+        ("status", pa.string()),
+        ("backbone", pa.string()),  # timm's model name
+        ("scale", pa.string()),
+        ("seed", pa.int64()),
+        ("attempt", pa.int64()),
+        ("epochs", pa.int64()),  # epochs reported
+        ("best_val_top1", pa.float64()),
+        ("best_epoch", pa.int64()),
+        ("images_seen", pa.int64()),
+        ("device_seconds", pa.float64()),  # (train + eval seconds) x workers
+        ("flops", pa.float64()),
+        ("reason", pa.string()),
+        ("axes", pa.string()),  # JSON of the searched axes
+        ("recipe", pa.string()),  # JSON of the whole recipe
+        ("detail", pa.string()),  # JSON: what the worker said of the backbone
+    ]
+)
+
+REPORT_METRICS = (
+    "val_top1",
+    "val_top5",
+    "val_loss",
+    "train_loss",
+    "lr",
+    "images_seen",
+    "train_seconds",
+    "eval_seconds",
+    "images_per_second",
+    "gpu_memory_gb",
+    "flops",
+)
+REPORTS_SCHEMA = pa.schema(
+    [
+        ("trial", pa.string()),
+        ("family", pa.string()),
+        ("stage", pa.string()),
+        ("epoch", pa.int64()),
+        ("time", pa.float64()),
+        ("rung", pa.string()),  # promoted, pruned or audited at this epoch; null elsewhere
+        *[(name, pa.float64()) for name in REPORT_METRICS],
+    ]
+)
+
+
+def device_seconds(trial: TrialState) -> float:
+    """Seconds of training and evaluation, times the workers that spent them."""
+    workers = int(trial.detail.get("num_workers", 1))
+    spent = sum(
+        report["metrics"].get("train_seconds", 0.0) + report["metrics"].get("eval_seconds", 0.0)
+        for report in trial.reports.values()
+    )
+    return float(spent * workers)
+
+
+def tables(state: State) -> tuple[pa.Table, pa.Table]:
+    """``(trials, reports)``: one row a trial, one row a trial and epoch."""
+    trials = [_trial_row(trial) for trial in state.trials.values()]
+    reports = [
+        {
+            "trial": trial.trial,
+            "family": trial.family,
+            "stage": trial.stage,
+            "epoch": epoch,
+            "time": report["time"],
+            "rung": trial.rungs.get(epoch),
+            **{name: _number(report["metrics"].get(name)) for name in REPORT_METRICS},
+        }
+        for trial in state.trials.values()
+        for epoch, report in sorted(trial.reports.items())
+    ]
+    return (
+        pa.Table.from_pylist(trials, schema=TRIALS_SCHEMA),
+        pa.Table.from_pylist(reports, schema=REPORTS_SCHEMA),
+    )
+
+
+def _trial_row(trial: TrialState) -> dict[str, Any]:
+    value, epoch = trial.best()
+    last: Mapping[str, Any] = trial.reports[trial.epoch]["metrics"] if trial.reports else {}
+    backbone = trial.assignment.get("backbone", {})
+    return {
+        "trial": trial.trial,
+        "family": trial.family,
+        "stage": trial.stage,
+        "status": trial.status,
+        "backbone": trial.detail.get("model") or backbone.get("model"),
+        "scale": backbone.get("scale"),
+        "seed": trial.assignment.get("seed"),
+        "attempt": trial.attempt,
+        "epochs": trial.epoch,
+        "best_val_top1": value,
+        "best_epoch": epoch,
+        "images_seen": last.get("images_seen"),
+        "device_seconds": device_seconds(trial),
+        "flops": last.get("flops"),
+        "reason": trial.reason,
+        "axes": json.dumps(trial.axes),
+        "recipe": json.dumps(trial.assignment.get("recipe", {})),
+        "detail": json.dumps(trial.detail),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
