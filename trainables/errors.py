@@ -1,0 +1,54 @@
+"""Errors that end a command or a trial with a sentence instead of a traceback.
+
+    UserError        a mistake in what was asked: every line states rule, value, choices, fix
+    TrialError       a trial cannot go on; the run does
+    ├── Diverged         loss or gradient is not finite
+    └── OutOfMemory      the device has no room, also after the retry with a smaller micro-batch
+    Preempted        the worker was told to leave; carries the checkpoint it wrote
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """One or more mistakes in what was asked; ``exit_code`` is the CLI's."""
+
+    def __init__(self, *mistakes: str, exit_code: int = 2) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+        self.exit_code = exit_code
+
+
+class TrialError(RuntimeError):
+    """A trial ends as failed; the slot stays warm for the next one."""
+
+    kind = "failed"
+
+
+class Diverged(TrialError):
+    """Loss or gradient is not finite."""
+
+    kind = "diverged"
+
+
+class OutOfMemory(TrialError):
+    """The device has no room for this recipe."""
+
+    kind = "out of memory"
+
+
+class Preempted(RuntimeError):
+    """The worker leaves early; ``checkpoint`` is the folder to resume from, if one was written."""
+
+    def __init__(self, message: str, checkpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+
+def raise_if_any(mistakes: Iterable[str]) -> None:
+    """Raise one ``UserError`` that lists every mistake; nothing when there is none."""
+    found = tuple(mistakes)
+    if found:
+        raise UserError(*found)
