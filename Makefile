@@ -1,0 +1,66 @@
+# make demo    install into .venv, then run three families on digits and compare them
+# make test    the same environment plus test tools: lint, types, all tests
+# make check   lint and types only
+# make clean   remove .venv and caches; runs/ stays
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+# Both stamps: `make demo` after `make test` finds the runtime installed, and the other way round.
+RUNTIME := .venv/.runtime-installed
+TEST := .venv/.test-installed
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.PHONY: demo test check clean
+.DEFAULT_GOAL := demo
+
+demo: $(RUNTIME)
+	@$(BIN)/orchestrator demo
+
+test: check
+	@echo "make: all tests"
+	@$(BIN)/python -m pytest
+
+check: $(TEST)
+	@echo "make: lint and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(RUNTIME): $(REQUIREMENTS) | $(BIN)/pip
+	@$(call install,.)
+	@touch $(RUNTIME)
+
+$(TEST): $(REQUIREMENTS) | $(BIN)/pip
+	@$(call install,.[test])
+	@touch $(RUNTIME) $(TEST)
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer, found $$(python3 --version \
+		2>&1). Fix: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "make: creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
+# pip's own talk goes to a log; a line every 10 s says how far it is.
+define install
+set -e; log=.venv/install.log; start=$$(date +%s); total=$$(grep -c == constraints.txt); \
+echo "make: installing $(1) from constraints.txt, up to $$total packages, about 5 GB and 2-3 minutes"; \
+$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '$(1)' >$$log 2>&1 & pid=$$!; \
+trap 'kill $$pid 2>/dev/null; exit 130' INT TERM; \
+while kill -0 $$pid 2>/dev/null; do \
+	sleep 1; seconds=$$(( $$(date +%s) - start )); \
+	if [ $$(( seconds % 10 )) -eq 9 ]; then \
+		if grep -q '^Installing collected' $$log; then step="unpacking into .venv"; \
+		else step="$$(grep -c '^Collecting' $$log || true) of $$total packages fetched"; fi; \
+		echo "make: $$step, $$seconds s"; \
+	fi; \
+done; \
+if ! wait $$pid; then grep -i '^error' $$log >&2 || tail -n 20 $$log >&2; \
+	echo "make: installation failed; all of pip's output is in $$log" >&2; exit 1; fi; \
+echo "make: installed in $$(( $$(date +%s) - start )) s"
+endef
