@@ -1,0 +1,82 @@
+"""The scheduler's and the resources' part of a sweep, with their rules. No ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SCHEDULERS = ("asha", "none")
+
+
+def at_least(path: str, value: Any, low: float, *, whole: bool = True) -> list[str]:
+    """The mistake of a value that is no number or is below ``low``; empty when it is fine."""
+    number = isinstance(value, int) if whole else isinstance(value, int | float)
+    if number and not isinstance(value, bool) and value >= low:
+        return []
+    noun = "a whole number" if whole else "a number"
+    return [f"{path} must be {noun} of at least {low:g}; got {value!r}. Fix: --set {path}={low:g}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSpec:
+    """When trials are compared. ``asha`` prunes at rungs, ``none`` trains all to the end."""
+
+    kind: str = "asha"
+    max_epochs: int = 9
+    grace_epochs: int = 1
+    reduction_factor: int = 3
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
+        if self.kind == "none":
+            return ()
+        epochs, rung = [], self.grace_epochs
+        while rung < self.max_epochs:
+            epochs.append(rung)
+            rung *= self.reduction_factor
+        return tuple(epochs)
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each."""
+        found = []
+        if self.kind not in SCHEDULERS:
+            found.append(
+                f"scheduler.kind must be one of {', '.join(SCHEDULERS)}; got {self.kind!r}. "
+                "Fix: --set scheduler.kind=asha"
+            )
+        found += at_least("scheduler.max_epochs", self.max_epochs, 1)
+        found += at_least("scheduler.grace_epochs", self.grace_epochs, 1)
+        found += at_least("scheduler.reduction_factor", self.reduction_factor, 2)
+        if not found and self.grace_epochs > self.max_epochs:
+            found.append(
+                "scheduler.grace_epochs must not exceed scheduler.max_epochs; got "
+                f"{self.grace_epochs} and {self.max_epochs}. Fix: --max-epochs {self.grace_epochs}"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceSpec:
+    """What a slot takes, how many there may be, and how long anything may take."""
+
+    num_workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_slots: int | None = None
+    epoch_timeout_s: float = 3600.0
+    slot_start_timeout_s: float = 600.0
+    max_failures_per_trial: int = 2
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each."""
+        found = at_least("resources.num_workers", self.num_workers, 1)
+        found += at_least("resources.cpus_per_worker", self.cpus_per_worker, 0.1, whole=False)
+        found += at_least("resources.gpus_per_worker", self.gpus_per_worker, 0, whole=False)
+        if self.max_slots is not None:
+            found += at_least("resources.max_slots", self.max_slots, 1)
+        found += at_least("resources.epoch_timeout_s", self.epoch_timeout_s, 1, whole=False)
+        found += at_least(
+            "resources.slot_start_timeout_s", self.slot_start_timeout_s, 1, whole=False
+        )
+        found += at_least("resources.max_failures_per_trial", self.max_failures_per_trial, 0)
+        return found

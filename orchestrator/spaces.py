@@ -1,0 +1,179 @@
+"""Per family: the recipe space, and why each range is what it is. No torch, no ray.
+
+A space maps an axis path (``recipe.learning_rate``) to a domain. A trial's draw depends on the
+sweep's seed, the family, the axis and the trial's index and on nothing else: more trials extend
+the list without changing it, and fixing one axis leaves the draws of the others alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Uniform in the logarithm, between ``low`` and ``high`` > 0."""
+
+    low: float
+    high: float
+    why: str = field(default="", compare=False)
+
+    def at(self, u: float) -> float:
+        """The value at quantile ``u`` in [0, 1), rounded to four digits."""
+        return _within(self, math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
+
+    def __str__(self) -> str:
+        return f"log({self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform between ``low`` and ``high``."""
+
+    low: float
+    high: float
+    why: str = field(default="", compare=False)
+
+    def at(self, u: float) -> float:
+        """The value at quantile ``u`` in [0, 1), rounded to four digits."""
+        return _within(self, self.low + u * (self.high - self.low))
+
+    def __str__(self) -> str:
+        return f"uniform({self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of ``values``, each as likely as the others."""
+
+    values: tuple[Any, ...]
+    why: str = field(default="", compare=False)
+
+    def at(self, u: float) -> Any:
+        """The value at quantile ``u`` in [0, 1)."""
+        return self.values[int(u * len(self.values))]
+
+    def __str__(self) -> str:
+        return f"[{', '.join('none' if value is None else str(value) for value in self.values)}]"
+
+
+Domain = LogUniform | Uniform | Choice
+Space = Mapping[str, Domain]
+
+
+def _within(domain: LogUniform | Uniform, value: float) -> float:
+    # Four digits keep recipes readable and survive JSON and MLflow's strings unchanged.
+    return min(max(float(f"{value:.4g}"), domain.low), domain.high)
+
+
+def sample(space: Space, *, seed: int, index: int, family: str = "") -> dict[str, Any]:
+    """One value per axis, a function of ``(seed, family, axis, index)`` only."""
+    return {
+        path: domain.at(random.Random(f"{seed}/{family}/{path}/{index}").random())
+        for path, domain in space.items()
+    }
+
+
+def as_dict(space: Space) -> dict[str, dict[str, Any]]:
+    """JSON-ready form of a space."""
+    plain: dict[str, dict[str, Any]] = {}
+    for path, domain in space.items():
+        if isinstance(domain, Choice):
+            plain[path] = {"kind": "choice", "values": list(domain.values)}
+        else:
+            kind = "log" if isinstance(domain, LogUniform) else "uniform"
+            plain[path] = {"kind": kind, "low": domain.low, "high": domain.high}
+    return plain
+
+
+def from_dict(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Domain]:
+    """Inverse of :func:`as_dict` (reasons are not kept)."""
+    space: dict[str, Domain] = {}
+    for path, domain in plain.items():
+        if domain["kind"] == "choice":
+            space[path] = Choice(tuple(domain["values"]))
+        else:
+            kind = LogUniform if domain["kind"] == "log" else Uniform
+            space[path] = kind(domain["low"], domain["high"])
+    return space
+
+
+def domain_mistakes(path: str, domain: Domain) -> list[str]:
+    """Rules that a domain breaks by itself, one line each."""
+    if isinstance(domain, Choice):
+        if not domain.values:
+            return [f"{path} needs at least one value; got []. Fix: --set {path}=[A,B]"]
+        return []
+    rule = "0 < LOW < HIGH" if isinstance(domain, LogUniform) else "LOW < HIGH"
+    good = math.isfinite(domain.low) and math.isfinite(domain.high) and domain.low < domain.high
+    if good and not (isinstance(domain, LogUniform) and domain.low <= 0):
+        return []
+    name = str(domain).partition("(")[0]
+    return [f"{path} needs {rule}; got {domain}. Fix: --set '{path}={name}(LOW,HIGH)'"]
+
+
+# Learning rates by (family, from scratch?) for AdamW; the other optimizers scale them.
+_ADAMW_LR: dict[tuple[str, bool], tuple[float, float, str]] = {
+    ("vit", True): (2e-4, 1e-2, "a small ViT from scratch: best near 1e-3, unstable above 1e-2"),
+    ("vit", False): (1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
+    ("resnet", True): (3e-4, 3e-2, "batch norm bears higher rates than attention does"),
+    ("resnet", False): (3e-5, 3e-3, "fine-tuning with batch norm: three times the ViT's rates"),
+    ("hybrid", True): (2e-4, 1e-2, "its attention blocks set the ceiling: the ViT's range"),
+    ("hybrid", False): (1e-5, 1e-3, "its attention blocks set the ceiling: the ViT's range"),
+    ("convnext", True): (3e-4, 2e-2, "layer norm and depthwise kernels: between ViT and ResNet"),
+    ("convnext", False): (1e-5, 1e-3, "Liu et al. 2022 fine-tune at 5e-5"),
+}
+_GENERIC_LR: dict[bool, tuple[float, float, str]] = {
+    True: (1e-4, 2e-2, "unknown architecture from scratch: the hull of the known families"),
+    False: (1e-5, 3e-3, "unknown architecture fine-tuned: the hull of the known families"),
+}
+_WEIGHT_DECAY: dict[str, tuple[float, float, str]] = {
+    "adamw": (1e-3, 0.3, "decoupled decay: 0.05 is common, tenths regularise small data"),
+    "sgd": (1e-5, 1e-2, "coupled decay: 5e-4 is common with momentum"),
+    "lion": (1e-2, 1.0, "Chen et al. 2023: 3 to 10 times AdamW's"),
+}
+
+
+def _learning_rate(family: str, scratch: bool, optimizer: str) -> LogUniform:
+    low, high, why = _ADAMW_LR.get((family, scratch), _GENERIC_LR[scratch])
+    if optimizer == "sgd":
+        low, high = (1e-2, 1.0) if scratch else (1e-3, 1e-1)
+        why = "SGD with momentum: 0.1 from scratch, 0.001 to 0.06 fine-tuned (Dosovitskiy 2021)"
+    elif optimizer == "lion":
+        low, high = low / 10, high / 3
+        why = "Chen et al. 2023: 3 to 10 times below AdamW's"
+    return LogUniform(float(f"{low:.3g}"), float(f"{high:.3g}"), why)
+
+
+def space_for(
+    family: str, *, weights: str = "none", optimizer: str = "adamw", max_epochs: int = 9
+) -> dict[str, Domain]:
+    """The default space of a family: five axes for each, so that none is searched harder.
+
+    ``weights`` other than ``none`` means fine-tuning; ``max_epochs`` is the full length of a
+    trial, of which warm-up takes a share. A family that is not known gets the generic space.
+    """
+    scratch = weights == "none"
+    attention = family in ("vit", "hybrid")
+    low, high, why = _WEIGHT_DECAY.get(optimizer, _WEIGHT_DECAY["adamw"])
+    warmup_share = 0.2 if attention else 0.1
+    levels: tuple[str, ...] = ("none", "light", "medium") if scratch else ("light", "medium")
+    if attention:
+        levels = (*levels, "heavy")
+    return {
+        "recipe.learning_rate": _learning_rate(family, scratch, optimizer),
+        "recipe.weight_decay": LogUniform(low, high, why),
+        "recipe.augment": Choice(
+            levels, "how much each architecture wants is what we measure; attention up to heavy"
+        ),
+        "recipe.label_smoothing": Uniform(0.0, 0.2, "0.1 is common; more blurs few classes"),
+        "recipe.warmup_epochs": Uniform(
+            0.0,
+            round(warmup_share * max_epochs, 2),
+            f"up to {warmup_share:.0%} of a trial; attention needs warm-up more",
+        ),
+    }

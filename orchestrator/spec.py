@@ -1,0 +1,227 @@
+"""What a run is asked to do: frozen, keyword-only, checked before anything starts.
+
+RunSpec ── has a NAME; one sweep, or several families on one pool of slots
+└── SweepSpec ── one family
+    ├── BackboneSpec, DataSpec, Recipe   (trainables)
+    ├── space                            the axes that are searched
+    ├── SchedulerSpec                    epochs and rungs
+    └── ResourceSpec                     workers, limits of time and failures
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import identity, spaces
+from orchestrator.limits import ResourceSpec, SchedulerSpec, at_least
+from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from trainables.recipe import Recipe, stable_hash
+
+__all__ = [
+    "ResourceSpec",
+    "RunSpec",
+    "SchedulerSpec",
+    "SweepSpec",
+    "diff",
+    "searchable",
+    "with_axes",
+]
+
+NAMED_DATASETS = ("digits", "cifar10", "cifar100")
+SEARCHABLE_SECTIONS = ("recipe", "backbone")
+SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """One family's trials. ``recipe`` holds the values of the axes that are not searched."""
+
+    backbone: BackboneSpec
+    data: DataSpec
+    recipe: Recipe
+    space: spaces.Space
+    scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
+    resources: ResourceSpec = field(default_factory=ResourceSpec)
+    trials: int = 8
+    seed: int = 0
+
+    @property
+    def family(self) -> str:
+        """The backbone's family: what the sweep is called inside its run."""
+        return self.backbone.family
+
+    def trial_name(self, index: int) -> str:
+        """``FAMILY-0000``."""
+        return f"{self.family}-{index:04d}"
+
+    def axes(self, index: int) -> dict[str, Any]:
+        """The searched axes of trial ``index``: path -> value."""
+        return spaces.sample(self.space, seed=self.seed, index=index, family=self.family)
+
+    def assignment(
+        self,
+        index: int,
+        *,
+        attempt: int = 1,
+        checkpoint: str | None = None,
+        checkpoint_folder: str | None = None,
+    ) -> Assignment:
+        """Trial ``index`` complete, its searched axes drawn, paths absolute for any worker."""
+        drawn = with_axes(self, self.axes(index))
+        return Assignment(
+            trial_id=self.trial_name(index),
+            attempt=attempt,
+            backbone=replace(drawn.backbone, weights=_absolute_weights(drawn.backbone.weights)),
+            recipe=drawn.recipe,
+            data=absolute_data(drawn.data),
+            seed=int(stable_hash([self.seed, self.family, index])[:7], 16),
+            epochs=self.scheduler.max_epochs,
+            checkpoint=checkpoint,
+            checkpoint_folder=checkpoint_folder,
+            epoch_timeout_s=self.resources.epoch_timeout_s,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, JSON-ready mapping."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name in ("backbone", "data", "recipe", "scheduler", "resources"):
+            plain[name] = asdict(plain[name])
+        return {**plain, "space": spaces.as_dict(self.space)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:
+        """Inverse of :meth:`as_dict`."""
+        return cls(
+            backbone=BackboneSpec(**values["backbone"]),
+            data=DataSpec(**values["data"]),
+            recipe=Recipe.from_dict(values["recipe"]),
+            space=spaces.from_dict(values["space"]),
+            scheduler=SchedulerSpec(**values["scheduler"]),
+            resources=ResourceSpec(**values["resources"]),
+            trials=values["trials"],
+            seed=values["seed"],
+        )
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each; data and backbone are checked by their owners."""
+        found = at_least("trials", self.trials, 1) + at_least("seed", self.seed, 0)
+        found = [line.replace("--set trials=", "--trials ") for line in found]
+        found = [line.replace("--set seed=", "--seed ") for line in found]
+        found += self.scheduler.mistakes() + self.resources.mistakes()
+        return found + (self._space_mistakes() or self.recipe.mistakes())
+
+    def _space_mistakes(self) -> list[str]:
+        found: list[str] = []
+        for path, domain in self.space.items():
+            if not searchable(path):
+                found.append(
+                    f"{path} cannot be searched; valid: recipe.*, backbone.*, "
+                    f"{', '.join(SEARCHABLE_DATA)}. Fix: give it one value"
+                )
+                continue
+            wrong = spaces.domain_mistakes(path, domain)
+            found += wrong
+            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
+            for end in () if wrong else ends:
+                found += with_axes(self, {path: end}).recipe.mistakes()
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What has a NAME. Several sweeps share one pool of slots and one budget."""
+
+    name: str
+    sweeps: tuple[SweepSpec, ...]
+    storage: str = "runs"
+    tracking_uri: str | None = None
+    experiment: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its ledger, checkpoints and report."""
+        return Path(self.storage) / self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, JSON-ready mapping."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**plain, "sweeps": [sweep.as_dict() for sweep in self.sweeps]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
+        """Inverse of :meth:`as_dict`."""
+        sweeps = tuple(SweepSpec.from_dict(sweep) for sweep in values["sweeps"])
+        return cls(**{**values, "sweeps": sweeps})
+
+    def hash(self) -> str:
+        """The same for two specs that train the same trials: see :mod:`orchestrator.identity`."""
+        return stable_hash(identity.identity(self.as_dict()))
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each; empty when the run may start."""
+        found = []
+        if not _NAME.fullmatch(self.name):
+            found.append(
+                "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
+                f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
+            )
+        families = [sweep.family for sweep in self.sweeps]
+        twice = sorted({family for family in families if families.count(family) > 1})
+        if twice:
+            found.append(
+                f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
+            )
+        if not families:
+            found.append("a run needs at least one family; got none. Fix: name one, such as vit")
+        for sweep in self.sweeps:
+            found += sweep.mistakes()
+        return list(dict.fromkeys(found))
+
+
+def searchable(path: str) -> bool:
+    """Whether an axis may have a range; the others are the same for all trials of a sweep."""
+    return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
+
+
+def with_axes(sweep: SweepSpec, axes: Mapping[str, Any]) -> SweepSpec:
+    """``sweep`` with the fields named by ``SECTION.FIELD`` paths replaced."""
+    by_section: dict[str, dict[str, Any]] = {}
+    for path, value in axes.items():
+        section, _, name = path.partition(".")
+        by_section.setdefault(section, {})[name] = value
+    changed = {
+        section: replace(getattr(sweep, section), **values)
+        for section, values in by_section.items()
+    }
+    return replace(sweep, **changed)
+
+
+def sanitised(text: str) -> str:
+    """The nearest valid run name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "run"
+
+
+def absolute_data(data: DataSpec) -> DataSpec:
+    """Paths made absolute: a worker's working directory is not the user's."""
+    source = data.source
+    if source not in NAMED_DATASETS:
+        source = str(Path(source).expanduser().resolve())
+    archive, folder = (
+        None if path is None else str(Path(path).expanduser().resolve())
+        for path in (data.archive, data.folder)
+    )
+    return replace(data, source=source, archive=archive, folder=folder)
+
+
+def _absolute_weights(weights: str) -> str:
+    return weights if weights in ("hub", "none") else str(Path(weights).expanduser().resolve())
+
+
+def diff(old: RunSpec, new: RunSpec) -> list[str]:
+    """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
+    return identity.diff(old.as_dict(), new.as_dict())
