@@ -176,6 +176,11 @@ class RunSpec:
             found.append(
                 f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
             )
+        if any(sweep.resources != self.sweeps[0].resources for sweep in self.sweeps):
+            found.append(
+                "families of one run share its slots, so resources.* must be equal for all; got "
+                "different ones. Fix: set resources.* without a family's name before it"
+            )
         if not families:
             found.append("a run needs at least one family; got none. Fix: name one, such as vit")
         for sweep in self.sweeps:
