@@ -9,6 +9,7 @@ show, what to compare) is a pure function of these lines: see :func:`replay`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ EVENTS = (
     "promoted",  # passed a rung
     "pruned",  # stopped at a rung; reason holds the cut-off
     "audited",  # would have been pruned at that rung, finished anyway off the books
+    "preempted",  # the trial's worker was told to leave; checkpoint, if it could write one
     "finished",  # reached its last epoch
     "failed",  # ended by an error; reason
     "stopped",  # the run was interrupted; resumable
@@ -78,10 +80,16 @@ class Ledger:
 
 def read(path: Path) -> Iterator[Record]:
     """Whole records of a ledger file, in order; a torn last line is left out."""
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+    yield from tail(path, 0)[0]
+
+
+def tail(path: Path, offset: int) -> tuple[list[Record], int]:
+    """Whole records from byte ``offset`` on, and the offset to go on from."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data.rfind(b"\n") + 1
+    return [json.loads(line) for line in data[:whole].splitlines()], offset + whole
 
 
 @dataclass
@@ -98,6 +106,7 @@ class TrialState:
     detail: dict[str, Any] = field(default_factory=dict)
     reports: dict[int, Record] = field(default_factory=dict)
     rungs: dict[int, str] = field(default_factory=dict)  # rung epoch -> promoted | pruned | audited
+    preempted: Record | None = None
     slot: str | None = None
     reason: str | None = None
     started_at: float | None = None
@@ -110,7 +119,9 @@ class TrialState:
 
     @property
     def checkpoint(self) -> str | None:
-        """The newest checkpoint folder on record."""
+        """The newest checkpoint folder on record, in the middle of an epoch if need be."""
+        if self.preempted and self.preempted["epoch"] >= self.epoch:
+            return str(self.preempted["checkpoint"])
         for epoch in sorted(self.reports, reverse=True):
             if self.reports[epoch].get("checkpoint"):
                 return str(self.reports[epoch]["checkpoint"])
@@ -121,7 +132,7 @@ class TrialState:
         values = [
             (report["metrics"][metric], -epoch)
             for epoch, report in self.reports.items()
-            if report["metrics"].get(metric) is not None
+            if math.isfinite(report["metrics"].get(metric, math.nan))
         ]
         if not values:
             return None, None
@@ -183,6 +194,9 @@ def apply(state: State, record: Record) -> None:
     elif event == "reported":
         trial.reports.setdefault(record["epoch"], record)
         trial.detail.update(record.get("detail", {}))
+    elif event == "preempted":
+        trial.preempted = record if record.get("checkpoint") else None
+        trial.slot = None
     elif event in ("promoted", "audited"):
         trial.rungs[record["rung"]] = event
     elif event in TERMINAL:

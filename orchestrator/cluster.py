@@ -1,0 +1,69 @@
+"""Ray, attached or started: what there is, and how long this process holds it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.errors import UserError
+
+CONNECT_TIMEOUT_S = 3.0
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def known_address() -> str | None:
+    """The cluster that Ray would attach to: ``RAY_ADDRESS``, or one started on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "auto":
+        return address
+    if CURRENT_CLUSTER.exists() and (recorded := CURRENT_CLUSTER.read_text().strip()):
+        return recorded if _answers(recorded) else None
+    return None
+
+
+@contextmanager
+def attached(namespace: str) -> Iterator[dict[str, float]]:
+    """A Ray for the length of a run; yields the cluster's total resources.
+
+    Raises :class:`UserError` within seconds when ``RAY_ADDRESS`` does not answer.
+    """
+    import ray
+
+    address = known_address()
+    if address is not None and not _answers(address):
+        raise UserError(
+            f"RAY_ADDRESS must name a running cluster; nothing answers at {address!r} within "
+            f"{CONNECT_TIMEOUT_S:g} s. Fix: start it, or unset RAY_ADDRESS to run on this machine"
+        )
+    if address is not None:
+        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+    else:
+        ray.init(
+            address="local",
+            namespace=namespace,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        with socket.create_connection((host or "127.0.0.1", int(port)), CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False

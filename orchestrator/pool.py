@@ -1,0 +1,90 @@
+"""The dispatcher and its slots as the driver holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.dispatcher import Dispatcher
+from orchestrator.ledger import FILE_NAME
+from orchestrator.session import open_trials, state_of
+from orchestrator.slots import SlotPool
+from orchestrator.spec import RunSpec
+from orchestrator.trial import NAMESPACE, RESOURCES, call
+
+CONCURRENT_CALLS = 1000
+
+
+class Decider:
+    """Writes a decision through the dispatcher; plain data, because Tune pickles schedulers."""
+
+    def __init__(self, dispatcher: str) -> None:
+        self.dispatcher = dispatcher
+
+    def __call__(self, event: str, trial: str | None = None, **fields: Any) -> None:
+        call(self.dispatcher, "record", event, trial, **fields)
+
+
+class Pool:
+    """One session's dispatcher actor and ``num_slots`` slots."""
+
+    def __init__(self, spec: RunSpec, folder: Path, session: str, num_slots: int) -> None:
+        resources = spec.sweeps[0].resources
+        self.num_slots = num_slots
+        self.dispatcher = f"dispatcher-{spec.name}-{session}"
+        self.decide = Decider(self.dispatcher)
+        self._folder = folder
+        self._actor = (
+            ray.remote(Dispatcher)
+            .options(
+                name=self.dispatcher,
+                namespace=NAMESPACE,
+                num_cpus=0,
+                resources=RESOURCES,
+                max_restarts=-1,
+                max_concurrency=CONCURRENT_CALLS,
+            )
+            .remote(
+                str(folder / FILE_NAME),
+                session=session,
+                checkpoint_root=str(folder / "checkpoints"),
+                max_failures_per_trial=resources.max_failures_per_trial,
+            )
+        )
+        self._slots = SlotPool(
+            num_slots=num_slots,
+            resources=resources,
+            dispatcher=self.dispatcher,
+            namespace=NAMESPACE,
+            session=session,
+            folder=folder / "slots",
+            lost=lambda slot, reason: call(self.dispatcher, "slot_lost", slot, reason),
+        )
+
+    def start(self) -> None:
+        """Ask Ray Train for the slots."""
+        self._slots.start()
+
+    def ready(self) -> int:
+        """Slots that have asked for work."""
+        return int(call(self.dispatcher, "slots_ready"))
+
+    def alive(self) -> int:
+        """Slots whose Ray Train run has not ended."""
+        return self._slots.alive()
+
+    def errors(self) -> list[str]:
+        """Why slots ended, where they ended in error."""
+        return self._slots.errors
+
+    def open_trials(self) -> list[str]:
+        """Trials that have not ended, from the ledger."""
+        return open_trials(state_of(self._folder))
+
+    def close(self, event: str, reason: str | None, patience_s: float) -> None:
+        """Write the last record and let the slots leave, for at most ``patience_s``."""
+        call(self.dispatcher, "close", event, reason=reason)
+        self._slots.join(patience_s)
+        ray.kill(self._actor)

@@ -1,0 +1,224 @@
+"""Carry a run out: Tune over thin trials, a dispatcher, a pool of slots, a tracker beside them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import cluster, plan, session, tracking
+from orchestrator.ledger import FILE_NAME, State
+from orchestrator.progress import Progress
+from orchestrator.spec import RunSpec
+from trainables.errors import UserError, raise_if_any
+
+TRACKER_PATIENCE_S = 60.0
+LEAVE_PATIENCE_S = 15.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; counts are over all families."""
+
+    finished: int
+    pruned: int
+    failed: int
+    interrupted: bool
+    run_folder: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 4 some trials failed, 5 none succeeded, 130 interrupted."""
+        if self.interrupted:
+            return 130
+        if self.failed:
+            return 4 if self.finished + self.pruned else 5
+        return 0
+
+
+def run(
+    spec: RunSpec,
+    *,
+    datasets: dict[str, Any],
+    geometry: dict[str, Any],
+    say: Say,
+) -> Outcome:
+    """Create the run, or go on with it where it was left; returns when it has ended.
+
+    Raises :class:`UserError` when the name belongs to another spec or is running already
+    (exit code 2), and when the cluster can never hold one worker (exit code 3).
+    """
+    with ExitStack() as held:
+        folder = held.enter_context(session.claimed(spec))
+        raise_if_any(session.name_mistakes(spec))
+        uri = spec.tracking_uri or tracking.default_uri(spec.storage)
+        if session.complete(spec, session.state_of(folder)):
+            say(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
+            with _tracker(spec, folder, uri, say):
+                pass
+            return _outcome(folder)
+        say("starting Ray")
+        totals = held.enter_context(cluster.attached(namespace="backbone-tournament"))
+        lacking = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
+        if lacking:
+            raise UserError(*dict.fromkeys(lacking), exit_code=3)
+        state, name = session.begin(spec, folder, {"datasets": datasets, "geometry": geometry})
+        held.enter_context(_tracker(spec, folder, uri, say))
+        _search(spec, folder, state, name, totals, say)
+    return _outcome(folder)
+
+
+def _search(
+    spec: RunSpec, folder: Path, state: State, name: str, totals: dict[str, float], say: Say
+) -> None:
+    """Run every open trial to its end, or until the stop file appears."""
+    from orchestrator.pool import Pool
+
+    trials = session.open_trials(state)
+    resources = spec.sweeps[0].resources
+    num_slots = min(len(trials), plan.capacity(resources, totals))
+    say(f"{len(trials)} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
+    stop_file = folder / session.STOP_FILE
+    pool = Pool(spec, folder, name, num_slots)
+    watch = _Watch(pool, resources.slot_start_timeout_s, stop_file)
+    with Progress(spec, folder / FILE_NAME, say), _signals(stop_file):
+        pool.start()
+        watch.start()
+        try:
+            _fit(spec, state, trials, pool, stop_file)
+        finally:
+            watch.ended.set()
+            # The same file stops Tune whether a user, a signal or the watch wrote it.
+            event = "stopped" if stop_file.exists() else "closed"
+            pool.close(event, watch.error, LEAVE_PATIENCE_S if event == "closed" else 0.0)
+    if watch.error:
+        raise UserError(watch.error, exit_code=3)
+
+
+def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: Path) -> None:
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(pool.num_slots + 1))
+    from ray import tune
+
+    from orchestrator.scheduler import FamilyAsha
+    from orchestrator.trial import RESOURCES, SlotTrial, StopFile
+
+    scratch = tempfile.mkdtemp(prefix="tune-")
+    schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
+    results = tune.Tuner(
+        tune.with_resources(SlotTrial, tune.PlacementGroupFactory([RESOURCES])),
+        param_space={"trial": tune.grid_search(trials), "dispatcher": pool.dispatcher},
+        tune_config=tune.TuneConfig(
+            scheduler=FamilyAsha(schedulers, state, pool.decide),
+            reuse_actors=True,
+            # One more than the slots, so that a freed slot finds the next trial waiting.
+            max_concurrent_trials=pool.num_slots + 1,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=scratch,
+            verbose=0,
+            stop=StopFile(str(stop_file)),
+            failure_config=tune.FailureConfig(max_failures=3),
+        ),
+    ).fit()
+    for result in results:
+        if result.error is not None and result.config:
+            reason = f"its driver failed: {' '.join(str(result.error).split())[-300:]}"
+            pool.decide("failed", result.config["trial"], reason=reason)
+
+
+class _Watch(threading.Thread):
+    """Ends a run whose slots never start or are all gone: a named failure, not a hang."""
+
+    def __init__(self, pool: Any, start_timeout_s: float, stop_file: Path) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._pool, self._timeout_s, self._stop_file = pool, start_timeout_s, stop_file
+        self.ended = threading.Event()
+        self.error: str | None = None
+
+    def run(self) -> None:
+        began, ready = time.monotonic(), False
+        while not self.ended.wait(1.0) and self.error is None:
+            ready = ready or self._pool.ready() > 0
+            if not ready and time.monotonic() - began > self._timeout_s:
+                self.error = (
+                    f"a slot must start within resources.slot_start_timeout_s={self._timeout_s:g}; "
+                    f"none did. Fix: free the cluster, ask for less, or --set "
+                    "resources.slot_start_timeout_s=SECONDS"
+                )
+            elif not self._pool.alive() and self._pool.open_trials():
+                last = (self._pool.errors() or ["no reason given"])[-1]
+                self.error = f"every slot ended before its trials did; the last one: {last}"
+        if self.error:
+            self._stop_file.touch()
+
+
+@contextmanager
+def _signals(stop_file: Path) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks for a clean stop; the second one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop_file.exists():
+            os._exit(130)
+        stop_file.touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _tracker(spec: RunSpec, folder: Path, uri: str, say: Say) -> Iterator[None]:
+    """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
+    command = [sys.executable, "-m", "orchestrator.tracking", "follow", str(folder), "--uri", uri]
+    if spec.experiment:
+        command += ["--experiment", spec.experiment]
+    with (folder / "tracking.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(TRACKER_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            if process.returncode != 0:
+                say(
+                    f"MLflow at {uri} is behind the ledger (see {folder / 'tracking.log'}); "
+                    "nothing is lost: the same command again brings it up to date"
+                )
+
+
+def _outcome(folder: Path) -> Outcome:
+    state = session.state_of(folder)
+    count = [trial.status for trial in state.trials.values()].count
+    return Outcome(
+        finished=count("finished"),
+        pruned=count("pruned"),
+        failed=count("failed"),
+        interrupted=bool(session.open_trials(state)),
+        run_folder=folder,
+    )

@@ -1,0 +1,137 @@
+"""Create, resume, extend or refuse a run by its name, under a lock."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from orchestrator.ledger import FILE_NAME, SCHEMA, TERMINAL, Ledger, State, read, replay
+from orchestrator.spec import RunSpec, diff
+from trainables.errors import UserError
+
+LIBRARIES = ("torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy")
+STOP_FILE = "stop"
+
+
+@contextmanager
+def claimed(spec: RunSpec) -> Iterator[Path]:
+    """The run's folder, for this process alone; nothing stays behind if nothing was begun.
+
+    Raises :class:`UserError` when another process holds the name.
+    """
+    folder = spec.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"one process at a time may run a name; {spec.name!r} is running already. "
+            f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
+        ) from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+        if not (folder / FILE_NAME).exists():
+            (folder / ".lock").unlink(missing_ok=True)
+            for empty in (folder, folder.parent):
+                if not any(empty.iterdir()):
+                    empty.rmdir()
+
+
+def state_of(folder: Path) -> State:
+    """What the ledger in ``folder`` says; an empty state where there is none."""
+    path = folder / FILE_NAME
+    return replay(read(path)) if path.exists() else State()
+
+
+def name_mistakes(spec: RunSpec) -> list[str]:
+    """Why this name cannot be used for this spec; empty when it is new or the same run's."""
+    header = state_of(spec.folder.resolve()).header
+    if not header or header["spec_hash"] == spec.hash():
+        return []
+    changes = diff(RunSpec.from_dict(header["spec"]), spec)
+    return [
+        f"a name keeps its spec; {spec.name!r} is in use by a different one "
+        f"({'; '.join(changes)}). Fix: --name OTHER, or ask for the same again"
+    ]
+
+
+def begin(spec: RunSpec, folder: Path, header: dict[str, Any]) -> tuple[State, str]:
+    """Write what makes the run new, resumed or extended; its state and this session's name."""
+    before = state_of(folder)
+    ledger = Ledger(folder / FILE_NAME)
+    detail = {
+        "schema": SCHEMA,
+        "run": spec.name,
+        "spec": spec.as_dict(),
+        "spec_hash": spec.hash(),
+        "environment": environment(),
+        **header,
+    }
+    wanted = [
+        (sweep, index)
+        for index in range(max(sweep.trials for sweep in spec.sweeps))
+        for sweep in spec.sweeps
+        if index < sweep.trials and sweep.trial_name(index) not in before.trials
+    ]
+    if not before.header:
+        ledger.append("created", detail=detail)
+    else:
+        if wanted:
+            ledger.append("extended", detail=detail)
+        ledger.append("resumed")
+    for sweep, index in wanted:
+        ledger.append(
+            "submitted",
+            trial=sweep.trial_name(index),
+            family=sweep.family,
+            stage="search",
+            detail={
+                "assignment": sweep.assignment(index).as_dict(),
+                "axes": sweep.axes(index),
+            },
+        )
+    ledger.close()
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    return state_of(folder), f"{os.getpid():x}-{len(list(read(folder / FILE_NAME))):x}"
+
+
+def open_trials(state: State) -> list[str]:
+    """Trials that still have something to train, those already begun first."""
+    names = [name for name, trial in state.trials.items() if trial.status not in TERMINAL]
+    return sorted(names, key=lambda name: state.trials[name].epoch == 0)
+
+
+def complete(spec: RunSpec, state: State) -> bool:
+    """All trials that the spec asks for are on record and have ended."""
+    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
+    return asked <= set(state.trials) and not open_trials(state)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this machine, for the record."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "memory_gb": round(memory, 1),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()

@@ -1,0 +1,112 @@
+"""Slots: long-lived Ray Train runs that serve trials, each in a thread of the driver.
+
+A thread, because Ray Train installs its SIGINT handler on the main thread only and that one
+belongs to the sweep. A slot needs no care while it lives: Ray Train restarts a broken group,
+and the group asks the dispatcher what it was doing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec import ResourceSpec
+
+MAX_RESTARTS_PER_SLOT = 3
+
+# The controller looks at its workers this often: the delay until a dead one is noticed.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+
+
+class SlotPool:
+    """``num_slots`` Ray Train runs. ``lost(slot, reason)`` is called when one ends in error."""
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        resources: ResourceSpec,
+        dispatcher: str,
+        namespace: str,
+        session: str,
+        folder: Path,
+        lost: Callable[[str, str], None],
+    ) -> None:
+        self._resources = resources
+        self._config = {
+            "dispatcher": dispatcher,
+            "namespace": namespace,
+            "threads_per_worker": max(1, int(resources.cpus_per_worker)),
+        }
+        self._session = session
+        self._folder = folder
+        self._lost = lost
+        self._leaving = threading.Event()
+        self.errors: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._keep, args=(index,), name=f"slot-{index}", daemon=True)
+            for index in range(num_slots)
+        ]
+
+    def start(self) -> None:
+        """Ask for all slots at once; their placement groups are what an autoscaler sees."""
+        for thread in self._threads:
+            thread.start()
+
+    def alive(self) -> int:
+        """Slots whose Ray Train run has not ended."""
+        return sum(thread.is_alive() for thread in self._threads)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the slots to leave; ``False`` when some are still there after the time."""
+        self._leaving.set()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        return self.alive() == 0
+
+    def _keep(self, index: int) -> None:
+        for life in range(1 + MAX_RESTARTS_PER_SLOT):
+            slot = f"{self._session}-{index}.{life}"
+            try:
+                self._fit(slot)
+                return
+            except Exception as error:
+                if self._leaving.is_set():
+                    return
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                self.errors.append(f"{slot}: {reason}")
+                self._lost(slot, reason)
+
+    def _fit(self, slot: str) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from trainables.worker import serve
+
+        TorchTrainer(
+            serve,
+            train_loop_config={**self._config, "slot": slot},
+            scaling_config=ScalingConfig(
+                num_workers=self._resources.num_workers,
+                use_gpu=self._resources.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(self._resources),
+            ),
+            run_config=RunConfig(
+                name=slot,
+                storage_path=str(self._folder),
+                # Which trial is to blame for a broken group is for the dispatcher to count.
+                failure_config=FailureConfig(max_failures=-1),
+            ),
+        ).fit()
+
+
+def worker_resources(resources: ResourceSpec) -> dict[str, Any]:
+    """What one worker reserves, in Ray's names."""
+    reserved: dict[str, Any] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        reserved["GPU"] = resources.gpus_per_worker
+    return reserved

@@ -1,0 +1,191 @@
+"""What Ray Train runs on every worker of a slot: take an assignment, train it, take the next.
+
+Only rank 0 talks to the dispatcher; the other ranks hear of each order by a broadcast, so
+all of them are always at the same epoch of the same trial. The process, its imports, its
+process group and its device context stay warm from one trial to the next.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import shutil
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+
+from trainables.assignment import Assignment
+from trainables.errors import Preempted, TrialError, UserError
+from trainables.finetune import EpochReport, World, fine_tune
+
+OUTAGE_PATIENCE_S = 120.0
+PREEMPTION_POLL_S = 1.0
+
+Order = dict[str, Any]
+
+
+class Link:
+    """A rank's line to the dispatcher; every call outlasts a restart of that actor."""
+
+    def __init__(self, dispatcher: str, namespace: str, slot: str) -> None:
+        self._name, self._namespace, self._slot = dispatcher, namespace, slot
+        self._incarnation = uuid.uuid4().hex
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        deadline = time.monotonic() + OUTAGE_PATIENCE_S
+        while True:
+            try:
+                actor = ray.get_actor(self._name, namespace=self._namespace)
+                call = getattr(actor, method).remote(self._slot, *arguments)
+                return ray.get(call, timeout=OUTAGE_PATIENCE_S)
+            except (ray.exceptions.RayActorError, ValueError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def next_order(self, running: str | None) -> Order:
+        return dict(self._call("next_order", self._incarnation, running))
+
+    def report(self, assignment: Assignment, report: EpochReport) -> bool:
+        body = {
+            "epoch": report.epoch,
+            "metrics": report.metrics,
+            "checkpoint": report.checkpoint,
+            "detail": report.detail or None,
+        }
+        return bool(self._call("report", assignment.trial_id, assignment.attempt, body))
+
+    def trial_failed(self, trial: str, error: BaseException) -> None:
+        kind = error.kind if isinstance(error, TrialError) else type(error).__name__
+        self._call("trial_failed", trial, kind, _one_line(error))
+
+    def group_broken(self, trial: str, error: BaseException) -> None:
+        self._call("group_broken", trial, f"{type(error).__name__}: {_one_line(error)}")
+
+    def preempted(self, trial: str, checkpoint: str | None) -> None:
+        self._call("preempted", trial, checkpoint)
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Serve orders until told to leave.
+
+    ``config``: ``dispatcher`` and ``namespace`` (actor), ``slot`` (this run's name) and
+    ``threads_per_worker``. With one worker a failure of the trial is reported and survived.
+    With several the group is restarted by Ray Train, since the other ranks may still wait in a
+    collective; whether the trial is at fault is then for the dispatcher to count.
+    """
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device())
+    torch.set_num_threads(config["threads_per_worker"])
+    world = World(rank=rank, size=size, device=device)
+    link = Link(config["dispatcher"], config["namespace"], config["slot"])
+    # Once, and not for every trial: frozen objects are never collected again.
+    gc.freeze()
+    held: Held | None = None
+    while True:
+        running = held.assignment.trial_id if held else None
+        order = _same_on_all_ranks(link.next_order(running) if rank == 0 else None, size)
+        if order["kind"] == "leave":
+            return
+        if order["kind"] == "drop" and held:
+            held.reports.close()  # type: ignore[attr-defined]
+            held = None
+        if order["kind"] != "train":
+            continue
+        if "assignment" in order:
+            held = Held(Assignment.from_dict(order["assignment"]), world)
+        assert held is not None
+        if not _one_epoch(held, link, world):
+            held = None
+
+
+class Held:
+    """The trial in this worker's memory."""
+
+    def __init__(self, assignment: Assignment, world: World) -> None:
+        self.assignment = assignment
+        self.checkpoint = assignment.checkpoint
+        self.reports: Iterator[EpochReport] = fine_tune(
+            assignment, world, should_stop=PreemptionNotice()
+        )
+
+
+class PreemptionNotice:
+    """True once Ray Train says that this worker's node is about to go away."""
+
+    def __init__(self) -> None:
+        self._asked_at = 0.0
+        self._seen = False
+
+    def __call__(self) -> bool:
+        if not self._seen and time.monotonic() - self._asked_at > PREEMPTION_POLL_S:
+            self._asked_at = time.monotonic()
+            self._seen = ray.train.get_preemption_info() is not None
+        return self._seen
+
+
+def _one_epoch(held: Held, link: Link, world: World) -> bool:
+    """Train one epoch and report it; ``False`` when the trial is over for this worker."""
+    assignment = held.assignment
+    # The only bound that also ends a hang inside a kernel or a collective: the process goes,
+    # Ray Train starts the group again, and the dispatcher counts the attempt as failed.
+    faulthandler.dump_traceback_later(assignment.epoch_timeout_s, exit=True, file=sys.__stderr__)
+    try:
+        report = next(held.reports)
+    except Preempted as notice:
+        if world.rank == 0:
+            link.preempted(assignment.trial_id, notice.checkpoint)
+        return False
+    except Exception as error:
+        _report_failure(link, assignment.trial_id, error, world)
+        return False
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    if world.rank == 0 and link.report(assignment, report) and report.checkpoint:
+        _forget(held.checkpoint, report.checkpoint)
+        held.checkpoint = report.checkpoint
+    return True
+
+
+def _report_failure(link: Link, trial: str, error: Exception, world: World) -> None:
+    """Tell whose fault it was; raise where this process or its group cannot be used again."""
+    named = isinstance(error, TrialError | UserError)
+    if not named:
+        traceback.print_exc()
+    if named or world.size == 1:
+        link.trial_failed(trial, error)
+    else:
+        link.group_broken(trial, error)
+    if world.size > 1 or "CUDA error" in str(error):
+        raise error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def _forget(old: str | None, new: str) -> None:
+    """Only the newest checkpoint is kept, and the old one goes after the new is on record."""
+    if old is not None and old != new:
+        shutil.rmtree(Path(old), ignore_errors=True)
+
+
+def _same_on_all_ranks(order: Order | None, size: int) -> Order:
+    if size == 1:
+        assert order is not None
+        return order
+    box: list[Order | None] = [order]
+    torch.distributed.broadcast_object_list(box, src=0)
+    assert box[0] is not None
+    return box[0]
