@@ -1,0 +1,8 @@
+"""Ledger tables -> statistics -> JSON, terminal table and HTML."""
+
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report import report_html
+from orchestrator.compare.runs import RunData, load
+from orchestrator.compare.table import table_text
+
+__all__ = ["RunData", "compare", "load", "report_html", "table_text"]

@@ -1,0 +1,80 @@
+"""The answer in two sentences that claim no more than the records hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.compare.wording import day, interval, percent, points
+
+
+def answer(comparison: Mapping[str, Any]) -> str:
+    """The result in two sentences that claim no more than the records hold."""
+    finals = [entry for entry in comparison["families"] if entry["final"]]
+    if finals:
+        return _answer_of_finals(comparison, finals)
+    return f"{_search_sentence(comparison)} {_no_verdict(comparison)}"
+
+
+def _search_sentence(comparison: Mapping[str, Any]) -> str:
+    ranked = [e for e in comparison["families"] if e["best_val_top1"] is not None]
+    ranked.sort(key=lambda entry: -entry["best_val_top1"])
+    on = f"on {comparison['dataset'] or 'a dataset without a record'}"
+    if not ranked:
+        total = sum(entry["trials"] for entry in comparison["families"])
+        return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
+    places = [f"{e['family']} {percent(e['best_val_top1'])}" for e in ranked]
+    counts = {entry["trials"] for entry in ranked}
+    trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
+    if len(ranked) == 1:
+        return f"The best finished trial {on} is of {places[0]} validation accuracy."
+    flips = "; the order changes with the unit of an equal budget"
+    return (
+        f"By its single best finished trial {on}, {_leaders(ranked)} with "
+        f"{trials}: {', '.join(places)}{flips if comparison['budget']['flips'] else ''}."
+    )
+
+
+def _leaders(ranked: Sequence[Mapping[str, Any]]) -> str:
+    top = [e["family"] for e in ranked if e["best_val_top1"] == ranked[0]["best_val_top1"]]
+    return f"{top[0]} leads" if len(top) == 1 else f"{' and '.join(top)} tie"
+
+
+def _no_verdict(comparison: Mapping[str, Any]) -> str:
+    opened = comparison["test_opened_at"]
+    test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
+    return (
+        f"Selection used val only, no finals are on record and {test}, "
+        "so this ranks single best trials and is not a verdict."
+    )
+
+
+def _answer_of_finals(comparison: Mapping[str, Any], finals: list[Mapping[str, Any]]) -> str:
+    finals = sorted(finals, key=lambda entry: -entry["final"]["test_top1"]["mean"])
+    places = [f"{e['family']} {interval(e['final']['test_top1'])}" for e in finals]
+    opened = comparison["test_opened_at"]
+    when = f" (opened {day(opened)})" if opened is not None else ""
+    first = f"On {comparison['dataset'] or 'the'} test images{when}: {', '.join(places)}."
+    if not comparison["pairs"]:
+        return f"{first} Only one family has finals, so there is no pair to test."
+    return f"{first} {_verdicts(comparison['pairs'])}"
+
+
+def _verdicts(pairs: Sequence[Mapping[str, Any]]) -> str:
+    shown = [describe_verdict(pair) for pair in pairs if pair["verdict"] != "no difference shown"]
+    open_ = [pair for pair in pairs if pair["verdict"] == "no difference shown"]
+    if not open_:
+        return f"Paired tests with Holm's correction show {', '.join(shown)}."
+    rest = ", ".join(describe_verdict(pair) for pair in open_)
+    known = [p["smallest_detectable"] for p in open_ if p["smallest_detectable"] is not None]
+    limit = f" (smaller than {points(max(known))} could not have been shown)" if known else ""
+    shows = f"show {', '.join(shown)}, but " if shown else "show "
+    return f"Tests with Holm's correction {shows}{rest}{limit}."
+
+
+def describe_verdict(pair: Mapping[str, Any]) -> str:
+    """The verdict with the families' names."""
+    if pair["verdict"] == "no difference shown":
+        return f"no difference between {pair['a']} and {pair['b']}"
+    better, worse = ("a", "b") if pair["verdict"] == "a better" else ("b", "a")
+    return f"{pair[better]} better than {pair[worse]}"

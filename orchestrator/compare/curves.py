@@ -1,0 +1,152 @@
+"""Trials with their learning curves as arrays, labelled by family across several runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compare.runs import RunData
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One trial. Arrays have one element a reported epoch, shape (E,); NaN is missing.
+
+    ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
+    ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it
+    would have been pruned, because the search did not see what came after. ``run`` is the
+    position of its run among those compared.
+    """
+
+    trial: str
+    family: str
+    run: int
+    stage: str
+    status: str
+    backbone: str | None
+    scale: str | None
+    seed: int | None
+    reason: str | None
+    axes: dict[str, Any]
+    recipe: dict[str, Any]
+    detail: dict[str, Any]
+    rungs: dict[int, str]
+    epoch: Array
+    time: Array
+    val_top1: Array
+    images: Array
+    seconds: Array
+    flops: Array
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """Best validation accuracy (fraction) and the epoch it was first reached in."""
+        if not np.isfinite(self.val_top1).any():
+            return None
+        index = int(np.nanargmax(self.val_top1))
+        return float(self.val_top1[index]), int(self.epoch[index])
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was finished, pruned or failed."""
+        return self.status in ("finished", "pruned", "failed")
+
+
+def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
+    """Label of each (run index, family): the family, with the run's name where two runs share it.
+
+    Families appear in the order of the runs' specs, then of their trials; a family of the spec
+    without a trial yet is included.
+    """
+    keys: list[tuple[int, str]] = []
+    for index, run in enumerate(runs):
+        named = [sweep["backbone"]["family"] for sweep in sweeps(run)]
+        named += run.trials["family"].to_pylist()
+        keys += [(index, family) for family in dict.fromkeys(named)]
+    shared = Counter(family for _, family in keys)
+    names = Counter(run.name for run in runs)
+
+    def label(index: int, family: str) -> str:
+        if shared[family] == 1:
+            return family
+        name = runs[index].name
+        return f"{family} ({name if names[name] == 1 else runs[index].folder})"
+
+    return {(index, family): label(index, family) for index, family in keys}
+
+
+def sweeps(run: RunData) -> list[dict[str, Any]]:
+    """The sweeps of the run's spec; empty where the header has none."""
+    return list(run.header.get("spec", {}).get("sweeps", ()))
+
+
+def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:
+    """Every trial's curve by family label, in order of submission."""
+    labels = family_labels(runs)
+    found: dict[str, list[Curve]] = {label: [] for label in labels.values()}
+    for index, run in enumerate(runs):
+        for curve in _curves(run, index, labels):
+            found[curve.family].append(curve)
+    return found
+
+
+def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Iterator[Curve]:
+    reports = run.reports
+    columns = {
+        name: _finite(reports[name].to_numpy(zero_copy_only=False))
+        for name in ("val_top1", "images_seen", "train_seconds", "eval_seconds", "flops")
+    }
+    columns["eval_seconds"] = np.nan_to_num(columns["eval_seconds"])
+    epoch = reports["epoch"].to_numpy()
+    time = reports["time"].to_numpy()
+    rungs = reports["rung"].to_pylist()
+    rows = _rows_by_trial(reports["trial"].to_pylist())
+    for row in run.trials.to_pylist():
+        start, stop = rows.get(row["trial"], (0, 0))
+        passed = {int(epoch[i]): rungs[i] for i in range(start, stop) if rungs[i]}
+        audited = [at for at, verdict in passed.items() if verdict == "audited"]
+        if audited:
+            stop = start + int(np.searchsorted(epoch[start:stop], min(audited), side="right"))
+        part = slice(start, stop)
+        detail = json.loads(row["detail"])
+        spent = columns["train_seconds"][part] + columns["eval_seconds"][part]
+        yield Curve(
+            trial=row["trial"],
+            family=labels[index, row["family"]],
+            run=index,
+            stage=row["stage"],
+            status="pruned" if audited else row["status"],
+            backbone=row["backbone"],
+            scale=row["scale"],
+            seed=row["seed"],
+            reason=row["reason"],
+            axes=json.loads(row["axes"]),
+            recipe=json.loads(row["recipe"]),
+            detail=detail,
+            rungs=passed,
+            epoch=epoch[part],
+            time=time[part],
+            val_top1=columns["val_top1"][part],
+            images=columns["images_seen"][part],
+            seconds=np.cumsum(spent) * int(detail.get("num_workers") or 1),
+            flops=columns["flops"][part],
+        )
+
+
+def _finite(values: Array) -> Array:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _rows_by_trial(names: list[str]) -> dict[str, tuple[int, int]]:
+    """First and last-plus-one row of each trial; a trial's rows lie together."""
+    rows: dict[str, tuple[int, int]] = {}
+    for position, name in enumerate(names):
+        rows[name] = (rows.get(name, (position, 0))[0], position + 1)
+    return rows

@@ -1,0 +1,97 @@
+"""A run folder as the comparison sees it: header, tables, notes and what the finals measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator import ledger
+from trainables.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """One run. ``trials`` and ``reports`` are the tables of :func:`orchestrator.ledger.tables`.
+
+    ``outcomes`` holds, by trial, the detail of its ``finished`` record; a final's has
+    ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
+    final, one bool an image of the test split, in the split's order: shape (N,).
+    Times are unix seconds.
+    """
+
+    name: str
+    folder: Path
+    header: Mapping[str, Any]
+    trials: pa.Table
+    reports: pa.Table
+    notes: tuple[str, ...] = ()
+    outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    correct: Mapping[str, np.ndarray] = field(default_factory=dict)
+    test_opened_at: float | None = None
+    created_at: float | None = None
+    closed: bool = False
+    stopped: bool = False
+
+    @property
+    def status(self) -> str:
+        """``complete``, ``interrupted``, ``empty`` or ``in progress``."""
+        if not self.trials.num_rows:
+            return "empty"
+        if self.closed:
+            return "complete"
+        return "interrupted" if self.stopped else "in progress"
+
+
+def load(run_folder: Path) -> RunData:
+    """Read a run folder. Raises ``UserError`` when it holds no readable ledger."""
+    path = run_folder / ledger.FILE_NAME
+    if not path.is_file():
+        raise UserError(
+            f"a run is a folder with a {ledger.FILE_NAME}; {str(run_folder)!r} has none. "
+            "Fix: name a run that exists under the storage folder, or give --storage"
+        )
+    state = ledger.State()
+    outcomes: dict[str, Mapping[str, Any]] = {}
+    try:
+        for record in ledger.read(path):
+            ledger.apply(state, record)
+            if record["event"] == "finished" and record.get("detail"):
+                outcomes[record["trial"]] = record["detail"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise UserError(
+            f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
+            f"that is not ({type(error).__name__}: {error}). Fix: restore the file from a backup"
+        ) from error
+    trials, reports = ledger.tables(state)
+    finals = [trial.trial for trial in state.trials.values() if trial.stage == "final"]
+    return RunData(
+        name=str(state.header.get("run") or run_folder.resolve().name),
+        folder=run_folder,
+        header=state.header,
+        trials=trials,
+        reports=reports,
+        notes=tuple(state.notes),
+        outcomes=outcomes,
+        correct=_read_correct(run_folder, finals),
+        test_opened_at=state.test_opened_at,
+        created_at=state.created_at,
+        closed=state.closed,
+        stopped=state.stopped,
+    )
+
+
+def _read_correct(run_folder: Path, finals: list[str]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for trial in finals:
+        path = run_folder / "finals" / trial / "test_correct.arrow"
+        if path.is_file():
+            with pa.memory_map(str(path)) as source:
+                column = pa.ipc.open_file(source).read_all()["correct"]
+                found[trial] = column.to_numpy(zero_copy_only=False).astype(bool)
+    return found

@@ -1,0 +1,117 @@
+"""Means with intervals and tests between two families, by their textbook definitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+LEVEL = 0.95
+ALPHA = 0.05
+POWER = 0.8
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> dict[str, Any]:
+    """Mean with Student's t interval over ``n`` independent values; no interval when n < 2."""
+    from scipy import stats
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    low: float | None = None
+    high: float | None = None
+    if n > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+        low, high = mean - half, mean + half
+    return {"mean": mean, "low": low, "high": high, "level": level, "n": n}
+
+
+def mcnemar(a: Array, b: Array) -> float:
+    """Exact two-sided p-value of McNemar's test (1947) on paired correctness, bool (N,) each."""
+    from scipy import stats
+
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def permutation(differences: Array, *, resamples: int = 20_000, seed: int = 0) -> float:
+    """Two-sided p-value of the paired permutation test (sign flips, Fisher 1935) of mean zero.
+
+    ``differences``: (N,), one a pair. Equal magnitudes flip as one binomial draw, so 10,000
+    images cost what their few distinct values cost. The observed order counts as a resample.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    observed = abs(float(np.sum(differences)))
+    drawn = np.random.default_rng(seed).binomial(counts, 0.5, size=(resamples, counts.size))
+    sums = np.abs((2 * drawn - counts) @ sizes)
+    extreme = int(np.sum(sums >= observed - 1e-9))
+    return (extreme + 1) / (resamples + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values in the given order, family-wise error controlled (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [1.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Estimated difference of two accuracies with its standard error and degrees of freedom."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of Student's t test of no difference."""
+        from scipy import stats
+
+        if self.error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Two-sided interval of the difference."""
+        from scipy import stats
+
+        half = float(stats.t.ppf(0.5 + level / 2, self.freedom)) * self.error
+        return self.mean - half, self.mean + half
+
+    def detectable(self, alpha: float, power: float = POWER) -> float:
+        """Smallest true difference a test at ``alpha`` finds with probability ``power``."""
+        from scipy import stats
+
+        return (
+            float(stats.t.ppf(1 - alpha / 2, self.freedom) + stats.t.ppf(power, self.freedom))
+            * self.error
+        )
+
+
+def difference(a: Sequence[float], b: Sequence[float], per_example: Array | None) -> Difference:
+    """Difference of mean accuracy between families, over seeds and, where known, over examples.
+
+    ``a``, ``b``: accuracy of each seed, two or more each. ``per_example``: (N,) difference of
+    correctness averaged over seeds, on the shared test images. The variance is Welch's over
+    seeds (1947) plus that of the examples' mean, which counts the seed-by-example interaction
+    twice and so errs to the careful side; degrees of freedom by Satterthwaite (1946).
+    """
+    parts = [(float(np.var(seeds, ddof=1)) / len(seeds), len(seeds) - 1) for seeds in (a, b)]
+    if per_example is not None:
+        n = per_example.size
+        parts.append((float(np.var(per_example, ddof=1)) / n, n - 1))
+    variance = math.fsum(part for part, _ in parts)
+    spread = math.fsum(part**2 / freedom for part, freedom in parts)
+    freedom = variance**2 / spread if spread > 0 else float(parts[0][1] + parts[1][1])
+    mean = math.fsum(a) / len(a) - math.fsum(b) / len(b)
+    return Difference(mean=mean, error=math.sqrt(variance), freedom=freedom)

@@ -1,0 +1,173 @@
+"""Run folders for the compare tests, written through the real ledger."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.ledger import FILE_NAME, Ledger
+from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from trainables.recipe import Recipe
+
+SPACE = {
+    "recipe.learning_rate": {"kind": "log", "low": 1e-4, "high": 1e-2},
+    "recipe.weight_decay": {"kind": "uniform", "low": 0.0, "high": 0.2},
+    "recipe.batch_size_per_worker": {"kind": "choice", "values": [16, 32, 64]},
+}
+MODELS = {"resnet": "test_resnet", "vit": "test_vit", "hybrid": "vit_tiny_r_s16_p8_224"}
+DATASET = {
+    "name": "digits", "class_names": [str(i) for i in range(10)], "height": 8, "width": 8,
+    "channels": 3, "counts": {"train": 1438, "val": 180, "test": 179}, "content_hash": "c0ffee00",
+    "mirror_safe": False, "skipped": 0,
+}  # fmt: skip
+
+
+class RunFolder:
+    """Writes one run's ledger, trial by trial."""
+
+    def __init__(
+        self,
+        folder: Path,
+        families: tuple[str, ...] = ("resnet", "vit"),
+        *,
+        dataset: dict[str, Any] = DATASET,
+        max_epochs: int = 9,
+    ) -> None:
+        self.folder = folder
+        self.max_epochs = max_epochs
+        self.ledger = Ledger(folder / FILE_NAME)
+        self.counts = dict.fromkeys(families, 0)
+        sweeps = [
+            {
+                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(DataSpec()),
+                "recipe": Recipe().as_dict(), "space": SPACE, "trials": 8, "seed": 0,
+                "scheduler": {"kind": "asha", "max_epochs": max_epochs, "grace_epochs": 1,
+                              "reduction_factor": 3},
+                "resources": {"num_workers": 1},
+            }
+            for family in families
+        ]  # fmt: skip
+        header = {
+            "schema": 1, "run": folder.name, "spec": {"name": folder.name, "sweeps": sweeps},
+            "spec_hash": "5bec5bec5bec5bec", "code_version": "0.1.0",
+            "environment": {"versions": {"torch": "2.15.0"}, "hardware": {"cpus": 2}},
+            "datasets": dict.fromkeys(families, dataset),
+            "geometry": {
+                family: {"model": MODELS.get(family), "image_size": 32, "tokens": 64,
+                         "stem": "small" if family == "resnet" else None, "road": "upsampled",
+                         "patch": None if family == "resnet" else 4, "warnings": []}
+                for family in families
+            },
+        }  # fmt: skip
+        self.ledger.append("created", detail=header)
+
+    def submit(self, family: str, *, stage: str = "search", seed: int = 0, **axes: Any) -> str:
+        """A trial's recipe, queued; ``axes`` are recipe axes."""
+        index = self.counts[family]
+        self.counts[family] += 1
+        trial = f"{family}-{index:04d}" if stage == "search" else f"{family}-{stage}-{index:04d}"
+        assignment = Assignment(
+            trial_id=trial, attempt=1, backbone=BackboneSpec(family=family),
+            recipe=Recipe(**axes), data=DataSpec(), seed=seed, epochs=self.max_epochs,
+        )  # fmt: skip
+        searched = {f"recipe.{name}": value for name, value in axes.items()}
+        self.ledger.append(
+            "submitted", trial=trial, family=family, stage=stage,
+            detail={"assignment": assignment.as_dict(), "axes": searched},
+        )  # fmt: skip
+        return trial
+
+    def trial(
+        self,
+        family: str,
+        values: list[float | None],
+        *,
+        end: str | None = "finished",
+        seconds: float = 2.0,
+        flops: float = 1e9,
+        workers: int = 1,
+        reason: str | None = None,
+        test: dict[str, float] | None = None,
+        promoted: tuple[int, ...] = (),
+        **more: Any,
+    ) -> str:
+        """A trial that reports ``values`` epoch by epoch and ends as ``end`` (None: it runs on).
+
+        Each epoch costs ``seconds`` of training, a tenth of that of evaluation, ``flops`` and
+        100 images. A ``None`` value leaves the epoch's accuracy out of its report.
+        """
+        trial = self.submit(family, **more)
+        detail = {"model": MODELS.get(family, family), "num_workers": workers, "device": "cpu",
+                  "params_m": 0.4, "tokens": 64}  # fmt: skip
+        self.ledger.append("started", trial=trial, attempt=1, slot="slot-0", detail=detail)
+        for epoch, value in enumerate(values, start=1):
+            metrics = {"train_seconds": seconds, "eval_seconds": seconds / 10,
+                       "images_seen": 100.0 * epoch, "flops": flops * epoch}  # fmt: skip
+            if value is not None:
+                metrics["val_top1"] = value
+            self.ledger.append("reported", trial=trial, attempt=1, epoch=epoch, metrics=metrics)
+            if epoch in promoted:
+                self.ledger.append("promoted", trial=trial, rung=epoch, epoch=epoch)
+        if end == "pruned":
+            reason = reason or f"val_top1 {values[-1]} below the cut-off 0.44 of 5 trials"
+            self.ledger.append(
+                "pruned", trial=trial, rung=len(values), epoch=len(values), reason=reason
+            )
+        elif end == "failed":
+            self.ledger.append("failed", trial=trial, reason=reason or "diverged: loss is nan")
+        elif end == "finished":
+            detail = None if test is None else {"test": test}
+            self.ledger.append("finished", trial=trial, detail=detail)
+        return trial
+
+    def final(self, family: str, correct: np.ndarray, *, seed: int, by_image: bool = True) -> str:
+        """A finished final with its test accuracy, and correctness by image, bool (N,)."""
+        trial = self.trial(
+            family, [0.5, 0.9], stage="final", seed=seed, test={"top1": float(correct.mean())}
+        )
+        if by_image:
+            path = self.folder / "finals" / trial / "test_correct.arrow"
+            path.parent.mkdir(parents=True)
+            table = pa.table({"correct": correct})
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        return trial
+
+    def close(self, event: str | None = "closed") -> Path:
+        """The end of the run; the folder."""
+        if event:
+            self.ledger.append(event)
+        self.ledger.close()
+        return self.folder
+
+
+def search_run(folder: Path, families: tuple[str, ...] = ("resnet", "vit", "hybrid"),
+               *, trials: int = 8, epochs: int = 9, seed: int = 0) -> Path:  # fmt: skip
+    """A run as ASHA leaves one: rungs at 1 and 3, two thirds pruned at each, one failure."""
+    draw = np.random.default_rng(seed)
+    run = RunFolder(folder, families, max_epochs=epochs)
+    for place, family in enumerate(families):
+        for index in range(trials):
+            top = 0.8 + 0.04 * place + 0.08 * draw.random()
+            rate = 0.3 + draw.random()
+            values = [float(top * (1 - np.exp(-rate * epoch))) for epoch in range(1, epochs + 1)]
+            axes = {
+                "learning_rate": float(10 ** draw.uniform(-4, -2)),
+                "weight_decay": float(draw.uniform(0, 0.2)),
+                "batch_size_per_worker": int(draw.choice([16, 32, 64])),
+            }
+            last = (1, 3, epochs)[0 if rate < 0.8 else 1 if rate < 1.0 else 2]
+            if index == 0:
+                last = epochs
+            end = "finished" if last == epochs else "pruned"
+            if index == 3:
+                last, end = 2, "failed"
+            run.trial(
+                family, values[:last], end=end, seconds=1.0 + place, flops=(1 + place) * 1e9,
+                promoted=tuple(e for e in (1, 3) if e < last), **axes,
+            )  # fmt: skip
+    return run.close()
