@@ -1,0 +1,166 @@
+"""An image folder: ``train/CLASS/…``, with ``val/`` and ``test/`` if there are, or ``CLASS/…``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainables.assignment import DataSpec
+from trainables.data.reading import Chunk, Reading, Say, Source
+from trainables.errors import UserError
+
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+)
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+SAMPLED_IMAGES = 512
+LAYOUT_HELP = "expected CLASS/picture.jpg, or train/CLASS/picture.jpg with val/ and test/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Image files by (split, class), and how many other files were passed over."""
+
+    images: dict[tuple[str, str], list[Path]]
+    ignored: int
+
+
+def locate(path: Path, spec: DataSpec) -> Source:
+    """An image folder whose layout is right; opens no image.
+
+    Raises ``UserError`` where it is empty, has one class only, or a split has classes that
+    train lacks.
+    """
+    splits = _split_roots(path)
+    classes = {
+        split: [folder.name for folder in _folders(root) if _has_image(folder)]
+        for split, root in splits.items()
+    }
+    names = classes["train"]
+    if not names:
+        raise UserError(
+            f"an image folder needs pictures in one folder per class; {path} has none "
+            f"({LAYOUT_HELP}). Fix: give the folder that holds the class folders"
+        )
+    if len(names) == 1:
+        raise UserError(
+            f"a dataset needs at least two classes; {path} has only {names[0]!r} ({LAYOUT_HELP}). "
+            "Fix: add the other classes' folders, or give the folder above"
+        )
+    for split, found in classes.items():
+        unknown = sorted(set(found) - set(names))
+        if unknown:
+            raise UserError(
+                f"classes of {split} must be classes of train; {splits[split]} has {unknown[0]!r}, "
+                f"and train has {', '.join(names[:10])}. Fix: rename or remove that folder"
+            )
+
+    def identity() -> list[Any]:
+        listing = _list(splits)
+        stats = [(file, file.stat()) for files in listing.images.values() for file in files]
+        return [[str(path.resolve())], *([str(f), s.st_size, s.st_mtime_ns] for f, s in stats)]
+
+    return Source(
+        name=path.resolve().name,
+        identity=identity,
+        read=lambda say: _read(splits, tuple(names), spec, say),
+    )
+
+
+def _split_roots(path: Path) -> dict[str, Path]:
+    """The folder of each split; the whole folder is train unless it has ``train/CLASS/``."""
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        for name in names:
+            if split not in found and _folders(path / name):
+                found[split] = path / name
+    return found if "train" in found else {"train": path}
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Files below ``folder`` in sorted order; links are followed, each real folder once."""
+    waiting, visited = [str(folder)], set()
+    while waiting:
+        current = waiting.pop()
+        real = os.path.realpath(current)
+        if real in visited:
+            continue
+        visited.add(real)
+        with os.scandir(current) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                else:
+                    yield entry
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS  # noqa: PTH122 (a million times)
+
+
+def _has_image(folder: Path) -> bool:
+    return any(_is_image(entry) for entry in _walk(folder))
+
+
+def _list(splits: dict[str, Path]) -> Listing:
+    images: dict[tuple[str, str], list[Path]] = {}
+    ignored = 0
+    for split, root in splits.items():
+        ignored += sum(1 for entry in root.iterdir() if entry.is_file())
+        for folder in _folders(root):
+            for entry in _walk(folder):
+                if _is_image(entry):
+                    images.setdefault((split, folder.name), []).append(Path(entry.path))
+                else:
+                    ignored += 1
+    return Listing(images=images, ignored=ignored)
+
+
+def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec, say: Say) -> Reading:
+    from trainables.data.decode import common_side
+
+    listing = _list(splits)
+    if listing.ignored:
+        say(f"{listing.ignored} files are no pictures by their names: ignored")
+    empty = [f.name for f in _folders(splits["train"]) if f.name not in names]
+    if empty:
+        say(f"{len(empty)} folders hold no picture and are no class: {', '.join(empty[:5])}")
+    train = [file for (split, _), fs in listing.images.items() if split == "train" for file in fs]
+    side = common_side(train[:: -(-len(train) // SAMPLED_IMAGES)], spec.short_side)
+    return Reading(
+        class_names=names,
+        height=side,
+        width=side,
+        count=sum(map(len, listing.images.values())),
+        chunks=_chunks(listing, names, side, spec.skip_corrupt),
+    )
+
+
+def _chunks(
+    listing: Listing, names: tuple[str, ...], side: int, skip_corrupt: bool
+) -> Iterator[Chunk]:
+    from trainables.data.decode import decode_chunks
+
+    for wanted in SPLIT_FOLDERS:
+        items = (
+            (str(file), file, names.index(name))
+            for (split, name), files in listing.images.items()
+            if split == wanted
+            for file in files
+        )
+        yield from decode_chunks(wanted, items, side=side, skip_corrupt=skip_corrupt)

@@ -1,0 +1,45 @@
+"""What a source of images hands to the builder of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.data.store import Images, Labels
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out."""
+
+    split: str
+    images: Images
+    labels: Labels
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A source opened for reading: sizes in pixels, ``count`` images at most in all chunks."""
+
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    count: int
+    chunks: Iterator[Chunk]
+    mirror_safe: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A dataset that was found and passed the cheap checks, not read yet.
+
+    ``identity`` is JSON-ready and changes when the content does; computing it opens no image.
+    """
+
+    name: str
+    identity: Callable[[], Any]
+    read: Callable[[Say], Reading]

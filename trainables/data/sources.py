@@ -1,0 +1,127 @@
+"""From ``data.source`` to the reader of that kind, and the cheap checks before anything is read."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from trainables.assignment import DataSpec
+from trainables.data import digits, folder
+from trainables.data.reading import Source
+from trainables.errors import UserError
+
+NAMES = ("digits", "cifar10", "cifar100")
+
+
+def check_source(spec: DataSpec) -> list[str]:
+    """Every mistake in ``spec`` that shows without reading an image, one line each.
+
+    Looks at names, bounds, folder layout, Parquet footers and the archive's kind; no network.
+    """
+    mistakes = bounds(spec)
+    try:
+        locate(spec)
+    except UserError as error:
+        mistakes.extend(error.mistakes)
+    return mistakes
+
+
+def locate(spec: DataSpec) -> Source:
+    """The source that ``spec`` names. Raises ``UserError`` where there is none, or a broken one."""
+    name = spec.source
+    if name in ("cifar10", "cifar100"):
+        from trainables.data import cifar
+
+        return cifar.locate(spec)
+    if spec.archive is not None:
+        raise UserError(
+            f"data.archive is for cifar10 and cifar100; got it with data.source {name!r}. "
+            "Fix: leave data.archive out, or use --dataset cifar10"
+        )
+    if name == "digits":
+        return digits.locate()
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(_missing(name, path))
+    if path.is_dir() and not _holds_parquet(path):
+        _refuse_cifar_folder(path)
+        return folder.locate(path, spec)
+    if path.is_dir() or path.suffix.lower() in (".parquet", ".pq"):
+        from trainables.data import parquet
+
+        return parquet.locate(path, spec)
+    raise UserError(
+        f"data.source must be {', '.join(NAMES)}, an image folder, or a Parquet file or folder; "
+        f"{path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an archive of pictures "
+        "and give its folder, or give a CIFAR archive as --dataset cifar10 --set data.archive=PATH"
+    )
+
+
+def bounds(spec: DataSpec) -> list[str]:
+    """Every number of ``spec`` that is out of its range, one line each."""
+    found: list[str] = []
+
+    def number(name: str, low: float, high: float, *, whole: bool, open_low: bool = False) -> None:
+        value = getattr(spec, name)
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            good = False
+        else:
+            good = (low < value if open_low else low <= value) and value <= high
+        if not good:
+            kind = "a whole number in" if whole else "in"
+            found.append(
+                f"data.{name} must be {kind} {'(' if open_low else '['}{low:g}, {high:g}]; got "
+                f"{value!r}. Fix: --set data.{name}=VALUE with a VALUE in that range"
+            )
+
+    number("fraction", 0, 1, whole=False, open_low=True)
+    number("val_fraction", 0, 0.5, whole=False, open_low=True)
+    number("test_fraction", 0, 0.5, whole=False, open_low=True)
+    number("split_seed", 0, 2**63 - 1, whole=True)
+    if spec.train_limit is not None:
+        number("train_limit", 1, 1e9, whole=True)
+    if spec.short_side is not None:
+        number("short_side", 8, 1024, whole=True)
+    return found
+
+
+def _missing(name: str, path: Path) -> str:
+    looks_like_path = len(path.parts) > 1 or path.suffix or name.startswith((".", "~", "/"))
+    if not looks_like_path:
+        near = difflib.get_close_matches(name, NAMES, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "no known name is near."
+        return (
+            f"data.source must be one of {', '.join(NAMES)}, or the path of an image folder or of "
+            f"Parquet; {name!r} is neither: {hint} "
+            f"Fix: --dataset {near[0] if near else 'PATH'}"
+        )
+    parent = path.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    try:
+        beside = [entry.name for entry in parent.iterdir()]
+    except OSError:
+        beside = []
+    part = path.relative_to(parent).parts[0]
+    near = difflib.get_close_matches(part, beside, n=3, cutoff=0.5)
+    hint = f" (near: {', '.join(str(parent / n) for n in near)})" if near else ""
+    return (
+        f"data.source must exist; there is no {path} below {parent.resolve()}{hint}. "
+        "Fix: give an existing folder or file as --dataset"
+    )
+
+
+def _holds_parquet(path: Path) -> bool:
+    """Parquet within three levels, as Hugging Face's snapshots keep it."""
+    levels = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+    return any(True for level in levels for _ in path.glob(level))
+
+
+def _refuse_cifar_folder(path: Path) -> None:
+    for file, name in (("data_batch_1", "cifar10"), ("data_batch_1.bin", "cifar10")):
+        if (path / file).is_file():
+            raise UserError(
+                f"{path} is an unpacked CIFAR archive, not an image folder. "
+                f"Fix: --dataset {name} --set data.archive={path}"
+            )

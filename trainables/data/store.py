@@ -1,0 +1,154 @@
+"""The pixel store: fixed-size uint8 rows in Arrow IPC files that every worker of a node maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+STORE_SCHEMA = 1
+SPLITS = ("train", "val", "test")
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Digests = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a store holds.
+
+    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
+    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
+    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
+    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
+    ``skipped`` counts corrupt images left out.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    counts: dict[str, int]
+    content_hash: str
+    mirror_safe: bool
+    skipped: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping; class names as a list."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DatasetInfo:
+        """Inverse of :meth:`as_dict`. Raises ``TypeError`` or ``KeyError`` on other mappings."""
+        return cls(**{**values, "class_names": tuple(values["class_names"])})
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` uint8 (N, H, W, C), a read-only view of the map, and ``labels`` int64 (N,)."""
+
+    images: Images
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """A complete store on disk, read-only; cheap to open, to pickle and to share."""
+
+    info: DatasetInfo
+    path: Path
+
+    def split(self, name: str) -> Split:
+        """Map the split ``train``, ``val`` or ``test``; no pixel is copied.
+
+        Rows are in the order of their content digest, so a source sorted by label is not.
+        """
+        batch = self._batch(name)
+        images = np.frombuffer(batch.column("image").buffers()[1], dtype=np.uint8)
+        shape = (batch.num_rows, self.info.height, self.info.width, self.info.channels)
+        labels: Labels = batch.column("label").to_numpy(zero_copy_only=True)
+        return Split(images=images[: int(np.prod(shape))].reshape(shape), labels=labels)
+
+    def digests(self, name: str) -> Digests:
+        """uint64 (N,): the digest of each row's pixels, which seeded subsets are drawn by."""
+        digests: Digests = self._batch(name).column("digest").to_numpy(zero_copy_only=True)
+        return digests
+
+    def _batch(self, name: str) -> Any:
+        if name not in SPLITS:
+            raise KeyError(f"no split {name!r}; choose one of {', '.join(SPLITS)}")
+        return pa.ipc.open_file(pa.memory_map(str(self.path / f"{name}.arrow"))).get_batch(0)
+
+
+def write_split(
+    path: Path, pool: Images, rows: npt.NDArray[np.int64], labels: Labels, digests: Digests
+) -> None:
+    """Write ``pool[rows]`` with ``labels`` and ``digests`` (all (N,)) as one record batch.
+
+    ``pool`` is (M, H, W, C) and may be a memory map larger than memory: the file is laid out
+    first over a hole of the right size, then filled row by row in place. One batch, because
+    only then are all images of a split one contiguous array.
+    """
+    row_bytes = int(np.prod(pool.shape[1:]))
+    total = len(rows) * row_bytes
+    hole = path.with_suffix(".hole")
+    with hole.open("wb") as sparse:
+        sparse.truncate(total)
+    schema = pa.schema(
+        [("image", pa.binary(row_bytes)), ("label", pa.int64()), ("digest", pa.uint64())]
+    )
+    with pa.memory_map(str(hole)) as zeros, pa.OSFile(str(path), "wb") as sink:
+        image = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(row_bytes), len(rows), [None, zeros.read_buffer(total)]
+        )
+        batch = pa.record_batch([image, pa.array(labels), pa.array(digests)], schema=schema)
+        with pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(batch)
+        del image, batch
+    hole.unlink()
+    target = np.memmap(
+        path, mode="r+", offset=_image_offset(path), shape=(len(rows), *pool.shape[1:])
+    )
+    for start in range(0, len(rows), 4096):
+        target[start : start + 4096] = pool[rows[start : start + 4096]]
+    target.flush()
+
+
+def _image_offset(path: Path) -> int:
+    with pa.memory_map(str(path)) as mapped:
+        base = mapped.read_buffer(1).address
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        return int(batch.column("image").buffers()[1].address - base)
+
+
+def seal(folder: Path, info: DatasetInfo, key: Mapping[str, Any]) -> None:
+    """Write ``info.json``, with the size of every file so that a cut one is noticed."""
+    sizes = {f"{name}.arrow": (folder / f"{name}.arrow").stat().st_size for name in SPLITS}
+    record = {"schema": STORE_SCHEMA, "info": info.as_dict(), "key": dict(key), "bytes": sizes}
+    (folder / "info.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def open_store(path: Path) -> PixelStore | None:
+    """The store in ``path``, or None where there is none or it is damaged."""
+    try:
+        record = json.loads((path / "info.json").read_text(encoding="utf-8"))
+        if record["schema"] != STORE_SCHEMA:
+            return None
+        store = PixelStore(info=DatasetInfo.from_dict(record["info"]), path=path)
+        for name in SPLITS:
+            file = path / f"{name}.arrow"
+            if file.stat().st_size != record["bytes"][file.name]:
+                return None
+            if len(store.digests(name)) != store.info.counts[name]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+    return store
