@@ -16,7 +16,7 @@ import filelock
 import numpy as np
 
 from trainables.assignment import DataSpec
-from trainables.data.reading import Reading, Say, Source
+from trainables.data.reading import Reading, Say, Source, refuse_one_class
 from trainables.data.sources import bounds, locate
 from trainables.data.splits import assign_splits
 from trainables.data.store import (
@@ -144,7 +144,8 @@ def _build(source: Source, spec: DataSpec, folder: Path, say: Say) -> DatasetInf
     reading = source.read(say)
     _refuse_small_disk(reading, folder)
     labels, digests, skipped = _spool(reading, folder, say)
-    _refuse_too_few_classes(spec, reading, labels, skipped)
+    held = [reading.class_names[index] for index in np.unique(labels["train"])]
+    refuse_one_class(spec.source, held)
     shape = (reading.height, reading.width, 3)
     content = hashlib.sha256(repr((reading.class_names, shape)).encode())
     assigned = assign_splits(labels, digests, spec)
@@ -219,16 +220,4 @@ def _refuse_small_disk(reading: Reading, folder: Path) -> None:
             f"of {reading.height}x{reading.width} px, twice while building); {folder.parent} has "
             f"{free / 1e9:.2f} GB free. Fix: --set data.short_side={max(8, reading.height // 2)} "
             "or --set data.folder=PATH on a larger disk"
-        )
-
-
-def _refuse_too_few_classes(
-    spec: DataSpec, reading: Reading, labels: dict[str, Labels], skipped: int
-) -> None:
-    classes = np.unique(labels["train"])
-    if len(classes) < 2:
-        held = ", ".join(repr(reading.class_names[index]) for index in classes) or "none"
-        raise UserError(
-            f"a dataset needs training images of at least two classes; {spec.source} holds {held}, "
-            f"{skipped} corrupt images left out. Fix: give data with two classes or more"
         )

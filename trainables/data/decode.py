@@ -28,11 +28,9 @@ def decode(picture: Picture, side: int) -> Images:
     """RGB uint8 (side, side, 3): short side resized to ``side`` pixels, then the centre.
 
     EXIF orientation is applied; alpha is dropped, as torchvision's loader does; 16-bit grey is
-    scaled to 8. Raises ``OSError``, ``ValueError`` or ``SyntaxError`` on what PIL cannot read.
+    scaled to 8. Raises whatever PIL raises on what it cannot read.
     """
-    if picture is None:
-        raise ValueError("no bytes")
-    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+    with _open(picture) as image:
         if min(image.size) > 2 * side:
             image.draft(None, (2 * side, 2 * side))  # JPEG: decode at a fraction of the size
         upright = ImageOps.exif_transpose(image)
@@ -42,10 +40,18 @@ def decode(picture: Picture, side: int) -> Images:
         return np.asarray(rgb, dtype=np.uint8)  # (side, side, 3)
 
 
+def _open(picture: Picture) -> Image.Image:
+    if picture is None:
+        raise ValueError("no bytes")
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).astype(np.uint8))
+        if image.mode != "I" or wide.max(initial=0) > 255:
+            wide = wide >> 8
+        image = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -60,11 +66,9 @@ def common_side(sample: Iterable[Picture], short_side: int | None) -> int:
     sizes = []
     for picture in sample:
         try:
-            with Image.open(
-                io.BytesIO(picture) if isinstance(picture, bytes) else picture or ""
-            ) as i:
-                sizes.append(i.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            with _open(picture) as image:
+                sizes.append(image.size)
+        except Exception:  # named when it is decoded
             continue
     limit = short_side or DEFAULT_SIDE
     if not sizes:
@@ -89,7 +93,7 @@ def decode_chunks(
     def attempt(item: Item) -> Images | str:
         try:
             return decode(item[1], side)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # PIL's readers raise anything on broken bytes
             return f"{item[0]} ({_first_line(error)})"
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

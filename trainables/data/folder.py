@@ -77,10 +77,16 @@ def locate(path: Path, spec: DataSpec) -> Source:
 def _split_roots(path: Path) -> dict[str, Path]:
     """The folder of each split; the whole folder is train unless it has ``train/CLASS/``."""
     found: dict[str, Path] = {}
+    folders = _folders(path)
     for split, names in SPLIT_FOLDERS.items():
-        for name in names:
-            if split not in found and _folders(path / name):
-                found[split] = path / name
+        for folder in folders:
+            if split not in found and folder.name.lower() in names and _folders(folder):
+                found[split] = folder
+    if found and "train" not in found and len(found) == len(folders):
+        raise UserError(
+            f"an image folder with {' and '.join(f.name for f in found.values())} needs train/ "
+            f"beside them; {path} has none ({LAYOUT_HELP}). Fix: add train/CLASS/ folders"
+        )
     return found if "train" in found else {"train": path}
 
 
@@ -137,6 +143,10 @@ def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec, say: 
     listing = _list(splits)
     if listing.ignored:
         say(f"{listing.ignored} files are no pictures by their names: ignored")
+    if splits["train"].name.lower() in SPLIT_FOLDERS["train"]:
+        for folder in _folders(splits["train"].parent):
+            if folder not in splits.values():
+                say(f"{folder} is no split with class folders: not used")
     empty = [f.name for f in _folders(splits["train"]) if f.name not in names]
     if empty:
         say(f"{len(empty)} folders hold no picture and are no class: {', '.join(empty[:5])}")

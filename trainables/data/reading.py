@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainables.data.store import Images, Labels
+from trainables.errors import UserError
 
 Say = Callable[[str], None]
 
@@ -43,3 +44,12 @@ class Source:
     name: str
     identity: Callable[[], Any]
     read: Callable[[Say], Reading]
+
+
+def refuse_one_class(source: str, held: Sequence[str]) -> None:
+    """Raise ``UserError`` unless at least two classes are ``held`` by the training images."""
+    if len(held) < 2:
+        raise UserError(
+            f"a dataset needs readable training images of at least two classes; {source} holds "
+            f"{repr(held[0]) if held else 'none'} only. Fix: give data with two classes or more"
+        )

@@ -43,6 +43,16 @@ def locate(spec: DataSpec) -> Source:
     path = Path(name).expanduser()
     if not path.exists():
         raise UserError(_missing(name, path))
+    try:
+        return _at_path(path, spec)
+    except OSError as error:
+        raise UserError(
+            f"data.source must be readable; {error.filename or path} is not ({error.strerror}). "
+            "Fix: change its permissions, or give another path"
+        ) from None
+
+
+def _at_path(path: Path, spec: DataSpec) -> Source:
     if path.is_dir() and not _holds_parquet(path):
         _refuse_cifar_folder(path)
         return folder.locate(path, spec)

@@ -1,0 +1,171 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official archives, packed or unpacked."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlparse
+
+import numpy as np
+
+from trainables.assignment import DataSpec
+from trainables.data.cifar_forms import FORMS, PIXELS, Form, find_archive
+from trainables.data.download import fetch
+from trainables.data.reading import Chunk, Reading, Say, Source
+from trainables.data.store import Images, Labels
+from trainables.data.unpickle import load_arrays
+from trainables.errors import UserError
+
+BASE_URL = "https://www.cs.toronto.edu/~kriz"
+LARGEST_MEMBER_BYTES = 2**29
+BROKEN = (
+    pickle.UnpicklingError,
+    tarfile.TarError,
+    zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+
+
+def locate(spec: DataSpec) -> Source:
+    """CIFAR from ``data.archive``, or to be downloaded on first use; opens nothing large.
+
+    Raises ``UserError`` where the archive is missing or of another kind.
+    """
+    if spec.archive is None:
+        form = next(form for form in FORMS if form.dataset == spec.source and not form.binary)
+        return Source(
+            name=spec.source,
+            identity=lambda: [form.archive, form.md5],
+            read=lambda say: _read(form, _download(form, spec, say)),
+        )
+    place, form = find_archive(Path(spec.archive).expanduser(), spec.source)
+    files = [place] if place.is_file() else [place / member for member in form.members]
+
+    def identity() -> list[Any]:
+        stats = [(file, file.stat()) for file in files]
+        return [[str(file.resolve()), s.st_size, s.st_mtime_ns] for file, s in stats]
+
+    return Source(name=spec.source, identity=identity, read=lambda say: _read(form, place))
+
+
+def base_url() -> str:
+    """Where archives come from: $ORCHESTRATOR_CIFAR_URL (a mirror's folder) or the author's site.
+
+    Raises ``UserError`` on a URL that is not HTTP.
+    """
+    url = os.environ.get("ORCHESTRATOR_CIFAR_URL", BASE_URL).rstrip("/")
+    if urlparse(url).scheme not in ("http", "https"):
+        raise UserError(
+            f"ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got {url!r}. "
+            "Fix: give a mirror's folder, or a local archive as --set data.archive=PATH"
+        )
+    return url
+
+
+def _download(form: Form, spec: DataSpec, say: Say) -> Path:
+    from trainables.data.build import default_folder
+
+    target = default_folder(spec) / "downloads" / form.archive
+    other_way = (
+        f"give {form.archive}, or its unpacked folder, from elsewhere as --set data.archive=PATH"
+    )
+    url = f"{base_url()}/{form.archive}"
+    return fetch(url, target, md5=form.md5, other_way=other_way, say=say)
+
+
+def _read(form: Form, place: Path) -> Reading:
+    with _members(form, place) as members:
+        names, splits = _parse(form, place, members)
+    for _, labels in splits.values():
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
+            raise UserError(_damaged(place, f"a label outside [0, {len(names) - 1}]"))
+
+    def chunks() -> Iterator[Chunk]:
+        for split, (images, labels) in splits.items():
+            yield Chunk(split=split, images=images, labels=labels)
+
+    count = sum(len(labels) for _, labels in splits.values())
+    return Reading(class_names=names, height=32, width=32, count=count, chunks=chunks())
+
+
+@contextmanager
+def _members(form: Form, place: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+    """The form's files by name, read in place: nothing is unpacked to disk."""
+    if place.is_dir():
+        yield ((member, (place / member).open("rb")) for member in form.members)
+        return
+    with tarfile.open(place) as tar:
+
+        def wanted() -> Iterator[tuple[str, IO[bytes]]]:
+            for member in tar:
+                parts = Path(member.name).parts
+                if parts[:1] != (form.folder,) or parts[-1] not in form.members:
+                    continue
+                file = tar.extractfile(member) if member.size <= LARGEST_MEMBER_BYTES else None
+                if file is not None:
+                    yield parts[-1], file
+
+        yield wanted()
+
+
+def _parse(
+    form: Form, place: Path, members: Iterator[tuple[str, IO[bytes]]]
+) -> tuple[tuple[str, ...], dict[str, tuple[Images, Labels]]]:
+    names: tuple[str, ...] = ()
+    batches: dict[str, tuple[Images, Labels]] = {}
+    try:
+        for member, file in members:
+            with file:
+                if member == form.names:
+                    names = _names(form, file)
+                else:
+                    batches[member] = _batch(form, file)
+    except BROKEN as error:
+        raise UserError(_damaged(place, str(error))) from None
+    missing = [m for m in (*form.train, form.test) if m not in batches]
+    if missing or not names:
+        raise UserError(_damaged(place, f"no {(missing or [form.names])[0]}"))
+    train = [batches[member] for member in form.train]
+    splits = {
+        "train": (np.concatenate([i for i, _ in train]), np.concatenate([y for _, y in train])),
+        "test": batches[form.test],
+    }
+    return names, splits
+
+
+def _names(form: Form, file: IO[bytes]) -> tuple[str, ...]:
+    if form.binary:
+        return tuple(file.read().decode("utf-8").split())
+    return tuple(str(name) for name in load_arrays(file).get(form.names_key, ()))
+
+
+def _batch(form: Form, file: IO[bytes]) -> tuple[Images, Labels]:
+    """One file's images (N, 32, 32, 3) and labels (N,). Raises ``ValueError`` on another shape."""
+    if form.binary:
+        rows = np.frombuffer(file.read(), dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
+        labels = rows[:, form.label_bytes - 1].astype(np.int64)  # CIFAR-100: coarse, then fine
+        flat = rows[:, form.label_bytes :]
+    else:
+        values = load_arrays(file)
+        flat = np.asarray(values.get("data"))
+        labels = np.asarray(values.get(form.labels_key), dtype=np.int64)
+    if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
+        raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
+    return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels  # (N, 32, 32, 3)
+
+
+def _damaged(place: Path, reason: str) -> str:
+    return (
+        f"the CIFAR archive {place} cannot be read: {reason}. "
+        "Fix: put the official one in its place, or give it as --set data.archive=PATH"
+    )
