@@ -1,0 +1,37 @@
+"""Backbones: timm models by family and scale, adapted to small images.
+
+Importing this package imports neither torch nor timm; :func:`build` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainables.assignment import BackboneSpec
+from trainables.backbones.catalog import FAMILIES, SCALES, check_backbone, describe
+from trainables.backbones.family import Geometry
+from trainables.backbones.weights import check_weights
+
+if TYPE_CHECKING:
+    from trainables.backbones.model import Backbone
+
+__all__ = [
+    "FAMILIES",
+    "SCALES",
+    "Geometry",
+    "build",
+    "check_backbone",
+    "check_weights",
+    "describe",
+]
+
+
+def build(
+    spec: BackboneSpec, *, num_classes: int, height: int, width: int, drop_path: float = 0.0
+) -> Backbone:
+    """Build the model with its weights: see :func:`trainables.backbones.model.build`."""
+    from trainables.backbones import model
+
+    return model.build(
+        spec, num_classes=num_classes, height=height, width=width, drop_path=drop_path
+    )

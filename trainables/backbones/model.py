@@ -1,0 +1,157 @@
+"""A timm model with its weights, adapted to the images, and its parameters in groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from trainables.assignment import BackboneSpec
+from trainables.backbones.catalog import BY_NAME, describe, member_of
+from trainables.backbones.family import Geometry, Member
+from trainables.backbones.weights import check_weights, read_weights
+from trainables.errors import UserError, raise_if_any
+from trainables.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model and what its input must look like: ``mean`` and ``std`` are of pixels in [0, 1]."""
+
+    module: nn.Module
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the classifier alone."""
+        classifier: Any = self.module.get_classifier()  # type: ignore[operator]
+        parts = classifier if isinstance(classifier, tuple | list) else (classifier,)
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Groups for an optimizer: ``params``, ``names``, ``weight_decay``, ``lr_scale``.
+
+        Layer-wise decay as in BEiT (Bao et al. 2022, appendix): the classifier and the last norm
+        learn at scale 1, the layer d below at ``layer_decay ** d``. Norms, biases, tokens and
+        position embeddings are not decayed.
+        """
+        depths = self.layer_depths()
+        top = max(depths.values())
+        listed: Any = getattr(self.module, "no_weight_decay", set)
+        skip: set[str] = listed()
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, parameter in self.module.named_parameters():
+            exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
+            decay = 0.0 if exempt else recipe.weight_decay
+            scale = recipe.layer_decay ** (top - depths[name])
+            group = groups.setdefault(
+                (scale, decay),
+                {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale},
+            )
+            group["params"].append(parameter)
+            group["names"].append(name)
+        return list(groups.values())
+
+    def layer_depths(self) -> dict[str, int]:
+        """Depth of every parameter by name: 0 at the stem, highest at the head."""
+        names = [name for name, _ in self.module.named_parameters()]
+        patterns = BY_NAME[self.geometry.family].layers
+        if not patterns:
+            return _timm_depths(self.module, names)
+        keys = {name: _layer_key(name, patterns) for name in names}
+        order = {key: depth for depth, key in enumerate(sorted(set(keys.values())))}
+        return {name: order[key] for name, key in keys.items()}
+
+
+def _layer_key(name: str, patterns: tuple[str, ...]) -> tuple[int, ...]:
+    for position, pattern in enumerate(patterns):
+        match = re.match(pattern, name)
+        if match:
+            return (position, *(int(number or 0) for number in match.groups()))
+    return (len(patterns),)
+
+
+def _timm_depths(module: nn.Module, names: list[str]) -> dict[str, int]:
+    from timm.models import group_parameters
+
+    matcher: Any = getattr(module, "group_matcher", None)
+    if matcher is None:
+        return dict.fromkeys(names, 0)
+    depths: dict[str, int] = group_parameters(module, matcher(), reverse=True)
+    return {name: depths[name] for name in names}
+
+
+def build(
+    spec: BackboneSpec, *, num_classes: int, height: int, width: int, drop_path: float = 0.0
+) -> Backbone:
+    """Build the model for images stored at ``height`` x ``width`` pixels, weights loaded.
+
+    The module maps normalised float images (B, 3, S, S), S = ``geometry.image_size``, to logits
+    (B, num_classes). ``drop_path`` is the stochastic-depth rate of the last block (Huang et al.
+    2016). Random parts come from torch's global generator. Raises ``UserError`` for an
+    unreachable hub, and for weights that do not fit, naming the keys.
+    """
+    geometry = describe(spec, height=height, width=width)
+    raise_if_any(check_weights(spec))
+    family, member = BY_NAME[spec.family], member_of(spec)
+    arguments: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path}
+    if spec.weights == "none":
+        module = family.create(geometry, member, arguments)
+    elif spec.weights == "hub":
+        module = _from_hub(geometry, member, arguments)
+    else:
+        module = _from_path(spec.weights, geometry, member, arguments)
+    cfg: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    return Backbone(
+        module=module, geometry=geometry, mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
+    )
+
+
+def _from_hub(geometry: Geometry, member: Member, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return BY_NAME[geometry.family].create(geometry, member, {**arguments, "pretrained": True})
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"--weights hub: {member.hub} could not be loaded ({reason}). "
+            "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
+        ) from error
+
+
+def _from_path(
+    path: str, geometry: Geometry, member: Member, arguments: dict[str, Any]
+) -> nn.Module:
+    """Load strictly: a head of another size is drawn anew, everything else must be there."""
+    state, config = read_weights(path, member)
+    family = BY_NAME[geometry.family]
+    fresh = family.create(geometry, member, arguments)
+    classifiers = fresh.pretrained_cfg.get("classifier")  # type: ignore[union-attr,operator]
+    wanted = fresh.state_dict()
+    for prefix in (classifiers,) if isinstance(classifiers, str) else classifiers or ():
+        for key in (f"{prefix}.weight", f"{prefix}.bias"):
+            if key in wanted and (key not in state or state[key].shape != wanted[key].shape):
+                state[key] = wanted[key]
+    stored = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k in {"mean", "std"}}
+    overlay = {
+        "state_dict": state,
+        "custom_load": False,
+        "num_classes": arguments["num_classes"],  # keeps timm's loading strict
+        "label_offset": 0,
+        **stored,
+    }
+    try:
+        module = family.create(
+            geometry, member, {**arguments, "pretrained": True, "pretrained_cfg_overlay": overlay}
+        )
+    except (RuntimeError, KeyError, AttributeError) as error:
+        detail = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
+        raise UserError(
+            f"--weights {path} does not fit {member.model}: {detail[:400]}. "
+            "Fix: choose the family and scale of these weights, or --weights hub|none"
+        ) from error
+    module.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr,operator]
+    return module
