@@ -1,0 +1,76 @@
+"""Small pieces of the page. Every text that comes from outside is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+
+class Markup(str):
+    """Text that is HTML already and is not escaped again."""
+
+    __slots__ = ()
+
+
+def text(value: str) -> str:
+    """``value`` as HTML."""
+    return value if isinstance(value, Markup) else escape(value)
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, cards: bool = False
+) -> str:
+    """A table; the first column heads its row, a row's last missing cells stay empty.
+
+    Wide ones scroll inside a region that the keyboard reaches; with ``cards`` each row
+    becomes a card on a narrow screen, and says its column names itself.
+    """
+    top = "".join(f'<th role="columnheader" scope="col">{text(cell)}</th>' for cell in head)
+    body = "".join(
+        '<tr role="row">'
+        + f'<th role="rowheader" scope="row">{text(row[0])}</th>'
+        + "".join(
+            f'<td role="cell" data-label="{escape(label)}">{text(cell)}</td>'
+            for label, cell in zip(head[1:], row[1:], strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    kind = ' class="cards"' if cards else ""
+    label = escape(caption)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
+        f'<table role="table"{kind}><caption>{label}</caption>'
+        f'<thead role="rowgroup"><tr role="row">{top}</tr></thead>'
+        f'<tbody role="rowgroup">{body}</tbody></table></div>'
+    )
+
+
+def details(summary: str, content: str) -> str:
+    """Content folded away until it is asked for."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+
+
+def figure(svg: str, data: str, *, title: str) -> str:
+    """A picture with its title, and the table behind it."""
+    return f"<figure><figcaption>{text(title)}</figcaption>{svg}{details('Data', data)}</figure>"
+
+
+def section(name: str, title: str, *content: str) -> str:
+    """One section of the page; ``name`` is its anchor."""
+    return f'<section id="{name}"><h2>{text(title)}</h2>{"".join(content)}</section>'
+
+
+def paragraph(content: str, kind: str = "prose") -> str:
+    """A paragraph of a CSS class."""
+    return f'<p class="{kind}">{text(content)}</p>'
+
+
+def items(lines: Sequence[str]) -> str:
+    """An unordered list."""
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+
+
+def dot(index: int) -> Markup:
+    """The family's colour before its name."""
+    return Markup(f'<span class="dot" style="--of: var(--family-{index % 8})"></span>')

@@ -1,0 +1,210 @@
+"""The report's tables: families and recipes, finals and pairs, failures, what differed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.compare.html import Markup, details, dot, items, paragraph, section, table, text
+from orchestrator.compare.table import edge_text, pair_text, unfinished_text
+from orchestrator.compare.wording import (
+    MISSING,
+    axis_name,
+    count,
+    interval,
+    percent,
+    seconds,
+    value_text,
+)
+
+Comparison = Mapping[str, Any]
+
+
+def _named(comparison: Comparison) -> dict[str, Markup]:
+    return {
+        entry["family"]: Markup(f"{dot(index)}{text(entry['family'])}")
+        for index, entry in enumerate(comparison["families"])
+    }
+
+
+def _ordered(comparison: Comparison) -> list[Mapping[str, Any]]:
+    return sorted(comparison["families"], key=lambda entry: -(entry["best_val_top1"] or -1))
+
+
+def families(comparison: Comparison) -> str:
+    """Counts, cost and best finished trial of each family."""
+    named = _named(comparison)
+    head = ["family", "best val", "finished", "pruned", "failed", "open", "epochs to 90 %",
+            "epochs", "images", "device time", "FLOPs", "backbone"]  # fmt: skip
+    rows = [[named[entry["family"]], *_family_cells(entry)] for entry in _ordered(comparison)]
+    if not rows:
+        return section("families", "Families", paragraph("No family has a trial yet.", "missing"))
+    caption = "Best validation accuracy is of finished trials only; a pruned trial is censored"
+    return section(
+        "families",
+        "Families",
+        table(head, rows, caption=caption, cards=True),
+        "<h3>Best finished trials</h3>",
+        _recipes(comparison),
+        items([line for entry in _ordered(comparison) for line in _remarks(entry)]),
+    )
+
+
+def _family_cells(entry: Mapping[str, Any]) -> list[str]:
+    speed = entry["convergence"]
+    return [
+        percent(entry["best_val_top1"]),
+        *[str(entry[name]) for name in ("finished", "pruned", "failed", "unfinished")],
+        str(speed["epochs"]) if speed else MISSING,
+        str(entry["epochs"]),
+        count(entry["images_seen"]),
+        f"{seconds(entry['gpu_seconds'])} {(entry['device'] or '').upper()}".rstrip(),
+        count(entry["flops"]),
+        entry["backbone"] or MISSING,
+    ]
+
+
+def _recipes(comparison: Comparison) -> str:
+    entries = _ordered(comparison)
+    named = _named(comparison)
+    axes = list(dict.fromkeys(axis for e in entries for axis in e["best_axes"] or {}))
+    head = ["family", "trial", "at epoch", *map(axis_name, axes)]
+    rows = [
+        [
+            named[entry["family"]],
+            entry["best_trial"] or MISSING,
+            str(entry["best_epoch"] or MISSING),
+            *[_axis_cell(entry["best_axes"], axis) for axis in axes],
+        ]
+        for entry in entries
+    ]
+    return table(
+        head, rows, caption="Searched axes of each family's best finished trial", cards=True
+    )
+
+
+def _axis_cell(axes: Mapping[str, Any] | None, axis: str) -> str:
+    if axes is None:
+        return MISSING
+    return value_text(axes[axis]) if axis in axes else "not searched"
+
+
+def _remarks(entry: Mapping[str, Any]) -> list[str]:
+    family = entry["family"]
+    found = [f"{family}: {edge_text(edge)}." for edge in entry["edges"]]
+    basin = entry["learning_rate_basin"]
+    if basin and basin["n"] > 1:
+        found.append(
+            f"{family}: {basin['n']} of {basin['finished']} finished trials lie within "
+            f"{100 * basin['within']:.0f} points of the best, at learning rates "
+            f"{basin['low']:.2g} to {basin['high']:.2g}."
+        )
+    if entry["best_trial"] is None:
+        found.append(f"{family}: no trial finished{unfinished_text(entry)}.")
+    if entry["without_report"]:
+        found.append(f"{family}: {entry['without_report']} trials ended or wait without a report.")
+    return found
+
+
+def finals(comparison: Comparison) -> str:
+    """Test accuracy over seeds and the tests between pairs, or that they are missing."""
+    entries = [entry for entry in comparison["families"] if entry["final"]]
+    if not entries:
+        lead = (
+            "Missing: no final was run. A final retrains each family's frozen winner over fresh "
+            "seeds and opens the test split once; without it there is a ranking and no verdict."
+        )
+        return section("finals", "Finals", paragraph(lead, "missing"))
+    named = _named(comparison)
+    rows = [
+        [
+            named[entry["family"]],
+            interval(entry["final"]["test_top1"]),
+            ", ".join(str(seed) for seed in entry["final"]["seeds"]),
+            seconds(entry["final"]["gpu_seconds"]),
+        ]
+        for entry in entries
+    ]
+    head = ["family", "test accuracy", "seeds", "device time"]
+    content = [table(head, rows, caption="Means over seeds, Student's t interval", cards=True)]
+    if comparison["pairs"]:
+        lead = (
+            "Two-sided tests, Holm's correction across pairs. What is not shown may still be "
+            "there: see the smallest difference these data could have shown."
+        )
+        lines = [_pair_line(pair) for pair in comparison["pairs"]]
+        content += ["<h3>Pairs</h3>", paragraph(lead), items(lines)]
+    return section("finals", "Finals", *content)
+
+
+def _pair_line(pair: Mapping[str, Any]) -> str:
+    smallest = pair["smallest_detectable"]
+    shown = MISSING if smallest is None else f"{100 * smallest:.1f} points"
+    return f"{pair_text(pair)}; smallest difference detectable {shown}."
+
+
+def failures(comparison: Comparison) -> str:
+    """Failed trials by family and reason."""
+    found: Sequence[Mapping[str, Any]] = comparison["failures"]
+    if not found:
+        return section("failures", "Failures", paragraph("No trial failed."))
+    named = _named(comparison)
+    rows = [
+        [named[f["family"]], str(f["trials"]), str(f["epochs"]), f["first_trial"], f["reason"]]
+        for f in found
+    ]
+    head = ["family", "trials", "epochs spent", "first", "reason"]
+    body = table(
+        head, rows, caption="Failed trials by reason; their epochs count as cost", cards=True
+    )
+    return section("failures", "Failures and why", body)
+
+
+def differences(comparison: Comparison) -> str:
+    """What differed between the arms besides the architecture, and what did not."""
+    rows = comparison["differences"]
+    labels = [entry["family"] for entry in comparison["families"]]
+    named = _named(comparison)
+    unlike = [row for row in rows if not row["same"]]
+    alike = [row for row in rows if row["same"]]
+    content = [
+        paragraph(
+            "An accuracy differs for every reason in this table at once, not for the "
+            "architecture alone. Values are those of each family's best finished trial."
+        )
+    ]
+    if unlike:
+        body = [[r["what"], *[_value(r["values"].get(f)) for f in labels]] for r in unlike]
+        head = ["what", *[named[label] for label in labels]]
+        plain = ["what", *labels]
+        content.append(
+            table(plain if len(labels) > 3 else head, body, caption="Different in the arms")
+        )
+    if alike:
+        same = ", ".join(f"{r['what']} {_value(next(iter(r['values'].values())))}" for r in alike)
+        content.append(paragraph(f"The same in all: {same}.", "soft"))
+    spaces = comparison["spaces"]
+    lines = [f"{family}: {_space_text(space)}" for family, space in spaces.items()]
+    if lines:
+        content.append(details("Search space of each family", items(lines)))
+    return section("differences", "What differed between the arms", *content)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value_text(part) for part in value)
+    return MISSING if value is None else value_text(value)
+
+
+def _space_text(space: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis_name(axis)} {_domain_text(d)}" for axis, d in space.items()) or "none"
+
+
+def _domain_text(domain: Mapping[str, Any]) -> str:
+    if "values" in domain:
+        return f"one of {', '.join(value_text(value) for value in domain['values'])}"
+    scale = " (log)" if domain.get("kind") == "log" else ""
+    return f"{value_text(float(domain['low']))} to {value_text(float(domain['high']))}{scale}"
+
+
+__all__ = ["differences", "failures", "families", "finals"]
