@@ -1,0 +1,165 @@
+"""The command line: parse, call, print. Data on stdout, talk on stderr.
+
+Nothing here may import torch, ray, mlflow or pyarrow before a command needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from orchestrator import cli_machine, cli_read
+from orchestrator.cli_options import JSON, STORAGE, TRACKING, run_options, say, show
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.spec import RunSpec
+
+DEMO_FAMILIES = ("resnet", "vit", "hybrid")
+DEMO_TRIALS = 6
+
+
+class Commands(click.Group):
+    """A group that names the near commands when one is unknown."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the near names."""
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            near = difflib.get_close_matches(name, known, n=2) or ["--help"]
+            fix = " or ".join(f"{ctx.command_path} {one}" for one in near)
+            ctx.fail(f"no command {name!r}; valid: {', '.join(known)}. Fix: {fix}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def group() -> None:
+    """Settle which vision backbone to fine-tune on your images, and why.
+
+    \b
+    Exit codes: 0 done; 2 a mistake in what was asked; 3 can never be scheduled;
+    4 done, but some trials failed; 5 no trial succeeded; 130 interrupted,
+    resumable by typing the same command again.
+    """
+
+
+@group.command()
+@click.option("--name", default="demo", show_default=True, help="Name of the run.")
+@STORAGE
+@TRACKING
+@click.pass_context
+def demo(ctx: click.Context, /, **options: Any) -> None:
+    """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
+    from orchestrator.cli_run import spec_of
+
+    say(f"demo: {', '.join(DEMO_FAMILIES)} on digits, {DEMO_TRIALS} trials each, minutes")
+    spec = spec_of(DEMO_FAMILIES, {**options, "trials": DEMO_TRIALS, "set": ()})
+    _run(ctx, spec)
+
+
+@group.command()
+@click.argument("target")
+@run_options
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.pass_context
+def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> None:
+    """Search one family's recipes with ASHA.
+
+    TARGET is a family (resnet, vit, hybrid, convnext), a named sweep (smoke, vit-patches,
+    resnet-sgd), timm:MODEL, or path/to/file.py:function that returns a SweepSpec.
+    """
+    from orchestrator.cli_run import spec_of
+
+    spec = spec_of([target], options)
+    _plan(spec, as_json=False) if dry_run else _run(ctx, spec)
+
+
+@group.command()
+@click.argument("family", nargs=-1, required=True)
+@run_options
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.pass_context
+def tournament(
+    ctx: click.Context, /, family: tuple[str, ...], dry_run: bool, **options: Any
+) -> None:
+    """Search several families with equal trials.
+
+    They are one run and share one pool of slots.
+
+    --set FAMILY.PATH=VALUE reaches one of them.
+    """
+    from orchestrator.cli_run import spec_of
+
+    spec = spec_of(family, options)
+    _plan(spec, as_json=False) if dry_run else _run(ctx, spec)
+
+
+@group.command()
+@click.argument("target", nargs=-1, required=True)
+@run_options
+@JSON
+def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Print what a run would do. Trials, rungs, slots, storage, backbones, ranges and why."""
+    from orchestrator.cli_run import spec_of
+
+    _plan(spec_of(target, options), as_json)
+
+
+for command in (*cli_read.COMMANDS, *cli_machine.COMMANDS):
+    group.add_command(command)
+
+
+def _plan(spec: RunSpec, as_json: bool) -> None:
+    from orchestrator import cli_run
+    from orchestrator.plan import plan, plan_text
+
+    total = cli_run.check(spec)
+    made = plan(spec, total=total, geometry=cli_run.geometry_of(spec, say))
+    if as_json:
+        show(made)
+    else:
+        click.echo(plan_text(made))
+    say("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
+
+
+def _run(ctx: click.Context, spec: RunSpec) -> None:
+    from orchestrator import cli_run
+
+    outcome = cli_run.launch(spec, say)
+    place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
+    if outcome.interrupted:
+        say(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
+        say(f"next: the same command goes on; orchestrator status {spec.name}{place}")
+    else:
+        click.echo(cli_run.report(outcome.run_folder))
+        say(f"report: {outcome.run_folder / 'report.html'}")
+        say(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
+    ctx.exit(outcome.exit_code)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point. A mistake is one line on stderr; the exit codes are those of ``--help``."""
+    try:
+        code = group.main(arguments, prog_name="orchestrator", standalone_mode=False)
+    except UserError as error:
+        for mistake in error.mistakes:
+            say(f"error: {mistake}")
+        code = error.exit_code
+    except click.ClickException as error:
+        say(f"error: {' '.join(error.format_message().split())}")
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted: the same command goes on where it stopped")
+        code = 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`); Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,71 @@
+"""Options that commands share, and how they speak."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def say(line: str) -> None:
+    """Talk, on stderr."""
+    click.echo(line, err=True)
+
+
+def show(plain: Mapping[str, Any]) -> None:
+    """Data as JSON, on stdout."""
+    click.echo(json.dumps(plain, indent=2))
+
+
+def apply(options: Sequence[Callable[[Any], Any]], command: Command) -> Command:
+    """``command`` with ``options``, listed by ``--help`` in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder of the runs.")
+TRACKING = click.option(
+    "--tracking-uri",
+    help="MLflow. Default: $MLFLOW_TRACKING_URI, else sqlite in the storage folder.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+SET = click.option(
+    "--set",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Any leaf of the spec: a value, [A,B], log(LOW,HIGH) or uniform(LOW,HIGH). Repeatable.",
+)
+RUN = (
+    click.option(
+        "--dataset",
+        metavar="NAME|PATH",
+        help="digits (default), cifar10, cifar100, an image folder, a Parquet file or folder.",
+    ),
+    click.option("--scale", metavar="SCALE", help="tiny (default), small or base."),
+    click.option(
+        "--weights",
+        metavar="hub|none|PATH",
+        help="First weights. Default: none at tiny; hub at small, at base and for timm:MODEL.",
+    ),
+    click.option("--name", help="Create this run, or go on with it. Default: TARGET-DATASET."),
+    click.option("--trials", type=int, help="Trials of each family. Default 8."),
+    click.option("--max-epochs", type=int, help="Full length of a trial. Default 9."),
+    click.option("--seed", type=int, help="Draws the recipes, and all that is random. Default 0."),
+    SET,
+    click.option("--workers", type=int, help="Workers that train one trial. Default 1."),
+    click.option("--gpus-per-worker", type=float, help="Default 0: train on the CPU."),
+    click.option("--cpus-per-worker", type=float, help="Default 1."),
+    STORAGE,
+    TRACKING,
+    click.option("--experiment", help="MLflow experiment. Default: the run's name."),
+)
+
+
+def run_options(command: Command) -> Command:
+    """The options that sweep, tournament and plan share."""
+    return apply(RUN, command)
