@@ -142,7 +142,7 @@ def _build_and_rename(
 
 def _build(source: Source, spec: DataSpec, folder: Path, say: Say) -> DatasetInfo:
     reading = source.read(say)
-    _refuse_small_disk(reading, folder)
+    refuse_small_disk(reading, folder)
     labels, digests, skipped = _spool(reading, folder, say)
     held = [reading.class_names[index] for index in np.unique(labels["train"])]
     refuse_one_class(spec.source, held)
@@ -210,7 +210,8 @@ def _digests(images: Images) -> Digests:
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
 
 
-def _refuse_small_disk(reading: Reading, folder: Path) -> None:
+def refuse_small_disk(reading: Reading, folder: Path) -> None:
+    """Raise ``UserError`` where ``folder`` has no room to build the store of ``reading``."""
     per_image = reading.height * reading.width * 3 + 16
     need = 2 * reading.count * per_image + 2**20  # decoded once, then written by split
     free = shutil.disk_usage(folder).free
