@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import click
 
 from orchestrator.cli_options import JSON, SET, STORAGE, TRACKING, say, show
-from trainables.errors import UserError
+from trainables.errors import UserError, raise_if_any
 
 
 @click.group()
@@ -26,7 +24,6 @@ def _store(source: str, sets: tuple[str, ...]) -> Any:
     from orchestrator.overrides import apply_set
     from orchestrator.sweeps import family_sweep
     from trainables.data import check_source, prepare
-    from trainables.errors import raise_if_any
 
     other = [text for text in sets if not text.startswith("data.")]
     raise_if_any(
@@ -85,9 +82,9 @@ def doctor(as_json: bool, storage: str, tracking_uri: str | None) -> None:
     else:
         for name, value in facts.items():
             if name not in ("versions", "problems"):
-                click.echo(f"{name:<14} {'none' if value is None else value}")
+                click.echo(f"{name:<15} {'none' if value is None else value}")
         versions = ", ".join(f"{one} {version}" for one, version in facts["versions"].items())
-        click.echo(f"{'versions':<14} {versions}")
+        click.echo(f"{'versions':<15} {versions}")
     if facts["problems"]:
         raise UserError(*facts["problems"])
     say("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
@@ -101,8 +98,8 @@ def _facts(storage: str, tracking_uri: str | None) -> dict[str, Any]:
     from trainables.data import default_folder
 
     machine = environment()
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-    problems = storage_mistakes(storage) + (tracking.check(uri) if uri else [])
+    uri = tracking_uri or tracking.default_uri(storage)
+    problems = storage_mistakes(storage) + tracking.check(uri)
     total = plan.local_totals()
     folder = default_folder(DataSpec())
     return {
@@ -113,7 +110,7 @@ def _facts(storage: str, tracking_uri: str | None) -> dict[str, Any]:
         "gpus": int(total["GPU"]),
         "memory_gb": machine["memory_gb"],
         "cluster": cluster.known_address(),
-        "tracking": uri or tracking.default_uri(storage),
+        "tracking": uri,
         "storage": str(Path(storage).absolute()),
         "storage_free_gb": _free_gb(Path(storage)),
         "data_folder": str(folder),
@@ -138,11 +135,13 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
     """Open MLflow on this store. For this machine only; Ctrl-C ends it."""
     from orchestrator import tracking
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(storage)
-    if uri.startswith(("http://", "https://")):
+    uri = tracking_uri or tracking.default_uri(storage)
+    command = tracking.ui_command(storage, uri, port=port)
+    if not command:
         click.echo(uri)
         say("this store is a server already; next: open it in a browser")
         return
+    raise_if_any(tracking.check(uri))
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not file.exists():
         raise UserError(
@@ -156,8 +155,6 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
             raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
     click.echo(f"http://127.0.0.1:{port}")
     say("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 

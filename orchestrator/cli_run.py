@@ -188,10 +188,8 @@ def _network_mistakes(spec: RunSpec, *, weights: bool) -> list[str]:
     asked = {sweep.backbone for sweep in spec.sweeps} if weights else set()
     with ThreadPoolExecutor() as threads:
         answers = [threads.submit(ask, backbone) for backbone in asked]
-        if spec.tracking_uri:
-            answers.append(
-                threads.submit(tracking.check, spec.tracking_uri, timeout_s=NETWORK_TIMEOUT_S)
-            )
+        uri = spec.tracking_uri or tracking.default_uri(spec.storage)
+        answers.append(threads.submit(tracking.check, uri, timeout_s=NETWORK_TIMEOUT_S))
         return [line for answer in answers for line in answer.result()]
 
 

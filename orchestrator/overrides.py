@@ -83,9 +83,7 @@ def parse(path: str, text: str, *, given: bool = True) -> Any:
     """A value, or a ``Domain`` where ``text`` is a range. The error's message is the rule."""
     known = leaves()
     if path not in known:
-        near = sweeps.nearest(path, list(known))
-        tails = [one for one in known if one.rpartition(".")[2] == path.rpartition(".")[2]]
-        near = list(dict.fromkeys([*tails, *near]))[:3]
+        near = _near(path, list(known))
         raise _Wrong(f"--set has no path {path!r}. Fix: did you mean {' or '.join(near)}?")
     if not given:
         raise _Wrong(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
@@ -101,6 +99,15 @@ def parse(path: str, text: str, *, given: bool = True) -> Any:
         parsed = tuple(dict.fromkeys(_typed(path, hint, value) for value in values))
         return parsed[0] if len(parsed) == 1 else Choice(parsed)
     return _typed(path, hint, text)
+
+
+def _near(path: str, known: list[str]) -> list[str]:
+    """Paths with the same leaf, or whose initials it is (lr, wd), before those that look alike."""
+    leaf = path.rpartition(".")[2]
+    leafs = {one: one.rpartition(".")[2] for one in known}
+    same = [one for one in known if leafs[one] == leaf]
+    short = [one for one in known if "".join(word[0] for word in leafs[one].split("_")) == leaf]
+    return list(dict.fromkeys([*same, *short, *sweeps.nearest(path, known)]))[:3]
 
 
 def _range(path: str, hint: Any, match: re.Match[str]) -> Domain:

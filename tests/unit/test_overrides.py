@@ -95,6 +95,7 @@ def test_the_last_of_two_settings_wins() -> None:
     ("text", "said"),
     [
         ("recipe.learning_rat=1", "recipe.learning_rate"),
+        ("recipe.lr=1", "did you mean recipe.learning_rate or"),
         ("learning_rate=1", "recipe.learning_rate"),
         ("train_limit=100", "data.train_limit"),
         ("model.patch=4", "backbone.patch"),

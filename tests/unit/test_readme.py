@@ -1,0 +1,90 @@
+"""README: every command is in it and has help, its command lines parse, its links resolve."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from orchestrator.cli import group
+from orchestrator.overrides import apply_sets
+from orchestrator.sweeps import family_sweep, resolve
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(inside: click.Group = group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in inside.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def command_lines() -> list[list[str]]:
+    """Arguments of every CLI call in a shell block."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+        for line in block.splitlines():
+            call = re.search(r"(?:^|-- )(?:python -m )?orchestrator (.*)", line)
+            if call:
+                found.append(shlex.split(call[1]))
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda value: str(value))
+def test_every_command_and_option_has_help_and_the_readme_tells_of_it(
+    name: str, command: click.Command
+) -> None:
+    assert command.help
+    assert f"`orchestrator {name}" in README
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name != "port":
+            assert option.help, f"{name} --{option.name}"
+
+
+@pytest.mark.parametrize("arguments", command_lines(), ids=" ".join)
+def test_every_command_line_parses(arguments: list[str]) -> None:
+    inside: click.Command = group
+    while isinstance(inside, click.Group):
+        name = arguments.pop(0)
+        assert name in inside.commands
+        inside = inside.commands[name]
+    context = inside.make_context(name, arguments)
+    targets = context.params.get("target") or context.params.get("family") or ()
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    made = [resolve(one) for one in targets if ".py:" not in one] or [family_sweep("vit")]
+    assert apply_sets(made, context.params.get("set", ()))
+
+
+def test_the_readme_holds_enough_to_check() -> None:
+    assert len(command_lines()) > 12
+    first = README.index("```sh")
+    assert README[first:].startswith("```sh\nmake demo\nmake test\n")
+
+
+def test_the_sweep_of_the_readme_is_a_target(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "sweeps.py").write_text(code)
+    made = resolve(f"{tmp_path}/sweeps.py:careful")
+    assert made.trials == 12
+    assert made.mistakes() == []
+    assert str(made.space["recipe.learning_rate"]) == "log(0.0001, 0.001)"
+
+
+def test_relative_links_resolve() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_exit_codes_are_those_of_the_help() -> None:
+    assert group.help
+    for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE):
+        assert re.search(rf"\b{code}\b", group.help), code
