@@ -24,20 +24,21 @@ def _search_sentence(comparison: Mapping[str, Any]) -> str:
         total = sum(entry["trials"] for entry in comparison["families"])
         return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
     places = [f"{e['family']} {percent(e['best_val_top1'])}" for e in ranked]
-    counts = {entry["trials"] for entry in ranked}
-    trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
     if len(ranked) == 1:
         return f"The best finished trial {on} is of {places[0]} validation accuracy."
+    counts = {entry["trials"] for entry in ranked}
+    trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
     flips = "; the order changes with the unit of an equal budget"
     return (
-        f"By its single best finished trial {on}, {_leaders(ranked)} with "
-        f"{trials}: {', '.join(places)}{flips if comparison['budget']['flips'] else ''}."
+        f"{on[0].upper()}{on[1:]}, at {trials}, {_leaders(ranked)} by validation accuracy: "
+        f"{', '.join(places)}{flips if comparison['budget']['flips'] else ''}."
     )
 
 
 def _leaders(ranked: Sequence[Mapping[str, Any]]) -> str:
     top = [e["family"] for e in ranked if e["best_val_top1"] == ranked[0]["best_val_top1"]]
-    return f"{top[0]} leads" if len(top) == 1 else f"{' and '.join(top)} tie"
+    tied = f"{', '.join(top[:-1])} and {top[-1]} tie in the best finished trial"
+    return f"{top[0]} has the best finished trial" if len(top) == 1 else tied
 
 
 def _no_verdict(comparison: Mapping[str, Any]) -> str:

@@ -96,6 +96,8 @@ def accuracy_against_cost(
     families: Mapping[str, Sequence[Curve]], *, cost: str, name: str, limits: tuple[float, float]
 ) -> str:
     """Finished trials, best accuracy against their whole cost; the line joins the Pareto front."""
+    from matplotlib.ticker import EngFormatter
+
     everything: list[tuple[float, float]] = []
     with drawing() as (figure, axes):
         for index, curves in enumerate(families.values()):
@@ -112,6 +114,8 @@ def accuracy_against_cost(
             x, y = zip(*front, strict=True)
             axes.step(x, 100 * np.array(y), where="post", color=MUTED, linewidth=1.2, zorder=1)
         _cost_axis(axes, [x for x, _ in everything])
+        if cost == "flops":
+            axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_ylim(*limits)
         axes.set_xlabel(f"{'device seconds' if cost == 'seconds' else 'FLOPs'} of one training")
         axes.set_ylabel("best validation accuracy, %")
@@ -150,6 +154,8 @@ def best_so_far(
     families: Mapping[str, Sequence[Curve]], *, unit: str, name: str, limits: tuple[float, float]
 ) -> str:
     """Best finished accuracy against what the family had spent, one step line a family."""
+    from matplotlib.ticker import EngFormatter
+
     with drawing() as (figure, axes):
         for index, curves in enumerate(families.values()):
             spent, best = changes(*spending(curves, unit))
@@ -158,6 +164,8 @@ def best_so_far(
                       color=color(index), markersize=5.5)  # fmt: skip
         axes.set_xlim(left=0)
         axes.set_ylim(*limits)
+        if unit == "flops":
+            axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel(UNIT_LABELS[unit])
         axes.set_ylabel("best finished, %")
         label = f"Best validation accuracy of a finished trial against {UNIT_LABELS[unit]}"

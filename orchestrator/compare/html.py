@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from orchestrator.compare.wording import MISSING, NONE
+
 
 class Markup(str):
     """Text that is HTML already and is not escaped again."""
@@ -13,25 +15,29 @@ class Markup(str):
 
 
 def text(value: str) -> str:
-    """``value`` as HTML."""
-    return value if isinstance(value, Markup) else escape(value)
+    """``value`` as HTML; a number and its percent sign stay on one line."""
+    return value if isinstance(value, Markup) else escape(value).replace(" %", "\u00a0%")
 
 
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, cards: bool = False
 ) -> str:
-    """A table; the first column heads its row, a row's last missing cells stay empty.
+    """A table; the first column heads its row, columns of numbers are set to the right.
 
     Wide ones scroll inside a region that the keyboard reaches; with ``cards`` each row
     becomes a card on a narrow screen, and says its column names itself.
     """
-    top = "".join(f'<th role="columnheader" scope="col">{text(cell)}</th>' for cell in head)
+    kinds = [_alignment([row[i] for row in rows]) for i in range(len(head))]
+    top = "".join(
+        f'<th role="columnheader" scope="col"{kind}>{text(cell)}</th>'
+        for cell, kind in zip(head, kinds, strict=True)
+    )
     body = "".join(
         '<tr role="row">'
         + f'<th role="rowheader" scope="row">{text(row[0])}</th>'
         + "".join(
-            f'<td role="cell" data-label="{escape(label)}">{text(cell)}</td>'
-            for label, cell in zip(head[1:], row[1:], strict=True)
+            f'<td role="cell"{kind} data-label="{escape(label)}">{text(cell)}</td>'
+            for label, kind, cell in zip(head[1:], kinds[1:], row[1:], strict=True)
         )
         + "</tr>"
         for row in rows
@@ -44,6 +50,11 @@ def table(
         f'<thead role="rowgroup"><tr role="row">{top}</tr></thead>'
         f'<tbody role="rowgroup">{body}</tbody></table></div>'
     )
+
+
+def _alignment(cells: Sequence[str]) -> str:
+    numbers = all(cell[:1].isdigit() or cell in (MISSING, NONE) for cell in cells)
+    return ' class="n"' if numbers and cells else ""
 
 
 def details(summary: str, content: str) -> str:

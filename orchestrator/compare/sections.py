@@ -9,6 +9,7 @@ from orchestrator.compare.html import Markup, details, dot, items, paragraph, se
 from orchestrator.compare.table import edge_text, pair_text, unfinished_text
 from orchestrator.compare.wording import (
     MISSING,
+    NONE,
     axis_name,
     count,
     interval,
@@ -164,7 +165,6 @@ def differences(comparison: Comparison) -> str:
     """What differed between the arms besides the architecture, and what did not."""
     rows = comparison["differences"]
     labels = [entry["family"] for entry in comparison["families"]]
-    named = _named(comparison)
     unlike = [row for row in rows if not row["same"]]
     alike = [row for row in rows if row["same"]]
     content = [
@@ -175,11 +175,8 @@ def differences(comparison: Comparison) -> str:
     ]
     if unlike:
         body = [[r["what"], *[_value(r["values"].get(f)) for f in labels]] for r in unlike]
-        head = ["what", *[named[label] for label in labels]]
-        plain = ["what", *labels]
-        content.append(
-            table(plain if len(labels) > 3 else head, body, caption="Different in the arms")
-        )
+        caption = f"Different in the arms; {NONE} where an arm states nothing"
+        content.append(table(["what", *labels], body, caption=caption))
     if alike:
         same = ", ".join(f"{r['what']} {_value(next(iter(r['values'].values())))}" for r in alike)
         content.append(paragraph(f"The same in all: {same}.", "soft"))
@@ -193,7 +190,7 @@ def differences(comparison: Comparison) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value_text(part) for part in value)
-    return MISSING if value is None else value_text(value)
+    return NONE if value is None else value_text(value)
 
 
 def _space_text(space: Mapping[str, Any]) -> str:
@@ -205,6 +202,3 @@ def _domain_text(domain: Mapping[str, Any]) -> str:
         return f"one of {', '.join(value_text(value) for value in domain['values'])}"
     scale = " (log)" if domain.get("kind") == "log" else ""
     return f"{value_text(float(domain['low']))} to {value_text(float(domain['high']))}{scale}"
-
-
-__all__ = ["differences", "failures", "families", "finals"]

@@ -29,7 +29,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "compare",
     "text.parse_math": False,
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -53,7 +53,7 @@ def color(index: int) -> str:
 
 
 @contextmanager
-def drawing(*, size: tuple[float, float] = (4.6, 3.1)) -> Iterator[tuple[Figure, Axes]]:
+def drawing(*, size: tuple[float, float] = (4.1, 2.9)) -> Iterator[tuple[Figure, Axes]]:
     """A figure of ``size`` inches and its axes, in the page's style."""
     import matplotlib
     from matplotlib.figure import Figure

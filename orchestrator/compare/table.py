@@ -20,7 +20,6 @@ from orchestrator.compare.wording import (
 )
 
 WIDTH = 80
-LABEL = 20
 
 
 def table_text(comparison: Mapping[str, Any]) -> str:
@@ -60,16 +59,18 @@ def _clip(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns, the first to the left and the others to the right."""
-    cut = [[_clip(row[0], LABEL), *row[1:]] for row in rows]
-    widths = [max(len(row[i]) for row in cut) for i in range(len(cut[0]))]
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns, numbers to the right; the first column gives way to the others."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cut
+            [
+                _clip(row[0], widths[0]).ljust(widths[0]),
+                *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
+            ]
+        )
+        for row in rows
     )
 
 
@@ -83,7 +84,7 @@ def _families(families: Sequence[Mapping[str, Any]]) -> str:
     rows = [head, *[_family_row(entry) for entry in ordered]]
     if not any(entry["unfinished"] for entry in families):
         rows = [[*row[:5], *row[6:]] for row in rows]
-    return columns(rows)
+    return _columns(rows)
 
 
 def _by_accuracy(entry: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "missing"
+NONE = "–"  # nothing to state, where nothing was asked for
 
 
 def percent(value: float | None) -> str:
@@ -57,6 +58,8 @@ def value_text(value: Any) -> str:
     """A recipe's value, short."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
