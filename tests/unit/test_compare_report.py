@@ -1,0 +1,204 @@
+"""The HTML report: whole, offline, honest, and of bounded size."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.compare import compare, load, report_html
+from orchestrator.compare.figures import changes, pareto
+from tests.unit.compare_runs import RunFolder, search_run
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = "</script><script>alert(1)</script> & <b> $x_1$ https://example.org/"
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask of a page, and fails on tags that do not nest."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: list[Counter[str]] = []
+        self.text: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figure":
+            self.figures.append(Counter())
+        if "figure" in self.open:
+            self.figures[-1][tag] += 1
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(*folders: Path) -> str:
+    runs = [load(folder) for folder in folders]
+    return report_html(runs, compare(runs))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return report(search_run(tmp_path_factory.mktemp("runs") / "demo"))
+
+
+def test_it_loads_nothing_from_outside(demo: str) -> None:
+    page = Page(demo)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, name, value)
+    assert "http://" not in demo
+    assert "https://" not in demo
+    assert "@import" not in demo
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", demo))
+    assert not page.of("script")
+    assert any("default-src 'none'" in (meta.get("content") or "") for meta in page.of("meta"))
+
+
+def test_every_picture_has_words_and_a_table(demo: str) -> None:
+    page = Page(demo)
+    pictures = page.of("svg")
+    assert len(pictures) == 2 + 3 + 3
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in pictures)
+    assert len(page.figures) == len(pictures)
+    for figure in page.figures:
+        assert (figure["svg"], figure["figcaption"], figure["details"]) == (1, 1, 1)
+        assert figure["table"] == 1
+        assert figure["tr"] > 1
+
+
+def test_anchors_resolve_and_ids_are_unique(demo: str) -> None:
+    page = Page(demo)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] or "" for a in page.of("a") + page.of("use")]
+    assert len(links) > 8
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", demo)) <= set(ids)
+
+
+def test_sections_come_in_order_after_the_answer(demo: str) -> None:
+    assert [section["id"] for section in Page(demo).of("section")] == [
+        "families", "finals", "cost", "curves", "budget", "failures", "differences", "reproduce",
+    ]  # fmt: skip
+    assert demo.index('class="answer"') < demo.index("<section")
+
+
+def test_pictures_take_their_colours_from_the_page(demo: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", demo, flags=re.S))
+    assert "currentColor" in drawn
+    assert "var(--family-0)" in drawn
+    assert not re.findall(r"(?:fill|stroke): #", drawn)
+    assert "font-family" not in drawn
+    assert "prefers-color-scheme: dark" in demo
+
+
+def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
+    run = load(search_run(tmp_path / "demo"))
+    made = compare([run])
+    said = " ".join(Page(report_html([run], made)).text).replace("\u00a0", " ")
+    assert made["answer"] in said
+    assert "Missing: no final was run" in said
+    assert "5bec5bec5bec5bec" in said
+    for entry in made["families"]:
+        assert f"{100 * entry['best_val_top1']:.1f} %" in said
+        assert entry["best_trial"] in said
+    assert "below the cut-off 0.44 of 5 trials" in said
+
+
+def test_text_from_outside_stays_text(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit", HOSTILE))
+    run.trial(HOSTILE, [0.4, 0.5])
+    run.trial(HOSTILE, [0.4], end="failed", reason=HOSTILE)
+    run.trial("vit", [0.4], end="pruned", reason=HOSTILE)
+    run.ledger.append("noted", reason=HOSTILE)
+    made = report(run.close())
+    page = Page(made)
+    assert not page.of("script")
+    assert not page.of("b")[6 + 2 * 2 :]  # only those of the keys
+    assert "alert(1)" in "".join(page.text)
+
+
+@pytest.mark.parametrize("end", [None, "pruned", "failed"])
+def test_a_run_with_nothing_finished_has_a_page(tmp_path: Path, end: str | None) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.trial("vit", [0.4, np.nan], end=end)
+    run.trial("resnet", [], end=end if end != "pruned" else "failed")
+    page = Page(report(run.close(None)))
+    assert len(page.of("svg")) == 1
+    assert "nothing can be ranked" in "".join(page.text)
+
+
+def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
+    page = Page(report(RunFolder(tmp_path / "run", ()).close(None)))
+    assert not page.of("svg")
+    assert "missing" in "".join(page.text)
+
+
+def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    draw = np.random.default_rng(0)
+    for family, accuracy in (("resnet", 0.6), ("vit", 0.9)):
+        run.trial(family, [0.5, accuracy])
+        for seed in range(3):
+            run.final(family, draw.random(500) < accuracy, seed=seed)
+    said = "".join(Page(report(run.close())).text)
+    assert "vit better than resnet" in said
+    assert "n = 3" in said
+    assert "smallest difference detectable" in said
+
+
+def test_two_runs_share_a_page(tmp_path: Path) -> None:
+    made = report(search_run(tmp_path / "a", ("vit",)), search_run(tmp_path / "b", ("vit",)))
+    said = "".join(Page(made).text)
+    assert "vit (a)" in said
+    assert "vit (b)" in said
+
+
+def test_a_thousand_trials_stay_below_five_megabytes(tmp_path: Path) -> None:
+    folder = search_run(tmp_path / "large", ("resnet", "vit"), trials=500, epochs=30)
+    made = report(folder)
+    assert len(made.encode()) < 5_000_000
+    assert made.count("vit-0499") >= 1
+
+
+def test_many_points_become_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.compare.figures.VECTOR_POINTS", 10)
+    made = report(search_run(tmp_path / "run", ("vit",)))
+    assert 'href="data:image/png;base64,' in made
+
+
+def test_pareto_front_by_hand() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (2.0, 0.7), (4.0, 0.9), (5.0, 0.95)]
+    assert pareto(points) == [(1.0, 0.5), (2.0, 0.7), (3.0, 0.9), (5.0, 0.95)]
+
+
+def test_changes_keep_improvements_and_the_end() -> None:
+    spent = np.arange(1.0, 7.0)
+    best = np.array([np.nan, 0.2, 0.2, 0.5, 0.5, 0.5])
+    kept = changes(spent, best)
+    assert [array.tolist() for array in kept] == [[2.0, 4.0, 6.0], [0.2, 0.5, 0.5]]
