@@ -1,0 +1,198 @@
+"""What MLflow should show of a run: a pure function of the ledger's state. No mlflow here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger import Record, State, TrialState, device_seconds
+from trainables.recipe import stable_hash
+
+RUN_ID_TAG = "orchestrator.run_id"
+GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "road")
+MAX_TAG, MAX_PARAM = 5000, 6000
+STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
+
+MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
+
+
+def run_id(state: State) -> str:
+    """Tells this run from every other: by name, spec and the moment its ledger began."""
+    header = state.header
+    return stable_hash([header.get("run"), header.get("spec_hash"), state.created_at])
+
+
+def milliseconds(seconds: float) -> int:
+    """Unix seconds as MLflow writes them."""
+    return round(seconds * 1000)
+
+
+def has_begun(trial: TrialState) -> bool:
+    """Whether a slot ever took the trial, or it ended without: a trial in the queue has no run."""
+    return trial.started_at is not None or trial.ended_at is not None
+
+
+def trial_status(state: State, trial: TrialState, interrupted: bool) -> str:
+    """``queued``, ``running``, ``stopped``, ``finished``, ``pruned`` or ``failed``."""
+    if trial.status in STATUS:
+        return trial.status
+    return "stopped" if state.stopped or state.closed or interrupted else trial.status
+
+
+def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) -> dict[str, str]:
+    """Tags of a trial's run; they are on every child because MLflow cannot filter by a parent's."""
+    backbone = trial.assignment.get("backbone", {})
+    geometry = state.header.get("geometry", {}).get(trial.family, {})
+    tags = {
+        RUN_ID_TAG: run_id(state),
+        "mlflow.parentRunId": parent,
+        "mlflow.source.name": "orchestrator",
+        "sweep": state.header.get("run"),
+        "trial": trial.trial,
+        "family": trial.family,
+        "backbone": trial.detail.get("model") or backbone.get("model") or geometry.get("model"),
+        "scale": backbone.get("scale"),
+        "dataset": dataset_name(state, trial.family, trial.assignment.get("data", {})),
+        "stage": "audit" if "audited" in trial.rungs.values() else trial.stage,
+        "status": trial_status(state, trial, interrupted),
+        "attempt": trial.attempt,
+        "epochs": trial.epoch,
+        "reason": trial.reason,
+    }
+    return texts(tags, MAX_TAG)
+
+
+def dataset_name(state: State, family: str, data: Mapping[str, Any]) -> str | None:
+    """The dataset's name as its store gives it, else from where it came."""
+    info = state.header.get("datasets", {}).get(family, {})
+    source = data.get("source")
+    return info.get("name") or (Path(source).stem if source else None)
+
+
+def trial_params(trial: TrialState) -> dict[str, str]:
+    """The flat recipe with seed and length, and the backbone's geometry once it is known."""
+    asked = trial.assignment
+    data = asked.get("data", {})
+    params = {
+        **asked.get("recipe", {}),
+        "seed": asked.get("seed"),
+        "max_epochs": asked.get("epochs"),
+        "data_fraction": data.get("fraction"),
+        "train_limit": data.get("train_limit"),
+    }
+    if "model" in trial.detail or trial.ended_at is not None:
+        known = {**asked.get("backbone", {}), **trial.detail}
+        names = (*GEOMETRY, "num_workers")
+        params |= {name: known[name] for name in names if known.get(name) is not None}
+    return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
+
+
+def epoch_metrics(report: Record) -> list[MetricRow]:
+    """One report as MLflow metrics; the record's own time makes a replay write the same rows."""
+    at, step = milliseconds(report["time"]), int(report["epoch"])
+    return [
+        (name, float(value), at, step)
+        for name, value in report["metrics"].items()
+        if name != "epoch" and value is not None
+    ]
+
+
+def final_metrics(trial: TrialState) -> list[MetricRow]:
+    """What a whole trial amounts to; empty while it runs. Unknown values are left out."""
+    if trial.ended_at is None:
+        return []
+    curve = [
+        (epoch, float(value))
+        for epoch, report in sorted(trial.reports.items())
+        if math.isfinite(value := report["metrics"].get("val_top1", math.nan))
+    ]
+    values: dict[str, float | None] = {
+        "best_val_top1": trial.best()[0],
+        "epochs_to_90pct_of_best": _epochs_to(curve, 0.9),
+        "convergence_auc": _mean_height(curve),
+        "gpu_seconds": device_seconds(trial) if trial.reports else None,
+    }
+    for name in ("params_m", "gflops_per_image", "latency_ms"):
+        values[name] = trial.detail.get(name)
+    at = milliseconds(trial.ended_at)
+    return [(k, float(v), at, trial.epoch) for k, v in values.items() if v is not None]
+
+
+def _epochs_to(curve: list[tuple[int, float]], share: float) -> float | None:
+    goal = share * max((value for _, value in curve), default=0.0)
+    return next((float(epoch) for epoch, value in curve if value >= goal), None)
+
+
+def _mean_height(curve: list[tuple[int, float]]) -> float | None:
+    """Area under accuracy by the trapezoid rule over the epochs spanned; in [0, 1]."""
+    if len(curve) < 2:
+        return curve[0][1] if curve else None
+    area = sum(
+        (right - left) * (low + high) / 2
+        for (left, low), (right, high) in itertools.pairwise(curve)
+    )
+    return area / (curve[-1][0] - curve[0][0])
+
+
+def learning_curve(trial: TrialState) -> str:
+    """All reports of a trial as one JSON document."""
+    epochs = [{"epoch": epoch, **one["metrics"]} for epoch, one in sorted(trial.reports.items())]
+    rungs = {str(epoch): event for epoch, event in trial.rungs.items()}
+    document = {"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs}
+    return as_json(document)
+
+
+def as_json(document: Any) -> str:
+    """Text of a small JSON artifact."""
+    return json.dumps(document, indent=1, default=str)
+
+
+def run_status(state: State, interrupted: bool) -> str:
+    """``running``, ``stopped``, ``finished``, or ``failed`` when every trial failed."""
+    if state.closed:
+        ends = {trial.status for trial in state.trials.values()}
+        return "failed" if ends == {"failed"} else "finished"
+    return "stopped" if state.stopped or interrupted else "running"
+
+
+def run_tags(state: State, interrupted: bool) -> dict[str, str]:
+    """Tags of the parent run."""
+    header = state.header
+    datasets = {info.get("name") for info in header.get("datasets", {}).values()}
+    opened = state.test_opened_at
+    tags = {
+        RUN_ID_TAG: run_id(state),
+        "mlflow.source.name": "orchestrator",
+        "sweep": header.get("run"),
+        "status": run_status(state, interrupted),
+        "families": ", ".join(sorted(header.get("geometry", {}))),
+        "dataset": ", ".join(sorted(filter(None, datasets))),
+        "spec_hash": header.get("spec_hash"),
+        "code_version": header.get("code_version"),
+        "test_opened_at": datetime.fromtimestamp(opened, UTC).isoformat() if opened else None,
+    }
+    return texts(tags, MAX_TAG)
+
+
+def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
+    """Counts and totals of the parent run at its end."""
+    trials = list(state.trials.values())
+    best = [value for value in (trial.best()[0] for trial in trials) if value is not None]
+    values: dict[str, float] = {
+        f"trials_{status}": sum(trial.status == status for trial in trials)
+        for status in ("finished", "pruned", "failed")
+    }
+    values["gpu_seconds"] = sum(device_seconds(trial) for trial in trials)
+    if best:
+        values["best_val_top1"] = max(best)
+    return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]
+
+
+def texts(values: Mapping[str, Any], limit: int) -> dict[str, str]:
+    """Known values as text MLflow accepts; a missing one is absent, never an empty tag."""
+    return {name: str(value)[:limit] for name, value in values.items() if value not in (None, "")}
