@@ -30,6 +30,7 @@ def sainte_lague(sizes, seats):
     return given_out
 
 
+@settings(deadline=None)
 @given(class_sizes, seeds, st.data())
 def test_every_prefix_is_apportioned_by_sainte_lague(sizes, seed, data):
     labels, digests = rows_of(sizes)
@@ -46,6 +47,7 @@ def test_every_prefix_is_apportioned_by_sainte_lague(sizes, seed, data):
         assert min(abs(sizes[c] / (2 * reference[c] + 1) - tie) for tie in ties) < 1e-9
 
 
+@settings(deadline=None)
 @given(class_sizes, seeds, st.randoms(use_true_random=False))
 def test_the_order_of_rows_has_no_say(sizes, seed, random):
     labels, digests = rows_of(sizes)
@@ -55,6 +57,7 @@ def test_the_order_of_rows_has_no_say(sizes, seed, random):
     np.testing.assert_array_equal(digests[first], digests[shuffled][second])
 
 
+@settings(deadline=None)
 @given(class_sizes, seeds)
 def test_a_carve_leaves_each_class_one_image(sizes, seed):
     labels, digests = rows_of(sizes)
@@ -63,6 +66,7 @@ def test_a_carve_leaves_each_class_one_image(sizes, seed):
     assert np.bincount(left, minlength=len(sizes)).tolist() == [1] * len(sizes)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(10, 40), min_size=2, max_size=6),
     seeds,

@@ -17,7 +17,7 @@ import numpy as np
 
 from trainables.assignment import DataSpec
 from trainables.data.reading import Reading, Say, Source, refuse_one_class
-from trainables.data.sources import bounds, locate
+from trainables.data.sources import locate
 from trainables.data.splits import assign_splits
 from trainables.data.store import (
     SPLITS,
@@ -31,7 +31,7 @@ from trainables.data.store import (
     seal,
     write_split,
 )
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError
 from trainables.recipe import stable_hash
 
 LOCK_TIMEOUT_S = 3600.0
@@ -44,7 +44,6 @@ def prepare(spec: DataSpec, *, say: Say = lambda line: None) -> PixelStore:
     complete; the others wait for it. ``say`` gets lines of progress. Raises ``UserError`` on
     every mistake in the source, on a full disk and on a lock held for an hour.
     """
-    raise_if_any(bounds(spec))
     source = locate(spec)
     key = {
         "schema": STORE_SCHEMA,

@@ -8,7 +8,7 @@ from pathlib import Path
 from trainables.assignment import DataSpec
 from trainables.data import digits, folder
 from trainables.data.reading import Source
-from trainables.errors import UserError
+from trainables.errors import UserError, raise_if_any
 
 NAMES = ("digits", "cifar10", "cifar100")
 
@@ -18,16 +18,25 @@ def check_source(spec: DataSpec) -> list[str]:
 
     Looks at names, bounds, folder layout, Parquet footers and the archive's kind; no network.
     """
-    mistakes = bounds(spec)
     try:
         locate(spec)
     except UserError as error:
-        mistakes.extend(error.mistakes)
-    return mistakes
+        return list(error.mistakes)
+    return []
 
 
 def locate(spec: DataSpec) -> Source:
-    """The source that ``spec`` names. Raises ``UserError`` where there is none, or a broken one."""
+    """The source that ``spec`` names; ``UserError`` with all that ``check_source`` lists."""
+    mistakes = _bounds(spec)
+    try:
+        source = _locate(spec)
+    except UserError as error:
+        raise UserError(*mistakes, *error.mistakes) from None
+    raise_if_any(mistakes)
+    return source
+
+
+def _locate(spec: DataSpec) -> Source:
     name = spec.source
     if name in ("cifar10", "cifar100"):
         from trainables.data import cifar
@@ -67,8 +76,7 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
     )
 
 
-def bounds(spec: DataSpec) -> list[str]:
-    """Every number of ``spec`` that is out of its range, one line each."""
+def _bounds(spec: DataSpec) -> list[str]:
     found: list[str] = []
 
     def number(name: str, low: float, high: float, *, whole: bool, open_low: bool = False) -> None:

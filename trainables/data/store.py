@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ import pyarrow as pa
 
 STORE_SCHEMA = 1
 SPLITS = ("train", "val", "test")
+
+T = TypeVar("T", bound=np.generic)
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -71,21 +73,24 @@ class PixelStore:
 
         Rows are in the order of their content digest, so a source sorted by label is not.
         """
-        batch = self._batch(name)
-        images = np.frombuffer(batch.column("image").buffers()[1], dtype=np.uint8)
-        shape = (batch.num_rows, self.info.height, self.info.width, self.info.channels)
-        labels: Labels = batch.column("label").to_numpy(zero_copy_only=True)
-        return Split(images=images[: int(np.prod(shape))].reshape(shape), labels=labels)
+        images = self._column(name, "image", np.uint8)
+        shape = (-1, self.info.height, self.info.width, self.info.channels)
+        return Split(images=images.reshape(shape), labels=self._column(name, "label", np.int64))
 
     def digests(self, name: str) -> Digests:
         """uint64 (N,): the digest of each row's pixels, which seeded subsets are drawn by."""
-        digests: Digests = self._batch(name).column("digest").to_numpy(zero_copy_only=True)
-        return digests
+        return self._column(name, "digest", np.uint64)
 
-    def _batch(self, name: str) -> Any:
+    def _column(self, name: str, column: str, kind: type[T]) -> npt.NDArray[T]:
         if name not in SPLITS:
             raise KeyError(f"no split {name!r}; choose one of {', '.join(SPLITS)}")
-        return pa.ipc.open_file(pa.memory_map(str(self.path / f"{name}.arrow"))).get_batch(0)
+        mapped = pa.memory_map(str(self.path / f"{name}.arrow"))
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        array = batch.column(column)
+        # not to_numpy(), which imports pandas; the buffer is padded to 64 bytes
+        flat = np.frombuffer(array.buffers()[1], dtype=kind)
+        width = batch.schema.field(column).type.byte_width // flat.itemsize
+        return flat[: len(array) * width]
 
 
 def write_split(
