@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def adapt(request: Request) -> Adapted:
             f"stride {stride} that divides backbone.image_size; got {patch} and {side}. "
             f"Fix: --set backbone.patch=P with P one of {valid}"
         )
-    tokens = -((-side // patch) ** 2)
+    tokens = math.ceil(side / patch) ** 2  # the convolutions pad: a part of a stride counts
     return Adapted(
         patch=patch,
         stem=stem,

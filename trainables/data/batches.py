@@ -1,0 +1,117 @@
+"""From the pixel store to the device: resident pixels, the epoch's order, batches of indices."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SHARE_OF_FREE_MEMORY = 0.5  # of the accelerator, that pixels may take
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One split's images (N, H, W, C) uint8 and labels (N,) int64.
+
+    On the CPU ``images`` is a view of the memory map: nothing is copied. On an accelerator it
+    lies in device memory when it fits in half of what is free, else in host memory, from which
+    each batch is copied (pinned, asynchronous).
+    """
+
+    images: Tensor
+    labels: Tensor
+    device: torch.device
+
+    def cut(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images on the device and the positions (B,) in them of ``rows`` (B,).
+
+        The whole resident split, or the batch alone: copied from pinned memory while the
+        device works on the step before.
+        """
+        if self.images.device.type == self.device.type:
+            return self.images, rows.to(self.device)
+        batch = self.images.index_select(0, rows).pin_memory()
+        positions = torch.arange(len(rows), device=self.device)
+        return batch.to(self.device, non_blocking=True), positions
+
+
+def load_pixels(
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], device: torch.device
+) -> Pixels:
+    """Map a split to ``device``; says in the log where it went, with sizes."""
+    with warnings.catch_warnings():  # the map is read-only, and nothing here writes to it
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        host = torch.from_numpy(images)
+        targets = torch.from_numpy(np.ascontiguousarray(labels))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        fits = images.nbytes <= SHARE_OF_FREE_MEMORY * free
+        place = "device memory" if fits else "host memory, copied batch by batch"
+        log.info(
+            "%d images, %.2f GB, in %s (%.1f GB free)",
+            len(images),
+            images.nbytes / 1e9,
+            place,
+            free / 1e9,
+        )
+        host = host.to(device) if fits else host
+        targets = targets.to(device)
+    return Pixels(host, targets, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """How an epoch over ``images`` training images is cut into steps.
+
+    Step t of an epoch is the block ``order[t * G : (t + 1) * G]`` of a permutation that depends
+    on seed and epoch alone; worker r of W takes the r-th W-th of the block, so a step sees the
+    same images whatever W is at one global batch G. The incomplete last block is left out (its
+    images differ from epoch to epoch); a set smaller than G is one step of as many images as
+    the workers can share evenly.
+    """
+
+    images: int
+    batch_size_per_worker: int
+    world_size: int
+
+    @property
+    def per_worker(self) -> int:
+        """Images per step and worker."""
+        return min(self.batch_size_per_worker, self.images // self.world_size)
+
+    @property
+    def global_batch(self) -> int:
+        """Images per step."""
+        return self.per_worker * self.world_size
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch; 0 when there are fewer images than workers."""
+        return self.images // self.global_batch if self.global_batch else 0
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The epoch's permutation of positions 0..images-1, (images,) int64."""
+        generator = np.random.default_rng((seed, epoch, 0))
+        return torch.from_numpy(generator.permutation(self.images))
+
+    def batches(
+        self, rows: Tensor, *, seed: int, epoch: int, rank: int, first_step: int = 0
+    ) -> Iterator[Tensor]:
+        """Rows of the split for each step of this worker, (per_worker,) int64 each."""
+        order = rows[self.order(seed, epoch)]
+        for step in range(first_step, self.steps):
+            start = step * self.global_batch + rank * self.per_worker
+            yield order[start : start + self.per_worker]
+
+
+def shard(count: int, rank: int, size: int) -> tuple[int, int]:
+    """Start and end of this worker's part of ``count`` images: disjoint, complete, even."""
+    return count * rank // size, count * (rank + 1) // size

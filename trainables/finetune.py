@@ -1,0 +1,124 @@
+"""Fine-tune one recipe on one backbone: a generator of epochs that knows nothing of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from trainables.assignment import Assignment
+from trainables.data import PixelStore, prepare
+from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
+from trainables.loop import World, predict
+from trainables.trial_state import Trial
+
+__all__ = ["EpochReport", "World", "evaluate_split", "fine_tune"]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch done: ``epoch`` counts from 1; ``metrics`` has DESIGN's names, missing is absent.
+
+    ``images_seen`` and ``flops`` are cumulative over the trial, seconds are of this epoch.
+    ``checkpoint`` is the folder that rank 0 wrote, if one was due. ``detail`` holds facts of the
+    trial, on its first report, and ``notes`` whenever something was done differently.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    checkpoint: str | None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def fine_tune(
+    assignment: Assignment,
+    world: World = World(),  # noqa: B008 - frozen
+    *,
+    store: PixelStore | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[EpochReport]:
+    """Train epoch by epoch: each ``next()`` trains one, evaluates, saves when due, reports.
+
+    ``close()`` ends it early and frees its memory. Resumes from ``assignment.checkpoint``, also
+    in the middle of an epoch. With ``world.size`` > 1 every rank runs it in lockstep under an
+    initialised ``torch.distributed``, and all yield the same metrics. ``store`` is prepared
+    from ``assignment.data`` when not given. ``should_stop`` is asked between steps: once true, a
+    checkpoint is written and ``Preempted`` raised. Raises ``UserError`` for mistakes in the
+    assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named.
+    """
+    raise_if_any(assignment.recipe.mistakes())
+    trial = Trial(assignment, world, store or prepare(assignment.data))
+    first = True
+    while trial.progress.epoch < assignment.epochs:
+        try:
+            finished = trial.train(should_stop)
+            if not finished:
+                folder = trial.save()
+                raise Preempted(f"{assignment.trial_id} was told to stop", checkpoint=folder)
+            metrics, folder = trial.finish_epoch()
+        except (Diverged, OutOfMemory) as error:
+            epoch = trial.progress.epoch + 1
+            message = f"{assignment.trial_id}, epoch {epoch}: {error}; {recipe_line(assignment)}"
+            raise type(error)(message) from error
+        detail = trial.facts() if first else {}
+        if trial.learner.notes:
+            detail["notes"] = list(trial.learner.notes)
+            trial.learner.notes.clear()
+        first = False
+        yield EpochReport(trial.progress.epoch, metrics, folder, detail)
+
+
+def recipe_line(assignment: Assignment) -> str:
+    """The backbone and every axis of the recipe that differs from its default, in one line."""
+    defaults = type(assignment.recipe)().as_dict()
+    changed = {
+        k: v
+        for k, v in assignment.recipe.as_dict().items()
+        if v != defaults[k] or k in ("optimizer", "learning_rate")
+    }
+    spec = assignment.backbone
+    axes = ", ".join(f"{key}={value}" for key, value in changed.items())
+    return f"{spec.family}/{spec.scale}: {axes}"
+
+
+def evaluate_split(
+    assignment: Assignment,
+    checkpoint: str,
+    split: str,
+    world: World = World(),  # noqa: B008 - frozen
+    *,
+    store: PixelStore | None = None,
+) -> npt.NDArray[np.int64]:
+    """Predicted class of every image of ``split``, (N,), by the model in ``checkpoint``.
+
+    The moving average's weights where the recipe keeps one. With several workers each
+    predicts a shard and all return the whole.
+    """
+    opened = store or prepare(assignment.data)
+    trial = Trial(_resumed(assignment, checkpoint), world, opened)
+    parts = [
+        logits.argmax(1).cpu()
+        for logits, _ in predict(
+            trial.learner.evaluated,
+            trial.pixels(split),
+            trial.learner.look,
+            world=world,
+            bf16=trial.learner.bf16,
+        )
+    ]
+    mine = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    if world.size > 1:
+        shards: list[Any] = [None] * world.size
+        dist.all_gather_object(shards, mine)
+        mine = torch.cat(shards)
+    result: npt.NDArray[np.int64] = mine.numpy()
+    return result
+
+
+def _resumed(assignment: Assignment, checkpoint: str) -> Assignment:
+    return Assignment.from_dict({**assignment.as_dict(), "checkpoint": checkpoint})

@@ -1,0 +1,166 @@
+"""What learns: the model with its optimizer and moving average, its freezing and its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables import checkpoint as files
+from trainables.accounting import Flops, count_flops
+from trainables.assignment import Assignment
+from trainables.augment import Look
+from trainables.backbones import build
+from trainables.errors import OutOfMemory, UserError
+from trainables.loop import Batch, Step, World
+from trainables.optim import Ema, build_optimizer
+from trainables.stateless import key_of
+
+_flops: dict[Any, Flops] = {}  # by geometry: counting would be felt in every warm start
+
+
+class Learner:
+    """A backbone under training on this worker.
+
+    A frozen backbone (``freeze=head``, or the first ``head_epochs`` of ``head_then_full``) runs
+    in evaluation mode: its batch statistics stay as they are and no path in it is dropped.
+    """
+
+    def __init__(
+        self, assignment: Assignment, world: World, *, num_classes: int, height: int, width: int
+    ) -> None:
+        recipe = assignment.recipe
+        self.recipe, self.world, self.classes = recipe, world, num_classes
+        self.device = torch.device(world.device)
+        self.notes: list[str] = []
+        torch.default_generator.manual_seed(key_of(assignment.seed) >> 1)
+        self.backbone = build(
+            assignment.backbone,
+            num_classes=num_classes,
+            height=height,
+            width=width,
+            drop_path=recipe.drop_path,
+        )
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.module = self.backbone.module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.head = {id(p) for p in self.backbone.head_parameters()}
+        self.bf16 = self._wants_bf16()
+        self.frozen: bool | None = None
+        self._retried = False
+        self.ema = Ema(self.module, recipe.ema_decay) if recipe.ema_decay is not None else None
+        optimizer = build_optimizer(self.backbone.parameter_groups(recipe), recipe)
+        self.step = Step(
+            model=self.module,
+            optimizer=optimizer,
+            recipe=recipe,
+            device=self.device,
+            bf16=self.bf16,
+            accumulation=recipe.accumulation_steps,
+            ema=self.ema,
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that counts: the moving average where the recipe keeps one."""
+        return self.module if self.ema is None else self.ema.module
+
+    @property
+    def look(self) -> Look:
+        """How pixels become this model's input."""
+        return Look(
+            image_size=self.backbone.geometry.image_size,
+            mean=self.backbone.mean,
+            std=self.backbone.std,
+            channels_last=self.recipe.channels_last,
+        )
+
+    def prepare_epoch(self, epoch: int) -> None:
+        """Freeze or thaw for the epoch (from 0), and set the mode of every part."""
+        recipe = self.recipe
+        frozen = recipe.freeze == "head"
+        frozen |= recipe.freeze == "head_then_full" and epoch < recipe.head_epochs
+        if frozen is not self.frozen:
+            self.frozen = frozen
+            for parameter in self.module.parameters():
+                parameter.requires_grad_(not frozen or id(parameter) in self.head)
+            self.flops()
+            self._wrap()
+        self.module.train(not frozen)
+
+    def take_step(self, batch: Batch, rate: float) -> Tensor:
+        """One optimizer step; returns the mean loss.
+
+        Out of memory, a single worker tries once more with half the micro-batch and twice the
+        accumulation, hence the same global batch. Several workers cannot, since the others
+        already wait for this one's gradients: raises ``OutOfMemory``.
+        """
+        try:
+            return self.step(batch, rate)
+        except OutOfMemory as error:
+            smallest = len(batch) // self.step.accumulation < 2
+            if self._retried or self.world.size > 1 or smallest:
+                raise
+            self._retried = True
+            self.step.accumulation *= 2
+            self.notes.append(
+                f"{error}: went on with micro-batches of "
+                f"{-(-len(batch) // self.step.accumulation)}, the same global batch"
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self.step(batch, rate)
+
+    def flops(self) -> Flops:
+        """FLOPs per image as the model trains now, counted once per geometry."""
+        key = (self.backbone.geometry, self.classes, self.frozen)
+        if key not in _flops:
+            side = self.backbone.geometry.image_size
+            _flops[key] = count_flops(self.backbone.module, side)
+        return _flops[key]
+
+    def tensors(self) -> dict[str, files.Tensors]:
+        """All tensors that a checkpoint needs: model, optimizer, average."""
+        tensors = {
+            "model": self.module.state_dict(),
+            "optimizer": files.optimizer_tensors(self.step.optimizer),
+        }
+        if self.ema is not None:
+            tensors["ema"] = self.ema.module.state_dict()
+        return tensors
+
+    def restore(self, folder: Path, *, accumulation: int, ema_steps: int | None) -> None:
+        """Take over the tensors of a checkpoint. Raises ``UserError`` where they do not fit."""
+        try:
+            self.module.load_state_dict(files.read_tensors(folder, "model"))
+            files.restore_optimizer(self.step.optimizer, files.read_tensors(folder, "optimizer"))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(files.read_tensors(folder, "ema"))
+                self.ema.steps = ema_steps or 0
+        except (RuntimeError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint {folder} is of another model ({str(error).splitlines()[0]}). "
+                "Fix: resume with the backbone and recipe that wrote it"
+            ) from error
+        self._retried = accumulation != self.step.accumulation
+        self.step.accumulation = accumulation
+
+    def _wants_bf16(self) -> bool:
+        if self.recipe.precision != "bf16":
+            return False
+        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            self.notes.append(f"{self.device} has no bfloat16: trained in fp32")
+            return False
+        return True
+
+    def _wrap(self) -> None:
+        if self.recipe.compile:
+            self.module.compile()
+        self.step.model = self.module
+        if self.world.size > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self.step.model = DistributedDataParallel(
+                self.module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )

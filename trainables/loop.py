@@ -1,0 +1,298 @@
+"""Training steps and evaluation: plain PyTorch, one process or several in lockstep."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables.accounting import Clock
+from trainables.augment import Look, fit, normalise
+from trainables.data.batches import Pixels, shard
+from trainables.errors import Diverged, OutOfMemory
+from trainables.optim import Ema, set_learning_rate
+from trainables.recipe import Recipe
+from trainables.stateless import key_of
+
+CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
+ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
+EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class World:
+    """Who trains together: this process's rank among ``size``, and its torch device."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+
+@dataclass
+class Progress:
+    """Where a trial is: all that a checkpoint holds beside tensors.
+
+    ``epoch`` counts epochs completed, ``images`` the images of the epoch under way that all
+    workers together have trained on, ``loss_sum`` this worker's sum of their losses.
+    """
+
+    epoch: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    images_seen: int = 0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's images (B, C, S, S) and labels (B,); mixed images keep ``weight`` (B,) of their
+    label, ``partner`` (B,) labels get the rest."""
+
+    images: Tensor
+    labels: Tensor
+    partner: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, end: int) -> Batch:
+        """Images start..end-1."""
+        mixed = (t[start:end] if t is not None else None for t in (self.partner, self.weight))
+        return Batch(self.images[start:end], self.labels[start:end], *mixed)
+
+
+def batch_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of (B, classes) logits against own and mixed-in labels."""
+    logits = logits.float()
+    if batch.partner is None or batch.weight is None:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    own, other = (
+        F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+        for labels in (batch.labels, batch.partner)
+    )
+    return torch.lerp(other, own, batch.weight).mean()
+
+
+@dataclass
+class Step:
+    """One optimizer step: forward, backward over micro-batches, clip, update, average.
+
+    ``model`` is the module or its DDP wrapper. ``accumulation`` micro-batches share one step;
+    gradients cross workers once, with the last of them.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    device: torch.device
+    bf16: bool
+    accumulation: int
+    ema: Ema | None = None
+
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
+        """Take the step at learning rate ``rate``; returns the batch's mean loss, a scalar.
+
+        Raises ``OutOfMemory`` where the device has no room.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = self.gradients(batch)
+            self.update(rate)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"{self.device} has no room for a micro-batch of "
+                f"{-(-len(batch) // self.accumulation)} images (accumulation {self.accumulation})"
+            ) from error
+        return loss
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Accumulate the gradients of the batch's mean loss, and return that loss."""
+        total = torch.zeros((), device=self.device)
+        bounds = [len(batch) * i // self.accumulation for i in range(self.accumulation + 1)]
+        for start, end in itertools.pairwise(bounds):
+            if start == end:
+                continue
+            last = end == len(batch)
+            part = batch if end - start == len(batch) else batch.part(start, end)
+            with self._sync(last), autocast(self.device, self.bf16):
+                loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
+                loss = loss * (len(part) / len(batch))
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def update(self, rate: float) -> None:
+        """Clip the gradients' norm (Pascanu et al. 2013), then update weights and average."""
+        set_learning_rate(self.optimizer, rate)
+        if self.recipe.clip_grad_norm is not None:
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_grad_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+
+    def _sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on an accelerator or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)
+
+
+def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision in bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def train_one_epoch(
+    step: Callable[[Batch, float], Tensor],
+    batches: Iterator[Batch],
+    *,
+    progress: Progress,
+    images_per_step: int,
+    steps: int,
+    rate_at: Callable[[float], float],
+    seed: int,
+    world: World,
+    clock: Clock,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Train what is left of the epoch; ``False`` when told to stop before its end.
+
+    Every step seeds torch's generator from seed, epoch, step and rank, so that dropout and
+    stochastic depth go on after a resume as if there had been none. Raises ``Diverged``, on all
+    workers alike, when the loss is not finite.
+    """
+    device = torch.device(world.device)
+    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=device)
+    first = round(progress.images / images_per_step)
+    for number in range(first, steps + 1):
+        if _pause(number, steps, first, loss_sum, world, should_stop):
+            progress.loss_sum = float(loss_sum)
+            return False
+        if number == steps:
+            break
+        with clock.on("data"):
+            batch = next(batches)
+        _seed_torch(key_of(seed, progress.epoch, number, world.rank), device)
+        rate = rate_at(progress.epoch + (number + 1) / steps)
+        loss_sum += step(batch, rate).double() * len(batch)
+        progress.images += images_per_step
+        progress.images_seen += images_per_step
+    progress.loss_sum = float(loss_sum)
+    return True
+
+
+def _pause(
+    number: int,
+    steps: int,
+    first: int,
+    loss_sum: Tensor,
+    world: World,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Whether to stop before step ``number``; raises ``Diverged``. Alike on all workers."""
+    due = number in (first, steps)
+    if world.size > 1:
+        if not due and number % CONSENSUS_STEPS:
+            return False
+        flags = torch.stack(
+            (torch.tensor(float(should_stop())), (~loss_sum.isfinite()).cpu().float())
+        )
+        flags = flags.to(loss_sum.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        stop, diverged = (bool(flag) for flag in flags.tolist())
+    else:
+        cheap = loss_sum.device.type == "cpu" or number % ACCELERATOR_CHECK_STEPS == 0
+        diverged = (due or cheap) and not math.isfinite(loss_sum.item())
+        stop = should_stop()
+    if diverged:
+        raise Diverged(f"the training loss is not finite by step {number} of {steps}")
+    return stop
+
+
+def _seed_torch(key: int, device: torch.device) -> None:
+    # torch.manual_seed would also queue a seed, with a stack trace, for an absent accelerator
+    torch.default_generator.manual_seed(key >> 1)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key >> 1)
+
+
+@torch.inference_mode()
+def predict(
+    module: nn.Module, pixels: Pixels, look: Look, *, world: World, bf16: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, classes) float32 and labels (B,) of this worker's shard, in order."""
+    module.eval()
+    start, end = shard(len(pixels.labels), world.rank, world.size)
+    device = torch.device(world.device)
+    for low in range(start, end, EVAL_BATCH):
+        high = min(low + EVAL_BATCH, end)
+        images = fit(normalise(pixels.images[low:high].to(device), look), look)
+        with autocast(device, bf16):
+            logits = module(images)
+        yield logits.float(), pixels.labels[low:high]
+
+
+def evaluate(
+    module: nn.Module, pixels: Pixels, look: Look, *, world: World, bf16: bool
+) -> dict[str, float]:
+    """``loss``, ``top1`` and (from 5 classes on) ``top5`` over the whole split.
+
+    Each image counts once, whatever the number of workers: shards are disjoint, sums are
+    float64 and added over workers. Raises ``Diverged`` when the loss is not finite.
+    """
+    device = torch.device(world.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    classes = 0
+    for logits, labels in predict(module, pixels, look, world=world, bf16=bf16):
+        classes = logits.shape[1]
+        best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
+        hits = best == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        counts = (loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device))
+        sums += torch.stack([c.double() for c in counts])
+    if world.size > 1:
+        dist.all_reduce(sums)
+    loss_sum, top1, top5, images = sums.tolist()
+    if not math.isfinite(loss_sum):
+        raise Diverged("the validation loss is not finite")
+    scores = {"loss": loss_sum / images, "top1": top1 / images}
+    if classes >= 5:
+        scores["top5"] = top5 / images
+    return scores
+
+
+def average_buffers(module: nn.Module, world: World) -> None:
+    """Give all workers the mean of their batch statistics.
+
+    Workers normalise with their own batches' statistics, as DDP does by default; the running
+    ones are made equal before they are used, so that all evaluate and save one model.
+    """
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([b.detach().reshape(-1) for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    start = 0
+    for buffer in buffers:
+        buffer.detach().copy_(flat[start : start + buffer.numel()].view_as(buffer))
+        start += buffer.numel()
