@@ -15,6 +15,8 @@ CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Thin trials and Train's helpers are many small processes on purpose: no warning about them.
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 
 
 def known_address() -> str | None:
@@ -50,7 +52,6 @@ def attached(namespace: str) -> Iterator[dict[str, float]]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            _node_ip_address="127.0.0.1",
         )
     try:
         yield dict(ray.cluster_resources())

@@ -85,6 +85,8 @@ class Dispatcher:
                 return {"epoch": epoch, "metrics": report["metrics"], "done": done}
             if state.status in TERMINAL:
                 return {"ended": state.status, "reason": state.reason}
+            if self._closing:
+                return {"ended": "stopped", "reason": "the run was asked to stop"}
             if state.slot is None and trial not in self._queue:
                 self._queue.append(trial)
                 self._tell()
@@ -200,11 +202,15 @@ class Dispatcher:
         """Slots that have asked for work in this session."""
         return sum(slot.heard_at is not None for slot in self._slots.values())
 
-    async def close(self, event: str, **fields: Any) -> None:
-        """Write the run's last record, and let every slot leave at its next question."""
-        self._record(event, **fields)
+    async def stop(self) -> None:
+        """Let every trial end and every slot leave at its next question."""
         self._closing = True
         self._tell()
+
+    async def close(self, event: str, **fields: Any) -> None:
+        """Write the run's last record; nothing is handed out after it."""
+        self._record(event, **fields)
+        await self.stop()
 
     # -- inside -------------------------------------------------------------------
 

@@ -83,6 +83,10 @@ class Pool:
         """Trials that have not ended, from the ledger."""
         return open_trials(state_of(self._folder))
 
+    def stop(self) -> None:
+        """Wake every trial and slot that waits, so that they end at once."""
+        call(self.dispatcher, "stop")
+
     def close(self, event: str, reason: str | None, patience_s: float) -> None:
         """Write the last record and let the slots leave, for at most ``patience_s``."""
         call(self.dispatcher, "close", event, reason=reason)

@@ -23,6 +23,7 @@ from trainables.errors import UserError, raise_if_any
 
 TRACKER_PATIENCE_S = 60.0
 LEAVE_PATIENCE_S = 15.0
+SECOND_SIGNAL_S = 2.0
 
 Say = Callable[[str], None]
 
@@ -107,6 +108,7 @@ def _search(
 
 
 def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: Path) -> None:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only form that verbose=0 silences
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(pool.num_slots + 1))
@@ -151,7 +153,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         began, ready = time.monotonic(), False
-        while not self.ended.wait(1.0) and self.error is None:
+        while not self.ended.wait(0.5) and not self._stop_file.exists():
             ready = ready or self._pool.ready() > 0
             if not ready and time.monotonic() - began > self._timeout_s:
                 self.error = (
@@ -162,20 +164,26 @@ class _Watch(threading.Thread):
             elif not self._pool.alive() and self._pool.open_trials():
                 last = (self._pool.errors() or ["no reason given"])[-1]
                 self.error = f"every slot ended before its trials did; the last one: {last}"
-        if self.error:
-            self._stop_file.touch()
+            if self.error:
+                self._stop_file.touch()
+        if self._stop_file.exists():
+            self._pool.stop()
 
 
 @contextmanager
 def _signals(stop_file: Path) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop; the second one ends the process."""
+    """A SIGINT or SIGTERM asks for a clean stop; another, later one ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    asked_at: list[float] = []
+
     def ask(number: int, frame: object) -> None:
-        if stop_file.exists():
+        # One Ctrl-C often arrives twice: from the terminal and from the parent that waits.
+        if asked_at and time.monotonic() - asked_at[0] > SECOND_SIGNAL_S:
             os._exit(130)
+        asked_at.append(time.monotonic())
         stop_file.touch()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
