@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,15 @@ def budgets(families: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
         label: [curve for curve in curves if curve.stage == "search"]
         for label, curves in families.items()
     }
-    at = {unit: _common(search, unit) for unit in UNITS}
+    spent = {unit: {f: spending(curves, unit) for f, curves in search.items()} for unit in UNITS}
+    at = {unit: _common(spent[unit].values()) for unit in UNITS}
     best = {
-        unit: {label: best_within(curves, unit, at[unit]) for label, curves in search.items()}
+        unit: {label: _best_within(*steps, at[unit]) for label, steps in spent[unit].items()}
         for unit in UNITS
     }
     ranking = {unit: _rank(values) for unit, values in best.items()}
     return {
-        "equal_in": _equal_in(search),
+        "equal_in": _equal_in(search, spent),
         "at": at,
         "best_val_top1": best,
         "ranking": ranking,
@@ -58,7 +59,8 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
         last = np.full(curve.epoch.size, math.nan)
         last[-1] = _value(curve)
         time.append(curve.time)
-        cost.append(np.diff(getattr(curve, COST[unit]), prepend=0.0))
+        total = getattr(curve, COST[unit])
+        cost.append(np.concatenate([total[:1], total[1:] - total[:-1]]))
         value.append(last)
     order = np.argsort(np.concatenate(time), kind="stable")
     spent = np.cumsum(np.concatenate(cost)[order])
@@ -67,9 +69,7 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     return spent, _running_best(np.concatenate(value)[order])
 
 
-def best_within(curves: Sequence[Curve], unit: str, budget: float | None) -> float | None:
-    """Best accuracy (fraction) of the trials finished once ``budget`` was spent."""
-    spent, best = spending(curves, unit)
+def _best_within(spent: Array, best: Array, budget: float | None) -> float | None:
     if budget is None or not spent.size:
         return None
     # Sums of the same costs in another order may differ in the last digits.
@@ -86,14 +86,8 @@ def _running_best(values: Array) -> Array:
     return np.fmax.accumulate(values) if values.size else values
 
 
-def _spent(curves: Sequence[Curve], unit: str) -> float | None:
-    spent, _ = spending(curves, unit)
-    return float(spent[-1]) if spent.size else None
-
-
-def _common(search: Mapping[str, Sequence[Curve]], unit: str) -> float | None:
-    known = [spent for curves in search.values() if (spent := _spent(curves, unit)) is not None]
-    return min(known, default=None)
+def _common(steps: Iterable[tuple[Array, Array]]) -> float | None:
+    return min((float(spent[-1]) for spent, _ in steps if spent.size), default=None)
 
 
 def _rank(values: Mapping[str, float | None]) -> list[str]:
@@ -101,14 +95,15 @@ def _rank(values: Mapping[str, float | None]) -> list[str]:
     return [label for _, label in sorted(ranked)]
 
 
-def _equal_in(search: Mapping[str, Sequence[Curve]]) -> str | None:
+def _equal_in(
+    search: Mapping[str, Sequence[Curve]], spent: Mapping[str, Mapping[str, tuple[Array, Array]]]
+) -> str | None:
     """The first unit in which all families spent the same; costs within 5 %."""
     if len({len(curves) for curves in search.values()}) == 1:
         return "trials"
-    for unit in ("gpu_seconds", "flops"):
-        spent = [_spent(curves, unit) for curves in search.values()]
-        known = [value for value in spent if value is not None]
-        if known and len(known) == len(spent) and min(known) >= (1 - EQUAL_WITHIN) * max(known):
+    for unit in COST:
+        ends = [steps[0][-1] for steps in spent[unit].values() if steps[0].size]
+        if ends and len(ends) == len(search) and min(ends) >= (1 - EQUAL_WITHIN) * max(ends):
             return unit
     return None
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,13 @@ class Curve:
     seconds: Array
     flops: Array
 
-    @property
+    @cached_property
     def best(self) -> tuple[float, int] | None:
         """Best validation accuracy (fraction) and the epoch it was first reached in."""
-        if not np.isfinite(self.val_top1).any():
+        known = np.flatnonzero(~np.isnan(self.val_top1))
+        if not known.size:
             return None
-        index = int(np.nanargmax(self.val_top1))
+        index = known[np.argmax(self.val_top1[known])]
         return float(self.val_top1[index]), int(self.epoch[index])
 
     @property

@@ -17,7 +17,7 @@ INK = "#010203"
 MUTED = "#8b919b"
 BAD = "#d03b3b"
 FAMILY = (
-    "#1f6fc4", "#c2560c", "#0f8577", "#7f4fd0", "#967000", "#c2307e", "#55811a", "#5a6b80",
+    "#1f6fc4", "#b44e08", "#0b7a6c", "#7f4fd0", "#876400", "#b82a76", "#4b7416", "#5a6b80",
 )  # fmt: skip
 VARIABLES = {
     INK: "currentColor",

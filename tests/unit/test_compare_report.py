@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.compare import compare, load, report_html
 from orchestrator.compare.figures import changes, pareto
+from orchestrator.compare.svg import FAMILY
 from tests.unit.compare_runs import RunFolder, search_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -202,3 +203,8 @@ def test_changes_keep_improvements_and_the_end() -> None:
     best = np.array([np.nan, 0.2, 0.2, 0.5, 0.5, 0.5])
     kept = changes(spent, best)
     assert [array.tolist() for array in kept] == [[2.0, 4.0, 6.0], [0.2, 0.5, 0.5]]
+
+
+def test_picture_colours_are_the_pages_light_ones(demo: str) -> None:
+    for index, value in enumerate(FAMILY):
+        assert f"--family-{index}: {value};" in demo
