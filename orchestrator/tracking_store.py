@@ -50,7 +50,10 @@ def ui_command(storage: str, uri: str | None = None, *, port: int = 5000) -> lis
         return []
     root = artifact_root(uri)
     places = ["--artifacts-destination", root.as_uri()] if root else []
+    # The server's runner of evaluation jobs is eight processes that nothing here uses.
+    settings = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true")
     return [
+        *("env", *settings),
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *places),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]

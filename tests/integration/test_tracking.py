@@ -1,0 +1,406 @@
+"""The ledger in a real MLflow: a local database, and a real server that is killed and comes back.
+
+The server is the one `orchestrator ui` starts, on the database that the first tests made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import tracking
+from orchestrator.ledger import FILE_NAME, Ledger
+from trainables.errors import UserError
+
+pytestmark = [pytest.mark.mlflow, pytest.mark.timeout(180)]
+
+Story = list[tuple[str, str | None, dict[str, Any]]]
+PATIENCE_S = 90.0
+
+
+def submitted(trial: str, learning_rate: float) -> tuple[str, str, dict[str, Any]]:
+    family = trial.rpartition("-")[0]
+    assignment = {
+        "recipe": {"learning_rate": learning_rate, "augment": "light"},
+        "backbone": {"family": family, "scale": "tiny", "patch": None, "weights": "none"},
+        "data": {"source": "digits", "fraction": 1.0},
+        "seed": 1,
+        "epochs": 3,
+    }
+    axes = {"recipe.learning_rate": learning_rate}
+    return "submitted", trial, {"family": family, "detail": {"assignment": assignment, **axes}}
+
+
+def reported(trial: str, epoch: int, accuracy: float) -> tuple[str, str, dict[str, Any]]:
+    metrics = {"val_top1": accuracy, "train_loss": 2.0 - epoch / 2, "train_seconds": 1.5}
+    detail = {"model": f"test_{trial.rpartition('-')[0]}", "tokens": 64, "patch": 4}
+    return (
+        "reported",
+        trial,
+        {"attempt": 1, "epoch": epoch, "metrics": metrics, "detail": detail},
+    )
+
+
+def started(trial: str, attempt: int = 1) -> tuple[str, str, dict[str, Any]]:
+    return "started", trial, {"attempt": attempt, "slot": "slot-0"}
+
+
+def created(name: str) -> tuple[str, None, dict[str, Any]]:
+    header = {
+        "schema": 1,
+        "run": name,
+        "spec": {"name": name},
+        "spec_hash": "abc",
+        "environment": {"torch": "2"},
+        "datasets": {"vit": {"name": "digits"}},
+        "geometry": {"vit": {"model": "test_vit"}, "resnet": {"model": "test_resnet"}},
+        "code_version": "0",
+    }
+    return "created", None, {"detail": header}
+
+
+STORY: Story = [
+    submitted("vit-0000", 0.001),
+    started("vit-0000"),
+    reported("vit-0000", 1, 0.5),
+    submitted("resnet-0000", 0.01),
+    started("resnet-0000"),
+    reported("resnet-0000", 1, 0.2),
+    reported("vit-0000", 2, 0.75),
+    ("pruned", "resnet-0000", {"rung": 1, "epoch": 1, "reason": "val_top1 0.2 below 0.5"}),
+    submitted("vit-0001", 10.0),
+    started("vit-0001"),
+    ("failed", "vit-0001", {"reason": "diverged: loss is nan"}),
+    reported("vit-0000", 3, 0.7),
+    ("finished", "vit-0000", {"epoch": 3}),
+    submitted("vit-0002", 0.1),
+    ("closed", None, {}),
+]
+
+
+def tell(folder: Path, story: Story) -> None:
+    ledger = Ledger(folder / FILE_NAME)
+    for event, trial, fields in story:
+        ledger.append(event, trial=trial, **fields)
+    ledger.close()
+
+
+def shown(uri: str, experiment: str) -> dict[str, Any]:
+    """All that MLflow holds of an experiment, by trial ("" is the parent); run ids kept apart."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    names = [run.data.tags.get("trial", "") for run in runs]
+    assert len(names) == len(set(names)), "a trial has two runs"
+    return {
+        name: {
+            "id": run.info.run_id,
+            "status": run.info.status,
+            "name": run.info.run_name,
+            "start": run.info.start_time,
+            "end": run.info.end_time,
+            "params": dict(run.data.params),
+            "tags": dict(run.data.tags),
+            "metrics": {
+                key: [(m.step, m.value, m.timestamp) for m in history(client, run, key)]
+                for key in run.data.metrics
+            },
+            "artifacts": sorted(one.path for one in client.list_artifacts(run.info.run_id)),
+        }
+        for name, run in zip(names, runs, strict=True)
+    }
+
+
+def history(client: Any, run: Any, key: str) -> list[Any]:
+    rows = client.get_metric_history(run.info.run_id, key)
+    return sorted(rows, key=lambda row: (row.step, row.timestamp))
+
+
+def check_story(runs: dict[str, Any], name: str) -> None:
+    """What MLflow must show of STORY."""
+    assert set(runs) == {"", "vit-0000", "vit-0001", "resnet-0000"}  # vit-0002 never started
+    parent, best, lost = runs[""], runs["vit-0000"], runs["vit-0001"]
+    assert {trial: run["status"] for trial, run in runs.items()} == {
+        "": "FINISHED",
+        "vit-0000": "FINISHED",
+        "vit-0001": "FAILED",
+        "resnet-0000": "KILLED",
+    }
+    assert [step for step, _, _ in best["metrics"]["val_top1"]] == [1, 2, 3]
+    assert [value for _, value, _ in best["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
+    assert best["metrics"]["best_val_top1"][0][:2] == (3, 0.75)
+    assert best["metrics"]["gpu_seconds"][0][1] == 4.5
+    assert best["params"]["learning_rate"] == "0.001"
+    assert best["params"]["tokens"] == "64"
+    expected = {
+        "sweep": name,
+        "family": "vit",
+        "backbone": "test_vit",
+        "scale": "tiny",
+        "dataset": "digits",
+        "stage": "search",
+        "status": "finished",
+        "attempt": "1",
+        "mlflow.parentRunId": parent["id"],
+    }
+    assert expected.items() <= best["tags"].items()
+    assert best["start"] <= best["end"]
+    assert best["artifacts"] == ["learning_curve.json"]
+    assert runs["resnet-0000"]["tags"]["status"] == "pruned"
+    assert lost["tags"]["reason"] == "diverged: loss is nan"
+    assert parent["name"] == name
+    assert parent["artifacts"] == ["environment.json", "spec.json"]
+    assert parent["metrics"]["trials_pruned"][0][1] == 1
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracking") / "runs"
+
+
+@pytest.fixture(scope="module")
+def database(storage: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return tracking.default_uri(str(storage))
+
+
+def test_a_local_database_shows_the_run_and_a_replay_changes_nothing(
+    storage: Path, database: str
+) -> None:
+    story = [created("local"), *STORY]
+    tell(storage / "local", story)
+
+    assert tracking.sync(storage / "local", database) == len(story)
+    first = shown(database, "local")
+    check_story(first, "local")
+    artifacts = storage / "mlartifacts" / "local" / first["vit-0000"]["id"] / "artifacts"
+    curve = json.loads((artifacts / "learning_curve.json").read_text())
+    assert [point["val_top1"] for point in curve["epochs"]] == [0.5, 0.75, 0.7]
+
+    tracking.sync(storage / "local", database)
+    assert shown(database, "local") == first
+
+
+@pytest.mark.parametrize("cut", [1, 6, 12])
+def test_a_prefix_and_then_the_rest_equals_the_whole(
+    storage: Path, database: str, cut: int
+) -> None:
+    name = f"cut-{cut}"
+    story = [created(name), *STORY]
+    tell(storage / name, story[:cut])
+    tracking.sync(storage / name, database)
+    early = shown(database, name)
+    assert early[""]["status"] == "RUNNING"
+
+    tell(storage / name, story[cut:])
+    tracking.sync(storage / name, database)
+    late = shown(database, name)
+    check_story(late, name)
+    assert {key: late[key]["id"] for key in early} == {key: run["id"] for key, run in early.items()}
+
+
+def test_a_stopped_run_is_killed_and_opens_again_when_it_goes_on(
+    storage: Path, database: str
+) -> None:
+    folder = storage / "stopped"
+    tell(folder, [created("stopped"), *STORY[:3], ("stopped", None, {})])
+    tracking.sync(folder, database)
+    before = shown(database, "stopped")
+    assert {name: run["status"] for name, run in before.items()} == {
+        "": "KILLED",
+        "vit-0000": "KILLED",
+    }
+    assert before["vit-0000"]["tags"]["status"] == "stopped"
+    assert "best_val_top1" not in before["vit-0000"]["metrics"]
+
+    tell(folder, [("resumed", None, {}), started("vit-0000", attempt=2)])
+    tracking.sync(folder, database)
+    again = shown(database, "stopped")
+    assert {run["status"] for run in again.values()} == {"RUNNING"}
+    assert again["vit-0000"]["tags"]["attempt"] == "2"
+
+    # The second attempt repeats epoch 1: it counts once.
+    tell(folder, [reported("vit-0000", 1, 0.9), *STORY[3:]])
+    tracking.sync(folder, database)
+    end = shown(database, "stopped")
+    assert [value for _, value, _ in end["vit-0000"]["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
+    assert end["vit-0000"]["status"] == end[""]["status"] == "FINISHED"
+
+
+def test_a_run_made_twice_is_reduced_to_the_first(storage: Path, database: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    folder = storage / "twice"
+    tell(folder, [created("twice"), *STORY[:3]])
+    tracking.sync(folder, database)
+    first = shown(database, "twice")["vit-0000"]
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("twice")
+    assert experiment is not None
+    # As after a creation whose answer was lost on its way.
+    client.create_run(experiment.experiment_id, first["start"] + 1, first["tags"], "vit-0000")
+
+    tracking.sync(folder, database)
+    assert shown(database, "twice")["vit-0000"]["id"] == first["id"]
+
+
+def test_a_deleted_child_does_not_stop_the_others(storage: Path, database: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from orchestrator.tracking_mirror import Mirror
+
+    folder = storage / "deleted"
+    lines: list[str] = []
+    mirror = Mirror(folder, database, None, lines.append)
+    story = [created("deleted"), *STORY]
+    tell(folder, story[:6])
+    records, offset = tracking.tail(folder / FILE_NAME, 0)
+    mirror.add(records)
+    mirror.flush()
+    MlflowClient(database).delete_run(shown(database, "deleted")["resnet-0000"]["id"])
+
+    tell(folder, story[6:])
+    mirror.add(tracking.tail(folder / FILE_NAME, offset)[0])
+    mirror.flush()
+    assert [line.split(":")[0] for line in lines] == ["resnet-0000 is no longer mirrored"]
+    runs = shown(database, "deleted")
+    assert runs["vit-0000"]["status"] == runs[""]["status"] == "FINISHED"
+
+
+class Server:
+    """`orchestrator ui` on the tests' database; can be killed and started again."""
+
+    def __init__(self, storage: Path, database: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{port}"
+        self._command = tracking.ui_command(str(storage), database, port=port)
+        self._log = (storage / "server.log").open("ab")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        until = time.monotonic() + PATIENCE_S
+        while tracking.check(self.uri, timeout_s=1):
+            assert self._process.poll() is None, "the server ended"
+            assert time.monotonic() < until, "the server does not answer"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(storage: Path, database: str) -> Iterator[Server]:
+    if not Path(database.removeprefix("sqlite:///")).exists():  # when this test runs alone
+        tell(storage / "first", [created("first")])
+        tracking.sync(storage / "first", database)
+    one = Server(storage, database)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.kill()
+
+
+def follow(folder: Path, uri: str, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "orchestrator.tracking", "follow", str(folder), "--uri", uri]
+    return subprocess.Popen(
+        [*command, *more], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until_shown(uri: str, name: str, trial: str, epochs: str) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        try:
+            if shown(uri, name).get(trial, {"tags": {}})["tags"].get("epochs") == epochs:
+                return
+        except AssertionError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"{trial} never showed {epochs} epochs")
+
+
+def test_the_ui_server_serves_what_was_written_without_it(
+    storage: Path, database: str, server: Server
+) -> None:
+    tell(storage / "seen", [created("seen"), *STORY])
+    tracking.sync(storage / "seen", database)
+    run = shown(database, "seen")["vit-0000"]["id"]
+    url = f"{server.uri}/get-artifact?path=learning_curve.json&run_uuid={run}"
+    with urllib.request.urlopen(url, timeout=20) as response:
+        assert json.load(response)["trial"] == "vit-0000"
+
+
+def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
+    folder = storage / "outage"
+    story = [created("outage"), *STORY]
+    tell(folder, story[:4])
+    follower = follow(folder, server.uri)
+    try:
+        wait_until_shown(server.uri, "outage", "vit-0000", "1")
+        server.kill()
+        tell(folder, story[4:-1])
+        time.sleep(1.5)  # the follower meets the outage; the ledger goes on without it
+        assert follower.poll() is None
+        (folder / "report.html").write_text("<html>the report</html>")
+        tell(folder, story[-1:])
+        server.start()
+        _, said = follower.communicate(timeout=PATIENCE_S)
+    finally:
+        follower.kill()
+    assert follower.returncode == 0, said
+    assert "is out, records wait" in said
+    assert "MLflow is back" in said
+    runs = shown(server.uri, "outage")
+    assert runs[""]["artifacts"] == ["environment.json", "report.html", "spec.json"]
+    runs[""]["artifacts"].remove("report.html")
+    check_story(runs, "outage")
+
+
+def test_a_follower_whose_parent_is_gone_catches_up_and_leaves(
+    storage: Path, server: Server
+) -> None:
+    folder = storage / "orphan"
+    tell(folder, [created("orphan"), *STORY[:3]])
+    follower = follow(folder, server.uri, "--experiment", "elsewhere")
+    _, said = follower.communicate(timeout=PATIENCE_S)  # closes its standard input
+    assert follower.returncode == 0, said
+    assert said == ""
+    runs = shown(server.uri, "elsewhere")
+    assert {run["status"] for run in runs.values()} == {"KILLED"}
+    assert runs["vit-0000"]["metrics"]["val_top1"][0][:2] == (1, 0.5)
+
+
+def test_sync_tells_mistakes_in_one_line(storage: Path, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds ledger\.jsonl"):
+        tracking.sync(tmp_path, server.uri)
+
+    tell(tmp_path, [created("refused")])
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match="refuses connections") as caught:
+            tracking.sync(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}")
+    assert len(caught.value.mistakes) == 1
