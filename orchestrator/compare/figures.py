@@ -154,7 +154,7 @@ def best_so_far(
     families: Mapping[str, Sequence[Curve]], *, unit: str, name: str, limits: tuple[float, float]
 ) -> str:
     """Best finished accuracy against what the family had spent, one step line a family."""
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     with drawing() as (figure, axes):
         for index, curves in enumerate(families.values()):
@@ -164,6 +164,7 @@ def best_so_far(
                       color=color(index), markersize=5.5)  # fmt: skip
         axes.set_xlim(left=0)
         axes.set_ylim(*limits)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
         if unit == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_xlabel(UNIT_LABELS[unit])

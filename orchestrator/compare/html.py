@@ -7,6 +7,8 @@ from html import escape
 
 from orchestrator.compare.wording import MISSING, NONE
 
+WRAP = 40  # characters beyond which a column wraps
+
 
 class Markup(str):
     """Text that is HTML already and is not escaped again."""
@@ -22,12 +24,12 @@ def text(value: str) -> str:
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, cards: bool = False
 ) -> str:
-    """A table; the first column heads its row, columns of numbers are set to the right.
+    """A table; the first column heads its row, numbers are set to the right, long texts wrap.
 
     Wide ones scroll inside a region that the keyboard reaches; with ``cards`` each row
     becomes a card on a narrow screen, and says its column names itself.
     """
-    kinds = [_alignment([row[i] for row in rows]) for i in range(len(head))]
+    kinds = [_column_class([row[i] for row in rows]) for i in range(len(head))]
     top = "".join(
         f'<th role="columnheader" scope="col"{kind}>{text(cell)}</th>'
         for cell, kind in zip(head, kinds, strict=True)
@@ -52,8 +54,10 @@ def table(
     )
 
 
-def _alignment(cells: Sequence[str]) -> str:
-    numbers = all(cell[:1].isdigit() or cell in (MISSING, NONE) for cell in cells)
+def _column_class(cells: Sequence[str]) -> str:
+    if max(map(len, cells), default=0) > WRAP:
+        return ' class="w"'
+    numbers = all(cell.lstrip("−")[:1].isdigit() or cell in (MISSING, NONE) for cell in cells)
     return ' class="n"' if numbers and cells else ""
 
 
@@ -84,4 +88,4 @@ def items(lines: Sequence[str]) -> str:
 
 def dot(index: int) -> Markup:
     """The family's colour before its name."""
-    return Markup(f'<span class="dot" style="--of: var(--family-{index % 8})"></span>')
+    return Markup(f'<span class="dot" style="--of: var(--family-{index % 8})"></span>&NoBreak;')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,6 +23,8 @@ from orchestrator.compare.statistics import (
     mean_interval,
     permutation,
 )
+
+UNTESTED = "not tested: one seed or no spread, and no correctness by image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,8 @@ def summarise_finals(curves: Sequence[Curve], runs: Sequence[RunData]) -> dict[s
     entry: dict[str, Any] = {"seeds": [final.seed for final in finals]}
     for metric in ("top1", "top5", "loss"):
         values = [float(f.test[metric]) for f in finals if _known(f.test.get(metric))]
-        entry[f"test_{metric}"] = mean_interval(values) if values else None
+        bounds = (0.0, math.inf if metric == "loss" else 1.0)
+        entry[f"test_{metric}"] = mean_interval(values, bounds=bounds) if values else None
     entry.update(
         gpu_seconds=total(ran, "seconds"), device=device(ran), flops=total(ran, "flops"),
         failed=sum(curve.status == "failed" for curve in ran), probes={},
@@ -95,11 +99,12 @@ def _pair(a: str, b: str, of_a: list[Final], of_b: list[Final]) -> dict[str, Any
     accuracy_b = [float(final.test["top1"]) for final in of_b]
     images = _per_example(of_a, of_b)
     p_images = permutation(images) if images is not None else None
-    estimate, p_value, method = None, None, "none: one seed and no correctness by image"
+    estimate, p_value, method = None, None, UNTESTED
     if min(len(of_a), len(of_b)) > 1:
         estimate = difference(accuracy_a, accuracy_b, images)
-        p_value = estimate.p_value
-        method = "t over seeds and images" if images is not None else "Welch's t over seeds"
+        if estimate is not None:
+            p_value = estimate.p_value
+            method = "Welch's t over seeds" if images is None else "t over seeds and images"
     elif images is not None and len(of_a) == len(of_b) == 1:
         estimate = _of_models(images)
         p_value = p_images = _mcnemar(of_a[0], of_b[0])
@@ -128,7 +133,7 @@ def _per_example(of_a: list[Final], of_b: list[Final]) -> Array | None:
     """(N,) difference of correctness, each averaged over its seeds; None unless all share N."""
     sides = [[final.correct for final in side] for side in (of_a, of_b)]
     sizes = {None if correct is None else correct.size for side in sides for correct in side}
-    if len(sizes) != 1 or None in sizes:
+    if len(sizes) != 1 or sizes & {None, 0, 1}:
         return None
     mean_a, mean_b = (
         np.mean(np.stack([c for c in side if c is not None]), axis=0) for side in sides
@@ -140,7 +145,7 @@ def _mcnemar(a: Final, b: Final) -> float | None:
     return None if a.correct is None or b.correct is None else mcnemar(a.correct, b.correct)
 
 
-def _of_models(images: Array) -> Difference:
+def _of_models(images: Array) -> Difference | None:
     n = images.size
     error = float(np.std(images, ddof=1) / np.sqrt(n))
-    return Difference(mean=float(images.mean()), error=error, freedom=n - 1)
+    return Difference(mean=float(images.mean()), error=error, freedom=n - 1) if error else None

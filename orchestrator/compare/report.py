@@ -80,9 +80,15 @@ def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Validation images", f"{val} (one is {points(1 / val)})" if val else MISSING),
         ("Trials", str(sum(entry["trials"] for entry in families))),
         ("Device time", f"{seconds(known)} {', '.join(sorted(device)).upper()}"),
-        ("Test split", "not opened" if opened is None else f"opened {day(opened)}"),
+        ("Test split", _test_split(opened, families)),
         ("Run", ", ".join(f"{run['name']}: {run['status']}" for run in comparison["runs"])),
     ]
+
+
+def _test_split(opened: float | None, families: Sequence[Mapping[str, Any]]) -> str:
+    if opened is not None:
+        return f"opened {day(opened)}"
+    return "opening not on record" if any(e["final"] for e in families) else "not opened"
 
 
 def _reproduce(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
@@ -96,7 +102,7 @@ def _reproduce(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
             ["status", entry["status"]],
             *[[str(k), str(v)] for k, v in _flat(entry["environment"] or {})],
         ]
-        parts.append(table(["", "value"], rows, caption=f"Record of run {run.name}"))
+        parts.append(table(["fact", "value"], rows, caption=f"Record of run {run.name}"))
         command = _command(run)
         if command:
             parts.append(f"<pre><code>{text(command)}</code></pre>")

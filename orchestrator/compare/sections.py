@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.html import Markup, details, dot, items, paragraph, section, table, text
-from orchestrator.compare.table import edge_text, pair_text, unfinished_text
+from orchestrator.compare.statistics import POWER
+from orchestrator.compare.table import edge_text, unfinished_text
 from orchestrator.compare.wording import (
     MISSING,
     NONE,
     axis_name,
     count,
     interval,
+    p_text,
     percent,
+    points,
     seconds,
+    signed,
     value_text,
 )
 
@@ -110,6 +115,7 @@ def _remarks(entry: Mapping[str, Any]) -> list[str]:
 def finals(comparison: Comparison) -> str:
     """Test accuracy over seeds and the tests between pairs, or that they are missing."""
     entries = [entry for entry in comparison["families"] if entry["final"]]
+    entries.sort(key=lambda entry: -entry["final"]["test_top1"]["mean"])
     if not entries:
         lead = (
             "Missing: no final was run. A final retrains each family's frozen winner over fresh "
@@ -131,17 +137,34 @@ def finals(comparison: Comparison) -> str:
     if comparison["pairs"]:
         lead = (
             "Two-sided tests, Holm's correction across pairs. What is not shown may still be "
-            "there: see the smallest difference these data could have shown."
+            "there: a difference below the smallest detectable would mostly be missed."
         )
-        lines = [_pair_line(pair) for pair in comparison["pairs"]]
-        content += ["<h3>Pairs</h3>", paragraph(lead), items(lines)]
+        content += ["<h3>Pairs</h3>", paragraph(lead), _pairs(comparison["pairs"])]
     return section("finals", "Finals", *content)
 
 
-def _pair_line(pair: Mapping[str, Any]) -> str:
-    smallest = pair["smallest_detectable"]
-    shown = MISSING if smallest is None else f"{100 * smallest:.1f} points"
-    return f"{pair_text(pair)}; smallest difference detectable {shown}."
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
+    head = ["pair", "verdict", "difference", "interval", "p (Holm)", "smallest detectable", "test"]
+    rows = [
+        [
+            f"{pair['a']} − {pair['b']}",
+            describe_verdict(pair),
+            points(pair["difference"]["mean"]),
+            _gap(pair["difference"]),
+            p_text(pair["p_value_holm"]),
+            points(pair["smallest_detectable"]),
+            f"{pair['method']}, n = {pair['n']['seeds_a']} and {pair['n']['seeds_b']} seeds",
+        ]
+        for pair in pairs
+    ]
+    caption = f"Differences of test accuracy; smallest detectable with a power of {POWER:.0%}"
+    return table(head, rows, caption=caption, cards=True)
+
+
+def _gap(difference: Mapping[str, Any]) -> str:
+    if difference["low"] is None:
+        return MISSING
+    return f"{signed(difference['low'])} to {signed(difference['high'])}"
 
 
 def failures(comparison: Comparison) -> str:

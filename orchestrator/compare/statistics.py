@@ -15,8 +15,16 @@ ALPHA = 0.05
 POWER = 0.8
 
 
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> dict[str, Any]:
-    """Mean with Student's t interval over ``n`` independent values; no interval when n < 2."""
+def mean_interval(
+    values: Sequence[float],
+    level: float = LEVEL,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> dict[str, Any]:
+    """Mean with Student's t interval over ``n`` independent values; no interval when n < 2.
+
+    ``bounds`` are those of the quantity itself: cutting the interval there loses no coverage.
+    """
     from scipy import stats
 
     n = len(values)
@@ -25,7 +33,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> dict[str, An
     high: float | None = None
     if n > 1:
         half = float(stats.t.ppf(0.5 + level / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-        low, high = mean - half, mean + half
+        low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
     return {"mean": mean, "low": low, "high": high, "level": level, "n": n}
 
 
@@ -66,7 +74,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Estimated difference of two accuracies with its standard error and degrees of freedom."""
+    """Estimated difference of two accuracies, its standard error > 0 and degrees of freedom."""
 
     mean: float
     error: float
@@ -77,8 +85,6 @@ class Difference:
         """Two-sided p-value of Student's t test of no difference."""
         from scipy import stats
 
-        if self.error == 0:
-            return 1.0 if self.mean == 0 else 0.0
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
@@ -98,20 +104,24 @@ class Difference:
         )
 
 
-def difference(a: Sequence[float], b: Sequence[float], per_example: Array | None) -> Difference:
+def difference(
+    a: Sequence[float], b: Sequence[float], per_example: Array | None
+) -> Difference | None:
     """Difference of mean accuracy between families, over seeds and, where known, over examples.
 
     ``a``, ``b``: accuracy of each seed, two or more each. ``per_example``: (N,) difference of
     correctness averaged over seeds, on the shared test images. The variance is Welch's over
     seeds (1947) plus that of the examples' mean, which counts the seed-by-example interaction
-    twice and so errs to the careful side; degrees of freedom by Satterthwaite (1946).
+    twice and so errs to the careful side; degrees of freedom by Satterthwaite (1946). ``None``
+    when nothing varied: a spread of zero seen in a few seeds does not make a result certain.
     """
     parts = [(float(np.var(seeds, ddof=1)) / len(seeds), len(seeds) - 1) for seeds in (a, b)]
     if per_example is not None:
         n = per_example.size
         parts.append((float(np.var(per_example, ddof=1)) / n, n - 1))
     variance = math.fsum(part for part, _ in parts)
-    spread = math.fsum(part**2 / freedom for part, freedom in parts)
-    freedom = variance**2 / spread if spread > 0 else float(parts[0][1] + parts[1][1])
+    if variance == 0:
+        return None
+    freedom = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
     mean = math.fsum(a) / len(a) - math.fsum(b) / len(b)
     return Difference(mean=mean, error=math.sqrt(variance), freedom=freedom)

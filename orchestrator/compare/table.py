@@ -12,10 +12,12 @@ from orchestrator.compare.wording import (
     axis_name,
     count,
     interval,
+    p_text,
     percent,
     points,
     recipe_text,
     seconds,
+    signed,
     value_text,
 )
 
@@ -149,11 +151,9 @@ def pair_text(pair: Mapping[str, Any]) -> str:
     gap = pair["difference"]
     parts = [describe_verdict(pair), f"{pair['a']} − {pair['b']} = {points(gap['mean'])}"]
     if gap["low"] is not None:
-        parts.append(
-            f"{100 * gap['level']:.0f} % interval {100 * gap['low']:.1f} to {100 * gap['high']:.1f}"
-        )
-    p = pair["p_value_holm"]
-    parts.append(f"p (Holm) {MISSING if p is None else format(p, '.3g')}")
+        level = f"{100 * gap['level']:.0f} %"
+        parts.append(f"{level} interval {signed(gap['low'])} to {signed(gap['high'])}")
+    parts.append(f"p (Holm) {p_text(pair['p_value_holm'])}")
     parts.append(f"{pair['method']}, n = {pair['n']['seeds_a']} and {pair['n']['seeds_b']} seeds")
     return "; ".join(parts)
 

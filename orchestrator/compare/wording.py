@@ -17,7 +17,19 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A difference of fractions in percentage points."""
-    return MISSING if value is None else f"{100 * value:.1f} points"
+    return MISSING if value is None else f"{signed(value)} points"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in points, the minus sign a real one."""
+    return f"{100 * value:.1f}".replace("-", "−")
+
+
+def p_text(value: float | None) -> str:
+    """A p-value to three digits, small ones as a bound."""
+    if value is None:
+        return MISSING
+    return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
 
 
 def interval(summary: Mapping[str, Any]) -> str:

@@ -170,7 +170,7 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
     said = "".join(Page(report(run.close())).text)
     assert "vit better than resnet" in said
     assert "n = 3" in said
-    assert "smallest difference detectable" in said
+    assert "smallest detectable" in said
 
 
 def test_two_runs_share_a_page(tmp_path: Path) -> None:

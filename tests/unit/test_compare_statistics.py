@@ -65,9 +65,28 @@ def test_permutation_is_scipys_exact_test(thirds: list[int]) -> None:
 def test_welch_is_scipys() -> None:
     a, b = [0.91, 0.93, 0.9, 0.94], [0.88, 0.93, 0.86]
     made = difference(a, b, None)
+    assert made is not None
     expected = stats.ttest_ind(a, b, equal_var=False)
     assert made.p_value == pytest.approx(expected.pvalue)
     assert made.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
+
+
+def test_no_spread_makes_no_certainty(tmp_path: Path) -> None:
+    assert difference([0.9, 0.9], [0.8, 0.8], None) is None
+    run = RunFolder(tmp_path / "run")
+    for family, accuracy in (("vit", 0.9), ("resnet", 0.8)):
+        for seed in (0, 1):
+            run.trial(family, [0.5], stage="final", seed=seed, test={"top1": accuracy})
+    made = compare([load(run.close())])
+    assert (made["pairs"][0]["p_value"], made["pairs"][0]["verdict"]) == (
+        None, "no difference shown",
+    )  # fmt: skip
+
+
+def test_an_interval_ends_at_the_bounds_of_the_quantity() -> None:
+    made = mean_interval([0.99, 1.0, 0.98], bounds=(0.0, 1.0))
+    assert made["high"] == 1.0
+    assert made["low"] == mean_interval([0.99, 1.0, 0.98])["low"]
 
 
 def test_detectable_difference_has_the_stated_power() -> None:
@@ -78,6 +97,7 @@ def test_detectable_difference_has_the_stated_power() -> None:
     found, said = 0, []
     for _ in range(400):
         made = difference(draw.normal(smallest, sd, n), draw.normal(0, sd, n), None)
+        assert made is not None
         found += made.p_value < 0.05
         said.append(made.detectable(0.05))
     assert np.mean(said) == pytest.approx(smallest, rel=0.05)
@@ -107,6 +127,7 @@ def test_no_difference_is_found_too_often_over_seeds_and_images() -> None:
         accuracy = correct.mean(axis=2)
         mean = correct.mean(axis=1)
         made = difference(accuracy[0].tolist(), accuracy[1].tolist(), mean[0] - mean[1])
+        assert made is not None
         rejected += made.p_value < 0.05
         low, high = made.interval(0.95)
         covered += low <= 0 <= high
