@@ -20,8 +20,13 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 
 
 def known_address() -> str | None:
-    """The cluster that Ray would attach to: ``RAY_ADDRESS``, or one started on this machine."""
+    """The cluster that Ray would attach to: ``RAY_ADDRESS``, or one started on this machine.
+
+    ``None`` where there is none, or where ``RAY_ADDRESS=local`` asks for one of one's own.
+    """
     address = os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        return None
     if address and address != "auto":
         return address
     if CURRENT_CLUSTER.exists() and (recorded := CURRENT_CLUSTER.read_text().strip()):

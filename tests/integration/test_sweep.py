@@ -1,0 +1,165 @@
+"""Whole sweeps on a local Ray: crashes, stops, several workers, a user's own images."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.ledger import State
+from tests.integration.conftest import ROOT, Shell
+
+pytestmark = pytest.mark.ray
+
+NATURAL = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
+QUICK = ("--set", "data.train_limit=200", "--set", "recipe.batch_size_per_worker=50")
+
+
+def epochs(state: State) -> int:
+    return sum(len(trial.reports) for trial in state.trials.values())
+
+
+def all_ended(state: State) -> bool:
+    return {trial.status for trial in state.trials.values()} <= {"finished", "pruned"}
+
+
+def mlflow_runs(shell: Shell) -> list[tuple[str, str]]:
+    """(trial, status) of each child run, from MLflow's own tables."""
+    with sqlite3.connect(shell.cwd / "runs" / "mlflow.db") as store:
+        return store.execute(
+            "select t.value, r.status from runs r join tags t on r.run_uuid = t.run_uuid "
+            "where t.key = 'trial' order by t.value"
+        ).fetchall()
+
+
+def test_kill_9_then_the_same_command_goes_on(shell: Shell) -> None:
+    command = ("sweep", "vit", "--name", "k", "--trials", "4", "--max-epochs", "4", *QUICK)
+    driver = shell.start(*command)
+    shell.wait_for("k", lambda state: epochs(state) >= 3)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = shell.state("k")
+    code, out, err = shell(*command)
+    assert code == 0, err
+    after = shell.state("k")
+    assert all_ended(after)
+    assert shell.reported_twice("k") == []
+    for name, trial in before.trials.items():
+        for epoch, report in trial.reports.items():
+            assert after.trials[name].reports[epoch] == report
+    assert [trial for trial, _ in mlflow_runs(shell)] == [f"vit-000{i}" for i in range(4)]
+    expected = {"finished": "FINISHED", "pruned": "KILLED"}
+    assert dict(mlflow_runs(shell)) == {n: expected[t.status] for n, t in after.trials.items()}
+    assert "best finished trial" in out.lower()
+
+    records = len(shell.records("k"))
+    code, _, err = shell(*command)
+    assert code == 0
+    assert "done already" in err
+    assert len(shell.records("k")) == records
+    code, _, err = shell(*command, "--seed", "7")
+    assert code == 2
+    assert err.count("error:") == 1
+    assert "seed: was 0, asked 7" in err
+
+
+def test_two_workers_lose_one_and_the_trial_goes_on(shell: Shell) -> None:
+    driver = shell.start(
+        "sweep", "resnet", "--name", "w", "--trials", "1", "--max-epochs", "12", "--workers", "2",
+        *QUICK,
+    )  # fmt: skip
+    shell.wait_for("w", lambda state: epochs(state) >= 2)
+    workers = shell.processes("RayTrainWorker")
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = driver.communicate(timeout=240)
+    assert driver.returncode == 0, err
+    trial = shell.state("w").trials["resnet-0000"]
+    assert trial.status == "finished"
+    assert trial.attempt == 2
+    assert sorted(trial.reports) == list(range(1, 13))
+    assert shell.reported_twice("w") == []
+    assert trial.detail["num_workers"] == 2
+    # All 180 images of the validation set, whatever the number of workers.
+    assert (trial.reports[1]["metrics"]["val_top1"] * 180) % 1 == pytest.approx(0, abs=1e-6)
+
+
+def test_sigterm_stops_cleanly_and_is_resumable(shell: Shell) -> None:
+    command = ("sweep", "resnet", "--name", "t", "--trials", "2", "--max-epochs", "40", *QUICK)
+    driver = shell.start(*command)
+    shell.wait_for("t", lambda state: epochs(state) >= 2)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert "the same command goes on" in err
+    assert [record["event"] for record in shell.records("t")][-1] == "stopped"
+    assert {status for _, status in mlflow_runs(shell)} == {"KILLED"}
+
+
+def test_a_folder_of_pictures_of_many_sizes_sweeps_without_configuration(shell: Shell) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        kind = ("stripes", "noise")[index % 2]
+        height, width = (int(side) for side in rng.integers(30, 90, 2))
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        if kind == "stripes":
+            pixels[:] = (np.arange(width) % 8 < 4)[None, :, None] * 255
+        place = shell.cwd / "pictures" / kind
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{index}.{('png', 'jpg')[index % 3 == 0]}")
+    code, out, err = shell("sweep", "resnet", "--dataset", "pictures", "--trials", "2")
+    assert code == 0, err
+    (run,) = (shell.cwd / "runs").glob("resnet-pictures")
+    code, out, _ = shell("compare", run.name, "--json")
+    assert code == 0
+    comparison = json.loads(out)
+    assert comparison["dataset"] == "pictures"
+    assert comparison["families"][0]["best_val_top1"] > 0.6
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not NATURAL.exists(), reason="no natural images beside the checkout")
+def test_two_families_learn_natural_images_in_two_epochs(shell: Shell) -> None:
+    code, _, err = shell(
+        "tournament", "vit", "resnet", "--dataset", str(NATURAL), "--name", "n", "--trials", "2",
+        "--max-epochs", "2", "--set", "data.train_limit=5000", "--set", "scheduler.kind=none",
+        "--set", "recipe.learning_rate=0.002", "--set", "recipe.augment=none",
+        "--set", "recipe.batch_size_per_worker=50",
+    )  # fmt: skip
+    assert code == 0, err
+    trials = shell.state("n").trials.values()
+    for family in ("vit", "resnet"):
+        best = max(trial.best()[0] or 0.0 for trial in trials if trial.family == family)
+        # Ten classes: chance is 0.10, and 4,500 validation images put 0.25 far beyond luck.
+        assert best > 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "code"),
+    [
+        (("vit", "--workers", "64"), "64 workers ask for 64 CPU", 3),
+        (("vit", "--tracking-uri", "http://127.0.0.1:9"), "127.0.0.1:9", 2),
+    ],
+)
+def test_what_cannot_run_is_refused_with_nothing_half_written(
+    shell: Shell, arguments: tuple[str, ...], expected: str, code: int
+) -> None:
+    found, _, err = shell("sweep", *arguments)
+    assert found == code
+    assert expected in err
+    assert "Traceback" not in err
+    assert "Fix:" in err
+    assert not (shell.cwd / "runs").exists()
+
+
+def test_a_ray_address_that_does_not_answer_is_refused(shell: Shell) -> None:
+    shell.env["RAY_ADDRESS"] = "127.0.0.1:9"
+    code, _, err = shell("sweep", "vit")
+    assert code == 2
+    assert "RAY_ADDRESS must name a running cluster" in err
+    assert not (shell.folder("vit-digits") / "ledger.jsonl").exists()
