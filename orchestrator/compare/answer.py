@@ -44,10 +44,9 @@ def _leaders(ranked: Sequence[Mapping[str, Any]]) -> str:
 def _no_verdict(comparison: Mapping[str, Any]) -> str:
     opened = comparison["test_opened_at"]
     test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
-    return (
-        f"Selection used val only, no finals are on record and {test}, "
-        "so this ranks single best trials and is not a verdict."
-    )
+    ranked = any(entry["best_val_top1"] is not None for entry in comparison["families"])
+    end = "this ranks single best trials and is not a verdict" if ranked else "there is no verdict"
+    return f"Selection used val only, no finals are on record and {test}, so {end}."
 
 
 def _answer_of_finals(comparison: Mapping[str, Any], finals: list[Mapping[str, Any]]) -> str:

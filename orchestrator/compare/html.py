@@ -88,4 +88,5 @@ def items(lines: Sequence[str]) -> str:
 
 def dot(index: int) -> Markup:
     """The family's colour before its name."""
-    return Markup(f'<span class="dot" style="--of: var(--family-{index % 8})"></span>&NoBreak;')
+    style = f"color: var(--family-{index % 8})"
+    return Markup(f'<span class="dot" style="{style}" aria-hidden="true">●</span>&NoBreak;')
