@@ -80,11 +80,11 @@ def test_a_file_is_fetched_once_with_progress(server, tmp_path):
 
 
 def test_cut_connections_are_resumed_where_they_broke(server, tmp_path):
-    server.cuts = [300_000, 200_000]
+    server.cuts = [300_000, 200_000, 100_000, 100_000]
     lines = []
     target = get(server, tmp_path / "file.tar.gz", say=lines.append)
     assert target.read_bytes() == BODY
-    assert server.starts == [None, 300_000, 500_000]
+    assert server.starts == [None, 300_000, 500_000, 600_000, 700_000]
     assert any("cut" in line for line in lines)
 
 

@@ -105,9 +105,17 @@ def test_the_centre_is_kept_and_orientation_applied(tmp_path):
     np.testing.assert_array_equal(turned, np.rot90(pixels[:, 40:80], -1))
 
 
-def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
-    Image.fromarray(np.full((8, 8), 100 << 8, dtype=np.uint16)).save(tmp_path / "x.png")
-    assert (decode(tmp_path / "x.png", 8) == 100).all()
+@pytest.mark.parametrize(("stored", "shown"), [(100 << 8, 100), (200, 0), (65535, 255)])
+def test_sixteen_bit_grey_keeps_its_brightness(tmp_path, stored, shown):
+    Image.fromarray(np.full((8, 8), stored, dtype=np.uint16)).save(tmp_path / "x.png")
+    assert (decode(tmp_path / "x.png", 8) == shown).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_alpha_is_read_without_a_warning(tmp_path):
+    picture(tmp_path / "x.png", size=(8, 8), mode="P", transparency=bytes(range(256)))
+    expected = Image.open(tmp_path / "x.png").convert("RGBA").convert("RGB")
+    np.testing.assert_array_equal(decode(tmp_path / "x.png", 8), np.asarray(expected))
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])

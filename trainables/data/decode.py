@@ -52,7 +52,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.mode != "I" or wide.max(initial=0) > 255:
             wide = wide >> 8
         image = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
-    if image.mode == "P":
+    if image.mode == "P":  # PIL warns when it drops a palette's alpha itself
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 

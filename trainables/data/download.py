@@ -76,6 +76,7 @@ def _fetch_rest(url: str, part: Path, say: Say) -> str | None:
         missing = total - _size(part)
         return f"the connection was cut, {missing} bytes are missing" if missing > 0 else None
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416 and done:
             if error.headers.get("Content-Range") == f"bytes */{done}":
                 return None
