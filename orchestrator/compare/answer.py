@@ -25,7 +25,11 @@ def _search_sentence(comparison: Mapping[str, Any]) -> str:
         return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
     places = [f"{e['family']} {percent(e['best_val_top1'])}" for e in ranked]
     if len(ranked) == 1:
-        return f"The best finished trial {on} is of {places[0]} validation accuracy."
+        best, of = percent(ranked[0]["best_val_top1"]), ranked[0]
+        return (
+            f"{on[0].upper()}{on[1:]}, the best finished of {of['trials']} {of['family']} trials "
+            f"has a validation accuracy of {best}."
+        )
     counts = {entry["trials"] for entry in ranked}
     trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
     flips = "; the order changes with the unit of an equal budget"

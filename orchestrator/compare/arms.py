@@ -11,8 +11,8 @@ from orchestrator.compare.runs import RunData
 
 FACTS = (
     "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
-    "tokens", "road", "mean", "std", "train_limit", "fraction", "optimizer",
-    "batch_size_per_worker", "freeze", "augment", "flip", "precision", "compile",
+    "tokens", "road", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
+    "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
     "channels_last", "epochs", "num_workers", "device",
 )  # fmt: skip
 

@@ -181,11 +181,12 @@ def budget_lines(budget: Mapping[str, Any]) -> list[str]:
     lines = []
     for unit, ranked in budget["ranking"].items():
         at, best = budget["at"][unit], budget["best_val_top1"][unit]
+        if at is None:
+            lines.append(f"{unit}: {MISSING}")
+            continue
         places = [f"{label} {percent(best[label])}" for label in ranked]
         places += [f"{label} {MISSING}" for label in budget["unranked"][unit]]
-        lines.append(
-            f"{named[unit](at) if at is not None else f'{unit} {MISSING}'}: {', '.join(places)}"
-        )
+        lines.append(f"{named[unit](at)}: {', '.join(places)}")
     return lines
 
 

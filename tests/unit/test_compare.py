@@ -319,6 +319,13 @@ def test_the_answer_claims_no_more_than_the_search_did(tmp_path: Path) -> None:
         assert honest in answer
 
 
+def test_one_family_is_not_said_to_lead(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5])
+    answer = compared(run.close())["answer"]
+    assert answer.startswith("On digits, the best finished of 1 vit trials has a validation")
+
+
 def test_equal_bests_tie(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.trial("vit", [0.5])
