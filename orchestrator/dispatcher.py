@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import TERMINAL, Ledger, Record, apply, read, replay
+from orchestrator.ledger import TERMINAL, Ledger, apply, read, replay
 
 PATIENCE_S = 10.0
 
@@ -65,8 +65,6 @@ class Dispatcher:
             elif trial.status == "running":
                 trial.slot = None
 
-    # -- for trials ---------------------------------------------------------------
-
     async def resume_epoch(self, trial: str) -> int:
         """The epoch before the last one reported, so that the last is served once more."""
         return max(0, self._state.trials[trial].epoch - 1)
@@ -75,7 +73,7 @@ class Dispatcher:
         """Want ``epoch`` of ``trial``: its report, the trial's end, or ``pending``."""
         deadline = time.monotonic() + PATIENCE_S
         state = self._state.trials[trial]
-        if not self._wants(trial, epoch):
+        if self._wanted.get(trial, 0) < epoch:
             self._wanted[trial] = epoch
             self._tell()
         while True:
@@ -92,8 +90,6 @@ class Dispatcher:
                 self._tell()
             if not await self._wait(deadline):
                 return {"pending": True}
-
-    # -- for slots ----------------------------------------------------------------
 
     async def next_order(self, slot: str, incarnation: str, running: str | None) -> Answer:
         """What the slot does next: ``train``, ``wait``, ``drop`` its trial, or ``leave``.
@@ -132,8 +128,8 @@ class Dispatcher:
             known.trial = trial
         state = self._state.trials[trial]
         if running == trial:
-            epoch = state.epoch + 1
-            return {"kind": "train", "epoch": epoch} if self._wants(trial, epoch) else None
+            wanted = self._wanted.get(trial, 0) > state.epoch
+            return {"kind": "train", "epoch": state.epoch + 1} if wanted else None
         if running is not None:
             return {"kind": "drop"}
         return self._start(slot, trial)
@@ -187,15 +183,11 @@ class Dispatcher:
             self._count_failure(known, f"its slot ended: {reason}")
         self._tell()
 
-    # -- for the driver -----------------------------------------------------------
-
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
         """Write a decision. A terminal one frees the trial's slot at its next epoch boundary."""
         if trial is not None and self._state.trials[trial].status in TERMINAL:
             return
         self._record(event, trial=trial, **fields)
-        if event in TERMINAL and trial in self._queue:
-            self._queue.remove(trial)
         self._tell()
 
     async def slots_ready(self) -> int:
@@ -212,8 +204,6 @@ class Dispatcher:
         self._record(event, **fields)
         await self.stop()
 
-    # -- inside -------------------------------------------------------------------
-
     def _next_waiting(self) -> str | None:
         while self._queue:
             trial = self._queue.popleft()
@@ -226,9 +216,6 @@ class Dispatcher:
         open_trials = sum(t.status not in TERMINAL for t in self._state.trials.values())
         busy = sum(s.trial is not None for name, s in self._slots.items() if name != slot)
         return open_trials <= busy
-
-    def _wants(self, trial: str, epoch: int) -> bool:
-        return self._wanted.get(trial, 0) >= epoch
 
     def _count_failure(self, known: Slot, reason: str) -> None:
         trial = str(known.trial)
@@ -243,13 +230,10 @@ class Dispatcher:
         self._queue.appendleft(trial)
 
     def _end(self, event: str, trial: str, reason: str | None = None) -> None:
-        epoch = self._state.trials[trial].epoch
-        self._record(event, trial=trial, epoch=epoch, reason=reason)
+        self._record(event, trial=trial, epoch=self._state.trials[trial].epoch, reason=reason)
 
-    def _record(self, event: str, **fields: Any) -> Record:
-        record = self._ledger.append(event, **fields)
-        apply(self._state, record)
-        return record
+    def _record(self, event: str, **fields: Any) -> None:
+        apply(self._state, self._ledger.append(event, **fields))
 
     def _tell(self) -> None:
         self._news.set()
@@ -257,11 +241,8 @@ class Dispatcher:
 
     async def _wait(self, deadline: float) -> bool:
         """Wait for news; ``False`` when the patience of this call is over."""
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            return False
         try:
-            await asyncio.wait_for(self._news.wait(), remaining)
+            await asyncio.wait_for(self._news.wait(), max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             return False
         return True

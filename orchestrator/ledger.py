@@ -12,12 +12,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
@@ -104,6 +102,7 @@ class TrialState:
     assignment: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)  # detail of the record that ended it
     reports: dict[int, Record] = field(default_factory=dict)
     rungs: dict[int, str] = field(default_factory=dict)  # rung epoch -> promoted | pruned | audited
     preempted: Record | None = None
@@ -126,6 +125,16 @@ class TrialState:
             if self.reports[epoch].get("checkpoint"):
                 return str(self.reports[epoch]["checkpoint"])
         return None
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds of training and evaluation, times the workers that spent them."""
+        workers = int(self.detail.get("num_workers", 1))
+        spent = sum(
+            report["metrics"].get("train_seconds", 0.0) + report["metrics"].get("eval_seconds", 0.0)
+            for report in self.reports.values()
+        )
+        return float(spent * workers)
 
     def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
         """Best value of ``metric`` and the epoch it was reached in."""
@@ -203,6 +212,7 @@ def apply(state: State, record: Record) -> None:
         if event == "pruned":
             trial.rungs[record["rung"]] = event
         trial.status = TERMINAL[event]
+        trial.outcome = record.get("detail", {})
         trial.reason = record.get("reason")
         trial.slot = None
         trial.ended_at = record["time"]
@@ -225,114 +235,3 @@ def _apply_run_event(state: State, event: str, record: Record) -> None:
         state.test_openings += 1
     elif event == "noted":
         state.notes.append(record.get("reason", ""))
-
-
-TRIALS_SCHEMA = pa.schema(
-    [
-        ("trial", pa.string()),
-        ("family", pa.string()),
-        ("stage", pa.string()),
-        ("status", pa.string()),
-        ("backbone", pa.string()),  # timm's model name
-        ("scale", pa.string()),
-        ("seed", pa.int64()),
-        ("attempt", pa.int64()),
-        ("epochs", pa.int64()),  # epochs reported
-        ("best_val_top1", pa.float64()),
-        ("best_epoch", pa.int64()),
-        ("images_seen", pa.int64()),
-        ("device_seconds", pa.float64()),  # (train + eval seconds) x workers
-        ("flops", pa.float64()),
-        ("reason", pa.string()),
-        ("axes", pa.string()),  # JSON of the searched axes
-        ("recipe", pa.string()),  # JSON of the whole recipe
-        ("detail", pa.string()),  # JSON: what the worker said of the backbone
-    ]
-)
-
-REPORT_METRICS = (
-    "val_top1",
-    "val_top5",
-    "val_loss",
-    "train_loss",
-    "lr",
-    "images_seen",
-    "train_seconds",
-    "eval_seconds",
-    "images_per_second",
-    "gpu_memory_gb",
-    "flops",
-)
-REPORTS_SCHEMA = pa.schema(
-    [
-        ("trial", pa.string()),
-        ("family", pa.string()),
-        ("stage", pa.string()),
-        ("epoch", pa.int64()),
-        ("time", pa.float64()),
-        ("rung", pa.string()),  # promoted, pruned or audited at this epoch; null elsewhere
-        *[(name, pa.float64()) for name in REPORT_METRICS],
-    ]
-)
-
-
-def device_seconds(trial: TrialState) -> float:
-    """Seconds of training and evaluation, times the workers that spent them."""
-    workers = int(trial.detail.get("num_workers", 1))
-    spent = sum(
-        report["metrics"].get("train_seconds", 0.0) + report["metrics"].get("eval_seconds", 0.0)
-        for report in trial.reports.values()
-    )
-    return float(spent * workers)
-
-
-def tables(state: State) -> tuple[pa.Table, pa.Table]:
-    """``(trials, reports)``: one row a trial, one row a trial and epoch."""
-    trials = [_trial_row(trial) for trial in state.trials.values()]
-    reports = [
-        {
-            "trial": trial.trial,
-            "family": trial.family,
-            "stage": trial.stage,
-            "epoch": epoch,
-            "time": report["time"],
-            "rung": trial.rungs.get(epoch),
-            **{name: _number(report["metrics"].get(name)) for name in REPORT_METRICS},
-        }
-        for trial in state.trials.values()
-        for epoch, report in sorted(trial.reports.items())
-    ]
-    return (
-        pa.Table.from_pylist(trials, schema=TRIALS_SCHEMA),
-        pa.Table.from_pylist(reports, schema=REPORTS_SCHEMA),
-    )
-
-
-def _trial_row(trial: TrialState) -> dict[str, Any]:
-    value, epoch = trial.best()
-    last: Mapping[str, Any] = trial.reports[trial.epoch]["metrics"] if trial.reports else {}
-    backbone = trial.assignment.get("backbone", {})
-    return {
-        "trial": trial.trial,
-        "family": trial.family,
-        "stage": trial.stage,
-        "status": trial.status,
-        "backbone": trial.detail.get("model") or backbone.get("model"),
-        "scale": backbone.get("scale"),
-        "seed": trial.assignment.get("seed"),
-        "attempt": trial.attempt,
-        "epochs": trial.epoch,
-        "best_val_top1": value,
-        "best_epoch": epoch,
-        "images_seen": last.get("images_seen"),
-        "device_seconds": device_seconds(trial),
-        "flops": last.get("flops"),
-        "reason": trial.reason,
-        "axes": json.dumps(trial.axes),
-        "recipe": json.dumps(trial.assignment.get("recipe", {})),
-        "detail": json.dumps(trial.detail),
-    }
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

@@ -17,6 +17,8 @@ from orchestrator.ledger import State
 from orchestrator.spec import SchedulerSpec
 
 METRIC = "val_top1"
+CONTINUE: str = TrialScheduler.CONTINUE
+STOP: str = TrialScheduler.STOP
 
 Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
 
@@ -28,7 +30,7 @@ class Named:
     trial_id: str
 
 
-class FamilyAsha(FIFOScheduler):
+class FamilyAsha(FIFOScheduler):  # type: ignore[misc]
     """One ASHA race a family on a shared pool of slots; families never prune each other.
 
     ``history`` replays an earlier session's rung results in their order, so a resumed run
@@ -60,22 +62,22 @@ class FamilyAsha(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Continue or stop; the decision is on its way to the ledger before Tune acts on it."""
         if METRIC not in result:
-            return TrialScheduler.CONTINUE
+            return CONTINUE
         name, epoch = trial.config["trial"], result["epoch"]
         family = self._family[name]
         race = self._races.get(family)
         if race is None or epoch >= self._specs[family].max_epochs:
-            return TrialScheduler.CONTINUE
+            return CONTINUE
         value = result[METRIC]
         rung, cutoff, seen = self._rung(race, name, epoch)
         if value != value:  # NaN passes every comparison of ASHA's
             self._decide(
                 "pruned", name, rung=epoch, epoch=epoch, reason=f"{METRIC} is not a number"
             )
-            return TrialScheduler.STOP
+            return STOP
         action = self._feed(race, name, epoch, value)
         if rung is not None:
-            event = "pruned" if action == TrialScheduler.STOP else "promoted"
+            event = "pruned" if action == STOP else "promoted"
             self._decide(event, name, rung=rung, epoch=epoch, reason=_reason(value, cutoff, seen))
         return action
 

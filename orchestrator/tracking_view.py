@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import Record, State, TrialState, device_seconds
+from orchestrator.ledger import Record, State, TrialState
 from trainables.recipe import stable_hash
 
 RUN_ID_TAG = "orchestrator.run_id"
@@ -115,7 +115,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
         "best_val_top1": trial.best()[0],
         "epochs_to_90pct_of_best": _epochs_to(curve, 0.9),
         "convergence_auc": _mean_height(curve),
-        "gpu_seconds": device_seconds(trial) if trial.reports else None,
+        "gpu_seconds": trial.device_seconds if trial.reports else None,
     }
     for name in ("params_m", "gflops_per_image", "latency_ms"):
         values[name] = trial.detail.get(name)
@@ -187,7 +187,7 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
         f"trials_{status}": sum(trial.status == status for trial in trials)
         for status in ("finished", "pruned", "failed")
     }
-    values["gpu_seconds"] = sum(device_seconds(trial) for trial in trials)
+    values["gpu_seconds"] = sum(trial.device_seconds for trial in trials)
     if best:
         values["best_val_top1"] = max(best)
     return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]

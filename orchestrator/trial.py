@@ -34,7 +34,7 @@ def call(dispatcher: str, method: str, *arguments: Any, **named: Any) -> Any:
             time.sleep(0.2)
 
 
-class SlotTrial(tune.Trainable):
+class SlotTrial(tune.Trainable):  # type: ignore[misc]
     """One trial as Tune sees it; config holds ``trial`` and ``dispatcher``, both names.
 
     The result of a step is ``epoch``, ``val_top1`` and ``done``. A trial that failed on its
@@ -73,7 +73,7 @@ class SlotTrial(tune.Trainable):
         """Nothing to load: ``setup`` has asked the dispatcher."""
 
 
-class StopFile(tune.Stopper):
+class StopFile(tune.Stopper):  # type: ignore[misc]
     """Stops every trial once a file exists: one road for users, signals and the watch."""
 
     def __init__(self, path: str) -> None:

@@ -140,6 +140,8 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
     assignment = held.assignment
     # The only bound that also ends a hang inside a kernel or a collective: the process goes,
     # Ray Train starts the group again, and the dispatcher counts the attempt as failed.
+    # Train wraps sys.stderr in an object without a file descriptor.
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(assignment.epoch_timeout_s, exit=True, file=sys.__stderr__)
     try:
         report = next(held.reports)

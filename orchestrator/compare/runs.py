@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import ledger
+from orchestrator.ledger_tables import tables
 from trainables.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run. ``trials`` and ``reports`` are the tables of :func:`orchestrator.ledger.tables`.
+    """One run. ``trials`` and ``reports`` are those of :func:`orchestrator.ledger_tables.tables`.
 
     ``outcomes`` holds, by trial, the detail of its ``finished`` record; a final's has
     ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
@@ -57,18 +58,15 @@ def load(run_folder: Path) -> RunData:
             "Fix: name a run that exists under the storage folder, or give --storage"
         )
     state = ledger.State()
-    outcomes: dict[str, Mapping[str, Any]] = {}
     try:
         for record in ledger.read(path):
             ledger.apply(state, record)
-            if record["event"] == "finished" and record.get("detail"):
-                outcomes[record["trial"]] = record["detail"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(
             f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
             f"that is not ({type(error).__name__}: {error}). Fix: restore the file from a backup"
         ) from error
-    trials, reports = ledger.tables(state)
+    trials, reports = tables(state)
     finals = [trial.trial for trial in state.trials.values() if trial.stage == "final"]
     return RunData(
         name=str(state.header.get("run") or run_folder.resolve().name),
@@ -77,7 +75,7 @@ def load(run_folder: Path) -> RunData:
         trials=trials,
         reports=reports,
         notes=tuple(state.notes),
-        outcomes=outcomes,
+        outcomes={trial.trial: trial.outcome for trial in state.trials.values() if trial.outcome},
         correct=_read_correct(run_folder, finals),
         test_opened_at=state.test_opened_at,
         created_at=state.created_at,
