@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ import filelock
 import numpy as np
 
 from trainables.assignment import DataSpec
-from trainables.data.reading import Reading, Say, Source, refuse_one_class
+from trainables.data.reading import Reading, Say, Source, default_folder, refuse_one_class
 from trainables.data.sources import locate
 from trainables.data.splits import assign_splits
 from trainables.data.store import (
@@ -66,12 +65,6 @@ def prepare(spec: DataSpec, *, say: Say = lambda line: None) -> PixelStore:
             "training images there are: all are used"
         )
     return store
-
-
-def default_folder(spec: DataSpec) -> Path:
-    """Where stores are kept: ``data.folder``, else $ORCHESTRATOR_DATA, else the user's cache."""
-    chosen = spec.folder or os.environ.get("ORCHESTRATOR_DATA") or "~/.cache/backbone-tournament"
-    return Path(chosen).expanduser().absolute()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from trainables.assignment import DataSpec
 from trainables.data.cifar_forms import FORMS, PIXELS, Form, find_archive
 from trainables.data.download import fetch
-from trainables.data.reading import Chunk, Reading, Say, Source
+from trainables.data.reading import Chunk, Reading, Say, Source, default_folder
 from trainables.data.store import Images, Labels
 from trainables.data.unpickle import load_arrays
 from trainables.errors import UserError
@@ -73,8 +73,6 @@ def base_url() -> str:
 
 
 def _download(form: Form, spec: DataSpec, say: Say) -> Path:
-    from trainables.data.build import default_folder
-
     target = default_folder(spec) / "downloads" / form.archive
     other_way = (
         f"give {form.archive}, or its unpacked folder, from elsewhere as --set data.archive=PATH"

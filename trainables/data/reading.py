@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from trainables.assignment import DataSpec
 from trainables.data.store import Images, Labels
 from trainables.errors import UserError
 
@@ -53,3 +56,9 @@ def refuse_one_class(source: str, held: Sequence[str]) -> None:
             f"a dataset needs readable training images of at least two classes; {source} holds "
             f"{repr(held[0]) if held else 'none'} only. Fix: give data with two classes or more"
         )
+
+
+def default_folder(spec: DataSpec) -> Path:
+    """Where stores are kept: ``data.folder``, else $ORCHESTRATOR_DATA, else the user's cache."""
+    chosen = spec.folder or os.environ.get("ORCHESTRATOR_DATA") or "~/.cache/backbone-tournament"
+    return Path(chosen).expanduser().absolute()
