@@ -81,7 +81,10 @@ class Augmentation:
 
     def apply(self, images: Tensor, positions: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """As above, where ``images[positions]`` are the dataset's images ``rows``."""
-        draws = uniforms(key_of(self.seed, epoch), rows, STREAMS)  # (B, STREAMS)
+        probability = max(self.level.erasing, self.erasing)
+        distorts = self.level.warps or self.level.jitter > 0
+        streams = STREAMS if distorts or probability else FLIP + 1
+        draws = uniforms(key_of(self.seed, epoch), rows, streams)  # (B, streams)
         height, width = images.shape[1:3]
         mirror = draws[:, FLIP] < 0.5 if self.mirror and self.level.mirror else None
         if self.level.pad or mirror is not None:
@@ -90,11 +93,7 @@ class Augmentation:
             pixels = crop(images, positions, down, right, mirror)
         else:
             pixels = images[positions]
-        if self.level.warps or self.level.jitter:
-            batch = self._distort(pixels, draws)
-        else:
-            batch = normalise(pixels, self.look)
-        probability = max(self.level.erasing, self.erasing)
+        batch = self._distort(pixels, draws) if distorts else normalise(pixels, self.look)
         if probability:
             batch = erase(batch, draws, probability)
         return fit(batch, self.look)

@@ -15,9 +15,10 @@ from trainables.assignment import Assignment
 from trainables.augment import Look
 from trainables.backbones import build
 from trainables.errors import OutOfMemory, UserError
-from trainables.loop import Batch, Step, World
+from trainables.loop import World
 from trainables.optim import Ema, build_optimizer
 from trainables.stateless import key_of
+from trainables.step import Batch, Step
 
 _flops: dict[Any, Flops] = {}  # by geometry: counting would be felt in every warm start
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from trainables.accounting import Clock
 from trainables.augment import Look, fit, normalise
 from trainables.data.batches import Pixels, shard
-from trainables.errors import Diverged, OutOfMemory
-from trainables.optim import Ema, set_learning_rate
-from trainables.recipe import Recipe
+from trainables.errors import Diverged
 from trainables.stateless import key_of
+from trainables.step import Batch, autocast
 
 CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
 ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
@@ -50,115 +45,6 @@ class Progress:
     loss_sum: float = 0.0
     images_seen: int = 0
     flops: float = 0.0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A step's images (B, C, S, S) and labels (B,); mixed images keep ``weight`` (B,) of their
-    label, ``partner`` (B,) labels get the rest."""
-
-    images: Tensor
-    labels: Tensor
-    partner: Tensor | None = None
-    weight: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def part(self, start: int, end: int) -> Batch:
-        """Images start..end-1."""
-        mixed = (t[start:end] if t is not None else None for t in (self.partner, self.weight))
-        return Batch(self.images[start:end], self.labels[start:end], *mixed)
-
-
-def batch_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy of (B, classes) logits against own and mixed-in labels."""
-    logits = logits.float()
-    if batch.partner is None or batch.weight is None:
-        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    own, other = (
-        F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
-        for labels in (batch.labels, batch.partner)
-    )
-    return torch.lerp(other, own, batch.weight).mean()
-
-
-@dataclass
-class Step:
-    """One optimizer step: forward, backward over micro-batches, clip, update, average.
-
-    ``model`` is the module or its DDP wrapper. ``accumulation`` micro-batches share one step;
-    gradients cross workers once, with the last of them.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    recipe: Recipe
-    device: torch.device
-    bf16: bool
-    accumulation: int
-    ema: Ema | None = None
-
-    def __call__(self, batch: Batch, rate: float) -> Tensor:
-        """Take the step at learning rate ``rate``; returns the batch's mean loss, a scalar.
-
-        Raises ``OutOfMemory`` where the device has no room.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            loss = self.gradients(batch)
-            self.update(rate)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"{self.device} has no room for a micro-batch of "
-                f"{-(-len(batch) // self.accumulation)} images (accumulation {self.accumulation})"
-            ) from error
-        return loss
-
-    def gradients(self, batch: Batch) -> Tensor:
-        """Accumulate the gradients of the batch's mean loss, and return that loss."""
-        total = torch.zeros((), device=self.device)
-        bounds = [len(batch) * i // self.accumulation for i in range(self.accumulation + 1)]
-        for start, end in itertools.pairwise(bounds):
-            if start == end:
-                continue
-            last = end == len(batch)
-            part = batch if end - start == len(batch) else batch.part(start, end)
-            with self._sync(last), autocast(self.device, self.bf16):
-                loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
-                loss = loss * (len(part) / len(batch))
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
-
-    def update(self, rate: float) -> None:
-        """Clip the gradients' norm (Pascanu et al. 2013), then update weights and average."""
-        set_learning_rate(self.optimizer, rate)
-        if self.recipe.clip_grad_norm is not None:
-            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_grad_norm)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update()
-
-    def _sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error)
-
-
-def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision in bfloat16, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def train_one_epoch(

@@ -20,7 +20,6 @@ from trainables.data.batches import BatchPlan, Pixels, load_pixels
 from trainables.errors import UserError
 from trainables.learner import Learner
 from trainables.loop import (
-    Batch,
     Progress,
     World,
     average_buffers,
@@ -29,6 +28,7 @@ from trainables.loop import (
 )
 from trainables.mixing import Mixing
 from trainables.optim import schedule_of
+from trainables.step import Batch
 
 
 class Trial:

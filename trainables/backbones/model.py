@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,13 @@ from torch import nn
 from trainables.assignment import BackboneSpec
 from trainables.backbones.catalog import BY_NAME, describe, member_of
 from trainables.backbones.family import Geometry, Member
-from trainables.backbones.weights import check_weights, read_weights
+from trainables.backbones.weights import (
+    OTHER_WAYS,
+    cached_file,
+    check_weights,
+    first_line,
+    read_weights,
+)
 from trainables.errors import UserError, raise_if_any
 from trainables.recipe import Recipe
 
@@ -105,20 +110,24 @@ def build(
         module = _from_hub(geometry, member, arguments)
     else:
         module = _from_path(spec.weights, geometry, member, arguments)
-    cfg: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    cfg: Any = module.pretrained_cfg
     return Backbone(
         module=module, geometry=geometry, mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
     )
 
 
 def _from_hub(geometry: Geometry, member: Member, arguments: dict[str, Any]) -> nn.Module:
+    """timm downloads, unless the file is in the cache: then no request is made at all."""
+    assert member.hub is not None
+    file = cached_file(member.hub)
+    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        return BY_NAME[geometry.family].create(geometry, member, {**arguments, "pretrained": True})
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        return BY_NAME[geometry.family].create(
+            geometry, member, {**arguments, "pretrained": True, **overlay}
+        )
+    except Exception as error:  # the hub's client fails in many ways; the line is the same
         raise UserError(
-            f"--weights hub: {member.hub} could not be loaded ({reason}). "
-            "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
+            f"--weights hub: {member.hub} could not be loaded ({first_line(error)}). {OTHER_WAYS}"
         ) from error
 
 
@@ -127,31 +136,47 @@ def _from_path(
 ) -> nn.Module:
     """Load strictly: a head of another size is drawn anew, everything else must be there."""
     state, config = read_weights(path, member)
-    family = BY_NAME[geometry.family]
-    fresh = family.create(geometry, member, arguments)
-    classifiers = fresh.pretrained_cfg.get("classifier")  # type: ignore[union-attr,operator]
-    wanted = fresh.state_dict()
-    for prefix in (classifiers,) if isinstance(classifiers, str) else classifiers or ():
-        for key in (f"{prefix}.weight", f"{prefix}.bias"):
+    create = BY_NAME[geometry.family].create
+    module: Any = create(geometry, member, arguments)
+    wanted = module.state_dict()
+    heads = module.pretrained_cfg.get("classifier") or ()
+    for head in (heads,) if isinstance(heads, str) else heads:
+        for key in (f"{head}.weight", f"{head}.bias"):
             if key in wanted and (key not in state or state[key].shape != wanted[key].shape):
                 state[key] = wanted[key]
-    stored = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k in {"mean", "std"}}
+    if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in wanted.items()}:
+        module.load_state_dict(state)  # of this very geometry: a checkpoint of ours, say
+    else:
+        module = _adapt(path, state, geometry, member, arguments)
+    stored = config.get("pretrained_cfg", {})
+    for key in ("mean", "std"):
+        module.pretrained_cfg[key] = stored.get(key, module.pretrained_cfg[key])
+    return module  # type: ignore[no-any-return]
+
+
+def _adapt(
+    path: str,
+    state: dict[str, Any],
+    geometry: Geometry,
+    member: Member,
+    arguments: dict[str, Any],
+) -> nn.Module:
     overlay = {
         "state_dict": state,
         "custom_load": False,
-        "num_classes": arguments["num_classes"],  # keeps timm's loading strict
+        "num_classes": arguments["num_classes"],  # the head was seen to: timm loads strictly
         "label_offset": 0,
-        **stored,
     }
     try:
-        module = family.create(
+        module: Any = BY_NAME[geometry.family].create(
             geometry, member, {**arguments, "pretrained": True, "pretrained_cfg_overlay": overlay}
         )
-    except (RuntimeError, KeyError, AttributeError) as error:
-        detail = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
+    except Exception as error:  # timm's adaptation trips over foreign tensors in many ways
+        lines = [line.strip() for line in str(error).splitlines()]
+        detail = "; ".join(lines[1:4] or lines) or type(error).__name__
         raise UserError(
             f"--weights {path} does not fit {member.model}: {detail[:400]}. "
             "Fix: choose the family and scale of these weights, or --weights hub|none"
         ) from error
-    module.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr,operator]
-    return module
+    del module.pretrained_cfg["state_dict"]
+    return module  # type: ignore[no-any-return]

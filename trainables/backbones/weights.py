@@ -85,16 +85,21 @@ def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], dict[str
         state = load_state_dict(str(file))
     except Exception as error:  # each format fails in its own way; the line is the same
         raise UserError(
-            f"--weights {path} is not a readable state dict ({_first_line(error)}). "
+            f"--weights {path} is not a readable state dict ({first_line(error)}). "
             "Fix: save a timm state dict as .safetensors"
         ) from error
+    if not state or not all(hasattr(value, "shape") for value in state.values()):
+        raise UserError(
+            f"--weights {path} holds no state dict of tensors. "
+            "Fix: save model.state_dict() of a timm model as .safetensors"
+        )
     return state, config
 
 
 def _check_hub(member: Member, timeout_s: float) -> list[str]:
     if member.hub is None:
         return [f"no weights were published for {member.model} at this scale. {OTHER_WAYS}"]
-    if _cached(member.hub):
+    if cached_file(member.hub) is not None:
         return []
     reason = _unreachable(member.hub, timeout_s)
     if reason is None:
@@ -102,10 +107,18 @@ def _check_hub(member: Member, timeout_s: float) -> list[str]:
     return [f"--weights hub: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"]
 
 
-def _cached(repository: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+def cached_file(repository: str) -> Path | None:
+    """The weights file of a hub repository in the local cache, if it was downloaded before.
 
-    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in HUB_FILES)
+    Looks where huggingface_hub keeps it, without the second that its import takes.
+    """
+    home = os.environ.get("HF_HOME") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
+    cache = os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub")
+    folder = Path(cache).expanduser() / f"models--{repository.replace('/', '--')}" / "snapshots"
+    found = [file for name in HUB_FILES for file in sorted(folder.glob(f"*/{name}"))]
+    return found[0] if found else None
 
 
 def _unreachable(repository: str, timeout_s: float) -> str | None:
@@ -124,7 +137,7 @@ def _unreachable(repository: str, timeout_s: float) -> str | None:
         except urllib.error.HTTPError as error:
             answer[0] = f"{endpoint} answers {error.code}"
         except (OSError, ValueError) as error:
-            answer[0] = f"{endpoint}: {_first_line(getattr(error, 'reason', error))}"
+            answer[0] = f"{endpoint}: {first_line(getattr(error, 'reason', error))}"
 
     # a thread, because name resolution obeys no timeout
     thread = threading.Thread(target=ask, daemon=True)
@@ -133,5 +146,6 @@ def _unreachable(repository: str, timeout_s: float) -> str | None:
     return answer[0]
 
 
-def _first_line(error: object) -> str:
+def first_line(error: object) -> str:
+    """The start of an error's message, for use within a line of our own."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
