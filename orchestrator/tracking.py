@@ -4,7 +4,7 @@ and is meant for a process of its own, beside the run, which never waits for it:
     python -m orchestrator.tracking follow runs/NAME --uri URI [--experiment NAME]
     python -m orchestrator.tracking sync   runs/NAME --uri URI [--experiment NAME]
 
-``follow`` ends when the run's ledger ends, or when its standard input is closed, after bringing
+``follow`` goes on until its standard input is closed, by the run or by the run's death, and leaves
 MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the ledger.
 """
 
@@ -45,12 +45,12 @@ def follow(
     poll_s: float = 1.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Keep MLflow in step with a ledger until the run ends or ``done``; whether it is in step.
+    """Keep MLflow in step with a ledger until ``done``; whether it was in step at the end.
 
     While MLflow is down it tries again after 1, 2, 4 ... 10 s, for as long as the run goes on.
-    A run that is not closed when ``done`` says so is shown as stopped.
+    After ``done`` it goes on for at most 20 s of that. A ledger that is still open then is shown
+    as a stopped run, and a ``report.html`` beside it becomes the run's artifact.
     """
-    began = time.time()
     from orchestrator.tracking_client import Outage
     from orchestrator.tracking_mirror import Mirror
 
@@ -62,8 +62,6 @@ def follow(
         while True:
             last = done()
             offset = _feed(mirror, run_folder, offset)
-            # An earlier end, before a resume that is still to come, is not ours.
-            last = last or (mirror.ended_at or 0.0) >= began
             if last:
                 mirror.finish()
             started = time.monotonic()

@@ -365,9 +365,10 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         tell(folder, story[4:-1])
         time.sleep(1.5)  # the follower meets the outage; the ledger goes on without it
         assert follower.poll() is None
-        (folder / "report.html").write_text("<html>the report</html>")
         tell(folder, story[-1:])
         server.start()
+        wait_until_shown(server.uri, "outage", "vit-0000", "3")
+        (folder / "report.html").write_text("<html>the report</html>")  # after the ledger's end
         _, said = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
