@@ -5,7 +5,7 @@
     vit.backbone.patch=8                 in a run of several families, for one of them only
 
 What the user does not set follows what he does: learning-rate ranges follow optimizer and
-weights, warm-up the number of epochs, mirroring the dataset, weights the scale.
+weights, warm-up the number of epochs, mirroring and batch size the dataset, weights the scale.
 """
 
 from __future__ import annotations
@@ -169,6 +169,10 @@ def _follow(old: SweepSpec, new: SweepSpec, wanted: Mapping[str, Any]) -> SweepS
         "recipe.flip": (
             sweeps.default_flip(old.data.source),
             sweeps.default_flip(new.data.source),
+        ),
+        "recipe.batch_size_per_worker": (
+            sweeps.default_batch_size(old.data.source),
+            sweeps.default_batch_size(new.data.source),
         ),
     }
     for path, (before, after) in moves.items():

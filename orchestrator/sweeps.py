@@ -31,6 +31,11 @@ def default_flip(source: str) -> bool:
     return source != "digits"
 
 
+def default_batch_size(source: str) -> int:
+    """Images a step and worker: 16 on digits, whose 1,437 would make 22 steps an epoch of 64."""
+    return 16 if source == "digits" else 64
+
+
 def default_space(sweep: SweepSpec) -> dict[str, spaces.Domain]:
     """The family's space for this sweep's weights, optimizer and length."""
     return spaces.space_for(
@@ -64,7 +69,9 @@ def family_sweep(
             weights=default_weights(family, scale) if weights is None else weights,
         ),
         data=DataSpec(source=dataset),
-        recipe=Recipe(flip=default_flip(dataset)),
+        recipe=Recipe(
+            flip=default_flip(dataset), batch_size_per_worker=default_batch_size(dataset)
+        ),
         space={},
         scheduler=SchedulerSpec(max_epochs=max_epochs),
         trials=trials,

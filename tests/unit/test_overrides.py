@@ -143,6 +143,13 @@ def test_mirroring_follows_the_dataset_unless_set() -> None:
     assert apply_set(VIT, ["recipe.flip=true"]).recipe.flip is True
 
 
+def test_batch_size_follows_the_dataset_unless_set() -> None:
+    assert VIT.recipe.batch_size_per_worker == 16
+    assert apply_set(VIT, ["data.source=cifar10"]).recipe.batch_size_per_worker == 64
+    own = apply_set(VIT, ["recipe.batch_size_per_worker=16", "data.source=cifar10"])
+    assert own.recipe.batch_size_per_worker == 16
+
+
 def test_a_searched_optimizer_needs_learning_rates_of_its_own() -> None:
     (line,) = refused("recipe.optimizer=[adamw,sgd]")
     assert "recipe.learning_rate" in line
