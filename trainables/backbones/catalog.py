@@ -70,6 +70,8 @@ def check_backbone(spec: BackboneSpec) -> list[str]:
                 f"backbone.{name} must be a whole number of pixels in [{low}, 1024]; got "
                 f"{value!r}. Fix: --set backbone.{name}={32 if low == 8 else 4}"
             )
+    if not found:
+        found = _patch_mistakes(spec)
     if found:
         return found
     try:
@@ -86,6 +88,21 @@ def check_backbone(spec: BackboneSpec) -> list[str]:
     except UserError as error:
         found.extend(error.mistakes)
     return found
+
+
+def _patch_mistakes(spec: BackboneSpec) -> list[str]:
+    patches = BY_NAME[spec.family].patches
+    if spec.patch is None or patches is None or spec.patch in patches:
+        return []
+    if not patches:
+        return [
+            f"backbone.patch does not apply to the family {spec.family}; got {spec.patch}. "
+            "Fix: leave it out, or choose --set backbone.stem=original|small"
+        ]
+    return [
+        f"backbone.patch of the family {spec.family} must be one of "
+        f"{', '.join(map(str, patches))}; got {spec.patch}. Fix: --set backbone.patch={patches[0]}"
+    ]
 
 
 def _unknown(name: str, value: object, valid: tuple[str, ...]) -> str:

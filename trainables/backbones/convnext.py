@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainables.backbones.family import SMALL_IMAGE, Adapted, Family, Geometry, Member, Request
-from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-STEM_PATCHES = (4, 2, 1)
 MEMBERS = {
     "tiny": Member(
         model="test_convnext", hub="timm/test_convnext.r160_in1k", image_size=160, patch=4
@@ -30,11 +28,6 @@ def adapt(request: Request) -> Adapted:
     patch = request.spec.patch
     if patch is None:
         patch = 2 if request.image_size < SMALL_IMAGE else 4
-    if patch not in STEM_PATCHES:
-        raise UserError(
-            f"backbone.patch of the family convnext (its stem) must be one of "
-            f"{', '.join(map(str, STEM_PATCHES))}; got {patch}. Fix: --set backbone.patch=2"
-        )
     return Adapted(patch=patch, resized=patch != request.member.patch)
 
 
@@ -64,4 +57,5 @@ FAMILY = Family(
     layers=(r"^stem", r"^stages\.(\d+)\.(?:downsample|blocks\.(\d+))"),
     adapt=adapt,
     create=create,
+    patches=(4, 2, 1),  # of the stem
 )

@@ -87,6 +87,7 @@ class Family:
 
     ``layers`` are patterns of parameter names in forward order, for layer-wise decay: groups of
     digits number the layers within one pattern, names without a match count with the head.
+    ``patches`` are the only ones possible (``None``: those that divide the image's side).
     """
 
     name: str
@@ -94,6 +95,7 @@ class Family:
     layers: tuple[str, ...]
     adapt: Callable[[Request], Adapted]
     create: Callable[[Geometry, Member, Mapping[str, Any]], nn.Module]
+    patches: tuple[int, ...] | None = None
 
 
 def road(*, resized: bool, image_size: int, stored_size: int) -> str:

@@ -172,7 +172,8 @@ def _adapt(
             geometry, member, {**arguments, "pretrained": True, "pretrained_cfg_overlay": overlay}
         )
     except Exception as error:  # timm's adaptation trips over foreign tensors in many ways
-        lines = [line.strip() for line in str(error).splitlines()]
+        said = f"missing key {error}" if isinstance(error, KeyError) else str(error)
+        lines = [line.strip() for line in said.splitlines()]
         detail = "; ".join(lines[1:4] or lines) or type(error).__name__
         raise UserError(
             f"--weights {path} does not fit {member.model}: {detail[:400]}. "

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainables.backbones.family import SMALL_IMAGE, Adapted, Family, Geometry, Member, Request
-from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,11 +28,6 @@ def choose_stem(request: Request) -> str:
 
 def adapt(request: Request) -> Adapted:
     """Choose the stem; a residual network has no patch."""
-    if request.spec.patch is not None:
-        raise UserError(
-            f"backbone.patch does not apply to the family resnet; got {request.spec.patch}. "
-            "Fix: leave it out, or choose --set backbone.stem=original|small"
-        )
     stem = choose_stem(request)
     reduced = stem == "original" and request.image_size < SMALL_IMAGE
     warning = (
@@ -69,4 +63,5 @@ FAMILY = Family(
     layers=(r"^(?:conv1|bn1|maxpool)", r"^layer(\d+)\.(\d+)"),
     adapt=adapt,
     create=create,
+    patches=(),
 )
