@@ -29,12 +29,14 @@ EVENTS = (
     "promoted",  # passed a rung
     "pruned",  # stopped at a rung; reason holds the cut-off
     "audited",  # would have been pruned at that rung, finished anyway off the books
+    "paused",  # waits at a rung, its slot free, until it is promoted or pruned
     "preempted",  # the trial's worker was told to leave; checkpoint, if it could write one
     "finished",  # reached its last epoch
     "failed",  # ended by an error; reason
     "stopped",  # the run was interrupted; resumable
     "resumed",  # an interrupted run went on
-    "test_opened",  # the sealed test split was read
+    "frozen",  # the search is over; detail = the winners by recipe hash, before any final
+    "test_opened",  # the sealed test split is about to be read
     "noted",  # anything else a reader should know; reason
     "closed",  # the run reached its end
 )
@@ -101,6 +103,7 @@ class TrialState:
     attempt: int = 0
     assignment: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, Any] = field(default_factory=dict)
+    winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)  # detail of the record that ended it
     reports: dict[int, Record] = field(default_factory=dict)
@@ -158,6 +161,8 @@ class State:
     created_at: float | None = None
     closed: bool = False
     stopped: bool = False
+    frozen: dict[str, Any] = field(default_factory=dict)  # winners and final_seeds
+    sealed: bool = True  # the winners on record have not met the test split
     test_opened_at: float | None = None
     test_openings: int = 0
     notes: list[str] = field(default_factory=list)
@@ -188,6 +193,7 @@ def apply(state: State, record: Record) -> None:
                 stage=record.get("stage", "search"),
                 assignment=detail["assignment"],
                 axes=detail.get("axes", {}),
+                winner=detail.get("winner"),
             ),
         )
         return
@@ -206,8 +212,9 @@ def apply(state: State, record: Record) -> None:
     elif event == "preempted":
         trial.preempted = record if record.get("checkpoint") else None
         trial.slot = None
-    elif event in ("promoted", "audited"):
+    elif event in ("promoted", "audited", "paused"):
         trial.rungs[record["rung"]] = event
+        trial.slot = None if event == "paused" else trial.slot
     elif event in TERMINAL:
         if event == "pruned":
             trial.rungs[record["rung"]] = event
@@ -230,7 +237,10 @@ def _apply_run_event(state: State, event: str, record: Record) -> None:
         state.stopped = True
     elif event == "closed":
         state.closed = True
+    elif event == "frozen":
+        state.frozen, state.sealed = record["detail"], True
     elif event == "test_opened":
+        state.sealed = False
         state.test_opened_at = state.test_opened_at or record["time"]
         state.test_openings += 1
     elif event == "noted":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-SCHEDULERS = ("asha", "none")
+SCHEDULERS = ("asha", "pasha", "none")
 
 
 def at_least(path: str, value: Any, low: float, *, whole: bool = True) -> list[str]:
@@ -19,12 +19,15 @@ def at_least(path: str, value: Any, low: float, *, whole: bool = True) -> list[s
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSpec:
-    """When trials are compared. ``asha`` prunes at rungs, ``none`` trains all to the end."""
+    """When trials are compared. ``asha`` prunes at rungs, ``pasha`` also stops lengthening trials
+    once their ranking is stable, ``none`` trains all to the end. ``audit`` is the share of the
+    trials ASHA would prune that is finished anyway, to measure what pruning got wrong."""
 
     kind: str = "asha"
     max_epochs: int = 9
     grace_epochs: int = 1
     reduction_factor: int = 3
+    audit: float = 0.0
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
@@ -47,6 +50,12 @@ class SchedulerSpec:
         found += at_least("scheduler.max_epochs", self.max_epochs, 1)
         found += at_least("scheduler.grace_epochs", self.grace_epochs, 1)
         found += at_least("scheduler.reduction_factor", self.reduction_factor, 2)
+        found += at_least("scheduler.audit", self.audit, 0, whole=False)
+        if not found and self.audit > (1 if self.kind == "asha" else 0):
+            found.append(
+                f"scheduler.audit must be a share of the trials that asha prunes; got {self.audit} "
+                f"with scheduler.kind={self.kind}. Fix: --audit 0.1 with asha, else --audit 0"
+            )
         if not found and self.grace_epochs > self.max_epochs:
             found.append(
                 "scheduler.grace_epochs must not exceed scheduler.max_epochs; got "

@@ -30,7 +30,9 @@ class Decider:
 class Pool:
     """One session's dispatcher actor and ``num_slots`` slots."""
 
-    def __init__(self, spec: RunSpec, folder: Path, session: str, num_slots: int) -> None:
+    def __init__(
+        self, spec: RunSpec, folder: Path, session: str, num_slots: int, *, more_to_come: bool
+    ) -> None:
         resources = spec.sweeps[0].resources
         self.num_slots = num_slots
         self.dispatcher = f"dispatcher-{spec.name}-{session}"
@@ -49,7 +51,7 @@ class Pool:
             .remote(
                 str(folder / FILE_NAME),
                 session=session,
-                checkpoint_root=str(folder / "checkpoints"),
+                more_to_come=more_to_come,
                 max_failures_per_trial=resources.max_failures_per_trial,
             )
         )
@@ -78,6 +80,10 @@ class Pool:
     def errors(self) -> list[str]:
         """Why slots ended, where they ended in error."""
         return self._slots.errors
+
+    def submit(self, records: list[dict[str, Any]]) -> None:
+        """Write the records that begin the last phase."""
+        call(self.dispatcher, "submit", records)
 
     def open_trials(self) -> list[str]:
         """Trials that have not ended, from the ledger."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import cluster, plan, session, tracking
+from orchestrator import cluster, finals, plan, session, tracking
 from orchestrator.ledger import FILE_NAME, State
 from orchestrator.progress import Progress
 from orchestrator.spec import RunSpec
@@ -54,17 +54,23 @@ def run(
     datasets: dict[str, Any],
     geometry: dict[str, Any],
     say: Say,
+    reopen_test: bool = False,
 ) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
-    Raises :class:`UserError` when the name belongs to another spec or is running already
-    (exit code 2), and when the cluster can never hold one worker (exit code 3).
+    Raises :class:`UserError` when the name belongs to another spec, is running already or would
+    open its test split again without ``reopen_test`` (exit code 2), and when the cluster can
+    never hold one worker (exit code 3).
     """
     with ExitStack() as held:
         folder = held.enter_context(session.claimed(spec))
         raise_if_any(session.name_mistakes(spec))
         uri = spec.tracking_uri or tracking.default_uri(spec.storage)
-        if session.complete(spec, session.state_of(folder)):
+        before = session.state_of(folder)
+        searched = session.complete(spec, before)
+        if before.test_openings and not searched and not reopen_test:
+            raise UserError(finals.reopening_refused(spec.name))
+        if searched and not finals.due(spec, before, reopen=reopen_test):
             say(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
             with _tracker(spec, folder, uri, say):
                 pass
@@ -76,28 +82,39 @@ def run(
             raise UserError(*dict.fromkeys(lacking), exit_code=3)
         state, name = session.begin(spec, folder, {"datasets": datasets, "geometry": geometry})
         held.enter_context(_tracker(spec, folder, uri, say))
-        _search(spec, folder, state, name, totals, say)
+        _phases(spec, folder, state, name, totals, say, reopen_test)
     return _outcome(folder)
 
 
-def _search(
-    spec: RunSpec, folder: Path, state: State, name: str, totals: dict[str, float], say: Say
+def _phases(
+    spec: RunSpec,
+    folder: Path,
+    state: State,
+    name: str,
+    totals: dict[str, float],
+    say: Say,
+    reopen_test: bool,
 ) -> None:
-    """Run every open trial to its end, or until the stop file appears."""
+    """Search, then finals, each trial to its end or until the stop file appears."""
     from orchestrator.pool import Pool
 
     trials = session.open_trials(state)
+    most = max(len(trials), spec.final_seeds * len(spec.sweeps))
     resources = spec.sweeps[0].resources
-    num_slots = min(len(trials), plan.capacity(resources, totals))
+    num_slots = min(most, plan.capacity(resources, totals))
     say(f"{len(trials)} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
     stop_file = folder / session.STOP_FILE
-    pool = Pool(spec, folder, name, num_slots)
+    pool = Pool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
     watch = _Watch(pool, resources.slot_start_timeout_s, stop_file)
     with Progress(spec, folder / FILE_NAME, say), _signals(stop_file):
         pool.start()
         watch.start()
         try:
             _fit(spec, state, trials, pool, stop_file)
+            if spec.final_seeds and not stop_file.exists():
+                pool.submit(finals.due(spec, session.state_of(folder), reopen=reopen_test))
+                state = session.state_of(folder)
+                _fit(spec, state, session.open_trials(state), pool, stop_file)
         finally:
             watch.ended.set()
             # The same file stops Tune whether a user, a signal or the watch wrote it.
@@ -108,13 +125,15 @@ def _search(
 
 
 def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: Path) -> None:
+    if not trials:
+        return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only form that verbose=0 silences
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(pool.num_slots + 1))
     from ray import tune
 
-    from orchestrator.scheduler import FamilyAsha
+    from orchestrator.scheduler import FamilyScheduler
     from orchestrator.trial import RESOURCES, SlotTrial, StopFile
 
     scratch = tempfile.mkdtemp(prefix="tune-")
@@ -123,7 +142,7 @@ def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: P
         tune.with_resources(SlotTrial, tune.PlacementGroupFactory([RESOURCES])),
         param_space={"trial": tune.grid_search(trials), "dispatcher": pool.dispatcher},
         tune_config=tune.TuneConfig(
-            scheduler=FamilyAsha(schedulers, state, pool.decide),
+            scheduler=FamilyScheduler(schedulers, state, pool.decide, seed=spec.sweeps[0].seed),
             reuse_actors=True,
             # One more than the slots, so that a freed slot finds the next trial waiting.
             max_concurrent_trials=pool.num_slots + 1,

@@ -1,11 +1,13 @@
-"""ASHA a family, on Tune's own implementation, with every decision written to the ledger.
+"""Who is pruned and when, a race a family, every decision on its way to the ledger.
 
-Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. Tune's ASHA
-stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached it before.
+ASHA is Tune's own (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys
+2020): it stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached it
+before. PASHA is :mod:`orchestrator.pasha`, on Tune's pausing.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.ledger import State
-from orchestrator.spec import SchedulerSpec
+from orchestrator.ledger import TERMINAL, State
+from orchestrator.limits import SchedulerSpec
+from orchestrator.pasha import PashaRace
 
 METRIC = "val_top1"
 CONTINUE: str = TrialScheduler.CONTINUE
+PAUSE: str = TrialScheduler.PAUSE
 STOP: str = TrialScheduler.STOP
 
 Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
@@ -30,67 +34,29 @@ class Named:
     trial_id: str
 
 
-class FamilyAsha(FIFOScheduler):  # type: ignore[misc]
-    """One ASHA race a family on a shared pool of slots; families never prune each other.
+class AshaRace:
+    """Tune's ASHA under our trials' names, telling why it decided."""
 
-    ``history`` replays an earlier session's rung results in their order, so a resumed run
-    decides as an unbroken one would have. The last report of an unfinished trial is left out:
-    the trial serves it again, and its decision is made then.
-    """
+    def __init__(self, spec: SchedulerSpec) -> None:
+        self._asha = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=METRIC,
+            mode="max",
+            max_t=spec.max_epochs,
+            grace_period=spec.grace_epochs,
+            reduction_factor=spec.reduction_factor,
+        )
 
-    def __init__(
-        self, schedulers: Mapping[str, SchedulerSpec], history: State, decide: Decide
-    ) -> None:
-        super().__init__()
-        self._specs = dict(schedulers)
-        self._decide = decide
-        self._family = {name: trial.family for name, trial in history.trials.items()}
-        self._races = {
-            family: AsyncHyperBandScheduler(
-                time_attr="epoch",
-                metric=METRIC,
-                mode="max",
-                max_t=spec.max_epochs,
-                grace_period=spec.grace_epochs,
-                reduction_factor=spec.reduction_factor,
-            )
-            for family, spec in self._specs.items()
-            if spec.kind == "asha"
-        }
-        self._replay(history)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Continue or stop; the decision is on its way to the ledger before Tune acts on it."""
-        if METRIC not in result:
-            return CONTINUE
-        name, epoch = trial.config["trial"], result["epoch"]
-        family = self._family[name]
-        race = self._races.get(family)
-        if race is None or epoch >= self._specs[family].max_epochs:
-            return CONTINUE
-        value = result[METRIC]
-        rung, cutoff, seen = self._rung(race, name, epoch)
-        if value != value:  # NaN passes every comparison of ASHA's
-            self._decide(
-                "pruned", name, rung=epoch, epoch=epoch, reason=f"{METRIC} is not a number"
-            )
-            return STOP
-        action = self._feed(race, name, epoch, value)
-        if rung is not None:
-            event = "pruned" if action == STOP else "promoted"
-            self._decide(event, name, rung=rung, epoch=epoch, reason=_reason(value, cutoff, seen))
-        return action
-
-    def _feed(self, race: AsyncHyperBandScheduler, name: str, epoch: int, value: float) -> str:
+    def observe(self, name: str, epoch: int, value: float) -> tuple[bool, int | None, str]:
+        """``(go on?, rung that was met or None, reason)`` of one report."""
+        rung, cutoff, seen = self._meet(name, epoch)
         named = Named(name)
-        race.on_trial_add(None, named)
-        return str(race.on_trial_result(None, named, {"epoch": epoch, METRIC: value}))
+        self._asha.on_trial_add(None, named)
+        action = self._asha.on_trial_result(None, named, {"epoch": epoch, METRIC: value})
+        return action != STOP, rung, _reason(value, cutoff, seen)
 
-    def _rung(
-        self, race: AsyncHyperBandScheduler, name: str, epoch: int
-    ) -> tuple[int | None, float | None, int]:
-        """``(rung, cut-off, results at it so far)`` that this report is about to meet."""
-        bracket = race._brackets[0]
+    def _meet(self, name: str, epoch: int) -> tuple[int | None, float | None, int]:
+        bracket = self._asha._brackets[0]
         for milestone, recorded in bracket._rungs:
             if epoch >= milestone:
                 if name in recorded:
@@ -98,17 +64,131 @@ class FamilyAsha(FIFOScheduler):  # type: ignore[misc]
                 return int(milestone), bracket.cutoff(recorded), len(recorded)
         return None, None, 0
 
+
+class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """One race a family on a shared pool of slots; families never prune each other.
+
+    ``history`` replays an earlier session's reports in their order, so a resumed run decides
+    as an unbroken one would have. The last report of an unfinished trial is left out: the trial
+    serves it again, and its decision is made then. ``seed`` draws the audit: a share
+    ``SchedulerSpec.audit`` of the trials that ASHA would prune goes on to the end, outside the
+    race.
+    """
+
+    def __init__(
+        self,
+        schedulers: Mapping[str, SchedulerSpec],
+        history: State,
+        decide: Decide,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._specs = dict(schedulers)
+        self._decide = decide
+        self._seed = seed
+        search = [trial for trial in history.trials.values() if trial.stage == "search"]
+        self._family = {trial.trial: trial.family for trial in search}
+        self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
+        self._asha = {f: AshaRace(s) for f, s in self._specs.items() if s.kind == "asha"}
+        self._pasha = {
+            family: PashaRace(spec.rungs(), spec.reduction_factor)
+            for family, spec in self._specs.items()
+            if spec.kind == "pasha"
+        }
+        self._replay(history)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Go on, pause or stop; the decision is in the ledger before Tune acts on it."""
+        name, family = trial.config["trial"], self._family.get(trial.config["trial"])
+        if METRIC not in result or family is None or name in self._audited:
+            return CONTINUE
+        epoch, value = result["epoch"], result[METRIC]
+        if epoch >= self._specs[family].max_epochs:
+            return CONTINUE
+        if value != value:  # NaN passes every comparison
+            self._tell("pruned", name, epoch, f"{METRIC} is not a number")
+            return STOP
+        if family in self._pasha:
+            return self._paused_or_not(self._pasha[family], name, epoch, value)
+        if family in self._asha:
+            return self._pruned_or_not(family, name, epoch, value)
+        return CONTINUE
+
+    def _pruned_or_not(self, family: str, name: str, epoch: int, value: float) -> str:
+        goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
+        if rung is None:
+            return CONTINUE if goes_on else STOP
+        if goes_on:
+            self._tell("promoted", name, epoch, reason, rung)
+            return CONTINUE
+        if random.Random(f"{self._seed}/audit/{name}").random() < self._specs[family].audit:
+            self._audited.add(name)
+            self._tell("audited", name, epoch, reason, rung)
+            return CONTINUE
+        self._tell("pruned", name, epoch, reason, rung)
+        return STOP
+
+    def _paused_or_not(self, race: PashaRace, name: str, epoch: int, value: float) -> str:
+        race.observe(name, epoch, value)
+        if epoch not in race.rungs:
+            return CONTINUE
+        if race.may_pass(name, epoch):
+            self._tell("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
+            return CONTINUE
+        self._tell("paused", name, epoch, f"{METRIC} {value:.4f}, the cap is {race.cap} epochs")
+        return PAUSE
+
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
+        """A new trial first; then a paused one that its race promotes; at last, nobody."""
+        chosen = super().choose_trial_to_run(tune_controller, **kwargs)
+        if not self._pasha or (chosen is not None and chosen.status != Trial.PAUSED):
+            return chosen
+        live = tune_controller.get_live_trials()
+        paused = [trial for trial in live if trial.status == Trial.PAUSED]
+        for family, race in self._pasha.items():
+            names = {t.config["trial"]: t for t in paused if self._family_of(t) == family}
+            if (name := race.promote(list(names))) is not None:
+                return names[name]
+            if names and not any(
+                self._family_of(t) == family and t.status != Trial.PAUSED for t in live
+            ):
+                self._close(tune_controller, race, names)
+        return None
+
+    def _close(self, tune_controller: Any, race: PashaRace, paused: Mapping[str, Trial]) -> None:
+        """Nothing of the family runs and nobody is promoted: the ranking has settled."""
+        for name, trial in paused.items():
+            event = "finished" if race.at_cap(name) else "pruned"
+            why = f"the ranking is stable at {race.cap} epochs"
+            self._tell(event, name, trial.last_result["epoch"], why)
+            tune_controller.stop_trial(trial)
+
+    def _family_of(self, trial: Trial) -> str | None:
+        return self._family.get(trial.config["trial"])
+
+    def _tell(
+        self, event: str, name: str, epoch: int, reason: str, rung: int | None = None
+    ) -> None:
+        self._decide(event, name, rung=rung or epoch, epoch=epoch, reason=reason)
+
     def _replay(self, history: State) -> None:
         reports = [
             (report["time"], trial, epoch, report["metrics"].get(METRIC))
             for trial in history.trials.values()
-            if trial.family in self._races
+            if trial.trial in self._family
             for epoch, report in trial.reports.items()
-            if trial.status in ("finished", "pruned", "failed") or epoch < trial.epoch
+            if trial.status in TERMINAL or epoch < trial.epoch
         ]
         for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
-            if value is not None and value == value:
-                self._feed(self._races[trial.family], trial.trial, epoch, value)
+            # What an audited trial does after its rung is off the books.
+            outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
+            if value is None or value != value or outside:
+                continue
+            if trial.family in self._asha:
+                self._asha[trial.family].observe(trial.trial, epoch, value)
+            if trial.family in self._pasha:
+                self._pasha[trial.family].observe(trial.trial, epoch, value)
 
 
 def _reason(value: float, cutoff: float | None, seen: int) -> str:

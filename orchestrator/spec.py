@@ -141,6 +141,7 @@ class RunSpec:
     storage: str = "runs"
     tracking_uri: str | None = None
     experiment: str | None = None
+    final_seeds: int = 0
 
     @property
     def folder(self) -> Path:
@@ -183,6 +184,10 @@ class RunSpec:
             )
         if not families:
             found.append("a run needs at least one family; got none. Fix: name one, such as vit")
+        found += [
+            line.replace("--set final_seeds=", "--final-seeds ")
+            for line in at_least("final_seeds", self.final_seeds, 0)
+        ]
         for sweep in self.sweeps:
             found += sweep.mistakes()
         return list(dict.fromkeys(found))

@@ -38,7 +38,8 @@ class DataSpec:
     official CIFAR archive or its unpacked folder. ``train_limit`` counts training images
     (seeded, stratified); ``fraction`` is a share of them, nested: the 10 % lies inside the 30 %.
     ``val_fraction`` is carved from train where the source has no ``val`` split, and
-    ``test_fraction`` where it has no ``test`` split. ``short_side`` is the stored short side in
+    ``test_fraction`` where it has no ``test`` split; ``split_seed`` draws both, ``val_seed`` draws
+    another val beside the same test. ``short_side`` is the stored short side in
     pixels of images that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
     """
 
@@ -49,6 +50,7 @@ class DataSpec:
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     split_seed: int = 0
+    val_seed: int | None = None
     short_side: int | None = None
     skip_corrupt: bool = False
     folder: str | None = None

@@ -100,7 +100,7 @@ def evaluate_split(
     predicts a shard and all return the whole.
     """
     opened = store or prepare(assignment.data)
-    trial = Trial(_resumed(assignment, checkpoint), world, opened)
+    trial = Trial(resumed(assignment, checkpoint), world, opened)
     parts = [
         logits.argmax(1).cpu()
         for logits, _ in predict(
@@ -120,5 +120,6 @@ def evaluate_split(
     return result
 
 
-def _resumed(assignment: Assignment, checkpoint: str) -> Assignment:
+def resumed(assignment: Assignment, checkpoint: str) -> Assignment:
+    """The same assignment, to be restored from ``checkpoint``."""
     return Assignment.from_dict({**assignment.as_dict(), "checkpoint": checkpoint})

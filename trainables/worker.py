@@ -15,6 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch.distributed
 from trainables.assignment import Assignment
 from trainables.errors import Preempted, TrialError, UserError
 from trainables.finetune import EpochReport, World, fine_tune
+from trainables.sealed import examine
 
 OUTAGE_PATIENCE_S = 120.0
 PREEMPTION_POLL_S = 1.0
@@ -72,6 +74,9 @@ class Link:
     def group_broken(self, trial: str, error: BaseException) -> None:
         self._call("group_broken", trial, f"{type(error).__name__}: {_one_line(error)}")
 
+    def examined(self, trial: str, detail: dict[str, Any]) -> None:
+        self._call("examined", trial, detail)
+
     def preempted(self, trial: str, checkpoint: str | None) -> None:
         self._call("preempted", trial, checkpoint)
 
@@ -101,12 +106,17 @@ def serve(config: dict[str, Any]) -> None:
         if order["kind"] == "drop" and held:
             held.reports.close()  # type: ignore[attr-defined]
             held = None
-        if order["kind"] != "train":
+        if order["kind"] not in ("train", "examine"):
             continue
         if "assignment" in order:
             held = Held(Assignment.from_dict(order["assignment"]), world)
         assert held is not None
-        if not _one_epoch(held, link, world):
+        carried_out = (
+            _one_epoch(held, link, world)
+            if order["kind"] == "train"
+            else _examine(held, link, world, Path(order["correct_file"]))
+        )
+        if not carried_out:
             held = None
 
 
@@ -135,16 +145,26 @@ class PreemptionNotice:
         return self._seen
 
 
-def _one_epoch(held: Held, link: Link, world: World) -> bool:
-    """Train one epoch and report it; ``False`` when the trial is over for this worker."""
-    assignment = held.assignment
+@contextmanager
+def _watched(timeout_s: float) -> Iterator[None]:
+    """A bound on everything that a trial does, in seconds."""
     # The only bound that also ends a hang inside a kernel or a collective: the process goes,
     # Ray Train starts the group again, and the dispatcher counts the attempt as failed.
     # Train wraps sys.stderr in an object without a file descriptor.
     assert sys.__stderr__ is not None
-    faulthandler.dump_traceback_later(assignment.epoch_timeout_s, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.__stderr__)
     try:
-        report = next(held.reports)
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _one_epoch(held: Held, link: Link, world: World) -> bool:
+    """Train one epoch and report it; ``False`` when the trial is over for this worker."""
+    assignment = held.assignment
+    try:
+        with _watched(assignment.epoch_timeout_s):
+            report = next(held.reports)
     except Preempted as notice:
         if world.rank == 0:
             link.preempted(assignment.trial_id, notice.checkpoint)
@@ -152,12 +172,25 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
     except Exception as error:
         _report_failure(link, assignment.trial_id, error, world)
         return False
-    finally:
-        faulthandler.cancel_dump_traceback_later()
     if world.rank == 0 and link.report(assignment, report) and report.checkpoint:
         _forget(held.checkpoint, report.checkpoint)
-        held.checkpoint = report.checkpoint
+    held.checkpoint = report.checkpoint or held.checkpoint
     return True
+
+
+def _examine(held: Held, link: Link, world: World, correct_file: Path) -> bool:
+    """Open the sealed test for a final that is trained; always its last order."""
+    assignment = held.assignment
+    try:
+        assert held.checkpoint is not None
+        with _watched(assignment.epoch_timeout_s):
+            examined = examine(assignment, held.checkpoint, world, correct_file=correct_file)
+    except Exception as error:
+        _report_failure(link, assignment.trial_id, error, world)
+        return False
+    if world.rank == 0:
+        link.examined(assignment.trial_id, examined.detail)
+    return False
 
 
 def _report_failure(link: Link, trial: str, error: Exception, world: World) -> None:

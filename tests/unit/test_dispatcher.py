@@ -39,7 +39,6 @@ def dispatcher(path: Path, session: str = "s", max_failures: int = 1) -> Dispatc
     return Dispatcher(
         str(path),
         session=session,
-        checkpoint_root=str(path.parent / "checkpoints"),
         max_failures_per_trial=max_failures,
     )
 

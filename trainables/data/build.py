@@ -48,7 +48,7 @@ def prepare(spec: DataSpec, *, say: Say = lambda line: None) -> PixelStore:
         "schema": STORE_SCHEMA,
         "identity": stable_hash(source.identity()),
         "short_side": spec.short_side,
-        "split": [spec.val_fraction, spec.test_fraction, spec.split_seed],
+        "split": [spec.val_fraction, spec.test_fraction, spec.split_seed, spec.val_seed],
         "skip_corrupt": spec.skip_corrupt,
     }
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name)[:60].strip(".-") or "dataset"

@@ -97,6 +97,8 @@ def _bounds(spec: DataSpec) -> list[str]:
     number("val_fraction", 0, 0.5, whole=False, open_low=True)
     number("test_fraction", 0, 0.5, whole=False, open_low=True)
     number("split_seed", 0, 2**63 - 1, whole=True)
+    if spec.val_seed is not None:
+        number("val_seed", 0, 2**63 - 1, whole=True)
     if spec.train_limit is not None:
         number("train_limit", 1, 1e9, whole=True)
     if spec.short_side is not None:

@@ -44,6 +44,7 @@ def assign_splits(
     """For each of train, val and test: the source split that it is cut from, and which rows.
 
     ``test`` and then ``val`` are carved from ``train`` where the source lacks them; both
+    by ``split_seed``, or val by ``val_seed``, which leaves test as it is; both
     fractions are of the source's train split. Raises ``UserError`` where images do not suffice.
     """
     left = np.arange(len(labels["train"]), dtype=np.int64)
@@ -54,7 +55,8 @@ def assign_splits(
             continue
         count = max(1, round(fraction * len(labels["train"])))
         pool = labels["train"][left], digests["train"][left]
-        chosen = carve(*pool, count=count, seed=spec.split_seed, salt=name)
+        seed = spec.split_seed if name == "test" or spec.val_seed is None else spec.val_seed
+        chosen = carve(*pool, count=count, seed=seed, salt=name)
         if len(chosen) < count:
             raise UserError(
                 f"data.source {spec.source!r} has too few images for a split: {count} of its "

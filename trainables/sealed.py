@@ -1,0 +1,61 @@
+"""What a final says once the sealed test is open: its score, image by image, and its probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from trainables.assignment import Assignment
+from trainables.data import PixelStore, prepare
+from trainables.data.correctness import write_correct
+from trainables.finetune import resumed
+from trainables.loop import World, evaluate, predict
+from trainables.trial_state import Trial
+
+
+@dataclass(frozen=True)
+class Examined:
+    """``detail`` is JSON-ready; ``correct`` has one bool an image of the test split: (N,)."""
+
+    detail: dict[str, Any]
+    correct: npt.NDArray[np.bool_]
+
+
+def examine(
+    assignment: Assignment,
+    checkpoint: str,
+    world: World = World(),  # noqa: B008 - frozen
+    *,
+    store: PixelStore | None = None,
+    correct_file: Path | None = None,
+) -> Examined:
+    """Evaluate the model in ``checkpoint`` on the test split.
+
+    All ranks call it together and return the same. ``detail["test"]`` holds ``top1``, ``top5``
+    (absent under 5 classes), ``loss`` in nats and ``n`` images. Rank 0 writes ``correct`` to
+    ``correct_file`` when given.
+    """
+    trial = Trial(resumed(assignment, checkpoint), world, store or prepare(assignment.data))
+    pixels, learner = trial.pixels("test"), trial.learner
+    scores = evaluate(learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16)
+    hits = [
+        logits.argmax(1).eq(labels).cpu()
+        for logits, labels in predict(
+            learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16
+        )
+    ]
+    mine = torch.cat(hits) if hits else torch.empty(0, dtype=torch.bool)
+    if world.size > 1:
+        shards: list[Any] = [None] * world.size
+        dist.all_gather_object(shards, mine)
+        mine = torch.cat(shards)
+    correct: npt.NDArray[np.bool_] = mine.numpy()
+    if correct_file is not None and world.rank == 0:
+        write_correct(correct_file, correct)
+    return Examined({"test": {**scores, "n": len(correct)}}, correct)
