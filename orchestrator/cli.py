@@ -118,11 +118,12 @@ for command in (*cli_read.COMMANDS, *cli_machine.COMMANDS):
 
 
 def _plan(spec: RunSpec, as_json: bool) -> None:
-    from orchestrator import cli_run
+    from orchestrator.cli_check import check
+    from orchestrator.cli_run import geometry_of
     from orchestrator.plan import plan, plan_text
 
-    total = cli_run.check(spec)
-    made = plan(spec, total=total, geometry=cli_run.geometry_of(spec, say))
+    total = check(spec)
+    made = plan(spec, total=total, geometry=geometry_of(spec, say))
     if as_json:
         show(made)
     else:

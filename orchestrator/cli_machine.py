@@ -92,7 +92,7 @@ def doctor(as_json: bool, storage: str, tracking_uri: str | None) -> None:
 
 def _facts(storage: str, tracking_uri: str | None) -> dict[str, Any]:
     from orchestrator import cluster, plan, tracking
-    from orchestrator.cli_run import storage_mistakes
+    from orchestrator.cli_check import storage_mistakes
     from orchestrator.session import environment
     from trainables.assignment import DataSpec
     from trainables.data import default_folder
