@@ -7,11 +7,15 @@ from typing import Any
 
 from orchestrator.compare.answer import answer
 from orchestrator.compare.arms import arms
+from orchestrator.compare.audit import audits
 from orchestrator.compare.budget import budgets
 from orchestrator.compare.curves import Curve, collect, family_labels, sweeps
 from orchestrator.compare.families import summarise
-from orchestrator.compare.pairs import compare_pairs, summarise_finals
+from orchestrator.compare.finals import gaps, summarise_finals
+from orchestrator.compare.importance import at_equal_budget, importance, learning_rate_fit
+from orchestrator.compare.pairs import compare_pairs
 from orchestrator.compare.runs import RunData
+from orchestrator.compare.tuning import curves_over_budget
 from trainables.errors import UserError
 
 SCHEMA = 1
@@ -27,10 +31,15 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
     dataset = _one_dataset(runs)
     families = collect(runs)
     spaces = _spaces(runs)
-    entries = []
+    entries, important = [], []
     for label, curves in families.items():
-        entry = summarise(label, curves, spaces.get(label, {}))
+        space = spaces.get(label, {})
+        trials = at_equal_budget(curves, space)
+        entry = summarise(label, curves, space)
+        entry["learning_rate_fit"] = learning_rate_fit(trials)
         entries.append({**entry, "final": summarise_finals(curves, runs)})
+        found = importance(trials)
+        important += [{"family": label, **found}] if found else []
     opened = [run.test_opened_at for run in runs if run.test_opened_at is not None]
     comparison: dict[str, Any] = {
         "schema": SCHEMA,
@@ -38,11 +47,15 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
         "dataset": dataset.get("name"),
         "dataset_info": dataset or None,
         "test_opened_at": min(opened, default=None),
+        "test_openings": sum(run.test_openings for run in runs),
         "runs": [_run_entry(run) for run in runs],
         "families": entries,
         "pairs": compare_pairs(families, runs),
         "budget": budgets(families),
-        "audit": None,
+        "curves_over_budget": curves_over_budget(families),
+        "importance": important,
+        "gap": gaps(families, runs),
+        "audit": audits(families),
         "failures": _failures(families),
         "differences": arms(families, runs),
         "spaces": spaces,

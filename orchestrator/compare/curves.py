@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,23 @@ import numpy as np
 from orchestrator.compare.runs import RunData
 
 Array = np.ndarray
+ENDED = ("finished", "pruned", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What became of a trial after ``rung``, where the search would have pruned it.
+
+    ``top1``: its best validation accuracy over the whole trial, 0 when it failed, ``None`` while
+    it runs. ``epoch`` and ``val_top1``: the epochs after the rung, shape (E,). ``seconds``: device
+    seconds of those epochs, which the search is not charged.
+    """
+
+    rung: int
+    top1: float | None
+    epoch: Array
+    val_top1: Array
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +39,8 @@ class Curve:
 
     ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
     ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it
-    would have been pruned, because the search did not see what came after. ``run`` is the
-    position of its run among those compared.
+    would have been pruned, because the search did not see what came after; ``audit`` holds that
+    rest. ``run`` is the position of its run among those compared.
     """
 
     trial: str
@@ -45,20 +62,53 @@ class Curve:
     images: Array
     seconds: Array
     flops: Array
+    audit: Audit | None = None
 
     @cached_property
     def best(self) -> tuple[float, int] | None:
         """Best validation accuracy (fraction) and the epoch it was first reached in."""
-        known = np.flatnonzero(~np.isnan(self.val_top1))
-        if not known.size:
-            return None
-        index = known[np.argmax(self.val_top1[known])]
-        return float(self.val_top1[index]), int(self.epoch[index])
+        return _best(self.val_top1, self.epoch)
 
     @property
     def ended(self) -> bool:
         """Whether it was finished, pruned or failed."""
-        return self.status in ("finished", "pruned", "failed")
+        return self.status in ENDED
+
+    @property
+    def full_top1(self) -> float | None:
+        """Best validation accuracy at full length, of a finished trial or a finished audit.
+
+        A failed one yields no model and is worth 0; ``None`` where a trial was pruned or runs.
+        """
+        if self.audit is not None:
+            return self.audit.top1
+        return _outcome(self.status, self.best)
+
+    def at(self, epoch: int) -> float | None:
+        """Validation accuracy after ``epoch``, its audit's epochs included."""
+        for epochs, values in self._parts():
+            (rows,) = np.nonzero(epochs == epoch)
+            if rows.size and np.isfinite(values[rows[0]]):
+                return float(values[rows[0]])
+        return None
+
+    def _parts(self) -> list[tuple[Array, Array]]:
+        parts = [(self.epoch, self.val_top1)]
+        return parts if self.audit is None else [*parts, (self.audit.epoch, self.audit.val_top1)]
+
+
+def _outcome(status: str, best: tuple[float, int] | None) -> float | None:
+    if status == "failed":
+        return 0.0
+    return best[0] if status == "finished" and best else None
+
+
+def _best(values: Array, epochs: Array) -> tuple[float, int] | None:
+    known = np.flatnonzero(~np.isnan(values))
+    if not known.size:
+        return None
+    index = known[np.argmax(values[known])]
+    return float(values[index]), int(epochs[index])
 
 
 def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
@@ -113,18 +163,16 @@ def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Ite
     for row in run.trials.to_pylist():
         start, stop = rows.get(row["trial"], (0, 0))
         passed = {int(epoch[i]): rungs[i] for i in range(start, stop) if rungs[i]}
-        audited = [at for at, verdict in passed.items() if verdict == "audited"]
-        if audited:
-            stop = start + int(np.searchsorted(epoch[start:stop], min(audited), side="right"))
-        part = slice(start, stop)
         detail = json.loads(row["detail"])
-        spent = columns["train_seconds"][part] + columns["eval_seconds"][part]
-        yield Curve(
+        whole = slice(start, stop)
+        spent = columns["train_seconds"][whole] + columns["eval_seconds"][whole]
+        seconds = np.cumsum(spent) * int(detail.get("num_workers") or 1)
+        curve = Curve(
             trial=row["trial"],
             family=labels[index, row["family"]],
             run=index,
             stage=row["stage"],
-            status="pruned" if audited else row["status"],
+            status=row["status"],
             backbone=row["backbone"],
             scale=row["scale"],
             seed=row["seed"],
@@ -133,13 +181,30 @@ def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Ite
             recipe=json.loads(row["recipe"]),
             detail=detail,
             rungs=passed,
-            epoch=epoch[part],
-            time=time[part],
-            val_top1=columns["val_top1"][part],
-            images=columns["images_seen"][part],
-            seconds=np.cumsum(spent) * int(detail.get("num_workers") or 1),
-            flops=columns["flops"][part],
+            epoch=epoch[whole],
+            time=time[whole],
+            val_top1=columns["val_top1"][whole],
+            images=columns["images_seen"][whole],
+            seconds=seconds,
+            flops=columns["flops"][whole],
         )
+        audited = [at for at, verdict in passed.items() if verdict == "audited"]
+        yield _as_the_search_saw_it(curve, min(audited)) if audited else curve
+
+
+def _as_the_search_saw_it(curve: Curve, rung: int) -> Curve:
+    """The audited ``curve`` pruned at ``rung``, the rest in its ``audit``."""
+    cut = int(np.searchsorted(curve.epoch, rung, side="right"))
+    audit = Audit(
+        rung=rung,
+        top1=_outcome(curve.status, curve.best),
+        epoch=curve.epoch[cut:],
+        val_top1=curve.val_top1[cut:],
+        seconds=float(curve.seconds[-1] - curve.seconds[cut - 1]),
+    )
+    kept = ("epoch", "time", "val_top1", "images", "seconds", "flops")
+    parts = {name: getattr(curve, name)[:cut] for name in kept}
+    return replace(curve, status="pruned", audit=audit, **parts)
 
 
 def _finite(values: Array) -> Array:

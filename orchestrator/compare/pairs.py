@@ -1,17 +1,15 @@
-"""The finals: each family's test accuracy over seeds, and every pair of families tested."""
+"""Every pair of families tested on the accuracies of their finals."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from orchestrator.compare.curves import Array, Curve
-from orchestrator.compare.families import device, total
+from orchestrator.compare.finals import Final, finals_of
 from orchestrator.compare.runs import RunData
 from orchestrator.compare.statistics import (
     ALPHA,
@@ -20,54 +18,11 @@ from orchestrator.compare.statistics import (
     difference,
     holm,
     mcnemar,
-    mean_interval,
+    paired_t,
     permutation,
 )
 
 UNTESTED = "not tested: one seed or no spread, and no correctness by image"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Final:
-    """One finished final: its seed, test metrics, and correctness by image, bool (N,)."""
-
-    seed: int | None
-    test: Mapping[str, float]
-    correct: Array | None
-
-
-def finals_of(curves: Sequence[Curve], runs: Sequence[RunData]) -> list[Final]:
-    """The family's finished finals that measured test accuracy."""
-    found = []
-    for curve in curves:
-        run = runs[curve.run]
-        test = run.outcomes.get(curve.trial, {}).get("test", {})
-        if curve.stage == "final" and curve.status == "finished" and _known(test.get("top1")):
-            correct = run.correct.get(curve.trial)
-            found.append(Final(seed=curve.seed, test=test, correct=correct))
-    return found
-
-
-def _known(value: Any) -> bool:
-    return value is not None and bool(np.isfinite(value))
-
-
-def summarise_finals(curves: Sequence[Curve], runs: Sequence[RunData]) -> dict[str, Any] | None:
-    """The ``final`` entry of a family: means over seeds with n and interval; None without any."""
-    finals = finals_of(curves, runs)
-    if not finals:
-        return None
-    ran = [curve for curve in curves if curve.stage == "final"]
-    entry: dict[str, Any] = {"seeds": [final.seed for final in finals]}
-    for metric in ("top1", "top5", "loss"):
-        values = [float(f.test[metric]) for f in finals if _known(f.test.get(metric))]
-        bounds = (0.0, math.inf if metric == "loss" else 1.0)
-        entry[f"test_{metric}"] = mean_interval(values, bounds=bounds) if values else None
-    entry.update(
-        gpu_seconds=total(ran, "seconds"), device=device(ran), flops=total(ran, "flops"),
-        failed=sum(curve.status == "failed" for curve in ran), probes={},
-    )  # fmt: skip
-    return entry
 
 
 def compare_pairs(
@@ -77,7 +32,9 @@ def compare_pairs(
 
     With two seeds or more each, the test covers seeds (and images, where correctness by image
     is there); with one seed each it is McNemar's on the images and speaks of those two trained
-    models only (``method``). A pair with neither has no p-value.
+    models only (``method``). A pair with neither has no p-value. ``p_value_images`` (paired
+    permutation of images, these trained models) and ``p_value_seeds`` (paired t over the seeds
+    that both share) look at one source of chance each and decide nothing.
     """
     finals = {label: finals_of(curves, runs) for label, curves in families.items()}
     present = [label for label, found in finals.items() if found]
@@ -120,9 +77,16 @@ def _pair(a: str, b: str, of_a: list[Final], of_b: list[Final]) -> dict[str, Any
         "p_value": p_value,
         "p_value_holm": None,
         "p_value_images": p_images,
+        "p_value_seeds": _over_seeds(of_a, of_b),
         "verdict": "no difference shown",
         "estimate": estimate,
     }
+
+
+def _over_seeds(of_a: list[Final], of_b: list[Final]) -> float | None:
+    by_seed = {final.seed: float(final.test["top1"]) for final in of_b}
+    pairs = [(float(f.test["top1"]), by_seed[f.seed]) for f in of_a if f.seed in by_seed]
+    return paired_t([a - b for a, b in pairs])
 
 
 def _size(images: Array | None) -> int | None:

@@ -22,7 +22,8 @@ class RunData:
 
     ``outcomes`` holds, by trial, the detail of its ``finished`` record; a final's has
     ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
-    final, one bool an image of the test split, in the split's order: shape (N,).
+    final, one bool an image of the test split, in the split's order: shape (N,). ``frozen`` holds
+    what was frozen of each family's winner before its finals, ``winners`` each final's own.
     Times are unix seconds.
     """
 
@@ -34,7 +35,10 @@ class RunData:
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     correct: Mapping[str, np.ndarray] = field(default_factory=dict)
+    frozen: Mapping[str, Any] = field(default_factory=dict)
+    winners: Mapping[str, str] = field(default_factory=dict)
     test_opened_at: float | None = None
+    test_openings: int = 0
     created_at: float | None = None
     closed: bool = False
     stopped: bool = False
@@ -67,7 +71,7 @@ def load(run_folder: Path) -> RunData:
             f"that is not ({type(error).__name__}: {error}). Fix: restore the file from a backup"
         ) from error
     trials, reports = tables(state)
-    finals = [trial.trial for trial in state.trials.values() if trial.stage == "final"]
+    finals = [trial for trial in state.trials.values() if trial.stage == "final"]
     return RunData(
         name=str(state.header.get("run") or run_folder.resolve().name),
         folder=run_folder,
@@ -76,8 +80,11 @@ def load(run_folder: Path) -> RunData:
         reports=reports,
         notes=tuple(state.notes),
         outcomes={trial.trial: trial.outcome for trial in state.trials.values() if trial.outcome},
-        correct=_read_correct(run_folder, finals),
+        correct=_read_correct(run_folder, [trial.trial for trial in finals]),
+        frozen=state.frozen.get("winners", {}),
+        winners={trial.trial: trial.winner for trial in finals if trial.winner},
         test_opened_at=state.test_opened_at,
+        test_openings=state.test_openings,
         created_at=state.created_at,
         closed=state.closed,
         stopped=state.stopped,

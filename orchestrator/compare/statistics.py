@@ -37,6 +37,15 @@ def mean_interval(
     return {"mean": mean, "low": low, "high": high, "level": level, "n": n}
 
 
+def share_interval(hits: int, n: int, level: float = LEVEL) -> dict[str, Any]:
+    """Share ``hits / n`` with its exact interval (Clopper and Pearson 1934); ``n`` >= 1."""
+    from scipy import stats
+
+    found = stats.binomtest(hits, n).proportion_ci(level)
+    return {"mean": hits / n, "low": float(found.low), "high": float(found.high),
+            "level": level, "n": n}  # fmt: skip
+
+
 def mcnemar(a: Array, b: Array) -> float:
     """Exact two-sided p-value of McNemar's test (1947) on paired correctness, bool (N,) each."""
     from scipy import stats
@@ -45,6 +54,15 @@ def mcnemar(a: Array, b: Array) -> float:
     if only_a + only_b == 0:
         return 1.0
     return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def paired_t(differences: Sequence[float]) -> float | None:
+    """Two-sided p-value of Student's paired t test; ``None`` for n < 2 or without spread."""
+    from scipy import stats
+
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return None
+    return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
 def permutation(differences: Array, *, resamples: int = 20_000, seed: int = 0) -> float:

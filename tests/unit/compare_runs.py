@@ -65,7 +65,15 @@ class RunFolder:
         }  # fmt: skip
         self.ledger.append("created", detail=header)
 
-    def submit(self, family: str, *, stage: str = "search", seed: int = 0, **axes: Any) -> str:
+    def submit(
+        self,
+        family: str,
+        *,
+        stage: str = "search",
+        seed: int = 0,
+        winner: str | None = None,
+        **axes: Any,
+    ) -> str:
         """A trial's recipe, queued; ``axes`` are recipe axes."""
         index = self.counts[family]
         self.counts[family] += 1
@@ -77,7 +85,8 @@ class RunFolder:
         searched = {f"recipe.{name}": value for name, value in axes.items()}
         self.ledger.append(
             "submitted", trial=trial, family=family, stage=stage,
-            detail={"assignment": assignment.as_dict(), "axes": searched},
+            detail={"assignment": assignment.as_dict(), "axes": searched}
+            | ({"winner": winner} if winner else {}),
         )  # fmt: skip
         return trial
 
@@ -92,7 +101,9 @@ class RunFolder:
         workers: int = 1,
         reason: str | None = None,
         test: dict[str, float] | None = None,
+        probes: dict[str, Any] | None = None,
         promoted: tuple[int, ...] = (),
+        audited: int | None = None,
         **more: Any,
     ) -> str:
         """A trial that reports ``values`` epoch by epoch and ends as ``end`` (None: it runs on).
@@ -112,6 +123,8 @@ class RunFolder:
             self.ledger.append("reported", trial=trial, attempt=1, epoch=epoch, metrics=metrics)
             if epoch in promoted:
                 self.ledger.append("promoted", trial=trial, rung=epoch, epoch=epoch)
+            if epoch == audited:
+                self.ledger.append("audited", trial=trial, rung=epoch, epoch=epoch, reason="low")
         if end == "pruned":
             reason = reason or f"val_top1 {values[-1]} below the cut-off 0.44 of 5 trials"
             self.ledger.append(
@@ -120,15 +133,16 @@ class RunFolder:
         elif end == "failed":
             self.ledger.append("failed", trial=trial, reason=reason or "diverged: loss is nan")
         elif end == "finished":
-            detail = None if test is None else {"test": test}
+            detail = None if test is None else {"test": test, "probes": probes or {}}
             self.ledger.append("finished", trial=trial, detail=detail)
         return trial
 
-    def final(self, family: str, correct: np.ndarray, *, seed: int, by_image: bool = True) -> str:
+    def final(
+        self, family: str, correct: np.ndarray, *, seed: int, by_image: bool = True, **more: Any
+    ) -> str:
         """A finished final with its test accuracy, and correctness by image, bool (N,)."""
-        trial = self.trial(
-            family, [0.5, 0.9], stage="final", seed=seed, test={"top1": float(correct.mean())}
-        )
+        test = {"top1": float(correct.mean())}
+        trial = self.trial(family, [0.5, 0.9], stage="final", seed=seed, test=test, **more)
         if by_image:
             path = self.folder / "finals" / trial / "test_correct.arrow"
             path.parent.mkdir(parents=True)
@@ -143,6 +157,35 @@ class RunFolder:
             self.ledger.append(event)
         self.ledger.close()
         return self.folder
+
+
+def probes(patch: int | None, *, seed: int = 0) -> dict[str, Any]:
+    """What the probes say of a finished model; a transformer's where ``patch`` is given."""
+    draw = np.random.default_rng(seed)
+    offsets = list(range(1 + (patch or 4)))
+    falling = [1.0, *sorted(draw.uniform(0.7, 0.95, len(offsets) - 1).tolist(), reverse=True)]
+    found = {
+        "split": "val", "images": 64, "image_size": 32, "top1": 0.9,
+        "shift": {"padding": "reflect", "offsets_px": offsets,
+                  "consistency": {"axis": falling, "diagonal": [v**2 for v in falling]},
+                  "top1": {"axis": [0.9 * v for v in falling],
+                           "diagonal": [0.8 * v for v in falling]}},
+        "occlusion": {"shares": [0.25, 0.5, 0.75],
+                      "top1": (draw.uniform(0.7, 0.9) * np.array([1.0, 0.8, 0.4])).tolist()},
+        "calibration": {"ece": draw.uniform(0.02, 0.1), "bins": [
+            {"low": 0.6, "high": 0.8, "count": 24, "accuracy": 0.6, "confidence": 0.7},
+            {"low": 0.8, "high": 1.0, "count": 40, "accuracy": draw.uniform(0.8, 1.0),
+             "confidence": 0.95}]},
+        "speed": {"device": "a processor", "precision": "fp32", "threads": 1,
+                  **{f"batch_{size}": {"latency_ms": 2.0 * size**0.7 * draw.uniform(1, 1.1),
+                                       "images_per_second": 500.0 * size**0.3, "n": 10}
+                     for size in (1, 256)}},
+    }  # fmt: skip
+    if patch:
+        found["attention_distance_px"] = (
+            draw.uniform(4, 12, (6, 2)) + np.arange(6)[:, None]
+        ).tolist()
+    return found
 
 
 def search_run(folder: Path, families: tuple[str, ...] = ("resnet", "vit", "hybrid"),
