@@ -66,11 +66,12 @@ def assignment(
     data: dict[str, Any] | None = None,
     **recipe: Any,
 ) -> Assignment:
-    """A small assignment; everything unnamed is the recipe's default but for a batch of 16."""
+    """A small assignment: 16 pixels, 16 tokens, a batch of 16; else the recipe's defaults."""
+    small: dict[str, Any] = {"image_size": 16, **({"patch": 4} if family == "vit" else {})}
     return Assignment(
         trial_id=f"{family}-0000",
         attempt=0,
-        backbone=BackboneSpec(family=family, **(backbone or {})),
+        backbone=BackboneSpec(family=family, **{**small, **(backbone or {})}),
         recipe=Recipe(**{"batch_size_per_worker": 16, **recipe}),
         data=DataSpec(**(data or {})),
         seed=seed,
