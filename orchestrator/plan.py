@@ -94,6 +94,7 @@ def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
     The trial that finds m results at a rung goes on when it is at or above their (1 - 1/eta)
     quantile; for uniform values that has the probability (m - q) / (m + 1), q = (1 - 1/eta)
     (m - 1), and 1 for m = 0. (Li et al., MLSys 2020, section 3; the quantile as Tune takes it.)
+    Of those pruned, the audited share is finished anyway. PASHA trains at most as much as ASHA.
     """
     keep = 1 - 1 / scheduler.reduction_factor
     arrive, before, epochs = float(trials), 0, 0.0
@@ -102,7 +103,9 @@ def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
         before = rung
         whole = int(arrive)
         odds = [1.0, *((m - keep * (m - 1)) / (m + 1) for m in range(1, whole + 1))]
-        arrive = sum(odds[:whole]) + (arrive - whole) * odds[whole]
+        kept = sum(odds[:whole]) + (arrive - whole) * odds[whole]
+        epochs += scheduler.audit * (arrive - kept) * (scheduler.max_epochs - rung)
+        arrive = kept
     return epochs + arrive * (scheduler.max_epochs - before)
 
 

@@ -103,6 +103,14 @@ def test_expected_epochs_match_a_simulated_asha(trials: int, full: int, factor: 
     assert trials < expected < trials * full
 
 
+def test_an_audit_of_all_pruned_trials_trains_everything() -> None:
+    plain, some, all_of_them = (
+        expected_epochs(SchedulerSpec(audit=share), 8) for share in (0.0, 0.5, 1.0)
+    )
+    assert all_of_them == pytest.approx(8 * 9)
+    assert some == pytest.approx((plain + all_of_them) / 2)
+
+
 def test_without_pruning_expected_is_worst() -> None:
     assert expected_epochs(SchedulerSpec(kind="none", max_epochs=5), 7) == 35
 
