@@ -17,17 +17,16 @@ PACKAGES = ("orchestrator", "trainables")
 MAX_LINES = 250
 
 # DESIGN section 2, top to bottom; a module may import from its own layer and from those below.
+# The longest pattern that fits counts: a module that is not named here stands beside the runner.
 LAYERS = (
     ("orchestrator.__main__",),
     ("orchestrator.cli*",),
-    (
-        *("orchestrator.runner*", "orchestrator.plan*", "orchestrator.compare*"),
-        *("orchestrator.claims*", "orchestrator.progress*", "orchestrator.tracking*"),
-    ),
+    ("orchestrator.*",),  # runner, plan, compare, claims, progress, tracking ...
     (
         *("orchestrator.trial*", "orchestrator.dispatcher*", "orchestrator.slots*"),
         *("orchestrator.scheduler*", "orchestrator.ledger*", "orchestrator.session*"),
-        *("orchestrator.pool*", "orchestrator.cluster*"),
+        *("orchestrator.pool*", "orchestrator.cluster*", "orchestrator.pasha*"),
+        "orchestrator.orders*",
     ),
     (
         *("orchestrator.spec*", "orchestrator.sweeps*", "orchestrator.spaces*"),
@@ -52,7 +51,7 @@ HOMES = {
     "filelock": ("trainables/data/*", "orchestrator/session.py"),
     "huggingface_hub": ("trainables/backbones/weights.py",),
     "sklearn": ("trainables/data/*", "orchestrator/compare/*"),
-    "pyarrow": ("trainables/data/*", "orchestrator/ledger*", "orchestrator/compare/*"),
+    "pyarrow": ("trainables/data/*", "orchestrator/ledger_tables.py", "orchestrator/compare/*"),
     "ray": (
         *("trainables/worker.py", "orchestrator/slots.py", "orchestrator/trial.py"),
         *("orchestrator/scheduler.py", "orchestrator/runner.py", "orchestrator/dispatcher.py"),
@@ -100,7 +99,7 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
                 yield node.lineno, str(node.args[0].value)
 
 
-def layer(module: str) -> int | None:
+def layer(module: str) -> int:
     """Index into LAYERS by the longest pattern that matches."""
     hits = [
         (len(pattern), index)
@@ -108,7 +107,7 @@ def layer(module: str) -> int | None:
         for pattern in patterns
         if fnmatch.fnmatchcase(module, pattern)
     ]
-    return max(hits)[1] if hits else None
+    return max(hits)[1]
 
 
 def own_module(name: str, modules: Iterable[str]) -> str:
@@ -128,9 +127,6 @@ def violations(root: Path) -> list[str]:
     for module, path in modules.items():
         where = path.relative_to(root).as_posix()
         rank = layer(module)
-        if rank is None:
-            found.append(f"{where}: has no layer; add it to LAYERS in {Path(__file__).name}")
-            continue
         tree = ast.parse(path.read_text())
         for line, name in imported(tree, module, path.name == "__init__.py"):
             top = name.split(".")[0]
@@ -139,7 +135,7 @@ def violations(root: Path) -> list[str]:
                 target_rank = layer(target)
                 if target != module and target not in PACKAGES:
                     graph.setdefault(module, set()).add(target)
-                if target_rank is not None and target_rank < rank:
+                if target_rank < rank:
                     found.append(f"{where}:{line}: imports upward: {name}")
             elif top not in sys.stdlib_module_names:
                 found += _homeless(where, line, name)
@@ -182,7 +178,7 @@ def test_imports_go_down_and_stay_at_home() -> None:
         ("orchestrator/runner.py", "import mlflow", "outside its home"),
         ("orchestrator/cli.py", "import importlib\nimportlib.import_module('timm')", "outside"),
         ("trainables/loop.py", "import einops", "no home"),
-        ("orchestrator/gizmo.py", "", "no layer"),
+        ("orchestrator/spec.py", "from orchestrator import gizmo", "upward"),
         ("orchestrator/slots.py", "import orchestrator.dispatcher", "cycle"),
     ],
 )
@@ -193,7 +189,8 @@ def test_a_planted_violation_is_found(
         "orchestrator/__init__.py": "",
         "orchestrator/dispatcher.py": "import orchestrator.slots",
         "orchestrator/slots.py": "import ray.train",
-        "orchestrator/ledger.py": "import pyarrow as pa",
+        "orchestrator/gizmo.py": "",
+        "orchestrator/ledger_tables.py": "import pyarrow as pa",
         "orchestrator/runner.py": "from ray import tune\nfrom orchestrator import ledger",
         "trainables/__init__.py": "",
         "trainables/data/batches.py": "import torch",
