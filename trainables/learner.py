@@ -16,7 +16,7 @@ from trainables.augment import Look
 from trainables.backbones import build
 from trainables.errors import OutOfMemory, UserError
 from trainables.loop import World
-from trainables.optim import Ema, build_optimizer
+from trainables.optim import Ema, build_optimizer, ready_momentum
 from trainables.stateless import key_of
 from trainables.step import Batch, Step
 
@@ -87,6 +87,7 @@ class Learner:
             self.frozen = frozen
             for parameter in self.module.parameters():
                 parameter.requires_grad_(not frozen or id(parameter) in self.head)
+            ready_momentum(self.step.optimizer)
             self.flops()
             self._wrap()
         self.module.train(not frozen)

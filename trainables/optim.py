@@ -57,6 +57,18 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim
     return Lion(groups, lr=rate)
 
 
+def ready_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give every thawed parameter its momentum, zero: torch's fused SGD wants it for all
+    parameters of a group or for none, and a head that thawed first has it already."""
+    if not isinstance(optimizer, torch.optim.SGD) or not optimizer.defaults["momentum"]:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.requires_grad and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Linear warm-up to ``peak``, then half a cosine to ``peak * final_fraction``.

@@ -146,7 +146,7 @@ def test_mistakes_come_before_any_work() -> None:
         ("vit", EVERYTHING),
         ("resnet", {"optimizer": "sgd", "learning_rate": 0.05, "ema_decay": 0.9}),
         ("hybrid", {"optimizer": "lion", "learning_rate": 1e-4, "channels_last": True}),
-        ("resnet", {"freeze": "head_then_full", "drop_path": 0.1}),
+        ("resnet", {"freeze": "head_then_full", "drop_path": 0.1, "optimizer": "sgd"}),
     ],
 )
 def test_resume_is_exact_to_the_bit(family: str, axes: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Two gloo workers against one at the same global batch: the same trial, told by its metrics.
+
+The workers run every scenario once, in one pair of processes; the tests read what they wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from tests.unit.engine_store import assignment, small_store
+from trainables.errors import Diverged, Preempted
+from trainables.finetune import World, evaluate_split, fine_tune
+
+GLOBAL_BATCH = 16
+VAL = 51  # odd: the shards differ in length
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "vit": {"family": "vit", "optimizer": "sgd", "learning_rate": 0.02},
+    "vit adamw": {"family": "vit"},
+    "vit mixed": {
+        **{"family": "vit", "optimizer": "sgd", "learning_rate": 0.02, "augment": "heavy"},
+        **{"mixup": 0.5, "cutmix": 0.5, "ema_decay": 0.9, "accumulation_steps": 2},
+    },
+    "resnet": {"family": "resnet", "optimizer": "sgd", "learning_rate": 0.02},
+    "thaw": {"family": "vit", "optimizer": "sgd", "freeze": "head_then_full", "head_epochs": 1},
+}
+
+
+def scenario(name: str, workers: int, folder: Path, **fields: Any) -> Any:
+    return assignment(
+        **SCENARIOS[name],
+        batch_size_per_worker=GLOBAL_BATCH // workers,
+        checkpoint_folder=folder / f"{name.replace(' ', '-')}-{workers}",
+        **fields,
+    )
+
+
+def report_lines(wanted: Any, world: World, **fields: Any) -> list[dict[str, Any]]:
+    reports = fine_tune(wanted, world, store=small_store(val=VAL), **fields)
+    return [{**r.metrics, "checkpoint": r.checkpoint, "detail": r.detail} for r in reports]
+
+
+def work(rank: int, folder: Path) -> None:
+    """What each of two workers does; results go to ``rank-R.json``."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank=rank, size=2)
+    results: dict[str, Any] = {
+        name: report_lines(scenario(name, 2, folder), world) for name in SCENARIOS
+    }
+    asked = 0
+
+    def told_at_ninth() -> bool:  # rank 1 alone hears of it, in the middle of the second epoch
+        nonlocal asked
+        asked += 1
+        return rank == 1 and asked > 3
+
+    try:
+        report_lines(scenario("vit", 2, folder / "cut"), world, should_stop=told_at_ninth)
+    except Preempted as notice:
+        results["preempted"] = notice.checkpoint
+        resumed = scenario("vit", 2, folder / "cut", checkpoint=notice.checkpoint)
+        results["resumed"] = report_lines(resumed, world)
+    try:
+        wild: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 99.0, "clip_grad_norm": None}
+        report_lines(assignment("vit", **wild, warmup_epochs=0, batch_size_per_worker=8), world)
+    except Diverged as error:
+        results["diverged"] = str(error)
+    done = results["vit"][-1]["checkpoint"]
+    predicted = evaluate_split(
+        scenario("vit", 2, folder), done, "val", world, store=small_store(val=VAL)
+    )
+    results["predicted"] = predicted.tolist()
+    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ddp")
+    spawn(work, args=(made,), nprocs=2)  # type: ignore[no-untyped-call]
+    return made
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: report_lines(scenario(name, 1, folder), World()) for name in SCENARIOS}
+
+
+def test_all_workers_report_the_same(both: list[dict[str, Any]]) -> None:
+    for name in SCENARIOS:
+        for ours, theirs in zip(both[0][name], both[1][name], strict=True):
+            assert {**ours, "detail": None} == {**theirs, "detail": None}
+    assert both[0]["vit"][0]["detail"]["num_workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        # No batch statistics: only the order of float32 sums differs, about 1e-7 a step, and
+        # twelve steps of SGD pass it on without blowing it up.
+        ("vit", 1e-4),
+        ("vit mixed", 1e-4),
+        ("thaw", 1e-4),
+        # Adam divides by the root of the second moment: where a gradient is all rounding, its
+        # sign decides a whole step, in a few of 250,000 weights.
+        ("vit adamw", 1e-2),
+        # Each worker normalises with the statistics of its own 8 images, as DDP does: another
+        # estimate of the same thing, so another trajectory of the same quality.
+        ("resnet", 0.15),
+    ],
+)
+def test_two_workers_train_what_one_does(
+    both: list[dict[str, Any]],
+    alone: dict[str, list[dict[str, Any]]],
+    name: str,
+    tolerance: float,
+) -> None:
+    for ours, theirs in zip(both[0][name], alone[name], strict=True):
+        for metric in ("train_loss", "val_loss"):
+            assert ours[metric] == pytest.approx(theirs[metric], rel=tolerance)
+        for metric in ("val_top1", "val_top5"):
+            images = 0 if tolerance < 1e-3 else 0.2 * VAL
+            assert abs(ours[metric] - theirs[metric]) * VAL <= images + 1e-9
+        for metric in ("epoch", "images_seen", "lr", "flops"):
+            assert ours[metric] == theirs[metric]
+
+
+def test_told_to_stop_all_stop_at_one_step_and_go_on(both: list[dict[str, Any]]) -> None:
+    assert both[0]["preempted"] == both[1]["preempted"]
+    assert "image" in Path(both[0]["preempted"]).name
+    ours, theirs = both[0]["resumed"][-1], both[0]["vit"][-1]
+    # the loss of the epoch that was cut is averaged over workers in float64
+    for metric in ("train_loss", "val_loss", "val_top1", "images_seen", "flops"):
+        assert ours[metric] == pytest.approx(theirs[metric], rel=1e-6)
+
+
+def test_divergence_on_all_at_once(both: list[dict[str, Any]]) -> None:
+    assert both[0]["diverged"] == both[1]["diverged"]
+    assert "not finite" in both[0]["diverged"]
+
+
+def test_predictions_are_gathered_whole(both: list[dict[str, Any]], folder: Path) -> None:
+    assert both[0]["predicted"] == both[1]["predicted"]
+    store = small_store(val=VAL)
+    assert len(both[0]["predicted"]) == VAL
+    accuracy = np.mean(np.array(both[0]["predicted"]) == store.split("val").labels)
+    assert accuracy == pytest.approx(both[0]["vit"][-1]["val_top1"])
+    done = both[0]["vit"][-1]["checkpoint"]
+    single = evaluate_split(scenario("vit", 2, folder), done, "val", store=store)
+    assert single.tolist() == both[0]["predicted"]
