@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from orchestrator import cli_machine, cli_read
-from orchestrator.cli_options import JSON, STORAGE, TRACKING, run_options, say, show
+from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say, show
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")
 DEMO_TRIALS = 6
+DEMO_FINAL_SEEDS = 2
+TOURNAMENT_FINAL_SEEDS = 3
 
 
 class Commands(click.Group):
@@ -61,16 +63,22 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
 
     families = ", ".join(DEMO_FAMILIES)
     say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 4 minutes on 2 CPUs")
-    spec = spec_of(DEMO_FAMILIES, {**options, "trials": DEMO_TRIALS, "set": ()})
+    spec = spec_of(
+        DEMO_FAMILIES,
+        {**options, "trials": DEMO_TRIALS, "final_seeds": DEMO_FINAL_SEEDS, "set": ()},
+    )
     _run(ctx, spec)
 
 
 @group.command()
 @click.argument("target")
 @run_options
+@REOPEN
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.pass_context
-def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> None:
+def sweep(
+    ctx: click.Context, /, target: str, dry_run: bool, reopen_test: bool, **options: Any
+) -> None:
     """Search one family's recipes with ASHA.
 
     TARGET is a family (resnet, vit, hybrid, convnext), a named sweep (smoke, vit-patches,
@@ -79,18 +87,24 @@ def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> 
     from orchestrator.cli_run import spec_of
 
     spec = spec_of([target], options)
-    _plan(spec, as_json=False) if dry_run else _run(ctx, spec)
+    _plan(spec, as_json=False) if dry_run else _run(ctx, spec, reopen_test=reopen_test)
 
 
 @group.command()
 @click.argument("family", nargs=-1, required=True)
 @run_options
+@REOPEN
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.pass_context
 def tournament(
-    ctx: click.Context, /, family: tuple[str, ...], dry_run: bool, **options: Any
+    ctx: click.Context,
+    /,
+    family: tuple[str, ...],
+    dry_run: bool,
+    reopen_test: bool,
+    **options: Any,
 ) -> None:
-    """Search several families with equal trials.
+    """Search several families with equal trials, then hold the finals.
 
     They are one run and share one pool of slots.
 
@@ -98,8 +112,10 @@ def tournament(
     """
     from orchestrator.cli_run import spec_of
 
+    if options["final_seeds"] is None:
+        options["final_seeds"] = TOURNAMENT_FINAL_SEEDS
     spec = spec_of(family, options)
-    _plan(spec, as_json=False) if dry_run else _run(ctx, spec)
+    _plan(spec, as_json=False) if dry_run else _run(ctx, spec, reopen_test=reopen_test)
 
 
 @group.command()
@@ -131,16 +147,16 @@ def _plan(spec: RunSpec, as_json: bool) -> None:
     say("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 
-def _run(ctx: click.Context, spec: RunSpec) -> None:
+def _run(ctx: click.Context, spec: RunSpec, *, reopen_test: bool = False) -> None:
     from orchestrator import cli_run
 
-    outcome = cli_run.launch(spec, say)
+    outcome, comparison = cli_run.launch(spec, say, reopen_test=reopen_test)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted:
         say(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
         say(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
-        click.echo(cli_run.report(outcome.run_folder))
+        click.echo(comparison, nl=False)
         say(f"report: {outcome.run_folder / 'report.html'}")
         say(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
     ctx.exit(outcome.exit_code)

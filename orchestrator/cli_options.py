@@ -40,6 +40,9 @@ SET = click.option(
     metavar="PATH=VALUE",
     help="Any leaf of the spec: a value, [A,B], log(LOW,HIGH) or uniform(LOW,HIGH). Repeatable.",
 )
+REOPEN = click.option(
+    "--reopen-test", is_flag=True, help="Open the test split again; the report is marked."
+)
 RUN = (
     click.option(
         "--dataset",
@@ -56,6 +59,18 @@ RUN = (
     click.option("--trials", type=int, help="Trials of each family. Default 8."),
     click.option("--max-epochs", type=int, help="Full length of a trial. Default 9."),
     click.option("--seed", type=int, help="Draws the recipes, and all that is random. Default 0."),
+    click.option(
+        "--final-seeds",
+        type=int,
+        help="Train each winner again over so many seeds, then open the test split, once. "
+        "Default 3 for a tournament, else 0.",
+    ),
+    click.option(
+        "--audit",
+        type=float,
+        metavar="SHARE",
+        help="Finish this share of the trials ASHA would prune, off the books, to measure it.",
+    ),
     SET,
     click.option("--workers", type=int, help="Workers that train one trial. Default 1."),
     click.option("--gpus-per-worker", type=float, help="Default 0: train on the CPU."),

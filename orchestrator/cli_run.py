@@ -35,6 +35,7 @@ OPTION_PATHS = {
     "trials": "trials",
     "max_epochs": "scheduler.max_epochs",
     "seed": "seed",
+    "audit": "scheduler.audit",
     "workers": "resources.num_workers",
     "gpus_per_worker": "resources.gpus_per_worker",
     "cpus_per_worker": "resources.cpus_per_worker",
@@ -68,6 +69,7 @@ def spec_of(targets: Sequence[str], options: Mapping[str, Any]) -> RunSpec:
         storage=options["storage"],
         tracking_uri=options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or None,
         experiment=options.get("experiment"),
+        final_seeds=options.get("final_seeds") or 0,
     )
 
 
@@ -131,8 +133,11 @@ def prepare_all(spec: RunSpec, say: Say) -> tuple[dict[str, Any], dict[str, Any]
     return datasets, geometry
 
 
-def launch(spec: RunSpec, say: Say) -> Outcome:
-    """Check, prepare, run. Raises ``UserError``; returns when the run ended or was stopped."""
+def launch(spec: RunSpec, say: Say, *, reopen_test: bool = False) -> tuple[Outcome, str]:
+    """Check, prepare, run; the outcome and, unless it was stopped, the comparison as text.
+
+    Raises ``UserError``; returns when the run ended or was stopped.
+    """
     total = check(spec)
     if total and total["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         say(f"{total['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
@@ -144,7 +149,16 @@ def launch(spec: RunSpec, say: Say) -> Outcome:
             say(f"warning: {warning}")
     from orchestrator import runner
 
-    return runner.run(spec, datasets=datasets, geometry=geometry, say=say)
+    texts: list[str] = []
+    outcome = runner.run(
+        spec,
+        datasets=datasets,
+        geometry=geometry,
+        say=say,
+        report=lambda folder: texts.append(report(folder)),
+        reopen_test=reopen_test,
+    )
+    return outcome, "".join(texts)
 
 
 def report(run_folder: Path) -> str:

@@ -16,7 +16,7 @@ OPERATIONAL_RESOURCES = (
     "slot_start_timeout_s",
     "max_failures_per_trial",
 )
-OPERATIONAL_RUN = ("storage", "tracking_uri", "experiment")
+OPERATIONAL_RUN = ("storage", "tracking_uri", "experiment", "final_seeds")
 
 
 def identity(run: Mapping[str, Any]) -> dict[str, Any]:

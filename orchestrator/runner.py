@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,11 +16,11 @@ from orchestrator import cluster, finals, plan, session, tracking
 from orchestrator.ledger import FILE_NAME, State
 from orchestrator.progress import Progress
 from orchestrator.spec import RunSpec
+from orchestrator.watch import Watch, stop_on_signals
 from trainables.errors import UserError, raise_if_any
 
 TRACKER_PATIENCE_S = 60.0
 LEAVE_PATIENCE_S = 15.0
-SECOND_SIGNAL_S = 2.0
 
 Say = Callable[[str], None]
 
@@ -54,9 +51,13 @@ def run(
     datasets: dict[str, Any],
     geometry: dict[str, Any],
     say: Say,
+    report: Callable[[Path], None],
     reopen_test: bool = False,
 ) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
+
+    ``report`` is given the run's folder once the ledger is complete: what it writes there
+    still reaches MLflow.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
     open its test split again without ``reopen_test`` (exit code 2), and when the cluster can
@@ -73,7 +74,7 @@ def run(
         if searched and not finals.due(spec, before, reopen=reopen_test):
             say(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
             with _tracker(spec, folder, uri, say):
-                pass
+                report(folder)
             return _outcome(folder)
         say("starting Ray")
         totals = held.enter_context(cluster.attached(namespace="backbone-tournament"))
@@ -83,6 +84,8 @@ def run(
         state, name = session.begin(spec, folder, {"datasets": datasets, "geometry": geometry})
         held.enter_context(_tracker(spec, folder, uri, say))
         _phases(spec, folder, state, name, totals, say, reopen_test)
+        if not session.open_trials(session.state_of(folder)):
+            report(folder)
     return _outcome(folder)
 
 
@@ -105,8 +108,8 @@ def _phases(
     say(f"{len(trials)} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
     stop_file = folder / session.STOP_FILE
     pool = Pool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
-    watch = _Watch(pool, resources.slot_start_timeout_s, stop_file)
-    with Progress(spec, folder / FILE_NAME, say), _signals(stop_file):
+    watch = Watch(pool, resources.slot_start_timeout_s, stop_file)
+    with Progress(spec, folder / FILE_NAME, say), stop_on_signals(stop_file):
         pool.start()
         watch.start()
         try:
@@ -159,58 +162,6 @@ def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: P
         if result.error is not None and result.config:
             reason = f"its driver failed: {' '.join(str(result.error).split())[-300:]}"
             pool.decide("failed", result.config["trial"], reason=reason)
-
-
-class _Watch(threading.Thread):
-    """Ends a run whose slots never start or are all gone: a named failure, not a hang."""
-
-    def __init__(self, pool: Any, start_timeout_s: float, stop_file: Path) -> None:
-        super().__init__(name="watch", daemon=True)
-        self._pool, self._timeout_s, self._stop_file = pool, start_timeout_s, stop_file
-        self.ended = threading.Event()
-        self.error: str | None = None
-
-    def run(self) -> None:
-        began, ready = time.monotonic(), False
-        while not self.ended.wait(0.5) and not self._stop_file.exists():
-            ready = ready or self._pool.ready() > 0
-            if not ready and time.monotonic() - began > self._timeout_s:
-                self.error = (
-                    f"a slot must start within resources.slot_start_timeout_s={self._timeout_s:g}; "
-                    f"none did. Fix: free the cluster, ask for less, or --set "
-                    "resources.slot_start_timeout_s=SECONDS"
-                )
-            elif not self._pool.alive() and self._pool.open_trials():
-                last = (self._pool.errors() or ["no reason given"])[-1]
-                self.error = f"every slot ended before its trials did; the last one: {last}"
-            if self.error:
-                self._stop_file.touch()
-        if self._stop_file.exists():
-            self._pool.stop()
-
-
-@contextmanager
-def _signals(stop_file: Path) -> Iterator[None]:
-    """A SIGINT or SIGTERM asks for a clean stop; another, later one ends the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    asked_at: list[float] = []
-
-    def ask(number: int, frame: object) -> None:
-        # One Ctrl-C often arrives twice: from the terminal and from the parent that waits.
-        if asked_at and time.monotonic() - asked_at[0] > SECOND_SIGNAL_S:
-            os._exit(130)
-        asked_at.append(time.monotonic())
-        stop_file.touch()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

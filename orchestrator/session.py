@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,7 @@ def begin(spec: RunSpec, folder: Path, header: dict[str, Any]) -> tuple[State, s
         "spec": spec.as_dict(),
         "spec_hash": spec.hash(),
         "environment": environment(),
+        "code_version": code_version(),
         **header,
     }
     wanted = [
@@ -115,6 +117,25 @@ def complete(spec: RunSpec, state: State) -> bool:
     """All trials that the spec asks for are on record and have ended."""
     asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
     return asked <= set(state.trials) and not open_trials(state)
+
+
+def code_version() -> str:
+    """The package's version, and the commit where it runs from a checkout."""
+    try:
+        version = importlib.metadata.version("backbone-tournament")
+    except importlib.metadata.PackageNotFoundError:
+        version = "source"  # shipped as a job's working directory
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{commit.stdout.strip()}"
 
 
 def environment() -> dict[str, Any]:
