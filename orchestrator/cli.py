@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")
-DEMO_TRIALS = 6
+DEMO_TRIALS, DEMO_EPOCHS = 6, 6
 DEMO_FINAL_SEEDS = 2
 TOURNAMENT_FINAL_SEEDS = 3
 
