@@ -16,7 +16,10 @@ from trainables.data import PixelStore, prepare
 from trainables.data.correctness import write_correct
 from trainables.finetune import resumed
 from trainables.loop import World, evaluate, predict
+from trainables.probes import probe_trial
 from trainables.trial_state import Trial
+
+PROBE_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ def examine(
 ) -> Examined:
     """Evaluate the model in ``checkpoint`` on the test split.
 
-    All ranks call it together and return the same. ``detail["test"]`` holds ``top1``, ``top5``
-    (absent under 5 classes), ``loss`` in nats and ``n`` images. Rank 0 writes ``correct`` to
-    ``correct_file`` when given.
+    All ranks call it together. ``detail["test"]`` holds ``top1``, ``top5`` (absent under 5
+    classes), ``loss`` in nats and ``n`` images. Rank 0 adds ``detail["probes"]``, taken on the
+    first ``PROBE_IMAGES`` images, and writes ``correct`` to ``correct_file`` when given.
     """
-    trial = Trial(resumed(assignment, checkpoint), world, store or prepare(assignment.data))
+    opened = store or prepare(assignment.data)
+    trial = Trial(resumed(assignment, checkpoint), world, opened)
     pixels, learner = trial.pixels("test"), trial.learner
     scores = evaluate(learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16)
     hits = [
@@ -58,4 +62,14 @@ def examine(
     correct: npt.NDArray[np.bool_] = mine.numpy()
     if correct_file is not None and world.rank == 0:
         write_correct(correct_file, correct)
-    return Examined({"test": {**scores, "n": len(correct)}}, correct)
+    detail: dict[str, Any] = {"test": {**scores, "n": len(correct)}}
+    if world.rank == 0:
+        detail["probes"] = probe_trial(
+            assignment,
+            checkpoint,
+            split="test",
+            limit=PROBE_IMAGES,
+            device=world.device,
+            store=opened,
+        )
+    return Examined(detail, correct)
