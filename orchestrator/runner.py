@@ -141,14 +141,18 @@ def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: P
 
     scratch = tempfile.mkdtemp(prefix="tune-")
     schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
+    pausing = any(scheduler.kind == "pasha" for scheduler in schedulers.values())
+    # One more than the slots, so that a freed slot finds the next trial waiting. A paused trial
+    # counts for Tune's own limit, so there the head's room is what limits those that are awake.
+    awake = pool.num_slots + 1
+    room = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
     results = tune.Tuner(
-        tune.with_resources(SlotTrial, tune.PlacementGroupFactory([RESOURCES])),
+        tune.with_resources(SlotTrial, tune.PlacementGroupFactory([room])),
         param_space={"trial": tune.grid_search(trials), "dispatcher": pool.dispatcher},
         tune_config=tune.TuneConfig(
             scheduler=FamilyScheduler(schedulers, state, pool.decide, seed=spec.sweeps[0].seed),
             reuse_actors=True,
-            # One more than the slots, so that a freed slot finds the next trial waiting.
-            max_concurrent_trials=pool.num_slots + 1,
+            max_concurrent_trials=None if pausing else awake,
         ),
         run_config=tune.RunConfig(
             name="search",

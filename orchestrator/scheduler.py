@@ -90,9 +90,10 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         search = [trial for trial in history.trials.values() if trial.stage == "search"]
         self._family = {trial.trial: trial.family for trial in search}
         self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
+        self._ended = {t.trial for t in search if t.status in TERMINAL}
         self._asha = {f: AshaRace(s) for f, s in self._specs.items() if s.kind == "asha"}
         self._pasha = {
-            family: PashaRace(spec.rungs(), spec.reduction_factor)
+            family: PashaRace([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
             for family, spec in self._specs.items()
             if spec.kind == "pasha"
         }
@@ -108,6 +109,7 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
             return CONTINUE
         if value != value:  # NaN passes every comparison
             self._tell("pruned", name, epoch, f"{METRIC} is not a number")
+            self._ended.add(name)
             return STOP
         if family in self._pasha:
             return self._paused_or_not(self._pasha[family], name, epoch, value)
@@ -147,25 +149,34 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         live = tune_controller.get_live_trials()
         paused = [trial for trial in live if trial.status == Trial.PAUSED]
         for family, race in self._pasha.items():
-            names = {t.config["trial"]: t for t in paused if self._family_of(t) == family}
+            names = {
+                trial.config["trial"]: trial
+                for trial in paused
+                if self._family[trial.config["trial"]] == family
+            }
             if (name := race.promote(list(names))) is not None:
                 return names[name]
-            if names and not any(
-                self._family_of(t) == family and t.status != Trial.PAUSED for t in live
-            ):
+            mine = {name for name, other in self._family.items() if other == family}
+            if names and mine - self._ended == set(names):
                 self._close(tune_controller, race, names)
         return None
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Nothing more will come of this trial."""
+        self._ended.add(trial.config["trial"])
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing more will come of this trial."""
+        self._ended.add(trial.config["trial"])
+
     def _close(self, tune_controller: Any, race: PashaRace, paused: Mapping[str, Trial]) -> None:
-        """Nothing of the family runs and nobody is promoted: the ranking has settled."""
+        """All that is left of the family waits and nobody is promoted: the ranking has settled."""
         for name, trial in paused.items():
+            self._ended.add(name)
             event = "finished" if race.at_cap(name) else "pruned"
             why = f"the ranking is stable at {race.cap} epochs"
             self._tell(event, name, trial.last_result["epoch"], why)
             tune_controller.stop_trial(trial)
-
-    def _family_of(self, trial: Trial) -> str | None:
-        return self._family.get(trial.config["trial"])
 
     def _tell(
         self, event: str, name: str, epoch: int, reason: str, rung: int | None = None
