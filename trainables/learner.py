@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,7 +15,7 @@ from trainables import checkpoint as files
 from trainables.accounting import Flops, count_flops
 from trainables.assignment import Assignment
 from trainables.augment import Look
-from trainables.backbones import build
+from trainables.backbones.model import build
 from trainables.errors import OutOfMemory, UserError
 from trainables.loop import World
 from trainables.optim import Ema, build_optimizer, ready_momentum
@@ -50,7 +52,7 @@ class Learner:
         self.head = {id(p) for p in self.backbone.head_parameters()}
         self.bf16 = self._wants_bf16()
         self.frozen: bool | None = None
-        self._retried = False
+        self._retried = self._rehearsed = False
         self.ema = Ema(self.module, recipe.ema_decay) if recipe.ema_decay is not None else None
         optimizer = build_optimizer(self.backbone.parameter_groups(recipe), recipe)
         self.step = Step(
@@ -90,30 +92,58 @@ class Learner:
             ready_momentum(self.step.optimizer)
             self.flops()
             self._wrap()
+            self._rehearsed = False
         self.module.train(not frozen)
 
     def take_step(self, batch: Batch, rate: float) -> Tensor:
         """One optimizer step; returns the mean loss.
 
-        Out of memory, a single worker tries once more with half the micro-batch and twice the
-        accumulation, hence the same global batch. Several workers cannot, since the others
-        already wait for this one's gradients: raises ``OutOfMemory``.
+        Out of memory, it tries once more with half the micro-batch and twice the accumulation,
+        hence the same global batch. Several workers find that out by a rehearsal before their
+        first step on an accelerator, for in a step the others already wait for gradients.
         """
-        try:
+        if self.world.size > 1:
+            if self.device.type == "cuda" and not self._rehearsed:
+                self.rehearse(batch)
             return self.step(batch, rate)
+        try:
+            loss = self.step.gradients(batch)
         except OutOfMemory as error:
-            smallest = len(batch) // self.step.accumulation < 2
-            if self._retried or self.world.size > 1 or smallest:
-                raise
-            self._retried = True
-            self.step.accumulation *= 2
-            self.notes.append(
-                f"{error}: went on with micro-batches of "
-                f"{-(-len(batch) // self.step.accumulation)}, the same global batch"
-            )
+            self._halve(batch, error)
+            loss = self.step.gradients(batch)
+        self.step.update(rate)
+        return loss
+
+    def rehearse(self, batch: Batch) -> None:
+        """Compute the gradients of a batch and drop them; all workers halve where one must."""
+        self._rehearsed = True
+        buffers = [buffer.clone() for buffer in self.module.buffers()]
+        failure: OutOfMemory | None = None
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            try:
+                replace(self.step, model=self.module).gradients(batch)
+            except OutOfMemory as error:
+                failure = error
+        self.step.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        failed = torch.tensor(float(failure is not None), device=self.device)
+        dist.all_reduce(failed, dist.ReduceOp.MAX)
+        if failed:
+            self._halve(batch, failure or OutOfMemory("another worker has no room"))
+
+    def _halve(self, batch: Batch, error: OutOfMemory) -> None:
+        if self._retried or len(batch) // self.step.accumulation < 2:
+            raise error
+        self._retried = True
+        self.step.accumulation *= 2
+        self.notes.append(
+            f"{error}: went on with micro-batches of "
+            f"{-(-len(batch) // self.step.accumulation)}, the same global batch"
+        )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self.step(batch, rate)
 
     def flops(self) -> Flops:
         """FLOPs per image as the model trains now, counted once per geometry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from trainables.data.batches import Pixels, shard
 from trainables.errors import Diverged
 from trainables.stateless import key_of
 from trainables.step import Batch, autocast
+
+T = TypeVar("T")
 
 CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
 ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
@@ -182,3 +185,21 @@ def average_buffers(module: nn.Module, world: World) -> None:
     for buffer in buffers:
         buffer.detach().copy_(flat[start : start + buffer.numel()].view_as(buffer))
         start += buffer.numel()
+
+
+def mean_over_workers(value: float, world: World) -> float:
+    """The mean of every worker's ``value``, in float64."""
+    if world.size == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=world.device)
+    dist.all_reduce(total)
+    return float(total) / world.size
+
+
+def from_rank_zero(value: T, world: World) -> T:
+    """Rank 0's ``value``, on every worker."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device(world.device))
+    return box[0]

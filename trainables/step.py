@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,41 +70,49 @@ class Step:
 
         Raises ``OutOfMemory`` where the device has no room.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            loss = self.gradients(batch)
-            self.update(rate)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"{self.device} has no room for a micro-batch of "
-                f"{-(-len(batch) // self.accumulation)} images (accumulation {self.accumulation})"
-            ) from error
+        loss = self.gradients(batch)
+        self.update(rate)
         return loss
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Accumulate the gradients of the batch's mean loss, and return that loss."""
+        """Set the gradients to those of the batch's mean loss, and return that loss.
+
+        Raises ``OutOfMemory`` where the device has no room.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         bounds = [len(batch) * i // self.accumulation for i in range(self.accumulation + 1)]
-        for start, end in itertools.pairwise(bounds):
-            if start == end:
-                continue
-            last = end == len(batch)
-            part = batch if end - start == len(batch) else batch.part(start, end)
-            with self._sync(last), autocast(self.device, self.bf16):
-                loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
-                loss = loss * (len(part) / len(batch))
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        largest = -(-len(batch) // self.accumulation)
+        with self._room(f"a micro-batch of {largest} images (accumulation {self.accumulation})"):
+            for start, end in itertools.pairwise(bounds):
+                if start < end:
+                    total += self._part(batch, start, end)
         return total
+
+    def _part(self, batch: Batch, start: int, end: int) -> Tensor:
+        share = (end - start) / len(batch)
+        part = batch if share == 1 else batch.part(start, end)
+        with self._sync(last=end == len(batch)), autocast(self.device, self.bf16):
+            loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing) * share
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @contextlib.contextmanager
+    def _room(self, purpose: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"{self.device} has no room for {purpose}") from error
 
     def update(self, rate: float) -> None:
         """Clip the gradients' norm (Pascanu et al. 2013), then update weights and average."""
         set_learning_rate(self.optimizer, rate)
         if self.recipe.clip_grad_norm is not None:
             self._clip(self.recipe.clip_grad_norm)
-        self.optimizer.step()
+        with self._room("the optimizer's state"):
+            self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
 
@@ -123,7 +132,7 @@ class Step:
         else:
             torch._foreach_div_(gradients, excess)
 
-    def _sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return contextlib.nullcontext()

@@ -24,6 +24,8 @@ from trainables.loop import (
     World,
     average_buffers,
     evaluate,
+    from_rank_zero,
+    mean_over_workers,
     train_one_epoch,
 )
 from trainables.mixing import Mixing
@@ -67,8 +69,8 @@ class Trial:
 
     def pixels(self, split: str) -> Pixels:
         """A split's pixels and labels, mapped or on the device."""
-        part = self.store.split(split)
-        return load_pixels(part.images, part.labels, self.device)
+        part, name = self.store.split(split), f"{split} of {self.store.info.content_hash}"
+        return load_pixels(part.images, part.labels, self.device, name=name)
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the epoch under way; ``False`` when stopped before it."""
@@ -103,7 +105,8 @@ class Trial:
                 world=self.world,
                 bf16=learner.bf16,
             )
-            train_loss = self._mean(progress.loss_sum) * self.world.size / max(images, 1)
+            train_loss = mean_over_workers(progress.loss_sum, self.world)
+            train_loss *= self.world.size / max(images, 1)
         flops = learner.flops()
         progress.flops += images * flops.forward_backward
         progress.flops += len(self._val_pixels.labels) * flops.forward
@@ -113,7 +116,8 @@ class Trial:
         folder = self.save() if due else None
         metrics = self._metrics(scores, train_loss, images)
         self.clock = Clock()
-        return self._rank_zeros(metrics), folder
+        # rank 0's clock counts for all: every worker reports the same
+        return from_rank_zero(metrics, self.world), folder
 
     def save(self) -> str | None:
         """Write a checkpoint; returns its folder, ``None`` where the assignment names no place.
@@ -126,7 +130,7 @@ class Trial:
         with self.clock.on("checkpoint"):
             if self.progress.images:
                 name += f"-image-{self.progress.images:08d}"
-                self.progress.loss_sum = self._mean(self.progress.loss_sum)
+                self.progress.loss_sum = mean_over_workers(self.progress.loss_sum, self.world)
                 self._average_buffers()
             folder = Path(self.assignment.checkpoint_folder) / name
             if self.world.rank == 0:
@@ -242,18 +246,3 @@ class Trial:
         average_buffers(self.learner.module, self.world)
         if self.learner.ema is not None:
             average_buffers(self.learner.ema.module, self.world)
-
-    def _mean(self, value: float) -> float:
-        if self.world.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total) / self.world.size
-
-    def _rank_zeros(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Rank 0's clock counts for all: every worker reports the same."""
-        if self.world.size == 1:
-            return metrics
-        box = [metrics]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]

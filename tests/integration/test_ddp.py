@@ -18,6 +18,8 @@ from torch.multiprocessing.spawn import spawn
 from tests.unit.engine_store import assignment, small_store
 from trainables.errors import Diverged, Preempted
 from trainables.finetune import World, evaluate_split, fine_tune
+from trainables.learner import Learner
+from trainables.step import Batch
 
 GLOBAL_BATCH = 16
 VAL = 51  # odd: the shards differ in length
@@ -47,6 +49,30 @@ def report_lines(wanted: Any, world: World, **fields: Any) -> list[dict[str, Any
     return [{**r.metrics, "checkpoint": r.checkpoint, "detail": r.detail} for r in reports]
 
 
+def rehearse(world: World) -> dict[str, Any]:
+    """A rehearsal, done on accelerators before the first step, where rank 1 has less room."""
+    learner = Learner(assignment("resnet"), world, num_classes=6, height=16, width=16)
+    learner.prepare_epoch(0)
+    before = {name: value.clone() for name, value in learner.module.state_dict().items()}
+
+    def allocate(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if world.rank == 1 and len(inputs[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learner.module.register_forward_pre_hook(allocate)
+    batch = Batch(torch.randn(8, 3, 16, 16), torch.arange(8) % 6)
+    state = torch.get_rng_state()
+    learner.rehearse(batch)
+    after = learner.module.state_dict()
+    untouched = all(value.equal(before[name]) for name, value in after.items())
+    return {
+        "accumulation": learner.step.accumulation,
+        "notes": learner.notes,
+        "untouched": untouched and torch.get_rng_state().equal(state),
+        "loss": float(learner.take_step(batch, 0.1)),
+    }
+
+
 def work(rank: int, folder: Path) -> None:
     """What each of two workers does; results go to ``rank-R.json``."""
     torch.set_num_threads(1)
@@ -73,6 +99,7 @@ def work(rank: int, folder: Path) -> None:
         report_lines(assignment("vit", **wild, warmup_epochs=0, batch_size_per_worker=8), world)
     except Diverged as error:
         results["diverged"] = str(error)
+    results["rehearsed"] = rehearse(world)
     done = results["vit"][-1]["checkpoint"]
     predicted = evaluate_split(
         scenario("vit", 2, folder), done, "val", world, store=small_store(val=VAL)
@@ -111,15 +138,15 @@ def test_all_workers_report_the_same(both: list[dict[str, Any]]) -> None:
     [
         # No batch statistics: only the order of float32 sums differs, about 1e-7 a step, and
         # twelve steps of SGD pass it on without blowing it up.
-        ("vit", 1e-4),
-        ("vit mixed", 1e-4),
-        ("thaw", 1e-4),
+        ("vit", 1e-5),
+        ("vit mixed", 1e-5),
+        ("thaw", 1e-5),
         # Adam divides by the root of the second moment: where a gradient is all rounding, its
         # sign decides a whole step, in a few of 250,000 weights.
-        ("vit adamw", 1e-2),
+        ("vit adamw", 1e-4),
         # Each worker normalises with the statistics of its own 8 images, as DDP does: another
         # estimate of the same thing, so another trajectory of the same quality.
-        ("resnet", 0.15),
+        ("resnet", 0.1),
     ],
 )
 def test_two_workers_train_what_one_does(
@@ -132,7 +159,7 @@ def test_two_workers_train_what_one_does(
         for metric in ("train_loss", "val_loss"):
             assert ours[metric] == pytest.approx(theirs[metric], rel=tolerance)
         for metric in ("val_top1", "val_top5"):
-            images = 0 if tolerance < 1e-3 else 0.2 * VAL
+            images = 0 if tolerance < 1e-3 else 0.1 * VAL
             assert abs(ours[metric] - theirs[metric]) * VAL <= images + 1e-9
         for metric in ("epoch", "images_seen", "lr", "flops"):
             assert ours[metric] == theirs[metric]
@@ -150,6 +177,15 @@ def test_told_to_stop_all_stop_at_one_step_and_go_on(both: list[dict[str, Any]])
 def test_divergence_on_all_at_once(both: list[dict[str, Any]]) -> None:
     assert both[0]["diverged"] == both[1]["diverged"]
     assert "not finite" in both[0]["diverged"]
+
+
+def test_where_one_has_no_room_all_take_smaller_parts(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        assert results["rehearsed"]["accumulation"] == 2
+        assert results["rehearsed"]["untouched"]
+        assert results["rehearsed"]["loss"] > 0
+    assert "another worker" in both[0]["rehearsed"]["notes"][0]
+    assert "micro-batch of 8" in both[1]["rehearsed"]["notes"][0]
 
 
 def test_predictions_are_gathered_whole(both: list[dict[str, Any]], folder: Path) -> None:

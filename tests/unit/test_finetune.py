@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tests.unit.engine_store import assignment, small_store
-from trainables import backbones, checkpoint
+from trainables import checkpoint
 from trainables.assignment import Assignment
+from trainables.backbones import model
 from trainables.errors import Diverged, OutOfMemory, Preempted, UserError
 from trainables.finetune import EpochReport, evaluate_split, fine_tune
 from trainables.learner import Learner
@@ -365,7 +366,7 @@ def test_divergence_is_named_with_its_recipe(tmp_path: Path) -> None:
 def limited(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """A device with room for so many images at a time while training: the one thing that
     cannot be had on a CPU, which is killed instead."""
-    real = backbones.build
+    real = model.build
 
     def build(*arguments: Any, **fields: Any) -> Any:
         backbone = real(*arguments, **fields)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 from torch import nn
 
 from trainables.assignment import BackboneSpec
@@ -81,12 +82,10 @@ def _layer_key(name: str, patterns: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _timm_depths(module: nn.Module, names: list[str]) -> dict[str, int]:
-    from timm.models import group_parameters
-
     matcher: Any = getattr(module, "group_matcher", None)
     if matcher is None:
         return dict.fromkeys(names, 0)
-    depths: dict[str, int] = group_parameters(module, matcher(), reverse=True)
+    depths: dict[str, int] = timm.models.group_parameters(module, matcher(), reverse=True)
     return {name: depths[name] for name in names}
 
 

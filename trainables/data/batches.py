@@ -43,28 +43,44 @@ class Pixels:
         return batch.to(self.device, non_blocking=True), positions
 
 
+_on_accelerator: dict[tuple[str, str], Pixels] = {}  # the next trial finds its pixels there
+
+
 def load_pixels(
-    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], device: torch.device
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    device: torch.device,
+    *,
+    name: str = "images",
 ) -> Pixels:
-    """Map a split to ``device``; says in the log where it went, with sizes."""
+    """Map a split to ``device``; says in the log where it went, with sizes.
+
+    What lies in an accelerator's memory stays there under its ``name`` (which must tell
+    contents apart) until something else needs the room.
+    """
     with warnings.catch_warnings():  # the map is read-only, and nothing here writes to it
         warnings.filterwarnings("ignore", message=".*not writable.*")
         host = torch.from_numpy(images)
         targets = torch.from_numpy(np.ascontiguousarray(labels))
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        fits = images.nbytes <= SHARE_OF_FREE_MEMORY * free
+    if device.type != "cuda":
+        return Pixels(host, targets, device)
+    key = (name, str(device))
+    if key not in _on_accelerator:
+        if not _has_room(images.nbytes, device):
+            _on_accelerator.clear()
+        fits, gigabytes = _has_room(images.nbytes, device), images.nbytes / 1e9
         place = "device memory" if fits else "host memory, copied batch by batch"
-        log.info(
-            "%d images, %.2f GB, in %s (%.1f GB free)",
-            len(images),
-            images.nbytes / 1e9,
-            place,
-            free / 1e9,
-        )
-        host = host.to(device) if fits else host
-        targets = targets.to(device)
-    return Pixels(host, targets, device)
+        log.info("%s: %d images, %.2f GB, in %s", name, len(images), gigabytes, place)
+        pixels = Pixels(host.to(device) if fits else host, targets.to(device), device)
+        if not fits:
+            return pixels
+        _on_accelerator[key] = pixels
+    return _on_accelerator[key]
+
+
+def _has_room(size: int, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= SHARE_OF_FREE_MEMORY * free
 
 
 @dataclass(frozen=True, kw_only=True)
