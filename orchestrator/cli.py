@@ -63,11 +63,8 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
 
     families = ", ".join(DEMO_FAMILIES)
     say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 4 minutes on 2 CPUs")
-    spec = spec_of(
-        DEMO_FAMILIES,
-        {**options, "trials": DEMO_TRIALS, "final_seeds": DEMO_FINAL_SEEDS, "set": ()},
-    )
-    _run(ctx, spec)
+    asked = {"trials": DEMO_TRIALS, "max_epochs": DEMO_EPOCHS, "final_seeds": DEMO_FINAL_SEEDS}
+    _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": ()}))
 
 
 @group.command()
