@@ -103,15 +103,11 @@ def tournament(
 ) -> None:
     """Search several families with equal trials, then hold the finals.
 
-    They are one run and share one pool of slots.
-
-    --set FAMILY.PATH=VALUE reaches one of them.
+    They are one run and share one pool of slots. --set FAMILY.PATH=VALUE reaches one of them.
     """
     from orchestrator.cli_run import spec_of
 
-    if options["final_seeds"] is None:
-        options["final_seeds"] = TOURNAMENT_FINAL_SEEDS
-    spec = spec_of(family, options)
+    spec = spec_of(family, _with_finals(options))
     _plan(spec, as_json=False) if dry_run else _run(ctx, spec, reopen_test=reopen_test)
 
 
@@ -123,11 +119,17 @@ def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, storage, backbones, ranges and why."""
     from orchestrator.cli_run import spec_of
 
-    _plan(spec_of(target, options), as_json)
+    _plan(spec_of(target, _with_finals(options) if len(target) > 1 else options), as_json)
 
 
 for command in (*cli_read.COMMANDS, *cli_machine.COMMANDS):
     group.add_command(command)
+
+
+def _with_finals(options: dict[str, Any]) -> dict[str, Any]:
+    """A tournament ends with finals unless it is told otherwise."""
+    given = options["final_seeds"]
+    return {**options, "final_seeds": TOURNAMENT_FINAL_SEEDS if given is None else given}
 
 
 def _plan(spec: RunSpec, as_json: bool) -> None:

@@ -136,6 +136,8 @@ def plan(
         "trials": trials,
         "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),
         "worst_epochs": sum(family["worst_epochs"] for family in families),
+        "final_seeds": spec.final_seeds,
+        "final_epochs": sum(spec.final_seeds * sweep.scheduler.max_epochs for sweep in spec.sweeps),
         "families": families,
     }
 
@@ -178,6 +180,11 @@ def plan_text(made: Mapping[str, Any]) -> str:
         f"epochs    {made['expected_epochs']:g} expected, {made['worst_epochs']} at worst, "
         f"over {made['trials']} trials",
     ]
+    if made["final_seeds"]:
+        lines.append(
+            f"finals    {made['final_epochs']} epochs more: each winner over {made['final_seeds']} "
+            "seeds, then the test split is opened"
+        )
     for family in made["families"]:
         lines += ["", *_family_lines(family)]
     return "\n".join(lines)

@@ -181,6 +181,15 @@ def test_plan_is_json_on_stdout_and_writes_nothing(run: Run, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_plan_of_several_families_is_that_of_their_tournament(run: Run) -> None:
+    _, told, _ = run("plan", "vit", "resnet")
+    _, asked, _ = run("tournament", "vit", "resnet", "--dry-run")
+    assert told == asked
+    assert "finals    54 epochs more" in told
+    _, without, _ = run("tournament", "vit", "resnet", "--final-seeds", "0", "--dry-run")
+    assert "finals" not in without
+
+
 def test_dry_run_warns_of_few_tokens_of_any_searched_patch(run: Run) -> None:
     code, out, _ = run("sweep", "vit", "--dry-run", "--set", "backbone.patch=[4,16]")
     assert code == 0
