@@ -1,10 +1,10 @@
 """Errors that end a command or a trial with a sentence instead of a traceback.
 
-    UserError        a mistake in what was asked: every line states rule, value, choices, fix
-    TrialError       a trial cannot go on; the run does
-    ├── Diverged         loss or gradient is not finite
-    └── OutOfMemory      the device has no room, also after the retry with a smaller micro-batch
-    Preempted        the worker was told to leave; carries the checkpoint it wrote
+UserError        a mistake in what was asked: every line states rule, value, choices, fix
+TrialError       a trial cannot go on; the run does
+├── Diverged         loss or gradient is not finite
+└── OutOfMemory      the device has no room, also after the retry with a smaller micro-batch
+Preempted        the worker was told to leave; carries the checkpoint it wrote
 """
 
 from __future__ import annotations
