@@ -12,6 +12,8 @@ OPTIMIZERS = ("adamw", "sgd", "lion")
 FREEZE_MODES = ("full", "head", "head_then_full")
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
 PRECISIONS = ("fp32", "bf16")
+OPTIONAL_AXES = ("clip_grad_norm", "ema_decay")
+WHOLE_AXES = ("batch_size_per_worker", "accumulation_steps", "head_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Recipe:
 
         def within(name: str, low: float, high: float, *, open_low: bool = False) -> None:
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in OPTIONAL_AXES:
                 return
             good = isinstance(value, int | float) and not isinstance(value, bool)
             if good:
@@ -73,6 +75,19 @@ class Recipe:
                     f"Fix: --set recipe.{name}=VALUE with a VALUE in that range"
                 )
 
+        def typed(kind: type, what: str, *names: str) -> None:
+            for name in names:
+                value = getattr(self, name)
+                if type(value) is not kind:
+                    found.append(
+                        f"recipe.{name} must be {what}; got {value!r}. "
+                        f"Fix: --set recipe.{name}={getattr(Recipe(), name)}"
+                    )
+
+        typed(int, "a whole number", *WHOLE_AXES)
+        typed(bool, "true or false", "flip", "compile", "channels_last")
+        if found:
+            return found
         one_of("optimizer", OPTIMIZERS)
         one_of("freeze", FREEZE_MODES)
         one_of("augment", AUGMENT_LEVELS)
