@@ -1,0 +1,1 @@
+"""Measurements of the engine against plain PyTorch, each with its committed result."""

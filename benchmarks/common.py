@@ -1,0 +1,86 @@
+"""What the benchmarks share: pictures, the record of a measurement, its spread."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from orchestrator.session import environment
+
+ROOT = Path(__file__).parents[1]
+NATURAL_IMAGES = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
+RESULTS = Path(__file__).parent / "results"
+NOISE_IMAGES = 2048
+
+
+def arguments(description: str | None, result: str) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="Parquet of encoded images and labels")
+    parser.add_argument("--out", type=Path, default=RESULTS / result, help="result file")
+    parser.add_argument("--quick", action="store_true", help="as small as can be: a smoke test")
+    return parser
+
+
+def pictures(chosen: Path | None, folder: Path) -> Path:
+    """The Parquet to read: the one chosen, natural images beside the checkout, or noise."""
+    if chosen is not None:
+        return chosen
+    return NATURAL_IMAGES if NATURAL_IMAGES.is_file() else noise(folder / "noise.parquet")
+
+
+def noise(path: Path, images: int = NOISE_IMAGES, side: int = 32, classes: int = 10) -> Path:
+    """Write random pixels as JPEG in Hugging Face's layout: the work of pictures without any."""
+    generator = np.random.default_rng(0)
+    encoded = []
+    for pixels in generator.integers(0, 256, (images, side, side, 3), dtype=np.uint8):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        encoded.append({"bytes": buffer.getvalue(), "path": None})
+    column = pa.array(encoded, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    labels = pa.array(np.arange(images) % classes, pa.int64())
+    pq.write_table(pa.table({"image": column, "label": labels}), path)
+    return path
+
+
+def spread(values: list[float]) -> dict[str, float | int]:
+    """Median, quartiles (the value itself where there is one) and n."""
+    if len(values) == 1:
+        return {"median": values[0], "low": values[0], "high": values[0], "n": 1}
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "low": low, "high": high, "n": len(values)}
+
+
+def _short(path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else path)
+
+
+def finish(result: dict[str, Any], out: Path, summary: dict[str, Any]) -> None:
+    """Write ``result`` with date, versions and hardware to ``out``; print ``summary`` last."""
+    facts: dict[str, Any] = {
+        "schema": 1,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": {
+            **environment(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "load_average_1_min": os.getloadavg()[0],
+        },
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**facts, **summary, **result}, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({"schema": 1, **summary, "result": _short(out)}), flush=True)

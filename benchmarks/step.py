@@ -1,0 +1,213 @@
+"""python -m benchmarks.step [--data PARQUET] [--families FAMILY ...] [--scales SCALE ...] [--quick]
+
+What an epoch of the engine costs beyond its arithmetic. For each family and scale, in one process,
+taking turns (A B, B A, C C, ...):
+
+A  the engine: an epoch of ``fine_tune`` with the default recipe (augmentation light, clipping,
+   schedule), from the pixel store, by the wall clock less the evaluation
+B  compute: forward, backward and step of the same model, optimizer, batch size, precision and
+   threads on one resident random batch, and nothing else
+C  a torch DataLoader, with 0 and with 2 workers, that reads the same Parquet, decodes with PIL and
+   augments with torchvision, training the same model as B
+
+``ratio_to_compute`` is images/s of A over B, the median over pairs next to each other in time;
+``ratio_to_dataloader`` of A over the faster C. Per family, each is the lower of its scales; each
+scale with its spread (quartiles) and n stands under ``ratio_to_compute_by_scale`` and so on. On a
+GPU in bf16, and with the share of the device's bf16 peak where that is known. About 6 minutes on 2
+cores. The result goes to benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import arguments, finish, noise, pictures, spread
+from benchmarks.rivals import Engine, Loader, Plain
+from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from trainables.data import PixelStore, prepare
+from trainables.recipe import Recipe
+
+FAMILIES = ("resnet", "vit", "hybrid", "convnext")
+BATCH_SIZES = {"cpu": {"tiny": 64, "small": 16}, "cuda": {"tiny": 1024, "small": 512}}
+WORKERS = (0, 2)
+VAL_FRACTION = 0.001  # evaluation is not measured, and would part A from B in time
+BF16_PEAK = {  # dense FLOP/s as the makers state them
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """``seconds`` one measurement lasts, in ``steps`` within bounds; how often all take turns."""
+
+    seconds: float = 0.8
+    fewest_steps: int = 2
+    most_steps: int = 200
+    rounds: int = 5  # each gives two pairs of A and B
+    loader_rounds: int = 5
+
+
+QUICK = Effort(seconds=0.1, fewest_steps=1, most_steps=2, rounds=1, loader_rounds=1)
+EFFORTS = {"tiny": Effort(), "small": Effort(loader_rounds=2)}
+
+
+def main() -> None:
+    parser = arguments(__doc__, "step.json")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--scales", nargs="+", choices=("tiny", "small"), default=("tiny", "small"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured: dict[str, dict[str, Any]] = {family: {} for family in options.families}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if options.quick and options.data is None:
+            options.data = noise(folder / "noise.parquet", images=512)
+        path = pictures(options.data, folder)
+        data = DataSpec(source=str(path), val_fraction=VAL_FRACTION, folder=str(folder / "stores"))
+        store = prepare(data)
+        for scale in options.scales:
+            effort = QUICK if options.quick else EFFORTS[scale]
+            for family in options.families:
+                found = measure(family, scale, data, store, path, device, effort)
+                measured[family][scale] = found
+                say(family, scale, found)
+    result = {"data": path.name, "threads": options.threads, "measured": measured}
+    out = options.out.with_stem(f"{options.out.stem}-{device.type}")
+    finish(result, out, {"device": device.type, **summary(measured)})
+
+
+def measure(
+    family: str,
+    scale: str,
+    data: DataSpec,
+    store: PixelStore,
+    path: Path,
+    device: torch.device,
+    effort: Effort,
+) -> dict[str, Any]:
+    """All rivals of one backbone, taking turns; speeds in images/s."""
+    recipe = Recipe(
+        batch_size_per_worker=BATCH_SIZES[device.type][scale],
+        precision="bf16" if device.type == "cuda" else "fp32",
+    )
+    assignment = _assignment(family, scale, recipe, data)
+    torch.manual_seed(0)
+    plain = Plain(assignment, store, device)
+    steps = _steps(plain, effort, store.info.counts["train"])
+    engine = Engine(_limited(assignment, steps * plain.size), store, device)
+    loaders = {w: Loader(plain, path, workers=w, steps=steps) for w in WORKERS}
+    engine.images_per_second()  # the first epoch builds the trial
+    speeds: dict[str, list[float]] = {"engine": [], "compute": []}
+    speeds |= {f"dataloader_{workers}": [] for workers in WORKERS}
+    for number in range(effort.rounds):
+        for order in (("engine", "compute"), ("compute", "engine")):
+            for name in order:
+                speeds[name].append(
+                    engine.images_per_second()
+                    if name == "engine"
+                    else plain.on_resident_batch(steps)
+                )
+        if number < effort.loader_rounds:
+            for workers, loader in loaders.items():
+                speeds[f"dataloader_{workers}"].append(loader.images_per_second())
+    engine.epochs.close()  # type: ignore[attr-defined]
+    return {
+        **_ratios(speeds),
+        **_share_of_peak(speeds["engine"], plain, device),
+        "images_per_second": {name: spread(values) for name, values in speeds.items()},
+        "batch_size": plain.size,
+        "steps": steps,
+        "precision": recipe.precision,
+    }
+
+
+def _assignment(family: str, scale: str, recipe: Recipe, data: DataSpec) -> Assignment:
+    return Assignment(
+        trial_id=f"{family}-{scale}",
+        attempt=0,
+        backbone=BackboneSpec(family=family, scale=scale, weights="none"),
+        recipe=recipe,
+        data=data,
+        seed=0,
+        epochs=1000,
+    )
+
+
+def _limited(assignment: Assignment, images: int) -> Assignment:
+    """An epoch of ``images``: that many training images and no more."""
+    values = assignment.as_dict()
+    return Assignment.from_dict({**values, "data": {**values["data"], "train_limit": images}})
+
+
+def _steps(plain: Plain, effort: Effort, images: int) -> int:
+    plain.on_resident_batch(2)  # warm-up
+    speed = statistics.median(plain.on_resident_batch(1) for _ in range(3))
+    wanted = round(effort.seconds * speed / plain.size)
+    most = min(effort.most_steps, images // plain.size)
+    return max(1, min(max(wanted, effort.fewest_steps), most))
+
+
+def _ratios(speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Of speeds next to each other in time: two pairs of A and B in each round, then C."""
+    engine, compute = speeds["engine"], speeds["compute"]
+    found = {"ratio_to_compute": spread([a / b for a, b in zip(engine, compute, strict=True)])}
+    for workers in WORKERS:
+        rounds = enumerate(speeds[f"dataloader_{workers}"])
+        ratios = [statistics.mean(engine[2 * i : 2 * i + 2]) / c for i, c in rounds]
+        found[f"ratio_to_dataloader_{workers}"] = spread(ratios)
+    fastest = max(WORKERS, key=lambda w: statistics.median(speeds[f"dataloader_{w}"]))
+    found["ratio_to_dataloader"] = found[f"ratio_to_dataloader_{fastest}"]
+    return found
+
+
+def _share_of_peak(speeds: list[float], plain: Plain, device: torch.device) -> dict[str, float]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((flops for part, flops in BF16_PEAK.items() if part in name), None)
+    if peak is None:
+        return {}
+    return {"share_of_bf16_peak": statistics.median(speeds) * plain.flops_per_image / peak}
+
+
+def summary(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each ratio by family, the lower of its scales, and by family and scale."""
+    found: dict[str, Any] = {}
+    for name in ("ratio_to_compute", "ratio_to_dataloader"):
+        by_scale = {
+            family: {scale: round(row[name]["median"], 4) for scale, row in scales.items()}
+            for family, scales in measured.items()
+        }
+        found[name] = {family: min(values.values()) for family, values in by_scale.items()}
+        found[f"{name}_by_scale"] = by_scale
+    return found
+
+
+def say(family: str, scale: str, found: dict[str, Any]) -> None:
+    """One line on stderr as soon as it is known."""
+    speed = found["images_per_second"]["engine"]["median"]
+    ratios = (
+        f"{label} {row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={row['n']}"
+        for label, row in (
+            ("to compute", found["ratio_to_compute"]),
+            ("to DataLoader", found["ratio_to_dataloader"]),
+        )
+    )
+    print(f"{family} {scale}: {speed:.0f} images/s, {', '.join(ratios)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
