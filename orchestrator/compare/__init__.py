@@ -2,7 +2,8 @@
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report import report_html
+from orchestrator.compare.reproduce import read_report
 from orchestrator.compare.runs import RunData, load
 from orchestrator.compare.table import table_text
 
-__all__ = ["RunData", "compare", "load", "report_html", "table_text"]
+__all__ = ["RunData", "compare", "load", "read_report", "report_html", "table_text"]

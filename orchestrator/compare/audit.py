@@ -32,7 +32,7 @@ def _entry(search: Sequence[Curve]) -> dict[str, Any]:
     audits = [curve.audit for curve in search if curve.audit]
     ended = [audit.top1 for audit in audits if audit.top1 is not None]
     finished = [curve.best[0] for curve in search if curve.status == "finished" and curve.best]
-    ordered = [c for c in search if c.full_top1 is not None and c.status != "failed"]
+    ordered = [c for c in search if (c.audit or c).status == "finished"]
     rungs = sorted({rung for curve in search for rung in curve.rungs})
     regret, better = None, None
     if ended and finished:
@@ -59,7 +59,7 @@ def _known(value: float) -> float | None:
 def _tau(curves: Sequence[Curve], rung: int) -> dict[str, Any]:
     from scipy import stats
 
-    pairs = [(value, c.full_top1) for c in curves if (value := c.at(rung)) is not None]
+    pairs = [(at, c.full_top1) for c in curves if (at := c.at(rung)) is not None]
     tau = math.nan
     if len(pairs) >= FEWEST:
         tau = float(stats.kendalltau(*zip(*pairs, strict=True)).statistic)

@@ -47,7 +47,6 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
         "dataset": dataset.get("name"),
         "dataset_info": dataset or None,
         "test_opened_at": min(opened, default=None),
-        "test_openings": sum(run.test_openings for run in runs),
         "runs": [_run_entry(run) for run in runs],
         "families": entries,
         "pairs": compare_pairs(families, runs),
@@ -73,6 +72,7 @@ def _run_entry(run: RunData) -> dict[str, Any]:
         "spec_hash": header.get("spec_hash"),
         "code_version": header.get("code_version"),
         "created_at": run.created_at,
+        "test_openings": run.test_openings,
         "environment": header.get("environment"),
     }
 

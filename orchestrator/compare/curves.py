@@ -21,12 +21,13 @@ ENDED = ("finished", "pruned", "failed")
 class Audit:
     """What became of a trial after ``rung``, where the search would have pruned it.
 
-    ``top1``: its best validation accuracy over the whole trial, 0 when it failed, ``None`` while
-    it runs. ``epoch`` and ``val_top1``: the epochs after the rung, shape (E,). ``seconds``: device
-    seconds of those epochs, which the search is not charged.
+    ``status``: how it stands now. ``top1``: its best validation accuracy over the whole trial,
+    0 when it failed, ``None`` while it runs. ``epoch`` and ``val_top1``: the epochs after the
+    rung, shape (E,). ``seconds``: device seconds of those epochs, not charged to the search.
     """
 
     rung: int
+    status: str
     top1: float | None
     epoch: Array
     val_top1: Array
@@ -87,9 +88,9 @@ class Curve:
     def at(self, epoch: int) -> float | None:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
         for epochs, values in self._parts():
-            (rows,) = np.nonzero(epochs == epoch)
-            if rows.size and np.isfinite(values[rows[0]]):
-                return float(values[rows[0]])
+            row = int(np.searchsorted(epochs, epoch))
+            if row < epochs.size and epochs[row] == epoch and np.isfinite(values[row]):
+                return float(values[row])
         return None
 
     def _parts(self) -> list[tuple[Array, Array]]:
@@ -197,6 +198,7 @@ def _as_the_search_saw_it(curve: Curve, rung: int) -> Curve:
     cut = int(np.searchsorted(curve.epoch, rung, side="right"))
     audit = Audit(
         rung=rung,
+        status=curve.status,
         top1=_outcome(curve.status, curve.best),
         epoch=curve.epoch[cut:],
         val_top1=curve.val_top1[cut:],

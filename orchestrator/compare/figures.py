@@ -38,6 +38,7 @@ def learning_curves(
             axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for status, style in _line_styles(index).items():
             _lines(axes, [c for c in curves if c.status == status and c is not best], style)
+        _audited(axes, curves)
         _ends(axes, [c for c in curves if c.status == "pruned"], "x", MUTED)
         _ends(axes, [c for c in curves if c.status == "failed"], "+", BAD)
         if best is not None:
@@ -73,6 +74,17 @@ def _lines(axes: Axes, curves: Sequence[Curve], style: Mapping[str, Any]) -> Non
     x = np.concatenate([piece for epoch, _ in parts for piece in (epoch, pen_up)])
     y = np.concatenate([piece for _, value in parts for piece in (value, pen_up)])
     axes.plot(x, y, rasterized=x.size > VECTOR_POINTS, **style)
+
+
+def _audited(axes: Axes, curves: Sequence[Curve]) -> None:
+    """What audited trials did after the rung that would have stopped them."""
+    pen_up = np.array([np.nan])
+    rest = [(c, c.audit) for c in curves if c.audit and c.audit.epoch.size]
+    if rest:
+        x = np.concatenate([p for c, a in rest for p in (c.epoch[-1:], a.epoch, pen_up)])
+        y = np.concatenate([p for c, a in rest for p in (c.val_top1[-1:], a.val_top1, pen_up)])
+        axes.plot(x, 100 * y, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)),
+                  rasterized=x.size > VECTOR_POINTS)  # fmt: skip
 
 
 def _ends(axes: Axes, curves: Sequence[Curve], marker: str, ink: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from orchestrator.compare.wording import MISSING, NONE
 
+TABLE_ROWS = 1000
 WRAP = 40  # characters beyond which a column wraps
 
 
@@ -17,8 +20,10 @@ class Markup(str):
 
 
 def text(value: str) -> str:
-    """``value`` as HTML; a number and its percent sign stay on one line."""
-    return value if isinstance(value, Markup) else escape(value).replace(" %", "\u00a0%")
+    """``value`` as HTML; a number stays on one line with its percent sign or its ``n =``."""
+    if isinstance(value, Markup):
+        return value
+    return escape(value).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
 
 
 def table(
@@ -29,7 +34,7 @@ def table(
     Wide ones scroll inside a region that the keyboard reaches; with ``cards`` each row
     becomes a card on a narrow screen, and says its column names itself.
     """
-    kinds = [_column_class([row[i] for row in rows]) for i in range(len(head))]
+    kinds = [_column_class([_plain(row[i]) for row in rows]) for i in range(len(head))]
     top = "".join(
         f'<th role="columnheader" scope="col"{kind}>{text(cell)}</th>'
         for cell, kind in zip(head, kinds, strict=True)
@@ -54,11 +59,22 @@ def table(
     )
 
 
+def _plain(cell: str) -> str:
+    return re.sub(r"<[^>]*>|&\w+;", "", cell) if isinstance(cell, Markup) else cell
+
+
 def _column_class(cells: Sequence[str]) -> str:
     if max(map(len, cells), default=0) > WRAP:
         return ' class="w"'
     numbers = all(cell.lstrip("−")[:1].isdigit() or cell in (MISSING, NONE) for cell in cells)
     return ' class="n"' if numbers and cells else ""
+
+
+def limited(rows: list[list[str]], caption: str) -> tuple[list[list[str]], str]:
+    """The first rows of a long table, and a caption that says so."""
+    if len(rows) <= TABLE_ROWS:
+        return rows, caption
+    return rows[:TABLE_ROWS], f"{caption}; the first {TABLE_ROWS} of {len(rows)}, all in the ledger"
 
 
 def details(summary: str, content: str) -> str:
@@ -84,6 +100,12 @@ def paragraph(content: str, kind: str = "prose") -> str:
 def items(lines: Sequence[str]) -> str:
     """An unordered list."""
     return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+
+
+def named(entries: Sequence[Mapping[str, Any]]) -> dict[str, Markup]:
+    """Each family's name behind its colour."""
+    names = [entry["family"] for entry in entries]
+    return {name: Markup(f"{dot(index)}{text(name)}") for index, name in enumerate(names)}
 
 
 def dot(index: int) -> Markup:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from orchestrator.compare import figures
-from orchestrator.compare.budget import spending
 from orchestrator.compare.curves import Curve
-from orchestrator.compare.html import Markup, dot, figure, paragraph, section, table, text
+from orchestrator.compare.html import Markup, dot, figure, limited, paragraph, section, table, text
 from orchestrator.compare.svg import share_limits
-from orchestrator.compare.table import budget_lines
 from orchestrator.compare.wording import MISSING, count, percent, recipe_text, seconds
 
 Families = Mapping[str, Sequence[Curve]]
-TABLE_ROWS = 1000
 
 
-def _search(families: Families) -> dict[str, list[Curve]]:
+def search_of(families: Families) -> dict[str, list[Curve]]:
+    """The families' search trials, finals left out."""
     return {f: [c for c in curves if c.stage == "search"] for f, curves in families.items()}
 
 
-def _family_key(families: Families) -> str:
+def family_key(families: Iterable[str]) -> str:
+    """Which colour and mark is whose."""
     shapes = "●■▲◆▼⬟✖★"
     return _key(
         [
@@ -37,15 +35,9 @@ def _key(entries: Sequence[str]) -> str:
     return f'<ul class="key">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>'
 
 
-def _limited(rows: list[list[str]], caption: str) -> tuple[list[list[str]], str]:
-    if len(rows) <= TABLE_ROWS:
-        return rows, caption
-    return rows[:TABLE_ROWS], f"{caption}; the first {TABLE_ROWS} of {len(rows)}, all in the ledger"
-
-
 def against_cost(families: Families) -> str:
     """Finished trials: accuracy against device seconds and FLOPs."""
-    search = _search(families)
+    search = search_of(families)
     values = [c.best[0] for curves in search.values() for c in curves if _ranked(c) and c.best]
     if not values:
         return section("cost", "Accuracy against cost", paragraph("No trial finished.", "missing"))
@@ -62,7 +54,7 @@ def against_cost(families: Families) -> str:
         "shown, because their accuracy is censored."
     )
     row = f'<div class="row pair">{"".join(drawn)}</div>'
-    return section("cost", "Accuracy against cost", paragraph(lead), _family_key(families), row)
+    return section("cost", "Accuracy against cost", paragraph(lead), family_key(families), row)
 
 
 def _ranked(curve: Curve) -> bool:
@@ -82,14 +74,14 @@ def _cost_table(search: Families, cost: str, title: str) -> str:
         [c.trial, c.family, percent(value), write(spent) if np.isfinite(spent) else MISSING]
         for value, spent, c in known
     ]
-    rows, caption = _limited(rows, "Finished trials, best first")
+    rows, caption = limited(rows, "Finished trials, best first")
     return table(["trial", "family", "best val", title], rows, caption=caption)
 
 
-def learning(families: Families) -> str:
-    """Learning curves, one picture a family, all on the same axes."""
+def learning(families: Families, speed: str) -> str:
+    """Learning curves, one picture a family, all on the same axes; then how fast they were."""
     search = {
-        f: curves for f, curves in _search(families).items() if any(c.epoch.size for c in curves)
+        f: curves for f, curves in search_of(families).items() if any(c.epoch.size for c in curves)
     }
     if not search:
         return section("curves", "Learning curves", paragraph("No epoch was reported.", "missing"))
@@ -111,13 +103,14 @@ def learning(families: Families) -> str:
             "<b>thick line</b> best finished trial",
             "<b>thin line</b> other finished",
             "<b>grey, ×</b> pruned there",
+            "<b>grey dashes</b> finished anyway, for the audit",
             "<b>red, +</b> failed there",
             "<b>dashed</b> still running",
             "<b>dotted upright</b> rung",
         ]
     )
     row = f'<div class="row">{"".join(drawn)}</div>'
-    return section("curves", "Learning curves", paragraph(lead), key, row)
+    return section("curves", "Learning curves", paragraph(lead), key, row, speed)
 
 
 def _curve_table(curves: Sequence[Curve]) -> str:
@@ -132,51 +125,6 @@ def _curve_table(curves: Sequence[Curve]) -> str:
         ]
         for c in ordered
     ]
-    rows, caption = _limited(rows, "Trials, finished ones first")
+    rows, caption = limited(rows, "Trials, finished ones first")
     head = ["trial", "status", "best val", "val by epoch, %", "recipe"]
     return table(head, rows, caption=caption)
-
-
-def over_budget(families: Families, budget: Mapping[str, Any]) -> str:
-    """Best finished so far against what was spent, and the rankings at equal budgets."""
-    search = _search(families)
-    finished = [c.best[0] for curves in search.values() for c in curves if _ranked(c) and c.best]
-    if not finished:
-        return section("budget", "At equal budgets", paragraph("No trial finished.", "missing"))
-    limits = share_limits(finished)
-    drawn = []
-    for unit, title in (
-        ("trials", "By trials"),
-        ("gpu_seconds", "By device time"),
-        ("flops", "By FLOPs"),
-    ):
-        picture = figures.best_so_far(search, unit=unit, name=f"budget-{unit}", limits=limits)
-        drawn.append(figure(picture, _budget_table(search, unit), title=title))
-    lead = (
-        "Best finished accuracy while the family's budget was spent, pruned and failed trials "
-        "charged. One search is one draw: these lines describe it and carry no band."
-    )
-    lines = "".join(f"<li>{text(line)}</li>" for line in budget_lines(budget))
-    flips = (
-        "The order changes with the unit in which budgets are made equal."
-        if budget["flips"]
-        else "The order is the same in every unit that ranks the families."
-    )
-    row = f'<div class="row">{"".join(drawn)}</div>'
-    ranking = f"<h3>At the largest budget that all families spent</h3><ul>{lines}</ul>"
-    return section(
-        "budget", "At equal budgets", paragraph(lead), _family_key(families), row, ranking,
-        paragraph(flips),
-    )  # fmt: skip
-
-
-def _budget_table(search: Families, unit: str) -> str:
-    write = {"trials": lambda x: f"{x:.0f}", "gpu_seconds": seconds, "flops": count}[unit]
-    rows = []
-    for family, curves in search.items():
-        spent, best = figures.changes(*spending(curves, unit))
-        rows += [
-            [family, write(float(s)), percent(float(b))] for s, b in zip(spent, best, strict=True)
-        ]
-    rows, caption = _limited(rows, "Where the best improved, and the end")
-    return table(["family", figures.UNIT_LABELS[unit], "best finished"], rows, caption=caption)

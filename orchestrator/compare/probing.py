@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,10 +37,17 @@ def pool(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 found["facts"][path] = values[0]
         elif all(isinstance(value, int | float) for value in values):
             if np.isfinite(values).all():
-                found["numbers"][path] = mean_interval([float(value) for value in values])
+                numbers = [float(value) for value in values]
+                found["numbers"][path] = mean_interval(numbers, bounds=_bounds(path))
         elif (series := _series(values)) is not None:
             found["series"][path] = series
     return found
+
+
+def _bounds(path: str) -> tuple[float, float]:
+    if path.rpartition(".")[2] in ("top1", "ece"):
+        return 0.0, 1.0
+    return (0.0 if path.startswith("speed.") else -math.inf), math.inf
 
 
 def _flatten(probe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """The report people open: one HTML file that needs nothing but itself.
 
-In order: the answer in two sentences, families, accuracy against cost, learning curves, curves
-over budget, failures, what differed between the arms, how to reproduce.
+In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
+curves over budget, the audit of pruning, recipe sensitivity, probes, failures, what differed
+between the arms, how to reproduce.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from orchestrator.compare import pictures, sections
-from orchestrator.compare.curves import collect, sweeps
-from orchestrator.compare.html import Markup, details, items, paragraph, section, table, text
+from orchestrator.compare import finals_section, pictures, reproduce, sections
+from orchestrator.compare.budget_section import over_budget
+from orchestrator.compare.curves import collect
+from orchestrator.compare.html import paragraph, text
+from orchestrator.compare.probe_section import probes
+from orchestrator.compare.recipe_section import sensitivity
 from orchestrator.compare.runs import RunData
 from orchestrator.compare.wording import MISSING, day, points, seconds
 
@@ -26,13 +29,16 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
     families = collect(runs)
     parts = [
         sections.families(comparison),
-        sections.finals(comparison),
+        finals_section.finals(comparison),
         pictures.against_cost(families),
-        pictures.learning(families),
-        pictures.over_budget(families, comparison["budget"]),
+        pictures.learning(families, sections.speed(comparison)),
+        over_budget(families, comparison),
+        finals_section.audit(comparison),
+        sensitivity(families, comparison),
+        probes(comparison),
         sections.failures(comparison),
         sections.differences(comparison),
-        _reproduce(runs, comparison),
+        reproduce.how(runs, comparison),
     ]
     title = text(" and ".join(run.name for run in runs))
     style = files("orchestrator.compare").joinpath("report.css").read_text()
@@ -44,14 +50,15 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
         f"<style>{style}</style></head>\n<body>{_header(title, comparison)}"
         f"<main>{''.join(parts)}</main>"
         "<footer>Made from the run's ledger alone. Accuracies on validation images unless test "
-        "is named.</footer></body></html>\n"
+        f"is named.</footer>{reproduce.embedded(runs)}</body></html>\n"
     )
 
 
 def _header(title: str, comparison: Mapping[str, Any]) -> str:
     links = (
         ("families", "Families"), ("finals", "Finals"), ("cost", "Accuracy against cost"),
-        ("curves", "Learning curves"), ("budget", "Equal budgets"), ("failures", "Failures"),
+        ("curves", "Learning curves"), ("budget", "Curves over budget"), ("audit", "Pruning"),
+        ("recipe", "Recipe"), ("probes", "Probes"), ("failures", "Failures"),
         ("differences", "What differed"), ("reproduce", "Reproduce"),
     )  # fmt: skip
     anchors = "".join(f'<li><a href="#{name}">{label}</a></li>' for name, label in links)
@@ -89,57 +96,3 @@ def _test_split(opened: float | None, families: Sequence[Mapping[str, Any]]) -> 
     if opened is not None:
         return f"opened {day(opened)}"
     return "opening not on record" if any(e["final"] for e in families) else "not opened"
-
-
-def _reproduce(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
-    parts = []
-    for run, entry in zip(runs, comparison["runs"], strict=True):
-        created = day(entry["created_at"]) if entry["created_at"] else MISSING
-        rows = [
-            ["spec hash", entry["spec_hash"] or MISSING],
-            ["code version", entry["code_version"] or MISSING],
-            ["created (UTC)", created],
-            ["status", entry["status"]],
-            *[[str(k), str(v)] for k, v in _flat(entry["environment"] or {})],
-        ]
-        parts.append(table(["fact", "value"], rows, caption=f"Record of run {run.name}"))
-        command = _command(run)
-        if command:
-            parts.append(f"<pre><code>{text(command)}</code></pre>")
-        spec = json.dumps(run.header.get("spec", {}), indent=1, default=str)
-        parts.append(details(f"Whole spec of {run.name}", f"<pre><code>{text(spec)}</code></pre>"))
-    lead = (
-        "The command names what the run asked for; every other value is in its spec. Two runs are "
-        "the same when their spec hashes are."
-    )
-    notes = items(comparison["notes"]) if comparison["notes"] else ""
-    heading = "<h3>Notes of the run</h3>" if notes else ""
-    body = Markup("".join(parts))
-    return section("reproduce", "How to reproduce", paragraph(lead), body, heading, notes)
-
-
-def _flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        found += _flat(value) if isinstance(value, Mapping) else [(key, value)]
-    return found
-
-
-def _command(run: RunData) -> str:
-    asked = sweeps(run)
-    if not asked:
-        return ""
-    first = asked[0]
-    what = "sweep" if len(asked) == 1 else "tournament"
-    named = " ".join(sweep["backbone"]["family"] for sweep in asked)
-    options = {
-        "name": run.name,
-        "dataset": first.get("data", {}).get("source"),
-        "scale": first["backbone"].get("scale"),
-        "weights": first["backbone"].get("weights"),
-        "trials": first.get("trials"),
-        "max-epochs": first.get("scheduler", {}).get("max_epochs"),
-        "seed": first.get("seed"),
-    }
-    given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    return f"orchestrator {what} {named} {given}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,16 +62,20 @@ def load(run_folder: Path) -> RunData:
             f"a run is a folder with a {ledger.FILE_NAME}; {str(run_folder)!r} has none. "
             "Fix: name a run that exists under the storage folder, or give --storage"
         )
-    state = ledger.State()
+    # A million small objects that all stay: looking for garbage among them doubles the time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
-        for record in ledger.read(path):
-            ledger.apply(state, record)
+        state = ledger.replay(_records(path))
+        trials, reports = tables(state)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(
             f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
             f"that is not ({type(error).__name__}: {error}). Fix: restore the file from a backup"
         ) from error
-    trials, reports = tables(state)
+    finally:
+        if collecting:
+            gc.enable()
     finals = [trial for trial in state.trials.values() if trial.stage == "final"]
     return RunData(
         name=str(state.header.get("run") or run_folder.resolve().name),
@@ -89,6 +94,14 @@ def load(run_folder: Path) -> RunData:
         closed=state.closed,
         stopped=state.stopped,
     )
+
+
+def _records(path: Path) -> list[ledger.Record]:
+    """Every whole record, decoded at once: half the time of a line at a time."""
+    data = path.read_bytes()
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    records: list[ledger.Record] = json.loads(b"[" + b",".join(lines) + b"]")
+    return records
 
 
 def _read_correct(run_folder: Path, finals: list[str]) -> dict[str, np.ndarray]:

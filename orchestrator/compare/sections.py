@@ -1,36 +1,23 @@
-"""The report's tables: families and recipes, finals and pairs, failures, what differed."""
+"""The report's tables: families and recipes, failures, what differed between the arms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.compare.answer import describe_verdict
-from orchestrator.compare.html import Markup, details, dot, items, paragraph, section, table, text
-from orchestrator.compare.statistics import POWER
+from orchestrator.compare.html import details, items, named, paragraph, section, table
 from orchestrator.compare.table import edge_text, unfinished_text
 from orchestrator.compare.wording import (
     MISSING,
     NONE,
     axis_name,
     count,
-    interval,
-    p_text,
     percent,
-    points,
     seconds,
-    signed,
     value_text,
 )
 
 Comparison = Mapping[str, Any]
-
-
-def _named(comparison: Comparison) -> dict[str, Markup]:
-    return {
-        entry["family"]: Markup(f"{dot(index)}{text(entry['family'])}")
-        for index, entry in enumerate(comparison["families"])
-    }
 
 
 def _ordered(comparison: Comparison) -> list[Mapping[str, Any]]:
@@ -39,10 +26,10 @@ def _ordered(comparison: Comparison) -> list[Mapping[str, Any]]:
 
 def families(comparison: Comparison) -> str:
     """Counts, cost and best finished trial of each family."""
-    named = _named(comparison)
+    names = named(comparison["families"])
     head = ["family", "best val", "finished", "pruned", "failed", "open", "epochs to 90 %",
             "epochs", "images", "device time", "FLOPs", "backbone"]  # fmt: skip
-    rows = [[named[entry["family"]], *_family_cells(entry)] for entry in _ordered(comparison)]
+    rows = [[names[entry["family"]], *_family_cells(entry)] for entry in _ordered(comparison)]
     if not rows:
         return section("families", "Families", paragraph("No family has a trial yet.", "missing"))
     caption = "Best validation accuracy is of finished trials only; a pruned trial is censored"
@@ -72,12 +59,12 @@ def _family_cells(entry: Mapping[str, Any]) -> list[str]:
 
 def _recipes(comparison: Comparison) -> str:
     entries = _ordered(comparison)
-    named = _named(comparison)
+    names = named(comparison["families"])
     axes = list(dict.fromkeys(axis for e in entries for axis in e["best_axes"] or {}))
     head = ["family", "trial", "at epoch", *map(axis_name, axes)]
     rows = [
         [
-            named[entry["family"]],
+            names[entry["family"]],
             entry["best_trial"] or MISSING,
             str(entry["best_epoch"] or MISSING),
             *[_axis_cell(entry["best_axes"], axis) for axis in axes],
@@ -112,59 +99,27 @@ def _remarks(entry: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def finals(comparison: Comparison) -> str:
-    """Test accuracy over seeds and the tests between pairs, or that they are missing."""
-    entries = [entry for entry in comparison["families"] if entry["final"]]
-    entries.sort(key=lambda entry: -entry["final"]["test_top1"]["mean"])
-    if not entries:
-        lead = (
-            "Missing: no final was run. A final retrains each family's frozen winner over fresh "
-            "seeds and opens the test split once; without it there is a ranking and no verdict."
-        )
-        return section("finals", "Finals", paragraph(lead, "missing"))
-    named = _named(comparison)
+def speed(comparison: Comparison) -> str:
+    """How soon each family's best finished trial came near its own best."""
+    names = named(comparison["families"])
+    found = [(e["family"], e["convergence"]) for e in _ordered(comparison) if e["convergence"]]
+    if not found:
+        return ""
+    shares = [mark["share"] for mark in found[0][1]["to_share"]]
     rows = [
         [
-            named[entry["family"]],
-            interval(entry["final"]["test_top1"]),
-            ", ".join(str(seed) for seed in entry["final"]["seeds"]),
-            seconds(entry["final"]["gpu_seconds"]),
+            names[family],
+            *[str(mark["epochs"]) for mark in speed["to_share"]],
+            count(speed["images"]),
+            seconds(speed["seconds"]),
+            percent(speed["auc"]),
         ]
-        for entry in entries
+        for family, speed in found
     ]
-    head = ["family", "test accuracy", "seeds", "device time"]
-    content = [table(head, rows, caption="Means over seeds, Student's t interval", cards=True)]
-    if comparison["pairs"]:
-        lead = (
-            "Two-sided tests, Holm's correction across pairs. What is not shown may still be "
-            "there: a difference below the smallest detectable would mostly be missed."
-        )
-        content += ["<h3>Pairs</h3>", paragraph(lead), _pairs(comparison["pairs"])]
-    return section("finals", "Finals", *content)
-
-
-def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
-    head = ["pair", "verdict", "difference", "interval", "p (Holm)", "smallest detectable", "test"]
-    rows = [
-        [
-            f"{pair['a']} − {pair['b']}",
-            describe_verdict(pair),
-            points(pair["difference"]["mean"]),
-            _gap(pair["difference"]),
-            p_text(pair["p_value_holm"]),
-            points(pair["smallest_detectable"]),
-            f"{pair['method']}, n = {pair['n']['seeds_a']} and {pair['n']['seeds_b']} seeds",
-        ]
-        for pair in pairs
-    ]
-    caption = f"Differences of test accuracy; smallest detectable with a power of {POWER:.0%}"
-    return table(head, rows, caption=caption, cards=True)
-
-
-def _gap(difference: Mapping[str, Any]) -> str:
-    if difference["low"] is None:
-        return MISSING
-    return f"{signed(difference['low'])} to {signed(difference['high'])}"
+    head = ["family", *[f"epochs to {share:.0%}".replace("%", " %") for share in shares],
+            "images to 90 %", "device time to 90 %", "AUC (mean over epochs)"]  # fmt: skip
+    caption = "Until the best finished trial first reached a share of its own best accuracy"
+    return f"<h3>How fast they learned</h3>{table(head, rows, caption=caption, cards=True)}"
 
 
 def failures(comparison: Comparison) -> str:
@@ -172,9 +127,9 @@ def failures(comparison: Comparison) -> str:
     found: Sequence[Mapping[str, Any]] = comparison["failures"]
     if not found:
         return section("failures", "Failures", paragraph("No trial failed."))
-    named = _named(comparison)
+    names = named(comparison["families"])
     rows = [
-        [named[f["family"]], str(f["trials"]), str(f["epochs"]), f["first_trial"], f["reason"]]
+        [names[f["family"]], str(f["trials"]), str(f["epochs"]), f["first_trial"], f["reason"]]
         for f in found
     ]
     head = ["family", "trials", "epochs spent", "first", "reason"]

@@ -33,6 +33,7 @@ def table_text(comparison: Mapping[str, Any]) -> str:
         *_best(comparison["families"]),
         *_pairs(comparison["pairs"]),
         *_budget(comparison["budget"], comparison["families"]),
+        *_audit(comparison["audit"]),
         *_failures(comparison["failures"]),
         *_notes(comparison["notes"]),
     ]
@@ -188,6 +189,22 @@ def budget_lines(budget: Mapping[str, Any]) -> list[str]:
         places += [f"{label} {MISSING}" for label in budget["unranked"][unit]]
         lines.append(f"{named[unit](at)}: {', '.join(places)}")
     return lines
+
+
+def _audit(audit: Mapping[str, Any] | None) -> Iterator[str]:
+    if audit:
+        lines = [_wrap(audit_text(entry), "    ", "  ") for entry in audit["families"]]
+        yield "\n".join(["Pruning audit", *lines])
+
+
+def audit_text(entry: Mapping[str, Any]) -> str:
+    """One family's audit: how many were finished anyway, the regret, tau at the first rung."""
+    parts = [f"{entry['ended']} of {entry['pruned']} pruned trials finished anyway"]
+    parts.append(f"regret {points(entry['regret_top1'])}")
+    taus = [f"{one['tau']:.2f} at epoch {one['rung']}".replace("-", "−")
+            for one in entry["kendall_tau_by_rung"] if one["tau"] is not None]  # fmt: skip
+    parts.append(f"Kendall's tau {', '.join(taus) or MISSING}")
+    return f"{entry['family']}: {'; '.join(parts)}"
 
 
 def _failures(failures: Sequence[Mapping[str, Any]]) -> Iterator[str]:

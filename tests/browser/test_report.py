@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.compare import compare, load, report_html
-from tests.unit.compare_runs import RunFolder, search_run
+from tests.unit.compare_runs import RunFolder, search_run, tournament_run
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -79,7 +79,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports of a search alone, of one with finals and awkward names, and of nothing at all."""
+    """Reports of a whole tournament, of a search alone, of awkward names, and of nothing at all."""
     folder = tmp_path_factory.mktemp("runs")
     run = RunFolder(folder / "finals", ("resnet", "vit", "timm:vit_small_r26_s32_224.augreg"))
     draw = np.random.default_rng(0)
@@ -90,6 +90,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             run.final(family, draw.random(400) < 0.7 + 0.1 * place, seed=seed)
     run.ledger.append("noted", reason="a/very/long/path/" * 20)
     folders = {
+        "tournament": tournament_run(folder / "tournament"),
         "search": search_run(folder / "search", trials=24),
         "finals": run.close(),
         "empty": RunFolder(folder / "empty").close(None),
@@ -126,9 +127,9 @@ def resize(browser: Any, width: int, height: int) -> None:
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
     [
-        ("search", 360, "light"), ("search", 360, "dark"), ("search", 1600, "light"),
-        ("search", 1600, "dark"), ("finals", 360, "dark"), ("finals", 1600, "light"),
-        ("empty", 360, "light"),
+        ("tournament", 360, "light"), ("tournament", 360, "dark"), ("tournament", 1600, "light"),
+        ("tournament", 1600, "dark"), ("search", 360, "light"), ("search", 1600, "dark"),
+        ("finals", 360, "dark"), ("finals", 1600, "light"), ("empty", 360, "light"),
     ],
 )  # fmt: skip
 def test_the_page_reads_well(
@@ -155,12 +156,12 @@ def test_the_page_reads_well(
 def test_the_pictures_letters_are_large_enough(
     browser: Any, pages: dict[str, Path], width: int
 ) -> None:
-    show(browser, pages["search"], width=width, scheme="light")
+    show(browser, pages["tournament"], width=width, scheme="light")
     heights = browser.execute_script(
         "return Array.from(document.querySelectorAll('svg')).map(svg =>"
         " parseFloat(getComputedStyle(svg.querySelector('text')).fontSize) * svg.getScreenCTM().a)"
     )
-    assert len(heights) == 8
+    assert len(heights) == 2 + 3 + (3 + 2 + 3) + 2 * 3 + 5
     assert min(heights) >= 9
     assert max(heights) <= 20
 
@@ -172,8 +173,8 @@ def test_the_keyboard_reaches_links_data_and_wide_tables(
     keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
     chain = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains(browser)
     reached = []
-    for _ in range(20):
+    for _ in range(24):
         chain.send_keys(keys.TAB).perform()
         reached.append(browser.execute_script("return document.activeElement.tagName"))
-    assert reached[:9] == ["A"] * 8 + ["DIV"]
+    assert reached[:12] == ["A"] * 11 + ["DIV"]
     assert "SUMMARY" in reached

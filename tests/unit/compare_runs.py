@@ -100,6 +100,7 @@ class RunFolder:
         flops: float = 1e9,
         workers: int = 1,
         reason: str | None = None,
+        detail: dict[str, Any] | None = None,
         test: dict[str, float] | None = None,
         probes: dict[str, Any] | None = None,
         promoted: tuple[int, ...] = (),
@@ -112,9 +113,9 @@ class RunFolder:
         100 images. A ``None`` value leaves the epoch's accuracy out of its report.
         """
         trial = self.submit(family, **more)
-        detail = {"model": MODELS.get(family, family), "num_workers": workers, "device": "cpu",
-                  "params_m": 0.4, "tokens": 64}  # fmt: skip
-        self.ledger.append("started", trial=trial, attempt=1, slot="slot-0", detail=detail)
+        facts = {"model": MODELS.get(family, family), "num_workers": workers, "device": "cpu",
+                 "params_m": 0.4, "tokens": 64, **(detail or {})}  # fmt: skip
+        self.ledger.append("started", trial=trial, attempt=1, slot="slot-0", detail=facts)
         for epoch, value in enumerate(values, start=1):
             metrics = {"train_seconds": seconds, "eval_seconds": seconds / 10,
                        "images_seen": 100.0 * epoch, "flops": flops * epoch}  # fmt: skip
@@ -133,8 +134,8 @@ class RunFolder:
         elif end == "failed":
             self.ledger.append("failed", trial=trial, reason=reason or "diverged: loss is nan")
         elif end == "finished":
-            detail = None if test is None else {"test": test, "probes": probes or {}}
-            self.ledger.append("finished", trial=trial, detail=detail)
+            outcome = None if test is None else {"test": test, "probes": probes or {}}
+            self.ledger.append("finished", trial=trial, detail=outcome)
         return trial
 
     def final(
@@ -213,4 +214,50 @@ def search_run(folder: Path, families: tuple[str, ...] = ("resnet", "vit", "hybr
                 family, values[:last], end=end, seconds=1.0 + place, flops=(1 + place) * 1e9,
                 promoted=tuple(e for e in (1, 3) if e < last), **axes,
             )  # fmt: skip
+    return run.close()
+
+
+def tournament_run(folder: Path, *, trials: int = 24, seeds: int = 3, audit: float = 0.25) -> Path:
+    """A whole tournament: rungs at 1 and 3 of 9 epochs, an audit, finals with probes.
+
+    Accuracy falls with the squared distance of the learning rate from 1e-3 and a little with
+    weight decay; the nearer ones go on at each rung, of the others a share ``audit`` as well.
+    """
+    run = RunFolder(folder, ("resnet", "vit", "hybrid"))
+    draw = np.random.default_rng(1)
+    best: dict[str, tuple[float, str]] = {}
+    for place, family in enumerate(run.counts):
+        for index in range(trials):
+            axes = {"learning_rate": float(10 ** draw.uniform(-4, -2)),
+                    "weight_decay": float(draw.uniform(0, 0.2)),
+                    "batch_size_per_worker": int(draw.choice([16, 32, 64]))}  # fmt: skip
+            miss = float(np.log10(axes["learning_rate"] / 1e-3))
+            top = 0.86 + 0.04 * place - 0.12 * miss**2 - 0.2 * axes["weight_decay"]
+            rate = 0.6 + 0.3 * draw.random() - 0.15 * place
+            values = [
+                float(top * (1 - np.exp(-rate * epoch)) + draw.normal(0, 0.008))
+                for epoch in range(1, 10)
+            ]
+            seen = miss**2 + float(draw.normal(0, 0.06))
+            lost = 1 if seen > 0.35 else 3 if seen > 0.08 else None
+            more: dict[str, Any] = {"seconds": 1.0 + place, "flops": (1 + place) * 1e9, **axes}
+            if index == 5:
+                run.trial(family, values[:2], end="failed", reason="diverged: loss is nan", **more)
+            elif lost and draw.random() >= audit:
+                passed = (1,) if lost == 3 else ()
+                run.trial(family, values[:lost], end="pruned", promoted=passed, **more)
+            else:
+                passed = tuple(rung for rung in (1, 3) if lost is None or rung < lost)
+                trial = run.trial(family, values, promoted=passed, audited=lost, **more)
+                if not lost:
+                    best[family] = max(best.get(family, (0.0, "")), (max(values), trial))
+    frozen = {f: {"trial": t, "recipe_hash": "0", "val_top1": v} for f, (v, t) in best.items()}
+    run.ledger.append("frozen", detail={"final_seeds": seeds, "winners": frozen})
+    run.ledger.append("test_opened")
+    hard = draw.normal(0, 1, 600)
+    for place, family in enumerate(run.counts):
+        for seed in range(seeds):
+            correct = hard + draw.normal(0, 0.6, 600) < 1.0 + 0.15 * place
+            found = probes(None if family == "resnet" else 4, seed=10 * place + seed)
+            run.final(family, correct, seed=seed, winner=best[family][1], probes=found)
     return run.close()

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load, report_html
+from orchestrator.compare import compare, load, read_report, report_html
 from orchestrator.compare.figures import changes, pareto
 from orchestrator.compare.svg import FAMILY
-from tests.unit.compare_runs import RunFolder, search_run
+from tests.unit.compare_runs import RunFolder, probes, search_run, tournament_run
+from trainables.errors import UserError
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = "</script><script>alert(1)</script> & <b> $x_1$ https://example.org/"
@@ -76,14 +77,14 @@ def test_it_loads_nothing_from_outside(demo: str) -> None:
     assert "https://" not in demo
     assert "@import" not in demo
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", demo))
-    assert not page.of("script")
+    assert page.of("script") == [{"type": "application/json", "id": "spec"}]  # data, never run
     assert any("default-src 'none'" in (meta.get("content") or "") for meta in page.of("meta"))
 
 
 def test_every_picture_has_words_and_a_table(demo: str) -> None:
     page = Page(demo)
     pictures = page.of("svg")
-    assert len(pictures) == 2 + 3 + 3
+    assert len(pictures) == 2 + 3 + (3 + 2 + 3)
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in pictures)
     assert len(page.figures) == len(pictures)
     for figure in page.figures:
@@ -104,7 +105,8 @@ def test_anchors_resolve_and_ids_are_unique(demo: str) -> None:
 
 def test_sections_come_in_order_after_the_answer(demo: str) -> None:
     assert [section["id"] for section in Page(demo).of("section")] == [
-        "families", "finals", "cost", "curves", "budget", "failures", "differences", "reproduce",
+        "families", "finals", "cost", "curves", "budget", "audit", "recipe", "probes", "failures",
+        "differences", "reproduce",
     ]  # fmt: skip
     assert demo.index('class="answer"') < demo.index("<section")
 
@@ -139,8 +141,8 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     run.ledger.append("noted", reason=HOSTILE)
     made = report(run.close())
     page = Page(made)
-    assert not page.of("script")
-    assert not page.of("b")[6 + 2 * 2 :]  # only those of the keys
+    assert len(page.of("script")) == 1
+    assert not page.of("b")[7 + 2 * 2 :]  # only those of the keys
     assert "alert(1)" in "".join(page.text)
 
 
@@ -167,10 +169,128 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
         run.trial(family, [0.5, accuracy])
         for seed in range(3):
             run.final(family, draw.random(500) < accuracy, seed=seed)
-    said = "".join(Page(report(run.close())).text)
+    said = "".join(Page(report(run.close())).text).replace("\u00a0", " ")
     assert "vit better than resnet" in said
     assert "n = 3" in said
     assert "smallest detectable" in said
+
+
+@pytest.fixture(scope="module")
+def tournament(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tournament_run(tmp_path_factory.mktemp("runs") / "whole", trials=16)
+
+
+@pytest.fixture(scope="module")
+def whole(tournament: Path) -> str:
+    return report(tournament)
+
+
+def test_a_whole_tournament_has_every_picture(whole: str) -> None:
+    page = Page(whole)
+    names = {attributes.get("aria-label", "") or "" for attributes in page.of("svg")}
+    for start in ("Expected best of", "Importance of", "same answer, %", "accuracy, %",
+                  "Mean attention", "Accuracy against confidence", "Latency"):  # fmt: skip
+        assert any(name.startswith(start) for name in names), start
+    assert all(figure["tr"] > 1 for figure in page.figures)
+
+
+def test_the_audit_and_the_gap_are_those_of_the_comparison(tournament: Path, whole: str) -> None:
+    made = compare([load(tournament)])
+    said = "".join(Page(whole).text).replace("\u00a0", " ")
+    for entry in made["audit"]["families"]:
+        assert f"{entry['ended']} of {entry['pruned']}" in said
+        for one in entry["kendall_tau_by_rung"]:
+            assert one["tau"] is not None
+            assert f"{one['tau']:.2f} (n = {one['n']})".replace("-", "−") in said
+    for gap in made["gap"]:
+        assert f"{100 * gap['selection']:.1f} points".replace("-", "−") in said
+    for entry in made["curves_over_budget"]:
+        assert f"{100 * entry['low'][-1]:.1f} %" in said
+    assert said.count("The band holds; the audited stand for all pruned ones.") == 3
+
+
+def test_a_band_without_an_audit_is_called_descriptive(demo: str) -> None:
+    said = "".join(Page(demo).text)
+    assert said.count("Descriptive only: pruning without an audit") == 3
+    assert "The band holds" not in said
+    assert "what pruning lost is unknown" in said.replace("\n", " ")
+
+
+def test_probes_this_page_does_not_know_are_listed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    for seed in (0, 1):
+        found = {**probes(4, seed=seed), "texture": {"bias": 0.25 + seed / 4}}
+        run.final("vit", np.ones(9, bool), seed=seed, probes=found)
+    said = " ".join(Page(report(run.close())).text)
+    assert "texture.bias" in said
+    assert "0.375" in said
+
+
+def test_what_runs_have_none_of_is_said_to_be_missing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5])
+    said = " ".join(Page(report(run.close())).text)
+    for missing in ("no final was run", "no final was probed", "importance needs 8 trials",
+                    "Nothing was pruned"):  # fmt: skip
+        assert missing in said
+
+
+def test_a_second_opening_of_test_marks_the_page(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.final("vit", np.ones(9, bool), seed=0)
+    for _ in range(2):
+        run.ledger.append("test_opened")
+    assert "The test split was opened again" in " ".join(Page(report(run.close())).text)
+
+
+def test_normalisation_is_among_what_differed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for family, mean in (("vit", 0.5), ("resnet", 0.485)):
+        run.trial(family, [0.5], detail={"mean": [mean] * 3, "std": [0.5] * 3})
+    said = " ".join(Page(report(run.close())).text)
+    assert "0.485, 0.485, 0.485" in said
+    assert "std 0.5, 0.5, 0.5" in said
+
+
+def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "demo", ("resnet", "vit", "hybrid")).close()
+    path = tmp_path / "report.html"
+    path.write_text(report(folder), encoding="utf-8")
+    header = load(folder).header
+    read = read_report(path)
+    assert (read["name"], read["spec"]) == ("demo", header["spec"])
+    assert read["spec_hash"] == header["spec_hash"]
+    assert read["command"] == (
+        "orchestrator tournament resnet vit hybrid --name demo --dataset digits --scale tiny "
+        "--weights none --trials 8 --max-epochs 9 --seed 0"
+    )
+
+
+def test_a_hostile_spec_comes_back_unchanged(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / HOSTILE.replace("/", "_"), (HOSTILE,)).close()
+    path = tmp_path / "report.html"
+    path.write_text(report(folder), encoding="utf-8")
+    assert read_report(path)["spec"]["sweeps"][0]["backbone"]["family"] == HOSTILE
+
+
+def test_one_run_of_several_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report(*[RunFolder(tmp_path / name).close() for name in ("a", "b")]))
+    assert read_report(path, run="b")["name"] == "b"
+    with pytest.raises(UserError, match=r"none was named; valid: a, b\. Fix"):
+        read_report(path)
+    with pytest.raises(UserError, match=r"got 'c'; valid: a, b\. Fix"):
+        read_report(path, run="c")
+
+
+@pytest.mark.parametrize("content", [None, b"<html></html>", b"\xff\xfe"])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "page.html"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="Fix: name") as caught:
+        read_report(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_two_runs_share_a_page(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orchestrator.compare import compare, load, table_text
-from orchestrator.compare.statistics import difference, holm, mcnemar, mean_interval, permutation
+from orchestrator.compare.statistics import (
+    difference,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_t,
+    permutation,
+)
 from tests.unit.compare_runs import RunFolder
 
 
@@ -133,6 +142,45 @@ def test_no_difference_is_found_too_often_over_seeds_and_images() -> None:
         covered += low <= 0 <= high
     assert rejected / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
     assert covered / runs >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
+@pytest.mark.parametrize("test", [mcnemar, lambda a, b: permutation(1.0 * a - b, resamples=999)])
+def test_equal_models_are_told_apart_no_more_often_than_alpha(test: Any) -> None:
+    """Two models of one accuracy on images of shared difficulty."""
+    draw = np.random.default_rng(6)
+    runs, found = 800, 0
+    for _ in range(runs):
+        chance = draw.beta(6, 2, 300)
+        a, b = draw.random((2, 300)) < chance
+        found += test(a, b) < 0.05
+    assert found / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+    better = np.arange(300) < 60
+    assert test(draw.random(300) < 0.7, better | (draw.random(300) < 0.85)) < 0.05
+
+
+def test_holm_keeps_the_error_of_all_pairs_and_no_correction_does_not() -> None:
+    """Four equal families, six pairs that share their seeds: any finding at all is an error."""
+    draw = np.random.default_rng(7)
+    runs, wrong, uncorrected = 400, 0, 0
+    for values in draw.normal(0.9, 0.01, size=(runs, 4, 5)):
+        p_values = []
+        for i, j in combinations(range(4), 2):
+            made = difference(values[i].tolist(), values[j].tolist(), None)
+            assert made is not None
+            p_values.append(made.p_value)
+        wrong += min(holm(p_values)) < 0.05
+        uncorrected += min(p_values) < 0.05
+    limit = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+    assert wrong / runs <= limit
+    assert uncorrected / runs > limit
+
+
+def test_paired_t_is_scipys() -> None:
+    a, b = [0.91, 0.93, 0.9], [0.88, 0.92, 0.86]
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    assert paired_t(gaps) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert paired_t([0.1]) is None
+    assert paired_t([0.1, 0.1]) is None
 
 
 def correctness(accuracy: float, n: int, seed: int) -> np.ndarray:
