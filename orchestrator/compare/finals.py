@@ -109,7 +109,9 @@ def gaps(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> li
                 "family": label,
                 "search_val_top1": chosen,
                 "final_val_top1": mean,
-                "test_top1": mean_interval([float(f.test["top1"]) for f in finals], bounds=(0, 1)),
+                "test_top1": mean_interval(
+                    [float(f.test["top1"]) for f in finals], bounds=(0.0, 1.0)
+                ),
                 "selection": None if chosen is None else chosen - mean["mean"],
                 "to_test": mean_interval(drop),
             }

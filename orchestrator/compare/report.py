@@ -80,19 +80,21 @@ def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     val = counts.get("val")
     spent = [entry["gpu_seconds"] for entry in families]
     known = None if not spent or None in spent else sum(spent)
-    opened = comparison["test_opened_at"]
     device = {entry["device"] for entry in families if entry["device"]}
     return [
         ("Dataset", comparison["dataset"] or MISSING),
         ("Validation images", f"{val} (one is {points(1 / val)})" if val else MISSING),
         ("Trials", str(sum(entry["trials"] for entry in families))),
         ("Device time", f"{seconds(known)} {', '.join(sorted(device)).upper()}"),
-        ("Test split", _test_split(opened, families)),
+        ("Test split", _test_split(comparison)),
         ("Run", ", ".join(f"{run['name']}: {run['status']}" for run in comparison["runs"])),
     ]
 
 
-def _test_split(opened: float | None, families: Sequence[Mapping[str, Any]]) -> str:
+def _test_split(comparison: Mapping[str, Any]) -> str:
+    opened = comparison["test_opened_at"]
+    times = max(run["test_openings"] for run in comparison["runs"])
     if opened is not None:
-        return f"opened {day(opened)}"
-    return "opening not on record" if any(e["final"] for e in families) else "not opened"
+        return f"opened {day(opened)}" + (f", {times} times in all" if times > 1 else "")
+    finals = any(entry["final"] for entry in comparison["families"])
+    return "opening not on record" if finals else "not opened"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,16 +108,23 @@ def command(run: RunData) -> str:
     if not asked:
         return ""
     first = asked[0]
-    what = "sweep" if len(asked) == 1 else "tournament"
-    named = " ".join(sweep["backbone"]["family"] for sweep in asked)
+    scheduler, workers = first.get("scheduler", {}), first.get("resources", {}).get("num_workers")
     options = {
         "name": run.name,
         "dataset": first.get("data", {}).get("source"),
         "scale": first["backbone"].get("scale"),
         "weights": first["backbone"].get("weights"),
         "trials": first.get("trials"),
-        "max-epochs": first.get("scheduler", {}).get("max_epochs"),
+        "max-epochs": scheduler.get("max_epochs"),
         "seed": first.get("seed"),
+        "final-seeds": run.header["spec"].get("final_seeds"),
+        "audit": scheduler.get("audit") or None,
+        "workers": None if workers == 1 else workers,
     }
-    given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    return f"orchestrator {what} {named} {given}"
+    words = ["orchestrator", "sweep" if len(asked) == 1 else "tournament"]
+    words += [sweep["backbone"]["family"] for sweep in asked]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    if scheduler.get("kind", "asha") != "asha":
+        words += ["--set", f"scheduler.kind={scheduler['kind']}"]
+    return shlex.join(words)

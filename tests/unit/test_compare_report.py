@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.compare import compare, load, read_report, report_html
 from orchestrator.compare.figures import changes, pareto
+from orchestrator.compare.reproduce import command
 from orchestrator.compare.svg import FAMILY
 from tests.unit.compare_runs import RunFolder, probes, search_run, tournament_run
 from trainables.errors import UserError
@@ -264,6 +266,17 @@ def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
         "orchestrator tournament resnet vit hybrid --name demo --dataset digits --scale tiny "
         "--weights none --trials 8 --max-epochs 9 --seed 0"
     )
+
+
+def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None:
+    run = load(RunFolder(tmp_path / "my run", ("vit",)).close())
+    spec = dict(run.header["spec"])
+    changed = {"kind": "pasha", "max_epochs": 9, "audit": 0.1}
+    spec["sweeps"] = [{**spec["sweeps"][0], "scheduler": changed, "resources": {"num_workers": 2}}]
+    header = {**run.header, "spec": {**spec, "final_seeds": 3}}
+    asked = command(replace(run, header=header))
+    assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
+    assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")
 
 
 def test_a_hostile_spec_comes_back_unchanged(tmp_path: Path) -> None:
