@@ -62,7 +62,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
     from orchestrator.cli_run import spec_of
 
     families = ", ".join(DEMO_FAMILIES)
-    say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 4 minutes on 2 CPUs")
+    say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 5 minutes on 2 CPUs")
     asked = {"trials": DEMO_TRIALS, "max_epochs": DEMO_EPOCHS, "final_seeds": DEMO_FINAL_SEEDS}
     _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": ()}))
 
