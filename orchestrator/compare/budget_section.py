@@ -50,10 +50,6 @@ def over_budget(families: Families, comparison: Mapping[str, Any]) -> str:
         picture = _banded(entry, index=index, limits=limits)
         data = _expected_table([entry], "trials")
         banded.append(figure(picture, data, title=Markup(f"{dot(index)}{text(name)}")))
-    expected = [
-        figure(_together(places, curves, unit), _expected_table(curves, unit), title=title)
-        for unit, title in (("trials", "All by trials"), ("seconds", "All by device time"))
-    ]
     finished = [
         c.best[0] for of in search.values() for c in of if c.status == "finished" and c.best
     ]
@@ -64,26 +60,41 @@ def over_budget(families: Families, comparison: Mapping[str, Any]) -> str:
     ):  # fmt: skip
         picture = figures.best_so_far(search, unit=unit, name=f"budget-{unit}", limits=limits)
         spent.append(figure(picture, _spent_table(search, unit), title=title))
-    budget = comparison["budget"]
-    lines = "".join(f"<li>{text(line)}</li>" for line in budget_lines(budget))
-    flips = (
-        "The order changes with the unit in which budgets are made equal."
-        if budget["flips"]
-        else "The order is the same in every unit that ranks the families."
-    )
     return section(
         "budget", TITLE, paragraph(LEAD), f'<div class="row">{"".join(banded)}</div>',
-        items(list(map(_validity, curves))), family_key(families),
-        f'<div class="row pair">{"".join(expected)}</div>',
+        items(list(map(_validity, curves))), *_all(families, curves),
         "<h3>As this search spent it</h3>",
         paragraph(
             "Best finished accuracy while the family's budget was spent, pruned and failed trials "
             "charged."
         ),
         f'<div class="row">{"".join(spent)}</div>',
-        f"<h3>At the largest budget that all families spent</h3><ul>{lines}</ul>",
-        paragraph(flips),
+        *_equal_budgets(comparison["budget"]),
     )  # fmt: skip
+
+
+def _all(families: Families, curves: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of several families in one picture each by trials and by device time."""
+    if len(curves) < 2:
+        return []
+    places = {family: index for index, family in enumerate(families)}
+    drawn = [
+        figure(_together(places, curves, unit), _expected_table(curves, unit), title=title)
+        for unit, title in (("trials", "All by trials"), ("seconds", "All by device time"))
+    ]
+    return [family_key(families), f'<div class="row pair">{"".join(drawn)}</div>']
+
+
+def _equal_budgets(budget: Mapping[str, Any]) -> list[str]:
+    if sum(map(len, budget["best_val_top1"].values())) <= len(budget["best_val_top1"]):
+        return []
+    flips = (
+        "The order changes with the unit in which budgets are made equal."
+        if budget["flips"]
+        else "The order is the same in every unit that ranks the families."
+    )
+    heading = "<h3>At the largest budget that all families spent</h3>"
+    return [heading, items(budget_lines(budget)), paragraph(flips)]
 
 
 def _validity(entry: Mapping[str, Any]) -> str:

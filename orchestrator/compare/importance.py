@@ -12,9 +12,9 @@ import numpy as np
 from orchestrator.compare.curves import Array, Curve
 
 FEWEST = 8  # trials below which nothing is said
-MOST = 400  # trials that a forest sees, drawn at random from more
+MOST = 300  # trials that a forest sees, drawn at random from more
 SEEDS = 5
-TREES = 40
+TREES = 30
 HELD_OUT = 0.25
 REPEATS = 3
 RATE = "recipe.learning_rate"

@@ -18,6 +18,7 @@ PRUNED = (
     "end no better than the worst finished one"
 )
 OPEN = "trials still run"
+UNEQUAL = "the finished trials are of unequal length"  # PASHA's cap on epochs grew on the way
 
 
 def curves_over_budget(families: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
@@ -51,7 +52,9 @@ def _entry(search: Sequence[Curve]) -> dict[str, Any] | None:
     trials = _steps(len(full) + len(pruned))
     band = best_of(full, known, len(pruned), trials=trials, alpha=ALPHA)
     cost = total(ended, "seconds")
+    lengths = {curve.epoch.size for curve in ended if curve.status == "finished"}
     reasons = {
+        UNEQUAL: len(lengths) > 1,
         PRUNED: bool(pruned) and not audited,
         OPEN: auditing > 0 or len(ended) < len(search),
     }

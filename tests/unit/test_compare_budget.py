@@ -151,6 +151,14 @@ def test_an_audit_makes_the_band_valid(tmp_path: Path) -> None:
     assert made["expected_best"][0] == pytest.approx((0.8 + 0.4 + 0.4) / 3)
 
 
+def test_finished_trials_of_unequal_length_are_no_sample_of_one_law(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5, 0.8, 0.9])
+    run.trial("vit", [0.5, 0.7])
+    made = curve_of(run)
+    assert (made["valid"], made["why"]) == (False, "the finished trials are of unequal length")
+
+
 @pytest.mark.parametrize("audited", [None, 1])
 def test_an_unfinished_search_promises_nothing(tmp_path: Path, audited: int | None) -> None:
     run = RunFolder(tmp_path / "run", ("vit",))

@@ -158,6 +158,14 @@ def test_a_run_with_nothing_finished_has_a_page(tmp_path: Path, end: str | None)
     assert "nothing can be ranked" in "".join(page.text)
 
 
+def test_one_family_has_nobody_to_be_compared_with(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5])
+    page = Page(report(run.close()))
+    assert len(page.of("svg")) == 2 + 1 + 1 + 3
+    assert "The order" not in "".join(page.text)
+
+
 def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
     page = Page(report(RunFolder(tmp_path / "run", ()).close(None)))
     assert not page.of("svg")
