@@ -68,10 +68,11 @@ def run(
         raise_if_any(session.name_mistakes(spec))
         uri = spec.tracking_uri or tracking.default_uri(spec.storage)
         before = session.state_of(folder)
-        searched = session.complete(spec, before)
+        searched = session.searched(spec, before)
         if before.test_openings and not searched and not reopen_test:
             raise UserError(finals.reopening_refused(spec.name))
-        if searched and not finals.due(spec, before, reopen=reopen_test):
+        waiting = session.open_trials(before)
+        if searched and not waiting and not finals.due(spec, before, reopen=reopen_test):
             say(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
             with _tracker(spec, folder, uri, say):
                 report(folder)

@@ -57,9 +57,9 @@ def state_of(folder: Path) -> State:
 def name_mistakes(spec: RunSpec) -> list[str]:
     """Why this name cannot be used for this spec; empty when it is new or the same run's."""
     header = state_of(spec.folder.resolve()).header
-    if not header or header["spec_hash"] == spec.hash():
+    changes = diff(RunSpec.from_dict(header["spec"]), spec) if header else []
+    if not changes:
         return []
-    changes = diff(RunSpec.from_dict(header["spec"]), spec)
     return [
         f"a name keeps its spec; {spec.name!r} is in use by a different one "
         f"({'; '.join(changes)}). Fix: --name OTHER, or ask for the same again"
@@ -113,10 +113,11 @@ def open_trials(state: State) -> list[str]:
     return sorted(names, key=lambda name: state.trials[name].epoch == 0)
 
 
-def complete(spec: RunSpec, state: State) -> bool:
-    """All trials that the spec asks for are on record and have ended."""
+def searched(spec: RunSpec, state: State) -> bool:
+    """All search trials that the spec asks for are on record and have ended."""
     asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
-    return asked <= set(state.trials) and not open_trials(state)
+    known = {name for name, trial in state.trials.items() if trial.stage == "search"}
+    return asked <= known and not known & set(open_trials(state))
 
 
 def code_version() -> str:

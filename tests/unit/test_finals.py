@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import finals
+from orchestrator import finals, session
 from orchestrator.cli_run import spec_of
 from orchestrator.ledger import Ledger, State, read, replay
 from orchestrator.orders import Orders
@@ -129,3 +129,16 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
     assert order is not None
     assert order["kind"] == "examine"
     assert order["assignment"]["checkpoint"] == f"at-{epochs}"
+
+
+def test_finals_that_were_interrupted_go_on_and_a_longer_search_is_refused(tmp_path: Path) -> None:
+    spec = searched(tmp_path, {name: ("finished", 0.4) for name in ("vit-0000", "resnet-0000")})
+    spec = replace(spec, sweeps=tuple(replace(sweep, trials=1) for sweep in spec.sweeps))
+    books = orders(tmp_path)
+    books.submit(finals.due(spec, books.state, reopen=False))
+    books.record("test_opened")
+    assert session.searched(spec, state(tmp_path))
+    assert session.open_trials(state(tmp_path)) != []
+    assert finals.due(spec, state(tmp_path), reopen=False) == []
+    longer = replace(spec, sweeps=tuple(replace(sweep, trials=2) for sweep in spec.sweeps))
+    assert not session.searched(longer, state(tmp_path))
