@@ -1,4 +1,4 @@
-"""Commands that read runs or ask one to stop: compare, status, stop."""
+"""Commands that read runs or ask one to stop: compare, reproduce, status, stop."""
 
 from __future__ import annotations
 
@@ -167,4 +167,20 @@ def stop(name: str, storage: str) -> None:
     say(f"next: orchestrator status {name}")
 
 
-COMMANDS = (compare, status, stop)
+@click.command()
+@click.argument("report", type=click.Path(path_type=Path))
+@click.option("--run", help="Which run, where the report compares several.")
+@click.option("--spec", "as_spec", is_flag=True, help="Print the whole spec as JSON instead.")
+def reproduce(report: Path, run: str | None, as_spec: bool) -> None:
+    """Print the command that a report's run was made by. Its spec is inside the file."""
+    from orchestrator.compare import read_report
+
+    found = read_report(report, run=run)
+    if as_spec:
+        show({"schema": 1, **found})
+    else:
+        click.echo(found["command"])
+    say(f"next: run it under another --name; its spec must come out as {found['spec_hash']}")
+
+
+COMMANDS = (compare, reproduce, status, stop)

@@ -17,7 +17,8 @@ from trainables.recipe import stable_hash
 def winners(state: State) -> dict[str, TrialState]:
     """By family, the finished search trial with the best validation accuracy of any epoch.
 
-    Pruned and audited trials do not compete: the race has given them up.
+    Pruned and audited trials do not compete: the race has given them up. Where PASHA ended
+    trials at different lengths, those that went furthest compete.
     """
     best: dict[str, TrialState] = {}
     for trial in state.trials.values():
@@ -26,7 +27,7 @@ def winners(state: State) -> dict[str, TrialState]:
         if not eligible or value is None or "audited" in trial.rungs.values():
             continue
         held = best.get(trial.family)
-        if held is None or value > (held.best()[0] or 0.0):
+        if held is None or (trial.epoch, value) > (held.epoch, held.best()[0] or 0.0):
             best[trial.family] = trial
     return best
 

@@ -331,3 +331,15 @@ def test_interrupt_exits_130() -> None:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_reproduce_prints_the_command_of_a_report(run: Run, tmp_path: Path) -> None:
+    recorded(tmp_path / "runs")
+    assert run("compare", "r", "--out", "r.html")[0] == 0
+    code, out, err = run("reproduce", "r.html")
+    assert code == 0
+    assert "vit" in out
+    assert spec_of(["vit"], {**OPTIONS, "name": "r", "trials": 2}).hash() in err[-1]
+    code, _, err = run("reproduce", "missing.html")
+    assert code == 2
+    assert "Fix:" in err[0]

@@ -132,7 +132,7 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
 
 
 def test_finals_that_were_interrupted_go_on_and_a_longer_search_is_refused(tmp_path: Path) -> None:
-    spec = searched(tmp_path, {name: ("finished", 0.4) for name in ("vit-0000", "resnet-0000")})
+    spec = searched(tmp_path, dict.fromkeys(("vit-0000", "resnet-0000"), ("finished", 0.4)))
     spec = replace(spec, sweeps=tuple(replace(sweep, trials=1) for sweep in spec.sweeps))
     books = orders(tmp_path)
     books.submit(finals.due(spec, books.state, reopen=False))
