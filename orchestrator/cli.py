@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")
 DEMO_TRIALS, DEMO_EPOCHS = 6, 6
 DEMO_FINAL_SEEDS = 2
+DEMO_SET = ("data.train_limit=1000",)
 TOURNAMENT_FINAL_SEEDS = 3
 
 
@@ -64,7 +65,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
     families = ", ".join(DEMO_FAMILIES)
     say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 5 minutes on 2 CPUs")
     asked = {"trials": DEMO_TRIALS, "max_epochs": DEMO_EPOCHS, "final_seeds": DEMO_FINAL_SEEDS}
-    _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": ()}))
+    _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": DEMO_SET}))
 
 
 @group.command()
