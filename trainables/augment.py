@@ -8,11 +8,13 @@ workers or moment of resume.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.distort import jitter, warp
 from trainables.stateless import key_of, uniforms
 
 # one stream of draws per decision: levels and axes never shift each other's draws
@@ -120,8 +122,8 @@ class Augmentation:
         if level.jitter:
             factors = 1 + level.jitter * _symmetric(draws[:, BRIGHTNESS : SATURATION + 1])
             batch = jitter(batch, factors)
-        mean, std = _statistics(self.look, batch.device)
-        return batch.sub_(mean).div_(std)
+        scale, offset = _statistics(self.look, batch.device)
+        return batch.mul_(255 * scale).sub_(offset)
 
 
 def crop(
@@ -147,14 +149,14 @@ def crop(
 
 def normalise(pixels: Tensor, look: Look) -> Tensor:
     """Pixels (B, H, W, C) uint8 -> (B, C, H, W) float32 with the backbone's mean and std."""
-    mean, std = _statistics(look, pixels.device)
+    scale, offset = _statistics(look, pixels.device)
     batch = torch.empty(
         (len(pixels), pixels.shape[3], *pixels.shape[1:3]),
         dtype=torch.float32,
         device=pixels.device,
         memory_format=torch.channels_last if look.channels_last else torch.contiguous_format,
     )
-    return batch.copy_(pixels.permute(0, 3, 1, 2)).mul_(1 / (255 * std)).sub_(mean / std)
+    return batch.copy_(pixels.permute(0, 3, 1, 2)).mul_(scale).sub_(offset)
 
 
 def fit(batch: Tensor, look: Look) -> Tensor:
@@ -164,45 +166,6 @@ def fit(batch: Tensor, look: Look) -> Tensor:
         smaller = side[0] < min(batch.shape[2:])
         batch = F.interpolate(batch, side, mode="bilinear", antialias=smaller)
     return batch.contiguous(memory_format=torch.channels_last) if look.channels_last else batch
-
-
-def warp(
-    batch: Tensor, *, degrees: Tensor, zoom: Tensor, shift_x: Tensor, shift_y: Tensor
-) -> Tensor:
-    """Rotate counter-clockwise, zoom in and shift by shares of the side, each (B,), about the
-    centre of (B, C, H, W); bilinear, borders reflected."""
-    angle = torch.deg2rad(degrees)
-    height, width = batch.shape[2:]
-    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    across, along = sin * height / width, sin * width / height  # grids are in units of each side
-    theta = torch.stack(
-        (
-            torch.stack((cos, -across, -2 * (cos * shift_x - across * shift_y)), 1),
-            torch.stack((along, cos, -2 * (along * shift_x + cos * shift_y)), 1),
-        ),
-        1,
-    )  # (B, 2, 3)
-    grid = F.affine_grid(theta, list(batch.shape), align_corners=False)
-    return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
-
-
-def jitter(batch: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation by ``factors`` (B, 3), in this order, in [0, 1]; in place.
-
-    Each blends with black, the image's mean grey and the pixel's grey, as torchvision does.
-    """
-    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    batch.mul_(brightness).clamp_(0, 1)
-    mean = grey(batch).mean((1, 2, 3), keepdim=True)
-    batch.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
-    shade = grey(batch)
-    return batch.sub_(shade).mul_(saturation).add_(shade).clamp_(0, 1)
-
-
-def grey(batch: Tensor) -> Tensor:
-    """Luma of (B, 3, H, W) as in ITU-R 601; (B, 1, H, W)."""
-    weights = torch.tensor((0.2989, 0.587, 0.114), device=batch.device).view(1, 3, 1, 1)
-    return (batch * weights).sum(1, keepdim=True)
 
 
 def erase(batch: Tensor, draws: Tensor, probability: float) -> Tensor:
@@ -245,6 +208,9 @@ def _symmetric(draw: Tensor) -> Tensor:
     return 2 * draw - 1
 
 
+@lru_cache(maxsize=8)
 def _statistics(look: Look, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean = torch.tensor(look.mean, device=device).view(1, 3, 1, 1)
-    return mean, torch.tensor(look.std, device=device).view(1, 3, 1, 1)
+    """Scale and offset, (1, 3, 1, 1) each: a pixel p in 0..255 becomes p * scale - offset."""
+    with torch.inference_mode(False):  # asked for first in evaluation, used in training too
+        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (look.mean, look.std))
+        return 1 / (255 * std), mean / std

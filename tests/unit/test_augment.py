@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from trainables import augment, mixing
+from trainables import augment, distort, mixing
 from trainables.augment import LEVELS, Augmentation, Level, Look
 from trainables.mixing import Mixing
 from trainables.stateless import key_of, uniforms
@@ -91,7 +91,7 @@ def test_resizing_is_torchvisions(side: int) -> None:
 def test_jitter_is_torchvisions() -> None:
     batch = tv.to_dtype(chw(images()), torch.float32, scale=True)
     factors = 0.5 + torch.rand(12, 3, generator=torch.Generator().manual_seed(1))
-    made = augment.jitter(batch.clone(), factors)
+    made = distort.jitter(batch.clone(), factors)
     for i in range(12):
         one = tv.adjust_brightness(batch[i], float(factors[i, 0]))
         one = tv.adjust_contrast(one, float(factors[i, 1]))
@@ -107,7 +107,7 @@ def test_warp_is_torchvisions_where_no_border_shows(shape: tuple[int, int]) -> N
     zoom = torch.tensor([1.0, 1.0, 1.2, 0.9, 1.3])
     shift_x = torch.tensor([0.0, 0.0, 0.1, -0.05, 0.25])
     shift_y = torch.tensor([0.0, 0.0, -0.1, 0.05, 0.0])
-    made = augment.warp(batch, degrees=degrees, zoom=zoom, shift_x=shift_x, shift_y=shift_y)
+    made = distort.warp(batch, degrees=degrees, zoom=zoom, shift_x=shift_x, shift_y=shift_y)
     for i in range(5):
         parameters = {
             "angle": -float(degrees[i]),  # torchvision turns clockwise
