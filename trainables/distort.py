@@ -1,4 +1,4 @@
-"""Geometry and colour of float images, each image by its own amounts; as torchvision defines them."""
+"""Geometry and colour of float images, each by its own amounts, as torchvision defines them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Mixing:
     seed: int
     images: int
 
-    def weights(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def weights(self, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The epoch's mixup and cutmix weights of every row, (images,) float32 each."""
         generator = np.random.default_rng((self.seed, epoch, KEY))
         ones = np.ones(self.images)
@@ -38,7 +38,9 @@ class Mixing:
             generator.beta(alpha, alpha, self.images) if alpha else ones
             for alpha in (self.mixup, self.cutmix)
         )
-        return torch.from_numpy(mixup).float(), torch.from_numpy(cutmix).float()
+        return torch.from_numpy(mixup).float().to(device), torch.from_numpy(cutmix).float().to(
+            device
+        )
 
     def __call__(
         self, batch: Tensor, rows: Tensor, epoch: int, weights: tuple[Tensor, Tensor]
@@ -50,8 +52,7 @@ class Mixing:
         """
         partner = partners(len(batch), batch.device)
         draws = uniforms(key_of(self.seed, epoch, KEY), rows, 3)  # (B, 3)
-        host_rows = rows.to(weights[0].device)
-        mixup, cutmix = (w[host_rows].to(batch.device) for w in weights)
+        mixup, cutmix = (every[rows] for every in weights)
         alone = partner == torch.arange(len(batch), device=batch.device)
         cut = (draws[:, CHOICE] < self._share_of_cutmix()) & ~alone
         inside = box(cutmix, draws, batch.shape[2], batch.shape[3]) & cut[:, None, None]

@@ -92,8 +92,9 @@ class Step:
     def _part(self, batch: Batch, start: int, end: int) -> Tensor:
         share = (end - start) / len(batch)
         part = batch if share == 1 else batch.part(start, end)
-        with self._sync(last=end == len(batch)), autocast(self.device, self.bf16):
-            loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
+        with self._sync(last=end == len(batch)):
+            with autocast(self.device, self.bf16):
+                loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
             loss = loss if share == 1 else loss * share
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

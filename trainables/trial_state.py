@@ -173,7 +173,7 @@ class Trial:
             mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
         )
         mixed = bool(recipe.mixup or recipe.cutmix)
-        weights = mixing.weights(epoch) if mixed else None
+        weights = mixing.weights(epoch, self.device) if mixed else None
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=self.world.rank, first_step=first_step
         )

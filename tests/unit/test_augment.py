@@ -17,6 +17,7 @@ from trainables.augment import LEVELS, Augmentation, Level, Look
 from trainables.mixing import Mixing
 from trainables.stateless import key_of, uniforms
 
+CPU = torch.device("cpu")
 PLAIN = Look(image_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -255,7 +256,7 @@ def mix(count: int, **alphas: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images of one value each, equal to their number, mixed."""
     made = Mixing(**{"mixup": 0.0, "cutmix": 0.0, **alphas}, seed=0, images=count)
     batch = torch.arange(count).float()[:, None, None, None].expand(-1, 3, 16, 16).contiguous()
-    return batch, *made(batch, torch.arange(count), 2, made.weights(2))
+    return batch, *made(batch, torch.arange(count), 2, made.weights(2, CPU))
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
@@ -276,11 +277,11 @@ def test_labels_are_mixed_as_the_pixels_are(alphas: dict[str, float]) -> None:
 
 def test_weights_follow_their_beta() -> None:
     made = Mixing(mixup=0.4, cutmix=0.0, seed=0, images=20_000)
-    weights, ones = made.weights(1)
+    weights, ones = made.weights(1, CPU)
     assert (ones == 1).all()
     assert abs(weights.mean() - 0.5) < 0.01
     assert abs(weights.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.005  # of Beta(a, a)
-    assert not made.weights(2)[0].equal(weights)
+    assert not made.weights(2, CPU)[0].equal(weights)
 
 
 def test_an_odd_last_image_stays_itself() -> None:
@@ -293,11 +294,11 @@ def test_an_odd_last_image_stays_itself() -> None:
 def test_pairs_do_not_depend_on_the_number_of_workers() -> None:
     made = Mixing(mixup=1.0, cutmix=1.0, seed=3, images=32)
     pool = torch.rand(32, 3, 8, 8)
-    weights = made.weights(0)
+    weights = made.weights(0, CPU)
     whole, _, kept = made(pool, torch.arange(32), 0, weights)
     for start in (0, 8, 16, 24):
         rows = torch.arange(start, start + 8)
         part, partner, weight = made(pool[rows], rows, 0, weights)
         assert part.equal(whole[rows])
         assert weight.equal(kept[rows])
-        assert rows[partner].equal(mixing.partners(32, torch.device("cpu"))[rows])
+        assert rows[partner].equal(mixing.partners(32, CPU)[rows])
