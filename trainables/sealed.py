@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.distributed as dist
 
 from trainables.assignment import Assignment
 from trainables.data import PixelStore, prepare
 from trainables.data.correctness import write_correct
-from trainables.finetune import resumed
-from trainables.loop import World, evaluate, predict
+from trainables.finetune import evaluate_split, resumed
+from trainables.loop import World, evaluate
 from trainables.probes import probe_trial
 from trainables.trial_state import Trial
 
@@ -48,18 +46,8 @@ def examine(
     trial = Trial(resumed(assignment, checkpoint), world, opened)
     pixels, learner = trial.pixels("test"), trial.learner
     scores = evaluate(learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16)
-    hits = [
-        logits.argmax(1).eq(labels).cpu()
-        for logits, labels in predict(
-            learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16
-        )
-    ]
-    mine = torch.cat(hits) if hits else torch.empty(0, dtype=torch.bool)
-    if world.size > 1:
-        shards: list[Any] = [None] * world.size
-        dist.all_gather_object(shards, mine)
-        mine = torch.cat(shards)
-    correct: npt.NDArray[np.bool_] = mine.numpy()
+    predicted = evaluate_split(assignment, checkpoint, "test", world, store=opened)
+    correct = predicted == opened.split("test").labels
     if correct_file is not None and world.rank == 0:
         write_correct(correct_file, correct)
     detail: dict[str, Any] = {"test": {**scores, "n": len(correct)}}
