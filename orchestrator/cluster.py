@@ -51,6 +51,8 @@ def attached(namespace: str) -> Iterator[dict[str, float]]:
     if address is not None:
         ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     else:
+        # Nobody takes this machine away; a watcher a slot is a process to start for nothing.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
             namespace=namespace,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import os
 import shutil
 import sys
 import time
@@ -32,6 +33,7 @@ from trainables.sealed import examine
 
 OUTAGE_PATIENCE_S = 120.0
 PREEMPTION_POLL_S = 1.0
+PREEMPTION_POLL_QUESTIONS = 4
 
 Order = dict[str, Any]
 
@@ -127,19 +129,31 @@ class Held:
         self.assignment = assignment
         self.checkpoint = assignment.checkpoint
         self.reports: Iterator[EpochReport] = fine_tune(
-            assignment, world, should_stop=PreemptionNotice()
+            assignment, world, should_stop=PreemptionNotice(world.size)
         )
 
 
 class PreemptionNotice:
-    """True once Ray Train says that this worker's node is about to go away."""
+    """True once Ray Train says that this worker's node is about to go away.
 
-    def __init__(self) -> None:
+    Asking is a barrier of all workers, so with several of them only the count of the engine's
+    questions, which is the same on all, may decide when to ask; one worker goes by the clock.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._alone = world_size == 1
+        self._questions = 0
         self._asked_at = 0.0
+        self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
         self._seen = False
 
     def __call__(self) -> bool:
-        if not self._seen and time.monotonic() - self._asked_at > PREEMPTION_POLL_S:
+        self._questions += 1
+        if self._alone:
+            due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
+        else:
+            due = self._questions % PREEMPTION_POLL_QUESTIONS == 1
+        if self._watched and not self._seen and due:
             self._asked_at = time.monotonic()
             self._seen = ray.train.get_preemption_info() is not None
         return self._seen
