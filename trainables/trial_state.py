@@ -16,7 +16,7 @@ from trainables.accounting import PURPOSES, Clock, peak_memory_gb
 from trainables.assignment import Assignment
 from trainables.augment import LEVELS, Augmentation
 from trainables.data import PixelStore, train_indices
-from trainables.data.batches import BatchPlan, Pixels, load_pixels
+from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
 from trainables.errors import UserError
 from trainables.learner import Learner
 from trainables.loop import (
@@ -177,16 +177,18 @@ class Trial:
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=self.world.rank, first_step=first_step
         )
-        for rows in steps:
-            images, positions = pixels.cut(rows)
-            rows = rows.to(self.device)
-            labels = pixels.labels[rows]
-            batch = augmentation.apply(images, positions, rows, epoch)
-            if weights is None:
-                yield Batch(batch, labels)
-            else:
-                batch, partner, weight = mixing(batch, rows, epoch, weights)
-                yield Batch(batch, labels, labels[partner], weight)
+        size, side = self.plan.per_worker, self.learner.look.image_size
+        for block in blocks(steps, size * 3 * side * side * 4):
+            images, positions = pixels.cut(every := torch.cat(block))
+            every = every.to(self.device)
+            ready = augmentation.apply(images, positions, every, epoch)
+            for rows, batch in zip(torch.split(every, size), torch.split(ready, size), strict=True):
+                labels = pixels.labels[rows]
+                if weights is None:
+                    yield Batch(batch, labels)
+                else:
+                    mixture, partner, weight = mixing(batch, rows, epoch, weights)
+                    yield Batch(mixture, labels, labels[partner], weight)
 
     def _metrics(
         self, scores: Mapping[str, float], train_loss: float, images: int

@@ -103,7 +103,7 @@ def test_sigterm_stops_cleanly_and_is_resumable(shell: Shell) -> None:
 
 def test_a_folder_of_pictures_of_many_sizes_sweeps_without_configuration(shell: Shell) -> None:
     rng = np.random.default_rng(0)
-    for index in range(60):
+    for index in range(400):
         kind = ("stripes", "noise")[index % 2]
         height, width = (int(side) for side in rng.integers(30, 90, 2))
         pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SHARE_OF_FREE_MEMORY = 0.5  # of the accelerator, that pixels may take
+BLOCK_BYTES = 8 << 20  # of float32 pixels, prepared at a time
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,13 @@ class BatchPlan:
         for step in range(first_step, self.steps):
             start = step * self.global_batch + rank * self.per_worker
             yield order[start : start + self.per_worker]
+
+
+def blocks(steps: Iterator[Tensor], bytes_per_step: int) -> Iterator[list[Tensor]]:
+    """Consecutive steps' rows, as many at a time as make ``BLOCK_BYTES`` of prepared pixels: what
+    is done to them costs many small operations, and pixels depend on their row alone."""
+    while block := list(islice(steps, max(1, BLOCK_BYTES // bytes_per_step))):
+        yield block
 
 
 def shard(count: int, rank: int, size: int) -> tuple[int, int]:
