@@ -94,7 +94,8 @@ class Pool:
         call(self.dispatcher, "stop")
 
     def close(self, event: str, reason: str | None, patience_s: float) -> None:
-        """Write the last record and let the slots leave, for at most ``patience_s``."""
-        call(self.dispatcher, "close", event, reason=reason)
+        """Let the slots leave, for at most ``patience_s``, then write the last record."""
+        self.stop()
         self._slots.join(patience_s)
+        call(self.dispatcher, "close", event, reason=reason)
         ray.kill(self._actor)

@@ -21,6 +21,7 @@ from trainables.errors import UserError, raise_if_any
 
 TRACKER_PATIENCE_S = 60.0
 LEAVE_PATIENCE_S = 15.0
+STOP_PATIENCE_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -120,10 +121,14 @@ def _phases(
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)
         finally:
+            # A thread that still calls Ray while it shuts down would take the process with it.
             watch.ended.set()
+            watch.join()
             # The same file stops Tune whether a user, a signal or the watch wrote it.
             event = "stopped" if stop_file.exists() else "closed"
-            pool.close(event, watch.error, LEAVE_PATIENCE_S if event == "closed" else 0.0)
+            pool.close(
+                event, watch.error, LEAVE_PATIENCE_S if event == "closed" else STOP_PATIENCE_S
+            )
     if watch.error:
         raise UserError(watch.error, exit_code=3)
 
