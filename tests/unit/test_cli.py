@@ -327,8 +327,9 @@ def test_interrupt_exits_130() -> None:
         silent.settimeout(30)
         connection, _ = silent.accept()
         process.send_signal(2)
-        connection.close()
-        _, err = process.communicate(timeout=30)
+        # Open until the process has ended: a closed one would be a mistake of its own.
+        with connection:
+            _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
 
