@@ -9,13 +9,28 @@ show, what to compare) is a pure function of these lines: see :func:`replay`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from orchestrator.ledger_state import TERMINAL, Record, State, TrialState, apply, replay
+
+__all__ = [
+    "EVENTS",
+    "FILE_NAME",
+    "SCHEMA",
+    "TERMINAL",
+    "Ledger",
+    "Record",
+    "State",
+    "TrialState",
+    "apply",
+    "read",
+    "replay",
+    "tail",
+]
 
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
@@ -40,9 +55,6 @@ EVENTS = (
     "noted",  # anything else a reader should know; reason
     "closed",  # the run reached its end
 )
-TERMINAL = {"pruned": "pruned", "finished": "finished", "failed": "failed"}
-
-Record = dict[str, Any]
 
 
 class Ledger:
@@ -90,158 +102,3 @@ def tail(path: Path, offset: int) -> tuple[list[Record], int]:
         data = file.read()
     whole = data.rfind(b"\n") + 1
     return [json.loads(line) for line in data[:whole].splitlines()], offset + whole
-
-
-@dataclass
-class TrialState:
-    """Everything the ledger says of one trial."""
-
-    trial: str
-    family: str
-    stage: str = "search"
-    status: str = "queued"  # queued, running, finished, pruned, failed
-    attempt: int = 0
-    assignment: dict[str, Any] = field(default_factory=dict)
-    axes: dict[str, Any] = field(default_factory=dict)
-    winner: str | None = None  # a final's search trial
-    detail: dict[str, Any] = field(default_factory=dict)
-    outcome: dict[str, Any] = field(default_factory=dict)  # detail of the record that ended it
-    reports: dict[int, Record] = field(default_factory=dict)
-    rungs: dict[int, str] = field(default_factory=dict)  # rung epoch -> promoted | pruned | audited
-    preempted: Record | None = None
-    slot: str | None = None
-    reason: str | None = None
-    started_at: float | None = None
-    ended_at: float | None = None
-
-    @property
-    def epoch(self) -> int:
-        """Last epoch reported; 0 when none was."""
-        return max(self.reports, default=0)
-
-    @property
-    def checkpoint(self) -> str | None:
-        """The newest checkpoint folder on record, in the middle of an epoch if need be."""
-        if self.preempted and self.preempted["epoch"] >= self.epoch:
-            return str(self.preempted["checkpoint"])
-        for epoch in sorted(self.reports, reverse=True):
-            if self.reports[epoch].get("checkpoint"):
-                return str(self.reports[epoch]["checkpoint"])
-        return None
-
-    @property
-    def device_seconds(self) -> float:
-        """Seconds of training and evaluation, times the workers that spent them."""
-        workers = int(self.detail.get("num_workers", 1))
-        spent = sum(
-            report["metrics"].get("train_seconds", 0.0) + report["metrics"].get("eval_seconds", 0.0)
-            for report in self.reports.values()
-        )
-        return float(spent * workers)
-
-    def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
-        """Best value of ``metric`` and the epoch it was reached in."""
-        values = [
-            (report["metrics"][metric], -epoch)
-            for epoch, report in self.reports.items()
-            if math.isfinite(report["metrics"].get(metric, math.nan))
-        ]
-        if not values:
-            return None, None
-        value, negative_epoch = max(values)
-        return value, -negative_epoch
-
-
-@dataclass
-class State:
-    """A run as its ledger tells it."""
-
-    header: dict[str, Any] = field(default_factory=dict)
-    trials: dict[str, TrialState] = field(default_factory=dict)
-    created_at: float | None = None
-    closed: bool = False
-    stopped: bool = False
-    frozen: dict[str, Any] = field(default_factory=dict)  # winners and final_seeds
-    sealed: bool = True  # the winners on record have not met the test split
-    test_opened_at: float | None = None
-    test_openings: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
-def replay(records: Iterable[Record]) -> State:
-    """Fold records into a state. Any prefix gives a valid one; a repeated report counts once."""
-    state = State()
-    for record in records:
-        apply(state, record)
-    return state
-
-
-def apply(state: State, record: Record) -> None:
-    """Fold one record into ``state``."""
-    event = record["event"]
-    name = record.get("trial")
-    if name is None:
-        _apply_run_event(state, event, record)
-        return
-    if event == "submitted":
-        detail = record["detail"]
-        state.trials.setdefault(
-            name,
-            TrialState(
-                trial=name,
-                family=record["family"],
-                stage=record.get("stage", "search"),
-                assignment=detail["assignment"],
-                axes=detail.get("axes", {}),
-                winner=detail.get("winner"),
-            ),
-        )
-        return
-    trial = state.trials.get(name)
-    if trial is None:
-        return
-    if event == "started":
-        trial.status = "running"
-        trial.attempt = record["attempt"]
-        trial.slot = record.get("slot")
-        trial.started_at = trial.started_at or record["time"]
-        trial.detail.update(record.get("detail", {}))
-    elif event == "reported":
-        trial.reports.setdefault(record["epoch"], record)
-        trial.detail.update(record.get("detail", {}))
-    elif event == "preempted":
-        trial.preempted = record if record.get("checkpoint") else None
-        trial.slot = None
-    elif event in ("promoted", "audited", "paused"):
-        trial.rungs[record["rung"]] = event
-        trial.slot = None if event == "paused" else trial.slot
-    elif event in TERMINAL:
-        if event == "pruned":
-            trial.rungs[record["rung"]] = event
-        trial.status = TERMINAL[event]
-        trial.outcome = record.get("detail", {})
-        trial.reason = record.get("reason")
-        trial.slot = None
-        trial.ended_at = record["time"]
-
-
-def _apply_run_event(state: State, event: str, record: Record) -> None:
-    if event in ("created", "extended"):
-        state.header = record["detail"]
-        state.created_at = state.created_at or record["time"]
-        state.closed = False
-    elif event == "resumed":
-        state.stopped = False
-        state.closed = False
-    elif event == "stopped":
-        state.stopped = True
-    elif event == "closed":
-        state.closed = True
-    elif event == "frozen":
-        state.frozen, state.sealed = record["detail"], True
-    elif event == "test_opened":
-        state.sealed = False
-        state.test_opened_at = state.test_opened_at or record["time"]
-        state.test_openings += 1
-    elif event == "noted":
-        state.notes.append(record.get("reason", ""))
