@@ -33,6 +33,7 @@ class TrialState:
     reason: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
+    other_seconds: float = 0.0  # of its slots, for what no report counts: lost epochs, the test
 
     @property
     def epoch(self) -> int:
@@ -86,6 +87,7 @@ class State:
     test_opened_at: float | None = None
     test_openings: int = 0
     notes: list[str] = field(default_factory=list)
+    stop_reason: str | None = None
 
 
 def replay(records: Iterable[Record]) -> State:
@@ -120,6 +122,7 @@ def apply(state: State, record: Record) -> None:
     trial = state.trials.get(name)
     if trial is None:
         return
+    trial.other_seconds += record.get("slot_seconds", 0.0)
     if event == "started":
         trial.status = "running"
         trial.attempt = record["attempt"]
@@ -129,6 +132,8 @@ def apply(state: State, record: Record) -> None:
     elif event == "reported":
         trial.reports.setdefault(record["epoch"], record)
         trial.detail.update(record.get("detail", {}))
+    elif event == "noted":
+        state.notes.append(record.get("reason", ""))
     elif event == "preempted":
         trial.preempted = record if record.get("checkpoint") else None
         trial.slot = None
@@ -155,6 +160,7 @@ def _apply_run_event(state: State, event: str, record: Record) -> None:
         state.closed = False
     elif event == "stopped":
         state.stopped = True
+        state.stop_reason = record.get("reason")
     elif event == "closed":
         state.closed = True
     elif event == "frozen":
