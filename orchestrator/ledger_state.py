@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ class TrialState:
     status: str = "queued"  # queued, running, finished, pruned, failed
     attempt: int = 0
     assignment: dict[str, Any] = field(default_factory=dict)
-    axes: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] | None = None  # None: not drawn yet, its searched values are missing
     winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)  # detail of the record that ended it
@@ -41,14 +41,24 @@ class TrialState:
         return max(self.reports, default=0)
 
     @property
-    def checkpoint(self) -> str | None:
-        """The newest checkpoint folder on record, in the middle of an epoch if need be."""
+    def checkpoints(self) -> list[str]:
+        """Checkpoint folders on record, the newest first, be it in the middle of an epoch."""
+        written = [self.reports[epoch].get("checkpoint") for epoch in sorted(self.reports)]
         if self.preempted and self.preempted["epoch"] >= self.epoch:
-            return str(self.preempted["checkpoint"])
-        for epoch in sorted(self.reports, reverse=True):
-            if self.reports[epoch].get("checkpoint"):
-                return str(self.reports[epoch]["checkpoint"])
-        return None
+            written.append(self.preempted["checkpoint"])
+        return [str(folder) for folder in reversed(written) if folder]
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint folder on record."""
+        return next(iter(self.checkpoints), None)
+
+    @property
+    def best_checkpoint(self) -> str | None:
+        """The folder on record with the best val_top1, the earlier one of a tie."""
+        held = {epoch: one for epoch, one in self.reports.items() if one.get("checkpoint")}
+        _, epoch = _best(held, "val_top1")
+        return None if epoch is None else str(held[epoch]["checkpoint"])
 
     @property
     def device_seconds(self) -> float:
@@ -62,15 +72,19 @@ class TrialState:
 
     def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
         """Best value of ``metric`` and the epoch it was reached in."""
-        values = [
-            (report["metrics"][metric], -epoch)
-            for epoch, report in self.reports.items()
-            if math.isfinite(report["metrics"].get(metric, math.nan))
-        ]
-        if not values:
-            return None, None
-        value, negative_epoch = max(values)
-        return value, -negative_epoch
+        return _best(self.reports, metric)
+
+
+def _best(reports: Mapping[int, Record], metric: str) -> tuple[float | None, int | None]:
+    values = [
+        (report["metrics"][metric], -epoch)
+        for epoch, report in reports.items()
+        if math.isfinite(report["metrics"].get(metric, math.nan))
+    ]
+    if not values:
+        return None, None
+    value, negative_epoch = max(values)
+    return value, -negative_epoch
 
 
 @dataclass
@@ -114,7 +128,7 @@ def apply(state: State, record: Record) -> None:
                 family=record["family"],
                 stage=record.get("stage", "search"),
                 assignment=detail["assignment"],
-                axes=detail.get("axes", {}),
+                axes=detail.get("axes"),
                 winner=detail.get("winner"),
             ),
         )
@@ -129,13 +143,16 @@ def apply(state: State, record: Record) -> None:
         trial.slot = record.get("slot")
         trial.started_at = trial.started_at or record["time"]
         trial.detail.update(record.get("detail", {}))
+    elif event == "drawn":
+        if trial.axes is None:
+            trial.axes, trial.assignment = record["detail"]["axes"], record["detail"]["assignment"]
     elif event == "reported":
         trial.reports.setdefault(record["epoch"], record)
         trial.detail.update(record.get("detail", {}))
     elif event == "noted":
         state.notes.append(record.get("reason", ""))
     elif event == "preempted":
-        trial.preempted = record if record.get("checkpoint") else None
+        trial.preempted = record if record.get("checkpoint") else trial.preempted
         trial.slot = None
     elif event in ("promoted", "audited", "paused"):
         trial.rungs[record["rung"]] = event
