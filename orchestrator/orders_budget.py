@@ -1,0 +1,126 @@
+"""The cap on what a run may cost, where epochs are handed out.
+
+Each family has an equal share, so that none can spend what another was promised. An epoch is
+handed out only when what the family has spent, what its epochs under way will come to and this
+one stay within the share. An epoch is expected to cost what the costliest one seen of the family
+did, and a margin; before the first one, what the plan measured; where that is not known either,
+one epoch at a time is under way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+from orchestrator import budget
+from orchestrator.ledger_cost import epoch_seconds, num_workers
+from orchestrator.ledger_state import TERMINAL, Record, State
+from orchestrator.limits import ResourceSpec
+
+MARGIN = 1.2
+
+
+@dataclass
+class Slot:
+    """One Ray Train run, as last heard of."""
+
+    trial: str | None = None
+    incarnation: str | None = None
+    heard_at: float | None = None
+    free_since: float | None = None
+    ordered_at: float | None = None  # an epoch, or a final's test, is under way since then
+
+
+class Purse:
+    """What is left of the cap in the header of ``state``; affords everything where it has none.
+
+    ``slots`` is the dispatcher's own table of slots, by name.
+    """
+
+    def __init__(self, state: State, slots: dict[str, Slot]) -> None:
+        self._state, self._slots = state, slots
+        self._refused: set[str] = set()  # families of which an epoch was asked for in vain
+        self._spent_s: dict[str, float] = defaultdict(float)
+        self._largest_s: dict[str, float] = {}
+        self._planned_s: dict[str, float] = {}
+        self._share_s = _share(state)
+        forecast = state.header.get("forecast") or {"families": {}}
+        for family, cost in forecast["families"].items():
+            if cost["basis"] == "measured here":
+                self._planned_s[family] = cost["epoch_seconds"] + cost["setup_seconds"]
+        for trial in state.trials.values():
+            self._spent_s[trial.family] += trial.other_seconds
+            for report in trial.reports.values():
+                self.charge(report)
+
+    @property
+    def capped(self) -> bool:
+        """Whether there is a cap: then what one trial spends decides what another may."""
+        return self._share_s is not None
+
+    def charge(self, report: Record) -> None:
+        """An epoch was reported."""
+        family, seconds = self._family(report["trial"]), epoch_seconds(report)
+        self._spent_s[family] += seconds
+        self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
+
+    def lose(self, slot: Slot | None) -> float | None:
+        """The slot's last order ended without a report: its seconds, now charged."""
+        if slot is None or slot.trial is None or slot.ordered_at is None:
+            return None
+        seconds = round(time.monotonic() - slot.ordered_at, 3)
+        slot.ordered_at = None
+        self._spent_s[self._family(slot.trial)] += seconds
+        return seconds
+
+    def affords(self, trial: str) -> bool:
+        """Whether the trial may train one more epoch now."""
+        if self._share_s is None:
+            return True
+        family = self._family(trial)
+        under_way = self._under_way_s(family)
+        left = self._share_s - self._spent_s[family]
+        each = self._largest_s.get(family, self._planned_s.get(family))
+        if each is None:
+            return not under_way and left > 0
+        each *= MARGIN
+        return each + sum(max(each, elapsed) for elapsed in under_way) <= left
+
+    def refusal(self, trial: str) -> str | None:
+        """Why the trial's family gets no epoch any more; ``None`` while it may get one."""
+        family = self._family(trial)
+        if not self.affords(trial) and not self._under_way_s(family):
+            self._refused.add(family)
+        if family not in self._refused:
+            return None
+        return f"the budget has no room for another epoch of {family}"
+
+    def over(self) -> str | None:
+        """Why nothing that is left can be trained; ``None`` while something can, or nothing is."""
+        left = {t.family for t in self._state.trials.values() if t.status not in TERMINAL}
+        if not left or not left <= self._refused:
+            return None
+        return f"the budget has no room for another epoch of {', '.join(sorted(left))}"
+
+    def _family(self, trial: str) -> str:
+        return self._state.trials[trial].family
+
+    def _under_way_s(self, family: str) -> list[float]:
+        now = time.monotonic()
+        return [
+            now - slot.ordered_at
+            for slot in self._slots.values()
+            if slot.ordered_at is not None and slot.trial and self._family(slot.trial) == family
+        ]
+
+
+def _share(state: State) -> float | None:
+    """Seconds of slots that each family may spend; ``None`` without a cap."""
+    spec = state.header.get("spec", {})
+    if not spec.get("budget"):
+        return None
+    resources = ResourceSpec(**spec["sweeps"][0]["resources"])
+    cap_s = budget.cap_worker_seconds(spec["budget"], resources, spec.get("prices"))
+    assert cap_s is not None, "RunSpec.mistakes() refuses dollars without their price"
+    return cap_s / num_workers(state) / len(spec["sweeps"])
