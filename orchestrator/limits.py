@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 SCHEDULERS = ("asha", "pasha", "none")
+SAMPLERS = ("random", "sobol", "tpe")
 
 
 def at_least(path: str, value: Any, low: float, *, whole: bool = True) -> list[str]:
@@ -21,13 +23,15 @@ def at_least(path: str, value: Any, low: float, *, whole: bool = True) -> list[s
 class SchedulerSpec:
     """When trials are compared. ``asha`` prunes at rungs, ``pasha`` also stops lengthening trials
     once their ranking is stable, ``none`` trains all to the end. ``audit`` is the share of the
-    trials ASHA would prune that is finished anyway, to measure what pruning got wrong."""
+    trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
+    draws the searched values: see :mod:`orchestrator.sampling`."""
 
     kind: str = "asha"
     max_epochs: int = 9
     grace_epochs: int = 1
     reduction_factor: int = 3
     audit: float = 0.0
+    sampler: str = "random"
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
@@ -46,6 +50,16 @@ class SchedulerSpec:
             found.append(
                 f"scheduler.kind must be one of {', '.join(SCHEDULERS)}; got {self.kind!r}. "
                 "Fix: --set scheduler.kind=asha"
+            )
+        if self.sampler not in SAMPLERS:
+            found.append(
+                f"scheduler.sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler!r}. "
+                "Fix: --set scheduler.sampler=random"
+            )
+        if self.sampler == "tpe" and importlib.util.find_spec("optuna") is None:
+            found.append(
+                "scheduler.sampler=tpe needs optuna; it is not installed. Fix: pip install optuna, "
+                "or --set scheduler.sampler=sobol"
             )
         found += at_least("scheduler.max_epochs", self.max_epochs, 1)
         found += at_least("scheduler.grace_epochs", self.grace_epochs, 1)

@@ -1,8 +1,9 @@
 """Per family: the recipe space, and why each range is what it is. No torch, no ray.
 
-A space maps an axis path (``recipe.learning_rate``) to a domain. A trial's draw depends on the
-sweep's seed, the family, the axis and the trial's index and on nothing else: more trials extend
-the list without changing it, and fixing one axis leaves the draws of the others alone.
+A space maps an axis path (``recipe.learning_rate``) to a domain. The default draw, at random, is
+here: it depends on the sweep's seed, the family, the axis and the trial's index and on nothing
+else, so more trials extend the list without changing it, and fixing one axis leaves the draws of
+the others alone. The other ways to draw are in :mod:`orchestrator.sampling`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class LogUniform:
 
     def at(self, u: float) -> float:
         """The value at quantile ``u`` in [0, 1), rounded to four digits."""
-        return _within(self, math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
+        return within(self, math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
 
     def __str__(self) -> str:
         return f"log({self.low:g}, {self.high:g})"
@@ -40,7 +41,7 @@ class Uniform:
 
     def at(self, u: float) -> float:
         """The value at quantile ``u`` in [0, 1), rounded to four digits."""
-        return _within(self, self.low + u * (self.high - self.low))
+        return within(self, self.low + u * (self.high - self.low))
 
     def __str__(self) -> str:
         return f"uniform({self.low:g}, {self.high:g})"
@@ -65,7 +66,8 @@ Domain = LogUniform | Uniform | Choice
 Space = Mapping[str, Domain]
 
 
-def _within(domain: LogUniform | Uniform, value: float) -> float:
+def within(domain: LogUniform | Uniform, value: float) -> float:
+    """``value`` as a trial gets it: four digits, inside the range."""
     # Four digits keep recipes readable and survive JSON and MLflow's strings unchanged.
     return min(max(float(f"{value:.4g}"), domain.low), domain.high)
 

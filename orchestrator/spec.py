@@ -11,12 +11,12 @@ RunSpec ── has a NAME; one sweep, or several families on one pool of slots
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import identity, spaces
+from orchestrator import budget, identity, sampling, spaces
 from orchestrator.limits import ResourceSpec, SchedulerSpec, at_least
 from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.recipe import Recipe, stable_hash
@@ -59,30 +59,36 @@ class SweepSpec:
         """``FAMILY-0000``."""
         return f"{self.family}-{index:04d}"
 
-    def axes(self, index: int) -> dict[str, Any]:
-        """The searched axes of trial ``index``: path -> value."""
-        return spaces.sample(self.space, seed=self.seed, index=index, family=self.family)
+    def axes(self, index: int, past: Sequence[sampling.Past] = ()) -> dict[str, Any]:
+        """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
+        return sampling.draw(
+            self.scheduler.sampler,
+            self.space,
+            seed=self.seed,
+            family=self.family,
+            index=index,
+            past=past,
+        )
 
-    def assignment(
-        self,
-        index: int,
-        *,
-        attempt: int = 1,
-        checkpoint: str | None = None,
-        checkpoint_folder: str | None = None,
-    ) -> Assignment:
+    def submission(self, index: int) -> dict[str, Any]:
+        """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
+        it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
+        whole = self.assignment(index).as_dict()
+        if self.scheduler.sampler == "tpe" and self.space:
+            return {"assignment": sampling.without(whole, self.space)}
+        return {"assignment": whole, "axes": self.axes(index)}
+
+    def assignment(self, index: int) -> Assignment:
         """Trial ``index`` complete, its searched axes drawn, paths absolute for any worker."""
         drawn = with_axes(self, self.axes(index))
         return Assignment(
             trial_id=self.trial_name(index),
-            attempt=attempt,
+            attempt=1,
             backbone=replace(drawn.backbone, weights=_absolute_weights(drawn.backbone.weights)),
             recipe=drawn.recipe,
             data=absolute_data(drawn.data),
             seed=int(stable_hash([self.seed, self.family, index])[:7], 16),
             epochs=self.scheduler.max_epochs,
-            checkpoint=checkpoint,
-            checkpoint_folder=checkpoint_folder,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
 
@@ -113,6 +119,8 @@ class SweepSpec:
         found = [line.replace("--set trials=", "--trials ") for line in found]
         found = [line.replace("--set seed=", "--seed ") for line in found]
         found += self.scheduler.mistakes() + self.resources.mistakes()
+        if self.scheduler.sampler == "tpe":
+            found += sampling.tpe_mistakes(self.space)
         return found + (self._space_mistakes() or self.recipe.mistakes())
 
     def _space_mistakes(self) -> list[str]:
@@ -142,6 +150,8 @@ class RunSpec:
     tracking_uri: str | None = None
     experiment: str | None = None
     final_seeds: int = 0
+    budget: Mapping[str, float] | None = None
+    prices: Mapping[str, float] | None = None
 
     @property
     def folder(self) -> Path:
@@ -188,6 +198,8 @@ class RunSpec:
             line.replace("--set final_seeds=", "--final-seeds ")
             for line in at_least("final_seeds", self.final_seeds, 0)
         ]
+        for sweep in self.sweeps[:1]:
+            found += budget.mistakes(self.budget, self.prices, sweep.resources)
         for sweep in self.sweeps:
             found += sweep.mistakes()
         return list(dict.fromkeys(found))

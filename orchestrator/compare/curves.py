@@ -41,7 +41,8 @@ class Curve:
     ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
     ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it
     would have been pruned, because the search did not see what came after; ``audit`` holds that
-    rest. ``run`` is the position of its run among those compared.
+    rest. ``run`` is the position of its run among those compared. One that is not ``drawn`` yet has
+    no ``axes``, and a recipe without the searched values.
     """
 
     trial: str
@@ -64,6 +65,7 @@ class Curve:
     seconds: Array
     flops: Array
     audit: Audit | None = None
+    drawn: bool = True
 
     @cached_property
     def best(self) -> tuple[float, int] | None:
@@ -178,7 +180,8 @@ def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Ite
             scale=row["scale"],
             seed=row["seed"],
             reason=row["reason"],
-            axes=json.loads(row["axes"]),
+            axes=json.loads(row["axes"]) or {},
+            drawn=row["axes"] != "null",
             recipe=json.loads(row["recipe"]),
             detail=detail,
             rungs=passed,

@@ -121,7 +121,7 @@ def _curve_table(curves: Sequence[Curve]) -> str:
             c.status if not c.reason else f"{c.status}: {c.reason}",
             percent(c.best[0]) if c.best else MISSING,
             " ".join("–" if np.isnan(v) else f"{100 * v:.1f}" for v in c.val_top1) or MISSING,
-            recipe_text(c.axes),
+            recipe_text(c.axes if c.drawn else None),
         ]
         for c in ordered
     ]

@@ -26,11 +26,13 @@ LAYERS = (
         *("orchestrator.trial*", "orchestrator.dispatcher*", "orchestrator.slots*"),
         *("orchestrator.scheduler*", "orchestrator.ledger*", "orchestrator.session*"),
         *("orchestrator.pool*", "orchestrator.cluster*", "orchestrator.pasha*"),
-        "orchestrator.orders*",
+        *("orchestrator.orders*", "orchestrator.retention", "orchestrator.drawing"),
     ),
     (
         *("orchestrator.spec*", "orchestrator.sweeps*", "orchestrator.spaces*"),
         *("orchestrator.identity", "orchestrator.limits", "orchestrator.overrides"),
+        "orchestrator.budget",
+        "orchestrator.sampling",
     ),
     ("orchestrator",),
     ("trainables.worker*",),
@@ -61,7 +63,9 @@ HOMES = {
     "ray.tune": ("orchestrator/trial.py", "orchestrator/scheduler.py", "orchestrator/runner.py"),
     "mlflow": ("orchestrator/tracking_client.py",),
     "matplotlib": ("orchestrator/compare/*",),
-    "scipy": ("orchestrator/compare/*",),
+    # Sobol points: sampling imports it in the function that draws, so that no command waits for it.
+    "scipy": ("orchestrator/compare/*", "orchestrator/sampling.py"),
+    "optuna": ("orchestrator/sampling.py",),
     "statsmodels": ("orchestrator/compare/*",),
     "click": ("orchestrator/cli*.py",),
     "rich": ("orchestrator/progress.py",),
@@ -241,6 +245,7 @@ def test_help_loads_no_heavy_library() -> None:
         "try:\n    runpy.run_module('orchestrator', run_name='__main__')\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         "heavy = {'torch', 'ray', 'mlflow', 'timm', 'pandas', 'matplotlib', 'sklearn', 'scipy'}\n"
+        "heavy |= {'optuna', 'sqlalchemy'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
     )
     ran = subprocess.run(
