@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator import spaces
+from trainables.recipe import stable_hash
 
 # How a run is carried out, not what it trains: may change when it is resumed.
 OPERATIONAL_RESOURCES = (
@@ -16,7 +17,10 @@ OPERATIONAL_RESOURCES = (
     "slot_start_timeout_s",
     "max_failures_per_trial",
 )
-OPERATIONAL_RUN = ("storage", "tracking_uri", "experiment", "final_seeds")
+OPERATIONAL_RUN = (
+    *("name", "storage", "tracking_uri", "experiment", "final_seeds"),
+    *("budget", "prices"),
+)
 
 
 def identity(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +31,10 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
         del sweep["trials"], sweep["data"]["folder"]
         for name in OPERATIONAL_RESOURCES:
             del sweep["resources"][name]
+        if not sweep.get("grid"):
+            sweep.pop("grid", None)
+    if not plain.get("claim"):
+        plain.pop("claim", None)
     return plain
 
 
@@ -52,6 +60,8 @@ def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if key == "space":
             domains = spaces.from_dict(value)
             found |= {f"{path}.{axis}": str(domain) for axis, domain in domains.items()}
+        elif key == "grid":
+            found[path] = f"{len(value)} trials, {stable_hash(value)}"
         elif isinstance(value, Mapping):
             found |= _leaves(value, f"{path}.")
         else:

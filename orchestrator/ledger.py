@@ -53,6 +53,7 @@ EVENTS = (
     "resumed",  # an interrupted run went on
     "frozen",  # the search is over; detail = the winners by recipe hash, before any final
     "test_opened",  # the sealed test split is about to be read
+    "verdict",  # what the run says of its claim; detail, recomputed from the other records
     "noted",  # anything else a reader should know; reason
     "closed",  # the run reached its end
 )

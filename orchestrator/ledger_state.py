@@ -102,6 +102,7 @@ class State:
     test_openings: int = 0
     notes: list[str] = field(default_factory=list)
     stop_reason: str | None = None
+    verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
 
 
 def replay(records: Iterable[Record]) -> State:
@@ -186,5 +187,7 @@ def _apply_run_event(state: State, event: str, record: Record) -> None:
         state.sealed = False
         state.test_opened_at = state.test_opened_at or record["time"]
         state.test_openings += 1
+    elif event == "verdict":
+        state.verdict = record
     elif event == "noted":
         state.notes.append(record.get("reason", ""))

@@ -18,20 +18,22 @@ from typing import Any
 
 from orchestrator import budget, identity, sampling, spaces
 from orchestrator.limits import ResourceSpec, SchedulerSpec, at_least
+from orchestrator.places import NAMED_DATASETS, absolute_data, absolute_weights
 from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.recipe import Recipe, stable_hash
 
 __all__ = [
+    "NAMED_DATASETS",
     "ResourceSpec",
     "RunSpec",
     "SchedulerSpec",
     "SweepSpec",
+    "absolute_data",
     "diff",
     "searchable",
     "with_axes",
 ]
 
-NAMED_DATASETS = ("digits", "cifar10", "cifar100")
 SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -39,7 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """One family's trials. ``recipe`` holds the values of the axes that are not searched."""
+    """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
+    ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn."""
 
     backbone: BackboneSpec
     data: DataSpec
@@ -49,6 +52,7 @@ class SweepSpec:
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     trials: int = 8
     seed: int = 0
+    grid: Sequence[Mapping[str, Any]] = ()
 
     @property
     def family(self) -> str:
@@ -61,6 +65,8 @@ class SweepSpec:
 
     def axes(self, index: int, past: Sequence[sampling.Past] = ()) -> dict[str, Any]:
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
+        if self.grid:
+            return {path: self.grid[index][path] for path in self.space}
         return sampling.draw(
             self.scheduler.sampler,
             self.space,
@@ -80,24 +86,27 @@ class SweepSpec:
 
     def assignment(self, index: int) -> Assignment:
         """Trial ``index`` complete, its searched axes drawn, paths absolute for any worker."""
-        drawn = with_axes(self, self.axes(index))
-        return Assignment(
+        own = self.grid[index] if self.grid else self.axes(index)
+        drawn = with_axes(self, {path: value for path, value in own.items() if "." in path})
+        made = Assignment(
             trial_id=self.trial_name(index),
             attempt=1,
-            backbone=replace(drawn.backbone, weights=_absolute_weights(drawn.backbone.weights)),
+            backbone=replace(drawn.backbone, weights=absolute_weights(drawn.backbone.weights)),
             recipe=drawn.recipe,
             data=absolute_data(drawn.data),
             seed=int(stable_hash([self.seed, self.family, index])[:7], 16),
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
+        return replace(made, **{name: value for name, value in own.items() if "." not in name})
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready mapping."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         for name in ("backbone", "data", "recipe", "scheduler", "resources"):
             plain[name] = asdict(plain[name])
-        return {**plain, "space": spaces.as_dict(self.space)}
+        grid = [dict(row) for row in self.grid]
+        return {**plain, "space": spaces.as_dict(self.space), "grid": grid}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:
@@ -111,6 +120,7 @@ class SweepSpec:
             resources=ResourceSpec(**values["resources"]),
             trials=values["trials"],
             seed=values["seed"],
+            grid=tuple(values.get("grid", ())),
         )
 
     def mistakes(self) -> list[str]:
@@ -119,6 +129,8 @@ class SweepSpec:
         found = [line.replace("--set trials=", "--trials ") for line in found]
         found = [line.replace("--set seed=", "--seed ") for line in found]
         found += self.scheduler.mistakes() + self.resources.mistakes()
+        if self.grid and len(self.grid) != self.trials:
+            found.append(f"a grid has a row a trial; got {len(self.grid)} for {self.trials} trials")
         if self.scheduler.sampler == "tpe":
             found += sampling.tpe_mistakes(self.space)
         return found + (self._space_mistakes() or self.recipe.mistakes())
@@ -142,7 +154,8 @@ class SweepSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What has a NAME. Several sweeps share one pool of slots and one budget."""
+    """What has a NAME. Several sweeps share one pool of slots and one budget. ``claim`` is the
+    declaration of the claim that the run tests."""
 
     name: str
     sweeps: tuple[SweepSpec, ...]
@@ -152,6 +165,7 @@ class RunSpec:
     final_seeds: int = 0
     budget: Mapping[str, float] | None = None
     prices: Mapping[str, float] | None = None
+    claim: Mapping[str, Any] | None = None
 
     @property
     def folder(self) -> Path:
@@ -226,22 +240,6 @@ def with_axes(sweep: SweepSpec, axes: Mapping[str, Any]) -> SweepSpec:
 def sanitised(text: str) -> str:
     """The nearest valid run name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "run"
-
-
-def absolute_data(data: DataSpec) -> DataSpec:
-    """Paths made absolute: a worker's working directory is not the user's."""
-    source = data.source
-    if source not in NAMED_DATASETS:
-        source = str(Path(source).expanduser().resolve())
-    archive, folder = (
-        None if path is None else str(Path(path).expanduser().resolve())
-        for path in (data.archive, data.folder)
-    )
-    return replace(data, source=source, archive=archive, folder=folder)
-
-
-def _absolute_weights(weights: str) -> str:
-    return weights if weights in ("hub", "none") else str(Path(weights).expanduser().resolve())
 
 
 def diff(old: RunSpec, new: RunSpec) -> list[str]:

@@ -62,7 +62,8 @@ class Assignment:
 
     ``epochs`` is the full length that the learning-rate schedule is laid out for; a trial may
     be stopped before. ``checkpoint`` is the folder to resume from (``None``: epoch 0) and
-    ``checkpoint_folder`` the parent of the folders written, unique per attempt.
+    ``checkpoint_folder`` the parent of the folders written, unique per attempt. With
+    ``shift_offsets_px`` every report says how consistent the predictions are under these shifts.
     """
 
     trial_id: str
@@ -76,6 +77,7 @@ class Assignment:
     checkpoint_folder: str | None = None
     checkpoint_every_epochs: int = 1
     epoch_timeout_s: float = 3600.0
+    shift_offsets_px: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready mapping."""
@@ -90,5 +92,6 @@ class Assignment:
                 "backbone": BackboneSpec(**values["backbone"]),
                 "recipe": Recipe.from_dict(values["recipe"]),
                 "data": DataSpec(**values["data"]),
+                "shift_offsets_px": tuple(values.get("shift_offsets_px", ())),
             }
         )

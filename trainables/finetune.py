@@ -15,6 +15,7 @@ from trainables.assignment import Assignment
 from trainables.data import PixelStore, prepare
 from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
 from trainables.loop import World, predict
+from trainables.probes.learning import shift_consistency
 from trainables.trial_state import Trial
 
 __all__ = ["EpochReport", "World", "evaluate_split", "fine_tune"]
@@ -61,6 +62,8 @@ def fine_tune(
                 folder = trial.save()
                 raise Preempted(f"{assignment.trial_id} was told to stop", checkpoint=folder)
             metrics, folder = trial.finish_epoch()
+            if assignment.shift_offsets_px:
+                metrics |= shift_consistency(trial, assignment.shift_offsets_px)
         except (Diverged, OutOfMemory) as error:
             epoch = trial.progress.epoch + 1
             message = f"{assignment.trial_id}, epoch {epoch}: {error}; {recipe_line(assignment)}"

@@ -33,6 +33,7 @@ LAYERS = (
         *("orchestrator.identity", "orchestrator.limits", "orchestrator.overrides"),
         "orchestrator.budget",
         "orchestrator.sampling",
+        "orchestrator.places",
     ),
     ("orchestrator",),
     ("trainables.worker*",),
@@ -64,7 +65,7 @@ HOMES = {
     "mlflow": ("orchestrator/tracking_client.py",),
     "matplotlib": ("orchestrator/compare/*",),
     # Sobol points: sampling imports it in the function that draws, so that no command waits for it.
-    "scipy": ("orchestrator/compare/*", "orchestrator/sampling.py"),
+    "scipy": ("orchestrator/compare/*", "orchestrator/claims/*", "orchestrator/sampling.py"),
     "optuna": ("orchestrator/sampling.py",),
     "statsmodels": ("orchestrator/compare/*",),
     "click": ("orchestrator/cli*.py",),

@@ -16,6 +16,7 @@ from trainables.assignment import Assignment
 from trainables.augment import Look, fit, normalise
 from trainables.backbones import Geometry
 from trainables.data import PixelStore, prepare
+from trainables.learner import Learner
 from trainables.loop import World
 from trainables.probes.attention import attention_distances
 from trainables.probes.calibration import calibration
@@ -40,6 +41,17 @@ class Subject:
     geometry: Geometry
     device: torch.device
     bf16: bool = False
+
+    @classmethod
+    def of(cls, learner: Learner) -> Subject:
+        """What ``learner`` has learned so far: the moving average where its recipe keeps one."""
+        return cls(
+            module=learner.evaluated,
+            look=learner.look,
+            geometry=learner.backbone.geometry,
+            device=learner.device,
+            bf16=learner.bf16,
+        )
 
     def inputs(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """Stored pixels (B, H, W, C) uint8 as the model takes them: (B, 3, S, S) float32."""
@@ -70,14 +82,7 @@ def probe_trial(
     """
     opened = store or prepare(assignment.data)
     resumed = Assignment.from_dict({**assignment.as_dict(), "checkpoint": checkpoint})
-    learner = Trial(resumed, World(device=device), opened).learner
-    subject = Subject(
-        module=learner.evaluated,
-        look=learner.look,
-        geometry=learner.backbone.geometry,
-        device=learner.device,
-        bf16=learner.bf16,
-    )
+    subject = Subject.of(Trial(resumed, World(device=device), opened).learner)
     part = opened.split(split)
     return {"split": split, **probe(subject, part.images[:limit], part.labels[:limit])}
 
@@ -131,7 +136,7 @@ def _predictions(
     """Probabilities (N, classes), classes under shifts (offsets, ways, N) by direction, and under
     occlusion (shares, N)."""
     plain, moved, hidden = [], [], []
-    for rows, inputs in _batches(subject, images):
+    for rows, inputs in batches(subject, images):
         plain.append(subject.logits(inputs).softmax(1))
         moved.append(shifted_predictions(subject.logits, inputs, offsets))
         hidden.append(
@@ -141,7 +146,8 @@ def _predictions(
     return torch.cat(plain), joined, torch.cat(hidden, 1)
 
 
-def _batches(subject: Subject, images: npt.NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(subject: Subject, images: npt.NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers (B,) and model inputs (B, 3, S, S) of stored ``images``, in order."""
     for start in range(0, len(images), BATCH):
         inputs = subject.inputs(images[start : start + BATCH])
         yield torch.arange(start, start + len(inputs), device=subject.device), inputs

@@ -43,9 +43,12 @@ def _source(side: int, offset: int, device: torch.device) -> Tensor:
 
 
 def shifted_predictions(
-    classify: Callable[[Tensor], Tensor], images: Tensor, offsets: Sequence[int]
+    classify: Callable[[Tensor], Tensor],
+    images: Tensor,
+    offsets: Sequence[int],
+    directions: Mapping[str, tuple[tuple[int, int], ...]] = DIRECTIONS,
 ) -> dict[str, Tensor]:
-    """Predicted classes of (B, C, H, W) ``images`` under shifts, by name in ``DIRECTIONS``.
+    """Predicted classes of (B, C, H, W) ``images`` under shifts, by name in ``directions``.
 
     ``classify`` maps images to logits (B, classes). Each value is (offsets, ways, B) int64, where
     ways are the direction's steps. Offset 0 is predicted once.
@@ -61,7 +64,7 @@ def shifted_predictions(
         name: torch.stack(
             [torch.stack([predicted(offset, *way) for way in ways]) for offset in offsets]
         )
-        for name, ways in DIRECTIONS.items()
+        for name, ways in directions.items()
     }
 
 

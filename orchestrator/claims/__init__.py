@@ -1,0 +1,1 @@
+"""Received opinions about architectures as experiments with verdicts: one file a claim."""

@@ -1,0 +1,138 @@
+"""What a claim is: an opinion, the experiment that tests it, and the rule that judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from orchestrator.claims.cells import Cell
+from orchestrator.claims.effects import Measured
+from trainables.recipe import stable_hash
+
+ALPHA = 0.05
+# Besides a claim's own file, these say how its verdict is reached.
+RULE_FILES = ("cells.py", "decide.py", "effects.py", "readings.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How far an experiment goes.
+
+    ``epochs`` is the length of the arm that the others are measured against. ``train_images``
+    (``None``: all there are) and ``val_images`` are upper limits. ``rates`` are multiples of each
+    family's usual learning rate: where there are several, every arm is read at the one that is
+    best on its other seeds.
+    """
+
+    epochs: int
+    train_images: int | None
+    val_images: int
+    seeds: int
+    batch_size: int = 64
+    rates: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a design is laid out for. ``side`` is the native input side in pixels, ``patch`` the
+    ViT's own choice there, ``train_images`` how many there will be, ``weights`` where they start.
+    """
+
+    preset: Preset
+    side: int
+    patch: int
+    train_images: int
+    scale: str = "tiny"
+    weights: str = "none"
+
+    def rates(self, family: str, weights: str | None = None) -> tuple[float, ...]:
+        """Learning rates of a family that starts from ``weights``, ascending, for AdamW."""
+        usual = USUAL_RATES[family, (weights or self.weights) == "none"]
+        return tuple(float(f"{usual * times:.3g}") for times in sorted(self.preset.rates))
+
+
+# By (family, from scratch?), near the middle of the family's default search range.
+USUAL_RATES = {
+    ("vit", True): 1e-3,
+    ("vit", False): 1e-4,
+    ("hybrid", True): 1e-3,
+    ("hybrid", False): 1e-4,
+    ("resnet", True): 2e-3,
+    ("resnet", False): 3e-4,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One treatment: a family, its length in epochs and its levels by axis path.
+
+    ``shift_offsets_px``: shifts at which its consistency on validation images is taken.
+    """
+
+    family: str
+    epochs: int
+    levels: Mapping[str, Any]
+    shift_offsets_px: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One opinion and all that decides on it, set down before any data are seen.
+
+    ``alpha`` bounds the probability of a wrong verdict, ``smallest_effect`` (in the statistic's
+    unit) is the cut between an effect that would matter and one that would not. ``recipe`` is
+    what all arms share beside the defaults. ``arms`` lays the design out, ``measure`` turns its
+    results into effects with one value a seed, above 0 where it speaks for the claim.
+    """
+
+    name: str
+    statement: str
+    source: str
+    literature_for: tuple[str, ...]
+    literature_against: tuple[str, ...]
+    factors: Mapping[str, str]
+    presets: Mapping[str, Preset]
+    statistic: str
+    smallest_effect: float
+    unit: str
+    supported: str
+    refuted: str
+    undetermined: str
+    arms: Callable[[Setting], Sequence[Arm]]
+    measure: Callable[[Sequence[Cell]], Measured]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float = ALPHA
+    fewest_images_per_class: int = 10
+    fewest_share: float = 1.0  # of the training images that the smallest arm sees
+
+    @property
+    def file(self) -> str:
+        """The claim's own file in this package."""
+        return f"{self.name.replace('-', '_')}.py"
+
+    def declaration(self) -> dict[str, Any]:
+        """Every word and number of the claim, JSON-ready, with the ``hash`` that binds it.
+
+        The hash covers these and the source text of the rule, so that a verdict by another rule
+        shows. Tuples are lists, as JSON gives them back.
+        """
+        plain: dict[str, Any] = {
+            one.name: _plain(getattr(self, one.name))
+            for one in fields(self)
+            if one.name not in ("arms", "measure")
+        }
+        here = Path(__file__).parent
+        rule = [
+            (here / name).read_text(encoding="utf-8") for name in sorted((self.file, *RULE_FILES))
+        ]
+        return {**plain, "hash": stable_hash([plain, rule])}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Preset):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value

@@ -1,0 +1,96 @@
+"""What a claim's measurement gives: effects with a value a seed, and what to draw of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compare.statistics import mean_interval
+
+Array = np.ndarray
+
+
+class NoVerdict(Exception):
+    """The experiment cannot speak; the message says why, as the end of a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One contrast. ``values`` has one number a seed, above 0 where it speaks for the claim.
+
+    ``unit``: ``points`` (a difference of fractions), ``ratio`` (log10 of one) or ``decades``.
+    ``bound`` says what the values are of the true ones: ``exact``, ``at least`` or ``at most``
+    them, where an optimum or a time was cut off, or ``unknown``.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    unit: str
+    bound: str = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a picture: ``values`` (seeds, points) over ``x`` (points,); ``place`` colours
+    it as the family at that place; a stepped one keeps its height until the next point."""
+
+    name: str
+    place: int
+    x: tuple[float, ...]
+    values: Array
+    stepped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A diagram with its data; ``y_unit`` is ``percent`` or empty, ``ticks`` name the places of
+    ``x`` where it is no number."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    x_log: bool = False
+    ticks: tuple[str, ...] = ()
+    y_unit: str = "percent"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: for each point the mean over seeds with its 95 % interval."""
+        return {
+            "title": self.title,
+            "x_label": self.x_label,
+            "y_label": self.y_label,
+            "x_log": self.x_log,
+            "ticks": list(self.ticks),
+            "y_unit": self.y_unit,
+            "series": [_series(one) for one in self.series],
+        }
+
+
+def _series(one: Series) -> dict[str, Any]:
+    found = [mean_interval([float(v) for v in column]) for column in one.values.T]
+    return {
+        "name": one.name,
+        "place": one.place,
+        "stepped": one.stepped,
+        "x": [float(x) for x in one.x],
+        **{key: [_rounded(point[key]) for point in found] for key in ("mean", "low", "high")},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """``effects`` decide, ``others`` are described; ``seeds`` counts those that were complete."""
+
+    seeds: int
+    effects: tuple[Effect, ...]
+    others: tuple[Effect, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = field(default=())
