@@ -91,6 +91,7 @@ CLAIM = Claim(
         "Wightman et al. 2021 (ResNet strikes back): ResNet-50 gains from the same strong recipe.",
         "Steiner et al. 2022: small ViTs and short training can lose by it.",
     ),
+    families=FAMILIES,
     factors={
         "architecture": "ViT, ResNet",
         "augmentation": "none; light: shifts and mirroring; medium: and rotation by 10 degrees, "

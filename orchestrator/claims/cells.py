@@ -36,7 +36,7 @@ class Cell:
     @property
     def axes(self) -> Mapping[str, Any]:
         """The levels of this treatment by axis path."""
-        return self.trial.axes
+        return self.trial.axes or {}
 
     @property
     def finished(self) -> bool:

@@ -92,6 +92,7 @@ class Claim:
     source: str
     literature_for: tuple[str, ...]
     literature_against: tuple[str, ...]
+    families: tuple[str, ...]
     factors: Mapping[str, str]
     presets: Mapping[str, Preset]
     statistic: str

@@ -173,6 +173,7 @@ CLAIM = Claim(
         "Zhang 2019 (Making convolutional networks shift-invariant again) and Chaman & Dokmanic "
         "2021: pooling and strides break the invariance.",
     ),
+    families=FAMILIES,
     factors={
         "architecture": "ResNet, ViT",
         "shift": "by quarters of the ViT's patch up to two patches, along each axis, borders "

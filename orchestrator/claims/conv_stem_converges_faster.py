@@ -184,6 +184,7 @@ CLAIM = Claim(
         "Wang et al. 2022 (Scaled ReLU matters for training vision transformers): not the "
         "convolutions alone, but normalisation and ReLU between them make the difference.",
     ),
+    families=FAMILIES,
     factors={
         "architecture": "ViT, hybrid of the same width, depth and number of tokens",
         "learning rate": ", ".join(f"{times:g}" for times in TIMES_RATE) + " times the usual one, "

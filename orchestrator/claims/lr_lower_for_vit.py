@@ -172,6 +172,7 @@ CLAIM = Claim(
         "Liu et al. 2022 (ConvNeXt): a convolutional network trains with AdamW at the rates that "
         "transformers of its size use.",
     ),
+    families=FAMILIES,
     factors={
         "architecture": "ViT, ResNet",
         "optimizer": "AdamW, SGD with momentum",

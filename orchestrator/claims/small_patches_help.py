@@ -141,6 +141,7 @@ CLAIM = Claim(
         "Touvron et al. 2019 (FixRes): larger inputs help by themselves, so that more tokens, "
         "rather than finer patches, may be what counts; hence the upsampled arm.",
     ),
+    families=("vit",),
     factors={
         "patch": "16, 8 and 4 pixels at the images' own size; 16 on images upsampled 4 times, "
         "which has as many tokens as patch 4",

@@ -91,6 +91,7 @@ CLAIM = Claim(
         "Chen, Hsieh & Gong 2022 (When vision transformers outperform ResNets without "
         "pre-training or strong data augmentations): with a flatter optimum, too.",
     ),
+    families=FAMILIES,
     factors={
         "architecture": "ViT, ResNet",
         "data": "10 %, 30 % and all of the training images, each share inside the next; equal "

@@ -1,0 +1,181 @@
+"""A claim's verdict, from a run's ledger and from nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.claims.catalog import CLAIMS
+from orchestrator.claims.cells import Cell, cells_of, ended
+from orchestrator.claims.claim import Claim
+from orchestrator.claims.decide import judge, summary
+from orchestrator.claims.effects import Measured, NoVerdict
+from orchestrator.claims.wording import effect_text, sentence
+from orchestrator.ledger import FILE_NAME, Ledger, State, read, replay
+from trainables.errors import UserError
+
+SCHEMA = 1
+
+
+def state_of(run_folder: Path) -> State:
+    """The ledger of a claim's run. Raises ``UserError`` where there is none."""
+    path = run_folder / FILE_NAME
+    state = replay(read(path)) if path.exists() else State()
+    if not declared(state):
+        raise UserError(
+            f"a verdict is on the run of a claim; {run_folder} is none. "
+            "Fix: orchestrator claims run CLAIM"
+        )
+    return state
+
+
+def declared(state: State) -> Mapping[str, Any]:
+    """What was declared before the run began; empty for a run that tests no claim."""
+    return state.header.get("spec", {}).get("claim") or {}
+
+
+def verdict_of(state: State, *, pictures: bool = True) -> dict[str, Any]:
+    """The verdict as JSON, by the thresholds that the ledger holds and the claim's rule as it is.
+
+    ``verdict`` is ``supported``, ``refuted``, ``undetermined``, or ``None`` where the experiment
+    cannot speak, with ``reason``. ``rule_changes`` lists what the claim's files say otherwise
+    than the ledger; where it is not empty, this is not the declared claim's verdict.
+    """
+    claim, said = _claim(state), declared(state)
+    cells = cells_of(state)
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "claim": said["name"],
+        "statement": said["statement"],
+        "run": state.header.get("run"),
+        "hash": said["hash"],
+        "rule_changes": rule_changes(state),
+        "preset": said.get("preset"),
+        "departures": list(said.get("departures", ())),
+        "alpha": said["alpha"],
+        "level": 1 - 2 * said["alpha"],
+        "smallest_effect": {"value": said["smallest_effect"], "unit": said["unit"],
+                            "text": effect_text(said["smallest_effect"], said["unit"])},
+        "scope": scope(state, cells),
+        **_counts(state, cells),
+        "verdict": None, "reason": None, "seeds": None, "effects": [], "others": [], "notes": [],
+        "pictures": [],
+    }  # fmt: skip
+    try:
+        ended(cells)
+        measured = claim.measure(cells)
+        _all_finite(measured)
+    except NoVerdict as why:
+        found["reason"] = str(why)
+    else:
+        found |= _judged(measured, said)
+        if pictures:
+            found["pictures"] = [picture.as_dict() for picture in measured.pictures]
+    return {**found, "sentence": sentence(found)}
+
+
+def _judged(measured: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
+    verdict, effects = judge(
+        measured.effects, smallest=said["smallest_effect"], alpha=said["alpha"]
+    )
+    return {
+        "verdict": verdict,
+        "reason": said[verdict],
+        "seeds": measured.seeds,
+        "effects": effects,
+        "others": [
+            summary(effect, said["alpha"])
+            for effect in measured.others
+            if all(map(math.isfinite, effect.values))
+        ],
+        "notes": list(measured.notes),
+    }
+
+
+def _all_finite(measured: Measured) -> None:
+    """A number that is missing in a report must not become a verdict."""
+    for effect in measured.effects:
+        if not all(math.isfinite(value) for value in effect.values):
+            raise NoVerdict(f"{effect.name} is not known in every seed: reports lack a number")
+
+
+def _claim(state: State) -> Claim:
+    name = str(declared(state)["name"])
+    if name not in CLAIMS:
+        raise UserError(
+            f"the run {state.header.get('run')} tests the claim {name!r}, which this version does "
+            f"not have; valid: {', '.join(CLAIMS)}. Fix: use the version that ran it"
+        )
+    return CLAIMS[name]
+
+
+def rule_changes(state: State) -> list[str]:
+    """What the claim's files say now otherwise than the ledger: a changed rule is a new claim."""
+    then, now = declared(state), _claim(state).declaration()
+    if then["hash"] == now["hash"]:
+        return []
+    changed = [
+        f"{key}: the ledger says {then.get(key)!r}, the file {value!r}"
+        for key, value in now.items()
+        if key != "hash" and then.get(key) != value
+    ]
+    return changed or ["the source text of its rule"]
+
+
+def _counts(state: State, cells: Sequence[Cell]) -> dict[str, Any]:
+    environment = state.header.get("environment", {})
+    statuses = [cell.trial.status for cell in cells]
+    return {
+        "trials": {
+            "asked": len(cells),
+            **{status: statuses.count(status) for status in ("finished", "failed")},
+        },
+        "device_seconds": round(sum(cell.trial.device_seconds for cell in cells), 1),
+        "dataset": next(iter(state.header.get("datasets", {}).values()), {}).get("name"),
+        "scale": state.header["spec"]["sweeps"][0]["backbone"]["scale"],
+        "hardware": {
+            key: environment.get(key) for key in ("processor", "cpus", "memory_gb", "platform")
+        }
+        | {"device": next((d for c in cells if (d := c.trial.detail.get("device"))), None)},
+        "versions": {"python": environment.get("python"), **environment.get("versions", {})},
+        "code_version": state.header.get("code_version"),
+    }
+
+
+def scope(state: State, cells: Sequence[Cell]) -> str:
+    """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
+    of cifar10 at 32 px, 5 seeds``."""
+    details = [cell.trial.detail for cell in cells if cell.trial.detail.get("model")]
+    backbones = [cell.trial.assignment["backbone"] for cell in cells]
+    models = sorted({str(detail["model"]) for detail in details})
+    starts = {"from scratch" if b["weights"] == "none" else "fine-tuned" for b in backbones}
+    images = sorted({int(detail["train_images"]) for detail in details})
+    info = next(iter(state.header.get("datasets", {}).values()), {})
+    told = " to ".join(f"{n:,}" for n in (images[:1] + images[1:][-1:])) or "an unknown number of"
+    val = info.get("counts", {}).get("val")
+    shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in cells})
+    return ", ".join(
+        [
+            f"{backbones[0]['scale']} models" + (f" ({', '.join(models)})" if models else ""),
+            " and ".join(sorted(starts, reverse=True)),
+            f"{told} images of {info.get('name')} at {info.get('height')} px",
+            f"{val:,} validation images{' (the same for all seeds)' if shared else ' a seed'}",
+            f"{len({cell.seed for cell in cells})} seeds",
+        ]
+    )
+
+
+def record(run_folder: Path, verdict: Mapping[str, Any]) -> bool:
+    """Write the verdict into the ledger, unless its last one is the same; whether it was new.
+
+    Only for the process that holds the run, after its dispatcher has gone.
+    """
+    before = state_of(run_folder).verdict.get("detail")
+    if before == verdict:
+        return False
+    ledger = Ledger(run_folder / FILE_NAME)
+    ledger.append("verdict", detail=dict(verdict), reason=verdict["sentence"])
+    ledger.close()
+    return True
