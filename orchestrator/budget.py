@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from orchestrator.limits import ResourceSpec
-from trainables.errors import UserError
+from trainables.errors import raise_if_any
 
 BUDGETS = ("gpu_hours", "cpu_hours", "usd")
 PRICES = ("gpu_hour", "cpu_hour")
@@ -20,31 +20,36 @@ HOUR_S = 3600.0
 Amounts = Mapping[str, float]
 
 
-def parse_budget(text: str) -> dict[str, float]:
-    """``gpu_hours=4``, ``cpu_hours=4`` or ``usd=20`` as ``{"usd": 20.0}``; raises ``UserError``."""
-    return _amount("--budget", text, BUDGETS, "usd=20")
+def parse(
+    budget: str | None, prices: Iterable[str]
+) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    """``usd=20`` and ``gpu_hour=2.50`` as ``{"usd": 20.0}`` and ``{"gpu_hour": 2.5}``; what was
+    not given is ``None``. Raises ``UserError`` with all that is wrong."""
+    wrong: list[str] = []
+    caps = _amounts("--budget", [budget] if budget else [], BUDGETS, wrong)
+    known = _amounts("--price", prices, PRICES, wrong)
+    raise_if_any(wrong)
+    return caps or None, known or None
 
 
-def parse_prices(texts: Iterable[str]) -> dict[str, float] | None:
-    """US dollars by ``gpu_hour`` and ``cpu_hour``; ``None`` for none. Raises ``UserError``."""
-    found: dict[str, float] = {}
+def _amounts(
+    option: str, texts: Iterable[str], names: tuple[str, ...], wrong: list[str]
+) -> dict[str, float]:
+    found = {}
     for text in texts:
-        found |= _amount("--price", text, PRICES, "gpu_hour=2.50")
-    return found or None
-
-
-def _amount(option: str, text: str, names: tuple[str, ...], example: str) -> dict[str, float]:
-    name, _, number = text.partition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if name.strip() not in names or not 0 < value < math.inf:
-        raise UserError(
-            f"{option} must be NAME=AMOUNT, NAME one of {', '.join(names)} and AMOUNT above 0; "
-            f"got {text!r}. Fix: {option} {example}"
-        )
-    return {name.strip(): value}
+        name, _, number = text.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if name.strip() in names and 0 < value < math.inf:
+            found[name.strip()] = value
+        else:
+            wrong.append(
+                f"{option} must be UNIT=AMOUNT, UNIT one of {', '.join(names)}, AMOUNT above 0; "
+                f"got {text!r}. Fix: {option} {names[0]}=4"
+            )
+    return found
 
 
 def device(resources: ResourceSpec) -> str:

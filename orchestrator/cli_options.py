@@ -78,6 +78,29 @@ RUN = (
     STORAGE,
     TRACKING,
     click.option("--experiment", help="MLflow experiment. Default: the run's name."),
+    click.option(
+        "--budget",
+        metavar="UNIT=AMOUNT",
+        help="A hard cap: gpu_hours=4, cpu_hours=4 without GPUs, or usd=20 with a --price; an "
+        "equal share for each family. The run stops before it is passed, resumable.",
+    ),
+    click.option(
+        "--price",
+        multiple=True,
+        metavar="UNIT=DOLLARS",
+        help="What an hour costs: gpu_hour=2.50, cpu_hour=0.04. Repeatable.",
+    ),
+    click.option(
+        "--measure/--no-measure",
+        default=None,
+        help="Measure some training steps here for the forecast. Default: in plans, and with a "
+        "--budget; else hours are estimated from FLOPs.",
+    ),
+    click.option(
+        "--tflops",
+        type=click.FloatRange(min=0, min_open=True),
+        help="What one GPU (or CPU) sustains in training, for estimates. Default 15 (0.03).",
+    ),
 )
 
 

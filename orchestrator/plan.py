@@ -1,7 +1,7 @@
-"""What a run will do before it does it: trials, rungs, epochs, slots, storage, backbones.
+"""What a run will do before it does it: trials, rungs, epochs, slots, backbones, and its forecast.
 
-Pure arithmetic on a ``RunSpec``, the cluster's totals and each backbone's geometry: no ray, no
-torch. Hours and money need a measured step and are not forecast here.
+Pure arithmetic on a ``RunSpec``, the cluster's totals and each backbone's geometry and cost: no
+ray, no torch.
 """
 
 from __future__ import annotations
@@ -13,25 +13,9 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.spec import ResourceSpec, RunSpec, SchedulerSpec, SweepSpec
-
-# Millions of parameters, for the storage estimate alone; other models are told once built.
-PARAMS_M = {
-    "test_vit": 0.3,
-    "test_resnet": 0.4,
-    "test_convnext": 0.2,
-    "vit_small_patch16_224": 21.7,
-    "vit_base_patch16_224": 85.8,
-    "resnet26t": 14.0,
-    "resnet50": 23.5,
-    "vit_small_r26_s32_224": 36.1,
-    "vit_base_r50_s16_224": 97.9,
-    "convnext_nano": 15.0,
-    "convnext_tiny": 27.8,
-    "convnext_base": 87.6,
-}
-# Tensors kept per parameter beside the weights: Adam's two moments, one momentum buffer.
-OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}
+from orchestrator.epochs import expected_epochs
+from orchestrator.forecast import Cost, forecast
+from orchestrator.spec import ResourceSpec, RunSpec, SweepSpec
 
 
 def local_totals() -> dict[str, float]:
@@ -88,43 +72,27 @@ def capacity(resources: ResourceSpec, total: Mapping[str, float]) -> int:
     return min([*held, resources.max_slots] if resources.max_slots else held)
 
 
-def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
-    """Epochs that ASHA is expected to train when trials arrive at each rung in random order.
-
-    The trial that finds m results at a rung goes on when it is at or above their (1 - 1/eta)
-    quantile; for uniform values that has the probability (m - q) / (m + 1), q = (1 - 1/eta)
-    (m - 1), and 1 for m = 0. (Li et al., MLSys 2020, section 3; the quantile as Tune takes it.)
-    Of those pruned, the audited share is finished anyway. PASHA trains at most as much as ASHA.
-    """
-    keep = 1 - 1 / scheduler.reduction_factor
-    arrive, before, epochs = float(trials), 0, 0.0
-    for rung in scheduler.rungs():
-        epochs += arrive * (rung - before)
-        before = rung
-        whole = int(arrive)
-        odds = [1.0, *((m - keep * (m - 1)) / (m + 1) for m in range(1, whole + 1))]
-        kept = sum(odds[:whole]) + (arrive - whole) * odds[whole]
-        epochs += scheduler.audit * (arrive - kept) * (scheduler.max_epochs - rung)
-        arrive = kept
-    return epochs + arrive * (scheduler.max_epochs - before)
-
-
-def checkpoint_bytes(sweep: SweepSpec, model: str) -> int | None:
-    """Bytes of one fp32 checkpoint: weights, optimizer state, and the EMA where there is one."""
-    params_m = PARAMS_M.get(model)
-    if params_m is None:
-        return None
-    copies = 1 + OPTIMIZER_COPIES[sweep.recipe.optimizer] + (sweep.recipe.ema_decay is not None)
-    return int(params_m * 1e6 * 4 * copies)
+def slots_of(spec: RunSpec, trials: int, total: Mapping[str, float]) -> int:
+    """Slots that a run of so many search trials will have."""
+    most = max(trials, spec.final_seeds * len(spec.sweeps))
+    return min(most, capacity(spec.sweeps[0].resources, total))
 
 
 def plan(
-    spec: RunSpec, *, total: Mapping[str, float] | None, geometry: Mapping[str, Mapping[str, Any]]
+    spec: RunSpec,
+    *,
+    total: Mapping[str, float] | None,
+    geometry: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, Cost | None],
+    tflops: float | None = None,
 ) -> dict[str, Any]:
     """The plan as JSON. ``total`` is ``None`` where only the cluster can tell what it holds;
-    ``geometry`` is each family's ``Geometry`` as a dict."""
+    ``geometry`` is each family's ``Geometry`` as a dict, ``costs`` what its epochs
+    cost and ``tflops`` what estimates among them took a device to sustain (``None``: the default).
+    """
     families = [_family_plan(sweep, geometry[sweep.family]) for sweep in spec.sweeps]
     trials, resources = sum(sweep.trials for sweep in spec.sweeps), spec.sweeps[0].resources
+    slots = None if total is None else slots_of(spec, trials, total)
     return {
         "schema": 1,
         "name": spec.name,
@@ -132,19 +100,21 @@ def plan(
         "spec_hash": spec.hash(),
         "cluster": None if total is None else dict(total),
         "slot": slot_asks(resources),
-        "slots": None if total is None else min(trials, capacity(resources, total)),
+        "slots": slots,
         "trials": trials,
         "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),
         "worst_epochs": sum(family["worst_epochs"] for family in families),
         "final_seeds": spec.final_seeds,
         "final_epochs": sum(spec.final_seeds * sweep.scheduler.max_epochs for sweep in spec.sweeps),
+        "budget": spec.budget,
+        "prices": spec.prices,
+        "tflops": tflops,
+        "forecast": forecast(spec, costs, slots=slots),
         "families": families,
     }
 
 
 def _family_plan(sweep: SweepSpec, geometry: Mapping[str, Any]) -> dict[str, Any]:
-    one = checkpoint_bytes(sweep, str(geometry["model"]))
-    worst = sweep.trials * sweep.scheduler.max_epochs
     return {
         "family": sweep.family,
         "dataset": sweep.data.source,
@@ -157,58 +127,11 @@ def _family_plan(sweep: SweepSpec, geometry: Mapping[str, Any]) -> dict[str, Any
         "rungs": list(sweep.scheduler.rungs()),
         "max_epochs": sweep.scheduler.max_epochs,
         "expected_epochs": round(expected_epochs(sweep.scheduler, sweep.trials), 1),
-        "worst_epochs": worst,
-        "checkpoint_bytes": one,
-        "checkpoints_bytes_at_most": None if one is None else one * worst,
+        "worst_epochs": sweep.trials * sweep.scheduler.max_epochs,
         "space": {
             path: {"range": str(domain), "why": domain.why} for path, domain in sweep.space.items()
         },
     }
-
-
-def plan_text(made: Mapping[str, Any]) -> str:
-    """The plan for a terminal."""
-    asks = " + ".join(f"{count:g} {kind}" for kind, count in made["slot"].items() if count)
-    if made["cluster"] is None:
-        held = "as many as the cluster holds"
-    else:
-        there = ", ".join(f"{made['cluster'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-        held = f"{made['slots']} at once, of {there}"
-    lines = [
-        f"run       {made['name']} in {made['folder']}, spec {made['spec_hash']}",
-        f"slots     {held}; each {asks}",
-        f"epochs    {made['expected_epochs']:g} expected, {made['worst_epochs']} at worst, "
-        f"over {made['trials']} trials",
-    ]
-    if made["final_seeds"]:
-        lines.append(
-            f"finals    {made['final_epochs']} epochs more: each winner over {made['final_seeds']} "
-            "seeds, then the test split is opened"
-        )
-    for family in made["families"]:
-        lines += ["", *_family_lines(family)]
-    return "\n".join(lines)
-
-
-def _family_lines(family: Mapping[str, Any]) -> list[str]:
-    rungs = ", ".join(map(str, family["rungs"])) or "none: every trial trains to the end"
-    stored = family["checkpoints_bytes_at_most"]
-    storage = (
-        "unknown until the model is built"
-        if stored is None
-        else f"{stored / 1e6:.0f} MB at most, {family['checkpoint_bytes'] / 1e6:.1f} MB each"
-    )
-    return [
-        f"{family['family']:<9} {geometry_line(family['geometry'])}",
-        f"  weights   {weights_line(family['weights'])}",
-        f"  trials    {family['trials']} of at most {family['max_epochs']} epochs; rungs {rungs}",
-        f"  storage   {storage}",
-        *(f"  warning   {warning}" for warning in family["warnings"]),
-        *(
-            f"  search    {path} {axis['range']}" + (f": {axis['why']}" if axis["why"] else "")
-            for path, axis in family["space"].items()
-        ),
-    ]
 
 
 def geometry_line(geometry: Mapping[str, Any]) -> str:
@@ -221,12 +144,3 @@ def geometry_line(geometry: Mapping[str, Any]) -> str:
     if geometry.get("stem"):
         parts.append(f"stem {geometry['stem']}")
     return ", ".join([*parts, str(geometry["road"])])
-
-
-def weights_line(weights: str) -> str:
-    """Where the first weights come from."""
-    if weights == "none":
-        return "none: random, trained from scratch (--weights hub|PATH to fine-tune)"
-    if weights == "hub":
-        return "hub: timm's own, fetched once (--weights none|PATH to go without)"
-    return f"from {weights}"
