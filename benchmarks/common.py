@@ -25,14 +25,19 @@ RESULTS = Path(__file__).parent / "results"
 NOISE_IMAGES = 2048
 
 
-def arguments(description: str | None, result: str) -> argparse.ArgumentParser:
+def arguments(
+    description: str | None, result: str, *, reads_pictures: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="Parquet of encoded images and labels")
+    if reads_pictures:
+        parser.add_argument("--data", type=Path, help="Parquet of encoded images and labels")
     parser.add_argument("--out", type=Path, default=RESULTS / result, help="result file")
-    parser.add_argument("--quick", action="store_true", help="as small as can be: a smoke test")
+    parser.add_argument(
+        "--quick", "--smoke", action="store_true", help="as small as can be: a smoke test"
+    )
     return parser
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import learning, reference, step
+from benchmarks import asha, bare, learning, reference, step, throughput, worlds
+from benchmarks import sweep as sweep_benchmark
 from benchmarks.common import NOISE_IMAGES, noise, pictures, spread
+from orchestrator.ledger import Ledger, read
+from orchestrator.sweeps import family_sweep
 from trainables.assignment import BackboneSpec, DataSpec
 from trainables.backbones import build
 from trainables.data import prepare
@@ -146,3 +153,173 @@ def test_no_worse_is_within_noise_and_within_a_loss_that_matters(
     assert found["no_worse"] is no_worse
     low, high = found["interval"]
     assert low < found["difference"] < high
+
+
+def test_a_world_is_drawn_again_alike_and_its_noise_is_on_what_is_seen_alone() -> None:
+    crossing = worlds.WORLDS["crossing"]
+    one = worlds.draw(crossing, trials=50, epochs=27, seed=3)
+    again = worlds.draw(crossing, trials=50, epochs=27, seed=3)
+    other = worlds.draw(crossing, trials=50, epochs=27, seed=4)
+    assert np.array_equal(one.seen, again.seen)
+    assert not np.array_equal(one.seen, other.seen)
+    assert (np.diff(one.truth) > 0).all()
+    assert np.std(one.seen - one.truth) == pytest.approx(worlds.NOISE_SD, rel=0.1)
+    # Fast starters are overtaken: the orders after one epoch and after all differ.
+    assert 0.1 < asha.rank_agreement(one)["1"] < 0.9
+
+
+@pytest.mark.parametrize("kind", ["none", "asha", "pasha"])
+def test_the_clock_keeps_the_rules_of_the_race(kind: str) -> None:
+    curves = worlds.draw(worlds.WORLDS["crossing"], trials=27, epochs=asha.MAX_EPOCHS, seed=0)
+    state = asha.Clock(curves, kind).run()
+    statuses = {trial.status for trial in state.trials.values()}
+    epochs = [trial.epoch for trial in state.trials.values()]
+    for index, trial in enumerate(state.trials.values()):
+        assert sorted(trial.reports) == list(range(1, trial.epoch + 1))
+        seen = [trial.reports[e]["metrics"]["val_top1"] for e in sorted(trial.reports)]
+        assert seen == list(curves.seen[index, : trial.epoch])
+    if kind == "none":
+        assert (statuses, set(epochs)) == ({"finished"}, {asha.MAX_EPOCHS})
+    else:
+        assert statuses == {"finished", "pruned"}
+        pruned = {trial.epoch for trial in state.trials.values() if trial.status == "pruned"}
+        assert pruned <= {1, 3, 9}
+        assert sum(epochs) < 27 * asha.MAX_EPOCHS / 2
+
+
+def test_slots_of_the_clock_work_at_the_same_time() -> None:
+    curves = worlds.draw(worlds.WORLDS["crossing"], trials=8, epochs=asha.MAX_EPOCHS, seed=0)
+    state = asha.Clock(curves, "none").run()
+    ends = [trial.ended_at for trial in state.trials.values()]
+    alone = float(curves.pace.sum()) * asha.MAX_EPOCHS
+    assert alone / asha.SLOTS <= max(end for end in ends if end is not None) < alone / 2
+
+
+def test_asha_is_within_the_interval_or_is_not() -> None:
+    def row(full: float, found: float) -> dict[str, dict[str, float]]:
+        return {
+            "none": {"epochs": 100, "true_top1": full},
+            "possible": {"epochs": 0, "true_top1": 0.95},
+            **{k: {"epochs": 20, "true_top1": found} for k in ("asha", "pasha", "equal")},
+        }
+
+    same = asha.judge([row(0.90, 0.90), row(0.92, 0.92)])
+    assert same["asha"]["within_interval"]
+    assert same["asha"]["fraction"]["mean"] == pytest.approx(0.2)
+    worse = asha.judge([row(0.900, 0.890), row(0.901, 0.890), row(0.902, 0.890)])
+    assert not worse["asha"]["within_interval"]
+    assert worse["random_search"]["true_top1"]["low"] < 0.901
+    # Student's t with 2 degrees of freedom: 4.303 standard errors either way.
+    assert worse["random_search"]["true_top1"]["low"] == pytest.approx(
+        0.901 - 4.303 * 0.001 / 3**0.5
+    )
+
+
+def test_asha_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "asha.json"
+    monkeypatch.setattr(sys, "argv", ["asha", "--smoke", "--out", str(out)])
+    asha.main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"asha_fraction", "pasha_fraction", "thresholds_met"} <= set(last)
+    result = json.loads(out.read_text())
+    assert result["settings"]["trials"] == asha.QUICK_TRIALS
+    assert set(result["worlds"]) == set(worlds.WORLDS)
+
+
+def test_paces_count_the_time_in_which_every_slot_is_busy() -> None:
+    records = [
+        {"event": "started", "time": 0.0, "slot": "a"},
+        {"event": "reported", "time": 1.0},
+        {"event": "started", "time": 2.0, "slot": "b"},
+        {"event": "reported", "time": 3.0},
+        {"event": "reported", "time": 4.0},
+        {"event": "started", "time": 6.0, "slot": "a"},
+        {"event": "reported", "time": 8.0},
+    ]
+    found = throughput.paces(records)
+    assert (found["results_per_s"], found["steady_s"]) == (0.5, 4.0)
+    assert (found["results_per_s_whole"], found["results"]) == (0.5, 4)
+
+
+def test_a_metric_that_mlflow_does_not_hold_is_lost(tmp_path: Path) -> None:
+    ledger, database = Ledger(tmp_path / "ledger.jsonl"), tmp_path / "mlflow.db"
+    ledger.append("submitted", trial="t", family="vit", detail={"assignment": {}})
+    ledger.append("started", trial="t", attempt=1)
+    for epoch in (1, 2):
+        ledger.append("reported", trial="t", epoch=epoch, metrics={"val_top1": 0.1 * epoch})
+    ledger.close()
+    with sqlite3.connect(database) as store:
+        store.execute("create table tags (run_uuid, key, value)")
+        store.execute("create table metrics (run_uuid, key, value, timestamp, step)")
+        store.execute("insert into tags values ('r', 'trial', 't')")
+        store.execute("insert into metrics values ('r', 'val_top1', 0.1, 0, 1)")
+        store.commit()
+        assert throughput.lost(ledger.path, database) == 1
+        store.execute("insert into metrics values ('r', 'val_top1', 0.2, 0, 2)")
+        store.commit()
+        assert throughput.lost(ledger.path, database) == 0
+
+
+def test_bare_processes_replay_what_was_recorded(tmp_path: Path) -> None:
+    sweep = family_sweep("vit", trials=2, max_epochs=3)
+    data = replace(sweep.data, train_limit=64, folder=str(tmp_path / "stores"))
+    sweep = replace(sweep, data=data)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for index in (0, 1):
+        detail = {"assignment": sweep.assignment(index).as_dict()}
+        ledger.append("submitted", trial=sweep.trial_name(index), family="vit", detail=detail)
+    for name, epochs in (("vit-0001", 1), ("vit-0000", 2)):
+        ledger.append("started", trial=name, attempt=1, slot="s")
+        for epoch in range(1, epochs + 1):
+            ledger.append("reported", trial=name, epoch=epoch, metrics={})
+    work = bare.work_of(list(read(ledger.path)))
+    assert [(a["trial_id"], epochs) for a, epochs in work] == [("vit-0001", 1), ("vit-0000", 2)]
+
+    out = tmp_path / "bare.jsonl"
+    bare.serve(0, work, multiprocessing.Value("i", 0), out)
+    records = list(read(out))
+    told = [(r["event"], r.get("trial"), r.get("epoch")) for r in records]
+    assert told == [
+        ("ready", None, None),
+        ("started", "vit-0001", None),
+        ("reported", "vit-0001", 1),
+        ("started", "vit-0000", None),
+        ("reported", "vit-0000", 1),
+        ("reported", "vit-0000", 2),
+    ]
+    kept = [path.name for path in tmp_path.rglob("epoch-*")]
+    assert sorted(kept) == ["epoch-0001", "epoch-0002"]
+
+
+def test_times_say_where_a_sweep_spends_its_time() -> None:
+    def report(at: float, trial: str, epoch: int, seconds: float, **detail: Any) -> dict[str, Any]:
+        metrics = {f"{purpose}_seconds": 0.0 for purpose in sweep_benchmark.PURPOSES}
+        metrics["train_seconds"] = seconds
+        fields = {"trial": trial, "epoch": epoch, "metrics": metrics, "detail": detail}
+        return {"time": at, "event": "reported", **fields}
+
+    def started(at: float, trial: str, slot: str, waited_s: float) -> dict[str, Any]:
+        fields = {"trial": trial, "slot": slot, "waited_s": waited_s}
+        return {"time": at, "event": "started", **fields}
+
+    records = [
+        {"time": 0.0, "event": "spawned"},
+        started(20.0, "a", "s-0", 5.0),
+        started(21.0, "b", "s-1", 1.0),
+        report(30.0, "a", 1, 8.0, first_step_at=22.0),
+        report(40.0, "a", 2, 9.5),
+        started(40.5, "c", "s-0", 0.1),
+        report(50.0, "b", 1, 20.0, first_step_at=30.0),
+        report(60.0, "c", 1, 19.0, first_step_at=40.75),
+        {"time": 70.0, "event": "exited"},
+    ]
+    found = sweep_benchmark.times(records)
+    assert (found["from_ready_s"], found["from_command_s"]) == (45.0, 60.0)
+    assert (found["slot_ready_s"], found["cold_start_s"]) == (15.0, 22.0)
+    assert found["warm_start_s"] == [0.25]
+    assert found["epoch_gap_s"] == [0.5]
+    assert found["handover_s"] == [0.5]
+    assert (found["tail_s"], found["training_s"]) == (10.0, 56.5)
+    assert (found["epochs"], found["trials"]) == (4, 3)

@@ -1,0 +1,117 @@
+"""python -m benchmarks.bare LEDGER OUT [--processes N]
+
+Part (a) of ``benchmarks.sweep``: the trials of a recorded run again, in bare Python processes and
+nothing else. Each takes the next trial in the order in which the run began them, trains it by
+``fine_tune`` to the epoch at which the run ended it, with the same evaluation and checkpoints, and
+keeps the newest checkpoint, as a slot does. Threads and nice level are a slot's. What happened when
+goes to OUT, one JSON record a line as in a ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from dataclasses import replace
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+RAY_WORKER_NICENESS = 15  # what Ray gives its workers unless told otherwise
+
+
+def work_of(records: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """(assignment, epochs) of each trial of a ledger, in the order in which they began."""
+    from orchestrator.ledger import replay
+
+    trials = replay(records).trials
+    begun = dict.fromkeys(record["trial"] for record in records if record["event"] == "started")
+    return [(trials[name].assignment, len(trials[name].reports)) for name in begun]
+
+
+def process(
+    number: int,
+    work: list[tuple[dict[str, Any], int]],
+    position: Synchronized[int],
+    out: Path,
+) -> None:
+    """One process of the right niceness and threads, its objects frozen, then :func:`serve`."""
+    os.nice(max(0, RAY_WORKER_NICENESS - os.nice(0)))
+    import torch
+
+    import trainables.finetune  # noqa: F401 - a slot has it before it asks
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    serve(number, work, position, out)
+
+
+def serve(
+    number: int,
+    work: list[tuple[dict[str, Any], int]],
+    position: Synchronized[int],
+    out: Path,
+) -> None:
+    """Trials until there are no more."""
+    from trainables.assignment import Assignment
+    from trainables.finetune import fine_tune
+
+    with out.open("a", buffering=1) as log:
+
+        def tell(event: str, **fields: Any) -> None:
+            record = {"time": time.time(), "event": event, "slot": f"bare-{number}", **fields}
+            log.write(json.dumps(record) + "\n")
+
+        tell("ready")
+        while True:
+            with position.get_lock():
+                index, position.value = position.value, position.value + 1
+            if index >= len(work):
+                return
+            assignment = Assignment.from_dict(work[index][0])
+            name, epochs = assignment.trial_id, work[index][1]
+            folder = out.parent / "bare-checkpoints" / out.stem / name
+            tell("started", trial=name)
+            reports = fine_tune(
+                replace(assignment, attempt=1, checkpoint_folder=str(folder)),
+                should_stop=lambda: False,
+            )
+            newest: str | None = None
+            for _ in range(epochs):
+                report = next(reports)
+                tell("reported", trial=name, epoch=report.epoch, metrics=report.metrics)
+                if newest is not None and report.checkpoint not in (None, newest):
+                    shutil.rmtree(newest, ignore_errors=True)
+                newest = report.checkpoint or newest
+            reports.close()  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ledger", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    from orchestrator.ledger import read
+
+    work = work_of(list(read(options.ledger)))
+    context = multiprocessing.get_context("spawn")
+    position = context.Value("i", 0)
+    started = [
+        context.Process(target=process, args=(number, work, position, options.out))
+        for number in range(options.processes)
+    ]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join()
+    if any(one.exitcode for one in started):
+        raise SystemExit("a bare process failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The driver's side of a run, with slots that report at once instead of training.
+
+    python -m benchmarks.driver_side FOLDER --trials N --reports N --slots N [--uri URI]
+
+Part of ``benchmarks.throughput``, in a process of its own. Everything but the slots is the
+real run: ``runner.run``, Tune with its thin trials, the dispatcher actor, the ledger and, with
+``--uri``, the process that mirrors it into MLflow. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.worlds import WORLDS, Trials, draw
+from orchestrator import pool, runner
+from orchestrator.limits import ResourceSpec
+from orchestrator.spec import RunSpec
+from orchestrator.sweeps import family_sweep
+
+NAME = "throughput"
+FAMILY = "vit"
+IMAGES = 45_000
+
+
+class Reporters:
+    """A Ray actor that is all slots: it talks to the dispatcher as ``trainables.worker.Link``."""
+
+    def __init__(self, dispatcher: str, namespace: str, trials: int, reports: int) -> None:
+        self._dispatcher = ray.get_actor(dispatcher, namespace=namespace)
+        self._curves: Trials = draw(WORLDS["crossing"], trials=trials, epochs=reports, seed=0)
+
+    async def serve(self, slots: list[str]) -> None:
+        await asyncio.gather(*(self._serve(slot) for slot in slots))
+
+    async def _serve(self, slot: str) -> None:
+        incarnation, running, attempt = uuid.uuid4().hex, None, 0
+        while True:
+            order = await self._dispatcher.next_order.remote(slot, incarnation, running)
+            if order["kind"] == "leave":
+                return
+            if order["kind"] == "drop":
+                running = None
+            if order["kind"] != "train":
+                continue
+            if "assignment" in order:
+                running, attempt = order["assignment"]["trial_id"], order["assignment"]["attempt"]
+            assert running is not None
+            body = self._report(running, order["epoch"])
+            await self._dispatcher.report.remote(slot, running, attempt, body)
+
+    def _report(self, trial: str, epoch: int) -> dict[str, Any]:
+        """As many metrics as an epoch of the engine has, of the usual length in digits."""
+        top1 = float(self._curves.seen[int(trial.rpartition("-")[2]), epoch - 1])
+        metrics = {
+            "val_top1": round(top1, 6),
+            "val_top5": min(1.0, top1 + 0.3),
+            "val_loss": 2.5 * (1 - top1),
+            "train_loss": 2.4 * (1 - top1),
+            "lr": 0.001 / epoch,
+            "images_seen": float(IMAGES * epoch),
+            "train_seconds": 61.234567,
+            "eval_seconds": 3.456789,
+            "data_seconds": 0.123456,
+            "images_per_second": 734.567891,
+            "flops": 1.23456789e15 * epoch,
+        }
+        detail = {"model": "test_vit", "params_m": 0.37, "num_workers": 1} if epoch == 1 else None
+        return {"epoch": epoch, "metrics": metrics, "checkpoint": None, "detail": detail}
+
+
+class ReportingSlots:
+    """In the place of ``SlotPool``, with its interface."""
+
+    trials = reports = 0
+
+    def __init__(
+        self, *, num_slots: int, dispatcher: str, namespace: str, session: str, **_: Any
+    ) -> None:
+        self._names = [f"{session}-{index}.0" for index in range(num_slots)]
+        self._arguments = (dispatcher, namespace, self.trials, self.reports)
+        self._served: Any = None
+        self.errors: list[str] = []
+
+    def start(self) -> None:
+        actor = ray.remote(Reporters).options(num_cpus=0).remote(*self._arguments)
+        self._served = actor.serve.remote(self._names)
+
+    def alive(self) -> int:
+        return 0 if ray.wait([self._served], timeout=0)[0] else len(self._names)
+
+    def join(self, timeout_s: float) -> bool:
+        return bool(ray.wait([self._served], timeout=timeout_s)[0])
+
+
+def spec(folder: Path, options: argparse.Namespace) -> RunSpec:
+    """Trials whose every report goes through ASHA; what it would prune is audited: goes on."""
+    sweep = family_sweep(FAMILY, trials=options.trials, max_epochs=options.reports)
+    cpus = len(os.sched_getaffinity(0))
+    sweep = replace(
+        sweep,
+        scheduler=replace(sweep.scheduler, audit=1.0),
+        resources=ResourceSpec(cpus_per_worker=cpus / options.slots, max_slots=options.slots),
+    )
+    return RunSpec(name=NAME, sweeps=(sweep,), storage=str(folder), tracking_uri=options.uri)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--trials", type=int, required=True)
+    parser.add_argument("--reports", type=int, required=True)
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--uri", help="MLflow's server; without it nothing is mirrored")
+    options = parser.parse_args()
+    ReportingSlots.trials, ReportingSlots.reports = options.trials, options.reports
+    pool.SlotPool = ReportingSlots  # type: ignore[assignment,misc]
+    lag: list[float] = []
+    tracker = runner._tracker
+
+    @contextmanager
+    def timed(*arguments: Any) -> Iterator[None]:
+        if options.uri is None:
+            yield
+            return
+        with tracker(*arguments):
+            yield
+            ended = time.monotonic()
+        lag.append(time.monotonic() - ended)
+
+    runner._tracker = timed
+    outcome = runner.run(
+        spec(options.folder, options),
+        prepare=lambda: ({}, {}),
+        say=lambda line: print(line, file=sys.stderr),
+        report=lambda folder: None,
+    )
+    print(
+        json.dumps(
+            {
+                "finished": outcome.finished,
+                "mlflow_lag_s": lag[0] if lag else None,
+                "driver_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
