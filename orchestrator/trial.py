@@ -16,22 +16,40 @@ OUTAGE_PATIENCE_S = 120.0
 RESOURCES: dict[str, float] = {"node:__internal_head__": 0.001}
 
 
-def call(dispatcher: str, method: str, *arguments: Any, **named: Any) -> Any:
-    """Call the named dispatcher actor, through its restarts.
+class Line:
+    """A line to the named dispatcher actor that outlasts its restarts.
 
-    Raises the last Ray error when it stays away for ``OUTAGE_PATIENCE_S``.
+    The handle is looked up once, not for every call; pickled without it, because Tune pickles
+    what schedulers hold. A call raises the last Ray error when the actor stays away for
+    ``OUTAGE_PATIENCE_S``.
     """
-    deadline = time.monotonic() + OUTAGE_PATIENCE_S
-    while True:
-        try:
-            actor = ray.get_actor(dispatcher, namespace=NAMESPACE)
-            answer = getattr(actor, method).remote(*arguments, **named)
-            return ray.get(answer, timeout=OUTAGE_PATIENCE_S)
-        except (ray.exceptions.RayActorError, ValueError):
-            # ValueError: the name is unknown while the actor restarts.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+
+    def __init__(self, dispatcher: str) -> None:
+        self.dispatcher = dispatcher
+        self._actor: Any = None
+
+    def __call__(self, method: str, *arguments: Any, **named: Any) -> Any:
+        deadline = time.monotonic() + OUTAGE_PATIENCE_S
+        while True:
+            try:
+                if self._actor is None:
+                    self._actor = ray.get_actor(self.dispatcher, namespace=NAMESPACE)
+                answer = getattr(self._actor, method).remote(*arguments, **named)
+                return ray.get(answer, timeout=OUTAGE_PATIENCE_S)
+            except (ray.exceptions.RayActorError, ValueError):
+                # ValueError: the name is unknown while the actor restarts.
+                self._actor = None
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dispatcher": self.dispatcher, "_actor": None}
+
+
+def call(dispatcher: str, method: str, *arguments: Any, **named: Any) -> Any:
+    """One call to the named dispatcher actor, as :class:`Line` makes it."""
+    return Line(dispatcher)(method, *arguments, **named)
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
@@ -50,12 +68,12 @@ class SlotTrial(tune.Trainable):  # type: ignore[misc]
 
     def _open(self, config: dict[str, Any]) -> None:
         self._trial = str(config["trial"])
-        self._dispatcher = str(config["dispatcher"])
-        self._epoch = int(call(self._dispatcher, "resume_epoch", self._trial))
+        self._call = Line(str(config["dispatcher"]))
+        self._epoch = int(self._call("resume_epoch", self._trial))
 
     def step(self) -> dict[str, Any]:
         while True:
-            answer = call(self._dispatcher, "ask", self._trial, self._epoch + 1)
+            answer = self._call("ask", self._trial, self._epoch + 1)
             if "metrics" in answer:
                 self._epoch += 1
                 return {
