@@ -150,13 +150,15 @@ def _observed(trial: Past, space: Space, asked: Mapping[str, Any]) -> Any:
     values = {epoch: value for epoch, value in trial.values.items() if math.isfinite(value)}
     finished = trial.status == "finished" and bool(values)
     ended = TrialState.COMPLETE if finished else TrialState.PRUNED
+    # Of a pruned trial optuna reads the last step; without one it ranks the trial last of all, as
+    # a failed one should be: nobody wants that recipe again.
+    last = [max(values)] if values and trial.status == "pruned" else []
     return create_trial(
         state=ended if trial.ended else TrialState.RUNNING,
         value=max(values.values()) if finished else None,
         params={path: _drawn(space[path], trial.axes[path]) for path in asked},
         distributions=dict(asked),
-        # Without a step optuna ranks a pruned trial last: nobody wants that recipe again.
-        intermediate_values={} if trial.status == "failed" else values,
+        intermediate_values={epoch: values[epoch] for epoch in last},
     )
 
 

@@ -80,7 +80,7 @@ class SweepSpec:
         """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
         whole = self.assignment(index).as_dict()
-        if self.scheduler.sampler == "tpe" and self.space:
+        if self.scheduler.sampler == "tpe" and self.space and not self.grid:
             return {"assignment": sampling.without(whole, self.space)}
         return {"assignment": whole, "axes": self.axes(index)}
 

@@ -122,13 +122,15 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
     books.order("s-0", books.hear("s-0", "life-1", None), None)
     epochs = books.state.trials["vit-final-00"].assignment["epochs"]
     for epoch in range(1, epochs + 1):
-        report = {"epoch": epoch, "metrics": {"val_top1": 0.5}, "checkpoint": f"at-{epoch}"}
+        at = tmp_path / "checkpoints" / "vit-final-00" / "attempt-1" / f"epoch-{epoch:04d}"
+        at.mkdir(parents=True)
+        report = {"epoch": epoch, "metrics": {"val_top1": 0.5}, "checkpoint": str(at)}
         books.reported("s-0", "vit-final-00", 1, report)
     books = orders(tmp_path)
     order = books.order("s-0", books.hear("s-0", "life-2", None), None)
     assert order is not None
     assert order["kind"] == "examine"
-    assert order["assignment"]["checkpoint"] == f"at-{epochs}"
+    assert order["assignment"]["checkpoint"] == str(at)
 
 
 def test_finals_that_were_interrupted_go_on_and_a_longer_search_is_refused(tmp_path: Path) -> None:
