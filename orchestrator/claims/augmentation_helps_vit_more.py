@@ -53,7 +53,7 @@ def measure(cells: Sequence[Cell]) -> Measured:
                       - tables["resnet"][i] + tables["resnet"][0])
               for i, level in enumerate(AUGMENT_LEVELS) if i),
         ),
-        pictures=(_picture(tables),),
+        pictures=lambda: [_picture(tables)],
         notes=notes,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,14 @@ class Claim:
             for one in fields(self)
             if one.name not in ("arms", "measure")
         }
-        here = Path(__file__).parent
-        rule = [
-            (here / name).read_text(encoding="utf-8") for name in sorted((self.file, *RULE_FILES))
-        ]
+        rule = [source(name) for name in sorted((self.file, *RULE_FILES))]
         return {**plain, "hash": stable_hash([plain, rule])}
+
+
+@cache
+def source(name: str) -> str:
+    """The text of a file of this package, as it was when it was first asked for."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

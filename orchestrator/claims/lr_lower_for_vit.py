@@ -52,27 +52,31 @@ def optimum(rates: Array, accuracies: Array) -> Optimum:
     ``rates`` ascending, ``accuracies`` of the same shape (R,). It never leaves the neighbours.
     """
     x, best = np.log10(rates), int(np.argmax(accuracies))
-    basin = _width(x, accuracies)
+    basin = _reach(x, accuracies, best, 1) + _reach(x, accuracies, best, -1)
     top = float(accuracies[best])
     if best in (0, len(x) - 1):
         edge = "low" if best == 0 else "high"
         return Optimum(at=float(x[best]), edge=edge, basin=basin, top=top)
-    near = slice(best - 1, best + 2)
-    square, slope, _ = np.polyfit(x[near] - x[best], accuracies[near], 2)
-    moved = 0.0 if square >= 0 else float(-slope / (2 * square))
-    at = float(np.clip(x[best] + moved, x[best - 1], x[best + 1]))
-    return Optimum(at=at, edge=None, basin=basin, top=top)
+    left, right = float(x[best - 1] - x[best]), float(x[best + 1] - x[best])
+    falls = [
+        (float(accuracies[best + side]) - top) / step for side, step in ((-1, left), (1, right))
+    ]
+    square = (falls[0] - falls[1]) / (left - right)
+    moved = 0.0 if square >= 0 else (falls[0] - square * left) / (-2 * square)
+    return Optimum(at=float(x[best]) + moved, edge=None, basin=basin, top=top)
 
 
-def _width(x: Array, accuracies: Array) -> float:
-    """Decades around the best rate over which the accuracy stays within ``WITHIN`` of the best."""
-    fine = np.linspace(x[0], x[-1], 400)
-    height = np.interp(fine, x, accuracies)
-    low = np.flatnonzero(height < accuracies.max() - WITHIN)
-    best = int(np.argmax(height))
-    left = fine[low[low < best][-1]] if (low < best).any() else fine[0]
-    right = fine[low[low > best][0]] if (low > best).any() else fine[-1]
-    return float(right - left)
+def _reach(x: Array, accuracies: Array, best: int, side: int) -> float:
+    """Decades from the best rate to where straight lines between the rates have fallen
+    ``WITHIN`` below it, or to the end of the grid."""
+    bar, here = float(accuracies[best]) - WITHIN, best
+    while 0 <= here + side < len(x):
+        after = here + side
+        if accuracies[after] < bar:
+            share = (accuracies[here] - bar) / (accuracies[here] - accuracies[after])
+            return abs(float(x[here] + share * (x[after] - x[here]) - x[best]))
+        here = after
+    return abs(float(x[here] - x[best]))
 
 
 def measure(cells: Sequence[Cell]) -> Measured:
@@ -108,7 +112,7 @@ def measure(cells: Sequence[Cell]) -> Measured:
             for o in GRID
         ),
         others=(plain, *(_basin(key, optima) for key, optima in found.items())),
-        pictures=tuple(_picture(o, tables) for o in GRID),
+        pictures=lambda: [_picture(o, tables) for o in GRID],
         notes=_notes(cells, found),
     )
 

@@ -35,17 +35,15 @@ def reached(cell: Cell, accuracy: float, spent: Array) -> float | None:
 
     Before training the accuracy is that of guessing, for nothing spent.
     """
-    heights = np.concatenate(([cell.chance], np.nan_to_num(cell.accuracy)))
-    costs = np.concatenate(([0.0], spent))
-    above = np.flatnonzero(heights >= accuracy)
-    if not above.size:
-        return None
-    after = int(above[0])
-    if after == 0:
+    if accuracy <= cell.chance:
         return 0.0
-    rise = heights[after] - heights[after - 1]
-    share = (accuracy - heights[after - 1]) / rise
-    return float(costs[after - 1] + share * (costs[after] - costs[after - 1]))
+    above = cell.accuracy >= accuracy
+    after = int(np.argmax(above))
+    if not above[after]:
+        return None
+    height, cost = (cell.accuracy[after - 1], spent[after - 1]) if after else (cell.chance, 0.0)
+    share = (accuracy - height) / (cell.accuracy[after] - height)
+    return float(cost + share * (spent[after] - cost))
 
 
 def elsewhere(values: Mapping[Any, Array]) -> Array:

@@ -55,22 +55,13 @@ def _tokens(setting: Setting, patch: int) -> int:
 def measure(cells: Sequence[Cell]) -> Measured:
     """By start and budget: the better of patches 8 and 4, chosen on the other seeds, minus 16."""
     cells, seeds, notes = complete(cells)
-    effects, others, pictures = [], [], []
-    for start in dict.fromkeys(map(_start, cells)):
-        mine = [cell for cell in cells if _start(cell) == start]
-        epochs = min(cell.asked_epochs for cell in mine)
-        flops = {
-            seed: min(cell.curve("flops")[-1] for cell in mine if cell.seed == seed)
-            for seed in {cell.seed for cell in mine}
-        }
-        budgets = {
-            "equal epochs": by_arm(mine, _name, lambda cell, e=epochs: at_epoch(cell, e)),
-            "equal FLOPs": by_arm(mine, _name, lambda cell, f=flops: at_flops(cell, f[cell.seed])),
-        }
-        for budget, found in budgets.items():
-            best = max(float(values.mean()) for values in found.values())
-            must_have_learned({f"the best arm {start}, at {budget},": best}, cells[0].chance)
+    effects, others = [], []
+    by_start = {start: [c for c in cells if _start(c) == start] for start in map(_start, cells)}
+    for start, mine in by_start.items():
+        for budget, found in _budgets(mine).items():
             where = f"{start}, at {budget}"
+            best = max(float(values.mean()) for values in found.values())
+            must_have_learned({f"the best arm {where},": best}, cells[0].chance)
             large, small = found[f"patch {LARGE}"], {p: found[f"patch {p}"] for p in SMALLER}
             effects.append(_effect(f"patch 8 or 4 over 16, {where}", elsewhere(small) - large))
             others += [
@@ -78,14 +69,29 @@ def measure(cells: Sequence[Cell]) -> Measured:
                 _effect(f"patch 16 upsampled over 16, {where}", found[UPSAMPLED_NAME] - large),
                 _effect(f"patch 4 over 16 upsampled, {where}", small[4] - found[UPSAMPLED_NAME]),
             ]
-        pictures += _pictures(mine, start)
     return Measured(
         seeds=seeds,
         effects=tuple(effects),
         others=tuple(others),
-        pictures=tuple(pictures),
+        pictures=lambda: [
+            one for start, mine in by_start.items() for one in _pictures(mine, start)
+        ],
         notes=notes,
     )
+
+
+def _budgets(cells: Sequence[Cell]) -> dict[str, dict[str, np.ndarray]]:
+    """Accuracy by arm and seed at the epochs of the shortest run, and at the FLOPs that every run
+    of the seed has spent."""
+    epochs = min(cell.asked_epochs for cell in cells)
+    flops = {
+        seed: min(float(cell.curve("flops")[-1]) for cell in cells if cell.seed == seed)
+        for seed in {cell.seed for cell in cells}
+    }
+    return {
+        "equal epochs": by_arm(cells, _name, lambda cell: at_epoch(cell, epochs)),
+        "equal FLOPs": by_arm(cells, _name, lambda cell: at_flops(cell, flops[cell.seed])),
+    }
 
 
 def _start(cell: Cell) -> str:

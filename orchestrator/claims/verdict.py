@@ -72,7 +72,7 @@ def verdict_of(state: State, *, pictures: bool = True) -> dict[str, Any]:
     else:
         found |= _judged(measured, said)
         if pictures:
-            found["pictures"] = [picture.as_dict() for picture in measured.pictures]
+            found["pictures"] = [picture.as_dict() for picture in measured.pictures()]
     return {**found, "sentence": sentence(found)}
 
 
@@ -133,7 +133,7 @@ def _counts(state: State, cells: Sequence[Cell]) -> dict[str, Any]:
             **{status: statuses.count(status) for status in ("finished", "failed")},
         },
         "device_seconds": round(sum(cell.trial.device_seconds for cell in cells), 1),
-        "dataset": next(iter(state.header.get("datasets", {}).values()), {}).get("name"),
+        "dataset": _dataset(state).get("name"),
         "scale": state.header["spec"]["sweeps"][0]["backbone"]["scale"],
         "hardware": {
             key: environment.get(key) for key in ("processor", "cpus", "memory_gb", "platform")
@@ -144,6 +144,12 @@ def _counts(state: State, cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
+def _dataset(state: State) -> Mapping[str, Any]:
+    """What the ledger says of the images; all families of a claim see the same."""
+    found: list[Mapping[str, Any]] = list(state.header.get("datasets", {}).values())
+    return found[0] if found else {}
+
+
 def scope(state: State, cells: Sequence[Cell]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 5 seeds``."""
@@ -152,7 +158,7 @@ def scope(state: State, cells: Sequence[Cell]) -> str:
     models = sorted({str(detail["model"]) for detail in details})
     starts = {"from scratch" if b["weights"] == "none" else "fine-tuned" for b in backbones}
     images = sorted({int(detail["train_images"]) for detail in details})
-    info = next(iter(state.header.get("datasets", {}).values()), {})
+    info = _dataset(state)
     told = " to ".join(f"{n:,}" for n in (images[:1] + images[1:][-1:])) or "an unknown number of"
     val = info.get("counts", {}).get("val")
     shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in cells})

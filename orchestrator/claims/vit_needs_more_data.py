@@ -53,7 +53,7 @@ def measure(cells: Sequence[Cell]) -> Measured:
                     .replace("%", " %"), gaps[i])
             for i, fraction in enumerate(FRACTIONS)
         ),
-        pictures=(_picture(tables, [images[fraction] for fraction in FRACTIONS]),),
+        pictures=lambda: [_picture(tables, [images[fraction] for fraction in FRACTIONS])],
         notes=notes,
     )  # fmt: skip
 

@@ -10,6 +10,8 @@ from orchestrator.compare.wording import day, interval, percent, points
 
 def answer(comparison: Mapping[str, Any]) -> str:
     """The result in two sentences that claim no more than the records hold."""
+    if comparison["claims"]:
+        return " ".join(verdict["sentence"] for verdict in comparison["claims"])
     finals = [entry for entry in comparison["families"] if entry["final"]]
     if finals:
         return _answer_of_finals(comparison, finals)

@@ -9,6 +9,7 @@ from orchestrator.compare.answer import answer
 from orchestrator.compare.arms import arms
 from orchestrator.compare.audit import audits
 from orchestrator.compare.budget import budgets
+from orchestrator.compare.claim_section import claims_of
 from orchestrator.compare.curves import Curve, collect, family_labels, sweeps
 from orchestrator.compare.families import summarise
 from orchestrator.compare.finals import gaps, summarise_finals
@@ -48,6 +49,7 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
         "dataset_info": dataset or None,
         "test_opened_at": min(opened, default=None),
         "runs": [_run_entry(run) for run in runs],
+        "claims": claims_of(runs),
         "families": entries,
         "pairs": compare_pairs(families, runs),
         "budget": budgets(families),

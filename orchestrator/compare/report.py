@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from orchestrator.compare import finals_section, pictures, reproduce, sections
+from orchestrator.compare import claim_section, finals_section, pictures, reproduce, sections
 from orchestrator.compare.budget_section import over_budget
-from orchestrator.compare.curves import collect
+from orchestrator.compare.curves import Curve, collect
 from orchestrator.compare.html import paragraph, text
 from orchestrator.compare.probe_section import probes
 from orchestrator.compare.recipe_section import sensitivity
@@ -28,18 +28,17 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
     """One self-contained offline page of a comparison of ``runs``."""
     families = collect(runs)
     parts = [
+        claim_section.claim(runs),
         sections.families(comparison),
-        finals_section.finals(comparison),
+        *([] if comparison["claims"] else [finals_section.finals(comparison)]),
         pictures.against_cost(families),
         pictures.learning(families, sections.speed(comparison)),
-        over_budget(families, comparison),
-        finals_section.audit(comparison),
-        sensitivity(families, comparison),
-        probes(comparison),
+        *([] if comparison["claims"] else _of_a_search(families, comparison)),
         sections.failures(comparison),
         sections.differences(comparison),
         reproduce.how(runs, comparison),
     ]
+    body = "".join(parts)
     title = text(" and ".join(run.name for run in runs))
     style = files("orchestrator.compare").joinpath("report.css").read_text()
     return (
@@ -47,21 +46,38 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<link rel="icon" href="data:,"><title>{title}: comparison</title>'
-        f"<style>{style}</style></head>\n<body>{_header(title, comparison)}"
-        f"<main>{''.join(parts)}</main>"
+        f"<style>{style}</style></head>\n<body>{_header(title, comparison, body)}"
+        f"<main>{body}</main>"
         "<footer>Made from the run's ledger alone. Accuracies on validation images unless test "
         f"is named.</footer>{reproduce.embedded(runs)}</body></html>\n"
     )
 
 
-def _header(title: str, comparison: Mapping[str, Any]) -> str:
+def _of_a_search(
+    families: Mapping[str, Sequence[Curve]], comparison: Mapping[str, Any]
+) -> list[str]:
+    """What is worth showing where recipes were searched, and means nothing on a claim's grid."""
+    return [
+        over_budget(families, comparison),
+        finals_section.audit(comparison),
+        sensitivity(families, comparison),
+        probes(comparison),
+    ]
+
+
+def _header(title: str, comparison: Mapping[str, Any], body: str) -> str:
     links = (
+        ("claim", "The claim"),
         ("families", "Families"), ("finals", "Finals"), ("cost", "Accuracy against cost"),
         ("curves", "Learning curves"), ("budget", "Curves over budget"), ("audit", "Pruning"),
         ("recipe", "Recipe"), ("probes", "Probes"), ("failures", "Failures"),
         ("differences", "What differed"), ("reproduce", "Reproduce"),
     )  # fmt: skip
-    anchors = "".join(f'<li><a href="#{name}">{label}</a></li>' for name, label in links)
+    anchors = "".join(
+        f'<li><a href="#{name}">{label}</a></li>'
+        for name, label in links
+        if f'<section id="{name}"' in body
+    )
     facts = "".join(
         f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
         for name, value in _facts(comparison)

@@ -43,6 +43,7 @@ class RunData:
     created_at: float | None = None
     closed: bool = False
     stopped: bool = False
+    verdict: Mapping[str, Any] = field(default_factory=dict)  # on the claim that it tested
 
     @property
     def status(self) -> str:
@@ -93,6 +94,7 @@ def load(run_folder: Path) -> RunData:
         created_at=state.created_at,
         closed=state.closed,
         stopped=state.stopped,
+        verdict=state.verdict.get("detail", {}),
     )
 
 
