@@ -1,4 +1,4 @@
-"""MLflow's client, cut down to what the mirror needs. The only file that imports mlflow.
+"""MLflow's client, cut down to what the mirror needs. With tracking_models all that imports mlflow.
 
 Loading it takes seconds: it belongs into a process beside the run, never into the run's own.
 """
@@ -6,7 +6,9 @@ Loading it takes seconds: it belongs into a process beside the run, never into t
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +27,19 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.artifact.artifact_repository_registry import (  # noqa: E402
+    get_artifact_repository,
+)
 from mlflow.tracking import MlflowClient  # noqa: E402
 
 from orchestrator.tracking_store import artifact_root, database_path  # noqa: E402
@@ -66,11 +79,13 @@ class Held:
     """What MLflow holds of one run already."""
 
     id: str
+    artifact_uri: str
     status: str = "RUNNING"
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     epochs: int = 0
     artifacts: dict[str, Any] = field(default_factory=dict)
+    has_datasets: bool = False
 
 
 class Client:
@@ -78,22 +93,22 @@ class Client:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self._uri = uri
-        self._mlflow = _open(uri)
-        self._experiment_id = self._experiment(experiment)
+        self.mlflow = _open(uri)
+        self.experiment_id = self._experiment(experiment)
 
     def _experiment(self, name: str) -> str:
-        found = self._mlflow.get_experiment_by_name(name)
+        found = self.mlflow.get_experiment_by_name(name)
         if found is None:
             root = artifact_root(self._uri)
             place = f"{root.as_uri()}/{quote(name, safe='')}" if root else None
             try:
-                return str(self._mlflow.create_experiment(name, place))
+                return str(self.mlflow.create_experiment(name, place))
             except MlflowException:  # another run was first
-                found = self._mlflow.get_experiment_by_name(name)
+                found = self.mlflow.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage == "deleted":
-            self._mlflow.restore_experiment(found.experiment_id)
+            self.mlflow.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
     def find(self, tag: str, value: str, key: str) -> dict[str, Held]:
@@ -102,8 +117,8 @@ class Client:
         runs: list[Run] = []
         token: str | None = ""
         while token is not None:
-            page = self._mlflow.search_runs(
-                [self._experiment_id],
+            page = self.mlflow.search_runs(
+                [self.experiment_id],
                 f"tags.`{tag}` = '{value}'",
                 max_results=MAX_SEARCH,
                 page_token=token or None,
@@ -114,7 +129,7 @@ class Client:
         for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
             name = run.data.tags.get(key, "")
             if name in held:
-                self._mlflow.delete_run(run.info.run_id)
+                self.mlflow.delete_run(run.info.run_id)
             else:
                 held[name] = _held(run)
         return held
@@ -122,8 +137,8 @@ class Client:
     def create(self, name: str, tags: Mapping[str, str], at: float | None) -> Held:
         """A new run, begun at unix second ``at``."""
         start = milliseconds(at) if at is not None else None
-        run = self._mlflow.create_run(self._experiment_id, start, dict(tags), name)
-        return Held(id=run.info.run_id, tags=dict(tags))
+        run = self.mlflow.create_run(self.experiment_id, start, dict(tags), name)
+        return Held(id=run.info.run_id, artifact_uri=run.info.artifact_uri, tags=dict(tags))
 
     def log(
         self,
@@ -137,33 +152,67 @@ class Client:
         due_tags = [RunTag(k, v) for k, v in tags.items() if held.tags.get(k) != v]
         rows = [Metric(*row) for row in metrics]
         while len(rows) > MAX_METRICS:
-            self._mlflow.log_batch(held.id, metrics=rows[:MAX_METRICS])
+            self.mlflow.log_batch(held.id, metrics=rows[:MAX_METRICS])
             rows = rows[MAX_METRICS:]
         # MLflow writes a request's tags after its metrics: no tag tells of what is not there.
-        self._mlflow.log_batch(held.id, metrics=rows, params=due_params, tags=due_tags)
+        self.mlflow.log_batch(held.id, metrics=rows, params=due_params, tags=due_tags)
         held.params |= {param.key for param in due_params}
         held.tags |= {tag.key: tag.value for tag in due_tags}
 
     def put_text(self, held: Held, name: str, text: str) -> None:
         """A text as artifact ``name``, unless it is there already."""
-        if held.artifacts.get(name) != text:
-            self._mlflow.log_text(held.id, text, name)
-            held.artifacts[name] = text
+        if held.artifacts.get(name) == text:
+            return
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / file
+            path.write_text(text, encoding="utf-8")
+            self._upload(held, path, folder or None)
+        held.artifacts[name] = text
+
+    def lacks(self, held: Held, path: Path) -> bool:
+        """Whether ``path`` is a file that is not there in this version."""
+        version = path.stat().st_mtime_ns if path.is_file() else None
+        return version is not None and held.artifacts.get(path.name) != version
 
     def put_file(self, held: Held, path: Path) -> None:
-        """A file as artifact, unless this version of it is there already."""
+        """A file as artifact."""
         version = path.stat().st_mtime_ns
-        if held.artifacts.get(path.name) != version:
-            self._mlflow.log_artifact(held.id, str(path))
-            held.artifacts[path.name] = version
+        self._upload(held, path, None)
+        held.artifacts[path.name] = version
+
+    def _upload(self, held: Held, path: Path, folder: str | None) -> None:
+        # Not log_artifact: that asks first where the run's artifacts lie, for every run.
+        repository = get_artifact_repository(held.artifact_uri, tracking_uri=self._uri)
+        repository.log_artifact(str(path), folder)
+
+    def log_datasets(self, held: Held, datasets: Sequence[Mapping[str, str]]) -> None:
+        """What the run trains on; the same again changes nothing."""
+        context = [InputTag("mlflow.data.context", "training")]
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=one["name"],
+                    digest=one["digest"],
+                    source_type="local",
+                    source=json.dumps({"uri": one["source"]}),
+                    profile=one["profile"],
+                ),
+                context,
+            )
+            for one in datasets
+        ]
+        if inputs:
+            self.mlflow.log_inputs(held.id, inputs)
+        held.has_datasets = True
 
     def set_status(self, held: Held, status: str, at: float | None) -> None:
         """``RUNNING``, or an end at unix second ``at``."""
         if status == "RUNNING":
-            self._mlflow.update_run(held.id, status)
+            self.mlflow.update_run(held.id, status)
         else:
             end = milliseconds(at) if at is not None else None
-            self._mlflow.set_terminated(held.id, status, end)
+            self.mlflow.set_terminated(held.id, status, end)
         held.status = status
 
 
@@ -171,6 +220,7 @@ def _held(run: Run) -> Held:
     tags = dict(run.data.tags)
     return Held(
         id=run.info.run_id,
+        artifact_uri=run.info.artifact_uri,
         status=run.info.status,
         tags=tags,
         params=set(run.data.params),

@@ -4,16 +4,20 @@ difference. Repeating that from any point changes nothing, so an outage needs no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orchestrator import tracking_report as report
 from orchestrator import tracking_view as view
 from orchestrator.ledger import Record, State, TrialState, apply
+from orchestrator.tracking_best import log_best
 from orchestrator.tracking_client import Client, Held, Outage, talking
 
 PARENT = ""  # key of the parent run beside the trials' names
-REPORT = "report.html"
+REPORT, COMPARISON = "report.html", "comparison.json"
+PROBES = "probes.json"
 SERVER_THREADS = 3
 ENDS, BEGINS = ("stopped", "closed"), ("created", "extended", "resumed")
 
@@ -32,6 +36,7 @@ class Mirror:
         self._held: dict[str, Held] = {}
         self._dirty: set[str] = set()
         self._given_up: set[str] = set()
+        self._models_seen_to = False
         self._unsure = True  # whether MLflow may hold runs that we do not know of
 
     def add(self, records: Iterable[Record]) -> None:
@@ -43,6 +48,7 @@ class Mirror:
                 continue
             self._dirty.add(PARENT)
             if record["event"] in ENDS + BEGINS:
+                self._models_seen_to = False
                 self.ended_at = record["time"] if record["event"] in ENDS else None
                 self._touch_all()
 
@@ -78,6 +84,9 @@ class Mirror:
             show(PARENT)
         if broken:
             raise broken[0]
+        if self.state.closed and not self._models_seen_to:
+            log_best(client, self.state, self._folder, self._held, self._say)
+            self._models_seen_to = True
 
     def _ready(self) -> Client:
         """Know every run that MLflow has of ours, the parent among them."""
@@ -137,6 +146,8 @@ class Mirror:
         if held.status != target:
             if trial.ended_at is not None and trial.reports:
                 client.put_text(held, "learning_curve.json", view.learning_curve(trial))
+            if trial.outcome.get("probes"):
+                client.put_text(held, PROBES, view.as_json(trial.outcome["probes"]))
             client.set_status(held, target, trial.ended_at or self.ended_at)
 
     def _show_parent(self, client: Client, held: Held) -> None:
@@ -144,9 +155,23 @@ class Mirror:
         target = view.STATUS.get(tags["status"], "RUNNING")
         metrics = view.run_metrics(self.state, self.ended_at) if self.ended_at else []
         client.log(held, metrics if held.status != target else [], {}, tags)
+        if not held.has_datasets:
+            client.log_datasets(held, view.datasets(self.state))
         for name in ("spec", "environment"):
             client.put_text(held, f"{name}.json", view.as_json(self.state.header.get(name, {})))
-        if (self._folder / REPORT).exists():
-            client.put_file(held, self._folder / REPORT)
+        self._put_comparison(client, held)
         if held.status != target:
             client.set_status(held, target, self.ended_at)
+
+    def _put_comparison(self, client: Client, held: Held) -> None:
+        """Report, pictures and table, as the run left them beside its ledger."""
+        page, comparison = self._folder / REPORT, self._folder / COMPARISON
+        if client.lacks(held, comparison):
+            table = report.summary(json.loads(comparison.read_text(encoding="utf-8")))
+            client.put_text(held, report.TABLE, view.as_json(table))
+            client.log(held, [], {}, report.TABLE_TAG)
+            client.put_file(held, comparison)
+        if client.lacks(held, page):
+            for name, svg in report.pictures(page.read_text(encoding="utf-8")).items():
+                client.put_text(held, f"{report.PLOTS}/{name}", svg)
+            client.put_file(held, page)

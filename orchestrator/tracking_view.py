@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,30 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
         "convergence_auc": _mean_height(curve),
         "gpu_seconds": trial.device_seconds if trial.reports else None,
     }
-    for name in ("params_m", "gflops_per_image", "latency_ms"):
+    for name in ("params_m", "gflops_per_image"):
         values[name] = trial.detail.get(name)
+    values |= _measured(trial.outcome)
     at = milliseconds(trial.ended_at)
     return [(k, float(v), at, trial.epoch) for k, v in values.items() if v is not None]
+
+
+def _measured(outcome: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the sealed test and the probes of a final say in single numbers."""
+    probes = outcome.get("probes", {})
+    shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
+    consistency = shift.get("consistency", {}).get("axis", ())
+    hidden = occlusion.get("top1", ())
+    return {
+        **{f"test_{name}": value for name, value in outcome.get("test", {}).items()},
+        "latency_ms": probes.get("speed", {}).get("batch_1", {}).get("latency_ms"),
+        "calibration_ece": probes.get("calibration", {}).get("ece"),
+        "shift_consistency_1px": _at(consistency, shift.get("offsets_px", ()), 1),
+        "occluded_half_top1": _at(hidden, occlusion.get("shares", ()), 0.5),
+    }
+
+
+def _at(values: Sequence[float], steps: Sequence[float], step: float) -> float | None:
+    return values[steps.index(step)] if step in steps and len(values) == len(steps) else None
 
 
 def _epochs_to(curve: list[tuple[int, float]], share: float) -> float | None:
@@ -150,6 +170,22 @@ def learning_curve(trial: TrialState) -> str:
 def as_json(document: Any) -> str:
     """Text of a small JSON artifact."""
     return json.dumps(document, indent=1, default=str)
+
+
+def datasets(state: State) -> list[dict[str, str]]:
+    """The run's datasets, as MLflow names one: content hash as digest, counts by split."""
+    sweeps = state.header.get("spec", {}).get("sweeps", ())
+    sources = {one["backbone"]["family"]: one["data"]["source"] for one in sweeps}
+    found = {}
+    for family, info in state.header.get("datasets", {}).items():
+        digest = str(info.get("content_hash") or "unknown")
+        found[digest] = {
+            "name": str(info.get("name")),
+            "digest": digest,
+            "source": str(sources.get(family, info.get("name"))),
+            "profile": json.dumps({"images": info.get("counts"), "skipped": info.get("skipped")}),
+        }
+    return list(found.values())
 
 
 def run_status(state: State, interrupted: bool) -> str:

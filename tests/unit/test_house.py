@@ -62,7 +62,7 @@ HOMES = {
     ),
     "ray.train": ("trainables/worker.py", "orchestrator/slots.py"),
     "ray.tune": ("orchestrator/trial.py", "orchestrator/scheduler.py", "orchestrator/runner.py"),
-    "mlflow": ("orchestrator/tracking_client.py",),
+    "mlflow": ("orchestrator/tracking_client.py", "orchestrator/tracking_models.py"),
     "matplotlib": ("orchestrator/compare/*",),
     # Sobol points: sampling imports it in the function that draws, so that no command waits for it.
     "scipy": ("orchestrator/compare/*", "orchestrator/claims/*", "orchestrator/sampling.py"),

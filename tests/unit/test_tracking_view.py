@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator import tracking_view as view
 from orchestrator.ledger import State, TrialState, replay
+from tests.unit.compare_runs import probes
 
 
 def trial_of(accuracies: list[float], **fields: Any) -> TrialState:
@@ -47,6 +48,36 @@ def test_final_metrics_by_hand() -> None:
         "gflops_per_image": 0.02,
     }
     assert {row[2:] for row in view.final_metrics(trial)} == {(200_000, 4)}
+
+
+def test_a_final_shows_its_test_scores_and_its_probes_in_single_numbers() -> None:
+    trial = trial_of([0.5], ended_at=2.0)
+    plain = finals(trial)
+    trial.outcome = {"test": {"top1": 0.75, "loss": 0.5, "n": 64}, "probes": probes(4)}
+    measured = trial.outcome["probes"]
+
+    assert {name: v for name, v in finals(trial).items() if name not in plain} == {
+        "test_top1": 0.75,
+        "test_loss": 0.5,
+        "test_n": 64.0,
+        "latency_ms": measured["speed"]["batch_1"]["latency_ms"],
+        "calibration_ece": measured["calibration"]["ece"],
+        "shift_consistency_1px": measured["shift"]["consistency"]["axis"][1],
+        "occluded_half_top1": measured["occlusion"]["top1"][1],
+    }
+
+
+def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
+    info = {"name": "digits", "content_hash": "c0ffee", "counts": {"val": 180}, "skipped": 0}
+    sweeps = [
+        {"backbone": {"family": family}, "data": {"source": "digits"}} for family in ("a", "b")
+    ]
+    header: dict[str, Any] = {"datasets": {"a": info, "b": dict(info)}, "spec": {"sweeps": sweeps}}
+    (shown,) = view.datasets(State(header=header))
+    assert (shown["name"], shown["digest"], shown["source"]) == ("digits", "c0ffee", "digits")
+    assert '"val": 180' in shown["profile"]
+    header["datasets"]["b"]["content_hash"] = "decade"
+    assert len(view.datasets(State(header=header))) == 2
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))

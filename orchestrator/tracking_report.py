@@ -1,0 +1,68 @@
+"""The finished comparison for MLflow: its pictures as files, its families as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html import unescape
+from typing import Any
+
+TABLE = "summary.json"
+PLOTS = "plots"
+# The UI shows artifacts that this tag names as tables, and compares them between runs.
+TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
+_FIGURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", re.DOTALL)
+
+
+def pictures(report: str) -> dict[str, str]:
+    """Each picture of a ``report.html`` as an SVG file of its own: file name -> text.
+
+    In the page's light colours; the page itself gives them by CSS variables.
+    """
+    from orchestrator.compare.svg import INK, VARIABLES
+
+    found: dict[str, str] = {}
+    for title, svg in _FIGURE.findall(report):
+        drawn = re.search(r'id="([\w-]+?)-figure_1"', svg)
+        kind = re.sub(r"-\d+$", "", drawn[1]) if drawn else "picture"
+        words = unescape(re.sub(r"<[^>]*>|&NoBreak;|●", "", title))
+        name = f"{kind} {words}" if not words.lower().startswith(kind) else words
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        for color, variable in VARIABLES.items():
+            svg = svg.replace(variable, INK if variable == "currentColor" else color)
+        style = "background:white;font-family:system-ui,sans-serif"
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" style="{style}"'
+        found[f"{slug}.svg"] = svg.replace("<svg", head, 1)
+    return found
+
+
+def summary(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison's families as ``log_table`` writes a table: best first, missing is null."""
+    rows = [_row(entry) for entry in comparison["families"]]
+    rows.sort(key=lambda row: -(row["test_top1"] or row["best_val_top1"] or -1.0))
+    columns = list(rows[0]) if rows else []
+    return {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    final, speed = entry["final"] or {}, entry["convergence"] or {}
+    test = final.get("test_top1") or {}
+    numbers = (final.get("probes") or {}).get("numbers", {})
+    counts = ("trials", "finished", "pruned", "failed")
+    return {
+        "family": entry["family"],
+        "backbone": entry["backbone"],
+        **{name: entry[name] for name in counts},
+        "best_trial": entry["best_trial"],
+        "best_val_top1": entry["best_val_top1"],
+        "test_top1": test.get("mean"),
+        "test_top1_low": test.get("low"),
+        "test_top1_high": test.get("high"),
+        "test_seeds": test.get("n"),
+        "epochs_to_90pct_of_best": speed.get("epochs"),
+        "convergence_auc": speed.get("auc"),
+        "gpu_seconds": entry["gpu_seconds"],
+        "flops": entry["flops"],
+        "images_seen": entry["images_seen"],
+        "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
+    }
