@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from orchestrator import cli_machine, cli_read
-from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say, show
+from orchestrator import cli_claims, cli_machine, cli_read, cli_status
+from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def group() -> None:
     """Settle which vision backbone to fine-tune on your images, and why.
 
     \b
-    Exit codes: 0 done; 2 a mistake in what was asked; 3 can never be scheduled;
-    4 done, but some trials failed; 5 no trial succeeded; 130 interrupted,
+    Exit codes: 0 done; 2 a mistake in what was asked; 3 can never be scheduled
+    or afforded; 4 done, but some trials failed; 5 no trial succeeded; 130 interrupted,
     resumable by typing the same command again.
     """
 
@@ -65,7 +65,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
     families = ", ".join(DEMO_FAMILIES)
     say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 5 minutes on 2 CPUs")
     asked = {"trials": DEMO_TRIALS, "max_epochs": DEMO_EPOCHS, "final_seeds": DEMO_FINAL_SEEDS}
-    _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": DEMO_SET}))
+    _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": DEMO_SET}), options)
 
 
 @group.command()
@@ -85,7 +85,7 @@ def sweep(
     from orchestrator.cli_run import spec_of
 
     spec = spec_of([target], options)
-    _plan(spec, as_json=False) if dry_run else _run(ctx, spec, reopen_test=reopen_test)
+    _plan(spec, options) if dry_run else _run(ctx, spec, options, reopen_test)
 
 
 @group.command()
@@ -109,7 +109,7 @@ def tournament(
     from orchestrator.cli_run import spec_of
 
     spec = spec_of(family, _with_finals(options))
-    _plan(spec, as_json=False) if dry_run else _run(ctx, spec, reopen_test=reopen_test)
+    _plan(spec, options) if dry_run else _run(ctx, spec, options, reopen_test)
 
 
 @group.command()
@@ -117,13 +117,19 @@ def tournament(
 @run_options
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Print what a run would do. Trials, rungs, slots, storage, backbones, ranges and why."""
+    """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
     from orchestrator.cli_run import spec_of
 
-    _plan(spec_of(target, _with_finals(options) if len(target) > 1 else options), as_json)
+    asked = _with_finals(options) if len(target) > 1 else options
+    _plan(spec_of(target, asked), options, as_json)
 
 
-for command in (*cli_read.COMMANDS, *cli_machine.COMMANDS):
+for command in (
+    *cli_read.COMMANDS,
+    *cli_status.COMMANDS,
+    *cli_machine.COMMANDS,
+    *cli_claims.COMMANDS,
+):
     group.add_command(command)
 
 
@@ -133,33 +139,19 @@ def _with_finals(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "final_seeds": TOURNAMENT_FINAL_SEEDS if given is None else given}
 
 
-def _plan(spec: RunSpec, as_json: bool) -> None:
-    from orchestrator.cli_check import check
-    from orchestrator.cli_run import geometry_of
-    from orchestrator.plan import plan, plan_text
+def _plan(spec: RunSpec, options: Mapping[str, Any], as_json: bool = False) -> None:
+    from orchestrator.cli_plan import show_plan
 
-    total = check(spec)
-    made = plan(spec, total=total, geometry=geometry_of(spec, say))
-    if as_json:
-        show(made)
-    else:
-        click.echo(plan_text(made))
-    say("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
+    show_plan(spec, measure=options["measure"], tflops=options["tflops"], as_json=as_json)
 
 
-def _run(ctx: click.Context, spec: RunSpec, *, reopen_test: bool = False) -> None:
+def _run(
+    ctx: click.Context, spec: RunSpec, options: Mapping[str, Any], reopen_test: bool = False
+) -> None:
     from orchestrator import cli_run
 
-    outcome, comparison = cli_run.launch(spec, say, reopen_test=reopen_test)
-    place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
-    if outcome.interrupted:
-        say(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
-        say(f"next: the same command goes on; orchestrator status {spec.name}{place}")
-    else:
-        click.echo(comparison, nl=False)
-        say(f"report: {outcome.run_folder / 'report.html'}")
-        say(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
-    ctx.exit(outcome.exit_code)
+    how = {name: options.get(name) for name in ("measure", "tflops")}
+    ctx.exit(cli_run.carry_out(spec, reopen_test=reopen_test, **how))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -141,7 +141,7 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
     for family, cost in costs.items():
         if cost is None or cost.basis != MEASURED:
             continue
-        first_s = (cost.epoch_seconds + cost.setup_seconds) * MARGIN * resources.num_workers
+        first_s = (cost.epoch_seconds + cost.first_setup_seconds) * MARGIN * resources.num_workers
         if first_s > cap_s / families:
             ((unit, amount),) = (spec.budget or {}).items()
             least = amount * first_s / (cap_s / families)

@@ -1,19 +1,16 @@
-"""Commands that read runs or ask one to stop: compare, reproduce, status, stop."""
+"""Commands that read runs or ask one to stop: compare, reproduce, stop."""
 
 from __future__ import annotations
 
 import difflib
 import fcntl
-from collections import Counter
+import os
 from pathlib import Path
-from typing import Any
 
 import click
 
-from orchestrator.cli_options import JSON, STORAGE, say, show
+from orchestrator.cli_options import JSON, STORAGE, TRACKING, say, show
 from trainables.errors import UserError
-
-STATUSES = ("queued", "running", "finished", "pruned", "failed")
 
 
 def run_folder(name: str, storage: str) -> Path:
@@ -82,73 +79,6 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
         say(f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui")
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """What the ledger says of a run, as JSON."""
-    from orchestrator.session import state_of
-
-    state = state_of(folder)
-    if is_running(folder):
-        status = "running"
-    elif state.closed:
-        status = "done"
-    else:
-        status = "stopped" if state.stopped else "interrupted"
-    families = []
-    for family in dict.fromkeys(trial.family for trial in state.trials.values()):
-        trials = [trial for trial in state.trials.values() if trial.family == family]
-        counts = Counter(trial.status for trial in trials)
-        bests = [value for trial in trials if (value := trial.best()[0]) is not None]
-        families.append(
-            {
-                "family": family,
-                "trials": len(trials),
-                **{one: counts[one] for one in STATUSES},
-                "epochs": sum(len(trial.reports) for trial in trials),
-                "best_val_top1": max(bests, default=None),
-            }
-        )
-    return {"name": folder.name, "status": status, "folder": str(folder), "families": families}
-
-
-@click.command()
-@click.argument("name", required=False)
-@JSON
-@STORAGE
-def status(name: str | None, as_json: bool, storage: str) -> None:
-    """Show what runs and how far. Without a NAME, all runs of the storage folder."""
-    folders = [run_folder(name, storage)] if name else run_folders(storage)
-    runs = [summary(folder) for folder in folders]
-    if as_json:
-        show({"schema": 1, "runs": runs})
-    else:
-        for line in _status_lines(runs):
-            click.echo(line)
-    if not runs:
-        say(f"no run in {storage!r} yet; next: orchestrator demo")
-    elif runs[0]["status"] == "running":
-        say(f"next: orchestrator stop {runs[0]['name']}")
-    elif runs[0]["status"] == "done":
-        say(f"next: orchestrator compare {runs[0]['name']}")
-    else:
-        say(f"next: type {runs[0]['name']}'s command again, it goes on where it stopped")
-
-
-def _status_lines(runs: list[dict[str, Any]]) -> list[str]:
-    if not runs:
-        return []
-    columns = ("trials", *STATUSES, "epochs")
-    heads = " ".join(f"{head:>8}" for head in (*columns, "best"))
-    lines = [f"{'run':<24} {'status':<11} {'family':<9} {heads}"]
-    for run in runs:
-        for family in run["families"]:
-            best = family["best_val_top1"]
-            cells = [str(family[column]) for column in columns]
-            cells.append("missing" if best is None else f"{best:.4f}")
-            row = " ".join(f"{cell:>8}" for cell in cells)
-            lines.append(f"{run['name']:<24} {run['status']:<11} {family['family']:<9} {row}")
-    return lines
-
-
 @click.command()
 @click.argument("name")
 @STORAGE
@@ -171,16 +101,38 @@ def stop(name: str, storage: str) -> None:
 @click.argument("report", type=click.Path(path_type=Path))
 @click.option("--run", help="Which run, where the report compares several.")
 @click.option("--spec", "as_spec", is_flag=True, help="Print the whole spec as JSON instead.")
-def reproduce(report: Path, run: str | None, as_spec: bool) -> None:
-    """Print the command that a report's run was made by. Its spec is inside the file."""
+@click.option("--rerun", metavar="NAME", help="Run that spec again, every value of it, as NAME.")
+@STORAGE
+@TRACKING
+@click.pass_context
+def reproduce(
+    ctx: click.Context,
+    /,
+    report: Path,
+    run: str | None,
+    as_spec: bool,
+    rerun: str | None,
+    storage: str,
+    tracking_uri: str | None,
+) -> None:
+    """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
     from orchestrator.compare import read_report
 
     found = read_report(report, run=run)
+    if rerun is not None:
+        from orchestrator import cli_run
+        from orchestrator.spec import RunSpec
+
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
+        spec = RunSpec.from_dict({**found["spec"], **told})
+        say(f"{found['name']} again as {rerun}, spec {spec.hash()}")
+        ctx.exit(cli_run.carry_out(spec))
     if as_spec:
         show({"schema": 1, **found})
     else:
         click.echo(found["command"])
-    say(f"next: run it under another --name; its spec must come out as {found['spec_hash']}")
+    say(f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}")
 
 
-COMMANDS = (compare, reproduce, status, stop)
+COMMANDS = (compare, reproduce, stop)

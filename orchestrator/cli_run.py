@@ -10,20 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import overrides, plan, sweeps
-from orchestrator.cli_check import check, describe_all, known_side
+import click
+
+from orchestrator import budget, overrides, plan, sweeps
+from orchestrator.cli_check import check
+from orchestrator.cli_costs import Costs, affordable_costs, costs_of, images_in, prepare_all
+from orchestrator.cli_options import say
 from orchestrator.spec import (
     NAMED_DATASETS,
     RunSpec,
     SweepSpec,
-    absolute_data,
     sanitised,
 )
-from trainables.assignment import DataSpec
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.runner import Outcome
+    from orchestrator.outcome import Outcome
+    from orchestrator.runner import Prepared
 
 Say = Callable[[str], None]
 
@@ -60,6 +63,10 @@ def spec_of(targets: Sequence[str], options: Mapping[str, Any]) -> RunSpec:
         )
     except UserError as error:
         wrong += error.mistakes
+    try:
+        caps, prices = budget.parse(options.get("budget"), options.get("price") or ())
+    except UserError as error:
+        wrong += error.mistakes
     if wrong:
         raise UserError(*wrong)
     raise_if_any(unequal(changed))
@@ -70,6 +77,8 @@ def spec_of(targets: Sequence[str], options: Mapping[str, Any]) -> RunSpec:
         tracking_uri=options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or None,
         experiment=options.get("experiment"),
         final_seeds=options.get("final_seeds") or 0,
+        budget=caps,
+        prices=prices,
     )
 
 
@@ -106,34 +115,45 @@ def _shared_leaves(sweep: SweepSpec) -> dict[str, Any]:
     }
 
 
-def geometry_of(spec: RunSpec, say: Say) -> dict[str, Any]:
-    """Each family's geometry; images of unknown size are read into the pixel store first."""
-    sides = {sweep.family: known_side(sweep.data) for sweep in spec.sweeps}
-    found = {
-        sweep.family: describe_all(sweep, height=side, width=side)
-        for sweep in spec.sweeps
-        if (side := sides[sweep.family]) is not None
-    }
-    return found if len(found) == len(spec.sweeps) else prepare_all(spec, say)[1]
+def carry_out(
+    spec: RunSpec,
+    *,
+    reopen_test: bool = False,
+    measure: bool | None = None,
+    tflops: float | None = None,
+) -> int:
+    """Run, print how it ended and what to type next; the exit code. Raises ``UserError``.
+
+    ``measure`` says whether training steps are measured before anything starts, for the forecast:
+    by default where the run has a budget. ``tflops`` is for what is not measured.
+    """
+    wanted = bool(spec.budget) if measure is None else measure
+    outcome, comparison = launch(spec, say, reopen_test=reopen_test, measure=wanted, tflops=tflops)
+    place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
+    if outcome.interrupted and outcome.stop_reason:
+        say(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")
+        say(
+            "next: the same command with a larger --budget goes on; "
+            f"orchestrator compare {spec.name}{place}"
+        )
+    elif outcome.interrupted:
+        say(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
+        say(f"next: the same command goes on; orchestrator status {spec.name}{place}")
+    else:
+        click.echo(comparison, nl=False)
+        say(f"report: {outcome.run_folder / 'report.html'}")
+        say(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
+    return outcome.exit_code
 
 
-def prepare_all(spec: RunSpec, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``(datasets, geometry)`` by family; builds each pixel store that is not there yet."""
-    from trainables.data import prepare
-
-    stores: dict[DataSpec, Any] = {}
-    datasets, geometry = {}, {}
-    for sweep in spec.sweeps:
-        data = absolute_data(sweep.data)
-        if data not in stores:
-            stores[data] = prepare(data, say=say)
-        info = stores[data].info
-        datasets[sweep.family] = info.as_dict()
-        geometry[sweep.family] = describe_all(sweep, height=info.height, width=info.width)
-    return datasets, geometry
-
-
-def launch(spec: RunSpec, say: Say, *, reopen_test: bool = False) -> tuple[Outcome, str]:
+def launch(
+    spec: RunSpec,
+    say: Say,
+    *,
+    reopen_test: bool = False,
+    measure: bool = False,
+    tflops: float | None = None,
+) -> tuple[Outcome, str]:
     """Check, prepare, run; the outcome and, unless it was stopped, the comparison as text.
 
     Raises ``UserError``; returns when the run ended or was stopped.
@@ -141,19 +161,13 @@ def launch(spec: RunSpec, say: Say, *, reopen_test: bool = False) -> tuple[Outco
     total = check(spec)
     if total and total["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         say(f"{total['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    datasets, geometry = prepare_all(spec, say)
-    for sweep in spec.sweeps:
-        one = geometry[sweep.family]
-        say(f"{sweep.family}: {plan.geometry_line(one)}; weights {sweep.backbone.weights}")
-        for warning in one["warnings"]:
-            say(f"warning: {warning}")
+    costs = affordable_costs(spec, tflops, say) if measure and total is not None else None
     from orchestrator import runner
 
     texts: list[str] = []
     outcome = runner.run(
         spec,
-        datasets=datasets,
-        geometry=geometry,
+        prepare=lambda: _prepared(spec, say, costs, tflops),
         say=say,
         report=lambda folder: texts.append(report(folder)),
         reopen_test=reopen_test,
@@ -161,11 +175,27 @@ def launch(spec: RunSpec, say: Say, *, reopen_test: bool = False) -> tuple[Outco
     return outcome, "".join(texts)
 
 
+def _prepared(spec: RunSpec, say: Say, costs: Costs | None, tflops: float | None) -> Prepared:
+    datasets, geometry = prepare_all(spec, say)
+    for sweep in spec.sweeps:
+        one = geometry[sweep.family]
+        say(f"{sweep.family}: {plan.geometry_line(one)}; weights {sweep.backbone.weights}")
+        for warning in one["warnings"]:
+            say(f"warning: {warning}")
+    if costs is None:
+        images = images_in(datasets)
+        costs = costs_of(spec, images, geometry, measure=False, tflops=tflops, say=say)
+    return datasets, geometry, costs
+
+
 def report(run_folder: Path) -> str:
-    """Write the run's ``report.html`` and return its comparison for the terminal."""
+    """Write the run's ``report.html`` and return its comparison, or its verdict where it tests a
+    claim, for the terminal."""
+    from orchestrator.claims.verdict import conclude
     from orchestrator.compare import compare, load, report_html, table_text
 
+    verdict = conclude(run_folder)
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "report.html").write_text(report_html(runs, comparison), encoding="utf-8")
-    return table_text(comparison)
+    return verdict or table_text(comparison)

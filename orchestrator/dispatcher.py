@@ -3,6 +3,7 @@
 Trials ask for epochs, slots ask for orders; both wait here, never for longer than
 ``PATIENCE_S`` a call. The books are :mod:`orchestrator.orders`, the memory is the ledger: the
 actor can be killed at any moment, the next one replays it, and slots and trials ask again.
+It is there before the ledger is: slots start while the data are still being prepared, and wait.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import TERMINAL
+from orchestrator.ledger import TERMINAL, read
 from orchestrator.orders import Answer, Orders
 
 PATIENCE_S = 10.0
@@ -21,9 +22,23 @@ PATIENCE_S = 10.0
 class Dispatcher:
     """See :class:`orchestrator.orders.Orders` for the arguments."""
 
-    def __init__(self, ledger_path: str, **options: Any) -> None:
-        self._orders = Orders(Path(ledger_path), **options)
-        self._news = asyncio.Event()
+    def __init__(self, ledger_path: str, *, session: str, **options: Any) -> None:
+        self._path, self._options = Path(ledger_path), {"session": session, **options}
+        self._begun: Orders | None = None
+        self._leaving = False
+        self._news: dict[str | None, asyncio.Event] = {}
+        if self._path.exists() and any(r.get("session") == session for r in read(self._path)):
+            self._begun = Orders(self._path, **self._options)
+
+    @property
+    def _orders(self) -> Orders:
+        assert self._begun is not None, "the driver opens the books before anyone asks of a trial"
+        return self._begun
+
+    async def open(self) -> None:
+        """For the driver: the ledger now holds what this session is to train."""
+        self._begun = self._begun or Orders(self._path, **self._options)
+        self._tell()
 
     async def resume_epoch(self, trial: str) -> int:
         """For trials: the epoch before the last one reported, which is served once more."""
@@ -42,37 +57,50 @@ class Dispatcher:
             if self._orders.closing:
                 return {"ended": "stopped", "reason": "the run was asked to stop"}
             if self._orders.want(trial, epoch):
-                self._tell()
-            if not await self._wait(deadline):
+                self._tell(trial)
+            if (refusal := self._orders.purse.refusal(trial)) is not None:
+                return {"ended": "stopped", "reason": refusal}
+            if not await self._wait(deadline, trial):
                 return {"pending": True}
 
     async def next_order(self, slot: str, incarnation: str, running: str | None) -> Answer:
         """For slots: what to do next. ``incarnation`` names the worker group's life,
         ``running`` the trial that it holds in memory."""
         deadline = time.monotonic() + PATIENCE_S
+        while self._begun is None:
+            if self._leaving:
+                return {"kind": "leave"}
+            if not await self._wait(deadline):
+                return {"kind": "wait"}
         known = self._orders.hear(slot, incarnation, running)
         while True:
             order = self._orders.order(slot, known, running)
             if order is not None:
                 return order
-            if not await self._wait(deadline):
+            if not await self._wait(deadline, self._orders.waits_for(known, running)):
                 return {"kind": "wait"}
 
-    async def report(self, slot: str, trial: str, attempt: int, report: Answer) -> bool:
-        """For slots: one epoch done. ``False`` when it did not count."""
+    async def report(self, slot: str, trial: str, attempt: int, report: Answer) -> Answer | None:
+        """For slots: one epoch done. ``keep``: the checkpoints that the trial needs from now on;
+        its worker removes the others. ``None`` when the report did not count."""
         counted = self._orders.reported(slot, trial, attempt, report)
-        self._tell()
-        return counted
+        self._tell(trial)
+        return {"keep": self._orders.kept(trial)} if counted else None
 
-    async def examined(self, slot: str, trial: str, detail: dict[str, Any]) -> None:
-        """For slots: a final met the test split; it is finished."""
-        self._orders.end("finished", trial, detail=detail)
+    async def examined(self, slot: str, trial: str, detail: dict[str, Any]) -> list[str]:
+        """For slots: a final met the test split; it is finished. Its checkpoint that stays."""
+        seconds = self._orders.purse.lose(self._orders.slots.get(slot))
+        self._orders.end("finished", trial, detail=detail, slot_seconds=seconds)
         self._tell()
+        return self._orders.kept(trial)
 
-    async def trial_failed(self, slot: str, trial: str, kind: str, reason: str) -> None:
-        """For slots: the trial itself cannot go on (diverged, out of memory, broken code)."""
-        self._orders.end("failed", trial, reason=f"{kind}: {reason}")
+    async def trial_failed(self, slot: str, trial: str, kind: str, reason: str) -> list[str]:
+        """For slots: the trial itself cannot go on (diverged, out of memory, broken code). Its
+        checkpoints that stay."""
+        seconds = self._orders.purse.lose(self._orders.slots.get(slot))
+        self._orders.end("failed", trial, reason=f"{kind}: {reason}", slot_seconds=seconds)
         self._tell()
+        return self._orders.kept(trial)
 
     async def group_broken(self, slot: str, trial: str, reason: str) -> None:
         """For slots: one rank of several fell; its group is about to restart and ask again."""
@@ -85,14 +113,15 @@ class Dispatcher:
 
     async def slot_lost(self, slot: str, reason: str) -> None:
         """For the driver: it gave a slot up."""
-        self._orders.lost(slot, reason)
+        if self._begun is not None:
+            self._begun.lost(slot, reason)
         self._tell()
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
         """For the driver: a decision. An end frees the trial's slot at its next question."""
         if trial is None or self._orders.state.trials[trial].status not in TERMINAL:
             self._orders.record(event, trial=trial, **fields)
-            self._tell()
+            self._tell(trial)
 
     async def submit(self, records: list[dict[str, Any]]) -> None:
         """For the driver: the records that begin the last phase."""
@@ -103,9 +132,15 @@ class Dispatcher:
         """For the driver: slots that have asked for work in this session."""
         return sum(slot.heard_at is not None for slot in self._orders.slots.values())
 
+    async def over_budget(self) -> str | None:
+        """For the driver: why nothing that is left may be trained, if so."""
+        return None if self._begun is None else self._begun.purse.over()
+
     async def stop(self) -> None:
         """For the driver: let every trial end and every slot leave at its next question."""
-        self._orders.closing = True
+        self._leaving = True
+        if self._begun is not None:
+            self._begun.closing = True
         self._tell()
 
     async def close(self, event: str, **fields: Any) -> None:
@@ -113,14 +148,23 @@ class Dispatcher:
         self._orders.record(event, **fields)
         await self.stop()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _tell(self, trial: str | None = None) -> None:
+        """Wake whoever waits for news of ``trial``, or of no trial in particular; all without.
 
-    async def _wait(self, deadline: float) -> bool:
+        Under a budget every report is news for everybody.
+        """
+        if trial is None or self._orders.purse.capped:
+            woken, self._news = list(self._news.values()), {}
+        else:
+            woken = [self._news.pop(key) for key in (trial, None) if key in self._news]
+        for event in woken:
+            event.set()
+
+    async def _wait(self, deadline: float, trial: str | None = None) -> bool:
         """Wait for news; ``False`` when the patience of this call is over."""
         try:
-            await asyncio.wait_for(self._news.wait(), max(0.0, deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._news.setdefault(trial, asyncio.Event()).wait()
         except TimeoutError:
             return False
         return True

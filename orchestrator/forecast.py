@@ -29,11 +29,13 @@ CASES = ("expected", "worst")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One family's cost on one slot. ``memory`` is bytes of each worker by purpose."""
+    """One family's cost on one slot. ``memory`` is bytes of each worker by purpose,
+    ``first_setup_seconds`` those of a slot's first trial, which imports what it needs."""
 
     basis: str
     epoch_seconds: float
     setup_seconds: float
+    first_setup_seconds: float
     checkpoint_bytes: int
     params_m: float
     gflops_per_image: float
@@ -68,6 +70,7 @@ def measured(
         + val * mean("eval_seconds_per_image")
         + mean("checkpoint_seconds"),
         setup_seconds=mean("setup_seconds"),
+        first_setup_seconds=mean("first_setup_seconds"),
         checkpoint_bytes=round(mean("checkpoint_bytes")),
         params_m=mean("params_m"),
         gflops_per_image=mean("gflops_per_image"),
@@ -101,6 +104,7 @@ def estimated(
         basis=ESTIMATED,
         epoch_seconds=(STEP_PASSES * train + val) * size.gflops_per_image * 1e9 / speed,
         setup_seconds=0.0,
+        first_setup_seconds=0.0,
         checkpoint_bytes=weights * (1 + copies + average),
         params_m=size.params_m,
         gflops_per_image=size.gflops_per_image,
@@ -128,6 +132,7 @@ def forecast(
     found = [family for family in families.values() if family is not None]
     made: dict[str, Any] = {
         "device": budget.device(resources),
+        "slots": slots,
         "basis": " and ".join(sorted({family["basis"] for family in found})) or None,
         "device_hours": None,
         "wall_hours": None,

@@ -37,7 +37,7 @@ FILE_NAME = "ledger.jsonl"
 
 EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
-    "extended",  # the same run asked for more trials; detail = the new header
+    "extended",  # the same run asked for more trials or another budget; detail = the new header
     "submitted",  # a trial to train; detail = assignment and axes, unless they are drawn later
     "drawn",  # its recipe was drawn from what the others had shown; detail = assignment and axes
     "started",  # a slot took an attempt of the trial

@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import drawing, retention
 from orchestrator.ledger import TERMINAL, Ledger, TrialState, apply, read, replay
+from orchestrator.orders_budget import Purse, Slot
 
 Answer = dict[str, Any]
-
-
-@dataclass
-class Slot:
-    """One Ray Train run, as last heard of."""
-
-    trial: str | None = None
-    incarnation: str | None = None
-    heard_at: float | None = None
 
 
 class Orders:
@@ -51,16 +43,22 @@ class Orders:
         self._max_failures = max_failures_per_trial
         self._more_to_come = more_to_come
         self._failures: dict[str, int] = {}
+        drawing.prepare(self.state)
+        self.purse = Purse(self.state, self.slots)
         for trial in self.state.trials.values():
             mine = trial.slot is not None and trial.slot.startswith(session)
             if trial.status == "running" and mine:
-                self.slots[str(trial.slot)] = Slot(trial=trial.trial)
+                self.slots[str(trial.slot)] = Slot(trial=trial.trial, ordered_at=time.monotonic())
             elif trial.status == "running":
                 trial.slot = None
 
     def record(self, event: str, **fields: Any) -> None:
-        """Write one record and know it."""
+        """Write one record and know it; the weights of a trial that ends with no slot go."""
+        trial = self.state.trials.get(fields.get("trial") or "")
+        alone = event in TERMINAL and trial is not None and trial.slot is None
         apply(self.state, self._ledger.append(event, **fields))
+        if alone and trial is not None:
+            retention.clear(self._folder, trial)
 
     def end(self, event: str, trial: str, **fields: Any) -> bool:
         """Write the trial's last record; ``False`` when it has ended before."""
@@ -91,8 +89,11 @@ class Orders:
         known = self.slots.setdefault(slot, Slot())
         reborn = known.incarnation != incarnation and known.trial is not None and running is None
         known.incarnation, known.heard_at = incarnation, time.monotonic()
+        if running is None and known.free_since is None:
+            known.free_since = known.heard_at
         if reborn:
             self.count_failure(known, "its worker group died")
+        known.ordered_at = None
         return known
 
     def order(self, slot: str, known: Slot, running: str | None) -> Answer | None:
@@ -104,19 +105,32 @@ class Orders:
             known.trial = None
         if known.trial is None:
             if running is not None:
-                return {"kind": "drop"}
+                return self._drop(running)
             known.trial = self._next_waiting()
             if known.trial is None:
                 return {"kind": "leave"} if self._spare(slot) else None
         if running is None:
             return self._start(slot, known.trial)
         if running != known.trial:
-            return {"kind": "drop"}
+            return self._drop(running)
         state = self.state.trials[running]
+        if not self.to_examine(state) and self.wanted.get(running, 0) <= state.epoch:
+            return None
+        if self.purse.refusal(running):
+            known.trial = state.slot = None
+            return self._drop(running)
+        if not self.purse.affords(running):
+            return None
+        known.ordered_at = time.monotonic()
         if self.to_examine(state):
             return self._examine(running)
-        wanted = self.wanted.get(running, 0) > state.epoch
-        return {"kind": "train", "epoch": state.epoch + 1} if wanted else None
+        return {"kind": "train", "epoch": state.epoch + 1}
+
+    def waits_for(self, known: Slot, running: str | None) -> str | None:
+        """The trial whose next question alone is news for the slot; ``None``: anything may be."""
+        if running is None or running != known.trial:
+            return None
+        return running if self.wanted.get(running, 0) <= self.state.trials[running].epoch else None
 
     def to_examine(self, state: TrialState) -> bool:
         """A final that is trained, its test score still to come."""
@@ -130,14 +144,19 @@ class Orders:
         if not current or report["epoch"] != state.epoch + 1:
             return False
         self.record("reported", trial=trial, attempt=attempt, slot=slot, **report)
+        self.purse.charge(state.reports[report["epoch"]])
+        if slot in self.slots:
+            self.slots[slot].ordered_at = None
         if report["epoch"] >= state.assignment["epochs"] and state.stage != "final":
             self.end("finished", trial)
         return True
 
     def preempted(self, slot: str, trial: str, checkpoint: str | None) -> None:
         """The slot's node goes away: its trial is next, at no fault of its own."""
-        epoch = self.state.trials[trial].epoch
-        self.record("preempted", trial=trial, epoch=epoch, checkpoint=checkpoint, slot=slot)
+        # What a checkpoint holds of the epoch is charged with it, once it is reported.
+        seconds = None if checkpoint else self.purse.lose(self.slots[slot])
+        told = {"epoch": self.state.trials[trial].epoch, "checkpoint": checkpoint, "slot": slot}
+        self.record("preempted", trial=trial, slot_seconds=seconds, **told)
         self.slots[slot].trial = None
         self.queue.appendleft(trial)
 
@@ -149,7 +168,7 @@ class Orders:
 
     def count_failure(self, known: Slot, reason: str) -> None:
         """The trial's attempt broke through no word of its own: again, or failed by name."""
-        trial = str(known.trial)
+        trial, seconds = str(known.trial), self.purse.lose(known)
         known.trial = None
         if self.state.trials[trial].status in TERMINAL:
             return
@@ -157,20 +176,36 @@ class Orders:
         self._failures[trial] = self._failures.get(trial, 0) + 1
         if self._failures[trial] > self._max_failures:
             times = self._failures[trial]
-            self.end("failed", trial, reason=f"{reason}, {times} times on this trial")
+            why = f"{reason}, {times} times on this trial"
+            self.end("failed", trial, reason=why, slot_seconds=seconds)
             return
-        self.record("noted", reason=f"{trial}: {reason}; it goes on from its last checkpoint")
+        why = f"{trial}: {reason}; it goes on from its last checkpoint"
+        self.record("noted", trial=trial, reason=why, slot_seconds=seconds)
         self.queue.appendleft(trial)
+
+    def kept(self, trial: str) -> list[str]:
+        """The trial's checkpoints that stay: its worker, which writes them, removes the others."""
+        return retention.kept(self._folder, self.state.trials[trial])
+
+    def _drop(self, trial: str) -> Answer:
+        ended = self.state.trials[trial].status in TERMINAL
+        return {"kind": "drop", "keep": self.kept(trial) if ended else None}
 
     def _start(self, slot: str, trial: str) -> Answer:
         state = self.state.trials[trial]
+        if state.axes is None:
+            self.record("drawn", trial=trial, detail=drawing.drawn(self.state, state))
+        self.slots[slot].ordered_at = time.monotonic()
         attempt = state.attempt + 1
-        self.record("started", trial=trial, attempt=attempt, slot=slot)
+        folder = retention.trial_folder(self._folder, trial)
+        since, self.slots[slot].free_since = self.slots[slot].free_since, None
+        waited_s = None if since is None else round(time.monotonic() - since, 6)
+        self.record("started", trial=trial, attempt=attempt, slot=slot, waited_s=waited_s)
         assignment = {
             **state.assignment,
             "attempt": attempt,
-            "checkpoint": state.checkpoint,
-            "checkpoint_folder": str(self._folder / "checkpoints" / trial / f"attempt-{attempt}"),
+            "checkpoint": retention.newest(self._folder, state),
+            "checkpoint_folder": str(folder / f"attempt-{attempt}"),
         }
         if self.to_examine(state):
             return {**self._examine(trial), "assignment": assignment}
@@ -183,10 +218,12 @@ class Orders:
         return {"kind": "examine", "correct_file": str(file)}
 
     def _next_waiting(self) -> str | None:
-        while self.queue:
-            trial = self.queue.popleft()
-            if self.state.trials[trial].status not in TERMINAL:
-                return trial
+        for trial in list(self.queue):
+            ended = self.state.trials[trial].status in TERMINAL
+            if ended or self.purse.affords(trial):
+                self.queue.remove(trial)
+                if not ended:
+                    return trial
         return None
 
     def _spare(self, slot: str) -> bool:

@@ -47,8 +47,8 @@ class Purse:
         self._share_s = _share(state)
         forecast = state.header.get("forecast") or {"families": {}}
         for family, cost in forecast["families"].items():
-            if cost["basis"] == "measured here":
-                self._planned_s[family] = cost["epoch_seconds"] + cost["setup_seconds"]
+            if cost and cost["basis"] == "measured here":
+                self._planned_s[family] = cost["epoch_seconds"] + cost["first_setup_seconds"]
         for trial in state.trials.values():
             self._spent_s[trial.family] += trial.other_seconds
             for report in trial.reports.values():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.budget import HOUR_S
-from orchestrator.forecast import COLD_START_S, ESTIMATED, TFLOPS
+from orchestrator.forecast import CASES, COLD_START_S, ESTIMATED, TFLOPS
 from orchestrator.plan import geometry_line
 from orchestrator.words import duration, size, span
 
@@ -44,13 +44,14 @@ def _forecast_lines(made: Plan) -> list[str]:
     if hours is None:
         unknown = [family for family, cost in forecast["families"].items() if cost is None]
         return [f"cost      unknown: {', '.join(unknown)} neither measured here nor of known size"]
-    told = span(*(f"{hours[case]:.3g}" for case in ("expected", "worst")))
-    cost = f"cost      {told} {unit}-hours, finals included ({forecast['basis']})"
+    finals = ", finals included" if made["final_seeds"] else ""
+    told = span(*(f"{hours[case]:.3g}" for case in CASES))
+    cost = f"cost      {told} {unit}-hours{finals} ({forecast['basis']})"
     if ESTIMATED in forecast["basis"]:
         cost += f"; by {made['tflops'] or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
     lines = [cost]
     if wall is not None:
-        told = span(*(duration(wall[case] * HOUR_S) for case in ("expected", "worst")))
+        told = span(*(duration(wall[case] * HOUR_S) for case in CASES))
         lines.append(f"time      {told} with {COLD_START_S:g} s of cold start")
     lines += [f"money     {_money(forecast)}", *_budget_lines(made)]
     disk = forecast["checkpoint_bytes"]
@@ -63,7 +64,7 @@ def _forecast_lines(made: Plan) -> list[str]:
 def _money(forecast: Plan) -> str:
     if forecast["usd"] is None:
         return f"missing: --price {forecast['device'].lower()}_hour=DOLLARS"
-    return span(*(f"{forecast['usd'][case]:.2f}" for case in ("expected", "worst"))) + " USD"
+    return span(*(f"{forecast['usd'][case]:.3g}" for case in CASES)) + " USD"
 
 
 def _budget_lines(made: Plan) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orchestrator.spec import RunSpec
 from orchestrator.trial import NAMESPACE, RESOURCES, call
 
 CONCURRENT_CALLS = 1000
+ABANDON_PATIENCE_S = 3.0
 
 
 class Decider:
@@ -66,8 +68,12 @@ class Pool:
         )
 
     def start(self) -> None:
-        """Ask Ray Train for the slots."""
+        """Ask Ray Train for the slots; they wait until the books are opened."""
         self._slots.start()
+
+    def open(self) -> None:
+        """The ledger holds what to train."""
+        call(self.dispatcher, "open")
 
     def ready(self) -> int:
         """Slots that have asked for work."""
@@ -85,6 +91,11 @@ class Pool:
         """Write the records that begin the last phase."""
         call(self.dispatcher, "submit", records)
 
+    def over_budget(self) -> str | None:
+        """Why nothing that is left may be trained, if the budget ends the run."""
+        reason: str | None = call(self.dispatcher, "over_budget")
+        return reason
+
     def open_trials(self) -> list[str]:
         """Trials that have not ended, from the ledger."""
         return open_trials(state_of(self._folder))
@@ -99,3 +110,10 @@ class Pool:
         self._slots.join(patience_s)
         call(self.dispatcher, "close", event, reason=reason)
         ray.kill(self._actor)
+
+    def abandon(self) -> None:
+        """Leave no trace of a session that never began."""
+        self.stop()
+        self._slots.join(ABANDON_PATIENCE_S)
+        ray.kill(self._actor)
+        shutil.rmtree(self._folder / "slots", ignore_errors=True)

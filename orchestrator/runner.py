@@ -6,57 +6,48 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator import cluster, finals, plan, session, tracking
+from orchestrator import cluster, finals, plan, retention, session, tracking
+from orchestrator.forecast import Cost, forecast
 from orchestrator.ledger import FILE_NAME, State
-from orchestrator.progress import Progress
+from orchestrator.outcome import Outcome
+from orchestrator.progress import Progress, terminal
 from orchestrator.spec import RunSpec
 from orchestrator.watch import Watch, stop_on_signals
 from trainables.errors import UserError, raise_if_any
 
+if TYPE_CHECKING:
+    from orchestrator.pool import Pool
+
 TRACKER_PATIENCE_S = 60.0
 LEAVE_PATIENCE_S = 15.0
 STOP_PATIENCE_S = 5.0
+# Data that take longer than this to prepare are prepared while Ray and its slots start. Most
+# mistakes in them show sooner, and then there is nothing to take down.
+HEAD_START_S = 2.0
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended; counts are over all families."""
-
-    finished: int
-    pruned: int
-    failed: int
-    interrupted: bool
-    run_folder: Path
-
-    @property
-    def exit_code(self) -> int:
-        """0 done, 4 some trials failed, 5 none succeeded, 130 interrupted."""
-        if self.interrupted:
-            return 130
-        if self.failed:
-            return 4 if self.finished + self.pruned else 5
-        return 0
+# Datasets, geometry and costs, by family.
+Prepared = tuple[dict[str, Any], dict[str, Any], dict[str, Cost | None]]
 
 
 def run(
     spec: RunSpec,
     *,
-    datasets: dict[str, Any],
-    geometry: dict[str, Any],
+    prepare: Callable[[], Prepared],
     say: Say,
     report: Callable[[Path], None],
     reopen_test: bool = False,
 ) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
+    ``prepare`` makes the pixel stores; where that takes long, Ray and the slots start beside it.
     ``report`` is given the run's folder once the ledger is complete: what it writes there
     still reaches MLflow.
 
@@ -77,46 +68,72 @@ def run(
             say(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
             with _tracker(spec, folder, uri, say):
                 report(folder)
-            return _outcome(folder)
+            return Outcome.of(folder)
+        preparing = _in_background(prepare)
+        if not wait([preparing], HEAD_START_S).not_done:
+            preparing.result()
         say("starting Ray")
         totals = held.enter_context(cluster.attached(namespace="backbone-tournament"))
         lacking = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
         if lacking:
             raise UserError(*dict.fromkeys(lacking), exit_code=3)
-        state, name = session.begin(spec, folder, {"datasets": datasets, "geometry": geometry})
+        name = session.session_name(folder)
+        pool = _pool(spec, folder, name, session.to_train(spec, before), totals)
+        pool.start()
+        try:
+            datasets, geometry, costs = preparing.result()
+            told = forecast(spec, costs, slots=pool.num_slots)
+            header = {"datasets": datasets, "geometry": geometry, "forecast": told}
+            state = session.begin(spec, folder, name, header)
+            _tidy(folder)
+            pool.open()
+        except BaseException:
+            pool.abandon()
+            raise
         held.enter_context(_tracker(spec, folder, uri, say))
-        _phases(spec, folder, state, name, totals, say, reopen_test)
+        _phases(spec, folder, state, pool, say, reopen_test)
+        _tidy(folder)
         if not session.open_trials(session.state_of(folder)):
             report(folder)
-    return _outcome(folder)
+    return Outcome.of(folder)
+
+
+def _in_background(work: Callable[[], Prepared]) -> Future[Prepared]:
+    """In a thread that does not keep the process alive when something else has failed."""
+    future: Future[Prepared] = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name="prepare", daemon=True).start()
+    return future
+
+
+def _pool(
+    spec: RunSpec, folder: Path, name: str, num_trials: int, totals: dict[str, float]
+) -> Pool:
+    from orchestrator.pool import Pool
+
+    num_slots = plan.slots_of(spec, num_trials, totals)
+    return Pool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
 
 
 def _phases(
-    spec: RunSpec,
-    folder: Path,
-    state: State,
-    name: str,
-    totals: dict[str, float],
-    say: Say,
-    reopen_test: bool,
+    spec: RunSpec, folder: Path, state: State, pool: Pool, say: Say, reopen_test: bool
 ) -> None:
     """Search, then finals, each trial to its end or until the stop file appears."""
-    from orchestrator.pool import Pool
-
-    trials = session.open_trials(state)
-    most = max(len(trials), spec.final_seeds * len(spec.sweeps))
-    resources = spec.sweeps[0].resources
-    num_slots = min(most, plan.capacity(resources, totals))
-    say(f"{len(trials)} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
+    trials, slots = session.open_trials(state), pool.num_slots
+    say(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
     stop_file = folder / session.STOP_FILE
-    pool = Pool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
-    watch = Watch(pool, resources.slot_start_timeout_s, stop_file)
-    with Progress(spec, folder / FILE_NAME, say), stop_on_signals(stop_file):
-        pool.start()
+    watch = Watch(pool, spec.sweeps[0].resources.slot_start_timeout_s, stop_file)
+    with Progress(folder / FILE_NAME, say, console=terminal()), stop_on_signals(stop_file):
         watch.start()
         try:
             _fit(spec, state, trials, pool, stop_file)
-            if spec.final_seeds and not stop_file.exists():
+            if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
                 pool.submit(finals.due(spec, session.state_of(folder), reopen=reopen_test))
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)
@@ -125,21 +142,32 @@ def _phases(
             watch.ended.set()
             watch.join()
             # The same file stops Tune whether a user, a signal or the watch wrote it.
-            event = "stopped" if stop_file.exists() else "closed"
-            pool.close(
-                event, watch.error, LEAVE_PATIENCE_S if event == "closed" else STOP_PATIENCE_S
+            over = watch.reason or pool.over_budget()
+            stopped = over or stop_file.exists()
+            event, patience_s = (
+                ("stopped", STOP_PATIENCE_S) if stopped else ("closed", LEAVE_PATIENCE_S)
             )
+            pool.close(event, watch.error or over, patience_s)
     if watch.error:
         raise UserError(watch.error, exit_code=3)
 
 
-def _fit(spec: RunSpec, state: State, trials: list[str], pool: Any, stop_file: Path) -> None:
+def _tidy(folder: Path) -> None:
+    """While no slot is at work: remove the checkpoints that nothing will ask for again."""
+    state = session.state_of(folder)
+    retention.at_rest(folder, state, [won.trial for won in finals.winners(state).values()])
+
+
+def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: Path) -> None:
     if not trials:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only form that verbose=0 silences
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(pool.num_slots + 1))
+    # The ledger is the memory: no second one of Tune's, in files nobody reads.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
     from ray import tune
 
     from orchestrator.scheduler import FamilyScheduler
@@ -198,15 +226,3 @@ def _tracker(spec: RunSpec, folder: Path, uri: str, say: Say) -> Iterator[None]:
                     f"MLflow at {uri} is behind the ledger (see {folder / 'tracking.log'}); "
                     "nothing is lost: the same command again brings it up to date"
                 )
-
-
-def _outcome(folder: Path) -> Outcome:
-    state = session.state_of(folder)
-    count = [trial.status for trial in state.trials.values()].count
-    return Outcome(
-        finished=count("finished"),
-        pruned=count("pruned"),
-        failed=count("failed"),
-        interrupted=bool(session.open_trials(state)),
-        run_folder=folder,
-    )

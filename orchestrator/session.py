@@ -19,6 +19,7 @@ from trainables.errors import UserError
 
 LIBRARIES = ("torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy")
 STOP_FILE = "stop"
+CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
 
 
 @contextmanager
@@ -66,10 +67,21 @@ def name_mistakes(spec: RunSpec) -> list[str]:
     ]
 
 
-def begin(spec: RunSpec, folder: Path, header: dict[str, Any]) -> tuple[State, str]:
-    """Write what makes the run new, resumed or extended; its state and this session's name."""
+def session_name(folder: Path) -> str:
+    """Names this process's session of the run: what it starts carries the name."""
+    path = folder / FILE_NAME
+    return f"{os.getpid():x}-{len(list(read(path))) if path.exists() else 0:x}"
+
+
+def to_train(spec: RunSpec, state: State) -> int:
+    """Search trials that a session of ``spec`` has to bring to their end."""
+    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
+    return len(open_trials(state)) + len(asked - set(state.trials))
+
+
+def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> State:
+    """Write what makes the run new, resumed or extended; its state."""
     before = state_of(folder)
-    ledger = Ledger(folder / FILE_NAME)
     detail = {
         "schema": SCHEMA,
         "run": spec.name,
@@ -85,26 +97,31 @@ def begin(spec: RunSpec, folder: Path, header: dict[str, Any]) -> tuple[State, s
         for sweep in spec.sweeps
         if index < sweep.trials and sweep.trial_name(index) not in before.trials
     ]
-    if not before.header:
-        ledger.append("created", detail=detail)
-    else:
-        if wanted:
-            ledger.append("extended", detail=detail)
-        ledger.append("resumed")
-    for sweep, index in wanted:
-        ledger.append(
-            "submitted",
-            trial=sweep.trial_name(index),
-            family=sweep.family,
-            stage="search",
-            detail={
-                "assignment": sweep.assignment(index).as_dict(),
-                "axes": sweep.axes(index),
-            },
-        )
+    records: list[dict[str, Any]] = [{"event": "created", "detail": detail}]
+    if before.header:
+        changed = any(before.header["spec"].get(one) != detail["spec"][one] for one in CAPS)
+        if not wanted:  # what was forecast was for these trials
+            detail["forecast"] = before.header.get("forecast")
+        records = [{"event": "extended", "detail": detail}] if wanted or changed else []
+        records.append({"event": "resumed"})
+    records += [
+        {
+            "event": "submitted",
+            "trial": sweep.trial_name(index),
+            "family": sweep.family,
+            "stage": "search",
+            "detail": sweep.submission(index),
+        }
+        for sweep, index in wanted
+    ]
+    # Named by the last record: a dispatcher that finds its session here has read them all.
+    records[-1]["session"] = session
+    ledger = Ledger(folder / FILE_NAME)
+    for record in records:
+        ledger.append(**record)
     ledger.close()
     (folder / STOP_FILE).unlink(missing_ok=True)
-    return state_of(folder), f"{os.getpid():x}-{len(list(read(folder / FILE_NAME))):x}"
+    return state_of(folder)
 
 
 def open_trials(state: State) -> list[str]:

@@ -1,4 +1,4 @@
-"""What ends a run from outside: a stop file, a signal, slots that never start or are all gone."""
+"""What ends a run from outside: a stop file, a signal, its budget, slots that are not there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ SECOND_SIGNAL_S = 2.0
 
 
 class Watch(threading.Thread):
-    """Ends a run whose slots never start or are all gone: a named failure, not a hang."""
+    """Ends a run whose slots never start or are all gone: a named failure, not a hang. Ends it
+    too, with a ``reason``, once its budget has no room for another epoch."""
 
     def __init__(self, pool: Any, start_timeout_s: float, stop_file: Path) -> None:
         super().__init__(name="watch", daemon=True)
         self._pool, self._timeout_s, self._stop_file = pool, start_timeout_s, stop_file
         self.ended = threading.Event()
         self.error: str | None = None
+        self.reason: str | None = None
 
     def run(self) -> None:
         began, ready = time.monotonic(), False
@@ -36,7 +38,8 @@ class Watch(threading.Thread):
             elif not self._pool.alive() and self._pool.open_trials():
                 last = (self._pool.errors() or ["no reason given"])[-1]
                 self.error = f"every slot ended before its trials did; the last one: {last}"
-            if self.error:
+            self.reason = self._pool.over_budget()
+            if self.error or self.reason:
                 self._stop_file.touch()
         if self._stop_file.exists():
             self._pool.stop()

@@ -79,12 +79,14 @@ def measure(
     """Cost of one worker: epochs of one step each, ``seconds`` of them after a first one.
 
     ``train_seconds_per_image`` (median of ``n`` steps; data and augmentation included),
-    ``eval_seconds_per_image``, ``setup_seconds``, ``checkpoint_seconds``, ``checkpoint_bytes``,
+    ``eval_seconds_per_image``, ``setup_seconds`` of a warm process and ``first_setup_seconds`` of
+    a cold one (imports), ``checkpoint_seconds``, ``checkpoint_bytes``,
     ``params_m``, ``gflops_per_image`` (forward) and ``memory``, bytes by purpose.
     """
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
     with tempfile.TemporaryDirectory() as folder:
+        cold = _trial(assignment, store, device, folder).setup_seconds
         trial = _trial(assignment, store, device, folder)
         with saved_for_backward(trial) as activations:
             trial.train(lambda: False)
@@ -97,6 +99,7 @@ def measure(
             "train_seconds_per_image": statistics.median(map(_trained, reports)) / batch,
             "eval_seconds_per_image": evaluated / VAL_IMAGES,
             "n": len(reports),
+            "first_setup_seconds": cold,
             "setup_seconds": trial.setup_seconds,
             "checkpoint_seconds": trial.clock.seconds["checkpoint"],
             "checkpoint_bytes": sum(file.stat().st_size for file in Path(saved).iterdir()),

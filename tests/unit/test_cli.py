@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainables.errors import UserError
 
 Run = Callable[..., tuple[int, str, list[str]]]
 OPTIONS = {"set": (), "storage": "runs"}
+QUICK = ("--dry-run", "--no-measure")
 
 
 @pytest.fixture
@@ -167,11 +169,11 @@ def test_a_name_in_use_by_another_spec_is_refused_with_the_difference(
     code, _, (line,) = run("sweep", "vit", "--name", "r", "--seed", "5", "--dry-run")
     assert code == 2
     assert "vit.seed: was 0, asked 5" in line
-    assert run("sweep", "vit", "--name", "r", "--trials", "3", "--dry-run")[0] == 0
+    assert run("sweep", "vit", "--name", "r", "--trials", "3", *QUICK)[0] == 0
 
 
 def test_plan_is_json_on_stdout_and_writes_nothing(run: Run, tmp_path: Path) -> None:
-    code, out, err = run("plan", "vit", "resnet", "--trials", "3", "--json")
+    code, out, err = run("plan", "vit", "resnet", "--trials", "3", "--json", "--no-measure")
     made = json.loads(out)
     assert code == 0
     assert made["schema"] == 1
@@ -182,16 +184,16 @@ def test_plan_is_json_on_stdout_and_writes_nothing(run: Run, tmp_path: Path) -> 
 
 
 def test_the_plan_of_several_families_is_that_of_their_tournament(run: Run) -> None:
-    _, told, _ = run("plan", "vit", "resnet")
-    _, asked, _ = run("tournament", "vit", "resnet", "--dry-run")
+    _, told, _ = run("plan", "vit", "resnet", "--no-measure")
+    _, asked, _ = run("tournament", "vit", "resnet", *QUICK)
     assert told == asked
     assert "finals    54 epochs more" in told
-    _, without, _ = run("tournament", "vit", "resnet", "--final-seeds", "0", "--dry-run")
+    _, without, _ = run("tournament", "vit", "resnet", "--final-seeds", "0", *QUICK)
     assert "finals" not in without
 
 
 def test_dry_run_warns_of_few_tokens_of_any_searched_patch(run: Run) -> None:
-    code, out, _ = run("sweep", "vit", "--dry-run", "--set", "backbone.patch=[4,16]")
+    code, out, _ = run("sweep", "vit", *QUICK, "--set", "backbone.patch=[4,16]")
     assert code == 0
     assert "4 tokens" in out
     assert "backbone.patch [4, 16]" in out
@@ -326,6 +328,7 @@ def test_interrupt_exits_130() -> None:
         )
         silent.settimeout(30)
         connection, _ = silent.accept()
+        time.sleep(0.5)  # until its main thread waits for the answer
         process.send_signal(2)
         # Open until the process has ended: a closed one would be a mistake of its own.
         with connection:
