@@ -28,18 +28,49 @@ from trainables.optim import build_optimizer
 
 
 class Engine:
-    """``fine_tune`` itself, with all that its recipe asks for, one epoch at a time."""
+    """``fine_tune`` itself, with all that its recipe asks for, one epoch at a time.
 
-    def __init__(self, assignment: Assignment, store: PixelStore, device: torch.device) -> None:
+    Given a rival, one of its steps follows each of the engine's, so that whatever else the machine
+    does meets both alike; the engine's time is the epoch's without the rival's and without what
+    it says it spent on evaluation.
+    """
+
+    def __init__(
+        self, assignment: Assignment, store: PixelStore, device: torch.device, rival: Plain
+    ) -> None:
         self.images = assignment.data.train_limit or 0
-        self.epochs = fine_tune(assignment, World(device=str(device)), store=store)
+        self._rival, self._seconds, self._steps = rival, 0.0, 0
+        self._paired = False
+        self.epochs = fine_tune(
+            assignment, World(device=str(device)), store=store, should_stop=self._between
+        )
 
     def images_per_second(self) -> float:
-        """One epoch's speed by the wall clock, less what it says it spent on evaluation."""
+        """One epoch's speed, alone."""
+        self._paired = False
+        return self._epoch()
+
+    def beside_rival(self) -> tuple[float, float]:
+        """One epoch's speed and the rival's, step by step in turns."""
+        self._paired, self._seconds, self._steps = True, 0.0, 0
+        engine = self._epoch()
+        return engine, self._steps * self._rival.size / self._seconds
+
+    def _epoch(self) -> float:
+        before = self._seconds
         started = time.perf_counter()
         metrics = next(self.epochs).metrics
-        elapsed = time.perf_counter() - started
+        elapsed = time.perf_counter() - started - (self._seconds - before)
         return self.images / (elapsed - metrics["eval_seconds"] - metrics["checkpoint_seconds"])
+
+    def _between(self) -> bool:
+        """What the engine asks between its steps; never a reason to stop."""
+        if self._paired:
+            started = time.perf_counter()
+            self._rival.on_resident_batch(1)
+            self._seconds += time.perf_counter() - started
+            self._steps += 1
+        return False
 
 
 class Plain:

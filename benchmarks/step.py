@@ -1,7 +1,6 @@
 """python -m benchmarks.step [--data PARQUET] [--families FAMILY ...] [--scales SCALE ...] [--quick]
 
-What an epoch of the engine costs beyond its arithmetic. For each family and scale, in one process,
-taking turns (A B, B A, C C, ...):
+What an epoch of the engine costs beyond its arithmetic. For each family and scale, in one process:
 
 A  the engine: an epoch of ``fine_tune`` with the default recipe (augmentation light, clipping,
    schedule), from the pixel store, by the wall clock less the evaluation
@@ -10,11 +9,13 @@ B  compute: forward, backward and step of the same model, optimizer, batch size,
 C  a torch DataLoader, with 0 and with 2 workers, that reads the same Parquet, decodes with PIL and
    augments with torchvision, training the same model as B
 
-``ratio_to_compute`` is images/s of A over B, the median over pairs next to each other in time;
-``ratio_to_dataloader`` of A over the faster C. Per family, each is the lower of its scales; each
-scale with its spread (quartiles) and n stands under ``ratio_to_compute_by_scale`` and so on. On a
-GPU in bf16, and with the share of the device's bf16 peak where that is known. About 6 minutes on 2
-cores. The result goes to benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
+On a CPU A and B take turns step by step, so that what else the machine does meets both alike; on a
+GPU, where steps overlap, epoch by epoch. C takes its turn after each round. ``ratio_to_compute`` is
+images/s of A over B, the median over rounds; ``ratio_to_dataloader`` of A over the faster C. Per
+family, each is the lower of its scales; each scale with its spread (quartiles) and n stands under
+``ratio_to_compute_by_scale`` and so on. On a GPU in bf16, and with the share of the device's bf16
+peak where that is known. About 10 minutes on 2 cores. The result goes to
+benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ BF16_PEAK = {  # dense FLOP/s as the makers state them
 class Effort:
     """``seconds`` one measurement lasts, in ``steps`` within bounds; how often all take turns."""
 
-    seconds: float = 0.8
-    fewest_steps: int = 2
+    seconds: float = 2.0
+    fewest_steps: int = 8
     most_steps: int = 200
-    rounds: int = 5  # each gives two pairs of A and B
+    rounds: int = 10  # each gives one pair of A and B
     loader_rounds: int = 5
 
 
 QUICK = Effort(seconds=0.1, fewest_steps=1, most_steps=2, rounds=1, loader_rounds=1)
-EFFORTS = {"tiny": Effort(), "small": Effort(loader_rounds=2)}
+EFFORTS = {"tiny": Effort(), "small": Effort(seconds=4.0, rounds=6, loader_rounds=2)}
 
 
 def main() -> None:
@@ -109,19 +110,18 @@ def measure(
     torch.manual_seed(0)
     plain = Plain(assignment, store, device)
     steps = _steps(plain, effort, store.info.counts["train"])
-    engine = Engine(_limited(assignment, steps * plain.size), store, device)
+    engine = Engine(_limited(assignment, steps * plain.size), store, device, plain)
     loaders = {w: Loader(plain, path, workers=w, steps=steps) for w in WORKERS}
     engine.images_per_second()  # the first epoch builds the trial
     speeds: dict[str, list[float]] = {"engine": [], "compute": []}
     speeds |= {f"dataloader_{workers}": [] for workers in WORKERS}
     for number in range(effort.rounds):
-        for order in (("engine", "compute"), ("compute", "engine")):
-            for name in order:
-                speeds[name].append(
-                    engine.images_per_second()
-                    if name == "engine"
-                    else plain.on_resident_batch(steps)
-                )
+        if device.type == "cpu":
+            ours, bare = engine.beside_rival()
+        else:
+            ours, bare = engine.images_per_second(), plain.on_resident_batch(steps)
+        speeds["engine"].append(ours)
+        speeds["compute"].append(bare)
         if number < effort.loader_rounds:
             for workers, loader in loaders.items():
                 speeds[f"dataloader_{workers}"].append(loader.images_per_second())
@@ -163,12 +163,12 @@ def _steps(plain: Plain, effort: Effort, images: int) -> int:
 
 
 def _ratios(speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Of speeds next to each other in time: two pairs of A and B in each round, then C."""
+    """Of speeds next to each other in time: a pair of A and B in each round, then C."""
     engine, compute = speeds["engine"], speeds["compute"]
     found = {"ratio_to_compute": spread([a / b for a, b in zip(engine, compute, strict=True)])}
     for workers in WORKERS:
         rounds = enumerate(speeds[f"dataloader_{workers}"])
-        ratios = [statistics.mean(engine[2 * i : 2 * i + 2]) / c for i, c in rounds]
+        ratios = [engine[i] / c for i, c in rounds]
         found[f"ratio_to_dataloader_{workers}"] = spread(ratios)
     fastest = max(WORKERS, key=lambda w: statistics.median(speeds[f"dataloader_{w}"]))
     found["ratio_to_dataloader"] = found[f"ratio_to_dataloader_{fastest}"]
