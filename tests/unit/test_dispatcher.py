@@ -36,6 +36,9 @@ def run_folder(folder: Path, trials: int = 2) -> Path:
 
 
 def dispatcher(path: Path, session: str = "s", max_failures: int = 1) -> Dispatcher:
+    """The actor of a session that has begun; made again, it finds that out by itself."""
+    if not any(record.get("session") == session for record in read(path)):
+        Ledger(path).append("resumed", session=session)
     return Dispatcher(
         str(path),
         session=session,
@@ -43,8 +46,15 @@ def dispatcher(path: Path, session: str = "s", max_failures: int = 1) -> Dispatc
     )
 
 
-def report(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "metrics": {"val_top1": epoch / 10}, "checkpoint": f"at-{epoch}"}
+def report(epoch: int, checkpoint: str | None = None) -> dict[str, Any]:
+    return {"epoch": epoch, "metrics": {"val_top1": epoch / 10}, "checkpoint": checkpoint}
+
+
+def saved(path: Path, trial: str, attempt: int, name: str) -> str:
+    """A checkpoint where the trial's worker would write it."""
+    folder = path.parent / "checkpoints" / trial / f"attempt-{attempt}" / name
+    folder.mkdir(parents=True)
+    return str(folder)
 
 
 def events(path: Path, trial: str) -> list[str]:
@@ -53,6 +63,33 @@ def events(path: Path, trial: str) -> list[str]:
 
 def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(story)
+
+
+def test_a_slot_that_is_early_waits_for_the_books(tmp_path: Path) -> None:
+    async def story() -> None:
+        books = Dispatcher(str(tmp_path / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+        assert await books.next_order("s-0", "i", None) == {"kind": "wait"}
+        path = run_folder(tmp_path)
+        assert await books.next_order("s-0", "i", None) == {"kind": "wait"}
+        await books.open()
+        assert await books.slots_ready() == 0
+        assert await books.ask("vit-0000", 1) == {"pending": True}
+        order = await books.next_order("s-0", "i", None)
+        assert order["kind"] == "train"
+        assert events(path, "vit-0000") == ["submitted", "started"]
+
+    run(story())
+
+
+def test_a_session_that_never_began_writes_nothing_and_lets_its_slots_go(tmp_path: Path) -> None:
+    async def story() -> None:
+        books = Dispatcher(str(tmp_path / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+        await books.slot_lost("s-0", "gone")
+        await books.stop()
+        assert await books.next_order("s-1", "i", None) == {"kind": "leave"}
+        assert not list(tmp_path.iterdir())
+
+    run(story())
 
 
 def test_a_trial_is_served_epoch_by_epoch_as_it_asks(tmp_path: Path) -> None:
@@ -120,11 +157,12 @@ def test_a_dead_group_goes_on_from_its_checkpoint_then_fails_by_name(tmp_path: P
         d = dispatcher(path, max_failures=1)
         await d.ask("vit-0000", 1)
         await d.next_order("s-0", "life-1", None)
-        await d.report("s-0", "vit-0000", 1, report(1))
+        folder = saved(path, "vit-0000", 1, "epoch-0001")
+        assert await d.report("s-0", "vit-0000", 1, report(1, folder)) == {"keep": [folder]}
         await d.ask("vit-0000", 2)
         order = await d.next_order("s-0", "life-2", None)
         assert (order["epoch"], order["assignment"]["attempt"]) == (2, 2)
-        assert order["assignment"]["checkpoint"] == "at-1"
+        assert order["assignment"]["checkpoint"] == folder
         assert order["assignment"]["checkpoint_folder"].endswith("attempt-2")
         # A late report of the first life changes nothing.
         assert not await d.report("s-0", "vit-0000", 1, report(2))
@@ -143,13 +181,14 @@ def test_another_drivers_slots_are_gone_and_their_trials_open(tmp_path: Path) ->
         d = dispatcher(path, session="first")
         await d.ask("vit-0000", 1)
         await d.next_order("first-0", "life", None)
-        await d.report("first-0", "vit-0000", 1, report(1))
+        folder = saved(path, "vit-0000", 1, "epoch-0001")
+        await d.report("first-0", "vit-0000", 1, report(1, folder))
         d = dispatcher(path, session="second")
         assert await d.resume_epoch("vit-0000") == 0
         assert (await d.ask("vit-0000", 1))["metrics"] == {"val_top1": 0.1}
         await d.ask("vit-0000", 2)
         order = await d.next_order("second-0", "life", None)
-        assert (order["epoch"], order["assignment"]["checkpoint"]) == (2, "at-1")
+        assert (order["epoch"], order["assignment"]["checkpoint"]) == (2, folder)
 
     run(story())
 
@@ -161,9 +200,10 @@ def test_preemption_is_no_failure_and_resumes_in_the_middle(tmp_path: Path) -> N
         d = dispatcher(path, max_failures=0)
         await d.ask("vit-0000", 1)
         await d.next_order("s-0", "life", None)
-        await d.preempted("s-0", "vit-0000", "half-an-epoch")
+        folder = saved(path, "vit-0000", 1, "epoch-0000-image-00000042")
+        await d.preempted("s-0", "vit-0000", folder)
         order = await d.next_order("s-1", "life", None)
-        assert (order["epoch"], order["assignment"]["checkpoint"]) == (1, "half-an-epoch")
+        assert (order["epoch"], order["assignment"]["checkpoint"]) == (1, folder)
 
     run(story())
 

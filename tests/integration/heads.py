@@ -1,0 +1,83 @@
+"""A Ray head node of a test's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.conftest import Shell
+
+BIN = Path(sys.executable).parent
+HEAD_PATIENCE_S = 90
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where it answers: ``dashboard`` takes jobs, ``gcs`` is a ``RAY_ADDRESS``."""
+
+    dashboard: str
+    gcs: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def head(shell: Shell, auth: str) -> Iterator[Head]:
+    """A head node of two CPUs with a dashboard. Killed by process group, because ``ray stop``
+    would stop every Ray of the machine."""
+    gcs, dashboard = free_port(), free_port()
+    shell.env |= {"RAY_AUTH_MODE": auth, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    del shell.env["RAY_ADDRESS"]
+    if auth == "token":
+        generate = [BIN / "ray", "get-auth-token", "--generate"]
+        subprocess.run(generate, env=shell.env, check=True, capture_output=True)
+    with (shell.cwd / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                *(BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
+                *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2"),
+            ],
+            env=shell.env,
+            cwd=shell.cwd,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + HEAD_PATIENCE_S
+        while not answers(f"{address}/api/version"):
+            assert process.poll() is None, (shell.cwd / "head.log").read_text()
+            assert time.monotonic() < deadline, "the dashboard never answered"
+            time.sleep(0.5)
+        yield Head(dashboard=address, gcs=f"127.0.0.1:{gcs}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except urllib.error.HTTPError as refusal:
+        return refusal.code in (401, 403)
+    except OSError:
+        return False

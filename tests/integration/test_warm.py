@@ -1,0 +1,100 @@
+"""Fifty trials in two warm slots: memory stays flat, the pruned make room, nothing is left over."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from tests.integration.conftest import Shell
+from tests.integration.heads import head
+
+pytestmark = pytest.mark.ray
+
+TRIALS = 50
+RELEASE_S = 2.0
+# Of a worker's resident memory between the tenth trial and the last: allocator noise, and no
+# model (1.3 MB with its optimizer) kept from each of forty trials.
+GROWTH_MB = 40
+
+WATCHER = """
+import json, sys, time, ray
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+while True:
+    groups = ray.util.placement_group_table().values()
+    held = sum(group["state"] == "CREATED" for group in groups)
+    free = ray.available_resources().get("CPU", 0.0)
+    print(json.dumps({"time": time.time(), "groups": held, "free": free}), flush=True)
+    time.sleep(0.2)
+"""
+
+
+def resident_mb(pid: int) -> float | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(x.split()[1]) / 1024 for x in lines if x.startswith("VmRSS")), None)
+
+
+def test_fifty_trials_keep_two_slots_warm_and_leave_nothing(shell: Shell) -> None:
+    with head(shell, "disabled") as started:
+        shell.env["RAY_ADDRESS"] = started.gcs
+        seen = shell.cwd / "seen.jsonl"
+        with seen.open("w") as out:
+            watcher = subprocess.Popen(
+                [sys.executable, "-c", WATCHER, started.gcs], env=shell.env, stdout=out
+            )
+        driver = shell.start(
+            "sweep", "resnet", "--name", "warm", "--trials", str(TRIALS), "--max-epochs", "2",
+            "--set", "scheduler.reduction_factor=2", "--set", "data.train_limit=100",
+            "--set", "recipe.batch_size_per_worker=50",
+        )  # fmt: skip
+        memory: list[tuple[int, float]] = []
+        while driver.poll() is None:
+            ended = sum(trial.ended_at is not None for trial in shell.state("warm").trials.values())
+            for pid in shell.processes("RayTrainWorker") if ended else ():
+                resident = resident_mb(pid)
+                memory += [(ended, resident)] if resident else []
+            time.sleep(0.5)
+        left = time.time()
+        assert driver.returncode == 0, driver.communicate()[1]
+        time.sleep(RELEASE_S)
+        watcher.kill()
+        watcher.wait()
+    records = shell.records("warm")
+    state = shell.state("warm")
+    assert {trial.status for trial in state.trials.values()} == {"finished", "pruned"}
+    assert len(state.trials) == TRIALS
+
+    early = median(resident for ended, resident in memory if 10 <= ended < 20)
+    late = median(resident for ended, resident in memory if ended >= 40)
+    assert late - early < GROWTH_MB
+
+    starts = [r for r in records if r["event"] == "started"]
+    slots = {record["slot"] for record in starts}
+    assert len(slots) == 2
+    on_slot = {record["trial"]: record["slot"] for record in starts}
+    for pruned in (r for r in records if r["event"] == "pruned"):
+        later = [r["time"] for r in starts if r["time"] > pruned["time"]]
+        mine = [
+            r["time"]
+            for r in starts
+            if r["time"] > pruned["time"] and r["slot"] == on_slot[pruned["trial"]]
+        ]
+        if len(later) >= len(slots):  # somebody was waiting
+            assert mine
+            assert mine[0] - pruned["time"] < RELEASE_S
+
+    watched = [json.loads(line) for line in seen.read_text().splitlines()]
+    during = [one["groups"] for one in watched if one["time"] < left]
+    # One group a slot and one for each thin trial that is awake; the pruned have none.
+    assert max(during) <= len(slots) + len(slots) + 2
+    after = [one for one in watched if one["time"] >= left]
+    assert after[-1]["groups"] == 0
+    assert after[-1]["free"] == 2
