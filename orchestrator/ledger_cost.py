@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator import budget
 from orchestrator.ledger_state import State, TrialState
+from orchestrator.limits import ResourceSpec
 
 PURPOSES = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
 
@@ -32,16 +34,10 @@ def slot_seconds(trials: Iterable[TrialState]) -> float:
     )
 
 
-def num_workers(state: State) -> int:
-    """Workers of each slot of the run."""
-    sweeps = state.header.get("spec", {}).get("sweeps", [])
-    return int(sweeps[0]["resources"]["num_workers"]) if sweeps else 1
-
-
 def worker_seconds(state: State, family: str | None = None) -> float:
     """What the run, or one family of it, has cost so far."""
     trials = [t for t in state.trials.values() if family in (None, t.family)]
-    return num_workers(state) * slot_seconds(trials)
+    return resources_of(state).num_workers * slot_seconds(trials)
 
 
 def checkpoint_bytes(run_folder: Path) -> int:
@@ -52,3 +48,14 @@ def checkpoint_bytes(run_folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # a run in progress replaces them
                 total += Path(folder, name).lstat().st_size
     return total
+
+
+def resources_of(state: State) -> ResourceSpec:
+    """What a slot of the run takes."""
+    sweeps = state.header.get("spec", {}).get("sweeps", [])
+    return ResourceSpec(**sweeps[0]["resources"]) if sweeps else ResourceSpec()
+
+
+def spent_device_hours(state: State) -> float:
+    """Hours of GPUs, or of CPUs without any, that the run has cost so far."""
+    return budget.device_hours(worker_seconds(state), resources_of(state))

@@ -14,9 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from orchestrator import budget
-from orchestrator.ledger_cost import epoch_seconds, num_workers
+from orchestrator.ledger_cost import epoch_seconds, resources_of
 from orchestrator.ledger_state import TERMINAL, Record, State
-from orchestrator.limits import ResourceSpec
 
 MARGIN = 1.2
 
@@ -120,7 +119,7 @@ def _share(state: State) -> float | None:
     spec = state.header.get("spec", {})
     if not spec.get("budget"):
         return None
-    resources = ResourceSpec(**spec["sweeps"][0]["resources"])
+    resources = resources_of(state)
     cap_s = budget.cap_worker_seconds(spec["budget"], resources, spec.get("prices"))
     assert cap_s is not None, "RunSpec.mistakes() refuses dollars without their price"
-    return cap_s / num_workers(state) / len(spec["sweeps"])
+    return cap_s / resources.num_workers / len(spec["sweeps"])

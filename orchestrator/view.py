@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator import budget
 from orchestrator.epochs import expected_rest
-from orchestrator.ledger_cost import epoch_seconds, num_workers, worker_seconds
+from orchestrator.ledger_cost import epoch_seconds, resources_of, worker_seconds
 from orchestrator.ledger_state import TERMINAL, State, TrialState
 from orchestrator.limits import ResourceSpec, SchedulerSpec
 
@@ -24,7 +24,7 @@ def view(state: State, *, running: bool) -> dict[str, Any]:
     """
     sweeps = _sweeps(state)
     families = [_family(state, family, sweeps, running) for family in _names(state, sweeps)]
-    spent, resources = worker_seconds(state), _resources(state)
+    spent, resources = worker_seconds(state), resources_of(state)
     prices = state.header.get("spec", {}).get("prices")
     search = [trial for trial in state.trials.values() if trial.stage == "search"]
     finals = [trial for trial in state.trials.values() if trial.stage == "final"]
@@ -66,11 +66,6 @@ def _names(state: State, sweeps: dict[str, SchedulerSpec]) -> list[str]:
     return list(dict.fromkeys([*sweeps, *(trial.family for trial in state.trials.values())]))
 
 
-def _resources(state: State) -> ResourceSpec:
-    listed = state.header.get("spec", {}).get("sweeps", [])
-    return ResourceSpec(**listed[0]["resources"]) if listed else ResourceSpec()
-
-
 def _sum(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
@@ -83,11 +78,11 @@ def _family(
     shown = [_shown(trial, running) for trial in trials]
     bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
     value, best = max(bests, key=lambda one: one[0], default=(None, None))
-    resources, seconds = _resources(state), seconds_per_epoch(state, family)
+    resources, seconds = resources_of(state), seconds_per_epoch(state, family)
     full = sweeps[family].max_epochs if family in sweeps else None
     ended = [trial for trial in trials if trial.status in ("pruned", "finished")]
     saved = sum((full or trial.epoch) - trial.epoch for trial in ended)
-    saved_s = None if seconds is None else saved * seconds * num_workers(state)
+    saved_s = None if seconds is None else saved * seconds * resources_of(state).num_workers
     return {
         "family": family,
         "trials": len(trials),

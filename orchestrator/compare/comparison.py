@@ -13,6 +13,7 @@ from orchestrator.compare.claim_section import claims_of
 from orchestrator.compare.curves import Curve, collect, family_labels, sweeps
 from orchestrator.compare.families import summarise
 from orchestrator.compare.finals import gaps, summarise_finals
+from orchestrator.compare.forecast import scored
 from orchestrator.compare.importance import at_equal_budget, importance, learning_rate_fit
 from orchestrator.compare.pairs import compare_pairs
 from orchestrator.compare.runs import RunData
@@ -53,6 +54,7 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
         "families": entries,
         "pairs": compare_pairs(families, runs),
         "budget": budgets(families),
+        "forecast": scored(runs),
         "curves_over_budget": curves_over_budget(families),
         "importance": important,
         "gap": gaps(families, runs),
@@ -75,6 +77,8 @@ def _run_entry(run: RunData) -> dict[str, Any]:
         "code_version": header.get("code_version"),
         "created_at": run.created_at,
         "test_openings": run.test_openings,
+        "device_hours": run.device_hours,
+        "checkpoint_bytes": run.checkpoint_bytes,
         "environment": header.get("environment"),
     }
 

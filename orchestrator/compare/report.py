@@ -1,8 +1,8 @@
 """The report people open: one HTML file that needs nothing but itself.
 
 In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
-curves over budget, the audit of pruning, recipe sensitivity, probes, failures, what differed
-between the arms, how to reproduce.
+curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
+failures, what differed between the arms, how to reproduce.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.compare import claim_section, finals_section, pictures, reproduce, sections
 from orchestrator.compare.budget_section import over_budget
 from orchestrator.compare.curves import Curve, collect
+from orchestrator.compare.forecast import forecast_section
 from orchestrator.compare.html import paragraph, text
 from orchestrator.compare.probe_section import probes
 from orchestrator.compare.recipe_section import sensitivity
@@ -34,6 +35,7 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
         pictures.against_cost(families),
         pictures.learning(families, sections.speed(comparison)),
         *([] if comparison["claims"] else _of_a_search(families, comparison)),
+        forecast_section(comparison),
         sections.failures(comparison),
         sections.differences(comparison),
         reproduce.how(runs, comparison),
@@ -70,8 +72,8 @@ def _header(title: str, comparison: Mapping[str, Any], body: str) -> str:
         ("claim", "The claim"),
         ("families", "Families"), ("finals", "Finals"), ("cost", "Accuracy against cost"),
         ("curves", "Learning curves"), ("budget", "Curves over budget"), ("audit", "Pruning"),
-        ("recipe", "Recipe"), ("probes", "Probes"), ("failures", "Failures"),
-        ("differences", "What differed"), ("reproduce", "Reproduce"),
+        ("recipe", "Recipe"), ("probes", "Probes"), ("forecast", "Forecast"),
+        ("failures", "Failures"), ("differences", "What differed"), ("reproduce", "Reproduce"),
     )  # fmt: skip
     anchors = "".join(
         f'<li><a href="#{name}">{label}</a></li>'

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import ledger
+from orchestrator.ledger_cost import checkpoint_bytes, spent_device_hours
 from orchestrator.ledger_tables import tables
 from trainables.errors import UserError
 
@@ -25,7 +26,8 @@ class RunData:
     ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
     final, one bool an image of the test split, in the split's order: shape (N,). ``frozen`` holds
     what was frozen of each family's winner before its finals, ``winners`` each final's own.
-    Times are unix seconds.
+    Times are unix seconds. ``device_hours`` is all that the run has cost, ``checkpoint_bytes`` what
+    its checkpoints take on disk.
     """
 
     name: str
@@ -40,6 +42,8 @@ class RunData:
     winners: Mapping[str, str] = field(default_factory=dict)
     test_opened_at: float | None = None
     test_openings: int = 0
+    device_hours: float | None = None
+    checkpoint_bytes: int | None = None
     created_at: float | None = None
     closed: bool = False
     stopped: bool = False
@@ -91,6 +95,8 @@ def load(run_folder: Path) -> RunData:
         winners={trial.trial: trial.winner for trial in finals if trial.winner},
         test_opened_at=state.test_opened_at,
         test_openings=state.test_openings,
+        device_hours=spent_device_hours(state),
+        checkpoint_bytes=checkpoint_bytes(run_folder),
         created_at=state.created_at,
         closed=state.closed,
         stopped=state.stopped,

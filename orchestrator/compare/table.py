@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.compare.answer import describe_verdict
+from orchestrator.compare.forecast import line as forecast_line
 from orchestrator.compare.wording import (
     MISSING,
     axis_name,
@@ -34,6 +35,7 @@ def table_text(comparison: Mapping[str, Any]) -> str:
         *_pairs(comparison["pairs"]),
         *_budget(comparison["budget"], comparison["families"]),
         *_audit(comparison["audit"]),
+        _wrap(forecast_line(comparison["forecast"], comparison["runs"])),
         *_failures(comparison["failures"]),
         *_notes(comparison["notes"]),
     ]

@@ -1,0 +1,76 @@
+"""The plan's forecast, made before the first trial, scored against what the run cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.compare.html import paragraph, section, table
+from orchestrator.compare.runs import RunData
+from orchestrator.compare.wording import MISSING
+from orchestrator.words import size, span
+
+Scored = Mapping[str, Any]
+
+
+def scored(runs: Sequence[RunData]) -> dict[str, Any] | None:
+    """Device-hours of all runs together: ``expected`` if trials are pruned as expected, ``worst``
+    if none is, and ``actual``; ``ratio`` is actual over expected, once every run is complete.
+
+    ``None`` where a run has no forecast, or they count different devices.
+    """
+    told = [run.header.get("forecast") or {} for run in runs]
+    hours = [one.get("device_hours") for one in told]
+    devices = {one.get("device") for one in told}
+    if None in hours or len(devices) != 1:
+        return None
+    expected, worst = (sum(one[case] for one in hours) for case in ("expected", "worst"))
+    actual = sum(run.device_hours or 0.0 for run in runs)
+    complete = all(run.status == "complete" for run in runs)
+    return {
+        "device": devices.pop(),
+        "basis": " and ".join(sorted({one["basis"] for one in told})),
+        "expected": expected,
+        "worst": worst,
+        "actual": actual,
+        "ratio": actual / expected if complete and expected else None,
+    }
+
+
+def line(forecast: Scored | None, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Forecast, outcome and what the checkpoints take, in a line."""
+    held = [run["checkpoint_bytes"] for run in runs]
+    disk = f"Checkpoints on disk: {MISSING if None in held else size(sum(held))}."
+    if forecast is None:
+        return disk
+    told = span(f"{forecast['expected']:.3g}", f"{forecast['worst']:.3g}")
+    so_far = f"{forecast['actual']:.3g} were spent{_ratio(forecast)}"
+    return f"Forecast: {told} {forecast['device']}-hours ({forecast['basis']}); {so_far}. {disk}"
+
+
+def _ratio(forecast: Scored) -> str:
+    if forecast["ratio"] is None:
+        return " so far"
+    return f", {forecast['ratio']:.2f} times the expected"
+
+
+def forecast_section(comparison: Mapping[str, Any]) -> str:
+    """The same as a table; a run without a forecast has no section."""
+    forecast = comparison["forecast"]
+    if forecast is None:
+        return ""
+    ratio = forecast["ratio"]
+    row = [f"{forecast['device']}-hours"]
+    row += [f"{forecast[name]:.3g}" for name in ("expected", "worst", "actual")]
+    row += [MISSING if ratio is None else f"{ratio:.2f}", forecast["basis"]]
+    head = ["unit", "expected", "at worst", "actual", "actual / expected", "basis"]
+    about = (
+        "Made before the first trial: expected, if trials are pruned as chance would have it; at "
+        "worst, if all train to full length; finals included in both. "
+    )
+    return section(
+        "forecast",
+        "Forecast",
+        paragraph(about + line(None, comparison["runs"])),
+        table(head, [row], caption="What the plan foretold, and what it cost"),
+    )
