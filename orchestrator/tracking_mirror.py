@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orchestrator import tracking_claim
 from orchestrator import tracking_report as report
 from orchestrator import tracking_view as view
 from orchestrator.ledger import Record, State, TrialState, apply
@@ -105,8 +106,9 @@ class Mirror:
 
     def _create(self, client: Client, name: str, tags: dict[str, str], at: float | None) -> Held:
         try:
-            # Not the epochs: that tag says how far the metrics, which come after it, are there.
-            return client.create(name, {k: v for k, v in tags.items() if k != "epochs"}, at)
+            # Not the tags that say how far the metrics are there, which come after it.
+            known = {k: v for k, v in tags.items() if k not in ("epochs", "verdict_at")}
+            return client.create(name, known, at)
         except Exception:
             self._unsure = True  # it may have been created all the same
             raise
@@ -154,7 +156,13 @@ class Mirror:
         tags = view.run_tags(self.state, self._interrupted)
         target = view.STATUS.get(tags["status"], "RUNNING")
         metrics = view.run_metrics(self.state, self.ended_at) if self.ended_at else []
-        client.log(held, metrics if held.status != target else [], {}, tags)
+        due = metrics if held.status != target else []
+        if held.tags.get("verdict_at") != tags.get("verdict_at"):
+            due = [*due, *tracking_claim.metrics(self.state)]
+        client.log(held, due, {}, tags)
+        if self.state.verdict:
+            verdict = view.as_json(self.state.verdict["detail"])
+            client.put_text(held, tracking_claim.ARTIFACT, verdict)
         if not held.has_datasets:
             client.log_datasets(held, view.datasets(self.state))
         for name in ("spec", "environment"):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator import tracking_claim
 from orchestrator.ledger import Record, State, TrialState
 from trainables.recipe import stable_hash
 
@@ -211,6 +212,7 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         "spec_hash": header.get("spec_hash"),
         "code_version": header.get("code_version"),
         "test_opened_at": datetime.fromtimestamp(opened, UTC).isoformat() if opened else None,
+        **tracking_claim.tags(state),
     }
     return texts(tags, MAX_TAG)
 
