@@ -43,7 +43,8 @@ SET = click.option(
 REOPEN = click.option(
     "--reopen-test", is_flag=True, help="Open the test split again; the report is marked."
 )
-RUN = (
+# What is trained on what, in tournaments and claims alike; then, how and where.
+SUBJECT = (
     click.option(
         "--dataset",
         metavar="NAME|PATH",
@@ -55,22 +56,8 @@ RUN = (
         metavar="hub|none|PATH",
         help="First weights. Default: none at tiny; hub at small, at base and for timm:MODEL.",
     ),
-    click.option("--name", help="Create this run, or go on with it. Default: TARGET-DATASET."),
-    click.option("--trials", type=int, help="Trials of each family. Default 8."),
-    click.option("--max-epochs", type=int, help="Full length of a trial. Default 9."),
-    click.option("--seed", type=int, help="Draws the recipes, and all that is random. Default 0."),
-    click.option(
-        "--final-seeds",
-        type=int,
-        help="Train each winner again over so many seeds, then open the test split, once. "
-        "Default 3 for a tournament, else 0.",
-    ),
-    click.option(
-        "--audit",
-        type=float,
-        metavar="SHARE",
-        help="Finish this share of the trials ASHA would prune, off the books, to measure it.",
-    ),
+)
+MEANS = (
     SET,
     click.option("--workers", type=int, help="Workers that train one trial. Default 1."),
     click.option("--gpus-per-worker", type=float, help="Default 0: train on the CPU."),
@@ -101,6 +88,26 @@ RUN = (
         type=click.FloatRange(min=0, min_open=True),
         help="What one GPU (or CPU) sustains in training, for estimates. Default 15 (0.03).",
     ),
+)
+RUN = (
+    *SUBJECT,
+    click.option("--name", help="Create this run, or go on with it. Default: TARGET-DATASET."),
+    click.option("--trials", type=int, help="Trials of each family. Default 8."),
+    click.option("--max-epochs", type=int, help="Full length of a trial. Default 9."),
+    click.option("--seed", type=int, help="Draws the recipes, and all that is random. Default 0."),
+    click.option(
+        "--final-seeds",
+        type=int,
+        help="Train each winner again over so many seeds, then open the test split, once. "
+        "Default 3 for a tournament, else 0.",
+    ),
+    click.option(
+        "--audit",
+        type=float,
+        metavar="SHARE",
+        help="Finish this share of the trials ASHA would prune, off the books, to measure it.",
+    ),
+    *MEANS,
 )
 
 

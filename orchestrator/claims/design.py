@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import overrides, spaces, sweeps
+from orchestrator import budget, overrides, spaces, sweeps
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.spec import NAMED_DATASETS, RunSpec, SchedulerSpec, SweepSpec, sanitised
 from trainables.backbones import describe
 from trainables.errors import UserError
 from trainables.recipe import stable_hash
 
-EXPERIMENT = "claims"
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which ``Facts.val_images`` were carved by
 # Options that are short for a --set of this path; the claim lays out the others.
@@ -52,6 +51,7 @@ def run_spec(claim: Claim, options: Mapping[str, Any], facts: Facts) -> RunSpec:
     ``options`` are the command line's: ``dataset``, ``scale``, ``weights``, ``preset``, ``seeds``,
     ``max_epochs``, ``seed``, ``name``, ``set`` and where things are kept.
     """
+    caps, prices = budget.parse(options.get("budget"), options.get("price") or ())
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
     setting = _setting(preset, bases, facts)
@@ -67,10 +67,13 @@ def run_spec(claim: Claim, options: Mapping[str, Any], facts: Facts) -> RunSpec:
         sweeps=made,
         storage=options["storage"],
         tracking_uri=options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or None,
-        experiment=options.get("experiment") or EXPERIMENT,
+        experiment=options.get("experiment"),
+        budget=caps,
+        prices=prices,
         claim={
             **claim.declaration(),
             "preset": options["preset"],
+            "options": _own_options(options),
             "departures": _departures(claim, preset, options),
         },
     )
@@ -100,6 +103,15 @@ def _preset(claim: Claim, options: Mapping[str, Any]) -> Preset:
     return replace(preset, **{key: value for key, value in changes.items() if value is not None})
 
 
+def _own_options(options: Mapping[str, Any]) -> list[list[str]]:
+    """The options that make this run another one than the preset's, for whoever repeats it. How
+    a run is carried out is none of these."""
+    given = {name: options.get(name) for name in ("seeds", "max_epochs", "seed")}
+    found = [[f"--{k.replace('_', '-')}", str(v)] for k, v in given.items() if v is not None]
+    sets = [text for text in options["set"] if not text.startswith("resources.")]
+    return found + [["--set", text] for text in sets]
+
+
 def _departures(claim: Claim, preset: Preset, options: Mapping[str, Any]) -> list[str]:
     """What the command line changed in the declared design."""
     declared = claim.presets[options["preset"]]
@@ -108,7 +120,7 @@ def _departures(claim: Claim, preset: Preset, options: Mapping[str, Any]) -> lis
         for name in ("seeds", "epochs")
         if getattr(preset, name) != getattr(declared, name)
     ]
-    return [*changed, *options["set"]]
+    return [*changed, *(text for text in options["set"] if not text.startswith("resources."))]
 
 
 def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: Facts) -> Setting:

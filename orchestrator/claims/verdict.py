@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from orchestrator.claims.cells import Cell, cells_of, ended
 from orchestrator.claims.claim import Claim
 from orchestrator.claims.decide import judge, summary
 from orchestrator.claims.effects import Measured, NoVerdict
-from orchestrator.claims.wording import effect_text, sentence
+from orchestrator.claims.wording import effect_text, sentence, verdict_lines
 from orchestrator.ledger import FILE_NAME, Ledger, State, read, replay
 from trainables.errors import UserError
 
@@ -173,15 +174,29 @@ def scope(state: State, cells: Sequence[Cell]) -> str:
     )
 
 
-def record(run_folder: Path, verdict: Mapping[str, Any]) -> bool:
-    """Write the verdict into the ledger, unless its last one is the same; whether it was new.
+def shown(state: State) -> dict[str, Any]:
+    """The verdict recomputed, beside the one on record: ``recorded`` has its ``verdict``, when it
+    was reached (``at``, unix seconds) and whether the two agree; ``None`` where there is none."""
+    verdict, before = verdict_of(state), state.verdict
+    if not before:
+        return {**verdict, "recorded": None}
+    agrees = json.loads(json.dumps(verdict)) == before["detail"]
+    recorded = {"verdict": before["detail"]["verdict"], "at": before["time"], "agrees": agrees}
+    return {**verdict, "recorded": recorded}
+
+
+def conclude(run_folder: Path) -> str | None:
+    """Write the verdict of a claim's run into its ledger, unless the last one there is the same;
+    the verdict for a terminal, ``None`` for a run that tests no claim.
 
     Only for the process that holds the run, after its dispatcher has gone.
     """
-    before = state_of(run_folder).verdict.get("detail")
-    if before == verdict:
-        return False
-    ledger = Ledger(run_folder / FILE_NAME)
-    ledger.append("verdict", detail=dict(verdict), reason=verdict["sentence"])
-    ledger.close()
-    return True
+    if not declared(replay(read(run_folder / FILE_NAME))):
+        return None
+    state = state_of(run_folder)
+    verdict = verdict_of(state)
+    if state.verdict.get("detail") != json.loads(json.dumps(verdict)):
+        ledger = Ledger(run_folder / FILE_NAME)
+        ledger.append("verdict", detail=verdict, reason=verdict["sentence"])
+        ledger.close()
+    return "\n".join(verdict_lines(verdict)) + "\n"

@@ -65,5 +65,9 @@ def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         f"{verdict['device_seconds'] / 60:.1f} device minutes, "
         f"{verdict['trials']['finished']} of {verdict['trials']['asked']} trials finished"
     )
+    recorded = verdict.get("recorded")
+    if recorded and not recorded["agrees"]:
+        was = recorded["verdict"] or NO_VERDICT
+        lines.append(f"RECORDED   {was}, and not in all the same as what is recomputed here")
     lines += [f"CHANGED    {change}" for change in verdict["rule_changes"]]
     return lines

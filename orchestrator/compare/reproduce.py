@@ -108,6 +108,8 @@ def command(run: RunData) -> str:
     if not asked:
         return ""
     first = asked[0]
+    if claim := run.header["spec"].get("claim"):
+        return _claim_command(run.name, claim, first)
     scheduler, workers = first.get("scheduler", {}), first.get("resources", {}).get("num_workers")
     options = {
         "name": run.name,
@@ -125,6 +127,16 @@ def command(run: RunData) -> str:
     words += [sweep["backbone"]["family"] for sweep in asked]
     for name, value in options.items():
         words += [] if value is None else [f"--{name}", str(value)]
-    if scheduler.get("kind", "asha") != "asha":
-        words += ["--set", f"scheduler.kind={scheduler['kind']}"]
+    for field, usual in (("kind", "asha"), ("sampler", "random")):
+        if scheduler.get(field, usual) != usual:
+            words += ["--set", f"scheduler.{field}={scheduler[field]}"]
+    return shlex.join(words)
+
+
+def _claim_command(name: str, claim: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    words = ["orchestrator", "claims", "run", claim["name"], "--name", name]
+    words += ["--dataset", str(first["data"]["source"]), "--scale", str(first["backbone"]["scale"])]
+    words += ["--weights", str(first["backbone"]["weights"]), "--preset", str(claim["preset"])]
+    for option in claim["options"]:
+        words += list(option)
     return shlex.join(words)
