@@ -144,7 +144,7 @@ def main() -> None:
     runner._tracker = timed
     outcome = runner.run(
         spec(options.folder, options),
-        prepare=lambda: ({}, {}),
+        prepare=lambda: ({}, {}, {}),
         say=lambda line: print(line, file=sys.stderr),
         report=lambda folder: None,
     )
