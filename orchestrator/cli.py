@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from orchestrator import cli_claims, cli_machine, cli_read, cli_status
+from orchestrator import cli_claims, cli_export, cli_machine, cli_read, cli_status
 from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say
 from trainables.errors import UserError
 
@@ -126,6 +126,7 @@ def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 for command in (
     *cli_read.COMMANDS,
+    *cli_export.COMMANDS,
     *cli_status.COMMANDS,
     *cli_machine.COMMANDS,
     *cli_claims.COMMANDS,

@@ -5,6 +5,7 @@ Nothing is written and no Ray is started before every cheap check has passed.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -189,13 +190,14 @@ def _prepared(spec: RunSpec, say: Say, costs: Costs | None, tflops: float | None
 
 
 def report(run_folder: Path) -> str:
-    """Write the run's ``report.html`` and return its comparison, or its verdict where it tests a
-    claim, for the terminal."""
+    """Write the run's ``report.html`` and ``comparison.json``, and return its comparison, or its
+    verdict where it tests a claim, for the terminal."""
     from orchestrator.claims.verdict import conclude
     from orchestrator.compare import compare, load, report_html, table_text
 
     verdict = conclude(run_folder)
     runs = [load(run_folder)]
     comparison = compare(runs)
+    (run_folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
     (run_folder / "report.html").write_text(report_html(runs, comparison), encoding="utf-8")
     return verdict or table_text(comparison)
