@@ -165,6 +165,8 @@ def _family(spec: RunSpec, sweep: SweepSpec, cost: Cost) -> dict[str, Any]:
         "expected": expected_epochs(sweep.scheduler, sweep.trials),
         "worst": float(sweep.trials * full),
     }
+    if sweep.grid:
+        epochs = dict.fromkeys(CASES, float(sum(row["epochs"] for row in sweep.grid)))
     seconds = {case: epochs[case] * cost.epoch_seconds + sweep.trials * setup for case in CASES}
     # Meeting the test split, with its probes, takes about as long as an epoch.
     seconds["finals"] = spec.final_seeds * ((full + 1) * cost.epoch_seconds + setup)
