@@ -1,29 +1,38 @@
-"""The plan: slots, feasibility, expected epochs against a simulated ASHA, storage, warnings."""
+"""The plan: slots, feasibility, expected epochs against a simulated ASHA, costs, forecast."""
 
 from __future__ import annotations
 
 import json
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.limits import ResourceSpec, SchedulerSpec
-from orchestrator.plan import (
-    capacity,
-    expected_epochs,
-    feasible,
-    local_totals,
-    plan,
-    plan_text,
+from orchestrator.epochs import expected_epochs, expected_rest
+from orchestrator.forecast import (
+    COLD_START_S,
+    ESTIMATED,
+    MEASURED,
+    TFLOPS,
+    Cost,
+    estimated,
+    forecast,
+    images_per_epoch,
+    measured,
 )
+from orchestrator.limits import ResourceSpec, SchedulerSpec
+from orchestrator.plan import capacity, feasible, local_totals, plan
+from orchestrator.plan_text import plan_text
 from orchestrator.spec import RunSpec
 from orchestrator.sweeps import family_sweep
 
 GEOMETRY = {
+    "family": "vit",
+    "scale": "tiny",
     "model": "test_vit",
     "image_size": 32,
     "patch": 8,
@@ -32,6 +41,7 @@ GEOMETRY = {
     "road": "resized patches",
     "warnings": ["8 tokens are few"],
 }
+COUNTS = {"train": 1000, "val": 100, "test": 100}
 
 
 def spec(**resources: float) -> RunSpec:
@@ -115,35 +125,152 @@ def test_without_pruning_expected_is_worst() -> None:
     assert expected_epochs(SchedulerSpec(kind="none", max_epochs=5), 7) == 35
 
 
+@pytest.mark.parametrize("audit", [0.0, 0.5])
+def test_the_rest_of_many_trials_is_what_all_of_them_are_expected_to_train(audit: float) -> None:
+    """From epoch 0, for as many trials that the first arrivals at a rung do not matter."""
+    scheduler = SchedulerSpec(max_epochs=9, audit=audit)
+    assert expected_rest(scheduler, 0) * 30_000 == pytest.approx(
+        expected_epochs(scheduler, 30_000), rel=0.01
+    )
+    assert expected_rest(scheduler, 3) == 6  # past the last rung: to the end
+    assert expected_rest(scheduler, 9) == 0
+
+
+def cost(**changed: Any) -> Cost:
+    """2 s an epoch, 1 s to build a trial, 1 MB a checkpoint."""
+    made = Cost(
+        basis=MEASURED,
+        epoch_seconds=2.0,
+        setup_seconds=1.0,
+        first_setup_seconds=4.0,
+        checkpoint_bytes=1_000_000,
+        params_m=0.1,
+        gflops_per_image=0.01,
+        memory={"parameters": 400_000, "activations": 1_000_000},
+    )
+    return replace(made, **changed)
+
+
+def test_images_of_an_epoch_are_whole_steps_of_what_a_worker_gets() -> None:
+    sweep = spec(num_workers=2).sweeps[0]
+    assert sweep.recipe.batch_size_per_worker == 16
+    # 1000 images, 500 a worker: 31 steps of 16
+    assert images_per_epoch(sweep, COUNTS) == (496, 50)
+    few = replace(sweep, data=replace(sweep.data, train_limit=100, fraction=0.2))
+    assert images_per_epoch(few, COUNTS) == (10, 50)
+
+
+def test_an_estimate_is_flops_over_throughput() -> None:
+    sweep = spec().sweeps[0]
+    whole = {**GEOMETRY, "patch": 4, "tokens": 64}
+    made, quarter = estimated(sweep, COUNTS, whole), estimated(sweep, COUNTS, GEOMETRY)
+    assert made is not None
+    assert quarter is not None
+    # 992 images trained, three forward passes each, and 100 evaluated
+    assert made.epoch_seconds == pytest.approx(
+        (3 * 992 + 100) * made.gflops_per_image / 1e3 / TFLOPS["CPU"]
+    )
+    assert made.basis == ESTIMATED
+    assert made.epoch_seconds == pytest.approx(4 * quarter.epoch_seconds)
+    assert made.memory["activations"] == pytest.approx(4 * quarter.memory["activations"], rel=1e-6)
+    faster = estimated(sweep, COUNTS, whole, tflops=2 * TFLOPS["CPU"])
+    assert faster is not None
+    assert faster.epoch_seconds == pytest.approx(made.epoch_seconds / 2)
+    assert made.checkpoint_bytes == 3 * made.memory["parameters"]  # and Adam's two moments
+    assert estimated(sweep, COUNTS, {**GEOMETRY, "family": "timm", "scale": None}) is None
+
+
+def test_a_measured_cost_is_the_mean_over_the_trials_drawn_and_leaves_errors_out() -> None:
+    row = {
+        "train_seconds_per_image": 0.001,
+        "eval_seconds_per_image": 0.0005,
+        "checkpoint_seconds": 0.1,
+        "setup_seconds": 1.0,
+        "first_setup_seconds": 3.0,
+        "checkpoint_bytes": 10,
+        "params_m": 1.0,
+        "gflops_per_image": 1.0,
+        "memory": {"parameters": 4, "activations": 6},
+    }
+    slower = {**row, "train_seconds_per_image": 0.004, "memory": {"parameters": 4}}
+    sweep = spec().sweeps[0]
+    made = measured(sweep, COUNTS, [row, row, slower, {"error": "no"}])
+    assert made is not None
+    assert made.epoch_seconds == pytest.approx(992 * 0.002 + 100 * 0.0005 + 0.1)
+    assert made.memory == row["memory"]  # the most that any of them needs
+    assert measured(sweep, COUNTS, [{"error": "no"}]) is None
+
+
+def test_the_forecast_adds_up() -> None:
+    """8 trials of at most 9 epochs of 2 s on two workers, 2 seeds of finals; hours of CPUs."""
+    asked = replace(spec(num_workers=2), final_seeds=2, prices={"cpu_hour": 0.5})
+    made = forecast(asked, {"vit": cost()}, slots=2)
+    finals_s = 2 * (10 * 2 + 1)  # the test split counts as an epoch
+    assert made["device_hours"]["worst"] == pytest.approx(2 * (8 * (9 * 2 + 1) + finals_s) / 3600)
+    epochs = expected_epochs(SchedulerSpec(), 8)
+    search_s = epochs * 2 + 8
+    assert made["device_hours"]["expected"] == pytest.approx(2 * (search_s + finals_s) / 3600)
+    assert made["usd"]["worst"] == pytest.approx(0.5 * made["device_hours"]["worst"])
+    assert made["wall_hours"]["expected"] == pytest.approx(
+        (search_s / 2 + finals_s / 2 + COLD_START_S) / 3600
+    )
+    # the winner and two finals stay; at most 8 that finished, and two slots' newest and next
+    assert made["checkpoint_bytes"] == {"kept": 3_000_000, "at_most": 14_000_000}
+    assert forecast(asked, {"vit": cost()}, slots=None)["wall_hours"] is None
+    assert forecast(replace(asked, prices=None), {"vit": cost()}, slots=2)["usd"] is None
+
+
+def test_what_is_not_known_of_one_family_is_not_known_of_the_run() -> None:
+    asked = RunSpec(name="r", sweeps=(family_sweep("vit"), family_sweep("resnet")))
+    made = forecast(asked, {"vit": cost(), "resnet": None}, slots=2)
+    assert made["device_hours"] is made["usd"] is made["checkpoint_bytes"] is None
+    assert made["families"]["vit"]["epoch_seconds"] == 2.0
+
+
 def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
-    made = plan(spec(), total={"CPU": 2.0, "GPU": 0.0}, geometry={"vit": GEOMETRY})
+    asked = replace(spec(), budget={"cpu_hours": 1.5})
+    total = {"CPU": 2.0, "GPU": 0.0}
+    made = plan(asked, total=total, geometry={"vit": GEOMETRY}, costs={"vit": cost()})
     assert json.loads(json.dumps(made)) == made
     assert made["schema"] == 1
     assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
     (family,) = made["families"]
     assert family["rungs"] == [1, 3]
-    # 0.3 M parameters x 4 bytes x (weights + two moments)
-    assert family["checkpoint_bytes"] == 3_600_000
     text = plan_text(made)
+    hours = made["forecast"]["device_hours"]
     for said in (
         "16 tokens",
         "patch 8",
         "rungs 1, 3",
+        f"{hours['expected']:.3g} to {hours['worst']:.3g} CPU-hours (measured here)",
+        "missing: --price cpu_hour=DOLLARS",
+        "budget    1.5 cpu_hours",
+        "2 s an epoch, measured here",
+        "1.4 MB a worker",
         "warning   8 tokens are few",
         "none: random",
     ):
-        assert said in text
+        assert said in text, text
     for path, axis in family["space"].items():
         assert path in text
         assert axis["why"] in text
 
 
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
-    geometry = {"vit": {**GEOMETRY, "model": "swin_tiny"}}
-    made = plan(spec(), total=None, geometry=geometry)
+    made = plan(spec(), total=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
     assert made["slots"] is None
-    assert made["families"][0]["checkpoint_bytes"] is None
-    assert "as many as the cluster holds" in plan_text(made)
+    assert made["forecast"]["device_hours"] is None
+    text = plan_text(made)
+    assert "as many as the cluster holds" in text
+    assert "unknown: vit" in text
+    made = plan(
+        spec(),
+        total=None,
+        geometry={"vit": GEOMETRY},
+        costs={"vit": estimated(spec().sweeps[0], COUNTS, GEOMETRY, 0.5)},
+        tflops=0.5,
+    )
+    assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in plan_text(made)
 
 
 def test_this_machine_has_a_cpu() -> None:
