@@ -10,12 +10,12 @@ C  a torch DataLoader, with 0 and with 2 workers, that reads the same Parquet, d
    augments with torchvision, training the same model as B
 
 On a CPU A and B take turns step by step, so that what else the machine does meets both alike; on a
-GPU, where steps overlap, epoch by epoch. C takes its turn after each round. ``ratio_to_compute`` is
-images/s of A over B, the median over rounds; ``ratio_to_dataloader`` of A over the faster C. Per
-family, each is the lower of its scales; each scale with its spread (quartiles) and n stands under
-``ratio_to_compute_by_scale`` and so on. On a GPU in bf16, and with the share of the device's bf16
-peak where that is known. About 10 minutes on 2 cores. The result goes to
-benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
+GPU, where steps overlap, epoch by epoch. C takes its turn beside an epoch of A alone.
+``ratio_to_compute`` is images/s of A over B, the median over rounds; ``ratio_to_dataloader`` of A
+over the faster C. Per family, each is the lower of its scales; each scale with its spread
+(quartiles) and n stands under ``ratio_to_compute_by_scale`` and so on. On a GPU in bf16, and with
+the share of the device's bf16 peak where that is known. About 10 minutes on 2 cores. The result
+goes to benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measure(
     engine = Engine(_limited(assignment, steps * plain.size), store, device, plain)
     loaders = {w: Loader(plain, path, workers=w, steps=steps) for w in WORKERS}
     engine.images_per_second()  # the first epoch builds the trial
-    speeds: dict[str, list[float]] = {"engine": [], "compute": []}
+    speeds: dict[str, list[float]] = {"engine": [], "compute": [], "engine_alone": []}
     speeds |= {f"dataloader_{workers}": [] for workers in WORKERS}
     for number in range(effort.rounds):
         if device.type == "cpu":
@@ -123,6 +123,7 @@ def measure(
         speeds["engine"].append(ours)
         speeds["compute"].append(bare)
         if number < effort.loader_rounds:
+            speeds["engine_alone"].append(engine.images_per_second())
             for workers, loader in loaders.items():
                 speeds[f"dataloader_{workers}"].append(loader.images_per_second())
     engine.epochs.close()  # type: ignore[attr-defined]
@@ -163,12 +164,12 @@ def _steps(plain: Plain, effort: Effort, images: int) -> int:
 
 
 def _ratios(speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Of speeds next to each other in time: a pair of A and B in each round, then C."""
+    """Of speeds next to each other in time: A and B in each round, A alone and C in some."""
     engine, compute = speeds["engine"], speeds["compute"]
     found = {"ratio_to_compute": spread([a / b for a, b in zip(engine, compute, strict=True)])}
     for workers in WORKERS:
-        rounds = enumerate(speeds[f"dataloader_{workers}"])
-        ratios = [engine[i] / c for i, c in rounds]
+        loaders = speeds[f"dataloader_{workers}"]
+        ratios = [a / c for a, c in zip(speeds["engine_alone"], loaders, strict=True)]
         found[f"ratio_to_dataloader_{workers}"] = spread(ratios)
     fastest = max(WORKERS, key=lambda w: statistics.median(speeds[f"dataloader_{w}"]))
     found["ratio_to_dataloader"] = found[f"ratio_to_dataloader_{fastest}"]

@@ -126,12 +126,15 @@ class Step:
             if p.grad is not None
         ]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        excess = (norm / largest).clamp_(min=1.0)
+        excess: Tensor | None = (norm / largest).clamp_(min=1.0)
+        if self.device.type == "cpu" and norm.item() <= largest:
+            excess = None  # nothing to divide by; on an accelerator, asking would wait for it
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # fused kernels divide by a scale on their way: no pass of our own over gradients
+            found = None if excess is None else torch.zeros_like(excess)
             self.optimizer.grad_scale = excess  # type: ignore[attr-defined]
-            self.optimizer.found_inf = torch.zeros_like(excess)  # type: ignore[attr-defined]
-        else:
+            self.optimizer.found_inf = found  # type: ignore[attr-defined]
+        elif excess is not None:
             torch._foreach_div_(gradients, excess)
 
     def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -65,6 +65,7 @@ def test_ratios_are_of_neighbours_and_the_faster_loader_counts() -> None:
         {
             "engine": [50.0, 25.0, 100.0],  # the machine was half as fast in round two
             "compute": [100.0, 50.0, 100.0],
+            "engine_alone": [50.0, 25.0],
             "dataloader_0": [25.0, 12.5],
             "dataloader_2": [40.0, 20.0],
         }
