@@ -1,6 +1,7 @@
 """Whatever dies under a sweep, it ends as the sweep that nothing happened to.
 
-One slot, so that the undisturbed run decides in one order only and every number can be compared.
+One slot and one seed, so that the undisturbed run decides in one order only and every number can be
+compared. TPE draws each recipe when its trial starts, from what the ledger knows by then.
 """
 
 from __future__ import annotations
@@ -8,38 +9,37 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from typing import Any
 
 import pytest
 
+from orchestrator import finals
 from orchestrator.ledger import State
 from tests.integration.conftest import Shell
 from tests.integration.test_sweep import epochs, mlflow_runs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SWEEP = (
     "sweep", "resnet", "--trials", "6", "--max-epochs", "4",
-    "--set", "scheduler.reduction_factor=2", "--set", "resources.max_slots=1",
+    "--set", "scheduler.sampler=tpe", "--set", "scheduler.reduction_factor=2",
     "--set", "data.train_limit=600", "--set", "recipe.batch_size_per_worker=20",
+    "--set", "resources.max_slots=1",
 )  # fmt: skip
+STORM = (*SWEEP, "--name", "storm")
 
 
 def story(state: State) -> dict[str, Any]:
     """What a sweep came to, without times, places and attempts."""
-    return {
-        name: (
-            trial.status,
-            trial.axes,
-            trial.rungs,
-            [
-                (epoch, report["metrics"]["val_top1"], report["metrics"]["train_loss"])
-                for epoch, report in sorted(trial.reports.items())
-            ],
-        )
-        for name, trial in state.trials.items()
-    }
+    told = {}
+    for name, trial in state.trials.items():
+        reports = [
+            {key: value for key, value in report["metrics"].items() if "second" not in key}
+            for _, report in sorted(trial.reports.items())
+        ]
+        recipe = trial.assignment["recipe"]
+        told[name] = (trial.status, trial.axes, recipe, trial.rungs, reports)
+    return told
 
 
 def kill(pids: list[int]) -> None:
@@ -49,36 +49,82 @@ def kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def test_every_crash_ends_in_the_same_sweep(shell: Shell) -> None:
-    calm = shell.start(*SWEEP, "--name", "calm")
-    assert calm.communicate(timeout=240)[1] is not None
-    assert calm.returncode == 0
-    expected = shell.state("calm")
-    command = (*SWEEP, "--name", "storm")
+def one_more_epoch(shell: Shell) -> None:
+    seen = epochs(shell.state("storm"))
+    shell.wait_for("storm", lambda state: epochs(state) > seen)
 
-    # The worker, the thin trial and the dispatcher of a live sweep: it goes on by itself.
-    driver = shell.start(*command)
+
+def sweep_that_loses_its_parts(shell: Shell) -> None:
+    """Worker, thin trial and dispatcher die one after the other; then a clean stop."""
+    driver = shell.start(*STORM)
     shell.wait_for("storm", lambda state: epochs(state) >= 2)
-    kill(shell.processes("RayTrainWorker"))
-    seen = epochs(shell.state("storm"))
-    shell.wait_for("storm", lambda state: epochs(state) >= seen + 1)
-    kill(shell.processes("ray::SlotTrial"))
-    seen = epochs(shell.state("storm"))
-    shell.wait_for("storm", lambda state: epochs(state) >= seen + 1)
-    kill(shell.processes("ray::Dispatcher"))
-    seen = epochs(shell.state("storm"))
-    shell.wait_for("storm", lambda state: epochs(state) >= seen + 1)
+    for part in ("RayTrainWorker", "ray::SlotTrial", "ray::Dispatcher"):
+        kill(shell.processes(part))
+        one_more_epoch(shell)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, err
+    assert "the same command goes on" in err
+    assert shell.records("storm")[-1]["event"] == "stopped"
+    running = {n for n, t in shell.state("storm").trials.items() if t.status == "running"}
+    assert running
+    assert {status for trial, status in mlflow_runs(shell, "storm") if trial in running} == {
+        "KILLED"
+    }
 
-    # The whole of Ray under it: the driver ends, the same command goes on.
+
+def sweep_that_loses_its_driver(shell: Shell) -> None:
+    driver = shell.start(*STORM)
+    one_more_epoch(shell)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+
+
+def sweep_that_loses_its_cluster(shell: Shell) -> None:
+    driver = shell.start(*STORM)
+    one_more_epoch(shell)
     kill(shell.processes("raylet/raylet") + shell.processes("gcs_server"))
     driver.communicate(timeout=120)
     assert driver.returncode != 0
-    time.sleep(1.0)
-    code, _, err = shell(*command)
-    assert code == 0, err
 
-    found = shell.state("storm")
+
+def test_every_crash_ends_in_the_same_sweep(shell: Shell) -> None:
+    calm = shell.start(*SWEEP, "--name", "calm")
+    _, err = calm.communicate(timeout=240)
+    assert calm.returncode == 0, err
+    sweep_that_loses_its_parts(shell)
+    sweep_that_loses_its_driver(shell)
+    sweep_that_loses_its_cluster(shell)
+    assert any(t.ended_at is None for t in shell.state("storm").trials.values())
+    code, out, err = shell(*STORM)
+    assert code == 0, err
+    assert "best finished trial" in out.lower()
+
+    expected, found = shell.state("calm"), shell.state("storm")
     assert story(found) == story(expected)
+    assert {trial.status for trial in found.trials.values()} == {"finished", "pruned"}
     assert shell.reported_twice("storm") == []
-    assert [trial for trial, _ in mlflow_runs(shell)].count("resnet-0000") == 2  # calm and storm
-    assert len(mlflow_runs(shell)) == 2 * len(found.trials)
+    drawn = [r["trial"] for r in shell.records("storm") if r["event"] == "drawn"]
+    assert sorted(drawn) == sorted(found.trials)
+    for name, state in (("calm", expected), ("storm", found)):
+        status = {"finished": "FINISHED", "pruned": "KILLED"}
+        told = {trial: status[one.status] for trial, one in state.trials.items()}
+        assert sorted(mlflow_runs(shell, name)) == sorted(told.items())
+        winner = finals.winners(state)["resnet"]
+        left = [str(path) for path in (shell.folder(name) / "checkpoints").glob("*/*/*")]
+        assert left == [winner.best_checkpoint]
+
+    the_name_is_taken(shell)
+
+
+def the_name_is_taken(shell: Shell) -> None:
+    """Asked for again it is done already; another spec under its name is refused."""
+    records = len(shell.records("storm"))
+    code, _, err = shell(*STORM)
+    assert code == 0
+    assert "done already" in err
+    assert len(shell.records("storm")) == records
+    code, _, err = shell(*STORM, "--seed", "7")
+    assert code == 2
+    assert err.count("error:") == 1
+    assert "seed: was 0, asked 7" in err
