@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     threading.Thread(target=wait_for_parent, daemon=True).start()
-    os.nice(5)  # training comes first
+    os.nice(19)  # training comes first, and Ray's workers run at 15
 
     def say(line: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)

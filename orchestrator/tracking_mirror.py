@@ -5,6 +5,7 @@ difference. Repeating that from any point changes nothing, so an outage needs no
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ PARENT = ""  # key of the parent run beside the trials' names
 REPORT, COMPARISON = "report.html", "comparison.json"
 PROBES = "probes.json"
 SERVER_THREADS = 3
+REST_S = 5.0  # between two requests about a trial that goes on: short epochs share one
 ENDS, BEGINS = ("stopped", "closed"), ("created", "extended", "resumed")
 
 
@@ -36,6 +38,7 @@ class Mirror:
         self._client: Client | None = None
         self._held: dict[str, Held] = {}
         self._dirty: set[str] = set()
+        self._shown_at: dict[str, float] = {}
         self._given_up: set[str] = set()
         self._models_seen_to = False
         self._unsure = True  # whether MLflow may hold runs that we do not know of
@@ -69,7 +72,7 @@ class Mirror:
             return
         with talking():
             client = self._ready()
-        trials = self._dirty - self._given_up - {PARENT}
+        trials = {name for name in self._dirty - self._given_up - {PARENT} if self._due(name)}
         broken: list[Outage] = []
 
         def show(name: str) -> None:
@@ -88,6 +91,10 @@ class Mirror:
         if self.state.closed and not self._models_seen_to:
             log_best(client, self.state, self._folder, self._held, self._say)
             self._models_seen_to = True
+
+    def _due(self, name: str) -> bool:
+        over = self.ended_at or self._interrupted or self.state.trials[name].ended_at
+        return bool(over) or time.monotonic() - self._shown_at.get(name, -REST_S) >= REST_S
 
     def _ready(self) -> Client:
         """Know every run that MLflow has of ours, the parent among them."""
@@ -121,6 +128,7 @@ class Mirror:
                     self._show_parent(client, self._held[PARENT])
                 elif view.has_begun(self.state.trials[name]):
                     self._show_trial(client, self.state.trials[name])
+                    self._shown_at[name] = time.monotonic()
         except Outage as outage:
             if outage.forgotten:
                 self._unsure = True
