@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import math
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -29,6 +29,8 @@ import torch.distributed
 from trainables.assignment import Assignment
 from trainables.errors import Preempted, TrialError, UserError
 from trainables.finetune import EpochReport, World, fine_tune
+from trainables.keep import keep_only
+from trainables.loop import from_rank_zero
 from trainables.sealed import examine
 
 OUTAGE_PATIENCE_S = 120.0
@@ -44,15 +46,18 @@ class Link:
     def __init__(self, dispatcher: str, namespace: str, slot: str) -> None:
         self._name, self._namespace, self._slot = dispatcher, namespace, slot
         self._incarnation = uuid.uuid4().hex
+        self._actor: Any = None
 
     def _call(self, method: str, *arguments: Any) -> Any:
         deadline = time.monotonic() + OUTAGE_PATIENCE_S
         while True:
             try:
-                actor = ray.get_actor(self._name, namespace=self._namespace)
-                call = getattr(actor, method).remote(self._slot, *arguments)
+                if self._actor is None:
+                    self._actor = ray.get_actor(self._name, namespace=self._namespace)
+                call = getattr(self._actor, method).remote(self._slot, *arguments)
                 return ray.get(call, timeout=OUTAGE_PATIENCE_S)
             except (ray.exceptions.RayActorError, ValueError):
+                self._actor = None
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
@@ -60,24 +65,20 @@ class Link:
     def next_order(self, running: str | None) -> Order:
         return dict(self._call("next_order", self._incarnation, running))
 
-    def report(self, assignment: Assignment, report: EpochReport) -> bool:
-        body = {
-            "epoch": report.epoch,
-            "metrics": report.metrics,
-            "checkpoint": report.checkpoint,
-            "detail": report.detail or None,
-        }
-        return bool(self._call("report", assignment.trial_id, assignment.attempt, body))
+    def report(self, assignment: Assignment, report: EpochReport) -> list[str] | None:
+        body = {**vars(report), "detail": report.detail or None}
+        answer = self._call("report", assignment.trial_id, assignment.attempt, body)
+        return list(answer["keep"]) if answer else None
 
-    def trial_failed(self, trial: str, error: BaseException) -> None:
+    def trial_failed(self, trial: str, error: BaseException) -> list[str]:
         kind = error.kind if isinstance(error, TrialError) else type(error).__name__
-        self._call("trial_failed", trial, kind, _one_line(error))
+        return list(self._call("trial_failed", trial, kind, _one_line(error)))
 
     def group_broken(self, trial: str, error: BaseException) -> None:
         self._call("group_broken", trial, f"{type(error).__name__}: {_one_line(error)}")
 
-    def examined(self, trial: str, detail: dict[str, Any]) -> None:
-        self._call("examined", trial, detail)
+    def examined(self, trial: str, detail: dict[str, Any]) -> list[str]:
+        return list(self._call("examined", trial, detail))
 
     def preempted(self, trial: str, checkpoint: str | None) -> None:
         self._call("preempted", trial, checkpoint)
@@ -102,17 +103,20 @@ def serve(config: dict[str, Any]) -> None:
     held: Held | None = None
     while True:
         running = held.assignment.trial_id if held else None
-        order = _same_on_all_ranks(link.next_order(running) if rank == 0 else None, size)
+        order = from_rank_zero(link.next_order(running) if rank == 0 else None, world)
+        assert order is not None
         if order["kind"] == "leave":
             return
         if order["kind"] == "drop" and held:
             held.reports.close()  # type: ignore[attr-defined]
+            held.keep_only(order.get("keep"))
             held = None
         if order["kind"] not in ("train", "examine"):
             continue
         if "assignment" in order:
             held = Held(Assignment.from_dict(order["assignment"]), world)
         assert held is not None
+        held.notice.leave_after(order.get("seconds"))
         carried_out = (
             _one_epoch(held, link, world)
             if order["kind"] == "train"
@@ -126,15 +130,21 @@ class Held:
     """The trial in this worker's memory."""
 
     def __init__(self, assignment: Assignment, world: World) -> None:
-        self.assignment = assignment
+        self.assignment, self.world = assignment, world
         self.checkpoint = assignment.checkpoint
-        self.reports: Iterator[EpochReport] = fine_tune(
-            assignment, world, should_stop=PreemptionNotice(world.size)
-        )
+        self.notice = PreemptionNotice(world.size)
+        self.reports: Iterator[EpochReport] = fine_tune(assignment, world, should_stop=self.notice)
+
+    def keep_only(self, kept: list[str] | None) -> None:
+        """Remove the trial's other checkpoints: rank 0, which writes them. ``None``: not now."""
+        folder = self.assignment.checkpoint_folder
+        if kept is not None and folder is not None and self.world.rank == 0:
+            keep_only(Path(folder).parent, kept, attempt=self.assignment.attempt)
 
 
 class PreemptionNotice:
-    """True once Ray Train says that this worker's node is about to go away.
+    """True once Ray Train says that this worker's node is about to go away. The engine's first
+    question comes just before its first step: ``first_step_at``, unix seconds.
 
     Asking is a barrier of all workers, so with several of them only the count of the engine's
     questions, which is the same on all, may decide when to ask; one worker goes by the clock.
@@ -146,8 +156,15 @@ class PreemptionNotice:
         self._asked_at = 0.0
         self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
         self._seen = False
+        self.first_step_at: float | None = None
+        self._deadline = math.inf
+
+    def leave_after(self, seconds: float | None) -> None:
+        """True as well once so many seconds have passed: all that the run's budget has left."""
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
 
     def __call__(self) -> bool:
+        self.first_step_at = self.first_step_at or time.time()
         self._questions += 1
         if self._alone:
             due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
@@ -156,7 +173,7 @@ class PreemptionNotice:
         if self._watched and not self._seen and due:
             self._asked_at = time.monotonic()
             self._seen = ray.train.get_preemption_info() is not None
-        return self._seen
+        return self._seen or time.monotonic() > self._deadline
 
 
 @contextmanager
@@ -184,10 +201,12 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
             link.preempted(assignment.trial_id, notice.checkpoint)
         return False
     except Exception as error:
-        _report_failure(link, assignment.trial_id, error, world)
+        _report_failure(held, link, error)
         return False
-    if world.rank == 0 and link.report(assignment, report) and report.checkpoint:
-        _forget(held.checkpoint, report.checkpoint)
+    if report.detail:
+        report.detail.setdefault("first_step_at", held.notice.first_step_at)
+    if world.rank == 0:
+        held.keep_only(link.report(assignment, report))
     held.checkpoint = report.checkpoint or held.checkpoint
     return True
 
@@ -195,46 +214,35 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
 def _examine(held: Held, link: Link, world: World, correct_file: Path) -> bool:
     """Open the sealed test for a final that is trained; always its last order."""
     assignment = held.assignment
+    # Where the checkpoint of the last epoch got lost, what is missing is trained again.
+    while Path(held.checkpoint or "").name != f"epoch-{assignment.epochs:04d}":
+        if not _one_epoch(held, link, world):
+            return False
     try:
         assert held.checkpoint is not None
         with _watched(assignment.epoch_timeout_s):
             examined = examine(assignment, held.checkpoint, world, correct_file=correct_file)
     except Exception as error:
-        _report_failure(link, assignment.trial_id, error, world)
+        _report_failure(held, link, error)
         return False
     if world.rank == 0:
-        link.examined(assignment.trial_id, examined.detail)
+        held.keep_only([*link.examined(assignment.trial_id, examined.detail), held.checkpoint])
     return False
 
 
-def _report_failure(link: Link, trial: str, error: Exception, world: World) -> None:
+def _report_failure(held: Held, link: Link, error: Exception) -> None:
     """Tell whose fault it was; raise where this process or its group cannot be used again."""
     named = isinstance(error, TrialError | UserError)
     if not named:
         traceback.print_exc()
-    if named or world.size == 1:
-        link.trial_failed(trial, error)
+    trial, alone = held.assignment.trial_id, held.world.size == 1
+    if named or alone:
+        held.keep_only(link.trial_failed(trial, error))
     else:
         link.group_broken(trial, error)
-    if world.size > 1 or "CUDA error" in str(error):
+    if not alone or "CUDA error" in str(error):
         raise error
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "no message"
-
-
-def _forget(old: str | None, new: str) -> None:
-    """Only the newest checkpoint is kept, and the old one goes after the new is on record."""
-    if old is not None and old != new:
-        shutil.rmtree(Path(old), ignore_errors=True)
-
-
-def _same_on_all_ranks(order: Order | None, size: int) -> Order:
-    if size == 1:
-        assert order is not None
-        return order
-    box: list[Order | None] = [order]
-    torch.distributed.broadcast_object_list(box, src=0)
-    assert box[0] is not None
-    return box[0]

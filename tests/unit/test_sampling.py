@@ -18,6 +18,7 @@ from orchestrator import drawing, sampling
 from orchestrator.cli_run import spec_of
 from orchestrator.compare import compare, load, table_text
 from orchestrator.compare.curves import collect
+from orchestrator.compare.reproduce import command
 from orchestrator.ledger import Ledger, Record, State, read, replay
 from orchestrator.orders import Orders
 from orchestrator.sampling import TPE_STARTUP_TRIALS, Past, draw
@@ -265,6 +266,7 @@ def test_a_trial_that_was_never_drawn_is_missing_to_every_reader(tmp_path: Path)
     assert comparison["families"][0]["best_trial"] == "vit-0000"
     assert comparison["families"][0]["unfinished"] == 1
     assert "vit" in table_text(comparison)
+    assert command(run).endswith("--set scheduler.sampler=tpe")
 
 
 def test_a_state_without_undrawn_trials_needs_no_optuna(
