@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator import budget, measuring
 from orchestrator.cli_check import describe_all, known_side
 from orchestrator.forecast import MEASURED, Cost, estimated, images_per_epoch, measured
-from orchestrator.ledger import FILE_NAME
 from orchestrator.orders_budget import MARGIN
+from orchestrator.session import state_of
 from orchestrator.spec import RunSpec, SweepSpec, absolute_data
 from trainables.assignment import DataSpec
 from trainables.errors import UserError
@@ -113,12 +113,15 @@ def costs_of(
     return found
 
 
-def affordable_costs(spec: RunSpec, tflops: float | None, say: Say) -> Costs:
-    """What an epoch of each family costs, measured; raises ``UserError`` where the budget of a run
-    that has not begun affords none."""
+def affordable_costs(spec: RunSpec, tflops: float | None, say: Say) -> Costs | None:
+    """What an epoch of each family costs, measured; ``None`` where the run has no new trial to
+    forecast. Raises ``UserError`` where the budget of a run that has not begun affords none."""
+    known = state_of(spec.folder).trials
+    if all(sweep.trial_name(sweep.trials - 1) in known for sweep in spec.sweeps):
+        return None
     images, geometry = images_of(spec, say)
     costs = costs_of(spec, images, geometry, measure=True, tflops=tflops, say=say)
-    if not (spec.folder / FILE_NAME).exists():
+    if not known:
         refuse_unaffordable(spec, costs)
     return costs
 

@@ -121,10 +121,11 @@ class Orders:
             return self._drop(running)
         if not self.purse.affords(running):
             return None
+        bound = self.purse.bound(running)
         known.ordered_at = time.monotonic()
         if self.to_examine(state):
             return self._examine(running)
-        return {"kind": "train", "epoch": state.epoch + 1}
+        return {"kind": "train", "epoch": state.epoch + 1, **bound}
 
     def waits_for(self, known: Slot, running: str | None) -> str | None:
         """The trial whose next question alone is news for the slot; ``None``: anything may be."""
@@ -153,10 +154,11 @@ class Orders:
 
     def preempted(self, slot: str, trial: str, checkpoint: str | None) -> None:
         """The slot's node goes away: its trial is next, at no fault of its own."""
-        # What a checkpoint holds of the epoch is charged with it, once it is reported.
-        seconds = None if checkpoint else self.purse.lose(self.slots[slot])
-        told = {"epoch": self.state.trials[trial].epoch, "checkpoint": checkpoint, "slot": slot}
-        self.record("preempted", trial=trial, slot_seconds=seconds, **told)
+        told: Answer = {"epoch": self.state.trials[trial].epoch, "slot": slot}
+        seconds = self.purse.lose(self.slots[slot])
+        if checkpoint is None:  # else the report will name them: its clock is in there
+            told["slot_seconds"] = seconds
+        self.record("preempted", trial=trial, checkpoint=checkpoint, **told)
         self.slots[slot].trial = None
         self.queue.appendleft(trial)
 
@@ -195,6 +197,7 @@ class Orders:
         state = self.state.trials[trial]
         if state.axes is None:
             self.record("drawn", trial=trial, detail=drawing.drawn(self.state, state))
+        bound = self.purse.bound(trial)
         self.slots[slot].ordered_at = time.monotonic()
         attempt = state.attempt + 1
         folder = retention.trial_folder(self._folder, trial)
@@ -209,7 +212,7 @@ class Orders:
         }
         if self.to_examine(state):
             return {**self._examine(trial), "assignment": assignment}
-        return {"kind": "train", "epoch": state.epoch + 1, "assignment": assignment}
+        return {"kind": "train", "epoch": state.epoch + 1, "assignment": assignment, **bound}
 
     def _examine(self, trial: str) -> Answer:
         if self.state.sealed:

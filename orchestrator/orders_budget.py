@@ -12,12 +12,15 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator import budget
 from orchestrator.ledger_cost import epoch_seconds, resources_of
 from orchestrator.ledger_state import TERMINAL, Record, State
 
 MARGIN = 1.2
+
+Answer = dict[str, Any]
 
 
 @dataclass
@@ -86,6 +89,16 @@ class Purse:
         each *= MARGIN
         return each + sum(max(each, elapsed) for elapsed in under_way) <= left
 
+    def bound(self, trial: str) -> Answer:
+        """For an order: ``seconds`` after which the epoch must stop where it is, lest it pass the
+        cap; empty without one. That happens where it costs far more than any before it."""
+        if self._share_s is None:
+            return {}
+        family = self._family(trial)
+        each = MARGIN * self._largest_s.get(family, 0.0)
+        others = sum(max(each, elapsed) for elapsed in self._under_way_s(family))
+        return {"seconds": max(0.0, self._share_s - self._spent_s[family] - others)}
+
     def refusal(self, trial: str) -> str | None:
         """Why the trial's family gets no epoch any more; ``None`` while it may get one."""
         family = self._family(trial)
@@ -93,14 +106,18 @@ class Purse:
             self._refused.add(family)
         if family not in self._refused:
             return None
-        return f"the budget has no room for another epoch of {family}"
+        return self._no_room([family])
 
     def over(self) -> str | None:
         """Why nothing that is left can be trained; ``None`` while something can, or nothing is."""
         left = {t.family for t in self._state.trials.values() if t.status not in TERMINAL}
         if not left or not left <= self._refused:
             return None
-        return f"the budget has no room for another epoch of {', '.join(sorted(left))}"
+        return self._no_room(sorted(left))
+
+    def _no_room(self, families: list[str]) -> str:
+        told = ", ".join(f"{k}={v:g}" for k, v in self._state.header["spec"]["budget"].items())
+        return f"budget {told}: no room for another epoch of {', '.join(families)}"
 
     def _family(self, trial: str) -> str:
         return self._state.trials[trial].family

@@ -162,8 +162,9 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         return None
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Nothing more will come of this trial."""
-        self._ended.add(trial.config["trial"])
+        """Nothing more will come of this trial; one that the budget sends away is still open."""
+        if result.get("ended") != "stopped":
+            self._ended.add(trial.config["trial"])
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Nothing more will come of this trial."""

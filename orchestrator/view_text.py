@@ -27,9 +27,10 @@ def summary(seen: View) -> str:
 
 def spent(seen: View) -> str:
     """Epochs, device-hours and dollars so far, and how much of the budget that is."""
-    said = f"{seen['epochs']} epochs, {seen['device_hours']:.3g} {seen['device']}-hours"
+    epochs = f"{seen['epochs']} epoch{'s' * (seen['epochs'] != 1)}"
+    said = f"{epochs}, {seen['device_hours']:.3g} {seen['device']}-hours"
     if seen["usd"] is not None:
-        said += f", {seen['usd']:.2f} USD"
+        said += f", {seen['usd']:.3g} USD"
     if seen["budget"] is not None:
         cap = seen["budget"]
         said += f" spent of the budget's {cap['amount']:g} {cap['unit']}"

@@ -20,9 +20,9 @@ def scored(runs: Sequence[RunData]) -> dict[str, Any] | None:
     ``None`` where a run has no forecast, or they count different devices.
     """
     told = [run.header.get("forecast") or {} for run in runs]
-    hours = [one.get("device_hours") for one in told]
+    hours = [one["device_hours"] for one in told if one.get("device_hours")]
     devices = {one.get("device") for one in told}
-    if None in hours or len(devices) != 1:
+    if len(hours) < len(runs) or len(devices) != 1:
         return None
     expected, worst = (sum(one[case] for one in hours) for case in ("expected", "worst"))
     actual = sum(run.device_hours or 0.0 for run in runs)

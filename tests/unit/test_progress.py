@@ -151,7 +151,7 @@ def test_families_stand_side_by_side(tmp_path: Path, width: int) -> None:
 def test_the_summary_has_the_numbers_of_the_view(tmp_path: Path) -> None:
     line = summary(view(state(tmp_path), running=True))
     assert line.startswith("4 queued, 2 running, 1 finished, 1 pruned; 16 epochs, 0.0889 CPU-hours")
-    assert "0.27 USD spent of the budget's 1 cpu_hours" in line
+    assert "0.267 USD spent of the budget's 1 cpu_hours" in line
 
 
 def test_every_event_worth_a_line_has_one(tmp_path: Path) -> None:
