@@ -53,6 +53,8 @@ def attached(namespace: str) -> Iterator[dict[str, float]]:
     else:
         # Nobody takes this machine away; a watcher a slot is a process to start for nothing.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # A Ray of our own that has died does not come back: leave, the ledger has everything.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
         ray.init(
             address="local",
             namespace=namespace,

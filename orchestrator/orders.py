@@ -6,7 +6,6 @@ Every fact that must outlive the process is in the ledger before anyone is told 
 from __future__ import annotations
 
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ class Orders:
         self.state = replay(read(ledger_path))
         self.closing = False
         self.wanted: dict[str, int] = {}
-        self.queue: deque[str] = deque()
+        self.queue: list[str] = []
         self.slots: dict[str, Slot] = {}
         self._ledger = Ledger(ledger_path)
         self._folder = ledger_path.parent
@@ -160,7 +159,7 @@ class Orders:
             told["slot_seconds"] = seconds
         self.record("preempted", trial=trial, checkpoint=checkpoint, **told)
         self.slots[slot].trial = None
-        self.queue.appendleft(trial)
+        self.queue.append(trial)
 
     def lost(self, slot: str, reason: str) -> None:
         """The slot is gone; its trial is next, one failure richer."""
@@ -183,7 +182,7 @@ class Orders:
             return
         why = f"{trial}: {reason}; it goes on from its last checkpoint"
         self.record("noted", trial=trial, reason=why, slot_seconds=seconds)
-        self.queue.appendleft(trial)
+        self.queue.append(trial)
 
     def kept(self, trial: str) -> list[str]:
         """The trial's checkpoints that stay: its worker, which writes them, removes the others."""
@@ -221,7 +220,11 @@ class Orders:
         return {"kind": "examine", "correct_file": str(file)}
 
     def _next_waiting(self) -> str | None:
-        for trial in list(self.queue):
+        """Trials once begun first, then as they were submitted: whose process was the quicker to
+        ask is chance, and the same seed should give the same order."""
+        places = {trial: place for place, trial in enumerate(self.state.trials)}
+        turns = sorted(self.queue, key=lambda t: (self.state.trials[t].attempt == 0, places[t]))
+        for trial in turns:
             ended = self.state.trials[trial].status in TERMINAL
             if ended or self.purse.affords(trial):
                 self.queue.remove(trial)

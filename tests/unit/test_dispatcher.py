@@ -65,6 +65,26 @@ def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(story)
 
 
+def test_begun_trials_go_first_then_as_submitted_whoever_asks_first(tmp_path: Path) -> None:
+    async def story() -> None:
+        path = run_folder(tmp_path, trials=4)
+        books = dispatcher(path)
+        for trial in ("vit-0003", "vit-0001"):
+            await books.ask(trial, 1)
+        order = await books.next_order("s-0", "i", None)
+        assert order["assignment"]["epochs"] == EPOCHS
+        assert events(path, "vit-0001") == ["submitted", "started"]
+        await books.preempted("s-0", "vit-0001", None)
+        await books.ask("vit-0000", 1)
+        await books.next_order("s-1", "j", None)
+        await books.next_order("s-2", "k", None)
+        assert events(path, "vit-0001")[-1] == "started"
+        assert events(path, "vit-0000") == ["submitted", "started"]
+        assert events(path, "vit-0003") == ["submitted"]
+
+    run(story())
+
+
 def test_a_slot_that_is_early_waits_for_the_books(tmp_path: Path) -> None:
     async def story() -> None:
         books = Dispatcher(str(tmp_path / "ledger.jsonl"), session="s", max_failures_per_trial=1)
