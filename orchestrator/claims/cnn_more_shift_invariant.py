@@ -168,13 +168,13 @@ CLAIM = Claim(
     factors={
         "architecture": "ResNet, ViT",
         "shift": "by quarters of the ViT's patch up to two patches, along each axis, borders "
-        "reflected, on 400 validation images after every epoch",
+        "reflected, on 256 validation images after every epoch",
         "accuracy": "matched: in each seed both are read where they first reach the best accuracy "
         "that both reach. The learning rate stays constant and the weights are averaged, so that "
         "a run can be read at any epoch",
     },
     presets={
-        "smoke": Preset(epochs=8, train_images=2500, val_images=1000, seeds=5, batch_size=32),
+        "smoke": Preset(epochs=8, train_images=2000, val_images=1000, seeds=5, batch_size=32),
         "standard": Preset(epochs=25, train_images=10_000, val_images=2000, seeds=5,
                            rates=(0.5, 1, 2)),
         "full": Preset(epochs=60, train_images=None, val_images=5000, seeds=10,

@@ -125,7 +125,8 @@ def _survival(cells: Sequence[Cell]) -> Picture:
         lines.append(Series(name=family, place=place, x=x, values=np.array([shares]), stepped=True))
     p_value = float(logrank(*samples).pvalue)
     # Runs of one seed are not independent: the test describes, it decides nothing.
-    test = f"; log-rank p = {p_value:.2g}, as if runs were independent" * np.isfinite(p_value)
+    told = f"; log-rank p = {p_value:.2g}, as if runs were independent"
+    test = told if np.isfinite(p_value) else ""
     return Picture(
         title=f"Runs {100 * SHOWN:.0f} % of the way from chance to perfect{test}",
         x_label="epochs",

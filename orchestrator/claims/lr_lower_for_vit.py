@@ -184,7 +184,7 @@ CLAIM = Claim(
         f"{', '.join(f'{rate:g}' for rate in GRID['sgd'])}; a tenth of these with --weights",
     },
     presets={
-        "smoke": Preset(epochs=5, train_images=1500, val_images=1000, seeds=4, batch_size=32),
+        "smoke": Preset(epochs=4, train_images=1200, val_images=1000, seeds=4, batch_size=32),
         "standard": Preset(epochs=15, train_images=10_000, val_images=2000, seeds=5),
         "full": Preset(epochs=50, train_images=None, val_images=5000, seeds=10),
     },

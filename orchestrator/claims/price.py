@@ -12,7 +12,7 @@ from orchestrator.plan import slots_of
 from orchestrator.spec import RunSpec, SweepSpec, with_axes
 
 # As many forward passes as trainables.probes.learning takes: each shift moves along two axes.
-SHIFT_IMAGES, SHIFT_WAYS = 400, 2
+SHIFT_IMAGES, SHIFT_WAYS = 256, 2
 PASSES_PER_STEP = 3  # a training step's FLOPs, in forward passes
 
 # (run of one arm) -> its family's images by split and its cost, None where that is not known

@@ -75,8 +75,10 @@ def by_arm(
 
 def must_have_learned(accuracies: Mapping[str, float], chance: float) -> None:
     """Raise :class:`NoVerdict` where an arm is hardly better than guessing: it says nothing."""
+    if not np.isfinite(list(accuracies.values())).all():
+        raise NoVerdict(f"reports lack a number that {' or '.join(accuracies)} is read from")
     bar = chance + LEARNED * (1 - chance)
-    poor = {name: value for name, value in accuracies.items() if not value >= bar}
+    poor = {name: value for name, value in accuracies.items() if value < bar}
     if poor:
         told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in poor.items())
         raise NoVerdict(

@@ -12,7 +12,7 @@ from trainables.probes.probe import Subject, batches
 from trainables.probes.shift import DIRECTIONS, agreement, shifted_predictions
 from trainables.trial_state import Trial
 
-SHIFT_IMAGES = 400
+SHIFT_IMAGES = 256
 
 
 @torch.inference_mode()
