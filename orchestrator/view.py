@@ -23,7 +23,7 @@ def view(state: State, *, running: bool) -> dict[str, Any]:
     those that ended earlier did not train.
     """
     sweeps = _sweeps(state)
-    families = [_family(state, family, sweeps, running) for family in _names(state, sweeps)]
+    families = [_family(state, family, running) for family in _names(state, sweeps)]
     spent, resources = worker_seconds(state), resources_of(state)
     prices = state.header.get("spec", {}).get("prices")
     search = [trial for trial in state.trials.values() if trial.stage == "search"]
@@ -71,24 +71,21 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _family(
-    state: State, family: str, sweeps: dict[str, SchedulerSpec], running: bool
-) -> dict[str, Any]:
+def _family(state: State, family: str, running: bool) -> dict[str, Any]:
     trials = [t for t in state.trials.values() if t.family == family and t.stage == "search"]
     shown = [_shown(trial, running) for trial in trials]
     bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
     value, best = max(bests, key=lambda one: one[0], default=(None, None))
     resources, seconds = resources_of(state), seconds_per_epoch(state, family)
-    full = sweeps[family].max_epochs if family in sweeps else None
     ended = [trial for trial in trials if trial.status in ("pruned", "finished")]
-    saved = sum((full or trial.epoch) - trial.epoch for trial in ended)
+    saved = sum(_length(trial) - trial.epoch for trial in ended)
     saved_s = None if seconds is None else saved * seconds * resources_of(state).num_workers
     return {
         "family": family,
         "trials": len(trials),
         **{one: shown.count(one) for one in STATUSES},
         "epochs": sum(len(trial.reports) for trial in trials),
-        "full_epochs": len(trials) * (full or 0),
+        "full_epochs": sum(map(_length, trials)),
         "saved_epochs": saved,
         "best_val_top1": value,
         "best_trial": None if best is None else best.trial,
@@ -97,6 +94,11 @@ def _family(
         "saved_device_hours": None if saved_s is None else budget.device_hours(saved_s, resources),
         "seconds_per_epoch": seconds,
     }
+
+
+def _length(trial: TrialState) -> int:
+    """Epochs that the trial was laid out for."""
+    return int(trial.assignment["epochs"])
 
 
 def _shown(trial: TrialState, running: bool) -> str:
@@ -155,13 +157,13 @@ def _rest(state: State, family: str, scheduler: SchedulerSpec) -> list[tuple[flo
     for trial in state.trials.values():
         if trial.family != family or trial.status in TERMINAL:
             continue
-        most = float(full - trial.epoch)
+        most = float(_length(trial) - trial.epoch)
         if trial.stage == "final":
             found.append((most + 1, most + 1))  # and the test split
         elif "audited" in trial.rungs.values():
             found.append((most, most))
         else:
-            found.append((expected_rest(scheduler, trial.epoch), most))
+            found.append((min(most, expected_rest(scheduler, trial.epoch)), most))
     seeds = state.header["spec"].get("final_seeds", 0)
     if not state.frozen:
         found += [(full + 1.0, full + 1.0)] * seeds
