@@ -88,6 +88,7 @@ def _specs(names: tuple[str, ...], options: dict[str, Any]) -> list[RunSpec]:
     from orchestrator.cli_check import check
 
     wrong: list[str] = []
+    exit_code = 3
     specs = []
     if options["name"] and len(names) > 1:
         raise UserError(
@@ -103,8 +104,9 @@ def _specs(names: tuple[str, ...], options: dict[str, Any]) -> list[RunSpec]:
             check(specs[-1])
         except UserError as error:
             wrong += error.mistakes
+            exit_code = min(exit_code, error.exit_code)
     if wrong:
-        raise UserError(*dict.fromkeys(wrong))
+        raise UserError(*dict.fromkeys(wrong), exit_code=exit_code)
     return specs
 
 

@@ -110,7 +110,7 @@ CLAIM = Claim(
     smallest_effect=0.01,
     supported="From none to heavy the ViT is shown to gain over one point more than the ResNet.",
     refuted="It is shown to gain less than one point more, or less than the ResNet.",
-    undetermined="Anything else: too few seeds, or seeds too unlike each other.",
+    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
     arms=arms,
     measure=measure,
 )  # fmt: skip

@@ -189,7 +189,7 @@ CLAIM = Claim(
     supported="At the same accuracy the ResNet is shown to keep its answer on more than two "
     "points of images more than the ViT.",
     refuted="It is shown to keep it on less than two points more, or on fewer.",
-    undetermined="Anything else: too few seeds, or seeds too unlike each other.",
+    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
     arms=arms,
     measure=measure,
 )  # fmt: skip

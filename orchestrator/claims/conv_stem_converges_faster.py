@@ -180,7 +180,7 @@ CLAIM = Claim(
     ),
     families=FAMILIES,
     factors={
-        "architecture": "ViT, hybrid of the same width, depth and number of tokens",
+        "architecture": "ViT, hybrid of like size; at tiny scale of equal width, depth and tokens",
         "learning rate": ", ".join(f"{times:g}" for times in TIMES_RATE) + " times the usual one, "
         "constant after warm-up, with averaged weights",
         "accuracy to reach": ", ".join(f"{100 * share:.0f} %" for share in SHARES)
@@ -200,7 +200,7 @@ CLAIM = Claim(
     supported="The ViT is shown to need more than 1.1 times the hybrid's epochs and more than 1.1 "
     "times its seconds.",
     refuted="By one of the two clocks it is shown to need less than 1.1 times as long.",
-    undetermined="Anything else: too few seeds, or seeds too unlike each other.",
+    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
     arms=arms,
     measure=measure,
 )  # fmt: skip

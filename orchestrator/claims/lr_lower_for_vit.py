@@ -198,8 +198,8 @@ CLAIM = Claim(
     supported="Under both optimizers the ViT's best rate is shown to be less than half of the "
     "ResNet's.",
     refuted="Under one of them it is shown to be more than half.",
-    undetermined="Anything else, or optima on the edge of the grid on the side where they could "
-    "change the answer.",
+    undetermined="Neither is shown: too few seeds, seeds too unlike each other, or optima on the "
+    "edge of the grid, on the side where they could change the answer.",
     arms=arms,
     measure=measure,
 )  # fmt: skip

@@ -173,7 +173,7 @@ CLAIM = Claim(
     supported="Smaller patches are shown to gain more than one point of accuracy at equal epochs "
     "and at equal FLOPs.",
     refuted="At one of the two budgets they are shown to gain less than one point, or to lose.",
-    undetermined="Anything else: too few seeds, or seeds too unlike each other.",
+    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
     arms=arms,
     measure=measure,
 )  # fmt: skip

@@ -111,7 +111,7 @@ CLAIM = Claim(
     supported="The ResNet's lead is shown to shrink by more than one point with ten times the "
     "data.",
     refuted="It is shown to shrink by less than one point, or to grow.",
-    undetermined="Anything else: too few seeds, or seeds too unlike each other.",
+    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
     fewest_share=FRACTIONS[0],
     arms=arms,
     measure=measure,

@@ -124,7 +124,8 @@ def rates(rng: Rng, effect: float, noise: float) -> Learner:
             lower = effect + (0.45 if optimizer == "adamw" else 0.0) if family == "vit" else 0.0
             moved[key] = middle[optimizer] - lower + rng.normal(0, noise)
         off = np.log10(recipe["learning_rate"]) - moved[key]
-        return _flat(assignment["epochs"], 0.5 - 0.05 * off**2)
+        top = max(0.1, 0.5 - 0.2 * off**2) + rng.normal(0, 0.008)
+        return _flat(assignment["epochs"], top)
 
     return learn
 

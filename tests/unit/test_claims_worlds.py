@@ -20,7 +20,7 @@ SHORT = {"small-patches-help": 3, "lr-lower-for-vit": 1, "augmentation-helps-vit
 # By claim: noise between seeds that leaves power, and noise that drowns all, in its unit.
 NOISE = {
     "small-patches-help": (0.006, 0.15),
-    "lr-lower-for-vit": (0.08, 1.5),
+    "lr-lower-for-vit": (0.06, 1.5),
     "cnn-more-shift-invariant": (0.015, 0.4),
     "augmentation-helps-vit-more": (0.006, 0.15),
     "vit-needs-more-data": (0.005, 0.15),
