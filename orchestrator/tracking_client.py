@@ -225,6 +225,7 @@ def _held(run: Run) -> Held:
         tags=tags,
         params=set(run.data.params),
         epochs=int(tags.get("epochs", 0)),
+        has_datasets=bool(run.inputs and run.inputs.dataset_inputs),
     )
 
 

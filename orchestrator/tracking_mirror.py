@@ -156,6 +156,8 @@ class Mirror:
         if held.status != target:
             if trial.ended_at is not None and trial.reports:
                 client.put_text(held, "learning_curve.json", view.learning_curve(trial))
+            if trial.stage == "final" and not held.has_datasets:
+                client.log_datasets(held, view.datasets(self.state, trial))
             if trial.outcome.get("probes"):
                 client.put_text(held, PROBES, view.as_json(trial.outcome["probes"]))
             client.set_status(held, target, trial.ended_at or self.ended_at)
@@ -183,9 +185,9 @@ class Mirror:
         """Report, pictures and table, as the run left them beside its ledger."""
         page, comparison = self._folder / REPORT, self._folder / COMPARISON
         if client.lacks(held, comparison):
-            table = report.summary(json.loads(comparison.read_text(encoding="utf-8")))
-            client.put_text(held, report.TABLE, view.as_json(table))
-            client.log(held, [], {}, report.TABLE_TAG)
+            told = json.loads(comparison.read_text(encoding="utf-8"))
+            client.put_text(held, report.TABLE, view.as_json(report.summary(told)))
+            client.log(held, [], {}, report.tags(told, held.tags))
             client.put_file(held, comparison)
         if client.lacks(held, page):
             for name, svg in report.pictures(page.read_text(encoding="utf-8")).items():

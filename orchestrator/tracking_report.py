@@ -11,6 +11,8 @@ TABLE = "summary.json"
 PLOTS = "plots"
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
+NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
+SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
 _FIGURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", re.DOTALL)
 
 
@@ -42,6 +44,30 @@ def summary(comparison: Mapping[str, Any]) -> dict[str, Any]:
     rows.sort(key=lambda row: -(row["test_top1"] or row["best_val_top1"] or -1.0))
     columns = list(rows[0]) if rows else []
     return {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
+
+
+def tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, str]:
+    """Tags of the run that was compared: its table, and a description unless a user wrote one."""
+    written = present.get(NOTE_TAG, SIGNATURE)
+    return TABLE_TAG | ({NOTE_TAG: _note(comparison)} if written.endswith(SIGNATURE) else {})
+
+
+def _note(comparison: Mapping[str, Any]) -> str:
+    from orchestrator.compare.wording import NONE, interval, percent, seconds
+
+    lines = ["family | test accuracy | best validation | trials | device time", "--|--|--|--|--"]
+    for entry in comparison["families"]:
+        final = entry["final"]
+        cells = [
+            entry["family"],
+            interval(final["test_top1"]) if final else NONE,
+            percent(entry["best_val_top1"]),
+            str(entry["trials"]),
+            seconds(entry["gpu_seconds"]),
+        ]
+        lines.append(" | ".join(cells))
+    table = "\n".join(lines)
+    return f"{comparison['answer']}\n\n{table}\n\n{SIGNATURE}"
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
         "backbone": trial.detail.get("model") or backbone.get("model") or geometry.get("model"),
         "scale": backbone.get("scale"),
         "dataset": dataset_name(state, trial.family, trial.assignment.get("data", {})),
+        "winner": trial.winner,
         "stage": "audit" if "audited" in trial.rungs.values() else trial.stage,
         "status": trial_status(state, trial, interrupted),
         "attempt": trial.attempt,
@@ -96,9 +97,11 @@ def trial_params(trial: TrialState) -> dict[str, str]:
 def epoch_metrics(report: Record) -> list[MetricRow]:
     """One report as MLflow metrics; the record's own time makes a replay write the same rows."""
     at, step = milliseconds(report["time"]), int(report["epoch"])
+    # MLflow's comparison opens with the metric that was written first.
+    ordered = sorted(report["metrics"].items(), key=lambda metric: metric[0] != "val_top1")
     return [
         (name, float(value), at, step)
-        for name, value in report["metrics"].items()
+        for name, value in ordered
         if name != "epoch" and value is not None
     ]
 
@@ -173,13 +176,17 @@ def as_json(document: Any) -> str:
     return json.dumps(document, indent=1, default=str)
 
 
-def datasets(state: State) -> list[dict[str, str]]:
-    """The run's datasets, as MLflow names one: content hash as digest, counts by split."""
+def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:
+    """The run's datasets, or a trial's, as MLflow names one: content hash as digest, counts by
+    split. A final carves other validation images, hence another hash."""
     sweeps = state.header.get("spec", {}).get("sweeps", ())
     sources = {one["backbone"]["family"]: one["data"]["source"] for one in sweeps}
     found = {}
     for family, info in state.header.get("datasets", {}).items():
-        digest = str(info.get("content_hash") or "unknown")
+        if trial is not None and trial.family != family:
+            continue
+        known = trial.detail.get("dataset_hash") if trial else None
+        digest = str(known or info.get("content_hash") or "unknown")
         found[digest] = {
             "name": str(info.get("name")),
             "digest": digest,

@@ -6,8 +6,6 @@ The server is the one `orchestrator ui` starts, on the database that the first t
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,16 +19,16 @@ import pytest
 
 from orchestrator import tracking
 from orchestrator.ledger import FILE_NAME, Ledger
+from tests.integration.mlflow_server import PATIENCE_S, Server
 from trainables.errors import UserError
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.timeout(180)]
 
 Story = list[tuple[str, str | None, dict[str, Any]]]
-PATIENCE_S = 90.0
 
 
-def submitted(trial: str, learning_rate: float) -> tuple[str, str, dict[str, Any]]:
-    family = trial.rpartition("-")[0]
+def submitted(trial: str, learning_rate: float, **more: Any) -> tuple[str, str, dict[str, Any]]:
+    family = trial.partition("-")[0]
     assignment = {
         "recipe": {"learning_rate": learning_rate, "augment": "light"},
         "backbone": {"family": family, "scale": "tiny", "patch": None, "weights": "none"},
@@ -39,12 +37,13 @@ def submitted(trial: str, learning_rate: float) -> tuple[str, str, dict[str, Any
         "epochs": 3,
     }
     axes = {"recipe.learning_rate": learning_rate}
-    return "submitted", trial, {"family": family, "detail": {"assignment": assignment, **axes}}
+    detail = {"assignment": assignment, **axes, "winner": more.pop("winner", None)}
+    return "submitted", trial, {"family": family, "detail": detail, **more}
 
 
 def reported(trial: str, epoch: int, accuracy: float) -> tuple[str, str, dict[str, Any]]:
     metrics = {"val_top1": accuracy, "train_loss": 2.0 - epoch / 2, "train_seconds": 1.5}
-    detail = {"model": f"test_{trial.rpartition('-')[0]}", "tokens": 64, "patch": 4}
+    detail = {"model": f"test_{trial.partition('-')[0]}", "tokens": 64, "patch": 4}
     return (
         "reported",
         trial,
@@ -63,13 +62,14 @@ def created(name: str) -> tuple[str, None, dict[str, Any]]:
         "spec": {"name": name},
         "spec_hash": "abc",
         "environment": {"torch": "2"},
-        "datasets": {"vit": {"name": "digits"}},
+        "datasets": {"vit": {"name": "digits", "content_hash": "c0ffee"}},
         "geometry": {"vit": {"model": "test_vit"}, "resnet": {"model": "test_resnet"}},
         "code_version": "0",
     }
     return "created", None, {"detail": header}
 
 
+MEASURED = {"test": {"top1": 0.7, "n": 64}, "probes": {"calibration": {"ece": 0.05}}}
 STORY: Story = [
     submitted("vit-0000", 0.001),
     started("vit-0000"),
@@ -85,6 +85,12 @@ STORY: Story = [
     reported("vit-0000", 3, 0.7),
     ("finished", "vit-0000", {"epoch": 3}),
     submitted("vit-0002", 0.1),
+    ("frozen", None, {"detail": {"winners": {"vit": {"trial": "vit-0000"}}}}),
+    submitted("vit-final-00", 0.001, stage="final", winner="vit-0000"),
+    started("vit-final-00"),
+    reported("vit-final-00", 1, 0.6),
+    ("test_opened", None, {}),
+    ("finished", "vit-final-00", {"detail": MEASURED}),
     ("closed", None, {}),
 ]
 
@@ -120,9 +126,14 @@ def shown(uri: str, experiment: str) -> dict[str, Any]:
                 for key in run.data.metrics
             },
             "artifacts": sorted(one.path for one in client.list_artifacts(run.info.run_id)),
+            "datasets": [(one.dataset.name, one.dataset.digest) for one in datasets(run)],
         }
         for name, run in zip(names, runs, strict=True)
     }
+
+
+def datasets(run: Any) -> list[Any]:
+    return list(run.inputs.dataset_inputs) if run.inputs else []
 
 
 def history(client: Any, run: Any, key: str) -> list[Any]:
@@ -132,13 +143,15 @@ def history(client: Any, run: Any, key: str) -> list[Any]:
 
 def check_story(runs: dict[str, Any], name: str) -> None:
     """What MLflow must show of STORY."""
-    assert set(runs) == {"", "vit-0000", "vit-0001", "resnet-0000"}  # vit-0002 never started
+    # vit-0002 never started
+    assert set(runs) == {"", "vit-0000", "vit-0001", "resnet-0000", "vit-final-00"}
     parent, best, lost = runs[""], runs["vit-0000"], runs["vit-0001"]
     assert {trial: run["status"] for trial, run in runs.items()} == {
         "": "FINISHED",
         "vit-0000": "FINISHED",
         "vit-0001": "FAILED",
         "resnet-0000": "KILLED",
+        "vit-final-00": "FINISHED",
     }
     assert [step for step, _, _ in best["metrics"]["val_top1"]] == [1, 2, 3]
     assert [value for _, value, _ in best["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
@@ -162,6 +175,13 @@ def check_story(runs: dict[str, Any], name: str) -> None:
     assert best["artifacts"] == ["learning_curve.json"]
     assert runs["resnet-0000"]["tags"]["status"] == "pruned"
     assert lost["tags"]["reason"] == "diverged: loss is nan"
+    final = runs["vit-final-00"]
+    assert (final["tags"]["stage"], final["tags"]["winner"]) == ("final", "vit-0000")
+    scores = {key: rows[0][:2] for key, rows in final["metrics"].items()}
+    assert scores["test_top1"] == (1, 0.7)
+    assert scores["calibration_ece"] == (1, 0.05)
+    assert final["artifacts"] == ["learning_curve.json", "probes.json"]
+    assert parent["datasets"] == final["datasets"] == [("digits", "c0ffee")]
     assert parent["name"] == name
     assert parent["artifacts"] == ["environment.json", "spec.json"]
     assert parent["metrics"]["trials_pruned"][0][1] == 1
@@ -282,35 +302,6 @@ def test_a_deleted_child_does_not_stop_the_others(storage: Path, database: str) 
     assert runs["vit-0000"]["status"] == runs[""]["status"] == "FINISHED"
 
 
-class Server:
-    """`orchestrator ui` on the tests' database; can be killed and started again."""
-
-    def __init__(self, storage: Path, database: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{port}"
-        self._command = tracking.ui_command(str(storage), database, port=port)
-        self._log = (storage / "server.log").open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command, stdout=self._log, stderr=self._log, start_new_session=True
-        )
-        until = time.monotonic() + PATIENCE_S
-        while tracking.check(self.uri, timeout_s=1):
-            assert self._process.poll() is None, "the server ended"
-            assert time.monotonic() < until, "the server does not answer"
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture(scope="module")
 def server(storage: Path, database: str) -> Iterator[Server]:
     if not Path(database.removeprefix("sqlite:///")).exists():  # when this test runs alone
@@ -368,7 +359,11 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         tell(folder, story[-1:])
         server.start()
         wait_until_shown(server.uri, "outage", "vit-0000", "3")
-        (folder / "report.html").write_text("<html>the report</html>")  # after the ledger's end
+        # After the ledger's end; what is drawn and counted is for the unit tests.
+        svg = '<svg aria-label="A"><g id="curve-0-figure_1"/></svg>'
+        (folder / "report.html").write_text(f"<figure><figcaption>vit</figcaption>{svg}</figure>")
+        comparison = {"answer": "Nothing to choose.", "families": []}
+        (folder / "comparison.json").write_text(json.dumps(comparison))
         _, said = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
@@ -376,8 +371,10 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
     assert "is out, records wait" in said
     assert "MLflow is back" in said
     runs = shown(server.uri, "outage")
-    assert runs[""]["artifacts"] == ["environment.json", "report.html", "spec.json"]
-    runs[""]["artifacts"].remove("report.html")
+    left = ["comparison.json", "plots", "report.html", "summary.json"]
+    assert runs[""]["artifacts"] == sorted(["environment.json", "spec.json", *left])
+    assert runs[""]["tags"]["mlflow.note.content"].startswith("Nothing to choose.")
+    runs[""]["artifacts"] = [one for one in runs[""]["artifacts"] if one not in left]
     check_story(runs, "outage")
 
 

@@ -54,6 +54,22 @@ def test_the_table_is_the_comparison_in_numbers(
         assert row["latency_ms"] > 0
 
 
+def test_the_description_is_ours_until_a_user_writes_one(
+    finished: tuple[str, dict[str, object]],
+) -> None:
+    _, comparison = finished
+    ours = tracking_report.tags(comparison, {})
+    note = ours[tracking_report.NOTE_TAG]
+    assert note.startswith(str(comparison["answer"]))
+    assert note.count("n = 2) |") == 3  # no mean without n and interval
+    assert tracking_report.tags({**comparison, "answer": "B"}, ours)[
+        tracking_report.NOTE_TAG
+    ].startswith("B")
+    assert tracking_report.tags(comparison, {tracking_report.NOTE_TAG: "mine"}) == (
+        tracking_report.TABLE_TAG
+    )
+
+
 def test_a_run_without_families_is_an_empty_table() -> None:
     assert tracking_report.summary({"families": []}) == {"columns": [], "data": []}
 

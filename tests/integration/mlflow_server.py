@@ -1,0 +1,43 @@
+"""A real MLflow server: the one that `orchestrator ui` starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from orchestrator import tracking
+
+PATIENCE_S = 90.0
+
+
+class Server:
+    """`orchestrator ui` on a database; can be killed and started again."""
+
+    def __init__(self, storage: Path, database: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{port}"
+        self._command = tracking.ui_command(str(storage), database, port=port)
+        self._log = (storage / "server.log").open("ab")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        until = time.monotonic() + PATIENCE_S
+        while tracking.check(self.uri, timeout_s=1):
+            assert self._process.poll() is None, "the server ended"
+            assert time.monotonic() < until, "the server does not answer"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
