@@ -1,0 +1,66 @@
+"""A final whose last checkpoint got lost before its test: trained again, examined as it was."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+
+from trainables import worker
+from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from trainables.data import prepare
+from trainables.finetune import EpochReport, World, evaluate_split, fine_tune
+from trainables.recipe import Recipe
+
+
+class Dispatcher:
+    """What the worker's line says when every epoch of the final is on record already."""
+
+    def __init__(self) -> None:
+        self.reports: list[EpochReport] = []
+        self.detail: dict[str, Any] = {}
+
+    def report(self, assignment: Assignment, report: EpochReport) -> None:
+        self.reports.append(report)
+
+    def examined(self, trial: str, detail: dict[str, Any]) -> list[str]:
+        self.detail = detail
+        return []
+
+
+def test_it_meets_the_test_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    final = Assignment(
+        trial_id="resnet-final-00",
+        attempt=1,
+        backbone=BackboneSpec(family="resnet"),
+        recipe=Recipe(batch_size_per_worker=20, augment="none", flip=False),
+        data=DataSpec(
+            folder=str(tmp_path / "pixels"), train_limit=60, val_fraction=0.02, test_fraction=0.02
+        ),
+        seed=3,
+        epochs=2,
+        checkpoint_folder=str(tmp_path / "checkpoints" / "resnet-final-00" / "attempt-1"),
+    )
+    first, last = (str(report.checkpoint) for report in fine_tune(final))
+    labels = prepare(final.data).split("test").labels
+    wanted = evaluate_split(final, last, "test") == labels
+    shutil.rmtree(last)
+    second = tmp_path / "checkpoints" / "resnet-final-00" / "attempt-2"
+    again = replace(final, attempt=2, checkpoint=first, checkpoint_folder=str(second))
+    told = Dispatcher()
+    held = worker.Held(again, World())
+    file = tmp_path / "test_correct.arrow"
+    assert not worker._examine(held, cast(worker.Link, told), World(), file)
+    assert [report.epoch for report in told.reports] == [2]
+    assert pa.ipc.open_file(file).read_all()["correct"].to_pylist() == wanted.tolist()
+    assert told.detail["test"]["n"] == len(labels)
+    # What met the test stays, though the ledger names another place.
+    assert [path.name for path in second.iterdir()] == ["epoch-0002"]
+    assert not Path(first).exists()
