@@ -13,7 +13,7 @@ from orchestrator.ledger import FILE_NAME
 from orchestrator.session import open_trials, state_of
 from orchestrator.slots import SlotPool
 from orchestrator.spec import RunSpec
-from orchestrator.trial import NAMESPACE, RESOURCES, call
+from orchestrator.trial import NAMESPACE, RESOURCES, Line, call
 
 CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
@@ -23,10 +23,10 @@ class Decider:
     """Writes a decision through the dispatcher; plain data, because Tune pickles schedulers."""
 
     def __init__(self, dispatcher: str) -> None:
-        self.dispatcher = dispatcher
+        self._call = Line(dispatcher)
 
     def __call__(self, event: str, trial: str | None = None, **fields: Any) -> None:
-        call(self.dispatcher, "record", event, trial, **fields)
+        self._call("record", event, trial, **fields)
 
 
 class Pool:
