@@ -40,7 +40,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     if verdict["verdict"] is None:
         return f"{head}: {verdict['reason'].removesuffix('.')}."
     told = "; ".join(f"{one['name']}: {interval_text(one)}" for one in verdict["effects"])
-    return f"{head}. {told}."
+    return f"{head}: {told}."
 
 
 def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from orchestrator.compare.figures import MARKERS
 from orchestrator.compare.svg import INK, MUTED, color, drawing, inline
+from orchestrator.compare.wording import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW_POINTS = 12  # up to so many, each is marked
-AXIS = {"points": "points of accuracy or consistency", "ratio": "times", "decades": "decades"}
 
 
 def shown(value: float, unit: str) -> float:
@@ -24,7 +24,7 @@ def shown(value: float, unit: str) -> float:
 
 def effects(rows: Sequence[Mapping[str, Any]], *, smallest: float, unit: str, name: str) -> str:
     """Each effect with its interval and its seeds, against the smallest one of interest."""
-    with drawing(size=(6.2, 0.9 + 0.55 * len(rows))) as (figure, axes):
+    with drawing(size=(4.4, 0.8 + 0.48 * len(rows))) as (figure, axes):
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x")
         for place, row in enumerate(rows[::-1]):
@@ -35,36 +35,33 @@ def effects(rows: Sequence[Mapping[str, Any]], *, smallest: float, unit: str, na
                 low, high = (shown(row[end], unit) for end in ("low", "high"))
                 axes.hlines(place, low, high, color=ink, linewidth=2.2)
             axes.plot(shown(row["mean"], unit), place, "o", color=ink, markersize=6)
+            axes.annotate(row["name"], (0, place + 0.3), xycoords=axes.get_yaxis_transform(),
+                          fontsize=8.5)  # fmt: skip
         axes.axvline(shown(0.0, unit), color=MUTED, linewidth=0.9)
         axes.axvline(shown(smallest, unit), color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(rows)), [_wrapped(row["name"]) for row in rows[::-1]], fontsize=8)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_ylim(-0.4, len(rows) - 0.1)
         if unit == "ratio":
-            _plain_log(axes)
-        axes.set_xlabel(AXIS[unit])
+            plain_log(axes)
+        axes.set_xlabel(unit.replace("ratio", "times"))
         label = f"Effects with their intervals: {', '.join(row['name'] for row in rows)}"
         return inline(figure, name=name, label=label)
 
 
-def _wrapped(text: str) -> str:
-    """Long names in lines of about 34 characters."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) > 33:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
-
-
-def _plain_log(axes: Axes) -> None:
-    """A logarithmic axis whose labels are numbers as people write them, also within a decade."""
+def plain_log(axes: Axes) -> None:
+    """A logarithmic axis whose labels are numbers as people write them; over less than a factor
+    of 5 it stays linear, where a logarithmic one would hold a single label."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axes.get_xlim()
+    if low > 0 and high / low < 5:
+        return
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     within = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
     axes.xaxis.set_major_locator(LogLocator(subs=within))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -74,7 +71,7 @@ def lines(picture: Mapping[str, Any], *, name: str) -> str:
         for series in picture["series"]:
             _line(axes, series, 100.0 if picture["y_unit"] == "percent" else 1.0)
         if picture["x_log"]:
-            axes.set_xscale("log")
+            plain_log(axes)
         if picture["ticks"]:
             axes.set_xticks(range(len(picture["ticks"])), picture["ticks"])
         axes.set_xlabel(picture["x_label"])

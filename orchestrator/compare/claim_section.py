@@ -25,6 +25,13 @@ from orchestrator.compare.runs import RunData
 from orchestrator.compare.wording import NONE, p_text
 
 Verdict = Mapping[str, Any]
+LEAD = (
+    "An opinion that people hold about models for recognising pictures, put to an experiment. All "
+    "that would count for it or against it was written down first. The experiment was repeated "
+    "several times: each time, called a seed, with other starting weights, another order of the "
+    "pictures and other pictures to be judged on. What differs between the models compared is "
+    "taken seed by seed, and how much it varies from seed to seed says how sure the result is."
+)
 UNIT_WORDS = {
     "points": "points: one hundredth of the images",
     "ratio": "times: a ratio, 1 being no difference",
@@ -53,6 +60,7 @@ def claim(runs: Sequence[RunData]) -> str:
 def _section(said: Mapping[str, Any], verdict: Verdict, name: str) -> str:
     quoted = Markup(f"<b>“{text(said['statement'])}”</b>")
     parts = [
+        paragraph(LEAD, "lede"),
         paragraph(quoted),
         paragraph(f"Where it comes from: {said['source']}"),
         _outcome(verdict),
@@ -74,8 +82,8 @@ def _outcome(verdict: Verdict) -> str:
     if not verdict:
         return paragraph("No verdict yet: the run has not come to its end.", "missing")
     word = verdict["verdict"] or "no verdict"
-    head = Markup(f"<b>{text(word[0].upper() + word[1:])}</b>, for {text(verdict['scope'])}.")
-    return paragraph(head, "answer") + paragraph(_reason(verdict))
+    head = f"<b>{text(word[0].upper() + word[1:])}</b> for {text(verdict['scope'])}."
+    return paragraph(Markup(f"{head} {text(_reason(verdict))}"))
 
 
 def _reason(verdict: Verdict) -> str:
