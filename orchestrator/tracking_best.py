@@ -65,6 +65,7 @@ def log_choice(
                 example=example,
                 tags=model_tags(state, choice),
                 metrics=view.final_metrics(choice.trial),
+                epoch=choice.epoch,
             )
             client.log(held, [], {}, {MODEL_TAG: model})
     return model

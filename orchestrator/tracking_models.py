@@ -38,18 +38,18 @@ def log_model(
     example: npt.NDArray[np.uint8],
     tags: Mapping[str, str],
     metrics: Sequence[MetricRow],
+    epoch: int,
 ) -> str:
     """Log the portable model in ``folder`` as an output of a run; its id.
 
     ``example`` is (N, H, W, 3) as the dataset stores images; ``metrics`` are rows of the run that
-    describe the model too.
+    describe the model too, which is of its ``epoch``.
     """
     made = client.create_logged_model(
         experiment_id, name=name, source_run_id=run_id, tags=dict(tags), model_type="classifier"
     )
     identity = str(made.model_id)
-    step = max((row[3] for row in metrics), default=0)
-    client.log_outputs(run_id, [LoggedModelOutput(identity, step=step)])
+    client.log_outputs(run_id, [LoggedModelOutput(identity, step=epoch)])
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "model"
         mlflow.pyfunc.save_model(

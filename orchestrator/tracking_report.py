@@ -9,6 +9,7 @@ from typing import Any
 
 TABLE = "summary.json"
 PLOTS = "plots"
+SCALE = 2.0  # pixels of a picture for each of its points
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
 NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
@@ -32,8 +33,12 @@ def pictures(report: str) -> dict[str, str]:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         for color, variable in VARIABLES.items():
             svg = svg.replace(variable, INK if variable == "currentColor" else color)
-        style = "background:white;font-family:system-ui,sans-serif"
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" style="{style}"'
+        size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+        width, height = (float(side) * SCALE for side in size.groups()) if size else (600, 400)
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+            'style="background:white;font-family:sans-serif"'
+        )
         found[f"{slug}.svg"] = svg.replace("<svg", head, 1)
     return found
 
@@ -77,14 +82,14 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     counts = ("trials", "finished", "pruned", "failed")
     return {
         "family": entry["family"],
-        "backbone": entry["backbone"],
-        **{name: entry[name] for name in counts},
-        "best_trial": entry["best_trial"],
-        "best_val_top1": entry["best_val_top1"],
         "test_top1": test.get("mean"),
         "test_top1_low": test.get("low"),
         "test_top1_high": test.get("high"),
         "test_seeds": test.get("n"),
+        "best_val_top1": entry["best_val_top1"],
+        "best_trial": entry["best_trial"],
+        "backbone": entry["backbone"],
+        **{name: entry[name] for name in counts},
         "epochs_to_90pct_of_best": speed.get("epochs"),
         "convergence_auc": speed.get("auc"),
         "gpu_seconds": entry["gpu_seconds"],

@@ -107,7 +107,10 @@ def epoch_metrics(report: Record) -> list[MetricRow]:
 
 
 def final_metrics(trial: TrialState) -> list[MetricRow]:
-    """What a whole trial amounts to; empty while it runs. Unknown values are left out."""
+    """What a whole trial amounts to; empty while it runs. Unknown values are left out.
+
+    At step 0: there MLflow draws bars of the runs, not curves of one point.
+    """
     if trial.ended_at is None:
         return []
     curve = [
@@ -125,7 +128,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
         values[name] = trial.detail.get(name)
     values |= _measured(trial.outcome)
     at = milliseconds(trial.ended_at)
-    return [(k, float(v), at, trial.epoch) for k, v in values.items() if v is not None]
+    return [(k, float(v), at, 0) for k, v in values.items() if v is not None]
 
 
 def _measured(outcome: Mapping[str, Any]) -> dict[str, float | None]:

@@ -155,7 +155,7 @@ def check_story(runs: dict[str, Any], name: str) -> None:
     }
     assert [step for step, _, _ in best["metrics"]["val_top1"]] == [1, 2, 3]
     assert [value for _, value, _ in best["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
-    assert best["metrics"]["best_val_top1"][0][:2] == (3, 0.75)
+    assert best["metrics"]["best_val_top1"][0][:2] == (0, 0.75)
     assert best["metrics"]["gpu_seconds"][0][1] == 4.5
     assert best["params"]["learning_rate"] == "0.001"
     assert best["params"]["tokens"] == "64"
@@ -178,8 +178,8 @@ def check_story(runs: dict[str, Any], name: str) -> None:
     final = runs["vit-final-00"]
     assert (final["tags"]["stage"], final["tags"]["winner"]) == ("final", "vit-0000")
     scores = {key: rows[0][:2] for key, rows in final["metrics"].items()}
-    assert scores["test_top1"] == (1, 0.7)
-    assert scores["calibration_ece"] == (1, 0.05)
+    assert scores["test_top1"] == (0, 0.7)
+    assert scores["calibration_ece"] == (0, 0.05)
     assert final["artifacts"] == ["learning_curve.json", "probes.json"]
     assert parent["datasets"] == final["datasets"] == [("digits", "c0ffee")]
     assert parent["name"] == name

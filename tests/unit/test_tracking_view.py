@@ -47,7 +47,7 @@ def test_final_metrics_by_hand() -> None:
         "params_m": 1.5,
         "gflops_per_image": 0.02,
     }
-    assert {row[2:] for row in view.final_metrics(trial)} == {(200_000, 4)}
+    assert {row[2:] for row in view.final_metrics(trial)} == {(200_000, 0)}
 
 
 def test_a_final_shows_its_test_scores_and_its_probes_in_single_numbers() -> None:
