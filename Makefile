@@ -20,8 +20,8 @@ demo: $(RUNTIME)
 	@$(BIN)/orchestrator demo
 
 test: check
-	@echo "make: all tests"
-	@$(BIN)/python -m pytest
+	@echo "make: all tests, two files at a time"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 check: $(TEST)
 	@echo "make: lint and types"

@@ -58,7 +58,7 @@ def sweep_that_loses_its_parts(shell: Shell) -> None:
     """Worker, thin trial and dispatcher die one after the other; then a clean stop."""
     driver = shell.start(*STORM)
     shell.wait_for("storm", lambda state: epochs(state) >= 2)
-    for part in ("RayTrainWorker", "ray::SlotTrial", "ray::Dispatcher"):
+    for part in ("RayTrainWorker", "ray::ResourceTrainable", "ray::Dispatcher"):
         kill(shell.processes(part))
         one_more_epoch(shell)
     driver.send_signal(signal.SIGTERM)
