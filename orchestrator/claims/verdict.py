@@ -153,25 +153,32 @@ def _dataset(state: State) -> Mapping[str, Any]:
 
 def scope(state: State, cells: Sequence[Cell]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
-    of cifar10 at 32 px, 5 seeds``."""
+    of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
     details = [cell.trial.detail for cell in cells if cell.trial.detail.get("model")]
     backbones = [cell.trial.assignment["backbone"] for cell in cells]
     models = sorted({str(detail["model"]) for detail in details})
     starts = {"from scratch" if b["weights"] == "none" else "fine-tuned" for b in backbones}
     images = sorted({int(detail["train_images"]) for detail in details})
     info = _dataset(state)
-    told = " to ".join(f"{n:,}" for n in (images[:1] + images[1:][-1:])) or "an unknown number of"
+    lengths = sorted({cell.asked_epochs for cell in cells})
     val = info.get("counts", {}).get("val")
     shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in cells})
     return ", ".join(
         [
             f"{backbones[0]['scale']} models" + (f" ({', '.join(models)})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
-            f"{told} images of {info.get('name')} at {info.get('height')} px",
+            f"{_range(images)} images of {info.get('name')} at {info.get('height')} px",
+            f"{_range(lengths)} epochs",
             f"{val:,} validation images{' (the same for all seeds)' if shared else ' a seed'}",
             f"{len({cell.seed for cell in cells})} seeds",
         ]
     )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """``2,000`` or ``400 to 4,000``, of sorted numbers."""
+    ends = [*numbers[:1], *numbers[1:][-1:]]
+    return " to ".join(f"{number:,}" for number in ends) or "an unknown number of"
 
 
 def shown(state: State) -> dict[str, Any]:
@@ -191,9 +198,9 @@ def conclude(run_folder: Path) -> str | None:
 
     Only for the process that holds the run, after its dispatcher has gone.
     """
-    if not declared(replay(read(run_folder / FILE_NAME))):
+    state = replay(read(run_folder / FILE_NAME))
+    if not declared(state):
         return None
-    state = state_of(run_folder)
     verdict = verdict_of(state)
     if state.verdict.get("detail") != json.loads(json.dumps(verdict)):
         ledger = Ledger(run_folder / FILE_NAME)

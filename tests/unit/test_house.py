@@ -65,6 +65,7 @@ HOMES = {
     "mlflow": ("orchestrator/tracking_client.py", "orchestrator/tracking_models.py"),
     "matplotlib": ("orchestrator/compare/*",),
     # Sobol points: sampling imports it in the function that draws, so that no command waits for it.
+    # Claims: Student's t where verdicts are reached, survival curves beside them.
     "scipy": ("orchestrator/compare/*", "orchestrator/claims/*", "orchestrator/sampling.py"),
     "optuna": ("orchestrator/sampling.py",),
     "statsmodels": ("orchestrator/compare/*",),
