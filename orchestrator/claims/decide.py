@@ -8,10 +8,10 @@ standard error s, Student's t with n - 1 degrees of freedom tests both sides of 
     undetermined   neither
 
 Every world is on one side of d, so a verdict can be wrong in one way only, and is with
-probability alpha at most. t wants values that are about normal; differences between two arms, whose
-noise is alike, are at least symmetric. Where a claim has several effects (an optimizer each, a budget each),
-Holm's correction (1979) holds alpha over all of them, the direction included (Shaffer 1980); the
-claim is supported when all are, refuted when one is.
+probability alpha at most. t wants values that are about normal; differences between two arms,
+whose noise is alike, are at least symmetric. Where a claim has several effects (an optimizer
+each, a budget each), Holm's correction (1979) holds alpha over all of them, the direction included
+(Shaffer 1980); the claim is supported when all are, refuted when one is.
 """
 
 from __future__ import annotations
