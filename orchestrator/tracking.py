@@ -66,7 +66,7 @@ def follow(
                 mirror.finish()
             started = time.monotonic()
             try:
-                mirror.flush()
+                mirror.flush(last=last)
                 weather.fine(time.monotonic() - started)
                 if last:
                     return True
@@ -118,7 +118,7 @@ def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> 
         records, _ = tail(run_folder / FILE_NAME, 0)
         mirror.add(records)
         try:
-            mirror.flush()
+            mirror.flush(last=True)
         except Outage as outage:
             problems = check(tracking_uri)
             raise UserError(

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from orchestrator import export
 from orchestrator import tracking_view as view
 from orchestrator.ledger import State
-from orchestrator.tracking_client import Client, Held, talking
+from orchestrator.tracking_client import Client, Held, Outage, talking
 from trainables.assignment import Assignment
-from trainables.errors import UserError
 
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
 EXAMPLE_IMAGES = 2
@@ -29,15 +28,17 @@ def log_best(
     say: Callable[[str], None],
 ) -> None:
     """Log every family's best model that is not logged yet. Raises ``Outage``; what else is in
-    the way of a model is said, and the others go on."""
+    the way of a model is said: it must not keep anything from being recorded."""
     for family, choice in export.best_of_each(state).items():
         run = held.get(choice.trial.trial)
         if run is None or MODEL_TAG in run.tags or not choice.trial.checkpoint:
             continue
         try:
             log_choice(client, state, choice, run_folder, run)
-        except UserError as error:
-            say(f"the best model of {family} is not logged: {error.mistakes[0]}")
+        except Exception as error:
+            if isinstance(error, Outage) and not error.permanent:
+                raise
+            say(f"the best model of {family} is not logged: {' '.join(str(error).split())}")
 
 
 def log_choice(

@@ -40,7 +40,6 @@ class Mirror:
         self._dirty: set[str] = set()
         self._shown_at: dict[str, float] = {}
         self._given_up: set[str] = set()
-        self._models_seen_to = False
         self._unsure = True  # whether MLflow may hold runs that we do not know of
 
     def add(self, records: Iterable[Record]) -> None:
@@ -52,7 +51,6 @@ class Mirror:
                 continue
             self._dirty.add(PARENT)
             if record["event"] in ENDS + BEGINS:
-                self._models_seen_to = False
                 self.ended_at = record["time"] if record["event"] in ENDS else None
                 self._touch_all()
 
@@ -66,8 +64,9 @@ class Mirror:
     def _touch_all(self) -> None:
         self._dirty |= {PARENT, *self.state.trials}
 
-    def flush(self) -> None:
-        """Write every difference. Raises :class:`Outage`; what was not written stays due."""
+    def flush(self, *, last: bool = False) -> None:
+        """Write every difference, and the ``last`` time the best models of a run that has closed:
+        they can be large. Raises :class:`Outage`; what was not written stays due."""
         if not self.state.header:
             return
         with talking():
@@ -88,9 +87,8 @@ class Mirror:
             show(PARENT)
         if broken:
             raise broken[0]
-        if self.state.closed and not self._models_seen_to:
+        if last and self.state.closed:
             log_best(client, self.state, self._folder, self._held, self._say)
-            self._models_seen_to = True
 
     def _due(self, name: str) -> bool:
         over = self.ended_at or self._interrupted or self.state.trials[name].ended_at
