@@ -3,12 +3,14 @@
 Each family has an equal share, so that none can spend what another was promised. An epoch is
 handed out only when what the family has spent, what its epochs under way will come to and this
 one stay within the share. An epoch is expected to cost what the costliest one seen of the family
-did, and a margin; before the first one, what the plan measured; where that is not known either,
-one epoch at a time is under way.
+did, and a margin; before the first one, what the plan measured. Where the plan has only an
+estimate, or none, a first epoch is handed out all the same, and others beside it only if there is
+room for far more than that estimate.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from orchestrator.ledger_cost import epoch_seconds, resources_of
 from orchestrator.ledger_state import TERMINAL, Record, State
 
 MARGIN = 1.2
+ESTIMATE_MARGIN = 5.0
 
 Answer = dict[str, Any]
 
@@ -46,11 +49,16 @@ class Purse:
         self._spent_s: dict[str, float] = defaultdict(float)
         self._largest_s: dict[str, float] = {}
         self._planned_s: dict[str, float] = {}
+        self._sure: set[str] = set()  # families whose epochs were measured or seen
         self._share_s = _share(state)
         forecast = state.header.get("forecast") or {"families": {}}
         for family, cost in forecast["families"].items():
-            if cost and cost["basis"] == "measured here":
+            if cost:
                 self._planned_s[family] = cost["epoch_seconds"] + cost["first_setup_seconds"]
+                if cost["basis"] == "measured here":
+                    self._sure.add(family)
+                else:
+                    self._planned_s[family] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
             self._spent_s[trial.family] += trial.other_seconds
             for report in trial.reports.values():
@@ -66,6 +74,7 @@ class Purse:
         family, seconds = self._family(report["trial"]), epoch_seconds(report)
         self._spent_s[family] += seconds
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
+        self._sure.add(family)
 
     def lose(self, slot: Slot | None) -> float | None:
         """The slot's last order ended without a report: its seconds, now charged."""
@@ -83,10 +92,9 @@ class Purse:
         family = self._family(trial)
         under_way = self._under_way_s(family)
         left = self._share_s - self._spent_s[family]
-        each = self._largest_s.get(family, self._planned_s.get(family))
-        if each is None:
-            return not under_way and left > 0
-        each *= MARGIN
+        if family not in self._sure and not under_way:
+            return left > 0
+        each = self._each_s(family)
         return each + sum(max(each, elapsed) for elapsed in under_way) <= left
 
     def bound(self, trial: str) -> Answer:
@@ -95,9 +103,10 @@ class Purse:
         if self._share_s is None:
             return {}
         family = self._family(trial)
-        each = MARGIN * self._largest_s.get(family, 0.0)
+        each = self._each_s(family)
         others = sum(max(each, elapsed) for elapsed in self._under_way_s(family))
-        return {"seconds": max(0.0, self._share_s - self._spent_s[family] - others)}
+        left = self._share_s - self._spent_s[family] - others
+        return {"seconds": max(0.0, left)}
 
     def refusal(self, trial: str) -> str | None:
         """Why the trial's family gets no epoch any more; ``None`` while it may get one."""
@@ -118,6 +127,10 @@ class Purse:
     def _no_room(self, families: list[str]) -> str:
         told = ", ".join(f"{k}={v:g}" for k, v in self._state.header["spec"]["budget"].items())
         return f"budget {told}: no room for another epoch of {', '.join(families)}"
+
+    def _each_s(self, family: str) -> float:
+        """What one more epoch may come to; infinite where nothing is known of it."""
+        return MARGIN * self._largest_s.get(family, self._planned_s.get(family, math.inf))
 
     def _family(self, trial: str) -> str:
         return self._state.trials[trial].family

@@ -206,22 +206,25 @@ def test_the_cap_is_never_passed_and_all_that_fits_is_trained(
     assert over is None or all(family in over for family in unfinished)
 
 
-def test_before_an_epoch_was_seen_only_one_is_under_way_unless_the_plan_measured(
+def test_before_an_epoch_was_seen_others_wait_unless_the_plan_knows_that_they_fit(
     tmp_path: Path,
 ) -> None:
     cost = {"basis": "measured here", "epoch_seconds": 2.0, "first_setup_seconds": 1.0}
-    for name, header, most in (
-        ("unknown", {}, 1),
-        ("estimated", {"forecast": {"families": {"vit": {**cost, "basis": "from FLOPs"}}}}, 1),
-        ("measured", {"forecast": {"families": {"vit": cost}}}, 3),
+    guess = {**cost, "basis": "estimated from FLOPs"}
+    for name, known, cap_s, most in (
+        ("unknown", None, 1000.0, 1),
+        ("estimated", guess, 12.0, 1),
+        ("estimated, much room", guess, 100.0, 4),
+        ("measured", cost, 12.0, 3),  # 3 x 3 s and the margin fit
     ):
-        path = begun(tmp_path / name, run_spec(12.0, "vit", trials=4), **header)
+        header = {"forecast": {"families": {"vit": known}}}
+        path = begun(tmp_path / name, run_spec(cap_s, "vit", trials=4), **header)
         cluster = Cluster(path, 4, random.Random(0))
         for trial in list(cluster.orders.state.trials):
             cluster.orders.want(trial, 1)
         for slot in cluster.held:
             cluster._ask(slot)
-        assert len(cluster.under_way) == most, name  # 3 x 3 s and the margin fit into 12 s
+        assert len(cluster.under_way) == most, name
 
 
 def test_a_larger_budget_goes_on_where_the_smaller_one_stopped(tmp_path: Path) -> None:
