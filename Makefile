@@ -21,7 +21,7 @@ demo: $(RUNTIME)
 
 test: check
 	@echo "make: all tests, two files at a time"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 check: $(TEST)
 	@echo "make: lint and types"

@@ -31,7 +31,8 @@ def test_a_submitted_sweep_runs_on_the_cluster(shell: Shell, auth: str) -> None:
         address = started.dashboard
         done = submit(
             shell, address, "sweep", "vit", "--name", "job", "--trials", "2", "--max-epochs", "1",
-            "--set", "data.train_limit=200", "--storage", str(shell.cwd / "runs"),
+            "--set", "data.train_limit=200", "--set", "resources.max_slots=1",
+            "--storage", str(shell.cwd / "runs"),
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert "succeeded" in done.stdout

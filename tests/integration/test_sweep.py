@@ -56,7 +56,7 @@ def test_two_workers_lose_one_and_the_trial_goes_on(shell: Shell) -> None:
     assert (trial.reports[1]["metrics"]["val_top1"] * 180) % 1 == pytest.approx(0, abs=1e-6)
 
 
-def test_a_folder_of_pictures_of_many_sizes_sweeps_without_configuration(shell: Shell) -> None:
+def test_a_folder_of_pictures_sweeps_without_configuration_within_its_budget(shell: Shell) -> None:
     rng = np.random.default_rng(0)
     for index in range(400):
         kind = ("stripes", "noise")[index % 2]
@@ -67,13 +67,28 @@ def test_a_folder_of_pictures_of_many_sizes_sweeps_without_configuration(shell: 
         place = shell.cwd / "pictures" / kind
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{index}.{('png', 'jpg')[index % 3 == 0]}")
-    code, out, err = shell("sweep", "resnet", "--dataset", "pictures", "--trials", "2")
+    asked = ("sweep", "resnet", "--dataset", "pictures", "--trials", "2")
+    # A second and a half: the first epoch, whose cost nobody knows yet, takes longer or the next.
+    code, _, err = shell(*asked, "--no-measure", "--budget", "cpu_hours=0.0004")
+    assert code == 130, err
+    assert "budget cpu_hours=0.0004: no room for another epoch of resnet" in err
+    stopped = shell.state("resnet-pictures")
+    assert stopped.stop_reason in err
+    assert {trial.status for trial in stopped.trials.values()} <= {"queued", "running"}
+    code, _, err = shell(*asked, "--no-measure", "--budget", "cpu_hours=1")
     assert code == 0, err
-    (run,) = (shell.cwd / "runs").glob("resnet-pictures")
-    code, out, _ = shell("compare", run.name, "--json")
+    assert shell.reported_twice("resnet-pictures") == []
+    code, out, _ = shell("compare", "resnet-pictures", "--json")
     assert code == 0
     comparison = json.loads(out)
     assert comparison["dataset"] == "pictures"
+    assert comparison["forecast"]["basis"] == "estimated from FLOPs"
+    assert comparison["forecast"]["ratio"] > 0
+    (entry,) = comparison["runs"]
+    assert entry["checkpoint_bytes"] > 1e6
+    _, out, _ = shell("status", "resnet-pictures", "--json")
+    (seen,) = json.loads(out)["runs"]
+    assert seen["budget"] == {"unit": "cpu_hours", "amount": 1.0, "spent": entry["device_hours"]}
     assert comparison["families"][0]["best_val_top1"] > 0.6
 
 
