@@ -25,7 +25,7 @@ from trainables.errors import UserError, raise_if_any
 if TYPE_CHECKING:
     from orchestrator.pool import Pool
 
-TRACKER_PATIENCE_S = 60.0
+TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
 LEAVE_PATIENCE_S = 15.0
 STOP_PATIENCE_S = 5.0
 # Data that take longer than this to prepare are prepared while Ray and its slots start. Most
