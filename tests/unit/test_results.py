@@ -1,0 +1,88 @@
+"""Committed results: what an example's page and JSON say is what its ledger says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from orchestrator.compare import compare, load, read_report
+from orchestrator.ledger import FILE_NAME
+
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "examples" / "cifar10-tournament"
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What ``comparison.json`` holds."""
+    found: dict[str, Any] = json.loads((RUN / "comparison.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    """The ledger, read without any of our code."""
+    return [json.loads(line) for line in (RUN / FILE_NAME).read_text().splitlines()]
+
+
+def test_the_comparison_follows_from_the_ledger(told: dict[str, Any]) -> None:
+    again = json.loads(json.dumps(compare([load(RUN)])))
+    assert again["families"] == told["families"]
+    assert again["pairs"] == told["pairs"]
+    assert again["budget"] == told["budget"]
+
+
+def test_each_familys_numbers_stand_in_the_ledger(
+    told: dict[str, Any], records: list[dict[str, Any]]
+) -> None:
+    stage = {r["trial"]: (r["family"], r["stage"]) for r in records if r["event"] == "submitted"}
+    ended = {r["trial"]: r for r in records if r["event"] in ("finished", "pruned", "failed")}
+    # Finished off the books, to measure the pruning: for the race they are pruned.
+    audited = {r["trial"] for r in records if r["event"] == "audited"}
+    status = {t: "pruned" if t in audited else r["event"] for t, r in ended.items()}
+    assert {family["family"] for family in told["families"]} == {"resnet", "vit", "hybrid"}
+    for family in told["families"]:
+        search = [t for t, who in stage.items() if who == (family["family"], "search")]
+        finals = [t for t, who in stage.items() if who == (family["family"], "final")]
+        assert family["trials"] == len(search)
+        for event in ("finished", "pruned", "failed"):
+            assert family[event] == sum(status[trial] == event for trial in search)
+        best = max(
+            r["metrics"]["val_top1"]
+            for r in records
+            if r["event"] == "reported"
+            and r["trial"] in search
+            and status[r["trial"]] == "finished"
+        )
+        assert family["best_val_top1"] == best
+        assert len(finals) >= 3
+        tested = [ended[trial]["detail"]["test"]["top1"] for trial in finals]
+        assert len(set(family["final"]["seeds"])) == len(finals)
+        assert family["final"]["test_top1"]["mean"] == pytest.approx(mean(tested), abs=1e-9)
+    assert sum(r["event"] == "test_opened" for r in records) == 1
+
+
+def test_the_page_says_it_too(told: dict[str, Any]) -> None:
+    page = (RUN / "report.html").read_text()
+    words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    for family in told["families"]:
+        assert f"{100 * family['final']['test_top1']['mean']:.1f} %" in words
+        assert f"{100 * family['best_val_top1']:.1f} %" in words
+    header = json.loads((RUN / FILE_NAME).read_text().splitlines()[0])["detail"]
+    assert read_report(RUN / "report.html")["spec_hash"] == header["spec_hash"]
+
+
+def test_the_readme_names_hardware_versions_and_n(told: dict[str, Any]) -> None:
+    text = (RUN / "README.md").read_text()
+    environment = json.loads((RUN / FILE_NAME).read_text().splitlines()[0])["detail"]["environment"]
+    assert environment["processor"] in text
+    for library in ("torch", "timm", "ray"):
+        assert f"{library} {environment['versions'][library].partition('+')[0]}" in text
+    for family in told["families"]:
+        assert f"{family['final']['test_top1']['mean']:.3f}" in text
+        assert f"n = {len(family['final']['seeds'])}" in text
