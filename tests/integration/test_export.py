@@ -204,12 +204,12 @@ def stranger(folder: Path, uri: str, model: str, exports: Any) -> str:
     return ran.stdout.splitlines()[-1]
 
 
-def models_of(uri: str) -> dict[str, dict[str, str]]:
-    """Tags of all logged models by id."""
+def models_of(uri: str, name: str = NAME) -> dict[str, dict[str, str]]:
+    """Tags of an experiment's logged models by id."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(NAME)
+    experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     found = client.search_logged_models([experiment.experiment_id])
     assert {str(one.status) for one in found} == {"READY"}
@@ -225,6 +225,11 @@ def test_a_damaged_or_missing_checkpoint_is_one_line(trained: Trained, tmp_path:
         ran = CliRunner().invoke(export, [*arguments, "--to", str(tmp_path / "out")])
         assert isinstance(ran.exception, UserError)
         assert "is damaged" in str(ran.exception)
+        # At a run's end it keeps nothing else from being recorded.
+        uri = f"sqlite:///{trained.folder.parent / 'mlflow.db'}"
+        tracking.sync(trained.folder, uri, "damaged")
+        logged = {tags["trial"] for tags in models_of(uri, "damaged").values()}
+        assert logged == {"resnet-0000", "hybrid-final-00"}
         assert not (tmp_path / "out").exists()
         assert list(tmp_path.iterdir()) == []
     finally:

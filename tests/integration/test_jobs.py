@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import subprocess
+import time
 
 import pytest
 
 from tests.integration.conftest import ROOT, Shell
-from tests.integration.heads import BIN, head
+from tests.integration.heads import BIN, HEAD_PATIENCE_S, head
 
 pytestmark = pytest.mark.ray
 
 
 def submit(shell: Shell, address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [BIN / "ray", "job", "submit", f"--address={address}", "--working-dir", ROOT, "--"]
-    return subprocess.run(
-        [*command, "python", "-m", "orchestrator", *arguments],
-        env=shell.env,
-        cwd=shell.cwd,
-        text=True,
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )
+    deadline = time.monotonic() + HEAD_PATIENCE_S
+    while True:
+        done = subprocess.run(
+            [*command, "python", "-m", "orchestrator", *arguments],
+            env=shell.env,
+            cwd=shell.cwd,
+            text=True,
+            capture_output=True,
+            timeout=240,
+            check=False,
+        )
+        # The dashboard answers before the agent that starts jobs is there.
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1.0)
 
 
 @pytest.mark.parametrize("auth", ["token", "disabled"])
