@@ -39,7 +39,7 @@ def free_port() -> int:
 def head(shell: Shell, auth: str) -> Iterator[Head]:
     """A head node of two CPUs with a dashboard. Killed by process group, because ``ray stop``
     would stop every Ray of the machine."""
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, agent = free_port(), free_port(), free_port()
     shell.env |= {"RAY_AUTH_MODE": auth, "PATH": f"{BIN}:{os.environ['PATH']}"}
     del shell.env["RAY_ADDRESS"]
     if auth == "token":
@@ -50,6 +50,7 @@ def head(shell: Shell, auth: str) -> Iterator[Head]:
             [
                 *(BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
                 *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2"),
+                f"--dashboard-agent-listen-port={agent}",  # another Ray has the usual one
             ],
             env=shell.env,
             cwd=shell.cwd,

@@ -32,8 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """``run(arguments...) -> (exit code, stdout, lines of stderr)`` in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ORCHESTRATOR_DATA", str(tmp_path / "data"))
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*arguments: str) -> tuple[int, str, list[str]]:
         with pytest.raises(SystemExit) as ended:
