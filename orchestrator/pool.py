@@ -13,7 +13,8 @@ from orchestrator.ledger import FILE_NAME
 from orchestrator.session import open_trials, state_of
 from orchestrator.slots import SlotPool
 from orchestrator.spec import RunSpec
-from orchestrator.trial import NAMESPACE, RESOURCES, Line, call
+from orchestrator.trial import NAMESPACE, RESOURCES
+from trainables.line import Line
 
 CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
@@ -23,7 +24,7 @@ class Decider:
     """Writes a decision through the dispatcher; plain data, because Tune pickles schedulers."""
 
     def __init__(self, dispatcher: str) -> None:
-        self._call = Line(dispatcher)
+        self._call = Line(dispatcher, NAMESPACE)
 
     def __call__(self, event: str, trial: str | None = None, **fields: Any) -> None:
         self._call("record", event, trial, **fields)
@@ -39,7 +40,8 @@ class Pool:
         self.num_slots = num_slots
         self.dispatcher = f"dispatcher-{spec.name}-{session}"
         self.decide = Decider(self.dispatcher)
-        self._folder = folder
+        self._call = Line(self.dispatcher, NAMESPACE)
+        self._folder, self._uncapped = folder, not spec.budget
         self._actor = (
             ray.remote(Dispatcher)
             .options(
@@ -64,7 +66,7 @@ class Pool:
             namespace=NAMESPACE,
             session=session,
             folder=folder / "slots",
-            lost=lambda slot, reason: call(self.dispatcher, "slot_lost", slot, reason),
+            lost=lambda slot, reason: self._call("slot_lost", slot, reason),
         )
 
     def start(self) -> None:
@@ -73,11 +75,11 @@ class Pool:
 
     def open(self) -> None:
         """The ledger holds what to train."""
-        call(self.dispatcher, "open")
+        self._call("open")
 
     def ready(self) -> int:
         """Slots that have asked for work."""
-        return int(call(self.dispatcher, "slots_ready"))
+        return int(self._call("slots_ready"))
 
     def alive(self) -> int:
         """Slots whose Ray Train run has not ended."""
@@ -89,11 +91,13 @@ class Pool:
 
     def submit(self, records: list[dict[str, Any]]) -> None:
         """Write the records that begin the last phase."""
-        call(self.dispatcher, "submit", records)
+        self._call("submit", records)
 
     def over_budget(self) -> str | None:
         """Why nothing that is left may be trained, if the budget ends the run."""
-        reason: str | None = call(self.dispatcher, "over_budget")
+        if self._uncapped:
+            return None
+        reason: str | None = self._call("over_budget")
         return reason
 
     def open_trials(self) -> list[str]:
@@ -102,13 +106,13 @@ class Pool:
 
     def stop(self) -> None:
         """Wake every trial and slot that waits, so that they end at once."""
-        call(self.dispatcher, "stop")
+        self._call("stop")
 
     def close(self, event: str, reason: str | None, patience_s: float) -> None:
         """Let the slots leave, for at most ``patience_s``, then write the last record."""
         self.stop()
         self._slots.join(patience_s)
-        call(self.dispatcher, "close", event, reason=reason)
+        self._call("close", event, reason=reason)
         ray.kill(self._actor)
 
     def abandon(self) -> None:

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
+from trainables.line import Line
+
 NAMESPACE = "backbone-tournament"
-OUTAGE_PATIENCE_S = 120.0
 
 # Held by the head node alone, so drivers stay on the node that is never a spot instance.
 RESOURCES: dict[str, float] = {"node:__internal_head__": 0.001}
-
-
-class Line:
-    """A line to the named dispatcher actor that outlasts its restarts.
-
-    The handle is looked up once, not for every call; pickled without it, because Tune pickles
-    what schedulers hold. A call raises the last Ray error when the actor stays away for
-    ``OUTAGE_PATIENCE_S``.
-    """
-
-    def __init__(self, dispatcher: str) -> None:
-        self.dispatcher = dispatcher
-        self._actor: Any = None
-
-    def __call__(self, method: str, *arguments: Any, **named: Any) -> Any:
-        deadline = time.monotonic() + OUTAGE_PATIENCE_S
-        while True:
-            try:
-                if self._actor is None:
-                    self._actor = ray.get_actor(self.dispatcher, namespace=NAMESPACE)
-                answer = getattr(self._actor, method).remote(*arguments, **named)
-                return ray.get(answer, timeout=OUTAGE_PATIENCE_S)
-            except (ray.exceptions.RayActorError, ValueError):
-                # ValueError: the name is unknown while the actor restarts.
-                self._actor = None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dispatcher": self.dispatcher, "_actor": None}
-
-
-def call(dispatcher: str, method: str, *arguments: Any, **named: Any) -> Any:
-    """One call to the named dispatcher actor, as :class:`Line` makes it."""
-    return Line(dispatcher)(method, *arguments, **named)
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
@@ -68,7 +31,7 @@ class SlotTrial(tune.Trainable):  # type: ignore[misc]
 
     def _open(self, config: dict[str, Any]) -> None:
         self._trial = str(config["trial"])
-        self._call = Line(str(config["dispatcher"]))
+        self._call = Line(str(config["dispatcher"]), NAMESPACE)
         self._epoch = int(self._call("resume_epoch", self._trial))
 
     def step(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -30,10 +29,10 @@ from trainables.assignment import Assignment
 from trainables.errors import Preempted, TrialError, UserError
 from trainables.finetune import EpochReport, World, fine_tune
 from trainables.keep import keep_only
+from trainables.line import Line
 from trainables.loop import from_rank_zero
 from trainables.sealed import examine
 
-OUTAGE_PATIENCE_S = 120.0
 PREEMPTION_POLL_S = 1.0
 PREEMPTION_POLL_QUESTIONS = 4
 
@@ -44,23 +43,11 @@ class Link:
     """A rank's line to the dispatcher; every call outlasts a restart of that actor."""
 
     def __init__(self, dispatcher: str, namespace: str, slot: str) -> None:
-        self._name, self._namespace, self._slot = dispatcher, namespace, slot
+        self._line, self._slot = Line(dispatcher, namespace), slot
         self._incarnation = uuid.uuid4().hex
-        self._actor: Any = None
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        deadline = time.monotonic() + OUTAGE_PATIENCE_S
-        while True:
-            try:
-                if self._actor is None:
-                    self._actor = ray.get_actor(self._name, namespace=self._namespace)
-                call = getattr(self._actor, method).remote(self._slot, *arguments)
-                return ray.get(call, timeout=OUTAGE_PATIENCE_S)
-            except (ray.exceptions.RayActorError, ValueError):
-                self._actor = None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+        return self._line(method, self._slot, *arguments)
 
     def next_order(self, running: str | None) -> Order:
         return dict(self._call("next_order", self._incarnation, running))

@@ -43,7 +43,7 @@ LAYERS = (
 )
 
 # Outside library -> the files that may import it. The longest matching name counts.
-_TORCH_FREE = ("recipe.py", "assignment.py", "errors.py", "backbones/catalog.py")
+_TORCH_FREE = ("recipe.py", "assignment.py", "errors.py", "line.py", "backbones/catalog.py")
 HOMES = {
     "numpy": ("orchestrator/*", "trainables/*"),
     "torch": ("trainables/*",),
@@ -56,9 +56,9 @@ HOMES = {
     "sklearn": ("trainables/data/*", "orchestrator/compare/*"),
     "pyarrow": ("trainables/data/*", "orchestrator/ledger_tables.py", "orchestrator/compare/*"),
     "ray": (
-        *("trainables/worker.py", "orchestrator/slots.py", "orchestrator/trial.py"),
+        *("trainables/worker.py", "trainables/line.py", "orchestrator/slots.py"),
         *("orchestrator/scheduler.py", "orchestrator/runner.py", "orchestrator/dispatcher.py"),
-        *("orchestrator/pool.py", "orchestrator/cluster.py"),
+        *("orchestrator/pool.py", "orchestrator/cluster.py", "orchestrator/trial.py"),
     ),
     "ray.train": ("trainables/worker.py", "orchestrator/slots.py"),
     "ray.tune": ("orchestrator/trial.py", "orchestrator/scheduler.py", "orchestrator/runner.py"),
