@@ -16,6 +16,8 @@ from trainables.errors import raise_if_any
 BUDGETS = ("gpu_hours", "cpu_hours", "usd")
 PRICES = ("gpu_hour", "cpu_hour")
 HOUR_S = 3600.0
+# Where a cost comes from: of one that was measured, budgets are sure.
+MEASURED, ESTIMATED = "measured here", "estimated from FLOPs"
 
 Amounts = Mapping[str, float]
 

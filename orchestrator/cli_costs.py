@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator import budget, measuring
+from orchestrator.budget import MEASURED
 from orchestrator.cli_check import describe_all, known_side
-from orchestrator.forecast import MEASURED, Cost, estimated, images_per_epoch, measured
+from orchestrator.forecast import Cost, estimated, images_per_epoch, measured
 from orchestrator.orders_budget import MARGIN
 from orchestrator.session import state_of
 from orchestrator.spec import RunSpec, SweepSpec, absolute_data

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator import budget
+from orchestrator.budget import ESTIMATED, MEASURED
 from orchestrator.epochs import expected_epochs
 from orchestrator.spec import RunSpec, SweepSpec
 from trainables.backbones.sizes import size_of
 
-MEASURED, ESTIMATED = "measured here", "estimated from FLOPs"
 # Sustained in training by one device, where nothing is measured: of a laptop's core in fp32, and
 # of a data-centre GPU on networks as small as these.
 TFLOPS = {"CPU": 0.03, "GPU": 15.0}

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator import budget
 from orchestrator.ledger_state import State, TrialState
 from orchestrator.limits import ResourceSpec
+from orchestrator.retention import FOLDER
 
 PURPOSES = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
 
@@ -43,7 +44,7 @@ def worker_seconds(state: State, family: str | None = None) -> float:
 def checkpoint_bytes(run_folder: Path) -> int:
     """Bytes of all checkpoints in the run's folder; 0 where there are none."""
     total = 0
-    for folder, _, names in os.walk(run_folder / "checkpoints"):
+    for folder, _, names in os.walk(run_folder / FOLDER):
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # a run in progress replaces them
                 total += Path(folder, name).lstat().st_size

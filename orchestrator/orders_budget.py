@@ -55,7 +55,7 @@ class Purse:
         for family, cost in forecast["families"].items():
             if cost:
                 self._planned_s[family] = cost["epoch_seconds"] + cost["first_setup_seconds"]
-                if cost["basis"] == "measured here":
+                if cost["basis"] == budget.MEASURED:
                     self._sure.add(family)
                 else:
                     self._planned_s[family] *= ESTIMATE_MARGIN

@@ -8,6 +8,8 @@ from typing import Any
 
 from trainables.recipe import Recipe
 
+SHIFT_IMAGES = 256  # of the validation split, that ``shift_offsets_px`` are tried on
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:

@@ -8,7 +8,7 @@ import numpy as np
 
 from orchestrator.claims.cells import Cell, complete
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series
+from orchestrator.claims.effects import Measured, Picture, Series, points
 from orchestrator.claims.readings import RATE, by_arm, final, must_have_learned
 from trainables.recipe import AUGMENT_LEVELS
 
@@ -43,23 +43,19 @@ def measure(cells: Sequence[Cell]) -> Measured:
     gains = {family: WEIGHTS @ table for family, table in tables.items()}  # (n,)
     return Measured(
         seeds=seeds,
-        effects=(_effect("gain of ViT from none to heavy, over that of ResNet",
-                         gains["vit"] - gains["resnet"]),),
+        effects=(points("gain of ViT from none to heavy, over that of ResNet",
+                        gains["vit"] - gains["resnet"]),),
         others=(
-            *(_effect(f"gain of {family} from none to heavy", gains[family])
+            *(points(f"gain of {family} from none to heavy", gains[family])
               for family in FAMILIES),
-            *(_effect(f"gain of ViT from none to {level}, over that of ResNet",
-                      tables["vit"][i] - tables["vit"][0]
-                      - tables["resnet"][i] + tables["resnet"][0])
+            *(points(f"gain of ViT from none to {level}, over that of ResNet",
+                     tables["vit"][i] - tables["vit"][0]
+                     - tables["resnet"][i] + tables["resnet"][0])
               for i, level in enumerate(AUGMENT_LEVELS) if i),
         ),
         pictures=lambda: [_picture(tables)],
         notes=notes,
     )  # fmt: skip
-
-
-def _effect(name: str, values: Array) -> Effect:
-    return Effect(name=name, values=tuple(map(float, values)), unit="points")
 
 
 def _picture(tables: dict[str, Array]) -> Picture:

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.claims.cells import Cell, complete
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series
+from orchestrator.claims.effects import Effect, Measured, Picture, Series, points
 from orchestrator.claims.readings import RATE, final, must_have_learned, reached
 
 Array = np.ndarray
@@ -62,11 +62,10 @@ def measure(cells: Sequence[Cell]) -> Measured:
     patch = int(chosen["vit"][0].trial.detail["patch"])
     whole = np.array([offset % patch == 0 for offset in offsets])
     effects = (
-        Effect(
-            name=f"shift consistency of ResNet over ViT, mean of shifts by {offsets[0]} to "
+        points(
+            f"shift consistency of ResNet over ViT, mean of shifts by {offsets[0]} to "
             f"{offsets[-1]} px",
-            values=tuple(map(float, (curves["resnet"] - curves["vit"]).mean(axis=1))),
-            unit="points",
+            (curves["resnet"] - curves["vit"]).mean(axis=1),
         ),
     )
     return Measured(
@@ -105,21 +104,16 @@ def _others(
 ) -> list[Effect]:
     """Whether shifts by whole patches are borne better than those between, and what was matched."""
     found = [
-        Effect(
-            name=f"{family}: shifts by whole patches over those between",
-            values=tuple(map(float, rows[:, whole].mean(axis=1) - rows[:, ~whole].mean(axis=1))),
-            unit="points",
+        points(
+            f"{family}: shifts by whole patches over those between",
+            rows[:, whole].mean(axis=1) - rows[:, ~whole].mean(axis=1),
         )
         for family, rows in curves.items()
     ]
     return [
         *found,
         *(
-            Effect(
-                name=f"{family}: best accuracy over the matched one",
-                values=tuple(map(float, values - level)),
-                unit="points",
-            )
+            points(f"{family}: best accuracy over the matched one", values - level)
             for family, values in best.items()
         ),
     ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from orchestrator.claims.cells import Cell, ended, enough
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, NoVerdict, Picture, Series
+from orchestrator.claims.effects import Effect, Measured, NoVerdict, Picture, Series, points
 from orchestrator.claims.readings import RATE, final, reached
 
 Array = np.ndarray
@@ -53,8 +53,8 @@ def measure(cells: Sequence[Cell]) -> Measured:
             for unit, found in by_unit.items()
         ),
         others=(
-            Effect(name="loss from a learning rate that is off, ViT over hybrid", unit="points",
-                   values=tuple(map(float, shortfall["vit"] - shortfall["hybrid"]))),
+            points("loss from a learning rate that is off, ViT over hybrid",
+                   shortfall["vit"] - shortfall["hybrid"]),
         ),
         pictures=lambda: [_survival(cells), _curves(cells, seeds)],
         notes=_notes(cells),

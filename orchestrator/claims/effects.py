@@ -32,6 +32,11 @@ class Effect:
     bound: str = "exact"
 
 
+def points(name: str, values: Array) -> Effect:
+    """An effect that is a difference of fractions, (seeds,)."""
+    return Effect(name=name, values=tuple(map(float, values)), unit="points")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """One line of a picture: ``values`` (seeds, points) over ``x`` (points,); ``place`` colours

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator import budget
-from orchestrator.forecast import COLD_START_S, Cost, images_per_epoch
+from orchestrator.forecast import COLD_START_S, STEP_PASSES, Cost, images_per_epoch
 from orchestrator.plan import slots_of
 from orchestrator.spec import RunSpec, SweepSpec, with_axes
+from trainables.assignment import SHIFT_IMAGES
 
 # As many forward passes as trainables.probes.learning takes: each shift moves along two axes.
-SHIFT_IMAGES, SHIFT_WAYS = 256, 2
-PASSES_PER_STEP = 3  # a training step's FLOPs, in forward passes
+SHIFT_WAYS = 2
 
 # (run of one arm) -> its family's images by split and its cost, None where that is not known
 CostOf = Callable[[RunSpec], tuple[Mapping[str, int], Cost | None]]
@@ -100,7 +100,7 @@ def _priced(
     seconds = None
     if cost is not None:
         train, val = images_per_epoch(one, counts)
-        passes = PASSES_PER_STEP * train + val
+        passes = STEP_PASSES * train + val
         probes = SHIFT_IMAGES * (1 + SHIFT_WAYS * len(first.get("shift_offsets_px", ())))
         more = (passes + probes) / passes if "shift_offsets_px" in first else 1.0
         seconds = trials * (first["epochs"] * cost.epoch_seconds * more + cost.setup_seconds)

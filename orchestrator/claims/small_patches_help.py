@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.claims.cells import Cell, complete
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series
+from orchestrator.claims.effects import Measured, Picture, Series, points
 from orchestrator.claims.readings import (
     RATE,
     at_epoch,
@@ -63,11 +63,11 @@ def measure(cells: Sequence[Cell]) -> Measured:
             best = max(float(values.mean()) for values in found.values())
             must_have_learned({f"the best arm {where},": best}, cells[0].chance)
             large, small = found[f"patch {LARGE}"], {p: found[f"patch {p}"] for p in SMALLER}
-            effects.append(_effect(f"patch 8 or 4 over 16, {where}", elsewhere(small) - large))
+            effects.append(points(f"patch 8 or 4 over 16, {where}", elsewhere(small) - large))
             others += [
-                *(_effect(f"patch {p} over 16, {where}", small[p] - large) for p in SMALLER),
-                _effect(f"patch 16 upsampled over 16, {where}", found[UPSAMPLED_NAME] - large),
-                _effect(f"patch 4 over 16 upsampled, {where}", small[4] - found[UPSAMPLED_NAME]),
+                *(points(f"patch {p} over 16, {where}", small[p] - large) for p in SMALLER),
+                points(f"patch 16 upsampled over 16, {where}", found[UPSAMPLED_NAME] - large),
+                points(f"patch 4 over 16 upsampled, {where}", small[4] - found[UPSAMPLED_NAME]),
             ]
     return Measured(
         seeds=seeds,
@@ -101,10 +101,6 @@ def _start(cell: Cell) -> str:
 def _name(cell: Cell) -> str:
     upsampled = cell.axes["backbone.image_size"] is not None
     return UPSAMPLED_NAME if upsampled else f"patch {cell.axes['backbone.patch']}"
-
-
-def _effect(name: str, values: np.ndarray) -> Effect:
-    return Effect(name=name, values=tuple(map(float, values)), unit="points")
 
 
 def _pictures(cells: Sequence[Cell], start: str) -> list[Picture]:

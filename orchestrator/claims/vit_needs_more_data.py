@@ -8,7 +8,7 @@ import numpy as np
 
 from orchestrator.claims.cells import Cell, complete
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series
+from orchestrator.claims.effects import Measured, Picture, Series, points
 from orchestrator.claims.readings import RATE, by_arm, final, must_have_learned
 
 Array = np.ndarray
@@ -47,19 +47,15 @@ def measure(cells: Sequence[Cell]) -> Measured:
               for cell in cells}  # fmt: skip
     return Measured(
         seeds=seeds,
-        effects=(_effect("shrinking of ResNet's lead over ViT with ten times the data", -slope),),
+        effects=(points("shrinking of ResNet's lead over ViT with ten times the data", -slope),),
         others=tuple(
-            _effect(f"lead of ResNet over ViT on {fraction:.0%} ({images[fraction]:,.0f} images)"
+            points(f"lead of ResNet over ViT on {fraction:.0%} ({images[fraction]:,.0f} images)"
                     .replace("%", " %"), gaps[i])
             for i, fraction in enumerate(FRACTIONS)
         ),
         pictures=lambda: [_picture(tables, [images[fraction] for fraction in FRACTIONS])],
         notes=notes,
     )  # fmt: skip
-
-
-def _effect(name: str, values: Array) -> Effect:
-    return Effect(name=name, values=tuple(map(float, values)), unit="points")
 
 
 def _picture(tables: dict[str, Array], images: Sequence[float]) -> Picture:

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from tests.unit.engine_store import assignment, small_store
-from trainables.assignment import Assignment
+from trainables.assignment import SHIFT_IMAGES, Assignment
 from trainables.finetune import fine_tune
 from trainables.probes import probe_trial
-from trainables.probes.learning import SHIFT_IMAGES
 
 
 @pytest.fixture(autouse=True)

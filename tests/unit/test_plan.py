@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.budget import ESTIMATED, MEASURED
 from orchestrator.epochs import expected_epochs, expected_rest
 from orchestrator.forecast import (
     COLD_START_S,
-    ESTIMATED,
-    MEASURED,
     TFLOPS,
     Cost,
     estimated,

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from trainables.assignment import SHIFT_IMAGES
 from trainables.loop import from_rank_zero
 from trainables.probes.probe import Subject, batches
 from trainables.probes.shift import DIRECTIONS, agreement, shifted_predictions
 from trainables.trial_state import Trial
-
-SHIFT_IMAGES = 256
 
 
 @torch.inference_mode()
