@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator import autoscaler
+from orchestrator.room import Room
 from trainables.errors import UserError
 
 CONNECT_TIMEOUT_S = 3.0
@@ -35,8 +37,8 @@ def known_address() -> str | None:
 
 
 @contextmanager
-def attached(namespace: str) -> Iterator[dict[str, float]]:
-    """A Ray for the length of a run; yields the cluster's total resources.
+def attached(namespace: str) -> Iterator[Room]:
+    """A Ray for the length of a run; yields what the cluster can ever hold.
 
     Raises :class:`UserError` within seconds when ``RAY_ADDRESS`` does not answer.
     """
@@ -63,7 +65,7 @@ def attached(namespace: str) -> Iterator[dict[str, float]]:
             logging_level="ERROR",
         )
     try:
-        yield dict(ray.cluster_resources())
+        yield autoscaler.room()
     finally:
         ray.shutdown()
 

@@ -12,6 +12,7 @@ from trainables.recipe import stable_hash
 # How a run is carried out, not what it trains: may change when it is resumed.
 OPERATIONAL_RESOURCES = (
     "cpus_per_worker",
+    "min_workers",
     "max_slots",
     "epoch_timeout_s",
     "slot_start_timeout_s",
@@ -30,7 +31,7 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     for sweep in plain["sweeps"]:
         del sweep["trials"], sweep["data"]["folder"]
         for name in OPERATIONAL_RESOURCES:
-            del sweep["resources"][name]
+            sweep["resources"].pop(name, None)
         if not sweep.get("grid"):
             sweep.pop("grid", None)
     if not plain.get("claim"):

@@ -80,9 +80,13 @@ class SchedulerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceSpec:
-    """What a slot takes, how many there may be, and how long anything may take."""
+    """What a slot takes, how many there may be, and how long anything may take.
+
+    A slot has ``num_workers`` workers. With ``min_workers`` it is elastic: it goes on with fewer
+    where nodes are gone, and the global batch stays that of ``num_workers``."""
 
     num_workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     max_slots: int | None = None
@@ -90,9 +94,22 @@ class ResourceSpec:
     slot_start_timeout_s: float = 600.0
     max_failures_per_trial: int = 2
 
+    @property
+    def least_workers(self) -> int:
+        """Workers without which a slot does not train."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
         found = at_least("resources.num_workers", self.num_workers, 1)
+        if self.min_workers is not None:
+            found += at_least("resources.min_workers", self.min_workers, 1)
+            if not found and self.min_workers > self.num_workers:
+                found.append(
+                    "resources.min_workers must not exceed resources.num_workers; got "
+                    f"{self.min_workers} and {self.num_workers}. "
+                    f"Fix: --workers {self.num_workers}..{self.min_workers}"
+                )
         found += at_least("resources.cpus_per_worker", self.cpus_per_worker, 0.1, whole=False)
         found += at_least("resources.gpus_per_worker", self.gpus_per_worker, 0, whole=False)
         if self.max_slots is not None:

@@ -6,7 +6,6 @@ ray, no torch.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 from orchestrator.epochs import expected_epochs
 from orchestrator.forecast import Cost, forecast
+from orchestrator.room import room_of
 from orchestrator.spec import ResourceSpec, RunSpec, SweepSpec
 
 
@@ -39,37 +39,47 @@ def _local_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
+def worker_asks(resources: ResourceSpec) -> dict[str, float]:
+    """What one worker holds, on one node."""
+    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+
+
 def slot_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one slot holds while it lives."""
-    workers = resources.num_workers
-    return {
-        "CPU": workers * resources.cpus_per_worker,
-        "GPU": workers * resources.gpus_per_worker,
-    }
+    """What one slot of its full size holds while it lives."""
+    return {kind: resources.num_workers * one for kind, one in worker_asks(resources).items()}
 
 
 def feasible(resources: ResourceSpec, total: Mapping[str, float]) -> list[str]:
-    """Why a slot can never be placed, one line per resource: what is asked, what there is."""
+    """Why the smallest slot can never be placed, one line per resource: what is asked, what
+    there is. ``total`` is a :class:`Room`, or what one machine holds."""
+    least = resources.least_workers
     found = []
-    for kind, asked in slot_asks(resources).items():
-        there = total.get(kind, 0.0)
+    for kind, one in worker_asks(resources).items():
+        asked, there = least * one, total.get(kind, 0.0)
         if asked > there:
             option = f"--{kind.lower()}s-per-worker"
             found.append(
-                f"a slot must fit the cluster: {resources.num_workers} workers ask for "
+                f"a slot must fit the cluster: {least} workers ask for "
                 f"{asked:g} {kind}, there is {there:g}. Fix: lower --workers or {option}"
             )
+    room = room_of(total)
+    fitting = room.workers(worker_asks(resources))
+    if not found and fitting < least:
+        wanted = " + ".join(f"{n:g} {kind}" for kind, n in worker_asks(resources).items() if n)
+        found.append(
+            f"a worker must fit a node, {least} of them the cluster: a worker asks for {wanted}; "
+            f"there is room for {fitting} ({', '.join(map(str, room.kinds))}). "
+            "Fix: lower --workers, --gpus-per-worker or --cpus-per-worker"
+        )
     return found
 
 
 def capacity(resources: ResourceSpec, total: Mapping[str, float]) -> int:
-    """Slots that the cluster can ever hold at once, and no more than ``max_slots``."""
-    held = [
-        math.floor(total.get(kind, 0.0) / asked + 1e-9)
-        for kind, asked in slot_asks(resources).items()
-        if asked > 0
-    ]
-    return min([*held, resources.max_slots] if resources.max_slots else held)
+    """Slots that the cluster can ever hold at once, and no more than ``max_slots``: of full size,
+    and one more of what is left where that is enough for a smaller one."""
+    full, rest = divmod(room_of(total).workers(worker_asks(resources)), resources.num_workers)
+    held = full + (rest >= resources.least_workers)
+    return min(held, resources.max_slots) if resources.max_slots else held
 
 
 def slots_of(spec: RunSpec, trials: int, total: Mapping[str, float]) -> int:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -113,7 +113,7 @@ def _in_background(work: Callable[[], Prepared]) -> Future[Prepared]:
 
 
 def _pool(
-    spec: RunSpec, folder: Path, name: str, num_trials: int, totals: dict[str, float]
+    spec: RunSpec, folder: Path, name: str, num_trials: int, totals: Mapping[str, float]
 ) -> Pool:
     from orchestrator.pool import Pool
 
