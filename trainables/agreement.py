@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from trainables.assignment import Assignment
 from trainables.backbones.timm_classifier import Classifier
 from trainables.data import PixelStore, prepare
-from trainables.finetune import resumed
-from trainables.loop import World, predict
-from trainables.trial_state import Trial
+from trainables.finetune import evaluate_split
 
 IMAGES = 500
 
@@ -24,16 +19,8 @@ def agreement(
 
     Looks at the first ``IMAGES``, on the CPU. Raises ``UserError`` as restoring a trial does.
     """
-    trial = Trial(resumed(assignment, checkpoint), World(), store or prepare(assignment.data))
-    pixels, learner = trial.pixels("val"), trial.learner
-    few = replace(pixels, images=pixels.images[:IMAGES], labels=pixels.labels[:IMAGES])
-    ours = torch.cat(
-        [
-            logits.argmax(1)
-            for logits, _ in predict(
-                learner.evaluated, few, learner.look, world=World(), bf16=learner.bf16
-            )
-        ]
-    )
-    theirs = Classifier(folder).predict(few.images.numpy())["probabilities"].argmax(1)
-    return int((ours.numpy() == theirs).sum()), len(theirs)
+    opened = store or prepare(assignment.data)
+    ours = evaluate_split(assignment, checkpoint, "val", store=opened, limit=IMAGES)
+    images = opened.split("val").images[:IMAGES]
+    theirs = Classifier(folder).predict(images)["probabilities"].argmax(1)
+    return int((ours == theirs).sum()), len(theirs)

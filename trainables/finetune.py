@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,19 +96,23 @@ def evaluate_split(
     world: World = World(),  # noqa: B008 - frozen
     *,
     store: PixelStore | None = None,
+    limit: int | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Predicted class of every image of ``split``, (N,), by the model in ``checkpoint``.
+    """Predicted class of every image of ``split``, or of the first ``limit``, (N,), by the model
+    in ``checkpoint``.
 
     The moving average's weights where the recipe keeps one. With several workers each
     predicts a shard and all return the whole.
     """
     opened = store or prepare(assignment.data)
     trial = Trial(resumed(assignment, checkpoint), world, opened)
+    pixels = trial.pixels(split)
+    some = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
     parts = [
         logits.argmax(1).cpu()
         for logits, _ in predict(
             trial.learner.evaluated,
-            trial.pixels(split),
+            some,
             trial.learner.look,
             world=world,
             bf16=trial.learner.bf16,
