@@ -44,7 +44,7 @@ def view(state: State, *, running: bool) -> dict[str, Any]:
         "saved_device_hours": _sum([family["saved_device_hours"] for family in families]),
         "usd": budget.usd(spent, resources, prices),
         "budget": _budget(state, spent, resources),
-        "eta_seconds": _eta(state, sweeps) if running else None,
+        "eta_seconds": _eta(state, sweeps, families) if running else None,
     }
 
 
@@ -79,7 +79,7 @@ def _family(state: State, family: str, running: bool) -> dict[str, Any]:
     resources, seconds = resources_of(state), seconds_per_epoch(state, family)
     ended = [trial for trial in trials if trial.status in ("pruned", "finished")]
     saved = sum(_length(trial) - trial.epoch for trial in ended)
-    saved_s = None if seconds is None else saved * seconds * resources_of(state).num_workers
+    saved_s = None if seconds is None else saved * seconds * resources.num_workers
     return {
         "family": family,
         "trials": len(trials),
@@ -131,13 +131,15 @@ def _budget(state: State, spent: float, resources: ResourceSpec) -> dict[str, An
     return None
 
 
-def _eta(state: State, sweeps: dict[str, SchedulerSpec]) -> dict[str, float] | None:
+def _eta(
+    state: State, sweeps: dict[str, SchedulerSpec], families: Sequence[dict[str, Any]]
+) -> dict[str, float] | None:
     """Seconds to go: ``low`` if trials are pruned as expected, ``high`` if none is any more."""
     low: list[float] = []
     high: list[float] = []
+    pace = {one["family"]: one["seconds_per_epoch"] for one in families}
     for family, scheduler in sweeps.items():
-        seconds = seconds_per_epoch(state, family)
-        rest = _rest(state, family, scheduler)
+        seconds, rest = pace[family], _rest(state, family, scheduler)
         if seconds is None and rest:
             return None
         low += [least * (seconds or 0.0) for least, _ in rest]
