@@ -3,10 +3,8 @@ compared; the curves, the parallel coordinates and the summary are there without
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,29 +12,18 @@ import pytest
 
 from orchestrator import tracking
 from orchestrator.cli_run import report
+from tests.browser.conftest import SCREENSHOTS
 from tests.integration.mlflow_server import Server
 from tests.unit.compare_runs import tournament_run
 
-CHROMIUM = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.mlflow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="the distribution's chromium and chromedriver are missing"
-    ),
     pytest.mark.timeout(240),
 ]
 
 FAMILIES = ("resnet", "vit", "hybrid")
-SCREENSHOTS = Path(__file__).parents[2] / "artifacts"
 PATIENCE_S = 60.0
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--window-size=1600,1100",
-)  # fmt: skip
 
 
 @dataclass
@@ -77,19 +64,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield Store(server.uri, experiment.experiment_id, parent, tags)
     finally:
         server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    SCREENSHOTS.mkdir(exist_ok=True)
-    yield driver
-    driver.quit()
 
 
 def wait(browser: Any, true: Callable[[Any], Any]) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,13 @@ import numpy as np
 import pytest
 
 from orchestrator.compare import compare, load, report_html
+from tests.browser.conftest import SCREENSHOTS
 from tests.unit.compare_runs import RunFolder, search_run, tournament_run
 
-CHROMIUM = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="the distribution's chromium and chromedriver are missing"
-    ),
 ]
 
-SCREENSHOTS = Path(__file__).parents[2] / "artifacts"
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 UNFOLD = "document.querySelectorAll('details').forEach(fold => { fold.open = arguments[0] })"
 # The lowest contrast of each element that holds text with the nearest background painted
 # behind it (WCAG 2.2, relative luminance).
@@ -62,19 +50,6 @@ for (const node of document.querySelectorAll('body *')) {
 }
 return worst;
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +123,6 @@ def test_the_page_reads_well(
         assert ratio >= 4.5, words
         if not unfolded:
             resize(browser, width, browser.execute_script(f"return {page}.scrollHeight"))
-            SCREENSHOTS.mkdir(exist_ok=True)
             assert browser.save_screenshot(str(SCREENSHOTS / f"report-{name}-{width}-{scheme}.png"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from trainables.learner import Learner
 from trainables.loop import World
 from trainables.step import Batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = ("vit", "resnet", "hybrid", "convnext")
 SECONDS = ("train_seconds", "eval_seconds", "checkpoint_seconds", "data_seconds")
 EVERYTHING: dict[str, Any] = {
@@ -36,14 +38,6 @@ EVERYTHING: dict[str, Any] = {
     "layer_decay": 0.8,
     "accumulation_steps": 2,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(wanted: Assignment, **store: Any) -> list[EpochReport]:

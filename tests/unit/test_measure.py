@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from orchestrator import measuring
 from orchestrator.spaces import Choice
@@ -18,12 +17,9 @@ from trainables.backbones import build, describe
 from trainables.backbones.sizes import COUNTED, size_of
 from trainables.measure import measure
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DIGITS = {"height": 8, "width": 8, "classes": 10}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def plain(family: str, **recipe: object) -> SweepSpec:

@@ -35,10 +35,7 @@ from trainables.probes.attention import mean_distances, token_distances
 from trainables.probes.speed import summary, timed
 from trainables.recipe import Recipe
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def backbone(family: str) -> nn.Module:
