@@ -13,18 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from orchestrator import cli_claims, cli_export, cli_machine, cli_read, cli_status
+from orchestrator import cli_claims, cli_export, cli_machine, cli_read, cli_status, cli_submit
 from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
-
-DEMO_FAMILIES = ("resnet", "vit", "hybrid")
-DEMO_TRIALS, DEMO_EPOCHS = 6, 6
-DEMO_FINAL_SEEDS = 2
-DEMO_SET = ("data.train_limit=1000",)
-TOURNAMENT_FINAL_SEEDS = 3
 
 
 class Commands(click.Group):
@@ -60,12 +54,13 @@ def group() -> None:
 @click.pass_context
 def demo(ctx: click.Context, /, **options: Any) -> None:
     """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
-    from orchestrator.cli_run import spec_of
+    from orchestrator.cli_run import demo_spec
 
-    families = ", ".join(DEMO_FAMILIES)
-    say(f"demo: {families} on digits, {DEMO_TRIALS} trials each; about 5 minutes on 2 CPUs")
-    asked = {"trials": DEMO_TRIALS, "max_epochs": DEMO_EPOCHS, "final_seeds": DEMO_FINAL_SEEDS}
-    _run(ctx, spec_of(DEMO_FAMILIES, {**options, **asked, "set": DEMO_SET}), options)
+    spec = demo_spec(options)
+    families = ", ".join(sweep.family for sweep in spec.sweeps)
+    trials = spec.sweeps[0].trials
+    say(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
+    _run(ctx, spec, options)
 
 
 @group.command()
@@ -106,9 +101,9 @@ def tournament(
 
     They are one run and share one pool of slots. --set FAMILY.PATH=VALUE reaches one of them.
     """
-    from orchestrator.cli_run import spec_of
+    from orchestrator.cli_run import spec_of, with_finals
 
-    spec = spec_of(family, _with_finals(options))
+    spec = spec_of(family, with_finals(options))
     _plan(spec, options) if dry_run else _run(ctx, spec, options, reopen_test)
 
 
@@ -118,9 +113,9 @@ def tournament(
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
-    from orchestrator.cli_run import spec_of
+    from orchestrator.cli_run import spec_of, with_finals
 
-    asked = _with_finals(options) if len(target) > 1 else options
+    asked = with_finals(options) if len(target) > 1 else options
     _plan(spec_of(target, asked), options, as_json)
 
 
@@ -128,16 +123,11 @@ for command in (
     *cli_read.COMMANDS,
     *cli_export.COMMANDS,
     *cli_status.COMMANDS,
+    *cli_submit.COMMANDS,
     *cli_machine.COMMANDS,
     *cli_claims.COMMANDS,
 ):
     group.add_command(command)
-
-
-def _with_finals(options: dict[str, Any]) -> dict[str, Any]:
-    """A tournament ends with finals unless it is told otherwise."""
-    given = options["final_seeds"]
-    return {**options, "final_seeds": TOURNAMENT_FINAL_SEEDS if given is None else given}
 
 
 def _plan(spec: RunSpec, options: Mapping[str, Any], as_json: bool = False) -> None:

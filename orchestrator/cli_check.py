@@ -27,7 +27,7 @@ def check(spec: RunSpec) -> dict[str, float] | None:
     from orchestrator import session
 
     found = spec.mistakes() + storage_mistakes(spec.storage)
-    backbones = [line for sweep in spec.sweeps for line in _backbone_mistakes(sweep)]
+    backbones = [line for sweep in spec.sweeps for line in backbone_mistakes(sweep)]
     found += [line for sweep in spec.sweeps for line in _data_mistakes(sweep)] + backbones
     found += _network_mistakes(spec, weights=not backbones)
     if not found:
@@ -79,7 +79,9 @@ def _data_mistakes(sweep: SweepSpec) -> list[str]:
     return [line for one in _variants(sweep, "data") for line in check_source(one.data)]
 
 
-def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
+def backbone_mistakes(sweep: SweepSpec) -> list[str]:
+    """Why the backbone, or one that is searched, cannot be; where the images' side is known, on
+    such images."""
     from trainables.backbones import check_backbone
 
     found = [line for one in _variants(sweep, "backbone") for line in check_backbone(one.backbone)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,9 @@ def run(
     ctx: click.Context, /, claim: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Run claims one after the other. The same command goes on where it stopped."""
-    specs = _specs(claim, options)
+    from orchestrator.cli_check import check
+
+    specs = specs_of(claim, options, check)
     if dry_run:
         _dry_run(specs, options, as_json)
         return
@@ -81,11 +83,12 @@ def run(
     ctx.exit(max(codes))
 
 
-def _specs(names: tuple[str, ...], options: dict[str, Any]) -> list[RunSpec]:
+def specs_of(
+    names: tuple[str, ...], options: dict[str, Any], check: Callable[[RunSpec], object]
+) -> list[RunSpec]:
     """The runs asked for, checked all together before the first of them starts."""
     from orchestrator.claims.catalog import claim_named
     from orchestrator.claims.design import run_spec
-    from orchestrator.cli_check import check
 
     wrong: list[str] = []
     exit_code = 3

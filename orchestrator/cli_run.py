@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+DEMO_FAMILIES = ("resnet", "vit", "hybrid")
+DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
+TOURNAMENT_FINAL_SEEDS = 3
+
 # Options that are short for a --set of this path.
 OPTION_PATHS = {
     "dataset": "data.source",
@@ -81,6 +85,17 @@ def spec_of(targets: Sequence[str], options: Mapping[str, Any]) -> RunSpec:
         budget=caps,
         prices=prices,
     )
+
+
+def demo_spec(options: Mapping[str, Any]) -> RunSpec:
+    """The run of ``orchestrator demo``."""
+    return spec_of(DEMO_FAMILIES, {**options, **DEMO})
+
+
+def with_finals(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a tournament: it ends with finals unless it is told otherwise."""
+    given = options["final_seeds"]
+    return {**options, "final_seeds": TOURNAMENT_FINAL_SEEDS if given is None else given}
 
 
 def default_name(targets: Sequence[str], made: Sequence[SweepSpec]) -> str:

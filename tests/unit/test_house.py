@@ -59,10 +59,12 @@ HOMES = {
     "ray": (
         *("trainables/worker.py", "trainables/line.py", "orchestrator/slots.py"),
         *("orchestrator/scheduler.py", "orchestrator/runner.py", "orchestrator/dispatcher.py"),
+        *("orchestrator/nodes.py", "orchestrator/jobs*.py", "trainables/worker_entry.py"),
         *("orchestrator/pool.py", "orchestrator/cluster.py", "orchestrator/trial.py"),
         "orchestrator/autoscaler.py",
     ),
-    "ray.train": ("trainables/worker.py", "orchestrator/slots.py"),
+    "ray.train": ("trainables/worker*.py", "orchestrator/slots.py"),
+    "ray.job_submission": ("orchestrator/jobs.py",),
     "ray.tune": ("orchestrator/trial.py", "orchestrator/scheduler.py", "orchestrator/runner.py"),
     "mlflow": ("orchestrator/tracking_client.py", "orchestrator/tracking_models.py"),
     "matplotlib": ("orchestrator/compare/*",),

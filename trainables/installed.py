@@ -1,0 +1,48 @@
+"""Which versions a process would train with, and where two machines differ. Imports none of them.
+
+Standard library only: it is asked of nodes that may hold nothing of this project.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+
+# Of these the same must be on every node: they compute, or carry what is computed between nodes.
+LIBRARIES = ("torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "safetensors")
+
+Versions = Mapping[str, str | None]
+
+
+def installed() -> dict[str, str | None]:
+    """Version of Python and of each library here; ``None`` for one that is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def differences(wanted: Versions, found: Versions, node: str) -> list[str]:
+    """One line for each version that ``node`` has ``found`` and that is not the ``wanted`` one.
+
+    What follows a ``+`` names a build (``+cpu``), and may differ from node to node.
+    """
+    lines = []
+    for name, version in wanted.items():
+        here = found.get(name)
+        if _release(here) != _release(version):
+            has = f"{name} {here}" if here else f"no {name}"
+            pin = f"pip install {name}=={_release(version)} there, or " if name != "python" else ""
+            lines.append(
+                f"every node must hold the driver's versions; node {node} has {has}, the driver "
+                f"{name} {version or 'missing'}. Fix: {pin}one image for all nodes"
+            )
+    return lines
+
+
+def _release(version: str | None) -> str | None:
+    return version.partition("+")[0] if version else None
