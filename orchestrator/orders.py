@@ -6,12 +6,14 @@ Every fact that must outlive the process is in the ledger before anyone is told 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator import drawing, retention
 from orchestrator.ledger import TERMINAL, Ledger, TrialState, apply, read, replay
 from orchestrator.orders_budget import Purse, Slot
+from orchestrator.orders_losses import Growth, Losses
 
 Answer = dict[str, Any]
 
@@ -21,7 +23,7 @@ class Orders:
 
     ``session`` prefixes the names of this driver's slots: a slot named in the ledger by
     another session is gone with its driver. With ``more_to_come`` idle slots stay until
-    :meth:`submit` has brought the last trials.
+    :meth:`submit` has brought the last trials. ``full_workers`` of an elastic slot.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Orders:
         session: str,
         max_failures_per_trial: int,
         more_to_come: bool = False,
+        full_workers: int | None = None,
     ) -> None:
         self.state = replay(read(ledger_path))
         self.closing = False
@@ -39,15 +42,17 @@ class Orders:
         self.slots: dict[str, Slot] = {}
         self._ledger = Ledger(ledger_path)
         self._folder = ledger_path.parent
-        self._max_failures = max_failures_per_trial
+        self._losses = Losses(max_failures_per_trial)
+        self.growth = Growth(full_workers)
         self._more_to_come = more_to_come
-        self._failures: dict[str, int] = {}
         drawing.prepare(self.state)
         self.purse = Purse(self.state, self.slots)
         for trial in self.state.trials.values():
             mine = trial.slot is not None and trial.slot.startswith(session)
             if trial.status == "running" and mine:
-                self.slots[str(trial.slot)] = Slot(trial=trial.trial, ordered_at=time.monotonic())
+                self.slots[str(trial.slot)] = Slot(
+                    trial=trial.trial, ordered_at=time.monotonic(), nodes=trial.nodes
+                )
             elif trial.status == "running":
                 trial.slot = None
 
@@ -82,23 +87,38 @@ class Orders:
             return True
         return news
 
-    def hear(self, slot: str, incarnation: str, running: str | None) -> Slot:
-        """A slot speaks. A new incarnation that holds nothing while the books give it a trial
-        has lost its workers: the attempt counts as failed and the trial waits again."""
+    def reborn(self, slot: str, incarnation: str, running: str | None) -> bool:
+        """A new incarnation that holds nothing while the books give it a trial."""
+        known = self.slots.get(slot, Slot())
+        return known.incarnation != incarnation and known.trial is not None and running is None
+
+    def hear(
+        self,
+        slot: str,
+        incarnation: str,
+        running: str | None,
+        nodes: Sequence[str] = (),
+        gone: Sequence[str] = (),
+    ) -> Slot:
+        """A slot speaks, from its workers' ``nodes``. One that is reborn has lost its workers:
+        its trial waits again, and unless nodes of the old ones are ``gone`` it has failed."""
+        reborn = self.reborn(slot, incarnation, running)
         known = self.slots.setdefault(slot, Slot())
-        reborn = known.incarnation != incarnation and known.trial is not None and running is None
         known.incarnation, known.heard_at = incarnation, time.monotonic()
         if running is None and known.free_since is None:
             known.free_since = known.heard_at
         if reborn:
-            self.count_failure(known, "its worker group died")
+            self.count_loss(known, "its worker group died", gone)
+        known.nodes = tuple(nodes) or known.nodes
         known.ordered_at = None
         return known
 
     def order(self, slot: str, known: Slot, running: str | None) -> Answer | None:
         """What the slot does now: ``train``, ``examine``, ``drop``, ``leave``, or nothing yet."""
         if self.closing:
-            return {"kind": "leave"}
+            return self._leave(known)
+        if known.regroups:
+            return self._regroup(slot, known)
         # A trial that ended or was paused is no longer this slot's.
         if known.trial is not None and self.state.trials[known.trial].slot != slot:
             known.trial = None
@@ -107,7 +127,7 @@ class Orders:
                 return self._drop(running)
             known.trial = self._next_waiting()
             if known.trial is None:
-                return {"kind": "leave"} if self._spare(slot) else None
+                return self._leave(known) if self._spare(slot) else None
         if running is None:
             return self._start(slot, known.trial)
         if running != known.trial:
@@ -143,7 +163,8 @@ class Orders:
         current = state.attempt == attempt and state.status == "running"
         if not current or report["epoch"] != state.epoch + 1:
             return False
-        self.record("reported", trial=trial, attempt=attempt, slot=slot, **report)
+        manned = {"workers": len(state.nodes)} if self.growth.full and state.nodes else {}
+        self.record("reported", trial=trial, attempt=attempt, slot=slot, **manned, **report)
         self.purse.charge(state.reports[report["epoch"]])
         if slot in self.slots:
             self.slots[slot].ordered_at = None
@@ -151,9 +172,13 @@ class Orders:
             self.end("finished", trial)
         return True
 
-    def preempted(self, slot: str, trial: str, checkpoint: str | None) -> None:
-        """The slot's node goes away: its trial is next, at no fault of its own."""
+    def preempted(
+        self, slot: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
+    ) -> None:
+        """The slot's ``nodes`` go away, or its time is over: its trial is next, at no fault of
+        its own."""
         told: Answer = {"epoch": self.state.trials[trial].epoch, "slot": slot}
+        told |= {"nodes": list(nodes)} if nodes else {}
         seconds = self.purse.lose(self.slots[slot])
         if checkpoint is None:  # else the report will name them: its clock is in there
             told["slot_seconds"] = seconds
@@ -161,27 +186,33 @@ class Orders:
         self.slots[slot].trial = None
         self.queue.append(trial)
 
-    def lost(self, slot: str, reason: str) -> None:
-        """The slot is gone; its trial is next, one failure richer."""
+    def lost(self, slot: str, reason: str, gone: Sequence[str] = ()) -> None:
+        """The slot is gone; its trial is next, one failure richer unless nodes are gone too."""
         known = self.slots.pop(slot, None)
         if known is not None and known.trial is not None:
-            self.count_failure(known, f"its slot ended: {reason}")
+            self.count_loss(known, f"its slot ended: {reason}", gone)
 
-    def count_failure(self, known: Slot, reason: str) -> None:
+    def count_loss(self, known: Slot, reason: str, gone: Sequence[str]) -> None:
         """The trial's attempt broke through no word of its own: again, or failed by name."""
         trial, seconds = str(known.trial), self.purse.lose(known)
-        known.trial = None
-        if self.state.trials[trial].status in TERMINAL:
+        known.trial, state = None, self.state.trials[trial]
+        if state.status in TERMINAL:
             return
-        self.state.trials[trial].slot = None
-        self._failures[trial] = self._failures.get(trial, 0) + 1
-        if self._failures[trial] > self._max_failures:
-            times = self._failures[trial]
+        state.slot = None
+        if gone:
+            reason, times = "its node is gone", self._losses.preempted(trial, state.epoch)
+        else:
+            times = self._losses.failed(trial)
+        if times is not None:
             why = f"{reason}, {times} times on this trial"
             self.end("failed", trial, reason=why, slot_seconds=seconds)
             return
-        why = f"{trial}: {reason}; it goes on from its last checkpoint"
-        self.record("noted", trial=trial, reason=why, slot_seconds=seconds)
+        if gone:
+            told = {"epoch": state.epoch, "nodes": list(gone), "reason": reason}
+            self.record("preempted", trial=trial, slot_seconds=seconds, **told)
+        else:
+            why = f"{trial}: {reason}; it goes on from its last checkpoint"
+            self.record("noted", trial=trial, reason=why, slot_seconds=seconds)
         self.queue.append(trial)
 
     def kept(self, trial: str) -> list[str]:
@@ -191,6 +222,25 @@ class Orders:
     def _drop(self, trial: str) -> Answer:
         ended = self.state.trials[trial].status in TERMINAL
         return {"kind": "drop", "keep": self.kept(trial) if ended else None}
+
+    def _leave(self, known: Slot) -> Answer:
+        known.nodes = ()
+        return {"kind": "leave"}
+
+    def _regroup(self, slot: str, known: Slot) -> Answer:
+        """Between two epochs: the group starts again with the workers that now have room."""
+        known.regroups = False
+        if known.trial is not None and self.state.trials[known.trial].slot == slot:
+            self.record(
+                "preempted",
+                trial=known.trial,
+                epoch=self.state.trials[known.trial].epoch,
+                slot=slot,
+                reason="its slot starts again with more workers",
+            )
+            self.queue.append(known.trial)
+        known.trial = None
+        return {"kind": "regroup"}
 
     def _start(self, slot: str, trial: str) -> Answer:
         state = self.state.trials[trial]
@@ -202,7 +252,9 @@ class Orders:
         folder = retention.trial_folder(self._folder, trial)
         since, self.slots[slot].free_since = self.slots[slot].free_since, None
         waited_s = None if since is None else round(time.monotonic() - since, 6)
-        self.record("started", trial=trial, attempt=attempt, slot=slot, waited_s=waited_s)
+        nodes = list(self.slots[slot].nodes)
+        told: Answer = {"attempt": attempt, "slot": slot, "waited_s": waited_s}
+        self.record("started", trial=trial, **told, **({"nodes": nodes} if nodes else {}))
         assignment = {
             **state.assignment,
             "attempt": attempt,

@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import cluster, finals, plan, retention, session, tracking
+from orchestrator.background import in_background
 from orchestrator.forecast import Cost, forecast
 from orchestrator.ledger import FILE_NAME, State
 from orchestrator.outcome import Outcome
@@ -52,8 +52,9 @@ def run(
     still reaches MLflow.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
-    open its test split again without ``reopen_test`` (exit code 2), and when the cluster can
-    never hold one worker (exit code 3).
+    open its test split again without ``reopen_test``, when a node holds other versions than this
+    process of what trains (exit code 2), and when the cluster can never hold one worker (exit
+    code 3).
     """
     with ExitStack() as held:
         folder = held.enter_context(session.claimed(spec))
@@ -69,14 +70,11 @@ def run(
             with _tracker(spec, folder, uri, say):
                 report(folder)
             return Outcome.of(folder)
-        preparing = _in_background(prepare)
+        preparing = in_background(prepare)
         if not wait([preparing], HEAD_START_S).not_done:
             preparing.result()
         say("starting Ray")
-        totals = held.enter_context(cluster.attached(namespace="backbone-tournament"))
-        lacking = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
-        if lacking:
-            raise UserError(*dict.fromkeys(lacking), exit_code=3)
+        totals = _attach(spec, held, say)
         name = session.session_name(folder)
         pool = _pool(spec, folder, name, session.to_train(spec, before), totals)
         pool.start()
@@ -98,18 +96,18 @@ def run(
     return Outcome.of(folder)
 
 
-def _in_background(work: Callable[[], Prepared]) -> Future[Prepared]:
-    """In a thread that does not keep the process alive when something else has failed."""
-    future: Future[Prepared] = Future()
+def _attach(spec: RunSpec, held: ExitStack, say: Say) -> Mapping[str, float]:
+    """Hold a Ray that can carry the run out, for as long as ``held``; what it can ever hold."""
+    shared = cluster.known_address() is not None
+    totals = held.enter_context(cluster.attached(namespace="backbone-tournament"))
+    lacking = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
+    if lacking:
+        raise UserError(*dict.fromkeys(lacking), exit_code=3)
+    if shared:
+        from orchestrator.nodes import refuse_other_versions
 
-    def carry_out() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=carry_out, name="prepare", daemon=True).start()
-    return future
+        refuse_other_versions(say)
+    return totals
 
 
 def _pool(

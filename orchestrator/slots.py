@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec import ResourceSpec
+from trainables.errors import UserError
+from trainables.installed import installed
 
 MAX_RESTARTS_PER_SLOT = 3
 
@@ -41,6 +43,7 @@ class SlotPool:
             "dispatcher": dispatcher,
             "namespace": namespace,
             "threads_per_worker": max(1, int(resources.cpus_per_worker)),
+            "versions": installed(),
         }
         self._session = session
         self._folder = folder
@@ -77,7 +80,8 @@ class SlotPool:
             except Exception as error:
                 if self._leaving.is_set():
                     return
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                named = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                reason = f"{named}{' '.join(str(error).split())[:500]}"
                 self.errors.append(f"{slot}: {reason}")
                 self._lost(slot, reason)
 
@@ -85,10 +89,10 @@ class SlotPool:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        from trainables.worker import serve
+        from trainables.worker_entry import serve_if_fit
 
-        TorchTrainer(
-            serve,
+        result = TorchTrainer(
+            serve_if_fit,
             train_loop_config={**self._config, "slot": slot},
             scaling_config=ScalingConfig(
                 num_workers=self._resources.num_workers,
@@ -102,6 +106,8 @@ class SlotPool:
                 failure_config=FailureConfig(max_failures=-1),
             ),
         ).fit()
+        if result.return_value:
+            raise UserError(result.return_value)
 
 
 def worker_resources(resources: ResourceSpec) -> dict[str, Any]:
