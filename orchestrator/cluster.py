@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from orchestrator import autoscaler
-from orchestrator.room import Room
+from orchestrator.room import Room, running_room
 from trainables.errors import UserError
 
 CONNECT_TIMEOUT_S = 3.0
@@ -68,6 +69,29 @@ def attached(namespace: str) -> Iterator[Room]:
         yield autoscaler.room()
     finally:
         ray.shutdown()
+
+
+def gone(nodes: Sequence[str]) -> list[str]:
+    """Those of ``nodes`` (their ids) that are no longer there: Ray says so, or nobody answers.
+
+    Ray itself notices within half a minute; a worker group may be up again by then.
+    """
+    import ray
+
+    known = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    return [node for node in dict.fromkeys(nodes) if not _stands(known.get(node))]
+
+
+def fitting(worker: Mapping[str, float]) -> int:
+    """Workers that today's nodes hold when each asks for ``worker``."""
+    import ray
+
+    running = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return running_room(running).workers(worker)
+
+
+def _stands(node: Mapping[str, Any] | None) -> bool:
+    return node is not None and _answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
 
 
 def _answers(address: str) -> bool:

@@ -10,20 +10,42 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
+from orchestrator import cluster
 from orchestrator.ledger import TERMINAL, read
 from orchestrator.orders import Answer, Orders
+from orchestrator.orders_budget import Slot
 
 PATIENCE_S = 10.0
 
 
-class Dispatcher:
-    """See :class:`orchestrator.orders.Orders` for the arguments."""
+class Nodes(Protocol):
+    """What the dispatcher asks of the cluster; both may take seconds."""
 
-    def __init__(self, ledger_path: str, *, session: str, **options: Any) -> None:
+    def gone(self, nodes: Sequence[str]) -> list[str]: ...
+
+    def fitting(self, worker: Mapping[str, float]) -> int: ...
+
+
+class Dispatcher:
+    """See :class:`orchestrator.orders.Orders` for the other arguments. ``worker`` is what one
+    worker holds: how many fit decides when an elastic slot grows."""
+
+    def __init__(
+        self,
+        ledger_path: str,
+        *,
+        session: str,
+        nodes: Nodes = cluster,
+        worker: Mapping[str, float] = MappingProxyType({}),
+        **options: Any,
+    ) -> None:
         self._path, self._options = Path(ledger_path), {"session": session, **options}
+        self._nodes, self._worker = nodes, worker
         self._begun: Orders | None = None
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
@@ -63,16 +85,22 @@ class Dispatcher:
             if not await self._wait(deadline, trial):
                 return {"pending": True}
 
-    async def next_order(self, slot: str, incarnation: str, running: str | None) -> Answer:
+    async def next_order(
+        self, slot: str, incarnation: str, running: str | None, nodes: Sequence[str] = ()
+    ) -> Answer:
         """For slots: what to do next. ``incarnation`` names the worker group's life,
-        ``running`` the trial that it holds in memory."""
+        ``running`` the trial that it holds in memory, ``nodes`` where its workers are, by rank."""
         deadline = time.monotonic() + PATIENCE_S
         while self._begun is None:
             if self._leaving:
                 return {"kind": "leave"}
             if not await self._wait(deadline):
                 return {"kind": "wait"}
-        known = self._orders.hear(slot, incarnation, running)
+        reborn = self._orders.reborn(slot, incarnation, running)
+        gone = await self._gone(slot) if reborn else []
+        known = self._orders.hear(slot, incarnation, running, nodes, gone)
+        if self._orders.growth.lacks(known):
+            known.regroups = await self._may_grow(known)
         while True:
             order = self._orders.order(slot, known, running)
             if order is not None:
@@ -106,15 +134,19 @@ class Dispatcher:
         """For slots: one rank of several fell; its group is about to restart and ask again."""
         self._orders.record("noted", reason=f"{trial}: {slot}: {reason}")
 
-    async def preempted(self, slot: str, trial: str, checkpoint: str | None) -> None:
-        """For slots: their node goes away; the trial waits for another slot."""
-        self._orders.preempted(slot, trial, checkpoint)
+    async def preempted(
+        self, slot: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
+    ) -> None:
+        """For slots: their ``nodes`` go away, or their time is over; the trial waits for another
+        slot."""
+        known = self._orders.slots[slot]
+        self._orders.losses.told(slot, known, trial, checkpoint, nodes)
         self._tell()
 
     async def slot_lost(self, slot: str, reason: str) -> None:
         """For the driver: it gave a slot up."""
         if self._begun is not None:
-            self._begun.lost(slot, reason)
+            self._begun.lost(slot, reason, await self._gone(slot))
         self._tell()
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
@@ -147,6 +179,17 @@ class Dispatcher:
         """For the driver: the run's last record; nothing is handed out after it."""
         self._orders.record(event, **fields)
         await self.stop()
+
+    async def _gone(self, slot: str) -> list[str]:
+        """Nodes of the slot's workers that are no longer there."""
+        known = self._orders.slots.get(slot)
+        held = known.nodes if known is not None else ()
+        return await asyncio.to_thread(self._nodes.gone, held) if held else []
+
+    async def _may_grow(self, known: Slot) -> bool:
+        fitting = await asyncio.to_thread(self._nodes.fitting, self._worker)
+        held = sum(len(slot.nodes) for slot in self._orders.slots.values())
+        return self._orders.growth.due(known, fitting=fitting, held=held)
 
     def _tell(self, trial: str | None = None) -> None:
         """Wake whoever waits for news of ``trial``, or of no trial in particular; all without.

@@ -29,7 +29,9 @@ class TrialState:
     reports: dict[int, Record] = field(default_factory=dict)
     rungs: dict[int, str] = field(default_factory=dict)  # rung epoch -> promoted | pruned | audited
     preempted: Record | None = None
+    preemptions: int = 0  # attempts that lost a node, or had to leave one
     slot: str | None = None
+    nodes: tuple[str, ...] = ()  # of its slot's workers, as the last attempt began
     reason: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -65,10 +67,12 @@ class TrialState:
         """Seconds of training and evaluation, times the workers that spent them."""
         workers = int(self.detail.get("num_workers", 1))
         spent = sum(
-            report["metrics"].get("train_seconds", 0.0) + report["metrics"].get("eval_seconds", 0.0)
+            (metrics.get("train_seconds", 0.0) + metrics.get("eval_seconds", 0.0))
+            * report.get("workers", workers)
             for report in self.reports.values()
+            for metrics in [report["metrics"]]
         )
-        return float(spent * workers)
+        return float(spent)
 
     def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
         """Best value of ``metric`` and the epoch it was reached in."""
@@ -142,6 +146,7 @@ def apply(state: State, record: Record) -> None:
         trial.status = "running"
         trial.attempt = record["attempt"]
         trial.slot = record.get("slot")
+        trial.nodes = tuple(record.get("nodes", ()))
         trial.started_at = trial.started_at or record["time"]
         trial.detail.update(record.get("detail", {}))
     elif event == "drawn":
@@ -154,6 +159,7 @@ def apply(state: State, record: Record) -> None:
         state.notes.append(record.get("reason", ""))
     elif event == "preempted":
         trial.preempted = record if record.get("checkpoint") else trial.preempted
+        trial.preemptions += bool(record.get("nodes"))
         trial.slot = None
     elif event in ("promoted", "audited", "paused"):
         trial.rungs[record["rung"]] = event

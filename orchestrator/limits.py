@@ -99,6 +99,11 @@ class ResourceSpec:
         """Workers without which a slot does not train."""
         return self.num_workers if self.min_workers is None else self.min_workers
 
+    @property
+    def elastic(self) -> bool:
+        """Whether slots may have fewer workers than ``num_workers``."""
+        return self.least_workers < self.num_workers
+
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
         found = at_least("resources.num_workers", self.num_workers, 1)

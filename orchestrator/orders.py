@@ -42,11 +42,11 @@ class Orders:
         self.slots: dict[str, Slot] = {}
         self._ledger = Ledger(ledger_path)
         self._folder = ledger_path.parent
-        self._losses = Losses(max_failures_per_trial)
-        self.growth = Growth(full_workers)
         self._more_to_come = more_to_come
         drawing.prepare(self.state)
         self.purse = Purse(self.state, self.slots)
+        self.losses = Losses(self, max_failures_per_trial)
+        self.growth = Growth(full_workers)
         for trial in self.state.trials.values():
             mine = trial.slot is not None and trial.slot.startswith(session)
             if trial.status == "running" and mine:
@@ -108,7 +108,7 @@ class Orders:
         if running is None and known.free_since is None:
             known.free_since = known.heard_at
         if reborn:
-            self.count_loss(known, "its worker group died", gone)
+            self.losses.broke(known, "its worker group died", gone)
         known.nodes = tuple(nodes) or known.nodes
         known.ordered_at = None
         return known
@@ -118,7 +118,8 @@ class Orders:
         if self.closing:
             return self._leave(known)
         if known.regroups:
-            return self._regroup(slot, known)
+            self.losses.regroup(slot, known)
+            return {"kind": "regroup"}
         # A trial that ended or was paused is no longer this slot's.
         if known.trial is not None and self.state.trials[known.trial].slot != slot:
             known.trial = None
@@ -172,48 +173,11 @@ class Orders:
             self.end("finished", trial)
         return True
 
-    def preempted(
-        self, slot: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
-    ) -> None:
-        """The slot's ``nodes`` go away, or its time is over: its trial is next, at no fault of
-        its own."""
-        told: Answer = {"epoch": self.state.trials[trial].epoch, "slot": slot}
-        told |= {"nodes": list(nodes)} if nodes else {}
-        seconds = self.purse.lose(self.slots[slot])
-        if checkpoint is None:  # else the report will name them: its clock is in there
-            told["slot_seconds"] = seconds
-        self.record("preempted", trial=trial, checkpoint=checkpoint, **told)
-        self.slots[slot].trial = None
-        self.queue.append(trial)
-
     def lost(self, slot: str, reason: str, gone: Sequence[str] = ()) -> None:
         """The slot is gone; its trial is next, one failure richer unless nodes are gone too."""
         known = self.slots.pop(slot, None)
         if known is not None and known.trial is not None:
-            self.count_loss(known, f"its slot ended: {reason}", gone)
-
-    def count_loss(self, known: Slot, reason: str, gone: Sequence[str]) -> None:
-        """The trial's attempt broke through no word of its own: again, or failed by name."""
-        trial, seconds = str(known.trial), self.purse.lose(known)
-        known.trial, state = None, self.state.trials[trial]
-        if state.status in TERMINAL:
-            return
-        state.slot = None
-        if gone:
-            reason, times = "its node is gone", self._losses.preempted(trial, state.epoch)
-        else:
-            times = self._losses.failed(trial)
-        if times is not None:
-            why = f"{reason}, {times} times on this trial"
-            self.end("failed", trial, reason=why, slot_seconds=seconds)
-            return
-        if gone:
-            told = {"epoch": state.epoch, "nodes": list(gone), "reason": reason}
-            self.record("preempted", trial=trial, slot_seconds=seconds, **told)
-        else:
-            why = f"{trial}: {reason}; it goes on from its last checkpoint"
-            self.record("noted", trial=trial, reason=why, slot_seconds=seconds)
-        self.queue.append(trial)
+            self.losses.broke(known, f"its slot ended: {reason}", gone)
 
     def kept(self, trial: str) -> list[str]:
         """The trial's checkpoints that stay: its worker, which writes them, removes the others."""
@@ -226,21 +190,6 @@ class Orders:
     def _leave(self, known: Slot) -> Answer:
         known.nodes = ()
         return {"kind": "leave"}
-
-    def _regroup(self, slot: str, known: Slot) -> Answer:
-        """Between two epochs: the group starts again with the workers that now have room."""
-        known.regroups = False
-        if known.trial is not None and self.state.trials[known.trial].slot == slot:
-            self.record(
-                "preempted",
-                trial=known.trial,
-                epoch=self.state.trials[known.trial].epoch,
-                slot=slot,
-                reason="its slot starts again with more workers",
-            )
-            self.queue.append(known.trial)
-        known.trial = None
-        return {"kind": "regroup"}
 
     def _start(self, slot: str, trial: str) -> Answer:
         state = self.state.trials[trial]

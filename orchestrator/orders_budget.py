@@ -35,6 +35,9 @@ class Slot:
     heard_at: float | None = None
     free_since: float | None = None
     ordered_at: float | None = None  # an epoch, or a final's test, is under way since then
+    nodes: tuple[str, ...] = ()  # of its workers, by rank
+    grown_at: float | None = None  # the change of the cluster that it last started again for
+    regroups: bool = False  # its workers are about to be told so
 
 
 class Purse:

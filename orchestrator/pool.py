@@ -11,7 +11,7 @@ import ray
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ledger import FILE_NAME
 from orchestrator.session import open_trials, state_of
-from orchestrator.slots import SlotPool
+from orchestrator.slots import SlotPool, worker_resources
 from orchestrator.spec import RunSpec
 from orchestrator.trial import NAMESPACE, RESOURCES
 from trainables.line import Line
@@ -57,6 +57,8 @@ class Pool:
                 session=session,
                 more_to_come=more_to_come,
                 max_failures_per_trial=resources.max_failures_per_trial,
+                worker=worker_resources(resources),
+                full_workers=resources.num_workers if resources.elastic else None,
             )
         )
         self._slots = SlotPool(
