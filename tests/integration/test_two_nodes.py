@@ -1,0 +1,129 @@
+"""A DDP trial across two Ray nodes with addresses of their own, one of which is cut off."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.integration.conftest import PATIENCE_S, Shell
+from tests.integration.heads import BIN
+from tests.integration.lan import Lan, lan
+from tests.integration.test_sweep import epochs
+
+pytestmark = pytest.mark.ray
+
+EPOCHS = 6
+SWEEP = (
+    "sweep", "resnet", "--name", "lan", "--trials", "1", "--workers", "2",
+    "--max-epochs", str(EPOCHS), "--set", "scheduler.kind=none",
+    "--set", "data.train_limit=600", "--set", "recipe.batch_size_per_worker=8",
+)  # fmt: skip
+HEAD_PORT = 6379  # free: each namespace has all ports to itself
+START_PATIENCE_S = 90
+
+
+@contextmanager
+def cluster(shell: Shell, net: Lan) -> Iterator[None]:
+    """A node of one CPU on each machine, the first is the head. Tokens on; a lost node is known to
+    be lost within seconds."""
+    token = Path(shell.env["HOME"]) / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("a-token-that-all-nodes-share")
+    shell.env |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": f"{net.address(net.machines[0])}:{HEAD_PORT}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_failure_threshold": "4",
+        "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name belongs to another network
+    }
+    with TemporaryDirectory(prefix="lan-", dir="/tmp") as sockets:  # their paths must be short
+        head, *others = net.machines
+        await_up(shell, {head: start(shell, net, head, sockets)})
+        await_up(shell, {other: start(shell, net, other, sockets) for other in others})
+        yield
+
+
+def start(shell: Shell, net: Lan, machine: str, sockets: str) -> subprocess.Popen[bytes]:
+    """Start the machine's node."""
+    here = net.address(machine)
+    place = (
+        ["--head", f"--port={HEAD_PORT}", f"--temp-dir={sockets}", "--include-dashboard=false"]
+        if machine == net.machines[0]
+        else [f"--address={shell.env['RAY_ADDRESS']}"]
+    )
+    with (shell.cwd / f"{machine}.log").open("w") as log:
+        return subprocess.Popen(
+            [
+                *net.on(machine),
+                *(BIN / "ray", "start", "--block", "--num-cpus=1", f"--node-ip-address={here}"),
+                *place,
+            ],
+            env={key: value for key, value in shell.env.items() if key != "RAY_ADDRESS"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def await_up(shell: Shell, nodes: dict[str, subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + START_PATIENCE_S
+    for machine, process in nodes.items():
+        log = shell.cwd / f"{machine}.log"
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+
+
+def sweep(shell: Shell, net: Lan) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*net.on(net.machines[0]), sys.executable, "-m", "orchestrator", *SWEEP],
+        cwd=shell.cwd,
+        env=shell.env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    shell.started.append(process)
+    return process
+
+
+def at_work(shell: Shell, net: Lan) -> set[str]:
+    """Machines that have a training worker."""
+    workers = set(shell.processes("RayTrainWorker"))
+    return {machine for machine in net.machines if workers & net.processes(machine)}
+
+
+def test_a_trial_across_two_nodes_outlives_the_loss_of_one(shell: Shell) -> None:
+    with lan("head", "left", "right") as net, cluster(shell, net):
+        driver = sweep(shell, net)
+        shell.wait_for("lan", lambda state: epochs(state) >= 2)
+        before = at_work(shell, net)
+        assert len(before) == 2
+        lost = max(before - {"head"})
+        net.cut(lost)
+
+        state = shell.wait_for("lan", lambda state: state.trials["resnet-0000"].attempt == 2)
+        begun = epochs(state)
+        shell.wait_for("lan", lambda state: epochs(state) > begun)
+        assert at_work(shell, net) - {lost} == set(net.machines) - {lost}
+        _, err = driver.communicate(timeout=PATIENCE_S)
+        assert driver.returncode == 0, err
+
+    trial = shell.state("lan").trials["resnet-0000"]
+    assert trial.status == "finished"
+    assert trial.attempt == 2
+    assert begun < EPOCHS  # it was cut off in the middle
+    assert sorted(trial.reports) == list(range(1, EPOCHS + 1))
+    assert shell.reported_twice("lan") == []
