@@ -18,6 +18,7 @@ from trainables.errors import UserError
 from trainables.installed import installed
 
 MAX_RESTARTS_PER_SLOT = 3
+NEVER_S = 1e9
 
 # The controller looks at its workers this often: the delay until a dead one is noticed.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -42,6 +43,7 @@ class SlotPool:
         self._config = {
             "dispatcher": dispatcher,
             "namespace": namespace,
+            "full_workers": resources.num_workers,
             "threads_per_worker": max(1, int(resources.cpus_per_worker)),
             "versions": installed(),
         }
@@ -95,7 +97,10 @@ class SlotPool:
             serve_if_fit,
             train_loop_config={**self._config, "slot": slot},
             scaling_config=ScalingConfig(
-                num_workers=self._resources.num_workers,
+                num_workers=num_workers(self._resources),
+                # It would resize in the middle of an epoch, which would be lost: a slot that may
+                # grow is told so by the dispatcher, between two.
+                elastic_resize_monitor_interval_s=NEVER_S,
                 use_gpu=self._resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(self._resources),
             ),
@@ -108,6 +113,15 @@ class SlotPool:
         ).fit()
         if result.return_value:
             raise UserError(result.return_value)
+
+
+def num_workers(resources: ResourceSpec) -> int | tuple[int, int]:
+    """As Ray Train takes it: with a range it starts with what today's nodes hold."""
+    if not resources.elastic:
+        return resources.num_workers
+    # What Ray Train believes of the nodes is up to 20 s old; it asks again when this is over.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    return resources.least_workers, resources.num_workers
 
 
 def worker_resources(resources: ResourceSpec) -> dict[str, Any]:

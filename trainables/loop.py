@@ -28,11 +28,15 @@ EVAL_BATCH = 256
 
 @dataclass(frozen=True)
 class World:
-    """Who trains together: this process's rank among ``size``, and its torch device."""
+    """Who trains together: this process's rank among ``size``, and its torch device.
+
+    ``full`` is the number of workers that a recipe's batch is for, where there may be fewer.
+    """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    full: int | None = None
 
 
 @dataclass
@@ -198,8 +202,17 @@ def mean_over_workers(value: float, world: World) -> float:
 
 def from_rank_zero(value: T, world: World) -> T:
     """Rank 0's ``value``, on every worker."""
+    return _from_rank(0, value, world)
+
+
+def from_every_rank(value: T, world: World) -> list[T]:
+    """Every rank's ``value`` in order, on every worker."""
+    return [_from_rank(rank, value, world) for rank in range(world.size)]
+
+
+def _from_rank(rank: int, value: T, world: World) -> T:
     if world.size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device(world.device))
+    dist.broadcast_object_list(box, src=rank, device=torch.device(world.device))
     return box[0]

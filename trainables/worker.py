@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -30,7 +31,7 @@ from trainables.errors import Preempted, TrialError, UserError
 from trainables.finetune import EpochReport, World, fine_tune
 from trainables.keep import keep_only
 from trainables.line import Line
-from trainables.loop import from_rank_zero
+from trainables.loop import from_every_rank, from_rank_zero
 from trainables.sealed import examine
 
 PREEMPTION_POLL_S = 1.0
@@ -40,17 +41,18 @@ Order = dict[str, Any]
 
 
 class Link:
-    """A rank's line to the dispatcher; every call outlasts a restart of that actor."""
+    """A rank's line to the dispatcher; every call outlasts a restart of that actor. ``nodes``
+    are those of the group's workers, by rank."""
 
-    def __init__(self, dispatcher: str, namespace: str, slot: str) -> None:
-        self._line, self._slot = Line(dispatcher, namespace), slot
+    def __init__(self, dispatcher: str, namespace: str, slot: str, nodes: list[str]) -> None:
+        self._line, self._slot, self._nodes = Line(dispatcher, namespace), slot, nodes
         self._incarnation = uuid.uuid4().hex
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self._line(method, self._slot, *arguments)
 
     def next_order(self, running: str | None) -> Order:
-        return dict(self._call("next_order", self._incarnation, running))
+        return dict(self._call("next_order", self._incarnation, running, self._nodes))
 
     def report(self, assignment: Assignment, report: EpochReport) -> list[str] | None:
         body = {**vars(report), "detail": report.detail or None}
@@ -67,24 +69,30 @@ class Link:
     def examined(self, trial: str, detail: dict[str, Any]) -> list[str]:
         return list(self._call("examined", trial, detail))
 
-    def preempted(self, trial: str, checkpoint: str | None) -> None:
-        self._call("preempted", trial, checkpoint)
+    def preempted(self, trial: str, checkpoint: str | None, nodes: list[str]) -> None:
+        self._call("preempted", trial, checkpoint, nodes)
+
+
+class Regroup(RuntimeError):
+    """Ends this group on purpose: Ray Train starts it again with the workers that have room."""
 
 
 def serve(config: dict[str, Any]) -> None:
     """Serve orders until told to leave.
 
-    ``config``: ``dispatcher`` and ``namespace`` (actor), ``slot`` (this run's name) and
-    ``threads_per_worker``. With one worker a failure of the trial is reported and survived.
-    With several the group is restarted by Ray Train, since the other ranks may still wait in a
-    collective; whether the trial is at fault is then for the dispatcher to count.
+    ``config``: ``dispatcher`` and ``namespace`` (actor), ``slot`` (this run's name),
+    ``full_workers`` (how many a recipe's batch is for) and ``threads_per_worker``. With one worker
+    a failure of the trial is reported and survived. With several the group is restarted by Ray
+    Train, since the other ranks may still wait in a collective; whether the trial is at fault is
+    then for the dispatcher to count.
     """
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
     torch.set_num_threads(config["threads_per_worker"])
-    world = World(rank=rank, size=size, device=device)
-    link = Link(config["dispatcher"], config["namespace"], config["slot"])
+    world = World(rank=rank, size=size, device=device, full=config["full_workers"])
+    nodes = from_every_rank(ray.get_runtime_context().get_node_id(), world)
+    link = Link(config["dispatcher"], config["namespace"], config["slot"], nodes)
     # Once, and not for every trial: frozen objects are never collected again.
     gc.freeze()
     held: Held | None = None
@@ -94,6 +102,8 @@ def serve(config: dict[str, Any]) -> None:
         assert order is not None
         if order["kind"] == "leave":
             return
+        if order["kind"] == "regroup":
+            raise Regroup(f"there is room for more than {size} workers")
         if order["kind"] == "drop" and held:
             held.reports.close()  # type: ignore[attr-defined]
             held.keep_only(order.get("keep"))
@@ -142,7 +152,7 @@ class PreemptionNotice:
         self._questions = 0
         self._asked_at = 0.0
         self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
-        self._seen = False
+        self.nodes: list[str] = []  # that are about to go away
         self.first_step_at: float | None = None
         self._deadline = math.inf
 
@@ -157,10 +167,11 @@ class PreemptionNotice:
             due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
         else:
             due = self._questions % PREEMPTION_POLL_QUESTIONS == 1
-        if self._watched and not self._seen and due:
+        if self._watched and not self.nodes and due:
             self._asked_at = time.monotonic()
-            self._seen = ray.train.get_preemption_info() is not None
-        return self._seen or time.monotonic() > self._deadline
+            info = ray.train.get_preemption_info()
+            self.nodes = [] if info is None else list(info.preempted_node_ids)
+        return bool(self.nodes) or time.monotonic() > self._deadline
 
 
 @contextmanager
@@ -185,7 +196,9 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
             report = next(held.reports)
     except Preempted as notice:
         if world.rank == 0:
-            link.preempted(assignment.trial_id, notice.checkpoint)
+            link.preempted(assignment.trial_id, notice.checkpoint, held.notice.nodes)
+        if held.notice.nodes:
+            raise  # for Ray Train, which starts the group again where it may stay
         return False
     except Exception as error:
         _report_failure(held, link, error)
