@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 from collections import Counter
@@ -71,60 +70,61 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("family", nargs=-1)
+@click.option("--scale", metavar="SCALE", help="Look for the weights of this scale: tiny, ...")
+@click.option("--weights", metavar="hub|none|PATH", help="Look for these weights, on every node.")
+@click.option("--local", is_flag=True, help="Leave the cluster out: this machine alone.")
 @JSON
 @STORAGE
 @TRACKING
-def doctor(as_json: bool, storage: str, tracking_uri: str | None) -> None:
-    """Check this machine. Versions, CPUs, GPUs, tracking, room for data and runs."""
-    facts = _facts(storage, tracking_uri)
+def doctor(
+    family: tuple[str, ...],
+    scale: str | None,
+    weights: str | None,
+    local: bool,
+    as_json: bool,
+    storage: str,
+    tracking_uri: str | None,
+) -> None:
+    """Check this machine and the cluster. Versions, GPUs, storage, tracking, tokens, weights.
+
+    The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
+    """
+    from orchestrator.doctor import examine
+
+    backbones = _backbones(family, scale, weights) if family or scale or weights else []
+    facts = examine(storage, tracking_uri, backbones, local=local)
     if as_json:
         show({"schema": 1, **facts})
     else:
-        for name, value in facts.items():
-            if name not in ("versions", "problems"):
-                click.echo(f"{name:<15} {'none' if value is None else value}")
-        versions = ", ".join(f"{one} {version}" for one, version in facts["versions"].items())
-        click.echo(f"{'versions':<15} {versions}")
+        _print_facts(facts)
+    for line in facts["warnings"]:
+        say(f"warning: {line}")
     if facts["problems"]:
         raise UserError(*facts["problems"])
     say("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
-def _facts(storage: str, tracking_uri: str | None) -> dict[str, Any]:
-    from orchestrator import cluster, plan, tracking
-    from orchestrator.cli_check import storage_mistakes
-    from orchestrator.session import environment
-    from trainables.assignment import DataSpec
-    from trainables.data import default_folder
+def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
+    from orchestrator.cli_run import DEMO_FAMILIES, spec_of
 
-    machine = environment()
-    uri = tracking_uri or tracking.default_uri(storage)
-    problems = storage_mistakes(storage) + tracking.check(uri)
-    total = plan.local_totals()
-    folder = default_folder(DataSpec())
-    return {
-        "python": machine["python"],
-        "platform": machine["platform"],
-        "processor": machine["processor"],
-        "cpus": int(total["CPU"]),
-        "gpus": int(total["GPU"]),
-        "memory_gb": machine["memory_gb"],
-        "cluster": cluster.known_address(),
-        "tracking": uri,
-        "storage": str(Path(storage).absolute()),
-        "storage_free_gb": _free_gb(Path(storage)),
-        "data_folder": str(folder),
-        "data_free_gb": _free_gb(folder),
-        "versions": machine["versions"],
-        "problems": problems,
-    }
+    asked = {"scale": scale, "weights": weights, "set": (), "storage": "runs"}
+    spec = spec_of(families or DEMO_FAMILIES, asked)
+    raise_if_any(spec.mistakes())
+    return [sweep.backbone for sweep in spec.sweeps]
 
 
-def _free_gb(folder: Path) -> float:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return round(shutil.disk_usage(place).free / 1e9, 1)
+def _print_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if name not in ("versions", "nodes", "warnings", "problems"):
+            click.echo(f"{name:<15} {'none' if value is None else value}")
+    versions = ", ".join(f"{one} {version}" for one, version in facts["versions"].items())
+    click.echo(f"{'versions':<15} {versions}")
+    for node in facts.get("nodes", ()):
+        role = "head" if node["head"] else "worker"
+        gpus = f", {node['gpus']:g} GPU, torch sees {node['torch_gpus']}" if node["gpus"] else ""
+        answers = "" if node["answers"] else ", does not answer"
+        click.echo(f"{'node':<15} {node['node']}, {role}{gpus}{answers}")
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,39 +43,54 @@ def alive() -> list[Node]:
 
 
 def ask_all(
-    nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any, timeout_s: float
+    nodes: Iterable[Node], question: Callable[..., Any], *, timeout_s: float
 ) -> dict[Node, Any]:
-    """What ``question(*arguments)`` returns on each of the nodes, all asked at once.
+    """:func:`ask_each` with a question that is the same for all."""
+    return ask_each({node: {} for node in nodes}, question, timeout_s=timeout_s)
+
+
+def ask_each(
+    asked: Mapping[Node, Mapping[str, Any]], question: Callable[..., Any], *, timeout_s: float
+) -> dict[Node, Any]:
+    """What ``question`` returns on each node for the arguments ``asked`` of it, all at once.
 
     In place of an answer stands the exception that the question raised there, or a
     ``TimeoutError`` for a node that said nothing within ``timeout_s`` seconds.
     """
+    if not asked:
+        return {}
     # By value, so that a node that lacks this project can still tell what it holds.
     module = sys.modules[question.__module__]
     ray.cloudpickle.register_pickle_by_value(module)
     try:
         task = ray.remote(question)
-        asked = {
+        waiting = {
             task.options(
                 num_cpus=0,
                 max_retries=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-            ).remote(*arguments): node
-            for node in nodes
+            ).remote(**arguments): node
+            for node, arguments in asked.items()
         }
     finally:
         ray.cloudpickle.unregister_pickle_by_value(module)
-    told, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    told, silent = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
     answers: dict[Node, Any] = {}
     for answer in told:
         try:
-            answers[asked[answer]] = ray.get(answer)
+            answers[waiting[answer]] = ray.get(answer)
         except ray.exceptions.RayError as error:
-            answers[asked[answer]] = getattr(error, "cause", None) or error
+            answers[waiting[answer]] = getattr(error, "cause", None) or error
     for answer in silent:
         ray.cancel(answer, force=True)
-        answers[asked[answer]] = TimeoutError(f"no answer within {timeout_s:g} s")
+        answers[waiting[answer]] = TimeoutError(f"no answer within {timeout_s:g} s")
     return answers
+
+
+def dashboard() -> str | None:
+    """``HOST:PORT`` of the cluster's dashboard as its head tells it; ``None`` without one."""
+    address: str | None = ray.init(ignore_reinit_error=True).address_info["webui_url"]
+    return address or None
 
 
 def refuse_other_versions(say: Callable[[str], None]) -> None:

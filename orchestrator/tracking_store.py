@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import urllib.error
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -86,6 +87,38 @@ def check(tracking_uri: str, timeout_s: float = 5) -> list[str]:
     ]
 
 
+def age_mistakes(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+    """Why the server, which answers, is too old for the MLflow here: another major version, or a
+    minor one below ours. Empty for a database."""
+    parts = urlsplit(tracking_uri)
+    if parts.scheme not in SERVER_SCHEMES:
+        return []
+    shown, ours = _shown(parts), metadata.version("mlflow")
+    request = urllib.request.Request(f"{shown.rstrip('/')}/version", headers=_credentials(parts))
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            theirs = response.read(50).decode(errors="replace").strip()
+    except OSError as error:
+        return [f"the tracking server {shown} does not tell its version ({error}). Fix: update it"]
+    there, here = _numbers(theirs), _numbers(ours)
+    if there[:1] == here[:1] and there >= here:
+        return []
+    return [
+        f"the tracking server must be as new as the MLflow here; {shown} is {theirs}, here is "
+        f"{ours}. Fix: update the server to mlflow=={ours}"
+    ]
+
+
+def _numbers(version: str) -> list[int]:
+    """Major and minor."""
+    return [int(part) for part in version.split(".")[:2] if part.isdigit()]
+
+
+def _shown(parts: SplitResult) -> str:
+    """The server's address, with no password in it."""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _check_database(uri: str) -> list[str]:
     path = database_path(uri)
     if path is None:
@@ -112,8 +145,7 @@ def _check_database(uri: str) -> list[str]:
 
 
 def _check_server(parts: SplitResult, timeout_s: float) -> list[str]:
-    host = parts.netloc.rpartition("@")[2]
-    shown = f"{parts.scheme}://{host}{parts.path}"  # no password in a message
+    shown = _shown(parts)
     request = urllib.request.Request(
         f"{shown.rstrip('/')}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 1}).encode(),
