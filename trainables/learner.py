@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from trainables.accounting import Flops, count_flops
 from trainables.assignment import Assignment
 from trainables.augment import Look
 from trainables.backbones.model import build
+from trainables.data.batches import BatchPlan
 from trainables.errors import OutOfMemory, UserError
-from trainables.loop import World
+from trainables.loop import World, average_buffers
 from trainables.optim import Ema, build_optimizer, ready_momentum
 from trainables.stateless import key_of
 from trainables.step import Batch, Step
@@ -153,6 +155,11 @@ class Learner:
             _flops[key] = count_flops(self.backbone.module, side)
         return _flops[key]
 
+    def average_buffers(self) -> None:
+        """Give all workers one model, with the mean of their batch statistics."""
+        for module in [self.module] if self.ema is None else [self.module, self.ema.module]:
+            average_buffers(module, self.world)
+
     def tensors(self) -> dict[str, files.Tensors]:
         """All tensors that a checkpoint needs: model, optimizer, average."""
         tensors = {
@@ -163,21 +170,28 @@ class Learner:
             tensors["ema"] = self.ema.module.state_dict()
         return tensors
 
-    def restore(self, folder: Path, *, accumulation: int, ema_steps: int | None) -> None:
-        """Take over the tensors of a checkpoint. Raises ``UserError`` where they do not fit."""
+    def share(self, plan: BatchPlan) -> None:
+        """Count this worker's share of each step, in as many micro-batches as it takes."""
+        self.step.accumulation = plan.micro_batches(self.recipe.accumulation_steps)
+        self.step.mean_images = plan.global_batch / self.world.size
+
+    def restore(self, folder: Path, state: Mapping[str, Any], plan: BatchPlan) -> None:
+        """Take over a checkpoint's tensors and, where that needed more micro-batches than its
+        ``plan``, as many times more. Raises ``UserError`` where the tensors do not fit."""
         try:
             self.module.load_state_dict(files.read_tensors(folder, "model"))
             files.restore_optimizer(self.step.optimizer, files.read_tensors(folder, "optimizer"))
             if self.ema is not None:
                 self.ema.module.load_state_dict(files.read_tensors(folder, "ema"))
-                self.ema.steps = ema_steps or 0
+                self.ema.steps = state["ema_steps"] or 0
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 f"the checkpoint {folder} is of another model ({str(error).splitlines()[0]}). "
                 "Fix: resume with the backbone and recipe that wrote it"
             ) from error
-        self._retried = accumulation != self.step.accumulation
-        self.step.accumulation = accumulation
+        times = state["accumulation"] // plan.micro_batches(self.recipe.accumulation_steps)
+        self._retried = times != 1
+        self.step.accumulation *= times
 
     def _wants_bf16(self) -> bool:
         if self.recipe.precision != "bf16":

@@ -54,7 +54,8 @@ class Step:
     """One optimizer step: forward, backward over micro-batches, clip, update, average.
 
     ``model`` is the module or its DDP wrapper. ``accumulation`` micro-batches share one step;
-    gradients cross workers once, with the last of them.
+    gradients cross workers once, with the last of them. The mean over workers is the mean over
+    images although shares differ: each counts by its images to ``mean_images`` a worker.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Step:
     bf16: bool
     accumulation: int
     ema: Ema | None = None
+    mean_images: float | None = None
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """Take the step at learning rate ``rate``; returns the batch's mean loss, a scalar.
@@ -91,13 +93,13 @@ class Step:
 
     def _part(self, batch: Batch, start: int, end: int) -> Tensor:
         share = (end - start) / len(batch)
+        weight = share if self.mean_images is None else (end - start) / self.mean_images
         part = batch if share == 1 else batch.part(start, end)
         with self._sync(last=end == len(batch)):
             with autocast(self.device, self.bf16):
                 loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
-            loss = loss if share == 1 else loss * share
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+            (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        return loss.detach() if share == 1 else loss.detach() * share
 
     @contextlib.contextmanager
     def _room(self, purpose: str) -> Iterator[None]:

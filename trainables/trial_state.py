@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from trainables.learner import Learner
 from trainables.loop import (
     Progress,
     World,
-    average_buffers,
     evaluate,
     from_rank_zero,
     mean_over_workers,
@@ -55,12 +54,14 @@ class Trial:
             images=len(self._rows),
             batch_size_per_worker=recipe.batch_size_per_worker,
             world_size=world.size,
+            full_size=world.full,
         )
         if not self.plan.steps:
             raise UserError(
                 f"each worker needs a training image at least; got {len(self._rows)} for "
-                f"{world.size} workers. Fix: --workers 1, or raise data.train_limit"
+                f"{self.plan.full} workers. Fix: --workers 1, or raise data.train_limit"
             )
+        self.learner.share(self.plan)
         self.schedule = schedule_of(recipe, assignment.epochs)
         if assignment.checkpoint is not None:
             self._restore(Path(assignment.checkpoint))
@@ -97,7 +98,7 @@ class Trial:
         """Evaluate, count, save when due; returns the report's metrics and the folder written."""
         progress, learner, images = self.progress, self.learner, self.progress.images
         with self.clock.on("eval"):
-            self._average_buffers()
+            self.learner.average_buffers()
             scores = evaluate(
                 learner.evaluated,
                 self._val_pixels,
@@ -131,7 +132,7 @@ class Trial:
             if self.progress.images:
                 name += f"-image-{self.progress.images:08d}"
                 self.progress.loss_sum = mean_over_workers(self.progress.loss_sum, self.world)
-                self._average_buffers()
+                self.learner.average_buffers()
             folder = Path(self.assignment.checkpoint_folder) / name
             if self.world.rank == 0:
                 files.write(folder, self.learner.tensors(), self._state())
@@ -172,12 +173,12 @@ class Trial:
         mixing = Mixing(
             mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
         )
-        mixed = bool(recipe.mixup or recipe.cutmix)
-        weights = mixing.weights(epoch, self.device) if mixed else None
+        weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
+        rank, side = self.world.rank, self.learner.look.image_size
         steps = self.plan.batches(
-            self._rows, seed=seed, epoch=epoch, rank=self.world.rank, first_step=first_step
+            self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
         )
-        size, side = self.plan.per_worker, self.learner.look.image_size
+        size = self.plan.share_size(rank)
         for block in blocks(steps, size * 3 * side * side * 4):
             images, positions = pixels.cut(every := torch.cat(block))
             every = every.to(self.device)
@@ -186,9 +187,9 @@ class Trial:
                 labels = pixels.labels[rows]
                 if weights is None:
                     yield Batch(batch, labels)
-                else:
-                    mixture, partner, weight = mixing(batch, rows, epoch, weights)
-                    yield Batch(mixture, labels, labels[partner], weight)
+                    continue
+                mixture, partner, weight = mixing(batch, rows, epoch, weights)
+                yield Batch(mixture, labels, labels[partner], weight)
 
     def _metrics(
         self, scores: Mapping[str, float], train_loss: float, images: int
@@ -213,6 +214,7 @@ class Trial:
             "progress": asdict(self.progress),
             "seconds": dict(self.clock.seconds) if self.progress.images else {},
             "identity": self._identity(),
+            "workers": self.world.size,
             "accumulation": self.learner.step.accumulation,
             "ema_steps": None if ema is None else ema.steps,
         }
@@ -226,11 +228,11 @@ class Trial:
                 f"the checkpoint {folder} was written with another {', '.join(different)}. "
                 "Fix: resume with what wrote it, or start without a checkpoint"
             )
+        workers = state.get("workers", self.world.size)
         self.progress = Progress(**state["progress"])
+        self.progress.loss_sum *= workers / self.world.size  # the mean of so many sums
         self.clock.seconds.update(state["seconds"])
-        self.learner.restore(
-            folder, accumulation=state["accumulation"], ema_steps=state["ema_steps"]
-        )
+        self.learner.restore(folder, state, replace(self.plan, world_size=workers))
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resume to be the same trial; where files lie is not."""
@@ -243,8 +245,3 @@ class Trial:
             "dataset_hash": self.store.info.content_hash,
             "seed": self.assignment.seed,
         }
-
-    def _average_buffers(self) -> None:
-        average_buffers(self.learner.module, self.world)
-        if self.learner.ema is not None:
-            average_buffers(self.learner.ema.module, self.world)

@@ -94,26 +94,54 @@ class BatchPlan:
     same images whatever W is at one global batch G. The incomplete last block is left out (its
     images differ from epoch to epoch); a set smaller than G is one step of as many images as
     the workers can share evenly.
+
+    With ``full_size`` G is that of so many workers, whatever W is: fewer take larger shares,
+    maybe uneven ones, in more micro-batches of the same size.
     """
 
     images: int
     batch_size_per_worker: int
     world_size: int
+    full_size: int | None = None
 
     @property
-    def per_worker(self) -> int:
-        """Images per step and worker."""
-        return min(self.batch_size_per_worker, self.images // self.world_size)
+    def full(self) -> int:
+        """Workers of a full group."""
+        return self.full_size or self.world_size
+
+    @property
+    def _full_share(self) -> int:
+        return min(self.batch_size_per_worker, self.images // self.full)
 
     @property
     def global_batch(self) -> int:
         """Images per step."""
-        return self.per_worker * self.world_size
+        return self._full_share * self.full
 
     @property
     def steps(self) -> int:
         """Optimizer steps per epoch; 0 when there are fewer images than workers."""
         return self.images // self.global_batch if self.global_batch else 0
+
+    def share(self, rank: int) -> tuple[int, int]:
+        """Start and end of the worker's images in each step's block. Pairs, which are mixed with
+        each other, stay together where the batch of a full group's worker has no odd one."""
+        unit = 1 if self._full_share % 2 else 2
+        start, end = shard(self.global_batch // unit, rank, self.world_size)
+        return start * unit, end * unit
+
+    def share_size(self, rank: int) -> int:
+        """Images of each step that the worker takes."""
+        start, end = self.share(rank)
+        return end - start
+
+    def micro_batches(self, accumulation: int) -> int:
+        """Parts of a worker's share of which none is larger than in a full group, where the share
+        is cut into ``accumulation``."""
+        if self.world_size == self.full:
+            return accumulation
+        largest = max(map(self.share_size, range(self.world_size)))
+        return -(-largest // -(-self._full_share // accumulation))
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """The epoch's permutation of positions 0..images-1, (images,) int64."""
@@ -123,11 +151,11 @@ class BatchPlan:
     def batches(
         self, rows: Tensor, *, seed: int, epoch: int, rank: int, first_step: int = 0
     ) -> Iterator[Tensor]:
-        """Rows of the split for each step of this worker, (per_worker,) int64 each."""
-        order = rows[self.order(seed, epoch)]
+        """Rows of the split for each step of this worker's share, (B,) int64 each."""
+        order, (start, end) = rows[self.order(seed, epoch)], self.share(rank)
         for step in range(first_step, self.steps):
-            start = step * self.global_batch + rank * self.per_worker
-            yield order[start : start + self.per_worker]
+            block = step * self.global_batch
+            yield order[block + start : block + end]
 
 
 def blocks(steps: Iterator[Tensor], bytes_per_step: int) -> Iterator[list[Tensor]]:
