@@ -18,7 +18,8 @@ export PATH="$SLURM_SUBMIT_DIR/.venv/bin:$PATH"
 export RAY_AUTH_MODE=token SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 ray get-auth-token --generate >/dev/null # once; the home is shared, so every node has it
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 # Ports and folders by job, because jobs share nodes.
 port=$((20000 + SLURM_JOB_ID % 10000))
@@ -29,7 +30,7 @@ srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
     ray start --head "${common[@]}" --node-ip-address="$address" --port="$port" \
     --dashboard-host=127.0.0.1 --dashboard-port=$((port + 10000)) \
     --temp-dir="/tmp/ray-$SLURM_JOB_ID" &
-others=$((SLURM_JOB_NUM_NODES - 1))
+others=$((${#nodes[@]} - 1))
 if [ "$others" -gt 0 ]; then
     for _ in $(seq 60); do ray health-check --address "$gcs" 2>/dev/null && break; sleep 1; done
     srun --nodes="$others" --ntasks="$others" --overlap --exclude="$head" \
@@ -38,7 +39,7 @@ fi
 
 export RAY_ADDRESS="$gcs"
 # A run has as many slots as there are nodes when it starts: wait for all, at most 5 minutes.
-python - "$SLURM_JOB_NUM_NODES" <<'PYTHON'
+python - "${#nodes[@]}" <<'PYTHON'
 import sys, time
 import ray
 
