@@ -59,7 +59,12 @@ SUBJECT = (
 )
 MEANS = (
     SET,
-    click.option("--workers", type=int, help="Workers that train one trial. Default 1."),
+    click.option(
+        "--workers",
+        metavar="N|LEAST..MOST",
+        help="Workers that train one trial. Default 1. With 2..4 a trial goes on with fewer where "
+        "nodes are gone, at the global batch of 4.",
+    ),
     click.option("--gpus-per-worker", type=float, help="Default 0: train on the CPU."),
     click.option("--cpus-per-worker", type=float, help="Default 1."),
     STORAGE,

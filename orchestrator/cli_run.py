@@ -60,6 +60,9 @@ def spec_of(targets: Sequence[str], options: Mapping[str, Any]) -> RunSpec:
         except UserError as error:
             wrong += error.mistakes
     given = {OPTION_PATHS[key]: options.get(key) for key in OPTION_PATHS}
+    least, elastic, most = str(options.get("workers") or "").partition("..")
+    if elastic:
+        given |= {"resources.min_workers": least, "resources.num_workers": most}
     texts = [f"{path}={value}" for path, value in given.items() if value is not None]
     try:
         # Unknown targets keep their mistakes beside those of --set.

@@ -22,10 +22,12 @@ PURPOSES = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds
 
 
 def epoch_seconds(report: Mapping[str, Any]) -> float:
-    """Seconds that a slot spent on a ``reported`` record's epoch."""
+    """Seconds that a slot spent on a ``reported`` record's epoch; of an elastic slot, those that
+    all its workers would have spent for as much."""
     metrics = report["metrics"]
     setup = (report.get("detail") or {}).get("setup_seconds", 0.0)
-    return float(sum(metrics.get(name, 0.0) for name in PURPOSES) + setup)
+    spent = float(sum(metrics.get(name, 0.0) for name in PURPOSES) + setup)
+    return spent * report.get("workers", 1) / report.get("of_workers", 1)
 
 
 def slot_seconds(trials: Iterable[TrialState]) -> float:

@@ -53,6 +53,7 @@ REPORTS_SCHEMA = pa.schema(
         ("stage", pa.string()),
         ("epoch", pa.int64()),
         ("time", pa.float64()),
+        ("workers", pa.int64()),
         ("rung", pa.string()),  # promoted, pruned or audited at this epoch; null elsewhere
         *[(name, pa.float64()) for name in REPORT_METRICS],
     ]
@@ -69,6 +70,7 @@ def tables(state: State) -> tuple[pa.Table, pa.Table]:
             "stage": trial.stage,
             "epoch": epoch,
             "time": report["time"],
+            "workers": report.get("workers") or trial.detail.get("num_workers") or 1,
             "rung": trial.rungs.get(epoch),
             **{name: _number(report["metrics"].get(name)) for name in REPORT_METRICS},
         }

@@ -105,6 +105,13 @@ class Growth:
         self.full = full
         self._fitting, self._since = 0, 0.0
 
+    def workers(self, nodes: Sequence[str]) -> dict[str, int]:
+        """What a report says of an elastic slot on ``nodes``: its workers, and how many it might
+        have."""
+        if self.full is None or not nodes:
+            return {}
+        return {"workers": len(nodes), "of_workers": self.full}
+
     def lacks(self, slot: Slot) -> bool:
         """Whether the slot trains with fewer workers than it may."""
         return self.full is not None and 0 < len(slot.nodes) < self.full and slot.trial is not None

@@ -110,6 +110,7 @@ def plan(
         "spec_hash": spec.hash(),
         "cluster": None if total is None else dict(total),
         "slot": slot_asks(resources),
+        "workers": {"least": resources.least_workers, "most": resources.num_workers},
         "slots": slots,
         "trials": trials,
         "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),

@@ -23,7 +23,7 @@ def plan_text(made: Plan) -> str:
         held = f"{made['slots']} at once, of {there}"
     lines = [
         f"run       {made['name']} in {made['folder']}, spec {made['spec_hash']}",
-        f"slots     {held}; each {asks}",
+        f"slots     {held}; each {_workers(made['workers'])}{asks}",
         f"epochs    {made['expected_epochs']:g} expected, {made['worst_epochs']} at worst, "
         f"over {made['trials']} trials",
     ]
@@ -36,6 +36,13 @@ def plan_text(made: Plan) -> str:
     for family in made["families"]:
         lines += ["", *_family_lines(family, made["forecast"])]
     return "\n".join(lines)
+
+
+def _workers(workers: Mapping[str, int]) -> str:
+    least, most = workers["least"], workers["most"]
+    if least < most:
+        return f"{least}..{most} workers at the global batch of {most}, at most "
+    return f"{most} workers, " if most > 1 else ""
 
 
 def _forecast_lines(made: Plan) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator import budget
 from orchestrator.epochs import expected_rest
 from orchestrator.ledger_cost import epoch_seconds, resources_of, worker_seconds
+from orchestrator.ledger_nodes import preemptions
 from orchestrator.ledger_state import TERMINAL, State, TrialState
 from orchestrator.limits import ResourceSpec, SchedulerSpec
 
@@ -33,6 +34,7 @@ def view(state: State, *, running: bool) -> dict[str, Any]:
         "reason": state.stop_reason if state.stopped and not running else None,
         "families": families,
         "trials": len(search),
+        "preemptions": preemptions(state),
         "epochs": sum(len(trial.reports) for trial in state.trials.values()),
         "full_epochs": sum(family["full_epochs"] for family in families),
         "saved_epochs": sum(family["saved_epochs"] for family in families),
@@ -84,6 +86,7 @@ def _family(state: State, family: str, running: bool) -> dict[str, Any]:
         "family": family,
         "trials": len(trials),
         **{one: shown.count(one) for one in STATUSES},
+        "preemptions": preemptions(state, family),
         "epochs": sum(len(trial.reports) for trial in trials),
         "full_epochs": sum(map(_length, trials)),
         "saved_epochs": saved,

@@ -16,6 +16,8 @@ def summary(seen: View) -> str:
     """Counts, what was spent and saved against full length, and what is to go, in one line."""
     counts = {one: sum(family[one] for family in seen["families"]) for one in STATUSES}
     parts = [", ".join(f"{count} {one}" for one, count in counts.items() if count) or "no trial"]
+    if lost := seen["preemptions"]:
+        parts.append(f"{lost} preemption{'s' * (lost != 1)}")
     if seen["finals"]:
         parts.append(f"{seen['finals']['ended']} of {seen['finals']['trials']} finals ended")
     parts += [spent(seen), saved(seen)]
@@ -57,6 +59,8 @@ def event_line(record: Record, state: State) -> str | None:
         return f"winners frozen: {told}"
     if event == "test_opened":
         return "the test split is opened"
+    if event == "preempted" and record.get("nodes"):
+        return f"{name}: its node is gone; it goes on from its last checkpoint"
     if event in ("pruned", "finished", "failed") and name in state.trials:
         return _end_line(event, name, state)
     return None

@@ -78,6 +78,8 @@ def _run_entry(run: RunData) -> dict[str, Any]:
         "created_at": run.created_at,
         "test_openings": run.test_openings,
         "device_hours": run.device_hours,
+        "preemptions": run.preemptions,
+        "epochs_by_workers": {str(k): epochs for k, epochs in run.epochs_by_workers.items()},
         "checkpoint_bytes": run.checkpoint_bytes,
         "environment": header.get("environment"),
     }

@@ -156,7 +156,7 @@ def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Ite
     reports = run.reports
     columns = {
         name: _finite(reports[name].to_numpy(zero_copy_only=False))
-        for name in ("val_top1", "images_seen", "train_seconds", "eval_seconds", "flops")
+        for name in ("val_top1", "images_seen", "train_seconds", "eval_seconds", "flops", "workers")
     }
     columns["eval_seconds"] = np.nan_to_num(columns["eval_seconds"])
     epoch = reports["epoch"].to_numpy()
@@ -166,10 +166,9 @@ def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Ite
     for row in run.trials.to_pylist():
         start, stop = rows.get(row["trial"], (0, 0))
         passed = {int(epoch[i]): rungs[i] for i in range(start, stop) if rungs[i]}
-        detail = json.loads(row["detail"])
         whole = slice(start, stop)
         spent = columns["train_seconds"][whole] + columns["eval_seconds"][whole]
-        seconds = np.cumsum(spent) * int(detail.get("num_workers") or 1)
+        seconds = np.cumsum(spent * columns["workers"][whole])
         curve = Curve(
             trial=row["trial"],
             family=labels[index, row["family"]],
@@ -183,7 +182,7 @@ def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Ite
             axes=json.loads(row["axes"]) or {},
             drawn=row["axes"] != "null",
             recipe=json.loads(row["recipe"]),
-            detail=detail,
+            detail=json.loads(row["detail"]),
             rungs=passed,
             epoch=epoch[whole],
             time=time[whole],

@@ -110,7 +110,7 @@ def command(run: RunData) -> str:
     first = asked[0]
     if claim := run.header["spec"].get("claim"):
         return _claim_command(run.name, claim, first)
-    scheduler, workers = first.get("scheduler", {}), first.get("resources", {}).get("num_workers")
+    scheduler, workers = first.get("scheduler", {}), _workers(first.get("resources", {}))
     options = {
         "name": run.name,
         "dataset": first.get("data", {}).get("source"),
@@ -121,7 +121,7 @@ def command(run: RunData) -> str:
         "seed": first.get("seed"),
         "final-seeds": run.header["spec"].get("final_seeds"),
         "audit": scheduler.get("audit") or None,
-        "workers": None if workers == 1 else workers,
+        "workers": workers,
     }
     words = ["orchestrator", "sweep" if len(asked) == 1 else "tournament"]
     words += [sweep["backbone"]["family"] for sweep in asked]
@@ -131,6 +131,13 @@ def command(run: RunData) -> str:
         if scheduler.get(field, usual) != usual:
             words += ["--set", f"scheduler.{field}={scheduler[field]}"]
     return shlex.join(words)
+
+
+def _workers(resources: Mapping[str, Any]) -> str | None:
+    most, least = resources.get("num_workers"), resources.get("min_workers")
+    if least is not None and least != most:
+        return f"{least}..{most}"
+    return None if most in (None, 1) else str(most)
 
 
 def _claim_command(name: str, claim: Mapping[str, Any], first: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from orchestrator import ledger
 from orchestrator.ledger_cost import checkpoint_bytes, spent_device_hours
+from orchestrator.ledger_nodes import epochs_by_workers, node_notes, preemptions
 from orchestrator.ledger_tables import tables
 from trainables.errors import UserError
 
@@ -42,6 +43,8 @@ class RunData:
     winners: Mapping[str, str] = field(default_factory=dict)
     test_opened_at: float | None = None
     test_openings: int = 0
+    preemptions: int = 0
+    epochs_by_workers: Mapping[int, int] = field(default_factory=dict)
     device_hours: float | None = None
     checkpoint_bytes: int | None = None
     created_at: float | None = None
@@ -88,7 +91,9 @@ def load(run_folder: Path) -> RunData:
         header=state.header,
         trials=trials,
         reports=reports,
-        notes=tuple(state.notes),
+        notes=(*node_notes(state), *state.notes),
+        preemptions=preemptions(state),
+        epochs_by_workers=epochs_by_workers(state),
         outcomes={trial.trial: trial.outcome for trial in state.trials.values() if trial.outcome},
         correct=_read_correct(run_folder, [trial.trial for trial in finals]),
         frozen=state.frozen.get("winners", {}),

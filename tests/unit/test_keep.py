@@ -262,7 +262,7 @@ def test_whatever_crashes_the_newest_and_the_best_on_record_are_there(
         elif event == "preempted":
             name = f"{attempt}/epoch-{state.epoch:04d}-image-00000001"
             (at,) = written(folder, "vit-0000", name)
-            books.preempted(slot, "vit-0000", at if value else None)
+            books.losses.told(slot, books.slots[slot], "vit-0000", at if value else None, ())
             wanted = None
         elif event == "driver":
             sessions += 1
