@@ -45,19 +45,26 @@ def submit(
     job_id: str | None,
     working_dir: Path,
 ) -> None:
-    """Run COMMAND as a job of a Ray head, and follow it: its log, then its exit code.
+    """Run COMMAND as a job of a Ray head. Follows it: prints its log, ends with its exit code.
 
     COMMAND is a sweep, tournament, demo or `claims run` with its options, after `--`. Its
     mistakes are found here. The same again, while the job is at work, follows that job. Ctrl-C
     lets go of it.
     """
+    from orchestrator.spec import sanitised
+
+    if job_id is not None and sanitised(job_id) != job_id:
+        raise UserError(
+            "a job's id must be letters, digits, '.', '_' or '-'; "
+            f"got {job_id!r}. Fix: --job-id {sanitised(job_id)}"
+        )
     with contextlib.chdir(working_dir):
         specs = _specs(ctx.find_root().command, command)
+    from orchestrator import jobs
+
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         say(f"the job is given MLFLOW_TRACKING_URI={uri}")
-    from orchestrator import jobs
-
     name = job_id or _name(specs)
     env = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     job = jobs.Job(run=name, arguments=command, working_dir=working_dir, env=env)

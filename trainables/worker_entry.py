@@ -10,7 +10,6 @@ import socket
 from typing import Any
 
 import ray.train
-import ray.train.torch
 
 from trainables.installed import differences, installed
 
@@ -34,6 +33,7 @@ def _from_all(mine: list[str]) -> list[str]:
     size = ray.train.get_context().get_world_size()
     if size == 1:
         return mine
+    import ray.train.torch
     import torch
     import torch.distributed
 

@@ -74,6 +74,36 @@ def head(shell: Shell, auth: str) -> Iterator[Head]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@contextmanager
+def node(shell: Shell, at: Head, env: dict[str, str]) -> Iterator[None]:
+    """Another node of the cluster, without CPUs, in an environment that differs by ``env``."""
+    with (shell.cwd / "node.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                *(BIN / "ray", "start", "--block", f"--address={at.gcs}", "--num-cpus=0"),
+                *("--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}"),
+            ],
+            env={**shell.env, **env},
+            cwd=shell.cwd,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + HEAD_PATIENCE_S
+        while "Ray runtime started" not in (shell.cwd / "node.log").read_text():
+            assert process.poll() is None, (shell.cwd / "node.log").read_text()
+            assert time.monotonic() < deadline, "the node never started"
+            time.sleep(0.2)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):
