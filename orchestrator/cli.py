@@ -15,7 +15,7 @@ import click
 
 from orchestrator import cli_claims, cli_export, cli_machine, cli_read, cli_status, cli_submit
 from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say
-from trainables.errors import UserError
+from trainables.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -153,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for mistake in error.mistakes:
             say(f"error: {mistake}")
         code = error.exit_code
+    except StorageError as error:
+        say(f"error: {error}; nothing is lost: the same command goes on where it stopped")
+        code = 130
     except click.ClickException as error:
         say(f"error: {' '.join(error.format_message().split())}")
         code = error.exit_code

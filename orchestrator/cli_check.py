@@ -13,6 +13,8 @@ from orchestrator.spaces import Choice
 from orchestrator.spec import RunSpec, SweepSpec, with_axes
 from trainables.assignment import BackboneSpec, DataSpec
 from trainables.errors import UserError
+from trainables.storage import is_remote
+from trainables.storage import mistakes as stored_mistakes
 
 # Sides in pixels that are known before anything is read or downloaded.
 KNOWN_SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}
@@ -24,9 +26,11 @@ def check(spec: RunSpec) -> dict[str, float] | None:
 
     Returns the totals of this machine, or ``None`` where a running cluster must tell them.
     """
-    from orchestrator import session
+    from orchestrator import session, session_copy
 
     found = spec.mistakes() + storage_mistakes(spec.storage)
+    if not found and is_remote(spec.storage):
+        session_copy.pull(spec.storage, spec.name)
     backbones = [line for sweep in spec.sweeps for line in backbone_mistakes(sweep)]
     found += [line for sweep in spec.sweeps for line in _data_mistakes(sweep)] + backbones
     found += _network_mistakes(spec, weights=not backbones)
@@ -45,8 +49,8 @@ def check(spec: RunSpec) -> dict[str, float] | None:
 
 def storage_mistakes(storage: str) -> list[str]:
     """Why runs cannot be kept under ``storage``; empty when they can."""
-    if "://" in storage:
-        return [f"--storage must be a folder; got {storage!r}. Fix: a local or shared folder"]
+    if is_remote(storage):
+        return stored_mistakes(storage.rstrip("/"))
     place = Path(storage).expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

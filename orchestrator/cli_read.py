@@ -11,13 +11,14 @@ import click
 
 from orchestrator.cli_options import JSON, STORAGE, TRACKING, say, show
 from trainables.errors import UserError
+from trainables.storage import is_remote, origin, write_bytes
 
 
 def run_folder(name: str, storage: str) -> Path:
     """The folder of a run that exists. Raises ``UserError`` with the near names."""
     from orchestrator.ledger import FILE_NAME
 
-    folder = Path(storage) / name
+    folder = _pulled(storage, name)
     if (folder / FILE_NAME).is_file():
         return folder
     known = [one.name for one in run_folders(storage)]
@@ -37,12 +38,37 @@ def run_folders(storage: str) -> list[Path]:
     """Folders under ``storage`` that hold a ledger, newest first."""
     from orchestrator.ledger import FILE_NAME
 
-    found = Path(storage).glob(f"*/{FILE_NAME}")
+    found = list(Path(storage).glob(f"*/{FILE_NAME}"))
+    if is_remote(storage):
+        from orchestrator.session_copy import pull_all
+
+        found = [folder / FILE_NAME for folder in pull_all(storage)]
     return [path.parent for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
+def _pulled(storage: str, name: str) -> Path:
+    if not is_remote(storage):
+        return Path(storage) / name
+    from orchestrator.session_copy import pull
+
+    return pull(storage, name)
+
+
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the run's lock."""
+    """Whether a process holds the run's lock or, in object storage, its lease."""
+    return _is_locked(folder) or _is_leased(folder)
+
+
+def _is_leased(folder: Path) -> bool:
+    remote = origin(folder)
+    if remote is None:
+        return False
+    from orchestrator.session_lease import is_held
+
+    return is_held(remote)
+
+
+def _is_locked(folder: Path) -> bool:
     try:
         with (folder / ".lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -92,7 +118,10 @@ def stop(name: str, storage: str) -> None:
         )
     from orchestrator.session import STOP_FILE
 
-    (folder / STOP_FILE).touch()
+    if remote := origin(folder):
+        write_bytes(f"{remote}/{STOP_FILE}", b"")
+    else:
+        (folder / STOP_FILE).touch()
     say(f"{name} was asked to stop; its trials end at their next epoch")
     say(f"next: orchestrator status {name}")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator import budget, overrides, plan, sweeps
+from orchestrator import budget, overrides, plan, session_copy, sweeps
 from orchestrator.cli_check import check
 from orchestrator.cli_costs import Costs, affordable_costs, costs_of, images_in, prepare_all
 from orchestrator.cli_options import say
@@ -21,9 +21,11 @@ from orchestrator.spec import (
     NAMED_DATASETS,
     RunSpec,
     SweepSpec,
+    absolute_data,
     sanitised,
 )
 from trainables.errors import UserError, raise_if_any
+from trainables.storage import is_remote
 
 if TYPE_CHECKING:
     from orchestrator.outcome import Outcome
@@ -151,10 +153,8 @@ def carry_out(
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:
         say(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")
-        say(
-            "next: the same command with a larger --budget goes on; "
-            f"orchestrator compare {spec.name}{place}"
-        )
+        larger = " with a larger --budget" if spec.budget else ""
+        say(f"next: the same command{larger} goes on; orchestrator compare {spec.name}{place}")
     elif outcome.interrupted:
         say(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
         say(f"next: the same command goes on; orchestrator status {spec.name}{place}")
@@ -181,8 +181,13 @@ def launch(
     if total and total["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         say(f"{total['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     costs = affordable_costs(spec, tflops, say) if measure and total is not None else None
-    from orchestrator import runner
+    from orchestrator import runner, tracking
 
+    if is_remote(spec.storage) and not spec.tracking_uri:
+        say(
+            f"MLflow: {tracking.default_uri(spec.storage)}, on this machine; --tracking-uri "
+            "http://SERVER:5000 keeps it, and the same command fills it from the ledger"
+        )
     texts: list[str] = []
     outcome = runner.run(
         spec,
@@ -196,6 +201,8 @@ def launch(
 
 def _prepared(spec: RunSpec, say: Say, costs: Costs | None, tflops: float | None) -> Prepared:
     datasets, geometry = prepare_all(spec, say)
+    data = [absolute_data(sweep.data) for sweep in spec.sweeps]
+    session_copy.share_stores(spec.folder, data, say)
     for sweep in spec.sweeps:
         one = geometry[sweep.family]
         say(f"{sweep.family}: {plan.geometry_line(one)}; weights {sweep.backbone.weights}")
@@ -213,9 +220,11 @@ def report(run_folder: Path) -> str:
     from orchestrator.claims.verdict import conclude
     from orchestrator.compare import compare, load, report_html, table_text
 
+    session_copy.pull_finals(run_folder)
     verdict = conclude(run_folder)
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
     (run_folder / "report.html").write_text(report_html(runs, comparison), encoding="utf-8")
+    session_copy.push_reports(run_folder)
     return verdict or table_text(comparison)

@@ -3,6 +3,7 @@
 Trials ask for epochs, slots ask for orders; both wait here, never for longer than
 ``PATIENCE_S`` a call. The books are :mod:`orchestrator.orders`, the memory is the ledger: the
 actor can be killed at any moment, the next one replays it, and slots and trials ask again.
+Where the run is kept in object storage, slots are answered once the ledger is there.
 It is there before the ledger is: slots start while the data are still being prepared, and wait.
 """
 
@@ -15,10 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from orchestrator import cluster
+from orchestrator import cluster, retention
 from orchestrator.ledger import TERMINAL, read
+from orchestrator.ledger_segments import GroupCommit
 from orchestrator.orders import Answer, Orders
 from orchestrator.orders_budget import Slot
+from trainables.storage import origin
 
 PATIENCE_S = 10.0
 
@@ -49,8 +52,14 @@ class Dispatcher:
         self._begun: Orders | None = None
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
+        self._commit: GroupCommit | None = None
         if self._path.exists() and any(r.get("session") == session for r in read(self._path)):
-            self._begun = Orders(self._path, **self._options)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._begun = Orders(self._path, **self._options)
+        remote = origin(self._path.parent)
+        self._commit = GroupCommit(self._path, remote) if remote else None
 
     @property
     def _orders(self) -> Orders:
@@ -59,7 +68,8 @@ class Dispatcher:
 
     async def open(self) -> None:
         """For the driver: the ledger now holds what this session is to train."""
-        self._begun = self._begun or Orders(self._path, **self._options)
+        if self._begun is None:
+            self._begin()
         self._tell()
 
     async def resume_epoch(self, trial: str) -> int:
@@ -104,7 +114,7 @@ class Dispatcher:
         while True:
             order = self._orders.order(slot, known, running)
             if order is not None:
-                return order
+                return order if await self._settled() else {"kind": "leave"}
             if not await self._wait(deadline, self._orders.waits_for(known, running)):
                 return {"kind": "wait"}
 
@@ -113,26 +123,29 @@ class Dispatcher:
         its worker removes the others. ``None`` when the report did not count."""
         counted = self._orders.reported(slot, trial, attempt, report)
         self._tell(trial)
-        return {"keep": self._orders.kept(trial)} if counted else None
+        stored = await self._settled()
+        return {"keep": self._orders.kept(trial)} if counted and stored else None
 
-    async def examined(self, slot: str, trial: str, detail: dict[str, Any]) -> list[str]:
-        """For slots: a final met the test split; it is finished. Its checkpoint that stays."""
+    async def examined(self, slot: str, trial: str, detail: dict[str, Any]) -> list[str] | None:
+        """For slots: a final met the test split; it is finished. Its checkpoint that stays;
+        ``None``: all of them, for now."""
         seconds = self._orders.purse.lose(self._orders.slots.get(slot))
         self._orders.end("finished", trial, detail=detail, slot_seconds=seconds)
         self._tell()
-        return self._orders.kept(trial)
+        return self._orders.kept(trial) if await self._settled() else None
 
-    async def trial_failed(self, slot: str, trial: str, kind: str, reason: str) -> list[str]:
+    async def trial_failed(self, slot: str, trial: str, kind: str, reason: str) -> list[str] | None:
         """For slots: the trial itself cannot go on (diverged, out of memory, broken code). Its
-        checkpoints that stay."""
+        checkpoints that stay; ``None``: all of them, for now."""
         seconds = self._orders.purse.lose(self._orders.slots.get(slot))
         self._orders.end("failed", trial, reason=f"{kind}: {reason}", slot_seconds=seconds)
         self._tell()
-        return self._orders.kept(trial)
+        return self._orders.kept(trial) if await self._settled() else None
 
-    async def group_broken(self, slot: str, trial: str, reason: str) -> None:
-        """For slots: one rank of several fell; its group is about to restart and ask again."""
-        self._orders.record("noted", reason=f"{trial}: {slot}: {reason}")
+    async def note(self, slot: str, trial: str, line: str) -> None:
+        """For slots: what a reader should know of the trial, such as that its group broke and is
+        about to ask again."""
+        self._orders.record("noted", reason=f"{trial}: {slot}: {line}")
 
     async def preempted(
         self, slot: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
@@ -142,6 +155,7 @@ class Dispatcher:
         known = self._orders.slots[slot]
         self._orders.losses.told(slot, known, trial, checkpoint, nodes)
         self._tell()
+        await self._settled()
 
     async def slot_lost(self, slot: str, reason: str) -> None:
         """For the driver: it gave a slot up."""
@@ -154,6 +168,7 @@ class Dispatcher:
         if trial is None or self._orders.state.trials[trial].status not in TERMINAL:
             self._orders.record(event, trial=trial, **fields)
             self._tell(trial)
+            await self._settled()
 
     async def submit(self, records: list[dict[str, Any]]) -> None:
         """For the driver: the records that begin the last phase."""
@@ -166,6 +181,8 @@ class Dispatcher:
 
     async def over_budget(self) -> str | None:
         """For the driver: why nothing that is left may be trained, if so."""
+        if self._commit is not None and self._commit.problem is not None:
+            return f"the storage failed: {self._commit.problem}"
         return None if self._begun is None else self._begun.purse.over()
 
     async def stop(self) -> None:
@@ -179,6 +196,18 @@ class Dispatcher:
         """For the driver: the run's last record; nothing is handed out after it."""
         self._orders.record(event, **fields)
         await self.stop()
+        await self._settled()
+
+    async def _settled(self) -> bool:
+        """Wait until all that is on record is in the storage, if that is where the run is kept;
+        ``False`` when the storage failed: then nobody may act on it."""
+        if self._commit is None:
+            return True
+        ended, self._orders.ended_alone = self._orders.ended_alone, []
+        stored = await self._commit.settled()
+        for trial in ended if stored else ():
+            retention.clear(self._path.parent, trial)
+        return stored
 
     async def _gone(self, slot: str) -> list[str]:
         """Nodes of the slot's workers that are no longer there."""

@@ -18,8 +18,10 @@ from typing import Any
 
 from orchestrator import finals, retention
 from orchestrator.ledger import State, TrialState
+from trainables import storage
 from trainables.assignment import Assignment
 from trainables.errors import UserError
+from trainables.remote import bring
 
 WORST_AGREEMENT = 0.99  # of an exported model with the run's own evaluation
 
@@ -115,13 +117,30 @@ def checkpoint_of(choice: Choice, run_folder: Path) -> Path:
     Raises ``UserError`` where it is gone.
     """
     trial = choice.trial
+    if remote := storage.origin(run_folder):
+        return _fetched(choice, run_folder, remote)
     find = retention.newest if trial.stage == "final" else retention.best
     found, written = find(run_folder, trial), trial.reports[choice.epoch].get("checkpoint")
     if found and written and Path(found).name == Path(written).name:
         return Path(found)
-    raise UserError(
-        f"only a checkpoint that is kept can be exported; that of {trial.trial}, epoch "
-        f"{choice.epoch}, is gone from {run_folder}. Fix: --family OTHER, or reproduce the run"
+    raise _gone(choice, run_folder)
+
+
+def _fetched(choice: Choice, run_folder: Path, remote: str) -> Path:
+    written = choice.trial.reports[choice.epoch].get("checkpoint")
+    assignment = replace(Assignment.from_dict(choice.trial.assignment), remote=remote)
+    try:
+        if written:
+            return Path(bring(assignment, "/".join(Path(written).parts[-2:])))
+    except FileNotFoundError:
+        pass
+    raise _gone(choice, remote)
+
+
+def _gone(choice: Choice, place: object) -> UserError:
+    return UserError(
+        f"only a checkpoint that is kept can be exported; that of {choice.trial.trial}, epoch "
+        f"{choice.epoch}, is gone from {place}. Fix: --family OTHER, or reproduce the run"
     )
 
 
@@ -207,6 +226,7 @@ def check(choice: Choice, run_folder: Path, folder: Path) -> str:
     from trainables.agreement import agreement
 
     assignment = Assignment.from_dict(choice.trial.assignment)
+    assignment = replace(assignment, remote=storage.origin(run_folder))
     try:
         same, count = agreement(assignment, str(checkpoint_of(choice, run_folder)), folder)
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.ledger import State, TrialState
 from orchestrator.spec import RunSpec
+from trainables.assignment import DataSpec
 from trainables.errors import UserError
 from trainables.recipe import stable_hash
 
@@ -77,6 +78,12 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> list[dict[str, Any]]:
                 }
             )
     return records
+
+
+def data_of(records: list[dict[str, Any]]) -> list[DataSpec]:
+    """The images that the submitted ones of ``records`` are trained on."""
+    submitted = [record for record in records if record["event"] == "submitted"]
+    return [DataSpec(**record["detail"]["assignment"]["data"]) for record in submitted]
 
 
 def _assignment(spec: RunSpec, winner: TrialState, name: str, index: int) -> dict[str, Any]:

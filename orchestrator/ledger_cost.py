@@ -17,6 +17,7 @@ from orchestrator import budget
 from orchestrator.ledger_state import State, TrialState
 from orchestrator.limits import ResourceSpec
 from orchestrator.retention import FOLDER
+from trainables import storage
 
 PURPOSES = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
 
@@ -44,7 +45,10 @@ def worker_seconds(state: State, family: str | None = None) -> float:
 
 
 def checkpoint_bytes(run_folder: Path) -> int:
-    """Bytes of all checkpoints in the run's folder; 0 where there are none."""
+    """Bytes of all checkpoints in the run's folder, or in object storage where it is kept there;
+    0 where there are none. Raises ``StorageError``."""
+    if remote := storage.origin(run_folder):
+        return sum(one.size for one in storage.listed(f"{remote}/{FOLDER}"))
     total = 0
     for folder, _, names in os.walk(run_folder / FOLDER):
         for name in names:

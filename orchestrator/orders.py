@@ -14,6 +14,7 @@ from orchestrator import drawing, retention
 from orchestrator.ledger import TERMINAL, Ledger, TrialState, apply, read, replay
 from orchestrator.orders_budget import Purse, Slot
 from orchestrator.orders_losses import Growth, Losses
+from trainables.storage import origin
 
 Answer = dict[str, Any]
 
@@ -42,6 +43,8 @@ class Orders:
         self.slots: dict[str, Slot] = {}
         self._ledger = Ledger(ledger_path)
         self._folder = ledger_path.parent
+        self._remote = origin(self._folder)
+        self.ended_alone: list[TrialState] = []  # their weights go once that is in the storage
         self._more_to_come = more_to_come
         drawing.prepare(self.state)
         self.purse = Purse(self.state, self.slots)
@@ -61,7 +64,9 @@ class Orders:
         trial = self.state.trials.get(fields.get("trial") or "")
         alone = event in TERMINAL and trial is not None and trial.slot is None
         apply(self.state, self._ledger.append(event, **fields))
-        if alone and trial is not None:
+        if alone and trial is not None and self._remote is not None:
+            self.ended_alone.append(trial)
+        elif alone and trial is not None:
             retention.clear(self._folder, trial)
 
     def end(self, event: str, trial: str, **fields: Any) -> bool:
@@ -164,8 +169,8 @@ class Orders:
         current = state.attempt == attempt and state.status == "running"
         if not current or report["epoch"] != state.epoch + 1:
             return False
-        manned = {"workers": len(state.nodes)} if self.growth.full and state.nodes else {}
-        self.record("reported", trial=trial, attempt=attempt, slot=slot, **manned, **report)
+        held = self.growth.workers(state.nodes)
+        self.record("reported", trial=trial, attempt=attempt, slot=slot, **held, **report)
         self.purse.charge(state.reports[report["epoch"]])
         if slot in self.slots:
             self.slots[slot].ordered_at = None
@@ -208,6 +213,7 @@ class Orders:
             **state.assignment,
             "attempt": attempt,
             "checkpoint": retention.newest(self._folder, state),
+            "remote": self._remote,
             "checkpoint_folder": str(folder / f"attempt-{attempt}"),
         }
         if self.to_examine(state):

@@ -1,4 +1,4 @@
-"""Paths of data and weights as any worker finds them."""
+"""Paths of data, weights and runs: as any worker finds them, and where they are kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainables.assignment import DataSpec
+from trainables.storage import is_remote, working_copy
 
 NAMED_DATASETS = ("digits", "cifar10", "cifar100")
 
@@ -25,3 +26,14 @@ def absolute_data(data: DataSpec) -> DataSpec:
 def absolute_weights(weights: str) -> str:
     """A path to weights made absolute; ``hub`` and ``none`` as they are."""
     return weights if weights in ("hub", "none") else str(Path(weights).expanduser().resolve())
+
+
+def remote_of(storage: str, name: str) -> str | None:
+    """The URI of a run that is kept in object storage; ``None`` for one in a folder."""
+    return f"{storage.rstrip('/')}/{name}" if is_remote(storage) else None
+
+
+def run_folder(storage: str, name: str) -> Path:
+    """The run's folder; this machine's working copy of it where it is kept in object storage."""
+    remote = remote_of(storage, name)
+    return Path(storage) / name if remote is None else working_copy(remote)

@@ -15,6 +15,7 @@ from orchestrator.slots import SlotPool, worker_resources
 from orchestrator.spec import RunSpec
 from orchestrator.trial import NAMESPACE, RESOURCES
 from trainables.line import Line
+from trainables.storage import is_remote
 
 CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
@@ -41,7 +42,8 @@ class Pool:
         self.dispatcher = f"dispatcher-{spec.name}-{session}"
         self.decide = Decider(self.dispatcher)
         self._call = Line(self.dispatcher, NAMESPACE)
-        self._folder, self._uncapped = folder, not spec.budget
+        self._folder = folder
+        self._uncapped = not spec.budget and not is_remote(spec.storage)
         self._actor = (
             ray.remote(Dispatcher)
             .options(
@@ -96,7 +98,7 @@ class Pool:
         self._call("submit", records)
 
     def over_budget(self) -> str | None:
-        """Why nothing that is left may be trained, if the budget ends the run."""
+        """Why nothing that is left may be trained, if the budget or the storage ends the run."""
         if self._uncapped:
             return None
         reason: str | None = self._call("over_budget")

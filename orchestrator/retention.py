@@ -12,7 +12,8 @@ trials are added, and finals are trained from scratch, so nothing that goes is e
 
 The worker removes, after each report that is on record and when it lets a trial go; nobody else
 writes there meanwhile. The dispatcher removes for trials that end with no slot. What crashes
-leave behind goes when the run is next at rest, at the begin and at the end of a session.
+leave behind goes when the run is next at rest, at the begin and at the end of a session. In object
+storage the same stays as on a disk.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.ledger import State, TrialState
+from trainables import remote, storage
 from trainables.keep import keep_only, place
 
-FOLDER = "checkpoints"
+FOLDER = remote.FOLDER
 _DISK = ThreadPoolExecutor(1, thread_name_prefix="retention")
 
 
@@ -56,20 +58,32 @@ def kept(run_folder: Path, trial: TrialState) -> list[str]:
 
 
 def at_rest(run_folder: Path, state: State, winners: Collection[str]) -> None:
-    """Bring the disk in line with the rule while no slot works on the run."""
+    """Bring disk and storage in line with the rule while no slot works on the run. Raises
+    ``StorageError`` where the storage does not answer."""
+    uri = storage.origin(run_folder)
+    stored = remote.stored_by_trial(uri) if uri else {}
     for trial in state.trials.values():
         done = trial.stage == "search" and trial.status == "finished"
         beaten = state.closed and done and trial.trial not in winners
         wanted = [] if beaten else kept(run_folder, trial)
         keep_only(trial_folder(run_folder, trial.trial), wanted)
+        if names := stored.get(trial.trial):
+            remote.keep_only_stored(f"{uri}/{FOLDER}/{trial.trial}", wanted, names=names)
 
 
 def _first_there(run_folder: Path, trial: TrialState, recorded: Iterable[str]) -> str | None:
     places = (place(trial_folder(run_folder, trial.trial), path) for path in recorded)
-    return next((str(path) for path in places if path.is_dir()), None)
+    # A worker finds out whether the storage has lost one: here, that would be a request each time.
+    trusted = storage.origin(run_folder) is not None
+    return next((str(path) for path in places if trusted or path.is_dir()), None)
 
 
 def clear(run_folder: Path, trial: TrialState) -> Future[None]:
     """Apply the rule to a trial that no slot holds, beside the caller: disks are slow."""
-    folder = trial_folder(run_folder, trial.trial)
-    return _DISK.submit(keep_only, folder, kept(run_folder, trial))
+    return _DISK.submit(_clear, run_folder, trial.trial, kept(run_folder, trial))
+
+
+def _clear(run_folder: Path, trial: str, wanted: list[str]) -> None:
+    keep_only(trial_folder(run_folder, trial), wanted)
+    if uri := storage.origin(run_folder):
+        remote.keep_only_stored(f"{uri}/{FOLDER}/{trial}", wanted)

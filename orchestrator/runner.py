@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import cluster, finals, plan, retention, session, tracking
+from orchestrator import cluster, finals, plan, retention, session, session_copy, tracking
 from orchestrator.background import in_background
 from orchestrator.forecast import Cost, forecast
 from orchestrator.ledger import FILE_NAME, State
@@ -20,7 +20,7 @@ from orchestrator.outcome import Outcome
 from orchestrator.progress import Progress, terminal
 from orchestrator.spec import RunSpec
 from orchestrator.watch import Watch, stop_on_signals
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import StorageError, UserError, raise_if_any
 
 if TYPE_CHECKING:
     from orchestrator.pool import Pool
@@ -54,10 +54,11 @@ def run(
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
     open its test split again without ``reopen_test``, when a node holds other versions than this
     process of what trains (exit code 2), and when the cluster can never hold one worker (exit
-    code 3).
+    code 3); ``StorageError`` when object storage does not answer.
     """
     with ExitStack() as held:
-        folder = held.enter_context(session.claimed(spec))
+        claim = held.enter_context(session.claimed(spec, say))
+        folder = claim.folder
         raise_if_any(session.name_mistakes(spec))
         uri = spec.tracking_uri or tracking.default_uri(spec.storage)
         before = session.state_of(folder)
@@ -89,8 +90,9 @@ def run(
             pool.abandon()
             raise
         held.enter_context(_tracker(spec, folder, uri, say))
-        _phases(spec, folder, state, pool, say, reopen_test)
-        _tidy(folder)
+        reason = _phases(spec, claim, state, pool, say, reopen_test)
+        if claim.lease is None or reason is None:
+            _tidy(folder)
         if not session.open_trials(session.state_of(folder)):
             report(folder)
     return Outcome.of(folder)
@@ -120,21 +122,28 @@ def _pool(
 
 
 def _phases(
-    spec: RunSpec, folder: Path, state: State, pool: Pool, say: Say, reopen_test: bool
-) -> None:
-    """Search, then finals, each trial to its end or until the stop file appears."""
+    spec: RunSpec, claim: session.Claim, state: State, pool: Pool, say: Say, reopen_test: bool
+) -> str | None:
+    """Search, then finals, each trial to its end or until the stop file appears; why it did, where
+    that was no user's wish."""
+    folder = claim.folder
     trials, slots = session.open_trials(state), pool.num_slots
     say(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
     stop_file = folder / session.STOP_FILE
-    watch = Watch(pool, spec.sweeps[0].resources.slot_start_timeout_s, stop_file)
+    watch = Watch(pool, spec.sweeps[0].resources.slot_start_timeout_s, stop_file, claim.lost)
     with Progress(folder / FILE_NAME, say, console=terminal()), stop_on_signals(stop_file):
         watch.start()
         try:
             _fit(spec, state, trials, pool, stop_file)
             if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
-                pool.submit(finals.due(spec, session.state_of(folder), reopen=reopen_test))
+                records = finals.due(spec, session.state_of(folder), reopen=reopen_test)
+                session_copy.share_stores(folder, finals.data_of(records), say)
+                pool.submit(records)
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)
+        except StorageError:
+            stop_file.touch()
+            raise
         finally:
             # A thread that still calls Ray while it shuts down would take the process with it.
             watch.ended.set()
@@ -148,6 +157,7 @@ def _phases(
             pool.close(event, watch.error or over, patience_s)
     if watch.error:
         raise UserError(watch.error, exit_code=3)
+    return over
 
 
 def _tidy(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Create, resume, extend or refuse a run by its name, under a lock."""
+"""Create, resume, extend or refuse a run by its name, under a lock, wherever it is kept."""
 
 from __future__ import annotations
 
@@ -6,44 +6,63 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from orchestrator import session_copy
 from orchestrator.ledger import FILE_NAME, SCHEMA, TERMINAL, Ledger, State, read, replay
+from orchestrator.places import remote_of
+from orchestrator.session_copy import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE
+from orchestrator.session_lease import Lease
 from orchestrator.spec import RunSpec, diff
 from trainables.errors import UserError
 
 LIBRARIES = ("torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy")
-STOP_FILE = "stop"
 CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
 
 
-@contextmanager
-def claimed(spec: RunSpec) -> Iterator[Path]:
-    """The run's folder, for this process alone; nothing stays behind if nothing was begun.
+@dataclass(frozen=True)
+class Claim:
+    """A run that is this process's: its ``folder`` here, and the ``lease`` where it is kept in
+    object storage."""
 
-    Raises :class:`UserError` when another process holds the name.
+    folder: Path
+    lease: Lease | None
+
+    def lost(self) -> str | None:
+        """Why it is no longer ours, if so."""
+        return None if self.lease is None else self.lease.problem
+
+
+@contextmanager
+def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[Claim]:
+    """The run, for this process alone; nothing stays behind if nothing was begun.
+
+    Raises :class:`UserError` when another process holds the name, ``StorageError`` when object
+    storage does not answer.
     """
-    folder = spec.folder.resolve()
+    folder, remote = spec.folder.resolve(), remote_of(spec.storage, spec.name)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=2 * PULL_PATIENCE_S if remote else 0)  # readers hold it for a moment
     except Timeout:
         raise UserError(
             f"one process at a time may run a name; {spec.name!r} is running already. "
             f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
         ) from None
     try:
-        yield folder
+        with session_copy.leased(folder, remote, say) if remote else nullcontext() as lease:
+            yield Claim(folder, lease)
     finally:
         lock.release()
         if not (folder / FILE_NAME).exists():
-            (folder / ".lock").unlink(missing_ok=True)
+            (folder / LOCK_FILE).unlink(missing_ok=True)
             for empty in (folder, folder.parent):
                 if not any(empty.iterdir()):
                     empty.rmdir()
@@ -80,7 +99,7 @@ def to_train(spec: RunSpec, state: State) -> int:
 
 
 def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> State:
-    """Write what makes the run new, resumed or extended; its state."""
+    """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``."""
     before = state_of(folder)
     detail = {
         "schema": SCHEMA,
@@ -117,9 +136,11 @@ def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> 
     # Named by the last record: a dispatcher that finds its session here has read them all.
     records[-1]["session"] = session
     ledger = Ledger(folder / FILE_NAME)
+    begin = ledger.path.stat().st_size
     for record in records:
         ledger.append(**record)
     ledger.close()
+    session_copy.push_ledger(folder, begin)
     (folder / STOP_FILE).unlink(missing_ok=True)
     return state_of(folder)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator import budget, identity, sampling, spaces
 from orchestrator.limits import ResourceSpec, SchedulerSpec, at_least
-from orchestrator.places import NAMED_DATASETS, absolute_data, absolute_weights
+from orchestrator.places import NAMED_DATASETS, absolute_data, absolute_weights, run_folder
 from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.recipe import Recipe, stable_hash
 
@@ -170,7 +170,7 @@ class RunSpec:
     @property
     def folder(self) -> Path:
         """Where the run keeps its ledger, checkpoints and report."""
-        return Path(self.storage) / self.name
+        return run_folder(self.storage, self.name)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready mapping."""

@@ -15,6 +15,7 @@ from orchestrator import tracking_view as view
 from orchestrator.ledger import State
 from orchestrator.tracking_client import Client, Held, Outage, talking
 from trainables.assignment import Assignment
+from trainables.storage import origin
 
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
 EXAMPLE_IMAGES = 2
@@ -55,7 +56,7 @@ def log_choice(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         export.write(state, choice, run_folder, folder)
-        example = _example(Assignment.from_dict(choice.trial.assignment))
+        example = _example(Assignment.from_dict(choice.trial.assignment), origin(run_folder))
         with talking():
             model = tracking_models.log_model(
                 client.mlflow,
@@ -113,9 +114,9 @@ def model_tags(state: State, choice: export.Choice) -> dict[str, str]:
     return view.texts({view.RUN_ID_TAG: view.run_id(state), **told}, view.MAX_TAG)
 
 
-def _example(assignment: Assignment) -> npt.NDArray[np.uint8]:
+def _example(assignment: Assignment, remote: str | None) -> npt.NDArray[np.uint8]:
     """Validation images of the search, (N, H, W, 3); their store is where the run began."""
     from trainables.data import prepare
 
-    store = prepare(replace(assignment.data, val_seed=None))
+    store = prepare(replace(assignment.data, val_seed=None), remote=remote)
     return np.array(store.split("val").images[:EXAMPLE_IMAGES])

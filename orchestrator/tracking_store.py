@@ -16,17 +16,20 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from orchestrator.places import run_folder
+
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 INSTEAD = "or leave --tracking-uri out to record in a local database"
 
 
 def default_uri(storage: str) -> str:
-    """``$MLFLOW_TRACKING_URI``, else ``mlflow.db`` in ``storage`` (in ``runs`` for a bucket)."""
+    """``$MLFLOW_TRACKING_URI``, else ``mlflow.db`` in ``storage``, or beside this machine's working
+    copies of the runs where these are kept in object storage."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
-    folder = Path("runs" if "://" in storage else storage)
+    folder = run_folder(storage, "any").parent
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 

@@ -1,4 +1,4 @@
-"""What ends a run from outside: a stop file, a signal, its budget, slots that are not there."""
+"""What ends a run from outside: a stop file, a signal, its budget or storage, lack of slots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,19 @@ SECOND_SIGNAL_S = 2.0
 
 class Watch(threading.Thread):
     """Ends a run whose slots never start or are all gone: a named failure, not a hang. Ends it
-    too, with a ``reason``, once its budget has no room for another epoch."""
+    too, with a ``reason``, once its budget has no room for another epoch, or its storage fails, or
+    it is ``lost`` to another process."""
 
-    def __init__(self, pool: Any, start_timeout_s: float, stop_file: Path) -> None:
+    def __init__(
+        self,
+        pool: Any,
+        start_timeout_s: float,
+        stop_file: Path,
+        lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
         super().__init__(name="watch", daemon=True)
         self._pool, self._timeout_s, self._stop_file = pool, start_timeout_s, stop_file
+        self._lost = lost
         self.ended = threading.Event()
         self.error: str | None = None
         self.reason: str | None = None
@@ -38,7 +46,7 @@ class Watch(threading.Thread):
             elif not self._pool.alive() and self._pool.open_trials():
                 last = (self._pool.errors() or ["no reason given"])[-1]
                 self.error = f"every slot ended before its trials did; the last one: {last}"
-            self.reason = self._pool.over_budget()
+            self.reason = self._lost() or self._pool.over_budget()
             if self.error or self.reason:
                 self._stop_file.touch()
         if self._stop_file.exists():

@@ -19,7 +19,7 @@ def agreement(
 
     Looks at the first ``IMAGES``, on the CPU. Raises ``UserError`` as restoring a trial does.
     """
-    opened = store or prepare(assignment.data)
+    opened = store or prepare(assignment.data, remote=assignment.remote)
     ours = evaluate_split(assignment, checkpoint, "val", store=opened, limit=IMAGES)
     images = opened.split("val").images[:IMAGES]
     theirs = Classifier(folder).predict(images)["probabilities"].argmax(1)

@@ -66,6 +66,8 @@ class Assignment:
     be stopped before. ``checkpoint`` is the folder to resume from (``None``: epoch 0) and
     ``checkpoint_folder`` the parent of the folders written, unique per attempt. With
     ``shift_offsets_px`` every report says how consistent the predictions are under these shifts.
+    ``remote`` is the URI of the run's folder where it is kept in object storage: then only the
+    last names of both paths count, below a folder that is the worker's node's own.
     """
 
     trial_id: str
@@ -80,6 +82,7 @@ class Assignment:
     checkpoint_every_epochs: int = 1
     epoch_timeout_s: float = 3600.0
     shift_offsets_px: tuple[int, ...] = ()
+    remote: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready mapping."""

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.errors import UserError
+from trainables.keep import STATE_FILE
 
 SCHEMA = 1
-STATE_FILE = "state.json"
 
 Tensors = dict[str, Tensor]
 

@@ -5,6 +5,7 @@ TrialError       a trial cannot go on; the run does
 ├── Diverged         loss or gradient is not finite
 └── OutOfMemory      the device has no room, also after the retry with a smaller micro-batch
 Preempted        the worker was told to leave; carries the checkpoint it wrote
+StorageError     object storage did not answer for as long as one tries; nobody's mistake
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Preempted(RuntimeError):
     def __init__(self, message: str, checkpoint: str | None = None) -> None:
         super().__init__(message)
         self.checkpoint = checkpoint
+
+
+class StorageError(RuntimeError):
+    """Object storage failed for as long as one tries: the run stops, resumable."""
 
 
 def raise_if_any(mistakes: Iterable[str]) -> None:

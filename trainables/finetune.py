@@ -53,7 +53,7 @@ def fine_tune(
     assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named.
     """
     raise_if_any(assignment.recipe.mistakes())
-    trial = Trial(assignment, world, store or prepare(assignment.data))
+    trial = Trial(assignment, world, store or prepare(assignment.data, remote=assignment.remote))
     first = True
     while trial.progress.epoch < assignment.epochs:
         try:
@@ -104,7 +104,7 @@ def evaluate_split(
     The moving average's weights where the recipe keeps one. With several workers each
     predicts a shard and all return the whole.
     """
-    opened = store or prepare(assignment.data)
+    opened = store or prepare(assignment.data, remote=assignment.remote)
     trial = Trial(resumed(assignment, checkpoint), world, opened)
     pixels = trial.pixels(split)
     some = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])

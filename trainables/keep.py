@@ -12,6 +12,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+STATE_FILE = "state.json"  # of a checkpoint, without which it is none
+
 
 def place(trial_folder: Path, recorded: str) -> Path:
     """Where the checkpoint that was recorded as ``recorded`` lies now."""

@@ -42,7 +42,7 @@ def examine(
     classes), ``loss`` in nats and ``n`` images. Rank 0 adds ``detail["probes"]``, taken on the
     first ``PROBE_IMAGES`` images, and writes ``correct`` to ``correct_file`` when given.
     """
-    opened = store or prepare(assignment.data)
+    opened = store or prepare(assignment.data, remote=assignment.remote)
     trial = Trial(resumed(assignment, checkpoint), world, opened)
     pixels, learner = trial.pixels("test"), trial.learner
     scores = evaluate(learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import math
-import os
 import sys
-import time
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -26,16 +23,14 @@ import ray.train.torch
 import torch
 import torch.distributed
 
+from trainables import remote
 from trainables.assignment import Assignment
-from trainables.errors import Preempted, TrialError, UserError
-from trainables.finetune import EpochReport, World, fine_tune
-from trainables.keep import keep_only
+from trainables.errors import Preempted, StorageError, TrialError, UserError
+from trainables.finetune import EpochReport, World
 from trainables.line import Line
 from trainables.loop import from_every_rank, from_rank_zero
 from trainables.sealed import examine
-
-PREEMPTION_POLL_S = 1.0
-PREEMPTION_POLL_QUESTIONS = 4
+from trainables.worker_held import Held
 
 Order = dict[str, Any]
 
@@ -59,15 +54,17 @@ class Link:
         answer = self._call("report", assignment.trial_id, assignment.attempt, body)
         return list(answer["keep"]) if answer else None
 
-    def trial_failed(self, trial: str, error: BaseException) -> list[str]:
+    def trial_failed(self, trial: str, error: BaseException) -> list[str] | None:
         kind = error.kind if isinstance(error, TrialError) else type(error).__name__
-        return list(self._call("trial_failed", trial, kind, _one_line(error)))
+        kept: list[str] | None = self._call("trial_failed", trial, kind, _one_line(error))
+        return kept
 
-    def group_broken(self, trial: str, error: BaseException) -> None:
-        self._call("group_broken", trial, f"{type(error).__name__}: {_one_line(error)}")
+    def note(self, trial: str, line: str) -> None:
+        self._call("note", trial, line)
 
-    def examined(self, trial: str, detail: dict[str, Any]) -> list[str]:
-        return list(self._call("examined", trial, detail))
+    def examined(self, trial: str, detail: dict[str, Any]) -> list[str] | None:
+        kept: list[str] | None = self._call("examined", trial, detail)
+        return kept
 
     def preempted(self, trial: str, checkpoint: str | None, nodes: list[str]) -> None:
         self._call("preempted", trial, checkpoint, nodes)
@@ -106,12 +103,12 @@ def serve(config: dict[str, Any]) -> None:
             raise Regroup(f"there is room for more than {size} workers")
         if order["kind"] == "drop" and held:
             held.reports.close()  # type: ignore[attr-defined]
-            held.keep_only(order.get("keep"))
+            held.keep_only(order.get("keep"), over=True)
             held = None
         if order["kind"] not in ("train", "examine"):
             continue
         if "assignment" in order:
-            held = Held(Assignment.from_dict(order["assignment"]), world)
+            held = Held(Assignment.from_dict(order["assignment"]), world, context.get_local_rank())
         assert held is not None
         held.notice.leave_after(order.get("seconds"))
         carried_out = (
@@ -121,57 +118,6 @@ def serve(config: dict[str, Any]) -> None:
         )
         if not carried_out:
             held = None
-
-
-class Held:
-    """The trial in this worker's memory."""
-
-    def __init__(self, assignment: Assignment, world: World) -> None:
-        self.assignment, self.world = assignment, world
-        self.checkpoint = assignment.checkpoint
-        self.notice = PreemptionNotice(world.size)
-        self.reports: Iterator[EpochReport] = fine_tune(assignment, world, should_stop=self.notice)
-
-    def keep_only(self, kept: list[str] | None) -> None:
-        """Remove the trial's other checkpoints: rank 0, which writes them. ``None``: not now."""
-        folder = self.assignment.checkpoint_folder
-        if kept is not None and folder is not None and self.world.rank == 0:
-            keep_only(Path(folder).parent, kept, attempt=self.assignment.attempt)
-
-
-class PreemptionNotice:
-    """True once Ray Train says that this worker's node is about to go away. The engine's first
-    question comes just before its first step: ``first_step_at``, unix seconds.
-
-    Asking is a barrier of all workers, so with several of them only the count of the engine's
-    questions, which is the same on all, may decide when to ask; one worker goes by the clock.
-    """
-
-    def __init__(self, world_size: int) -> None:
-        self._alone = world_size == 1
-        self._questions = 0
-        self._asked_at = 0.0
-        self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
-        self.nodes: list[str] = []  # that are about to go away
-        self.first_step_at: float | None = None
-        self._deadline = math.inf
-
-    def leave_after(self, seconds: float | None) -> None:
-        """True as well once so many seconds have passed: all that the run's budget has left."""
-        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
-
-    def __call__(self) -> bool:
-        self.first_step_at = self.first_step_at or time.time()
-        self._questions += 1
-        if self._alone:
-            due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
-        else:
-            due = self._questions % PREEMPTION_POLL_QUESTIONS == 1
-        if self._watched and not self.nodes and due:
-            self._asked_at = time.monotonic()
-            info = ray.train.get_preemption_info()
-            self.nodes = [] if info is None else list(info.preempted_node_ids)
-        return bool(self.nodes) or time.monotonic() > self._deadline
 
 
 @contextmanager
@@ -193,10 +139,13 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
     assignment = held.assignment
     try:
         with _watched(assignment.epoch_timeout_s):
+            _fetch(held, link)
             report = next(held.reports)
+            held.put(report)
     except Preempted as notice:
         if world.rank == 0:
-            link.preempted(assignment.trial_id, notice.checkpoint, held.notice.nodes)
+            rescued = held.rescued(notice.checkpoint)
+            link.preempted(assignment.trial_id, rescued, held.notice.nodes)
         if held.notice.nodes:
             raise  # for Ray Train, which starts the group again where it may stay
         return False
@@ -205,28 +154,43 @@ def _one_epoch(held: Held, link: Link, world: World) -> bool:
         return False
     if report.detail:
         report.detail.setdefault("first_step_at", held.notice.first_step_at)
-    if world.rank == 0:
-        held.keep_only(link.report(assignment, report))
+    kept = link.report(assignment, report) if world.rank == 0 else None
     held.checkpoint = report.checkpoint or held.checkpoint
+    held.keep_only(kept)
     return True
+
+
+def _fetch(held: Held, link: Link) -> None:
+    """Have the checkpoint to start from on this node, and say where it is an earlier one."""
+    line = held.fetch()
+    if line is not None and held.world.rank == 0:
+        link.note(held.assignment.trial_id, line)
 
 
 def _examine(held: Held, link: Link, world: World, correct_file: Path) -> bool:
     """Open the sealed test for a final that is trained; always its last order."""
     assignment = held.assignment
+    file = remote.correct_file(assignment, correct_file)
+    try:
+        with _watched(assignment.epoch_timeout_s):
+            _fetch(held, link)
+    except Exception as error:
+        _report_failure(held, link, error)
+        return False
     # Where the checkpoint of the last epoch got lost, what is missing is trained again.
     while Path(held.checkpoint or "").name != f"epoch-{assignment.epochs:04d}":
         if not _one_epoch(held, link, world):
             return False
     try:
-        assert held.checkpoint is not None
         with _watched(assignment.epoch_timeout_s):
-            examined = examine(assignment, held.checkpoint, world, correct_file=correct_file)
+            examined = examine(assignment, held.at_hand(), world, correct_file=file)
+            if assignment.remote is not None and world.rank == 0:
+                remote.put_correct(assignment, file)
     except Exception as error:
         _report_failure(held, link, error)
         return False
-    if world.rank == 0:
-        held.keep_only([*link.examined(assignment.trial_id, examined.detail), held.checkpoint])
+    kept = link.examined(assignment.trial_id, examined.detail) if world.rank == 0 else None
+    held.keep_only(None if kept is None else [*kept, str(held.checkpoint)], over=True)
     return False
 
 
@@ -236,11 +200,13 @@ def _report_failure(held: Held, link: Link, error: Exception) -> None:
     if not named:
         traceback.print_exc()
     trial, alone = held.assignment.trial_id, held.world.size == 1
-    if named or alone:
-        held.keep_only(link.trial_failed(trial, error))
+    # The storage's failure is no trial's fault: the group's restarts bound how often it may fail.
+    stored = not isinstance(error, StorageError)
+    if named or (alone and stored):
+        held.keep_only(link.trial_failed(trial, error), over=True)
     else:
-        link.group_broken(trial, error)
-    if not alone or "CUDA error" in str(error):
+        link.note(trial, f"{type(error).__name__}: {_one_line(error)}")
+    if not alone or not stored or "CUDA error" in str(error):
         raise error
 
 

@@ -45,6 +45,7 @@ LAYERS = (
 
 # Outside library -> the files that may import it. The longest matching name counts.
 _TORCH_FREE = ("recipe.py", "assignment.py", "errors.py", "line.py", "backbones/catalog.py")
+_TORCH_FREE += ("storage.py", "storage_link.py", "remote.py", "keep.py")
 HOMES = {
     "numpy": ("orchestrator/*", "trainables/*"),
     "torch": ("trainables/*",),
@@ -52,12 +53,13 @@ HOMES = {
     "safetensors": ("trainables/checkpoint*", "trainables/backbones*"),
     "torchvision": ("trainables/data/*",),
     "PIL": ("trainables/data/*",),
-    "filelock": ("trainables/data/*", "orchestrator/session.py"),
+    "filelock": ("trainables/data/*", "trainables/remote.py", "orchestrator/session*.py"),
     "huggingface_hub": ("trainables/backbones/weights.py",),
     "sklearn": ("trainables/data/*", "orchestrator/compare/*"),
     "pyarrow": ("trainables/data/*", "orchestrator/ledger_tables.py", "orchestrator/compare/*"),
+    "pyarrow.fs": ("trainables/storage*.py",),
     "ray": (
-        *("trainables/worker.py", "trainables/line.py", "orchestrator/slots.py"),
+        *("trainables/worker*.py", "trainables/line.py", "orchestrator/slots.py"),
         *("orchestrator/scheduler.py", "orchestrator/runner.py", "orchestrator/dispatcher.py"),
         *("orchestrator/nodes.py", "orchestrator/jobs*.py", "trainables/worker_entry.py"),
         *("orchestrator/pool.py", "orchestrator/cluster.py", "orchestrator/trial.py"),

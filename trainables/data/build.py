@@ -15,6 +15,7 @@ import filelock
 import numpy as np
 
 from trainables.assignment import DataSpec
+from trainables.data import shared
 from trainables.data.reading import Reading, Say, Source, default_folder, refuse_one_class
 from trainables.data.sources import locate
 from trainables.data.splits import assign_splits
@@ -26,6 +27,7 @@ from trainables.data.store import (
     Images,
     Labels,
     PixelStore,
+    digests_of,
     open_store,
     seal,
     write_split,
@@ -36,13 +38,20 @@ from trainables.recipe import stable_hash
 LOCK_TIMEOUT_S = 3600.0
 
 
-def prepare(spec: DataSpec, *, say: Say = lambda line: None) -> PixelStore:
+def prepare(
+    spec: DataSpec, *, remote: str | None = None, say: Say = lambda line: None
+) -> PixelStore:
     """Open the pixel store of ``spec``, building it first where there is none.
 
     One process builds, under a file lock, into a temporary folder that is renamed when it is
-    complete; the others wait for it. ``say`` gets lines of progress. Raises ``UserError`` on
-    every mistake in the source, on a full disk and on a lock held for an hour.
+    complete; the others wait for it. The store of a run that is kept at ``remote`` is fetched from
+    there: the source is asked for only where that fails. ``say`` gets lines of progress. Raises
+    ``UserError`` on every mistake in the source, on a full disk and on a lock held for an hour,
+    ``StorageError`` where the storage does not answer.
     """
+    stored = None if remote is None else _from_storage(spec, remote, say)
+    if stored is not None:
+        return stored
     source = locate(spec)
     key = {
         "schema": STORE_SCHEMA,
@@ -64,6 +73,18 @@ def prepare(spec: DataSpec, *, say: Say = lambda line: None) -> PixelStore:
             f"data.train_limit={spec.train_limit} is more than the {store.info.counts['train']} "
             "training images there are: all are used"
         )
+    return store
+
+
+def _from_storage(spec: DataSpec, remote: str, say: Say) -> PixelStore | None:
+    wanted = shared.entry(spec, remote)
+    if wanted is None:
+        return None
+    path = default_folder(spec) / wanted["folder"]
+    store = shared.opened(path, wanted)
+    if store is None:
+        with _writable(path.parent), _locked(path, say):
+            store = shared.opened(path, wanted) or shared.fetch(path, wanted, remote)
     return store
 
 
@@ -181,7 +202,7 @@ def _spool(
         if not len(chunk.labels):
             continue
         labels.setdefault(chunk.split, []).append(chunk.labels)
-        digests.setdefault(chunk.split, []).append(_digests(chunk.images))
+        digests.setdefault(chunk.split, []).append(digests_of(chunk.images))
         with _spooled(folder, chunk.split).open("ab") as file:
             file.write(np.ascontiguousarray(chunk.images).data)
         if done * 10 // reading.count > told and done < reading.count:
@@ -193,13 +214,6 @@ def _spool(
         {split: np.concatenate([none_digests, *parts]) for split, parts in digests.items()},
         skipped,
     )
-
-
-def _digests(images: Images) -> Digests:
-    """uint64 (n,): BLAKE2b of each image's pixels."""
-    rows = np.ascontiguousarray(images).reshape(len(images), -1)
-    joined = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
-    return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
 
 
 def refuse_small_disk(reading: Reading, folder: Path) -> None:

@@ -80,7 +80,7 @@ def probe_trial(
     their digest, hence the first ones are a fair sample. ``test`` is the caller's to open. Raises
     ``UserError`` where the checkpoint is of another trial.
     """
-    opened = store or prepare(assignment.data)
+    opened = store or prepare(assignment.data, remote=assignment.remote)
     resumed = Assignment.from_dict({**assignment.as_dict(), "checkpoint": checkpoint})
     subject = Subject.of(Trial(resumed, World(device=device), opened).learner)
     part = opened.split(split)
