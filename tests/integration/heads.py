@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.integration.conftest import Shell
 
@@ -36,12 +38,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def head(shell: Shell, auth: str) -> Iterator[Head]:
-    """A head node of two CPUs with a dashboard. Killed by process group, because ``ray stop``
-    would stop every Ray of the machine."""
+def head(
+    shell: Shell, auth: str, *, cpus: int = 2, scaling: dict[str, Any] | None = None
+) -> Iterator[Head]:
+    """A head node with a dashboard and, if told what to scale, Ray's fake autoscaler. Killed by
+    process group, because ``ray stop`` would stop every Ray of the machine."""
     gcs, dashboard, agent = free_port(), free_port(), free_port()
     shell.env |= {"RAY_AUTH_MODE": auth, "PATH": f"{BIN}:{os.environ['PATH']}"}
     del shell.env["RAY_ADDRESS"]
+    scaled = []
+    if scaling is not None:
+        provider = {**scaling["provider"], "gcs_address": f"127.0.0.1:{gcs}"}
+        file = shell.cwd / "cluster.json"
+        file.write_text(json.dumps({**scaling, "provider": provider}))
+        shell.env["RAY_FAKE_CLUSTER"] = "1"
+        scaled = [f"--autoscaling-config={file}"]
     if auth == "token":
         generate = [BIN / "ray", "get-auth-token", "--generate"]
         subprocess.run(generate, env=shell.env, check=True, capture_output=True)
@@ -49,7 +60,7 @@ def head(shell: Shell, auth: str) -> Iterator[Head]:
         process = subprocess.Popen(
             [
                 *(BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
-                *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2"),
+                *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}", *scaled),
                 f"--dashboard-agent-listen-port={agent}",  # another Ray has the usual one
             ],
             env=shell.env,
@@ -75,12 +86,12 @@ def head(shell: Shell, auth: str) -> Iterator[Head]:
 
 
 @contextmanager
-def node(shell: Shell, at: Head, env: dict[str, str]) -> Iterator[None]:
-    """Another node of the cluster, without CPUs, in an environment that differs by ``env``."""
+def node(shell: Shell, at: Head, env: dict[str, str], *, cpus: int = 0) -> Iterator[None]:
+    """Another node of the cluster, in an environment that differs by ``env``."""
     with (shell.cwd / "node.log").open("w") as log:
         process = subprocess.Popen(
             [
-                *(BIN / "ray", "start", "--block", f"--address={at.gcs}", "--num-cpus=0"),
+                *(BIN / "ray", "start", "--block", f"--address={at.gcs}", f"--num-cpus={cpus}"),
                 *("--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}"),
             ],
             env={**shell.env, **env},

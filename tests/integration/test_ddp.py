@@ -44,6 +44,14 @@ def scenario(name: str, workers: int, folder: Path, **fields: Any) -> Any:
     )
 
 
+def elastic(folder: Path, name: str, **fields: Any) -> Any:
+    """A trial whose batch is for three workers, who may be fewer."""
+    place = folder / f"elastic-{name}"
+    return assignment(
+        **SCENARIOS["vit mixed"], batch_size_per_worker=6, checkpoint_folder=place, **fields
+    )
+
+
 def report_lines(wanted: Any, world: World, **fields: Any) -> list[dict[str, Any]]:
     reports = fine_tune(wanted, world, store=small_store(val=VAL), **fields)
     return [{**r.metrics, "checkpoint": r.checkpoint, "detail": r.detail} for r in reports]
@@ -81,6 +89,8 @@ def work(rank: int, folder: Path) -> None:
     results: dict[str, Any] = {
         name: report_lines(scenario(name, 2, folder), world) for name in SCENARIOS
     }
+    smaller = World(rank=rank, size=2, full=3)
+    results["elastic"] = report_lines(elastic(folder, "two"), smaller)
     asked = 0
 
     def told_at_ninth() -> bool:  # rank 1 alone hears of it, in the middle of the second epoch
@@ -172,6 +182,37 @@ def test_told_to_stop_all_stop_at_one_step_and_go_on(both: list[dict[str, Any]])
     # the loss of the epoch that was cut is averaged over workers in float64
     for metric in ("train_loss", "val_loss", "val_top1", "images_seen", "flops"):
         assert ours[metric] == pytest.approx(theirs[metric], rel=1e-6)
+
+
+def same_trial(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """To the tolerance of float32 sums in another order; counts are equal."""
+    close = all(
+        ours[metric] == pytest.approx(theirs[metric], rel=1e-5)
+        for metric in ("train_loss", "val_loss", "val_top1")
+    )
+    return close and all(ours[one] == theirs[one] for one in ("epoch", "images_seen", "lr"))
+
+
+def test_fewer_workers_train_what_three_would(both: list[dict[str, Any]], folder: Path) -> None:
+    """Two share 18 images as 8 and 10; one takes all in micro-batches that are no larger."""
+    pair = both[0]["elastic"]
+    assert pair[0]["detail"]["global_batch"] == 18
+    axes = {**SCENARIOS["vit mixed"], "accumulation_steps": 1}
+    whole = report_lines(assignment(**axes, batch_size_per_worker=18), World())
+    single = report_lines(elastic(folder, "one"), World(full=3))
+    rest = elastic(folder, "rest", checkpoint=pair[0]["checkpoint"])
+    assert all(map(same_trial, pair, whole))
+    assert all(map(same_trial, single, whole))
+    (last,) = report_lines(rest, World(full=3))
+    assert same_trial(last, whole[-1])
+
+
+def test_one_goes_on_in_the_middle_of_an_epoch_that_two_began(
+    both: list[dict[str, Any]], folder: Path
+) -> None:
+    wanted = scenario("vit", 2, folder / "alone", checkpoint=both[0]["preempted"])
+    last = report_lines(wanted, World(full=2))[-1]
+    assert same_trial(last, both[0]["vit"][-1])
 
 
 def test_divergence_on_all_at_once(both: list[dict[str, Any]]) -> None:

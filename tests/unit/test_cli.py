@@ -209,8 +209,22 @@ def test_options_are_short_for_set_and_set_wins() -> None:
     }
     (sweep,) = spec_of(["vit"], given).sweeps
     assert (sweep.data.source, sweep.scheduler.max_epochs) == ("cifar10", 5)
-    assert sweep.resources.num_workers == 2
+    assert (sweep.resources.min_workers, sweep.resources.num_workers) == (None, 2)
     assert sweep.recipe.flip is True
+
+
+def test_a_range_of_workers_is_the_least_and_the_most() -> None:
+    made = spec_of(["vit"], {**OPTIONS, "workers": "2..4"})
+    (sweep,) = made.sweeps
+    assert (sweep.resources.min_workers, sweep.resources.num_workers) == (2, 4)
+    assert made.mistakes() == []
+    # how a run is carried out: a resumed one may have fewer at least
+    assert made.hash() == spec_of(["vit"], {**OPTIONS, "workers": 4}).hash()
+    assert made.hash() != spec_of(["vit"], {**OPTIONS, "workers": "2..5"}).hash()
+    (line,) = spec_of(["vit"], {**OPTIONS, "workers": "4..2"}).mistakes()
+    assert "--workers 2..4" in line
+    with pytest.raises(UserError, match="whole number"):
+        spec_of(["vit"], {**OPTIONS, "workers": "2.."})
 
 
 def test_the_default_name_is_target_and_dataset() -> None:

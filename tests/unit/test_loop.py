@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,36 @@ def test_a_step_sees_the_same_images_for_any_number_of_workers(
         assert len(seen) == images // 8 * 8
     else:  # one step of as many as can be shared evenly
         assert len(seen) == images // shape[1] * shape[1]
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 12), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)
+)
+def test_fewer_workers_share_the_batch_of_a_full_group(
+    images: int, per_worker: int, parts: int, full: int, missing: int
+) -> None:
+    workers = max(1, full - missing)
+    whole = BatchPlan(images=images, batch_size_per_worker=per_worker, world_size=full)
+    plan = replace(whole, world_size=workers, full_size=full)
+    assert (plan.global_batch, plan.steps) == (whole.global_batch, whole.steps)
+    if not plan.steps:
+        return
+    rows = torch.arange(images)
+    shares = [list(plan.batches(rows, seed=0, epoch=1, rank=rank)) for rank in range(workers)]
+    wanted = [list(whole.batches(rows, seed=0, epoch=1, rank=rank)) for rank in range(full)]
+    for step in range(plan.steps):
+        ours, theirs = ([int(i) for part in one for i in part[step]] for one in (shares, wanted))
+        assert ours == theirs
+    sizes = [plan.share_size(rank) for rank in range(workers)]
+    assert min(sizes) > 0
+    assert max(sizes) - min(sizes) <= 2
+    # pairs, which are mixed with each other, are the same
+    full_share = whole.share_size(0)
+    assert full_share % 2 or not any(plan.share(rank)[0] % 2 for rank in range(workers))
+    # no micro-batch is larger than one that had room
+    largest = -(-max(sizes) // plan.micro_batches(parts))
+    assert largest <= -(-full_share // parts)
+    assert whole.micro_batches(parts) == parts
 
 
 def test_the_order_is_of_seed_and_epoch() -> None:
