@@ -50,6 +50,7 @@ class Dispatcher:
         self._path, self._options = Path(ledger_path), {"session": session, **options}
         self._nodes, self._worker = nodes, worker
         self._begun: Orders | None = None
+        self._born = time.monotonic()
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
         self._commit: GroupCommit | None = None
@@ -178,6 +179,12 @@ class Dispatcher:
     async def slots_ready(self) -> int:
         """For the driver: slots that have asked for work in this session."""
         return sum(slot.heard_at is not None for slot in self._orders.slots.values())
+
+    async def silent_s(self) -> float:
+        """For the driver: seconds since any slot asked for an order; since this actor began, where
+        none has asked it yet."""
+        heard = [slot.heard_at for slot in self._orders.slots.values() if slot.heard_at is not None]
+        return time.monotonic() - max(heard, default=self._born)
 
     async def over_budget(self) -> str | None:
         """For the driver: why nothing that is left may be trained, if so."""

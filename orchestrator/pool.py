@@ -85,6 +85,10 @@ class Pool:
         """Slots that have asked for work."""
         return int(self._call("slots_ready"))
 
+    def silent_s(self) -> float:
+        """Seconds since any slot asked for an order."""
+        return float(self._call("silent_s"))
+
     def alive(self) -> int:
         """Slots whose Ray Train run has not ended."""
         return self._slots.alive()

@@ -130,7 +130,7 @@ def _phases(
     trials, slots = session.open_trials(state), pool.num_slots
     say(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
     stop_file = folder / session.STOP_FILE
-    watch = Watch(pool, spec.sweeps[0].resources.slot_start_timeout_s, stop_file, claim.lost)
+    watch = Watch(pool, spec.sweeps[0].resources, stop_file, claim.lost)
     with Progress(folder / FILE_NAME, say, console=terminal()), stop_on_signals(stop_file):
         watch.start()
         try:

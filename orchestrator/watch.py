@@ -11,46 +11,65 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.limits import ResourceSpec
+
 SECOND_SIGNAL_S = 2.0
+LISTEN_S = 10.0
 
 
 class Watch(threading.Thread):
-    """Ends a run whose slots never start or are all gone: a named failure, not a hang. Ends it
-    too, with a ``reason``, once its budget has no room for another epoch, or its storage fails, or
-    it is ``lost`` to another process."""
+    """Ends a run whose slots never start, are all gone, or fall silent, as when their nodes went
+    away and none comes back: a named failure, not a hang. Ends it too, with a ``reason``, once its
+    budget has no room for another epoch, or its storage fails, or it is ``lost`` to another
+    process."""
 
     def __init__(
         self,
         pool: Any,
-        start_timeout_s: float,
+        resources: ResourceSpec,
         stop_file: Path,
         lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         super().__init__(name="watch", daemon=True)
-        self._pool, self._timeout_s, self._stop_file = pool, start_timeout_s, stop_file
-        self._lost = lost
+        self._pool, self._stop_file, self._lost = pool, stop_file, lost
+        self._timeout_s, self._epoch_s = resources.slot_start_timeout_s, resources.epoch_timeout_s
+        self._began, self._ready, self._listened = time.monotonic(), False, 0.0
         self.ended = threading.Event()
         self.error: str | None = None
         self.reason: str | None = None
 
     def run(self) -> None:
-        began, ready = time.monotonic(), False
+        self._began = time.monotonic()
         while not self.ended.wait(0.5) and not self._stop_file.exists():
-            ready = ready or self._pool.ready() > 0
-            if not ready and time.monotonic() - began > self._timeout_s:
-                self.error = (
-                    f"a slot must start within resources.slot_start_timeout_s={self._timeout_s:g}; "
-                    f"none did. Fix: free the cluster, ask for less, or --set "
-                    "resources.slot_start_timeout_s=SECONDS"
-                )
-            elif not self._pool.alive() and self._pool.open_trials():
-                last = (self._pool.errors() or ["no reason given"])[-1]
-                self.error = f"every slot ended before its trials did; the last one: {last}"
+            self.error = self._problem()
             self.reason = self._lost() or self._pool.over_budget()
             if self.error or self.reason:
                 self._stop_file.touch()
         if self._stop_file.exists():
             self._pool.stop()
+
+    def _problem(self) -> str | None:
+        """What keeps the trials from being trained, if anything does."""
+        now, limit = time.monotonic(), f"resources.slot_start_timeout_s={self._timeout_s:g}"
+        self._ready = self._ready or self._pool.ready() > 0
+        if not self._ready and now - self._began > self._timeout_s:
+            return (
+                f"a slot must start within {limit}; none did. Fix: free the cluster, ask for less, "
+                "or --set resources.slot_start_timeout_s=SECONDS"
+            )
+        if not self._pool.alive() and self._pool.open_trials():
+            last = (self._pool.errors() or ["no reason given"])[-1]
+            return f"every slot ended before its trials did; the last one: {last}"
+        if not self._ready or now - self._listened < LISTEN_S:
+            return None
+        self._listened, silent_s = now, self._pool.silent_s()
+        if silent_s > self._epoch_s + self._timeout_s:
+            return (
+                f"a slot that lost its nodes must start again within {limit}; none has been heard "
+                f"of for {silent_s:.0f} s, an epoch's time included. Fix: the same command goes on "
+                "once the cluster has nodes again"
+            )
+        return None
 
 
 @contextmanager

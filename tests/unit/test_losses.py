@@ -14,8 +14,10 @@ from orchestrator.ledger import read, replay
 from orchestrator.ledger_cost import epoch_seconds, slot_seconds
 from orchestrator.ledger_nodes import epochs_by_workers, node_notes
 from orchestrator.ledger_state import TrialState
+from orchestrator.limits import ResourceSpec
 from orchestrator.view import view
 from orchestrator.view_text import summary
+from orchestrator.watch import Watch
 from tests.unit.test_dispatcher import events, impatient, report, run, run_folder
 
 __all__ = ["impatient"]
@@ -193,3 +195,42 @@ def test_an_epoch_by_half_the_workers_costs_half() -> None:
     trial.reports = {1: {**whole, "workers": 2, "of_workers": 2}, 2: half}
     assert slot_seconds([trial]) == 15.0
     assert trial.device_seconds == 30.0
+
+
+class Pool:
+    """A driver's view of slots, all of which have been silent for so long."""
+
+    def __init__(self, silent_s: float) -> None:
+        self._silent_s, self.stopped = silent_s, False
+
+    def ready(self) -> int:
+        return 1
+
+    def alive(self) -> int:
+        return 1
+
+    def silent_s(self) -> float:
+        return self._silent_s
+
+    def over_budget(self) -> str | None:
+        return "enough" if self._silent_s < 12 else None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("silent_s", [11.0, 13.0])
+def test_nodes_that_never_come_back_end_the_run_by_name(tmp_path: Path, silent_s: float) -> None:
+    pool, stop_file = Pool(silent_s), tmp_path / "stop"
+    resources = ResourceSpec(epoch_timeout_s=10, slot_start_timeout_s=2)
+    watch = Watch(pool, resources, stop_file)
+    watch.start()
+    watch.join(10)
+    assert not watch.is_alive()
+    assert stop_file.exists()
+    assert pool.stopped
+    if silent_s > 12:
+        assert "slot_start_timeout_s=2" in str(watch.error)
+        assert "13 s" in str(watch.error)
+    else:
+        assert (watch.error, watch.reason) == (None, "enough")
