@@ -55,16 +55,17 @@ def config_here(gcs_address: str) -> dict[str, Any] | None:
 
 
 def _cluster_file(gcs_address: str) -> Path | None:
-    """The file that the head's monitor process was given."""
+    """The file that the head's monitor process was given. The port tells Rays of one machine
+    apart; its name may be another for this process."""
     import psutil  # type: ignore[import-untyped]  # Ray brings it along
 
+    port = gcs_address.rpartition(":")[2]
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if f"--gcs-address={gcs_address}" not in words:
-            continue
-        for word in words:
-            if word.startswith("--autoscaling-config="):
-                return Path(word.partition("=")[2]).expanduser()
+        told = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        ours = told.get("--gcs-address", "").rpartition(":")[2] == port
+        if ours and "--autoscaling-config" in told:
+            return Path(told["--autoscaling-config"]).expanduser()
     return None
 
 
