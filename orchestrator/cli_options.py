@@ -28,7 +28,13 @@ def apply(options: Sequence[Callable[[Any], Any]], command: Command) -> Command:
     return command
 
 
-STORAGE = click.option("--storage", default="runs", show_default=True, help="Folder of the runs.")
+STORAGE = click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    metavar="PATH|s3://...",
+    help="Where the runs are kept.",
+)
 TRACKING = click.option(
     "--tracking-uri",
     help="MLflow. Default: $MLFLOW_TRACKING_URI, else sqlite in the storage folder.",

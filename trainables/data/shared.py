@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -60,12 +61,19 @@ def opened(path: Path, wanted: Entry) -> PixelStore | None:
 def fetch(path: Path, wanted: Entry, remote: str) -> PixelStore | None:
     """The wanted store, fetched to ``path`` and verified; ``None`` where it is not there, or is
     not what it should be. The caller holds the store's lock. Raises ``StorageError``."""
+    half = path.with_name(f".{path.name}.fetched")
     try:
-        storage.get_folder(_uri(remote, wanted["folder"]), path, marker=INFO)
+        storage.get_folder(_uri(remote, wanted["folder"]), half, marker=INFO)
+        store = opened(half, wanted)
+        if store is None or not _intact(store):
+            return None
+        shutil.rmtree(path, ignore_errors=True)
+        half.rename(path)
     except FileNotFoundError:
         return None
-    store = opened(path, wanted)
-    return store if store and _intact(store) else None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return opened(path, wanted)
 
 
 def _intact(store: PixelStore) -> bool:
