@@ -24,6 +24,7 @@ SWEEP = (
     "sweep", "resnet", "--name", "lan", "--trials", "1", "--workers", "2",
     "--max-epochs", str(EPOCHS), "--set", "scheduler.kind=none",
     "--set", "data.train_limit=600", "--set", "recipe.batch_size_per_worker=8",
+    "--set", "resources.max_failures_per_trial=0",
 )  # fmt: skip
 HEAD_PORT = 6379  # free: each namespace has all ports to itself
 START_PATIENCE_S = 90
@@ -127,3 +128,5 @@ def test_a_trial_across_two_nodes_outlives_the_loss_of_one(shell: Shell) -> None
     assert begun < EPOCHS  # it was cut off in the middle
     assert sorted(trial.reports) == list(range(1, EPOCHS + 1))
     assert shell.reported_twice("lan") == []
+    preempted = [one for one in shell.records("lan") if one["event"] == "preempted"]
+    assert [one["trial"] for one in preempted] == ["resnet-0000"]
