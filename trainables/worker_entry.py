@@ -33,11 +33,11 @@ def _from_all(mine: list[str]) -> list[str]:
     size = ray.train.get_context().get_world_size()
     if size == 1:
         return mine
-    import ray.train.torch
     import torch
     import torch.distributed
+    from ray.train.torch import get_device
 
-    device = ray.train.torch.get_device()
+    device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else NCCL gathers on the first device of every node
     gathered: list[list[str]] = [[] for _ in range(size)]
