@@ -25,6 +25,7 @@ STALE_S = 60.0
 LONG_GONE_S = 900.0  # clocks further apart than this cannot talk to S3 at all
 LOOK_S = 2.0
 SETTLE_S = 1.0
+PATIENCE_S = 5.0  # of one question, while the run goes on or ends
 
 Holder = dict[str, Any]
 
@@ -68,7 +69,7 @@ class Lease:
                     )
         self._write()
         time.sleep(SETTLE_S)  # of two who take it at once, the later one has it
-        if not self._mine():
+        if self._taken():
             raise UserError(
                 f"one process at a time may run a name; another one has just taken {name!r}. "
                 f"Fix: orchestrator status {name}, or --name OTHER"
@@ -82,8 +83,8 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            if self._mine():
-                storage.delete_file(self._uri)
+            if not self._taken():
+                storage.delete_file(self._uri, patience_s=PATIENCE_S)
         except StorageError:
             pass  # stale in a minute
 
@@ -91,10 +92,10 @@ class Lease:
         refreshed_at = time.monotonic()
         while not self._ended.wait(LOOK_S) and self.problem is None:
             try:
-                if storage.exists(f"{self.remote}/{STOP_FILE}"):
+                if storage.exists(f"{self.remote}/{STOP_FILE}", patience_s=PATIENCE_S):
                     self._asked_to_stop()
                 if time.monotonic() - refreshed_at >= REFRESH_S:
-                    if not self._mine():
+                    if self._taken():
                         self.problem = f"{self._uri} is another process's now: taken for dead"
                         return
                     self._write()
@@ -102,20 +103,21 @@ class Lease:
             except StorageError:
                 continue  # the ledger's own puts decide how long an outage may be
 
-    def _mine(self) -> bool:
-        now = holder(self.remote)
-        return now is not None and now["id"] == self._me["id"]
+    def _taken(self) -> bool:
+        now = holder(self.remote, patience_s=PATIENCE_S)
+        return now is not None and now["id"] != self._me["id"]
 
     def _write(self) -> None:
         told = json.dumps({**self._me, "time": time.time()})
-        storage.write_bytes(self._uri, told.encode())
+        storage.write_bytes(self._uri, told.encode(), patience_s=PATIENCE_S)
 
 
-def holder(remote: str) -> Holder | None:
+def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
     """Who holds the run at ``remote``: ``host``, ``pid``, ``where`` and ``time`` of the last
     refreshment, in unix seconds of its clock; ``None`` where nobody does."""
+    uri = f"{remote}/{LEASE_FILE}"
     try:
-        found: Holder = json.loads(storage.read_bytes(f"{remote}/{LEASE_FILE}"))
+        found: Holder = json.loads(storage.read_bytes(uri, patience_s=patience_s))
     except FileNotFoundError:
         return None
     return found

@@ -62,7 +62,7 @@ def origin(folder: Path) -> str | None:
         return None
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, *, patience_s: float | None = None) -> bytes:
     """The file's content."""
 
     def work() -> bytes:
@@ -70,7 +70,7 @@ def read_bytes(uri: str) -> bytes:
         with files.open_input_stream(path) as stream:
             return bytes(stream.read())
 
-    return retried(f"reading {uri}", work)
+    return retried(f"reading {uri}", work, patience_s)
 
 
 def write_bytes(uri: str, content: bytes, *, patience_s: float | None = None) -> None:
@@ -167,17 +167,17 @@ def folders(uri: str) -> list[str]:
     return retried(f"listing {uri}", work)
 
 
-def exists(uri: str) -> bool:
+def exists(uri: str, *, patience_s: float | None = None) -> bool:
     """Whether there is such a file."""
 
     def work() -> bool:
         files, path = opened(uri)
         return bool(files.get_file_info(path).is_file)
 
-    return retried(f"looking for {uri}", work)
+    return retried(f"looking for {uri}", work, patience_s)
 
 
-def delete_file(uri: str) -> None:
+def delete_file(uri: str, *, patience_s: float | None = None) -> None:
     """Remove a file; what is gone already is no error."""
 
     def work() -> None:
@@ -185,8 +185,9 @@ def delete_file(uri: str) -> None:
         with suppress(FileNotFoundError):
             files.delete_file(path)
 
-    if exists(uri):  # S3 leaves an empty folder behind even where there was nothing
-        retried(f"deleting {uri}", work)
+    # S3 leaves an empty folder behind even where there was nothing.
+    if exists(uri, patience_s=patience_s):
+        retried(f"deleting {uri}", work, patience_s)
 
 
 def delete_folder(uri: str, *, marker: str) -> None:
@@ -216,8 +217,8 @@ def mistakes(uri: str) -> list[str]:
         probe = f"{uri}/.probe-{uuid.uuid4().hex[:8]}"
         try:
             write_bytes(probe, b"probe", patience_s=CHECK_PATIENCE_S)
-            read_bytes(probe)
-            delete_file(probe)
+            read_bytes(probe, patience_s=CHECK_PATIENCE_S)
+            delete_file(probe, patience_s=CHECK_PATIENCE_S)
             said.append("")
         except Exception as error:
             said.append(" ".join(str(error.__cause__ or error).split()))
