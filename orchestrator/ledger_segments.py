@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 from trainables import storage
@@ -81,9 +82,8 @@ def _offset(name: str) -> int:
 
 def _joined(parts: list[tuple[int, bytes]]) -> Iterator[bytes]:
     """Each part up to where the next one begins; nothing after a gap."""
-    ends = [offset for offset, _ in parts[1:]]
-    at = 0
-    for (offset, content), end in zip(parts, [*ends, None], strict=True):
+    at, ends = 0, [offset for offset, _ in parts[1:]]
+    for (offset, content), end in zip_longest(parts, ends):
         if offset != at:
             return
         kept = content if end is None else content[: end - offset]
