@@ -20,6 +20,20 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Thin trials and Train's helpers are many small processes on purpose: no warning about them.
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+# A Ray of our own shares its cores with what it trains, and ends with it: nobody scrapes it.
+FRUGAL = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "500",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_kill_idle_workers_interval_ms": "1000",
+    # Nobody takes this machine away; a watcher a slot is a process to start for nothing.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A Ray of our own that has died does not come back: leave, the ledger has everything.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
 
 
 def known_address() -> str | None:
@@ -54,10 +68,8 @@ def attached(namespace: str) -> Iterator[Room]:
     if address is not None:
         ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     else:
-        # Nobody takes this machine away; a watcher a slot is a process to start for nothing.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # A Ray of our own that has died does not come back: leave, the ledger has everything.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+        for name, value in FRUGAL.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             namespace=namespace,
@@ -65,10 +77,24 @@ def attached(namespace: str) -> Iterator[Room]:
             log_to_driver=False,
             logging_level="ERROR",
         )
+        # It would hand the workers' output on to drivers, and ours asked for none.
+        _own_node().kill_log_monitor()
     try:
         yield autoscaler.room()
     finally:
         ray.shutdown()
+
+
+def is_our_own() -> bool:
+    """Whether this process has started the Ray that it is attached to, which ends with it."""
+    return _own_node() is not None
+
+
+def _own_node() -> Any:
+    from ray._private import worker
+
+    node = worker._global_node
+    return node if node is not None and node.is_head() else None
 
 
 def gone(nodes: Sequence[str]) -> list[str]:
