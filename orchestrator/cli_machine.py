@@ -90,7 +90,7 @@ def doctor(
 
     The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
     """
-    from orchestrator.doctor import examine
+    from orchestrator.cli_doctor import examine
 
     backbones = _backbones(family, scale, weights) if family or scale or weights else []
     facts = examine(storage, tracking_uri, backbones, local=local)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import doctor
+from orchestrator import cli_doctor
 from orchestrator.doctor_cluster import auth_mistakes
 from orchestrator.doctor_node import gpu_mistakes, status_of
 from orchestrator.tracking_store import age_mistakes
@@ -97,6 +97,6 @@ def test_gpus_that_torch_does_not_see() -> None:
 def test_versions_that_nobody_tested_are_named(tmp_path: Path) -> None:
     pins = tmp_path / "constraints.txt"
     pins.write_text(f"# a comment\nclick==0.1\nray=={metadata.version('ray')}\nno-such-thing==1\n")
-    (line,) = doctor.pin_mistakes(pins)
+    (line,) = cli_doctor.pin_mistakes(pins)
     assert line.startswith("click is ")
-    assert doctor.pin_mistakes(tmp_path / "missing.txt") == []
+    assert cli_doctor.pin_mistakes(tmp_path / "missing.txt") == []
