@@ -47,18 +47,18 @@ def cluster(shell: Shell, net: Lan) -> Iterator[None]:
         "RAY_health_check_failure_threshold": "4",
         "GLOO_SOCKET_IFNAME": "eth0",  # the machine's name belongs to another network
     }
-    with TemporaryDirectory(prefix="lan-", dir="/tmp") as sockets:  # their paths must be short
+    with TemporaryDirectory(prefix="lan-", dir="/tmp") as disks:  # paths of sockets must be short
         head, *others = net.machines
-        await_up(shell, {head: start(shell, net, head, sockets)})
-        await_up(shell, {other: start(shell, net, other, sockets) for other in others})
+        await_up(shell, {head: start(shell, net, head, disks)})
+        await_up(shell, {other: start(shell, net, other, disks) for other in others})
         yield
 
 
-def start(shell: Shell, net: Lan, machine: str, sockets: str) -> subprocess.Popen[bytes]:
-    """Start the machine's node."""
+def start(shell: Shell, net: Lan, machine: str, disks: str) -> subprocess.Popen[bytes]:
+    """Start the machine's node, with a temporary folder of its own."""
     here = net.address(machine)
     place = (
-        ["--head", f"--port={HEAD_PORT}", f"--temp-dir={sockets}", "--include-dashboard=false"]
+        ["--head", f"--port={HEAD_PORT}", "--include-dashboard=false"]
         if machine == net.machines[0]
         else [f"--address={shell.env['RAY_ADDRESS']}"]
     )
@@ -67,7 +67,7 @@ def start(shell: Shell, net: Lan, machine: str, sockets: str) -> subprocess.Pope
             [
                 *net.on(machine),
                 *(BIN / "ray", "start", "--block", "--num-cpus=1", f"--node-ip-address={here}"),
-                *place,
+                *(f"--temp-dir={disks}/{machine}", *place),
             ],
             env={key: value for key, value in shell.env.items() if key != "RAY_ADDRESS"},
             stdout=log,

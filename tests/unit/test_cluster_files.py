@@ -22,7 +22,6 @@ import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import cli as ray_cli
 
 from tests.unit.command_lines import calls, check_ours, parse, shell_blocks
 
@@ -32,7 +31,14 @@ SCHEMAS = ROOT.parent / "shared" / "schemas"
 README = (CLUSTER / "README.md").read_text(encoding="utf-8")
 BOOT_MINUTES = 6  # of a GPU machine: what the files assume
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's and MLflow's CLI
 needs_schemas = pytest.mark.skipif(not SCHEMAS.exists(), reason=f"no {SCHEMAS}")
+
+
+def ray_cli() -> click.Command:
+    from ray.scripts.scripts import cli
+
+    return cli
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -281,14 +287,14 @@ def test_clouds_have_safe_heads_and_spot_workers_behind_a_token(name: str) -> No
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
 
     started = [
-        parse(ray_cli, words).params for words in ray_calls(config["head_start_ray_commands"])
+        parse(ray_cli(), words).params for words in ray_calls(config["head_start_ray_commands"])
     ]
     (params,) = [one for one in started if "head" in one]
     assert params["head"]
     assert params["dashboard_host"] == "127.0.0.1"
     assert params["autoscaling_config"]
     joined = [
-        parse(ray_cli, words).params for words in ray_calls(config["worker_start_ray_commands"])
+        parse(ray_cli(), words).params for words in ray_calls(config["worker_start_ray_commands"])
     ]
     assert [one["address"] for one in joined if "address" in one] == ["$RAY_HEAD_IP:6379"]
 
@@ -335,14 +341,14 @@ def test_every_command_of_the_readme_parses(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", list(calls(shell_blocks(README), "ray")), ids=" ".join)
 def test_every_ray_command_of_the_readme_parses(arguments: list[str]) -> None:
-    parse(ray_cli, arguments)
+    parse(ray_cli(), arguments)
 
 
 def test_a_wrong_command_does_not_parse() -> None:
     with pytest.raises(click.ClickException):
         check_ours(["sweep", "vit", "--worker-count", "2"])
     with pytest.raises(click.ClickException):
-        parse(ray_cli, ["start", "--head", "--dashboard", "127.0.0.1"])
+        parse(ray_cli(), ["start", "--head", "--dashboard", "127.0.0.1"])
 
 
 def test_the_readme_names_every_file_and_no_other() -> None:
@@ -413,7 +419,7 @@ def test_slurm_makes_a_cluster_and_runs_one_sweep(tmp_path: Path) -> None:
         assert time.monotonic() < deadline  # srun starts them in the background
         time.sleep(0.05)
     started = [
-        parse(ray_cli, words).params for words in recorded(log, "ray") if words[0] == "start"
+        parse(ray_cli(), words).params for words in recorded(log, "ray") if words[0] == "start"
     ]
     heads = [one for one in started if one["head"]]
     assert [one["node_ip_address"] for one in heads] == ["10.0.0.1"]
