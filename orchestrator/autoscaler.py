@@ -46,7 +46,7 @@ def config_here(gcs_address: str) -> dict[str, Any] | None:
     ``None`` where there is none. Only the head has it."""
     path = _cluster_file(gcs_address)
     if path is not None:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
 
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     if "KUBERNETES_SERVICE_HOST" in os.environ and NAMESPACE_FILE.exists():
@@ -57,7 +57,7 @@ def config_here(gcs_address: str) -> dict[str, Any] | None:
 def _cluster_file(gcs_address: str) -> Path | None:
     """The file that the head's monitor process was given. The port tells Rays of one machine
     apart; its name may be another for this process."""
-    import psutil  # type: ignore[import-untyped]  # Ray brings it along
+    import psutil  # Ray brings it along
 
     port = gcs_address.rpartition(":")[2]
     for process in psutil.process_iter(["cmdline"]):
