@@ -19,11 +19,11 @@ from tests.integration.test_sweep import epochs
 
 pytestmark = pytest.mark.ray
 
-EPOCHS = 6
+EPOCHS = 8
 SWEEP = (
     "sweep", "resnet", "--name", "lan", "--trials", "1", "--workers", "2",
     "--max-epochs", str(EPOCHS), "--set", "scheduler.kind=none",
-    "--set", "data.train_limit=600", "--set", "recipe.batch_size_per_worker=8",
+    "--set", "data.train_limit=300", "--set", "recipe.batch_size_per_worker=10",
     "--set", "resources.max_failures_per_trial=0",
 )  # fmt: skip
 HEAD_PORT = 6379  # free: each namespace has all ports to itself
@@ -109,10 +109,11 @@ def at_work(shell: Shell, net: Lan) -> set[str]:
 def test_a_trial_across_two_nodes_outlives_the_loss_of_one(shell: Shell) -> None:
     with lan("head", "left", "right") as net, cluster(shell, net):
         driver = sweep(shell, net)
-        shell.wait_for("lan", lambda state: epochs(state) >= 2)
+        shell.wait_for("lan", lambda state: epochs(state) >= 1)
         before = at_work(shell, net)
         assert len(before) == 2
         lost = max(before - {"head"})
+        shell.wait_for("lan", lambda state: epochs(state) >= 2)
         net.cut(lost)
 
         state = shell.wait_for("lan", lambda state: state.trials["resnet-0000"].attempt == 2)
