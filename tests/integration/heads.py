@@ -45,13 +45,16 @@ def head(
     process group, because ``ray stop`` would stop every Ray of the machine."""
     gcs, dashboard, agent = free_port(), free_port(), free_port()
     shell.env |= {"RAY_AUTH_MODE": auth, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    shell.env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nothing here is worth half a minute
     del shell.env["RAY_ADDRESS"]
-    scaled = []
+    scaled, env = [], dict(shell.env)
     if scaling is not None:
         provider = {**scaling["provider"], "gcs_address": f"127.0.0.1:{gcs}"}
         file = shell.cwd / "cluster.json"
         file.write_text(json.dumps({**scaling, "provider": provider}))
-        shell.env["RAY_FAKE_CLUSTER"] = "1"
+        env |= {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1"}
+        env |= {"RAY_CLOUD_INSTANCE_ID": provider["head_node_id"]}
+        env |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         scaled = [f"--autoscaling-config={file}"]
     if auth == "token":
         generate = [BIN / "ray", "get-auth-token", "--generate"]
@@ -63,7 +66,7 @@ def head(
                 *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}", *scaled),
                 f"--dashboard-agent-listen-port={agent}",  # another Ray has the usual one
             ],
-            env=shell.env,
+            env=env,
             cwd=shell.cwd,
             stdout=log,
             stderr=log,

@@ -81,8 +81,10 @@ def test_rays_own_client_and_a_second_submission_of_what_is_done(
 
 def test_a_failing_sweep_ends_with_its_own_exit_code(cluster: tuple[Shell, Head]) -> None:
     shell, at = cluster
-    broken = ("--trials", "1", "--set", "recipe.learning_rate=1e30", *QUICK)
-    code, out, err = shell(*submission(shell, at, "sweep", "vit", "--name", "bad", *broken))
+    weights = shell.cwd / "broken.safetensors"
+    weights.write_text("no weights")
+    sweep = ("sweep", "vit", "--name", "bad", "--trials", "1", "--weights", str(weights), *QUICK)
+    code, out, err = shell(*submission(shell, at, *sweep))
     assert code == 5, out + err
     assert "ended with exit code 5" in err
     assert [trial.status for trial in shell.state("bad").trials.values()] == ["failed"]
