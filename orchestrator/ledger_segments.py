@@ -10,6 +10,8 @@ stored is a prefix of the ledger and replays to a valid state.
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -20,6 +22,7 @@ from trainables.errors import StorageError
 
 FOLDER = "ledger"
 SEGMENT_BYTES = 256 * 1024
+LOOK_S = 20.0  # less than a lease is good for; by a clock that goes on while a machine sleeps
 READERS = 8
 
 
@@ -29,17 +32,32 @@ class Segments:
 
     def __init__(self, path: Path, remote: str, begin: int | None = None) -> None:
         self._path, self._remote = path, remote
+        self._file = path.open("rb")
         self._begin = begin  # of the current segment, a byte offset
+        self._looked_at = 0.0
         self.stored = begin or 0
+
+    def size(self) -> int:
+        """Bytes of the file. Raises ``StorageError`` once another driver has put its own there."""
+        mine = os.fstat(self._file.fileno())
+        try:
+            there: int | None = self._path.stat().st_ino
+        except FileNotFoundError:
+            there = None
+        if there != mine.st_ino:
+            raise StorageError(f"{self._path} is another process's now")
+        return mine.st_size
 
     def push(self) -> int:
         """Put all whole lines; the number of bytes that are stored now. Raises ``StorageError``
-        also where the storage has more than the file: then somebody else has written there."""
+        also where another process writes: one that took us for dead, while we slept."""
         if self._begin is None:
             self._begin = self.stored = _end(self._remote)
-        with self._path.open("rb") as file:
-            file.seek(self._begin)
-            content = file.read()
+        self.size()
+        if time.time() - self._looked_at > LOOK_S:
+            self._look()
+        self._file.seek(self._begin)
+        content = self._file.read()
         content = content[: content.rfind(b"\n") + 1]
         end = self._begin + len(content)
         if end < self.stored:
@@ -53,6 +71,15 @@ class Segments:
         if len(content) >= SEGMENT_BYTES:
             self._begin = end
         return self.stored
+
+    def _look(self) -> None:
+        assert self._begin is not None
+        last = max((_offset(one.name) for one in _segments(self._remote)), default=0)
+        if last > self._begin:
+            raise StorageError(
+                f"{self._remote} is another process's since byte {last} of its ledger"
+            )
+        self._looked_at = time.time()
 
 
 def read(remote: str) -> bytes:
@@ -97,13 +124,16 @@ class GroupCommit:
     nothing is stored any more, and the run has to stop."""
 
     def __init__(self, path: Path, remote: str) -> None:
-        self._path, self._segments = path, Segments(path, remote)
+        self._segments = Segments(path, remote)
         self._under_way: asyncio.Task[None] | None = None
         self.problem: str | None = None
 
     async def settled(self) -> bool:
         """Wait until the file, as it is now, is stored; ``False`` where the storage failed."""
-        wanted = self._path.stat().st_size
+        try:
+            wanted = self._segments.size()
+        except StorageError as error:
+            self.problem, wanted = str(error), 0
         while self._segments.stored < wanted and self.problem is None:
             if self._under_way is None:
                 self._under_way = asyncio.create_task(self._put())

@@ -175,6 +175,10 @@ def test_a_writer_taken_for_dead_changes_nothing_that_is_read(place: str, tmp_pa
     note(second, 1)
     alive.push()
     assert ledger_segments.read(place) == second.path.read_bytes()
+    dead._looked_at = 0.0  # it slept for a minute
+    note(first, 1)
+    with pytest.raises(StorageError, match="another process"):
+        dead.push()
 
 
 def test_a_torn_line_waits_until_it_is_whole(place: str, tmp_path: Path) -> None:
@@ -275,6 +279,29 @@ def test_a_slot_is_answered_once_the_storage_has_it(
     # What nobody was told of is not there any more once the copy is brought in line.
     pull(place, "run")
     assert replay(read(folder / "ledger.jsonl")).trials["vit-0000"].epoch == 1
+
+
+def test_a_dispatcher_that_outlives_its_driver_answers_nobody_any_more(
+    place: str, tmp_path: Path
+) -> None:
+    folder = run_in(place, tmp_path)
+    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+
+    async def story() -> None:
+        books._orders.want("vit-0000", 1)
+        await books.next_order("s-0", "life", None)
+        pull(place, "run")  # as the next driver does when it takes the name
+        done = {"epoch": 1, "metrics": {"val_top1": 0.5}, "checkpoint": "/x/attempt-1/epoch-0001"}
+        assert await books.report("s-0", "vit-0000", 1, done) is None
+        books._orders.want("vit-0000", 2)
+        assert await books.next_order("s-0", "life", "vit-0000") == {"kind": "leave"}
+
+    asyncio.run(story())
+    events = [
+        json.loads(line)["event"] for line in ledger_segments.read(f"{place}/run").splitlines()
+    ]
+    assert events[-1] == "started"
+    assert len(list(read(folder / "ledger.jsonl"))) == len(events)
 
 
 def test_weights_of_a_trial_that_ends_with_no_slot_go_once_that_is_stored(
