@@ -17,9 +17,9 @@ from tests.integration.heads import BIN
 from tests.integration.lan import Lan, lan
 from tests.integration.test_sweep import epochs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS = 8
+EPOCHS = 6
 SWEEP = (
     "sweep", "resnet", "--name", "lan", "--trials", "1", "--workers", "2",
     "--max-epochs", str(EPOCHS), "--set", "scheduler.kind=none",
