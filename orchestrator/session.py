@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from orchestrator import session_copy
 from orchestrator.ledger import FILE_NAME, SCHEMA, TERMINAL, Ledger, State, read, replay
 from orchestrator.places import remote_of
-from orchestrator.session_copy import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE
+from orchestrator.session_copy import LOCK_FILE, PULL_PATIENCE_S
+from orchestrator.session_lease import STOP_FILE as STOP_FILE
 from orchestrator.session_lease import Lease
 from orchestrator.spec import RunSpec, diff
 from trainables.errors import UserError

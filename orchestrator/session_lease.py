@@ -37,7 +37,8 @@ class Lease:
     """
 
     def __init__(self, remote: str, asked_to_stop: Callable[[], None]) -> None:
-        self.remote, self.problem = remote, None
+        self.remote = remote
+        self.problem: str | None = None
         self._uri, self._asked_to_stop = f"{remote}/{LEASE_FILE}", asked_to_stop
         self._me = {
             "id": uuid.uuid4().hex,
@@ -45,7 +46,6 @@ class Lease:
             "pid": os.getpid(),
             "where": _where(),
         }
-        self.problem: str | None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 

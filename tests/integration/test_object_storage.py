@@ -65,11 +65,15 @@ def test_a_head_that_is_lost_with_its_disk_goes_on_from_the_storage(
     assert local == 0, err
     expected = shell.state("there")
 
-    asked = (*SWEEP, "--name", "s", "--storage", BUCKET, "--final-seeds", "1")
+    asked = (*SWEEP, "--name", "s", "--storage", BUCKET)
     driver = shell.start(*asked)
     disk = next_copy(shell, driver)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
+    for _ in range(300):  # the driver's Ray goes with it, but not at once
+        if not shell.processes("RayTrainWorker"):
+            break
+        time.sleep(0.1)
     stored = replay(json.loads(line) for line in read(f"{BUCKET}/s").splitlines())
     assert 0 < sum(len(trial.reports) for trial in stored.trials.values()) < 6
     for lost in (disk, shell.cwd / "pixels"):
@@ -79,13 +83,12 @@ def test_a_head_that_is_lost_with_its_disk_goes_on_from_the_storage(
     assert code == 0, err
     found = replay(json.loads(line) for line in read(f"{BUCKET}/s").splitlines())
     assert found.closed
-    seen, final = figures(found), "resnet-final-00"
-    assert len(seen.pop(final)) == 3
-    assert seen == figures(expected)
+    assert figures(found) == figures(expected)
     assert winners(found)["resnet"].trial == winners(expected)["resnet"].trial
     # It went on: the trial that was under way began again from its last epoch, not from the first.
     again = [trial for trial in stored.trials.values() if trial.reports and trial.epoch < 3]
     assert all(found.trials[trial.trial].attempt == 2 for trial in again)
+    assert found.notes == []
     assert remote.told["served"] > 100
     assert remote.told.total() - remote.told["served"] > 5
 
@@ -120,7 +123,6 @@ def read_from_elsewhere(shell: Shell, found: State) -> None:
     assert code == 0, err
     (family,) = json.loads(out)["families"]
     assert family["best_val_top1"] == winners(found)["resnet"].best()[0]
-    assert family["final"]["test_top1"]["n"] == 1
     code, out, err = shell("status", "--json", "--storage", BUCKET)
     assert code == 0, err
     (seen,) = json.loads(out)["runs"]

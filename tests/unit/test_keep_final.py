@@ -10,7 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from trainables import worker
+from trainables import remote, storage, worker
 from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.data import prepare
 from trainables.finetune import EpochReport, World, evaluate_split, fine_tune
@@ -32,11 +32,11 @@ class Dispatcher:
         return []
 
 
-def test_it_meets_the_test_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Assignment:
+    """Two epochs on few images."""
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    final = Assignment(
+    return Assignment(
         trial_id="resnet-final-00",
         attempt=1,
         backbone=BackboneSpec(family="resnet"),
@@ -48,6 +48,9 @@ def test_it_meets_the_test_with_the_same_weights(
         epochs=2,
         checkpoint_folder=str(tmp_path / "checkpoints" / "resnet-final-00" / "attempt-1"),
     )
+
+
+def test_it_meets_the_test_with_the_same_weights(tmp_path: Path, final: Assignment) -> None:
     first, last = (str(report.checkpoint) for report in fine_tune(final))
     labels = prepare(final.data).split("test").labels
     wanted = evaluate_split(final, last, "test") == labels
@@ -64,3 +67,26 @@ def test_it_meets_the_test_with_the_same_weights(
     # What met the test stays, though the ledger names another place.
     assert [path.name for path in second.iterdir()] == ["epoch-0002"]
     assert not Path(first).exists()
+
+
+def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
+    tmp_path: Path, final: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "node"))
+    uri = f"file://{tmp_path / 'storage'}/run"
+    _, last = (str(report.checkpoint) for report in fine_tune(final))
+    labels = prepare(final.data).split("test").labels
+    wanted = evaluate_split(final, last, "test") == labels
+    remote.put(replace(final, remote=uri), last)
+    shutil.rmtree(tmp_path / "checkpoints")
+    told = Dispatcher()
+    held = worker.Held(replace(final, attempt=2, checkpoint=last, remote=uri), World())
+    head = Path("/head/finals/resnet-final-00/test_correct.arrow")
+    assert not worker._examine(held, cast(worker.Link, told), World(), head)
+    assert told.reports == []
+    storage.get_file(f"{uri}/finals/resnet-final-00/{head.name}", tmp_path / "correct.arrow")
+    found = pa.ipc.open_file(tmp_path / "correct.arrow").read_all()["correct"]
+    assert found.to_pylist() == wanted.tolist()
+    # It stays there and is gone here.
+    assert remote.stored(f"{uri}/checkpoints/resnet-final-00") == ["attempt-1/epoch-0002"]
+    assert list((tmp_path / "node").rglob("*.safetensors")) == []
