@@ -79,13 +79,17 @@ class Purse:
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
         self._sure.add(family)
 
-    def lose(self, slot: Slot | None) -> float | None:
-        """The slot's last order ended without a report: its seconds, now charged."""
+    def lose(self, slot: Slot | None, *, waited: bool = False) -> float | None:
+        """The slot's last order ended without a report: its seconds, now charged. One that has
+        ``waited`` for another node since then: no more than the costliest epoch seen."""
         if slot is None or slot.trial is None or slot.ordered_at is None:
             return None
-        seconds = round(time.monotonic() - slot.ordered_at, 3)
+        family, seconds = self._family(slot.trial), time.monotonic() - slot.ordered_at
         slot.ordered_at = None
-        self._spent_s[self._family(slot.trial)] += seconds
+        if waited:
+            seconds = min(seconds, self._largest_s.get(family, seconds))
+        seconds = round(seconds, 3)
+        self._spent_s[family] += seconds
         return seconds
 
     def affords(self, trial: str) -> bool:

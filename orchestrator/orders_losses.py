@@ -62,7 +62,7 @@ class Losses:
     def broke(self, known: Slot, reason: str, gone: Sequence[str]) -> None:
         """The attempt broke through no word of its own: again, or failed by name. With nodes
         ``gone`` it was preempted, else it has failed."""
-        trial, seconds = str(known.trial), self._books.purse.lose(known)
+        trial, seconds = str(known.trial), self._books.purse.lose(known, waited=bool(gone))
         known.trial, state = None, self._books.state.trials[trial]
         if state.status in TERMINAL:
             return
