@@ -55,7 +55,8 @@ def known_address() -> str | None:
 def attached(namespace: str) -> Iterator[Room]:
     """A Ray for the length of a run; yields what the cluster can ever hold.
 
-    Raises :class:`UserError` within seconds when ``RAY_ADDRESS`` does not answer.
+    Raises :class:`UserError` when ``RAY_ADDRESS`` does not answer, within seconds, and when it
+    lets this process not in.
     """
     import ray
 
@@ -66,7 +67,7 @@ def attached(namespace: str) -> Iterator[Room]:
             f"{CONNECT_TIMEOUT_S:g} s. Fix: start it, or unset RAY_ADDRESS to run on this machine"
         )
     if address is not None:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+        _attach(address, namespace)
     else:
         for name, value in FRUGAL.items():
             os.environ.setdefault(name, value)
@@ -83,6 +84,20 @@ def attached(namespace: str) -> Iterator[Room]:
         yield autoscaler.room()
     finally:
         ray.shutdown()
+
+
+def _attach(address: str, namespace: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+    except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError) as error:
+        why, mode = " ".join(str(error).split())[:200], os.environ.get("RAY_AUTH_MODE", "not set")
+        raise UserError(
+            f"a cluster must let this process in; {address} does not ({why}). Fix: RAY_AUTH_MODE "
+            f"(here {mode}) and the token in ~/.ray/auth_token as on the head, and the head's "
+            "versions of Python and Ray"
+        ) from None
 
 
 def is_our_own() -> bool:

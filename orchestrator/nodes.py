@@ -89,7 +89,8 @@ def ask_each(
 
 def dashboard() -> str | None:
     """``HOST:PORT`` of the cluster's dashboard as its head tells it; ``None`` without one."""
-    address: str | None = ray.init(ignore_reinit_error=True).address_info["webui_url"]
+    there = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    address: str | None = there.address_info["webui_url"]
     return address or None
 
 
