@@ -122,7 +122,8 @@ def _specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
 
 def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """The command's name and its options, as the job will read them."""
-    inside, rest, words = root, list(arguments), []
+    inside, rest = root, list(arguments)
+    words: list[str] = []
     while isinstance(inside, click.Group):
         if not rest:
             raise UserError(f"a job needs a whole command; got {words!r}. Fix: {EXAMPLE}")

@@ -134,10 +134,16 @@ class _Examination:
     def _clear(self, seen: dict[Node, dict[str, Any]]) -> None:
         """On each node, because a folder that is not shared is cleared by nobody else; folders
         once all probes in them are gone."""
-        probes = {node: {"probes": [self._probes[node]], "made": []} for node in seen}
-        made = {node: {"probes": [], "made": said["made"]} for node, said in seen.items()}
-        for asked in (probes, {node: one for node, one in made.items() if one["made"]}):
-            asked = {node: {**one, "storage": self._storage} for node, one in asked.items()}
+        rounds: list[dict[Node, dict[str, Any]]] = [
+            {node: {"probes": [self._probes[node]], "made": []} for node in seen},
+            {node: {"probes": [], "made": said["made"]} for node, said in seen.items()},
+        ]
+        for one in rounds:
+            asked = {
+                node: {**what, "storage": self._storage}
+                for node, what in one.items()
+                if what["probes"] or what["made"]
+            }
             nodes.ask_each(asked, doctor_node.clear, timeout_s=HEAD_TIMEOUT_S)
 
 

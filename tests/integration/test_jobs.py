@@ -127,6 +127,9 @@ def test_a_client_without_the_token_is_told_how_to_get_it(cluster: tuple[Shell, 
         assert code == 2
         assert "asks for its token" in line
         assert fix in line.partition("Fix: ")[2]
+    stranger.env |= {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": at.gcs}
+    code, _, err = stranger("doctor")
+    assert (code, "must let this process in" in err) == (2, True), err
 
 
 HUNG = """
