@@ -119,7 +119,7 @@ def test_module_and_console_script_are_the_same() -> None:
         (["sweep", "vit", "--set", "backbone.patch=[4,5]"], "backbone.patch"),
         (["sweep", "vit", "--set", "data.fraction=[0.5,2]"], "data.fraction"),
         (["sweep", "vit", "--name", "a/b"], "--name a-b"),
-        (["sweep", "vit", "--storage", "s3://bucket"], "--storage must be a folder"),
+        (["sweep", "vit", "--storage", "ftp://bucket"], "--storage must be a folder"),
         (["sweep", "vit", "--tracking-uri", "runs"], "tracking URI"),
         (["sweep", "vit", "--tracking-uri", "http://127.0.0.1:PORT"], "tracking server"),
         (["sweep", "vit", "--trial", "1"], "--trials"),
