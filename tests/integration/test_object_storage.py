@@ -18,7 +18,7 @@ from orchestrator.ledger_segments import read
 from tests.integration.conftest import Shell
 from tests.integration.s3_server import Proxy, storage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # four commands, on a busy machine
 
 SWEEP = (
     *("sweep", "resnet", "--trials", "2", "--max-epochs", "3"),
