@@ -1,10 +1,12 @@
 # make demo    install into .venv, then run three families on digits and compare them
-# make test    the same environment plus test tools: lint, types, all tests
+# make test    the same environment plus test tools: lint, types, tests
+# make test-cluster   tests on clusters of several nodes and on object storage
 # make check   lint and types only
 # make clean   remove .venv and caches; runs/ stays
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -13,15 +15,19 @@ RUNTIME := .venv/.runtime-installed
 TEST := .venv/.test-installed
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test test-cluster check clean
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
 	@$(BIN)/orchestrator demo
 
 test: check
-	@echo "make: all tests, two files at a time"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+	@echo "make: tests, two files at a time"
+	@$(PYTEST) -m "not cluster" --durations 20
+
+test-cluster: $(TEST)
+	@echo "make: tests on clusters of several nodes and on object storage"
+	@$(PYTEST) -m cluster --durations 20
 
 check: $(TEST)
 	@echo "make: lint and types"

@@ -28,7 +28,7 @@ def epoch_seconds(report: Mapping[str, Any]) -> float:
     metrics = report["metrics"]
     setup = (report.get("detail") or {}).get("setup_seconds", 0.0)
     spent = float(sum(metrics.get(name, 0.0) for name in PURPOSES) + setup)
-    return spent * report.get("workers", 1) / report.get("of_workers", 1)
+    return spent * float(report.get("workers", 1) / report.get("of_workers", 1))
 
 
 def slot_seconds(trials: Iterable[TrialState]) -> float:

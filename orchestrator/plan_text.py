@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.budget import HOUR_S
-from orchestrator.forecast import CASES, COLD_START_S, ESTIMATED, TFLOPS
+from orchestrator.budget import ESTIMATED, HOUR_S
+from orchestrator.forecast import CASES, COLD_START_S, TFLOPS
 from orchestrator.plan import geometry_line
 from orchestrator.words import duration, size, span
 

@@ -24,6 +24,10 @@ class NodeKind:
         return f"{self.most} {self.name} of {' + '.join(held) or 'no CPU or GPU'}"
 
 
+def _amount_of(name: str) -> Callable[[NodeKind], float]:
+    return lambda kind: kind.resources.get(name, 0.0)
+
+
 class Room(Mapping[str, float]):
     """The most of each resource there can be at once, and the ``kinds`` of nodes that hold it.
 
@@ -34,10 +38,7 @@ class Room(Mapping[str, float]):
     def __init__(self, kinds: Sequence[NodeKind], most_scaled: int | None = None) -> None:
         self.kinds, self._most_scaled = tuple(kinds), most_scaled
         names = {name for kind in self.kinds for name in kind.resources}
-        self._totals = {
-            name: self._most(lambda kind, name=name: kind.resources.get(name, 0.0))
-            for name in sorted(names)
-        }
+        self._totals = {name: self._most(_amount_of(name)) for name in sorted(names)}
 
     def __getitem__(self, name: str) -> float:
         return self._totals[name]

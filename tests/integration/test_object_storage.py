@@ -18,7 +18,8 @@ from orchestrator.ledger_segments import read
 from tests.integration.conftest import Shell
 from tests.integration.s3_server import Proxy, storage
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # four commands, on a busy machine
+# Four commands, perhaps on a busy machine.
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SWEEP = (
     *("sweep", "resnet", "--trials", "2", "--max-epochs", "3"),

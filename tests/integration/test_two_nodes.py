@@ -17,7 +17,7 @@ from tests.integration.heads import BIN
 from tests.integration.lan import Lan, lan
 from tests.integration.test_sweep import epochs
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 EPOCHS = 6
 SWEEP = (

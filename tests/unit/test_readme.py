@@ -65,7 +65,7 @@ def test_every_command_line_parses(arguments: list[str]) -> None:
 def test_the_readme_holds_enough_to_check() -> None:
     assert len(command_lines()) > 12
     first = README.index("```sh")
-    assert README[first:].startswith("```sh\nmake demo\nmake test\n")
+    assert README[first:].startswith("```sh\nmake demo\nmake test\nmake test-cluster\n")
 
 
 def test_the_sweep_of_the_readme_is_a_target(tmp_path: Path) -> None:
