@@ -120,7 +120,10 @@ def test_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert uri.startswith("sqlite:////")
     assert tracking.artifact_root(uri) == tmp_path / "runs" / "mlartifacts"
-    assert tracking.default_uri("s3://bucket/x") == uri
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "copies"))
+    beside = tracking.default_uri("s3://bucket/x")
+    assert beside.startswith(f"sqlite:///{tmp_path}/copies/")
+    assert beside.endswith("/mlflow.db")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
     assert tracking.default_uri("runs") == "http://tracker:5000"
