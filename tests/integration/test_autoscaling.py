@@ -36,10 +36,17 @@ def nodes(shell: Shell) -> int:
     return len(shell.processes("raylet/raylet")) - 1
 
 
-def raylets_of_workers(shell: Shell) -> list[int]:
-    """Ids of the processes that are the nodes of training workers."""
-    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in shell.processes("RayTrainWorker")]
-    return sorted({int(stat.rpartition(")")[2].split()[1]) for stat in stats})
+def kill_a_node(shell: Shell, place: int) -> None:
+    """One that has a training worker: it dies with all its processes, as machines do."""
+    parents = {pid: parent(pid) for pid in shell.processes("ray::")}
+    raylets = sorted({parents[pid] for pid in shell.processes("RayTrainWorker")})
+    doomed = raylets[place]
+    for pid in (doomed, *(pid for pid, above in parents.items() if above == doomed)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_nodes_come_for_trials_and_go_after_them_and_one_that_dies_costs_no_trial(
@@ -53,7 +60,7 @@ def test_nodes_come_for_trials_and_go_after_them_and_one_that_dies_costs_no_tria
         )
         shell.wait_for("s", lambda state: epochs(state) >= 2)
         assert 1 <= nodes(shell) <= 2
-        os.kill(raylets_of_workers(shell)[0], signal.SIGKILL)
+        kill_a_node(shell, 0)
         _, err = driver.communicate(timeout=200)
         assert driver.returncode == 0, err
         state = shell.state("s")
@@ -76,7 +83,7 @@ def test_a_trial_goes_on_with_the_workers_that_are_left(shell: Shell) -> None:
             "--workers", "1..2", *QUICK,
         )  # fmt: skip
         before = shell.wait_for("e", lambda state: epochs(state) >= 2)
-        os.kill(raylets_of_workers(shell)[1], signal.SIGKILL)
+        kill_a_node(shell, 1)
         _, err = driver.communicate(timeout=200)
         assert driver.returncode == 0, err
         (trial,) = shell.state("e").trials.values()
