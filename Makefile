@@ -1,6 +1,6 @@
 # make demo    install into .venv, then run three families on digits and compare them
 # make test    the same environment plus test tools: lint, types, tests
-# make test-cluster   tests on clusters of several nodes and on object storage
+# make test-cluster   tests of jobs, of clusters of several nodes and of object storage
 # make check   lint and types only
 # make clean   remove .venv and caches; runs/ stays
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -26,7 +26,7 @@ test: check
 	@$(PYTEST) -m "not cluster" --durations 20
 
 test-cluster: $(TEST)
-	@echo "make: tests on clusters of several nodes and on object storage"
+	@echo "make: tests of jobs, of clusters of several nodes and of object storage"
 	@$(PYTEST) -m cluster --durations 20
 
 check: $(TEST)

@@ -16,7 +16,7 @@ import pytest
 from tests.integration.conftest import PATIENCE_S, ROOT, Shell
 from tests.integration.heads import BIN, Head, head, node
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
 QUICK = (
     "--max-epochs", "1", "--set", "data.train_limit=200", "--set", "resources.max_slots=1",
