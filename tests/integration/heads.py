@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -42,7 +43,16 @@ def head(
     shell: Shell, auth: str, *, cpus: int = 2, scaling: dict[str, Any] | None = None
 ) -> Iterator[Head]:
     """A head node with a dashboard and, if told what to scale, Ray's fake autoscaler. Killed by
-    process group, because ``ray stop`` would stop every Ray of the machine."""
+    process group, because ``ray stop`` would stop every Ray of the machine. In a folder of its
+    own: Ray's jobs attach to the head that is recorded last in their head's folder, and two heads
+    of the usual one take each other's jobs."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield from _head(shell, auth, cpus, scaling, folder)
+
+
+def _head(
+    shell: Shell, auth: str, cpus: int, scaling: dict[str, Any] | None, folder: str
+) -> Iterator[Head]:
     gcs, dashboard, agent = free_port(), free_port(), free_port()
     shell.env |= {"RAY_AUTH_MODE": auth, "PATH": f"{BIN}:{os.environ['PATH']}"}
     shell.env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nothing here is worth half a minute
@@ -65,6 +75,7 @@ def head(
                 *(BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
                 *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--num-cpus={cpus}", *scaled),
                 f"--dashboard-agent-listen-port={agent}",  # another Ray has the usual one
+                f"--temp-dir={folder}",
             ],
             env=env,
             cwd=shell.cwd,
