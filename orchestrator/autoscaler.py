@@ -11,9 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.room import Room, running_room, scaled_room
+from orchestrator.room import HEAD, Room, running_room, scaled_room
 
-HEAD = "node:__internal_head__"
 CONFIG_PATIENCE_S = 30.0
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 

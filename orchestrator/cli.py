@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from orchestrator import cli_claims, cli_export, cli_machine, cli_read, cli_status, cli_submit
+from orchestrator import (
+    cli_claims,
+    cli_export,
+    cli_machine,
+    cli_read,
+    cli_status,
+    cli_submit,
+    cluster,
+)
 from orchestrator.cli_options import JSON, REOPEN, STORAGE, TRACKING, run_options, say
 from trainables.errors import StorageError, UserError
 
@@ -166,4 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # The reader has gone (`| head`); Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if cluster.slots_at_work():
+        # Its Ray ends with the process; Python's own way out would shut it down first.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)

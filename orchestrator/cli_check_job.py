@@ -10,6 +10,7 @@ from orchestrator.cli_check import backbone_mistakes
 from orchestrator.spec import NAMED_DATASETS, RunSpec
 from trainables.assignment import DataSpec
 from trainables.errors import raise_if_any
+from trainables.storage import is_remote
 
 
 def check_job(spec: RunSpec) -> None:
@@ -19,7 +20,7 @@ def check_job(spec: RunSpec) -> None:
         found += backbone_mistakes(sweep) + _data_mistakes(sweep.data)
     found += [_relative(option, path) for option, path in _paths(spec) if not _absolute(path)]
     found += _tracking_mistakes(spec.tracking_uri)
-    if not found and "://" not in spec.storage and spec.folder.is_dir():
+    if not found and not is_remote(spec.storage) and spec.folder.is_dir():
         from orchestrator import session
 
         found = session.name_mistakes(spec)
@@ -27,7 +28,7 @@ def check_job(spec: RunSpec) -> None:
 
 
 def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    if "://" not in spec.storage:
+    if not is_remote(spec.storage):
         yield "--storage ", spec.storage
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights

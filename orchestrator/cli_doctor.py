@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.assignment import BackboneSpec, DataSpec
+from trainables.storage import is_remote
 
 PINS = Path(__file__).parents[1] / "constraints.txt"  # beside a checkout, not in a wheel
 
@@ -45,8 +46,8 @@ def examine(
         "memory_gb": machine["memory_gb"],
         "cluster": address,
         "tracking": uri,
-        "storage": storage if "://" in storage else str(Path(storage).absolute()),
-        "storage_free_gb": None if "://" in storage else _free_gb(Path(storage)),
+        "storage": storage if is_remote(storage) else str(Path(storage).absolute()),
+        "storage_free_gb": None if is_remote(storage) else _free_gb(Path(storage)),
         "data_folder": str(folder),
         "data_free_gb": _free_gb(folder),
         "versions": machine["versions"],

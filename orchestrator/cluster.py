@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator import autoscaler
 from orchestrator.room import Room, running_room
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 
 CONNECT_TIMEOUT_S = 3.0
+EXIT_PATIENCE_S = 2.0
+SLOT_THREAD = "slot-"  # how the name of a thread begins that keeps a slot
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -78,12 +81,18 @@ def attached(namespace: str) -> Iterator[Room]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-        # It would hand the workers' output on to drivers, and ours asked for none.
-        _own_node().kill_log_monitor()
+        _stop_helpers()
     try:
         yield autoscaler.room()
     finally:
-        ray.shutdown()
+        if not slots_at_work():
+            _leave()
+
+
+def slots_at_work() -> bool:
+    """Whether a slot's thread did not leave in the time that it was given. While one calls Ray,
+    Ray must not be shut down: the call would end this process, with an exit code of Ray's own."""
+    return any(thread.name.startswith(SLOT_THREAD) for thread in threading.enumerate())
 
 
 def _attach(address: str, namespace: str) -> None:
@@ -92,12 +101,37 @@ def _attach(address: str, namespace: str) -> None:
     try:
         ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError) as error:
-        why, mode = " ".join(str(error).split())[:200], os.environ.get("RAY_AUTH_MODE", "not set")
+        why, mode = one_line(error)[:200], os.environ.get("RAY_AUTH_MODE", "not set")
         raise UserError(
             f"a cluster must let this process in; {address} does not ({why}). Fix: RAY_AUTH_MODE "
             f"(here {mode}) and the token in ~/.ray/auth_token as on the head, and the head's "
             "versions of Python and Ray"
         ) from None
+
+
+def _leave() -> None:
+    """Shut Ray down; of a Ray of our own nothing stays. Now and then a process of it hangs in its
+    own exit, after its raylet has struck it off the list of those to kill."""
+    import psutil  # Ray brings it along
+    import ray
+
+    node, helpers = _own_node(), []
+    with suppress(psutil.NoSuchProcess):
+        for raylet in node.all_processes["raylet"] if node is not None else ():
+            helpers += psutil.Process(raylet.process.pid).children(recursive=True)
+    ray.shutdown()
+    for helper in psutil.wait_procs(helpers, timeout=EXIT_PATIENCE_S)[1]:
+        with suppress(psutil.NoSuchProcess):
+            helper.kill()
+
+
+def _stop_helpers() -> None:
+    """Of a Ray of our own, processes that serve nobody and take about 1 % of a core each: what
+    hands output on to drivers, the autoscaler of a cluster that never grows, the dashboard."""
+    node = _own_node()
+    node.kill_log_monitor()
+    node.kill_monitor()
+    node.kill_dashboard()
 
 
 def is_our_own() -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 from orchestrator import cluster, doctor_node, nodes
 from orchestrator.nodes import Node
 from trainables.assignment import BackboneSpec
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 from trainables.installed import differences, installed
+from trainables.storage import is_remote
 
 NODE_TIMEOUT_S = 90.0  # torch is loaded where there are GPUs, for the first time perhaps
 HEAD_TIMEOUT_S = 60.0
@@ -37,8 +38,8 @@ class _Examination:
     """Of the attached cluster."""
 
     def __init__(self, storage: str, tracking_uri: str, backbones: list[BackboneSpec]) -> None:
-        local = "://" not in storage
-        self._storage = f"file://{Path(storage).absolute()}" if local else storage.rstrip("/")
+        uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
+        self._storage = uri.rstrip("/")
         self._tracking_uri, self._backbones = tracking_uri, backbones
         self._nodes = nodes.alive()
         self._problems: list[str] = []
@@ -74,7 +75,7 @@ class _Examination:
 
     def _silent(self, node: Node, why: Exception) -> None:
         self._problems.append(
-            f"node {node.name} does not do what it is asked: {nodes.one_line(why)}. Fix: look at "
+            f"node {node.name} does not do what it is asked: {one_line(why)[:200]}. Fix: look at "
             "its raylet.log, or take the node out of the cluster"
         )
 

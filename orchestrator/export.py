@@ -21,6 +21,7 @@ from orchestrator.ledger import State, TrialState
 from trainables import storage
 from trainables.assignment import Assignment
 from trainables.errors import UserError
+from trainables.keep import name_of
 from trainables.remote import bring
 
 WORST_AGREEMENT = 0.99  # of an exported model with the run's own evaluation
@@ -131,7 +132,7 @@ def _fetched(choice: Choice, run_folder: Path, remote: str) -> Path:
     assignment = replace(Assignment.from_dict(choice.trial.assignment), remote=remote)
     try:
         if written:
-            return Path(bring(assignment, "/".join(Path(written).parts[-2:])))
+            return Path(bring(assignment, name_of(written)))
     except FileNotFoundError:
         pass
     raise _gone(choice, remote)

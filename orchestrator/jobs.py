@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from orchestrator.background import in_background
+from trainables.background import in_background
 from trainables.errors import UserError
 
 ANSWER_TIMEOUT_S = 20.0

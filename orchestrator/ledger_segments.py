@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from trainables import storage
-from trainables.errors import StorageError
+from trainables.errors import StorageError, one_line
 
 FOLDER = "ledger"
 SEGMENT_BYTES = 256 * 1024
@@ -144,6 +144,6 @@ class GroupCommit:
         try:
             await asyncio.to_thread(self._segments.push)
         except Exception as error:
-            self.problem = " ".join(str(error).split())
+            self.problem = one_line(error)
         finally:
             self._under_way = None

@@ -10,11 +10,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainables.errors import raise_if_any
+from orchestrator.room import HEAD
+from trainables.errors import one_line, raise_if_any
 from trainables.installed import differences, installed
 
 VERSIONS_TIMEOUT_S = 30.0  # a node starts a process to answer: a second where it is idle
-HEAD = "node:__internal_head__"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +101,7 @@ def refuse_other_versions(say: Callable[[str], None]) -> None:
     answers = ask_all(alive(), installed, timeout_s=VERSIONS_TIMEOUT_S)
     for node, answer in answers.items():
         if isinstance(answer, Exception):
-            say(f"warning: node {node.name} did not tell its versions: {one_line(answer)}")
+            say(f"warning: node {node.name} did not tell its versions: {one_line(answer)[:200]}")
         else:
             found += differences(mine, answer, node.name)
     raise_if_any(found)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error in one line, at most 200 characters of it."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

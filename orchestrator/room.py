@@ -9,6 +9,8 @@ from typing import Any
 
 Resources = Mapping[str, float]
 
+HEAD = "node:__internal_head__"  # a resource that the head node alone has
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import cluster, finals, plan, retention, session, session_copy, tracking
-from orchestrator.background import in_background
 from orchestrator.forecast import Cost, forecast
 from orchestrator.ledger import FILE_NAME, State
 from orchestrator.outcome import Outcome
 from orchestrator.progress import Progress, terminal
 from orchestrator.spec import RunSpec
 from orchestrator.watch import Watch, stop_on_signals
-from trainables.errors import StorageError, UserError, raise_if_any
+from trainables.background import in_background
+from trainables.errors import StorageError, UserError, one_line, raise_if_any
 
 if TYPE_CHECKING:
     from orchestrator.pool import Pool
@@ -206,7 +206,7 @@ def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: 
     ).fit()
     for result in results:
         if result.error is not None and result.config:
-            reason = f"its driver failed: {' '.join(str(result.error).split())[-300:]}"
+            reason = f"its driver failed: {one_line(result.error)[-300:]}"
             pool.decide("failed", result.config["trial"], reason=reason)
 
 

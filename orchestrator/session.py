@@ -22,8 +22,9 @@ from orchestrator.session_lease import STOP_FILE as STOP_FILE
 from orchestrator.session_lease import Lease
 from orchestrator.spec import RunSpec, diff
 from trainables.errors import UserError
+from trainables.installed import LIBRARIES, processor
 
-LIBRARIES = ("torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "numpy")
+RECORDED = (*LIBRARIES, "mlflow")
 CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
 
 
@@ -184,15 +185,8 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "memory_gb": round(memory, 1),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED},
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()

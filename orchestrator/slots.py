@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator import cluster
 from orchestrator.spec import ResourceSpec
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 from trainables.installed import installed
 
 MAX_RESTARTS_PER_SLOT = 3
@@ -54,7 +54,12 @@ class SlotPool:
         self._leaving = threading.Event()
         self.errors: list[str] = []
         self._threads = [
-            threading.Thread(target=self._keep, args=(index,), name=f"slot-{index}", daemon=True)
+            threading.Thread(
+                target=self._keep,
+                args=(index,),
+                name=f"{cluster.SLOT_THREAD}{index}",
+                daemon=True,
+            )
             for index in range(num_slots)
         ]
 
@@ -84,7 +89,7 @@ class SlotPool:
                 if self._leaving.is_set():
                     return
                 named = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                reason = f"{named}{' '.join(str(error).split())[:500]}"
+                reason = f"{named}{one_line(error)[:500]}"
                 self.errors.append(f"{slot}: {reason}")
                 self._lost(slot, reason)
 
@@ -118,15 +123,28 @@ class SlotPool:
 def trainer_class() -> Any:
     """``TorchTrainer`` without the helper processes that a slot has no use for: the manager of
     datasets and, in a Ray that ends with this process, the cleaner that gives back what a driver
-    held that has died. An idle process of Ray's takes about 1 % of a core, from the slots if all
-    cores are theirs."""
+    held that has died and the actor through which an autoscaler is asked for nodes. An idle
+    process of Ray's takes about 1 % of a core, from the slots if all cores are theirs."""
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-    unused = {"DatasetsCallback"}
-    if cluster.is_our_own():
+    ours, unused = cluster.is_our_own(), {"DatasetsCallback"}
+    if ours:
         unused.add("PlacementGroupCleanerCallback")
 
+    class AsksNobody(FixedScalingPolicy):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
     class SlotTrainer(TorchTrainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            if ours and type(parts["scaling_policy"]) is FixedScalingPolicy:
+                parts["scaling_policy"] = AsksNobody(self.scaling_config)
+            return super()._initialize_and_run_controller(**parts)
+
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [one for one in callbacks if type(one).__name__ not in unused]

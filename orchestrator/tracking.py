@@ -33,7 +33,7 @@ __all__ = ["artifact_root", "check", "default_uri", "follow", "sync", "ui_comman
 
 LONGEST_BACKOFF_S = 10.0
 GIVE_UP_S = 20.0  # of silence, after the run has ended; while it goes on, there is no end
-LOOK_S = 0.1
+LOOK_S = 0.5
 
 
 def follow(

@@ -15,6 +15,7 @@ from orchestrator import tracking_view as view
 from orchestrator.ledger import State
 from orchestrator.tracking_client import Client, Held, Outage, talking
 from trainables.assignment import Assignment
+from trainables.errors import one_line
 from trainables.storage import origin
 
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
@@ -39,7 +40,7 @@ def log_best(
         except Exception as error:
             if isinstance(error, Outage) and not error.permanent:
                 raise
-            say(f"the best model of {family} is not logged: {' '.join(str(error).split())}")
+            say(f"the best model of {family} is not logged: {one_line(error)}")
 
 
 def log_choice(

@@ -44,6 +44,7 @@ from mlflow.tracking import MlflowClient  # noqa: E402
 
 from orchestrator.tracking_store import artifact_root, database_path  # noqa: E402
 from orchestrator.tracking_view import MetricRow, milliseconds  # noqa: E402
+from trainables.errors import one_line  # noqa: E402
 
 MAX_METRICS = 800  # a request; MLflow takes 1000 entities, tags and params included
 MAX_SEARCH = 1000
@@ -68,7 +69,7 @@ def talking() -> Iterator[None]:
     except (MlflowException, OSError) as error:
         code = getattr(error, "error_code", None)
         raise Outage(
-            " ".join(str(error).split())[:300],
+            one_line(error)[:300],
             permanent=code in PERMANENT,
             forgotten=code == "RESOURCE_DOES_NOT_EXIST",
         ) from error

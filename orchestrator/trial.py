@@ -7,12 +7,13 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.room import HEAD
 from trainables.line import Line
 
 NAMESPACE = "backbone-tournament"
 
 # Held by the head node alone, so drivers stay on the node that is never a spot instance.
-RESOURCES: dict[str, float] = {"node:__internal_head__": 0.001}
+RESOURCES: dict[str, float] = {HEAD: 0.001}
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]

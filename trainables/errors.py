@@ -52,6 +52,11 @@ class StorageError(RuntimeError):
     """Object storage failed for as long as one tries: the run stops, resumable."""
 
 
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def raise_if_any(mistakes: Iterable[str]) -> None:
     """Raise one ``UserError`` that lists every mistake; nothing when there is none."""
     found = tuple(mistakes)

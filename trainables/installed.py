@@ -1,4 +1,5 @@
-"""Which versions a process would train with, and where two machines differ. Imports none of them.
+"""Versions and processor that a process would train with, and where two machines differ in their
+versions. Imports none of the libraries.
 
 Standard library only: it is asked of nodes that may hold nothing of this project.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 
 # Of these the same must be on every node: they compute, or carry what is computed between nodes.
 LIBRARIES = ("torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "safetensors")
@@ -24,6 +26,14 @@ def installed() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def processor() -> str:
+    """The name of this machine's processor, or of its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def differences(wanted: Versions, found: Versions, node: str) -> list[str]:

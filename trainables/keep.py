@@ -15,9 +15,14 @@ from pathlib import Path
 STATE_FILE = "state.json"  # of a checkpoint, without which it is none
 
 
+def name_of(recorded: str) -> str:
+    """``attempt-N/NAME`` of the checkpoint that was recorded as ``recorded``."""
+    return "/".join(Path(recorded).parts[-2:])
+
+
 def place(trial_folder: Path, recorded: str) -> Path:
     """Where the checkpoint that was recorded as ``recorded`` lies now."""
-    return trial_folder.joinpath(*Path(recorded).parts[-2:])
+    return trial_folder / name_of(recorded)
 
 
 def keep_only(trial_folder: Path, kept: Collection[str], *, attempt: int | None = None) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from trainables.assignment import Assignment, DataSpec
 from trainables.data import DatasetInfo, PixelStore, Split
+from trainables.errors import one_line
 from trainables.loop import World
 from trainables.trial_state import Trial
 
@@ -175,7 +176,7 @@ def main() -> None:
         try:
             found = measure(device=request["device"], seconds=request["seconds"], **told)
         except Exception as error:  # the plan goes on with an estimate, and says why
-            found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            found = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
         print(json.dumps({"label": label, **found}), flush=True)
 
 

@@ -17,7 +17,7 @@ import filelock
 from trainables import storage
 from trainables.assignment import Assignment
 from trainables.errors import StorageError
-from trainables.keep import STATE_FILE, keep_only, place
+from trainables.keep import STATE_FILE, keep_only, name_of, place
 
 LOCK_TIMEOUT_S = 3600.0
 FOLDER = "checkpoints"
@@ -47,7 +47,7 @@ def choose(assignment: Assignment, *, alone: bool) -> str | None:
     already will do for a worker that is ``alone``."""
     if assignment.checkpoint is None:
         return None
-    wanted = _name(assignment.checkpoint)
+    wanted = name_of(assignment.checkpoint)
     if alone and (trial_folder(assignment) / wanted / STATE_FILE).is_file():
         return wanted
     there = stored(f"{assignment.remote}/{FOLDER}/{assignment.trial_id}")
@@ -75,7 +75,7 @@ def bring(assignment: Assignment, name: str) -> str:
 
 def put(assignment: Assignment, checkpoint: str) -> None:
     """Bring a checkpoint that was written here into the storage."""
-    uri = f"{assignment.remote}/{FOLDER}/{assignment.trial_id}/{_name(checkpoint)}"
+    uri = f"{assignment.remote}/{FOLDER}/{assignment.trial_id}/{name_of(checkpoint)}"
     storage.put_folder(Path(checkpoint), uri, marker=STATE_FILE)
 
 
@@ -104,7 +104,7 @@ def keep_only_stored(
 
     ``names`` are its checkpoints where the caller knows them. What fails is left for later.
     """
-    wanted = {_name(path) for path in kept}
+    wanted = {name_of(path) for path in kept}
     with suppress(StorageError):
         for name in stored(uri, whole=False) if names is None else names:
             own = int(name.partition("/")[0].removeprefix("attempt-"))
@@ -130,7 +130,3 @@ def stored_by_trial(uri: str) -> dict[str, list[str]]:
         if len(parts) == 4:
             found.setdefault(parts[0], {})["/".join(parts[1:3])] = None
     return {trial: list(names) for trial, names in found.items()}
-
-
-def _name(checkpoint: str) -> str:
-    return "/".join(Path(checkpoint).parts[-2:])

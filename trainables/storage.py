@@ -16,12 +16,13 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.background import in_background
+from trainables.errors import one_line
 from trainables.recipe import stable_hash
 from trainables.storage_link import endpoint, opened, retried, sink
 
@@ -211,24 +212,20 @@ def mistakes(uri: str) -> list[str]:
             f"--storage must be a folder or s3://BUCKET/PREFIX; got {uri!r}. "
             "Fix: --storage s3://BUCKET/PREFIX, and AWS_ENDPOINT_URL for a server of your own"
         ]
-    said: list[str] = []
 
     def ask() -> None:
         probe = f"{uri}/.probe-{uuid.uuid4().hex[:8]}"
-        try:
-            write_bytes(probe, b"probe", patience_s=CHECK_PATIENCE_S)
-            read_bytes(probe, patience_s=CHECK_PATIENCE_S)
-            delete_file(probe, patience_s=CHECK_PATIENCE_S)
-            said.append("")
-        except Exception as error:
-            said.append(" ".join(str(error.__cause__ or error).split()))
+        write_bytes(probe, b"probe", patience_s=CHECK_PATIENCE_S)
+        read_bytes(probe, patience_s=CHECK_PATIENCE_S)
+        delete_file(probe, patience_s=CHECK_PATIENCE_S)
 
-    thread = threading.Thread(target=ask, name="storage-check", daemon=True)
-    thread.start()
-    thread.join(CHECK_LIMIT_S)
-    answer = said[0] if said else f"no answer within {CHECK_LIMIT_S:g} s"
-    if not answer:
+    try:
+        in_background(ask).result(CHECK_LIMIT_S)
         return []
+    except TimeoutError:
+        answer = f"no answer within {CHECK_LIMIT_S:g} s"
+    except Exception as error:
+        answer = one_line(error.__cause__ or error)
     at = f" at {endpoint()}" if endpoint() and scheme == "s3" else ""
     return [
         f"--storage must be writable; {uri}{at} is not ({answer}). Fix: create the bucket, check "

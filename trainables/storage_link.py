@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainables.errors import StorageError
+from trainables.errors import StorageError, one_line
 
 PATIENCE_S = 90.0  # less than that of those who wait for our answer: see trainables.line
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
@@ -37,8 +37,7 @@ def retried(doing: str, work: Callable[[], T], patience_s: float | None = None) 
         except OSError as error:
             pause = pause_s * random.uniform(0.5, 1.0)
             if time.monotonic() + pause > deadline:
-                why = " ".join(str(error).split())
-                message = f"{doing} failed for {patience_s:g} s: {why}"
+                message = f"{doing} failed for {patience_s:g} s: {one_line(error)}"
                 raise StorageError(message) from error
             time.sleep(pause)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -25,7 +25,7 @@ import torch.distributed
 
 from trainables import remote
 from trainables.assignment import Assignment
-from trainables.errors import Preempted, StorageError, TrialError, UserError
+from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
 from trainables.finetune import EpochReport, World
 from trainables.line import Line
 from trainables.loop import from_every_rank, from_rank_zero
@@ -56,7 +56,7 @@ class Link:
 
     def trial_failed(self, trial: str, error: BaseException) -> list[str] | None:
         kind = error.kind if isinstance(error, TrialError) else type(error).__name__
-        kept: list[str] | None = self._call("trial_failed", trial, kind, _one_line(error))
+        kept: list[str] | None = self._call("trial_failed", trial, kind, one_line(error))
         return kept
 
     def note(self, trial: str, line: str) -> None:
@@ -205,10 +205,6 @@ def _report_failure(held: Held, link: Link, error: Exception) -> None:
     if named or (alone and stored):
         held.keep_only(link.trial_failed(trial, error), over=True)
     else:
-        link.note(trial, f"{type(error).__name__}: {_one_line(error)}")
+        link.note(trial, f"{type(error).__name__}: {one_line(error)}")
     if not alone or not stored or "CUDA error" in str(error):
         raise error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "no message"

@@ -16,7 +16,7 @@ from trainables import remote
 from trainables.assignment import Assignment
 from trainables.errors import StorageError
 from trainables.finetune import EpochReport, World, fine_tune
-from trainables.keep import keep_only
+from trainables.keep import keep_only, name_of
 from trainables.loop import from_rank_zero
 
 PREEMPTION_POLL_S = 1.0
@@ -52,7 +52,7 @@ class Held:
         if self.checkpoint == wanted:
             return None
         start = "from the beginning" if name is None else f"from {name}"
-        return f"{'/'.join(Path(str(wanted)).parts[-2:])} is in the storage no more: {start}"
+        return f"{name_of(str(wanted))} is in the storage no more: {start}"
 
     def put(self, report: EpochReport) -> None:
         """Bring the report's checkpoint into the storage, on the trial's clock: rank 0. Raises
@@ -78,7 +78,7 @@ class Held:
         assert self.checkpoint is not None
         if self.assignment.remote is None:
             return self.checkpoint
-        return remote.bring(self.assignment, "/".join(Path(self.checkpoint).parts[-2:]))
+        return remote.bring(self.assignment, name_of(self.checkpoint))
 
     def keep_only(self, kept: list[str] | None, *, over: bool = False) -> None:
         """Remove the trial's other checkpoints: rank 0, which writes them. ``None``: not now. What

@@ -58,7 +58,10 @@ def sweep_that_loses_its_parts(shell: Shell) -> None:
     """Worker, thin trial and dispatcher die one after the other; then a clean stop."""
     driver = shell.start(*STORM)
     shell.wait_for("storm", lambda state: epochs(state) >= 2)
-    for idle in ("DatasetManager", "PlacementGroupCleaner", "log_monitor.py"):
+    for idle in (
+        *("DatasetManager", "PlacementGroupCleaner", "_AutoscalingCoordinator"),
+        *("log_monitor.py", "monitor.py", "dashboard.py"),
+    ):
         assert not shell.processes(idle), "a Ray of our own starts what no slot has a use for"
     for part in ("RayTrainWorker", "ray::ResourceTrainable", "ray::Dispatcher"):
         kill(shell.processes(part))

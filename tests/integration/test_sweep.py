@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.integration.conftest import ROOT, Shell
 pytestmark = pytest.mark.ray
 
 NATURAL = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
+GONE_PATIENCE_S = 10
 QUICK = ("--set", "data.train_limit=200", "--set", "recipe.batch_size_per_worker=50")
 
 
@@ -54,6 +56,27 @@ def test_two_workers_lose_one_and_the_trial_goes_on(shell: Shell) -> None:
     assert trial.detail["num_workers"] == 2
     # All 180 images of the validation set, whatever the number of workers.
     assert (trial.reports[1]["metrics"]["val_top1"] * 180) % 1 == pytest.approx(0, abs=1e-6)
+
+
+def test_a_stop_in_a_long_epoch_ends_with_its_own_exit_code(shell: Shell) -> None:
+    """The slot is still at work, and its thread in Ray, when the run leaves."""
+    driver = shell.start(
+        "sweep", "resnet", "--name", "long", "--trials", "1", "--scale", "small",
+        "--weights", "none",
+    )  # fmt: skip
+    shell.wait_for(
+        "long", lambda state: any(one.status == "running" for one in state.trials.values())
+    )
+    driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, out + err
+    assert "nothing is lost" in err
+    assert shell.records("long")[-1]["event"] == "stopped"
+    assert epochs(shell.state("long")) == 0
+    deadline = time.monotonic() + GONE_PATIENCE_S
+    while shell.processes("raylet/raylet"):
+        assert time.monotonic() < deadline, "its Ray stays"
+        time.sleep(0.1)
 
 
 def test_a_folder_of_pictures_sweeps_without_configuration_within_its_budget(shell: Shell) -> None:

@@ -76,7 +76,7 @@ HOMES = {
     "optuna": ("orchestrator/sampling.py",),
     "statsmodels": ("orchestrator/compare/*",),
     "yaml": ("orchestrator/autoscaler.py",),
-    "psutil": ("orchestrator/autoscaler.py",),
+    "psutil": ("orchestrator/autoscaler.py", "orchestrator/cluster.py"),
     "click": ("orchestrator/cli*.py",),
     "rich": ("orchestrator/progress.py",),
 }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from trainables.installed import processor
 
 WARM_UP = 2
 
@@ -53,10 +53,7 @@ def device_name(device: torch.device) -> str:
     """The accelerator's or the processor's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return processor()
 
 
 def conditions(device: torch.device, *, bf16: bool) -> dict[str, Any]:
