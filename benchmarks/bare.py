@@ -1,10 +1,11 @@
 """python -m benchmarks.bare LEDGER OUT [--processes N]
 
-Part (a) of ``benchmarks.sweep``: the trials of a recorded run again, in bare Python processes and
-nothing else. Each takes the next trial in the order in which the run began them, trains it by
-``fine_tune`` to the epoch at which the run ended it, with the same evaluation and checkpoints, and
-keeps the newest checkpoint, as a slot does. Threads and nice level are a slot's. What happened when
-goes to OUT, one JSON record a line as in a ledger.
+Part (a) of ``benchmarks.sweep``: the trials of a run again, in bare Python processes and nothing
+else. Each takes the next trial in the order in which the run began them, trains it by ``fine_tune``
+to the epoch at which the run ended it, with the same evaluation and checkpoints, and keeps the
+newest checkpoint, as a slot does. Threads and nice level are a slot's. The run may still be under
+way, as long as it is ahead: ``waited`` tells how long a process had to wait for it. What happened
+when goes to OUT, one JSON record a line as in a ledger.
 """
 
 from __future__ import annotations
@@ -16,29 +17,60 @@ import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
+
+from orchestrator.ledger import TERMINAL, State, TrialState, apply, replay, tail
 
 RAY_WORKER_NICENESS = 15  # what Ray gives its workers unless told otherwise
 
 
 def work_of(records: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
     """(assignment, epochs) of each trial of a ledger, in the order in which they began."""
-    from orchestrator.ledger import replay
-
     trials = replay(records).trials
     begun = dict.fromkeys(record["trial"] for record in records if record["event"] == "started")
     return [(trials[name].assignment, len(trials[name].reports)) for name in begun]
 
 
-def process(
-    number: int,
-    work: list[tuple[dict[str, Any], int]],
-    position: Synchronized[int],
-    out: Path,
-) -> None:
+class Followed:
+    """A run's ledger, as far as it has got."""
+
+    def __init__(self, ledger: Path) -> None:
+        self._path, self._offset, self._state = ledger, 0, State()
+        self._begun: dict[str, None] = {}
+        self.waited_s = 0.0
+
+    def trial(self, index: int) -> TrialState | None:
+        """The one that the run began as number ``index``; ``None`` when there are no more."""
+        self._until(lambda: len(self._begun) > index or len(self._begun) == self._trials())
+        return self._state.trials[list(self._begun)[index]] if index < len(self._begun) else None
+
+    def goes_on(self, trial: TrialState, epoch: int) -> bool:
+        """Whether the run trained the trial further than ``epoch``."""
+        self._until(lambda: len(trial.reports) > epoch or trial.status in TERMINAL)
+        return len(trial.reports) > epoch
+
+    def _trials(self) -> int:
+        return len(self._state.trials)
+
+    def _until(self, known: Callable[[], bool]) -> None:
+        started = time.monotonic()
+        while True:
+            records, self._offset = tail(self._path, self._offset)
+            for record in records:
+                apply(self._state, record)
+                if record["event"] == "started":
+                    self._begun.setdefault(record["trial"])
+            if known():
+                break
+            time.sleep(0.05)
+        self.waited_s += time.monotonic() - started
+
+
+def process(number: int, ledger: Path, position: Synchronized[int], out: Path) -> None:
     """One process of the right niceness and threads, its objects frozen, then :func:`serve`."""
     os.nice(max(0, RAY_WORKER_NICENESS - os.nice(0)))
     import torch
@@ -47,19 +79,15 @@ def process(
 
     torch.set_num_threads(1)
     gc.freeze()
-    serve(number, work, position, out)
+    serve(number, ledger, position, out)
 
 
-def serve(
-    number: int,
-    work: list[tuple[dict[str, Any], int]],
-    position: Synchronized[int],
-    out: Path,
-) -> None:
+def serve(number: int, ledger: Path, position: Synchronized[int], out: Path) -> None:
     """Trials until there are no more."""
     from trainables.assignment import Assignment
     from trainables.finetune import fine_tune
 
+    run = Followed(ledger)
     with out.open("a", buffering=1) as log:
 
         def tell(event: str, **fields: Any) -> None:
@@ -70,10 +98,11 @@ def serve(
         while True:
             with position.get_lock():
                 index, position.value = position.value, position.value + 1
-            if index >= len(work):
+            trial = run.trial(index)
+            if trial is None:
+                tell("waited", seconds=run.waited_s)
                 return
-            assignment = Assignment.from_dict(work[index][0])
-            name, epochs = assignment.trial_id, work[index][1]
+            assignment, name = Assignment.from_dict(trial.assignment), trial.trial
             folder = out.parent / "bare-checkpoints" / out.stem / name
             tell("started", trial=name)
             reports = fine_tune(
@@ -81,8 +110,9 @@ def serve(
                 should_stop=lambda: False,
             )
             newest: str | None = None
-            for _ in range(epochs):
-                report = next(reports)
+            epochs = 0
+            while run.goes_on(trial, epochs):
+                report, epochs = next(reports), epochs + 1
                 tell("reported", trial=name, epoch=report.epoch, metrics=report.metrics)
                 if newest is not None and report.checkpoint not in (None, newest):
                     shutil.rmtree(newest, ignore_errors=True)
@@ -96,13 +126,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    from orchestrator.ledger import read
-
-    work = work_of(list(read(options.ledger)))
     context = multiprocessing.get_context("spawn")
     position = context.Value("i", 0)
     started = [
-        context.Process(target=process, args=(number, work, position, options.out))
+        context.Process(target=process, args=(number, options.ledger, position, options.out))
         for number in range(options.processes)
     ]
     for one in started:

@@ -1,13 +1,16 @@
 """python -m benchmarks.sweep [--data PARQUET] [--trials N] [--rounds N] [--quick]
 
-What a sweep costs beyond its training, on two slots of one CPU each. In turns, twice:
+What a sweep costs beyond its training, on two slots of one CPU each:
 
 b  this project: ``orchestrator sweep vit --trials 16``, ASHA, at most 9 epochs, tracking on
 a  bare Python processes (benchmarks/bare.py), one a slot, no Ray: the trials of b's ledger again,
    each to the epoch at which b ended it, with the same evaluation, checkpoints and threads
 
-and once c, a ``TorchTrainer`` a trial (benchmarks/isolated.py), 4 trials of one epoch, for its
-start.
+Once b is some epochs ahead, a starts, and the two take turns of 3 s on the machine, all processes
+of the other held meanwhile (benchmarks/turns.py): a small machine's speed drifts by 10 % and more
+in minutes, whatever runs on it. All times of a and b are by clocks that stand still while they are
+held. And once c, a ``TorchTrainer`` a trial (benchmarks/isolated.py), 4 trials of one epoch, for
+its start.
 
 ``efficiency_vs_bare`` is a's time over b's, the median of the pairs: from the moment the first
 slot is ready (a: the first process has its imports) to the last report. ``..._with_cold_start`` the
@@ -19,7 +22,7 @@ Where b's time goes: between two epochs of a trial (``epoch_gap_s``), between a 
 and the next trial's ``started`` (``handover_s``), and slots with nothing left to do (``tail_s``).
 
 Stated before measuring: efficiency_vs_bare >= 0.95, warm_start_s <= 0.5. Natural images beside the
-checkout or given by --data, 3,000 a trial, else digits. About 13 minutes on 2 cores. The result
+checkout or given by --data, 3,000 a trial, else digits. About 20 minutes on 2 cores. The result
 goes to benchmarks/results/sweep.json, a summary to the last line of stdout.
 """
 
@@ -28,7 +31,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,12 +41,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import NATURAL_IMAGES, ROOT, arguments, finish, spread
+from benchmarks.turns import Side, take_turns
 from orchestrator.ledger import FILE_NAME, Record, read
 from trainables.accounting import PURPOSES
 from trainables.assignment import DataSpec
 from trainables.data import prepare
 
 SLOTS = 2
+LEAD_REPORTS = 8  # epochs that b is ahead when a starts: a must never wait for it
 ISOLATED_TRIALS = 4
 FAMILY = "vit"
 
@@ -64,10 +68,10 @@ def main() -> None:
         ours: list[list[Record]] = []
         bare: list[list[Record]] = []
         for number in range(rounds):
-            ours.append(our_sweep(folder, f"b{number}", source, trials, sets, options.quick))
-            say("b", times(ours[-1]))
-            bare.append(bare_processes(folder, f"b{number}"))
-            say("a", times(bare[-1]))
+            pair = side_by_side(folder, f"b{number}", source, trials, sets, options.quick)
+            for part, runs, records in zip("ba", (ours, bare), pair, strict=True):
+                runs.append(records)
+                say(part, times(records))
         isolated = [] if options.without_isolated else one_trainer_a_trial(folder, options.quick)
     measured = {"ours": [times(r) for r in ours], "bare": [times(r) for r in bare]}
     measured["isolated_start_s"] = starts_of(isolated)  # type: ignore[assignment]
@@ -93,30 +97,41 @@ def _data_settings(source: Path | None, folder: Path, *, quick: bool) -> list[st
     return [f"data.{key}={value}" for key, value in values.items()]
 
 
-def our_sweep(
+def side_by_side(
     folder: Path, name: str, source: Path | None, trials: int, sets: list[str], quick: bool
-) -> list[Record]:
-    """The ledger of b, a record ``spawned`` before it and ``exited`` after."""
+) -> tuple[list[Record], list[Record]]:
+    """The records of b and of a, with a record ``spawned`` before and ``exited`` after them."""
     command = [sys.executable, "-m", "orchestrator", "sweep", FAMILY, "--name", name]
     command += ["--dataset", str(source) if source else "digits", "--trials", str(trials)]
     command += ["--max-epochs", "3" if quick else "9", "--storage", str(folder / "runs")]
     for one in (*sets, f"resources.max_slots={SLOTS}"):
         command += ["--set", one]
-    spawned = {"time": time.time(), "event": "spawned"}
-    _carry_out(command, folder)
-    exited = {"time": time.time(), "event": "exited"}
-    return [spawned, *read(folder / "runs" / name / FILE_NAME), exited]
+    ledger, out = folder / "runs" / name / FILE_NAME, folder / f"{name}-bare.jsonl"
+    ours = Side(command, folder, _environment())
+    while ours.running() and _reports(ledger) < LEAD_REPORTS:
+        time.sleep(0.1)
+    ours.hold()
+    command = [sys.executable, "-m", "benchmarks.bare", str(ledger), str(out)]
+    bare = Side([*command, "--processes", str(SLOTS)], folder, _environment())
+    take_turns(ours, bare)
+    return _by_own_clock(ours, ledger), _by_own_clock(bare, out)
 
 
-def bare_processes(folder: Path, name: str) -> list[Record]:
-    """The records of a, replaying the run ``name``."""
-    out = folder / f"{name}-bare.jsonl"
-    command = [sys.executable, "-m", "benchmarks.bare"]
-    command += [str(folder / "runs" / name / FILE_NAME), str(out), "--processes", str(SLOTS)]
-    spawned = {"time": time.time(), "event": "spawned"}
-    _carry_out(command, folder)
-    exited = {"time": time.time(), "event": "exited"}
-    return [spawned, *sorted(read(out), key=lambda record: record["time"]), exited]
+def _reports(ledger: Path) -> int:
+    return sum(r["event"] == "reported" for r in read(ledger)) if ledger.exists() else 0
+
+
+def _by_own_clock(side: Side, path: Path) -> list[Record]:
+    """The records, by their side's clock; ``wall`` keeps the usual time."""
+    assert side.ended is not None
+    ends = [{"time": side.spawned, "event": "spawned"}, {"time": side.ended, "event": "exited"}]
+    records = sorted((*read(path), *ends), key=lambda record: record["time"])
+    for record in records:
+        record["wall"], record["time"] = record["time"], side.own(record["time"])
+        detail = record.get("detail") or {}
+        if "first_step_at" in detail:
+            detail["first_step_at"] = side.own(detail["first_step_at"])
+    return records
 
 
 def one_trainer_a_trial(folder: Path, quick: bool) -> list[Record]:
@@ -130,11 +145,13 @@ def one_trainer_a_trial(folder: Path, quick: bool) -> list[Record]:
 
 
 def _carry_out(command: list[str], folder: Path) -> None:
+    Side(command, folder, _environment()).wait()
+
+
+def _environment() -> dict[str, str]:
     env = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env.pop("MLFLOW_TRACKING_URI", None)
-    ran = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {ran.stderr[-2000:]}")
+    return env
 
 
 def times(records: Sequence[Record]) -> dict[str, Any]:
@@ -172,19 +189,20 @@ def times(records: Sequence[Record]) -> dict[str, Any]:
         "handover_s": _handovers(by_slot),
         "tail_s": sum(max(ends) - end for end in ends),
         "training_s": busy,
+        "waited_s": sum(r["seconds"] for r in records if r["event"] == "waited"),
         "epochs": len(reports),
         "trials": len(starts),
     }
 
 
 def _epoch_gaps(by_slot: dict[str, list[Record]]) -> list[float]:
-    """Between two reports of a trial, less what the later one accounts for."""
+    """Between two reports of a trial, less what the later one accounts for, held or not."""
     gaps = []
     for mine in by_slot.values():
         for before, after in pairwise(mine):
             if before["event"] == after["event"] == "reported":
                 spent = sum(after["metrics"][f"{purpose}_seconds"] for purpose in PURPOSES)
-                gaps.append(after["time"] - before["time"] - spent)
+                gaps.append(after["wall"] - before["wall"] - spent)
     return gaps
 
 

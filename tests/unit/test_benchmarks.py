@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import asha, bare, learning, reference, step, throughput, worlds
+from benchmarks import asha, bare, learning, reference, step, throughput, turns, worlds
 from benchmarks import sweep as sweep_benchmark
 from benchmarks.common import NOISE_IMAGES, noise, pictures, spread
 from orchestrator.ledger import Ledger, read
@@ -275,11 +277,12 @@ def test_bare_processes_replay_what_was_recorded(tmp_path: Path) -> None:
         ledger.append("started", trial=name, attempt=1, slot="s")
         for epoch in range(1, epochs + 1):
             ledger.append("reported", trial=name, epoch=epoch, metrics={})
+        ledger.append("finished", trial=name)
     work = bare.work_of(list(read(ledger.path)))
     assert [(a["trial_id"], epochs) for a, epochs in work] == [("vit-0001", 1), ("vit-0000", 2)]
 
     out = tmp_path / "bare.jsonl"
-    bare.serve(0, work, multiprocessing.Value("i", 0), out)
+    bare.serve(0, ledger.path, multiprocessing.Value("i", 0), out)
     records = list(read(out))
     told = [(r["event"], r.get("trial"), r.get("epoch")) for r in records]
     assert told == [
@@ -289,9 +292,44 @@ def test_bare_processes_replay_what_was_recorded(tmp_path: Path) -> None:
         ("started", "vit-0000", None),
         ("reported", "vit-0000", 1),
         ("reported", "vit-0000", 2),
+        ("waited", None, None),
     ]
+    assert records[-1]["seconds"] < 0.1
     kept = [path.name for path in tmp_path.rglob("epoch-*")]
     assert sorted(kept) == ["epoch-0001", "epoch-0002"]
+
+
+# A command whose child says every 20 ms that it is at work.
+TALKER = """
+import subprocess, sys
+child = "import sys, time\\nfor _ in range(60): print(time.time(), flush=True); time.sleep(0.02)"
+subprocess.run([sys.executable, "-c", child], stdout=open(sys.argv[1], "w"), check=True)
+"""
+
+
+def test_two_commands_take_turns_and_each_has_its_own_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "TURN_S", 0.3)
+    sides = []
+    for name in "ab":
+        command = [sys.executable, "-c", TALKER, str(tmp_path / name)]
+        sides.append(turns.Side(command, tmp_path, os.environ))
+        if name == "a":
+            sides[0].hold()
+    turns.take_turns(*sides)
+    said = [[float(line) for line in (tmp_path / name).read_text().split()] for name in "ab"]
+    assert [len(times) for times in said] == [60, 60]
+    for side, mine, others in zip(sides, said, said[::-1], strict=True):
+        # At work for 1.2 s each, in turns: a pause of one has the other's talk in it.
+        assert mine[-1] - mine[0] > 1.5
+        assert 1.2 <= side.own(mine[-1]) - side.own(mine[0]) < 1.9
+        pauses = [(x, y) for x, y in pairwise(mine) if y - x > 0.2]
+        assert pauses
+        assert all(any(x < at < y for at in others) for x, y in pauses)
+    broken = turns.Side([sys.executable, "-c", "1 / 0"], tmp_path, os.environ)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        broken.wait()
 
 
 def test_times_say_where_a_sweep_spends_its_time() -> None:
@@ -316,6 +354,7 @@ def test_times_say_where_a_sweep_spends_its_time() -> None:
         report(60.0, "c", 1, 19.0, first_step_at=40.75),
         {"time": 70.0, "event": "exited"},
     ]
+    records = [{"wall": record["time"], **record} for record in records]
     found = sweep_benchmark.times(records)
     assert (found["from_ready_s"], found["from_command_s"]) == (45.0, 60.0)
     assert (found["slot_ready_s"], found["cold_start_s"]) == (15.0, 22.0)
