@@ -98,7 +98,7 @@ class SlotPool:
 
         from trainables.worker_entry import serve_if_fit
 
-        result = trainer_class()(
+        result = trainer_class(self._resources)(
             serve_if_fit,
             train_loop_config={**self._config, "slot": slot},
             scaling_config=ScalingConfig(
@@ -120,17 +120,25 @@ class SlotPool:
             raise UserError(result.return_value)
 
 
-def trainer_class() -> Any:
-    """``TorchTrainer`` without the helper processes that a slot has no use for: the manager of
-    datasets and, in a Ray that ends with this process, the cleaner that gives back what a driver
-    held that has died and the actor through which an autoscaler is asked for nodes. An idle
-    process of Ray's takes about 1 % of a core, from the slots if all cores are theirs."""
+def trainer_class(resources: ResourceSpec) -> Any:
+    """``TorchTrainer`` without the helpers that a slot has no use for. An idle process of Ray's
+    wakes a hundred times a second and takes about 1 % of a core, from the slots if all cores are
+    theirs. No slot has datasets to manage. One worker has no process group to be in. In a Ray that
+    ends with this process nobody need give back what a dead driver held, or ask an autoscaler for
+    nodes, and one worker there waits for no other."""
+    import ray
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-    ours, unused = cluster.is_our_own(), {"DatasetsCallback"}
-    if ours:
-        unused.add("PlacementGroupCleanerCallback")
+    ours, alone = cluster.is_our_own(), num_workers(resources) == 1
+    unused = {"DatasetsCallback"}
+    unused |= {"PlacementGroupCleanerCallback"} if ours else set()
+    unused |= {"BackendSetupCallback"} if alone else set()
+
+    class WaitsForNobody(WorkerGroupCallback):  # type: ignore[misc]
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            ray.kill(worker_group._worker_group_state.sync_actor)
 
     class AsksNobody(FixedScalingPolicy):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:
@@ -147,7 +155,8 @@ def trainer_class() -> Any:
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [one for one in callbacks if type(one).__name__ not in unused]
+            used = [one for one in callbacks if type(one).__name__ not in unused]
+            return [*used, WaitsForNobody()] if ours and alone else used
 
     return SlotTrainer
 
