@@ -80,7 +80,7 @@ def main() -> None:
         "trials": trials,
         "slots": SLOTS,
         "family": FAMILY,
-        "set": sets,
+        "set": [one for one in sets if not one.startswith("data.folder=")],
         "isolated_trials": len(measured["isolated_start_s"]),
     }
     finish({"settings": settings, "measured": measured}, options.out, summary(measured))
