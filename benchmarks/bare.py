@@ -45,16 +45,14 @@ class Followed:
 
     def trial(self, index: int) -> TrialState | None:
         """The one that the run began as number ``index``; ``None`` when there are no more."""
-        self._until(lambda: len(self._begun) > index or len(self._begun) == self._trials())
-        return self._state.trials[list(self._begun)[index]] if index < len(self._begun) else None
+        trials = self._state.trials
+        self._until(lambda: len(self._begun) > index or len(self._begun) == len(trials))
+        return trials[list(self._begun)[index]] if index < len(self._begun) else None
 
     def goes_on(self, trial: TrialState, epoch: int) -> bool:
         """Whether the run trained the trial further than ``epoch``."""
         self._until(lambda: len(trial.reports) > epoch or trial.status in TERMINAL)
         return len(trial.reports) > epoch
-
-    def _trials(self) -> int:
-        return len(self._state.trials)
 
     def _until(self, known: Callable[[], bool]) -> None:
         started = time.monotonic()

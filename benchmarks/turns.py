@@ -52,6 +52,10 @@ class Side:
             self._held_since = None
             self._send(signal.SIGCONT)
 
+    def kill(self) -> None:
+        """End all its processes."""
+        self._send(signal.SIGKILL)
+
     def _send(self, number: signal.Signals) -> None:
         for pid in _family(self._process.pid) if self.running() else ():
             with suppress(ProcessLookupError):
@@ -98,5 +102,12 @@ def take_turns(held: Side, going: Side) -> None:
     finally:
         held.go_on()
         going.go_on()
-    going.wait()
-    held.wait()
+    try:
+        for side in sorted(
+            (held, going), key=Side.running
+        ):  # the other may wait for one that failed
+            side.wait()
+    except RuntimeError:
+        held.kill()
+        going.kill()
+        raise

@@ -329,6 +329,13 @@ def test_two_commands_take_turns_and_each_has_its_own_clock(
     broken = turns.Side([sys.executable, "-c", "1 / 0"], tmp_path, os.environ)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         broken.wait()
+    waiting = turns.Side(
+        [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, os.environ
+    )
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        turns.take_turns(broken, waiting)
+    with pytest.raises(RuntimeError):
+        waiting.wait()
 
 
 def test_times_say_where_a_sweep_spends_its_time() -> None:
