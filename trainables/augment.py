@@ -82,7 +82,7 @@ class Augmentation:
         return self.apply(images, rows, rows, epoch)
 
     def apply(self, images: Tensor, positions: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """As above, where ``images[positions]`` are the dataset's images ``rows``."""
+        """As above, where ``images[positions]`` are the dataset's images ``rows``; both (B,)."""
         probability = max(self.level.erasing, self.erasing)
         distorts = self.level.warps or self.level.jitter > 0
         streams = STREAMS if distorts or probability else FLIP + 1

@@ -27,6 +27,7 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]
 
     All is written beside the folder first and then renamed, so a reader sees a complete
     checkpoint or none; one of the same name is replaced. Floats in ``state`` survive exactly.
+    Tensors (of any shape) are written dense. Raises ``OSError`` on a full disk.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -63,7 +64,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str) -> Tensors:
-    """The tensors written as ``name``, on the CPU; empty when there are none of that name.
+    """The tensors (shapes as written) of ``name``, on the CPU; empty when there are none.
 
     Raises ``UserError`` when the file is damaged.
     """
@@ -80,7 +81,10 @@ def read_tensors(folder: Path, name: str) -> Tensors:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Flatten an optimizer's state to ``PARAMETER/KEY`` names; its groups must carry ``names``."""
+    """Flatten an optimizer's state to ``PARAMETER/KEY`` names; its groups must carry ``names``.
+
+    Each tensor has the shape of its parameter, or () for counts of steps.
+    """
     return {
         f"{name}/{key}": value
         for name, parameter in _named(optimizer)
@@ -90,7 +94,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Inverse of :func:`optimizer_tensors`: each tensor laid out in memory as its parameter is."""
+    """Inverse of :func:`optimizer_tensors`: each tensor laid out in memory as its parameter is.
+
+    Raises ``KeyError`` for a parameter (of any shape) that the optimizer lacks.
+    """
     parameters = dict(_named(optimizer))
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")

@@ -98,7 +98,7 @@ class Learner:
         self.module.train(not frozen)
 
     def take_step(self, batch: Batch, rate: float) -> Tensor:
-        """One optimizer step; returns the mean loss.
+        """One optimizer step; returns the batch's mean loss, a scalar tensor.
 
         Out of memory, it tries once more with half the micro-batch and twice the accumulation,
         hence the same global batch. Several workers find that out by a rehearsal before their
@@ -161,7 +161,8 @@ class Learner:
             average_buffers(module, self.world)
 
     def tensors(self) -> dict[str, files.Tensors]:
-        """All tensors that a checkpoint needs: model, optimizer, average."""
+        """All tensors that a checkpoint needs, shaped as in ``state_dict()``: model, optimizer,
+        average."""
         tensors = {
             "model": self.module.state_dict(),
             "optimizer": files.optimizer_tensors(self.step.optimizer),

@@ -69,6 +69,8 @@ def train_one_epoch(
 ) -> bool:
     """Train what is left of the epoch; ``False`` when told to stop before its end.
 
+    ``step`` takes a batch and the learning rate and returns the mean loss, a scalar.
+
     Every step seeds torch's generator from seed, epoch, step and rank, so that dropout and
     stochastic depth go on after a resume as if there had been none. Raises ``Diverged``, on all
     workers alike, when the loss is not finite.

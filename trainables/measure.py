@@ -42,9 +42,11 @@ class Noise(PixelStore):
     parts: Mapping[str, Split]
 
     def split(self, name: str) -> Split:
+        """The images (N, H, W, 3) and labels (N,) of ``train`` or ``val``."""
         return self.parts[name]
 
     def digests(self, name: str) -> npt.NDArray[np.uint64]:
+        """Row numbers (N,), in place of digests."""
         return np.arange(len(self.parts[name].labels), dtype=np.uint64)
 
 
@@ -169,6 +171,7 @@ def _held(trial: Trial) -> dict[str, int]:
 
 
 def main() -> None:
+    """Read a request of backbones from stdin, print one JSON line for each as it is measured."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
     for label, asked in request["backbones"].items():

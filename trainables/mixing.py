@@ -69,7 +69,7 @@ class Mixing:
 
 
 def partners(count: int, device: torch.device) -> Tensor:
-    """Partner of each of ``count`` images: 1, 0, 3, 2, ...; an odd last one is its own."""
+    """Partner (count,) of each image: 1, 0, 3, 2, ...; an odd last one is its own."""
     index = torch.arange(count, device=device)
     return torch.where(index ^ 1 < count, index ^ 1, index)
 

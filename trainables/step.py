@@ -77,7 +77,7 @@ class Step:
         return loss
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Set the gradients to those of the batch's mean loss, and return that loss.
+        """Set the gradients to those of the batch's mean loss, and return that loss, a scalar.
 
         Raises ``OutOfMemory`` where the device has no room.
         """

@@ -119,7 +119,11 @@ def get_file(uri: str, target: Path) -> None:
 
 
 def get_folder(uri: str, target: Path, *, marker: str) -> None:
-    """Fetch a folder, which takes the place of ``target`` once it is complete."""
+    """Fetch a folder, which takes the place of ``target`` once it is complete.
+
+    Raises ``FileNotFoundError`` where it has no file ``marker``, ``StorageError`` where the place
+    does not answer.
+    """
     names = [one.name for one in listed(uri)]
     if marker not in names:
         raise FileNotFoundError(f"{uri} has no {marker}")

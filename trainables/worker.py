@@ -47,26 +47,32 @@ class Link:
         return self._line(method, self._slot, *arguments)
 
     def next_order(self, running: str | None) -> Order:
+        """What to do next, where ``running`` is the trial held now."""
         return dict(self._call("next_order", self._incarnation, running, self._nodes))
 
     def report(self, assignment: Assignment, report: EpochReport) -> list[str] | None:
+        """Tell of an epoch; the checkpoints to keep, where that is settled."""
         body = {**vars(report), "detail": report.detail or None}
         answer = self._call("report", assignment.trial_id, assignment.attempt, body)
         return list(answer["keep"]) if answer else None
 
     def trial_failed(self, trial: str, error: BaseException) -> list[str] | None:
+        """Tell of a failure; the checkpoints to keep, where that is settled."""
         kind = error.kind if isinstance(error, TrialError) else type(error).__name__
         kept: list[str] | None = self._call("trial_failed", trial, kind, one_line(error))
         return kept
 
     def note(self, trial: str, line: str) -> None:
+        """A line for the run's log."""
         self._call("note", trial, line)
 
     def examined(self, trial: str, detail: dict[str, Any]) -> list[str] | None:
+        """Tell what an examination found; the checkpoints to keep, where that is settled."""
         kept: list[str] | None = self._call("examined", trial, detail)
         return kept
 
     def preempted(self, trial: str, checkpoint: str | None, nodes: list[str]) -> None:
+        """Tell of a trial that left its node early, with the checkpoint it wrote there."""
         self._call("preempted", trial, checkpoint, nodes)
 
 
@@ -81,7 +87,7 @@ def serve(config: dict[str, Any]) -> None:
     ``full_workers`` (how many a recipe's batch is for) and ``threads_per_worker``. With one worker
     a failure of the trial is reported and survived. With several the group is restarted by Ray
     Train, since the other ranks may still wait in a collective; whether the trial is at fault is
-    then for the dispatcher to count.
+    then for the dispatcher to count. Raises ``Regroup`` when told that more workers have room.
     """
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()

@@ -44,7 +44,10 @@ def member_named(model: str | None) -> Member:
 
 
 def adapt(request: Request) -> Adapted:
-    """Take the model as it is; a patch is passed on to models that have one."""
+    """Take the model as it is; a patch is passed on to models that have one.
+
+    Raises ``UserError`` for a small stem and for a patch that does not divide the side.
+    """
     if request.spec.stem == "small":
         raise UserError(
             "backbone.stem=small is known for the families resnet and hybrid only; got timm. "

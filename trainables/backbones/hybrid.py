@@ -60,7 +60,10 @@ def stride_of(member: Member, stem: str | None) -> int:
 
 
 def adapt(request: Request) -> Adapted:
-    """Choose stem and patch. The patch counts pixels of the image: stride times projection."""
+    """Choose stem and patch. The patch counts pixels of the image: stride times projection.
+
+    Raises ``UserError`` for a patch that the stem's stride or the side does not allow.
+    """
     side, member, spec = request.image_size, request.member, request.spec
     stem = _stem(request)
     stride = stride_of(member, stem)

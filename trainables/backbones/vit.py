@@ -44,7 +44,10 @@ def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | Non
 
 
 def adapt(request: Request) -> Adapted:
-    """Choose or check the patch; the kernel is resized, position embeddings are resampled."""
+    """Choose or check the patch; the kernel is resized, position embeddings are resampled.
+
+    Raises ``UserError`` for a patch that does not divide the side.
+    """
     side, member = request.image_size, request.member
     patch = request.spec.patch if request.spec.patch is not None else largest_patch(side)
     divisors = ", ".join(str(p) for p in PATCHES if side % p == 0)

@@ -159,8 +159,9 @@ class BatchPlan:
 
 
 def blocks(steps: Iterator[Tensor], bytes_per_step: int) -> Iterator[list[Tensor]]:
-    """Consecutive steps' rows, as many at a time as make ``BLOCK_BYTES`` of prepared pixels: what
-    is done to them costs many small operations, and pixels depend on their row alone."""
+    """Consecutive steps' rows (B,), as many steps at a time as make ``BLOCK_BYTES`` of prepared
+    pixels: what is done to them costs many small operations, and pixels depend on their row
+    alone."""
     while block := list(islice(steps, max(1, BLOCK_BYTES // bytes_per_step))):
         yield block
 

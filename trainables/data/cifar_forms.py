@@ -29,6 +29,7 @@ class Form:
 
     @property
     def members(self) -> tuple[str, ...]:
+        """Names of all files in the archive that are read."""
         return (*self.train, self.test, self.names)
 
 

@@ -28,7 +28,7 @@ def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) 
 
 
 def carve(labels: Labels, digests: Digests, *, count: int, seed: int, salt: str) -> Rows:
-    """``count`` row numbers, stratified, that leave every class at least one image.
+    """``count`` row numbers (count,), stratified, that leave every class at least one image.
 
     Returns fewer than ``count`` where the classes cannot spare as many.
     """
@@ -41,7 +41,7 @@ def carve(labels: Labels, digests: Digests, *, count: int, seed: int, salt: str)
 def assign_splits(
     labels: dict[str, Labels], digests: dict[str, Digests], spec: DataSpec
 ) -> dict[str, tuple[str, Rows]]:
-    """For each of train, val and test: the source split that it is cut from, and which rows.
+    """For each of train, val and test: the source split that it is cut from, and which rows (N,).
 
     ``test`` and then ``val`` are carved from ``train`` where the source lacks them; both
     by ``split_seed``, or val by ``val_seed``, which leaves test as it is; both
