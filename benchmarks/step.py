@@ -9,12 +9,13 @@ B  compute: forward, backward and step of the same model, optimizer, batch size,
 C  a torch DataLoader, with 0 and with 2 workers, that reads the same Parquet, decodes with PIL and
    augments with torchvision, training the same model as B
 
-On a CPU A and B take turns step by step, so that what else the machine does meets both alike; on a
+All have the same threads and, on a CPU, the same freed memory kept (``trainables/memory.py``).
+There A and B take turns step by step, so that what else the machine does meets both alike; on a
 GPU, where steps overlap, epoch by epoch. C takes its turn beside an epoch of A alone.
 ``ratio_to_compute`` is images/s of A over B, the median over rounds; ``ratio_to_dataloader`` of A
 over the faster C. Per family, each is the lower of its scales; each scale with its spread
 (quartiles) and n stands under ``ratio_to_compute_by_scale`` and so on. On a GPU in bf16, and with
-the share of the device's bf16 peak where that is known. About 30 minutes on 2 cores. The result
+the share of the device's bf16 peak where that is known. About 35 minutes on 2 cores. The result
 goes to benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
 """
 
@@ -64,7 +65,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=0.1, fewest_steps=1, most_steps=2, rounds=1, loader_rounds=1)
-EFFORTS = {"tiny": Effort(), "small": Effort(seconds=4.0)}
+EFFORTS = {"tiny": Effort(rounds=40), "small": Effort(seconds=4.0)}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from trainables.assignment import Assignment
 from trainables.data import PixelStore, prepare
 from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
 from trainables.loop import World, predict
+from trainables.memory import freed_memory_kept
 from trainables.probes.learning import shift_consistency
 from trainables.trial_state import Trial
 
@@ -50,9 +51,20 @@ def fine_tune(
     initialised ``torch.distributed``, and all yield the same metrics. ``store`` is prepared
     from ``assignment.data`` when not given. ``should_stop`` is asked between steps: once true, a
     checkpoint is written and ``Preempted`` raised. Raises ``UserError`` for mistakes in the
-    assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named.
+    assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named. On a CPU the process
+    keeps freed memory from then on (:mod:`trainables.memory`).
     """
     raise_if_any(assignment.recipe.mistakes())
+    with freed_memory_kept(world.device):
+        yield from _epochs(assignment, world, store, should_stop)
+
+
+def _epochs(
+    assignment: Assignment,
+    world: World,
+    store: PixelStore | None,
+    should_stop: Callable[[], bool],
+) -> Iterator[EpochReport]:
     trial = Trial(assignment, world, store or prepare(assignment.data, remote=assignment.remote))
     first = True
     while trial.progress.epoch < assignment.epochs:

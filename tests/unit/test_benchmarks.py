@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import asha, bare, learning, reference, step, throughput, turns, worlds
+from benchmarks import allocator, asha, bare, learning, reference, step, throughput, turns, worlds
 from benchmarks import sweep as sweep_benchmark
 from benchmarks.common import NOISE_IMAGES, noise, pictures, spread
 from orchestrator.ledger import Ledger, read
@@ -49,6 +49,26 @@ def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
         row["ratio_to_dataloader_0"],
         row["ratio_to_dataloader_2"],
     )
+
+
+def test_what_kept_memory_gains_is_a_ratio_of_pairs() -> None:
+    def side(speed: float, faults: float, peak: float) -> dict[str, float]:
+        return {"images_per_second": speed, "faults": faults, "peak_mb": peak}
+
+    pairs = [(side(12, 0, 102), side(10, 9, 100)), (side(28, 1, 104), side(20, 7, 100))]
+    found = allocator.judge(pairs)
+    assert found["speed_ratio"]["median"] == pytest.approx(1.3)
+    assert found["peak_memory_ratio"]["median"] == pytest.approx(1.03)
+    assert found["faults_per_step_by_default"]["median"] == 8
+    assert found["images_per_second_kept"]["n"] == 2
+
+
+def test_kept_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.allocator", "--quick"]
+    command += ["--out", str(tmp_path / "allocator.json")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1])["speed_ratio"]["vit tiny"] > 0
 
 
 def test_a_family_counts_by_the_lower_of_its_scales() -> None:
