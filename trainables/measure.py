@@ -28,6 +28,7 @@ from trainables.assignment import Assignment, DataSpec
 from trainables.data import DatasetInfo, PixelStore, Split
 from trainables.errors import one_line
 from trainables.loop import World
+from trainables.memory import freed_memory_kept
 from trainables.trial_state import Trial
 
 VAL_IMAGES = 128
@@ -88,7 +89,7 @@ def measure(
     """
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
-    with tempfile.TemporaryDirectory() as folder:
+    with freed_memory_kept(device), tempfile.TemporaryDirectory() as folder:
         cold = _trial(assignment, store, device, folder).setup_seconds
         trial = _trial(assignment, store, device, folder)
         with saved_for_backward(trial) as activations:
