@@ -10,7 +10,7 @@ the difference engine minus reference and its 95 % Welch interval: *no worse, be
 interval whose upper end is not below 0, and a difference of means of no less than -0.015, so that a
 wide interval excuses no loss that would matter.
 
-Two runs at a time, one thread each, engine and reference of a seed side by side: about 20 minutes
+Two runs at a time, one thread each, engine and reference of a seed side by side: about 28 minutes
 on 2 cores. ``seconds`` are of training alone. The result goes to benchmarks/results/learning.json,
 a summary to the last line of stdout.
 """
