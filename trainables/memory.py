@@ -1,8 +1,8 @@
 """Freed memory stays with a process while it trains on a CPU.
 
 By default glibc hands large freed blocks back to the kernel at once, so that every step asks for
-its activations again, page by page: 200,000 page faults in a step of the small hybrid, a quarter
-of its time (``benchmarks/allocator.py``). Where the C library has no such options, as on macOS,
+its activations again, page by page: 240,000 page faults in a step of the small hybrid, a fifth of
+its time (``benchmarks/allocator.py``). Where the C library has no such options, as on macOS,
 nothing changes. No torch, no ray.
 """
 
@@ -25,7 +25,8 @@ def freed_memory_kept(device: str) -> Iterator[None]:
     """Within it, memory that was freed is used again; on leaving, what is free goes back.
 
     ``device`` other than ``cpu``: nothing. The options are the process's and cannot be read, so
-    they stay; memory in use at most grows by a few per cent, for blocks no longer fit exactly.
+    they stay. The process's peak memory grows, by a sixth at most in what was measured, for blocks
+    no longer fit exactly.
     """
     libc = ctypes.CDLL(None)
     if device != "cpu" or not hasattr(libc, "mallopt"):
