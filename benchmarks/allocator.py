@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import arguments, finish, noise, pictures, spread
-from benchmarks.rivals import Plain
-from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from benchmarks.common import arguments, finish, in_words, pictures, spread
+from benchmarks.rivals import Plain, from_random_weights
+from trainables.assignment import DataSpec
 from trainables.data import prepare
 from trainables.memory import freed_memory_kept
 from trainables.recipe import Recipe
@@ -62,22 +62,15 @@ def main() -> None:
     measured: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if options.quick and options.data is None:
-            options.data = noise(folder / "noise.parquet", images=512)
-        path = pictures(options.data, folder)
+        path = pictures(options.data, folder, quick=options.quick)
         data = DataSpec(source=str(path), folder=str(folder / "stores"))
         prepare(data)
         for case in cases:
             rounds = [(_apart(case, data, True), _apart(case, data, False)) for _ in range(pairs)]
             name = f"{case.family} {case.scale}"
             measured[name] = judge(rounds)
-            ratio = measured[name]["speed_ratio"]
-            print(
-                f"{name}: {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] "
-                f"n={ratio['n']}",
-                file=sys.stderr,
-                flush=True,
-            )
+            ratio = in_words(measured[name]["speed_ratio"])
+            print(f"{name}: {ratio}", file=sys.stderr, flush=True)
     summary = {
         key: {name: round(found[key]["median"], 3) for name, found in measured.items()}
         for key in ("speed_ratio", "peak_memory_ratio", "faults_per_step_by_default")
@@ -102,15 +95,8 @@ def in_a_thread(case: Case, data: DataSpec, kept: bool) -> dict[str, float]:
 def measure(case: Case, data: DataSpec, kept: bool) -> dict[str, float]:
     """``images_per_second`` and ``faults`` of a step (medians), ``peak_mb`` of the process."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    assignment = Assignment(
-        trial_id=case.family,
-        attempt=0,
-        backbone=BackboneSpec(family=case.family, scale=case.scale, weights="none"),
-        recipe=Recipe(batch_size_per_worker=case.batch_size),
-        data=data,
-        seed=0,
-        epochs=1,
-    )
+    recipe = Recipe(batch_size_per_worker=case.batch_size)
+    assignment = from_random_weights(case.family, case.scale, recipe, data)
     with freed_memory_kept("cpu") if kept else nullcontext():
         plain = Plain(assignment, prepare(data), torch.device("cpu"))
         plain.on_resident_batch(WARM_UP_STEPS)

@@ -41,10 +41,13 @@ def arguments(
     return parser
 
 
-def pictures(chosen: Path | None, folder: Path) -> Path:
-    """The Parquet to read: the one chosen, natural images beside the checkout, or noise."""
+def pictures(chosen: Path | None, folder: Path, *, quick: bool = False) -> Path:
+    """The Parquet to read: the one chosen, natural images beside the checkout, or noise; of what
+    is not chosen a little noise where it has to be ``quick``."""
     if chosen is not None:
         return chosen
+    if quick:
+        return noise(folder / "noise.parquet", images=512)
     return NATURAL_IMAGES if NATURAL_IMAGES.is_file() else noise(folder / "noise.parquet")
 
 
@@ -68,6 +71,11 @@ def spread(values: list[float]) -> dict[str, float | int]:
         return {"median": values[0], "low": values[0], "high": values[0], "n": 1}
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "low": low, "high": high, "n": len(values)}
+
+
+def in_words(row: dict[str, float | int]) -> str:
+    """A :func:`spread` for the line that is printed as soon as it is known."""
+    return f"{row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={row['n']}"
 
 
 def _short(path: Path) -> str:

@@ -31,7 +31,7 @@ import torch
 from scipy import stats
 
 from benchmarks import reference
-from benchmarks.common import arguments, finish, noise, pictures
+from benchmarks.common import arguments, finish, pictures
 from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.backbones import build
 from trainables.data import prepare, train_indices
@@ -63,9 +63,7 @@ def main() -> None:
     epochs, seeds, images = (1, 2, 128) if options.quick else (10, 3, 10_000)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if options.quick and options.data is None:
-            options.data = noise(folder / "noise.parquet", images=512)
-        path = pictures(options.data, folder)
+        path = pictures(options.data, folder, quick=options.quick)
         data = DataSpec(source=str(path), train_limit=images, folder=str(folder / "stores"))
         prepare(data)
         runs = [

@@ -20,11 +20,25 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from trainables.accounting import count_flops
-from trainables.assignment import Assignment
+from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.backbones import build
 from trainables.data import PixelStore
 from trainables.finetune import World, fine_tune
 from trainables.optim import build_optimizer
+from trainables.recipe import Recipe
+
+
+def from_random_weights(family: str, scale: str, recipe: Recipe, data: DataSpec) -> Assignment:
+    """A trial that lasts as long as anyone asks it for epochs."""
+    return Assignment(
+        trial_id=f"{family}-{scale}",
+        attempt=0,
+        backbone=BackboneSpec(family=family, scale=scale, weights="none"),
+        recipe=recipe,
+        data=data,
+        seed=0,
+        epochs=1000,
+    )
 
 
 class Engine:

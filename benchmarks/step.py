@@ -15,7 +15,7 @@ GPU, where steps overlap, epoch by epoch. C takes its turn beside an epoch of A 
 ``ratio_to_compute`` is images/s of A over B, the median over rounds; ``ratio_to_dataloader`` of A
 over the faster C. Per family, each is the lower of its scales; each scale with its spread
 (quartiles) and n stands under ``ratio_to_compute_by_scale`` and so on. On a GPU in bf16, and with
-the share of the device's bf16 peak where that is known. About 35 minutes on 2 cores. The result
+the share of the device's bf16 peak where that is known. About 30 minutes on 2 cores. The result
 goes to benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
 """
 
@@ -31,9 +31,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import arguments, finish, noise, pictures, spread
-from benchmarks.rivals import Engine, Loader, Plain
-from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from benchmarks.common import arguments, finish, in_words, pictures, spread
+from benchmarks.rivals import Engine, Loader, Plain, from_random_weights
+from trainables.assignment import Assignment, DataSpec
 from trainables.data import PixelStore, prepare
 from trainables.recipe import Recipe
 
@@ -79,9 +79,7 @@ def main() -> None:
     measured: dict[str, dict[str, Any]] = {family: {} for family in options.families}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if options.quick and options.data is None:
-            options.data = noise(folder / "noise.parquet", images=512)
-        path = pictures(options.data, folder)
+        path = pictures(options.data, folder, quick=options.quick)
         data = DataSpec(source=str(path), val_fraction=VAL_FRACTION, folder=str(folder / "stores"))
         store = prepare(data)
         for scale in options.scales:
@@ -109,7 +107,7 @@ def measure(
         batch_size_per_worker=BATCH_SIZES[device.type][scale],
         precision="bf16" if device.type == "cuda" else "fp32",
     )
-    assignment = _assignment(family, scale, recipe, data)
+    assignment = from_random_weights(family, scale, recipe, data)
     torch.manual_seed(0)
     plain = Plain(assignment, store, device)
     steps = _steps(plain, effort, store.info.counts["train"])
@@ -138,18 +136,6 @@ def measure(
         "steps": steps,
         "precision": recipe.precision,
     }
-
-
-def _assignment(family: str, scale: str, recipe: Recipe, data: DataSpec) -> Assignment:
-    return Assignment(
-        trial_id=f"{family}-{scale}",
-        attempt=0,
-        backbone=BackboneSpec(family=family, scale=scale, weights="none"),
-        recipe=recipe,
-        data=data,
-        seed=0,
-        epochs=1000,
-    )
 
 
 def _limited(assignment: Assignment, images: int) -> Assignment:
@@ -204,7 +190,7 @@ def say(family: str, scale: str, found: dict[str, Any]) -> None:
     """One line on stderr as soon as it is known."""
     speed = found["images_per_second"]["engine"]["median"]
     ratios = (
-        f"{label} {row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={row['n']}"
+        f"{label} {in_words(row)}"
         for label, row in (
             ("to compute", found["ratio_to_compute"]),
             ("to DataLoader", found["ratio_to_dataloader"]),

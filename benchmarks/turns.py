@@ -103,9 +103,8 @@ def take_turns(held: Side, going: Side) -> None:
         held.go_on()
         going.go_on()
     try:
-        for side in sorted(
-            (held, going), key=Side.running
-        ):  # the other may wait for one that failed
+        # first the one that has ended: the other may wait for it for ever, where it failed
+        for side in sorted((held, going), key=Side.running):
             side.wait()
     except RuntimeError:
         held.kill()
