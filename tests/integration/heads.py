@@ -21,7 +21,7 @@ from typing import Any
 from tests.integration.conftest import Shell
 
 BIN = Path(sys.executable).parent
-HEAD_PATIENCE_S = 90
+START_PATIENCE_S = 90
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ def _head(
             start_new_session=True,
         )
     try:
+        # The dashboard answers up to two seconds before the head's own raylet is there.
+        until_started(process, shell.cwd / "head.log")
         address = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + HEAD_PATIENCE_S
+        deadline = time.monotonic() + START_PATIENCE_S
         while not answers(f"{address}/api/version"):
             assert process.poll() is None, (shell.cwd / "head.log").read_text()
             assert time.monotonic() < deadline, "the dashboard never answered"
@@ -115,11 +117,7 @@ def node(shell: Shell, at: Head, env: dict[str, str], *, cpus: int = 0) -> Itera
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + HEAD_PATIENCE_S
-        while "Ray runtime started" not in (shell.cwd / "node.log").read_text():
-            assert process.poll() is None, (shell.cwd / "node.log").read_text()
-            assert time.monotonic() < deadline, "the node never started"
-            time.sleep(0.2)
+        until_started(process, shell.cwd / "node.log")
         yield
     finally:
         process.send_signal(signal.SIGTERM)
@@ -127,6 +125,15 @@ def node(shell: Shell, at: Head, env: dict[str, str], *, cpus: int = 0) -> Itera
             process.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until ``ray start`` says that all of the node's processes run."""
+    deadline = time.monotonic() + START_PATIENCE_S
+    while "Ray runtime started" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, f"the node never started: {log.read_text()}"
+        time.sleep(0.2)
 
 
 def answers(url: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.integration.conftest import PATIENCE_S, Shell
-from tests.integration.heads import BIN
+from tests.integration.heads import BIN, until_started
 from tests.integration.lan import Lan, lan
 from tests.integration.test_sweep import epochs
 
@@ -27,7 +26,6 @@ SWEEP = (
     "--set", "resources.max_failures_per_trial=0",
 )  # fmt: skip
 HEAD_PORT = 6379  # free: each namespace has all ports to itself
-START_PATIENCE_S = 90
 
 
 @contextmanager
@@ -49,8 +47,10 @@ def cluster(shell: Shell, net: Lan) -> Iterator[None]:
     }
     with TemporaryDirectory(prefix="lan-", dir="/tmp") as disks:  # paths of sockets must be short
         head, *others = net.machines
-        await_up(shell, {head: start(shell, net, head, disks)})
-        await_up(shell, {other: start(shell, net, other, disks) for other in others})
+        until_started(start(shell, net, head, disks), shell.cwd / f"{head}.log")
+        joining = {other: start(shell, net, other, disks) for other in others}
+        for other, process in joining.items():
+            until_started(process, shell.cwd / f"{other}.log")
         yield
 
 
@@ -74,16 +74,6 @@ def start(shell: Shell, net: Lan, machine: str, disks: str) -> subprocess.Popen[
             stderr=log,
             start_new_session=True,
         )
-
-
-def await_up(shell: Shell, nodes: dict[str, subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + START_PATIENCE_S
-    for machine, process in nodes.items():
-        log = shell.cwd / f"{machine}.log"
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
 
 
 def sweep(shell: Shell, net: Lan) -> subprocess.Popen[str]:
