@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -38,15 +39,19 @@ def nodes(shell: Shell) -> int:
 
 def kill_a_node(shell: Shell, place: int) -> None:
     """One that has a training worker: it dies with all its processes, as machines do."""
-    parents = {pid: parent(pid) for pid in shell.processes("ray::")}
-    raylets = sorted({parents[pid] for pid in shell.processes("RayTrainWorker")})
-    doomed = raylets[place]
-    for pid in (doomed, *(pid for pid, above in parents.items() if above == doomed)):
-        os.kill(pid, signal.SIGKILL)
+    above = [parent(pid) for pid in shell.processes("RayTrainWorker")]
+    doomed = sorted({raylet for raylet in above if raylet is not None})[place]
+    for pid in (doomed, *(pid for pid in shell.processes("ray::") if parent(pid) == doomed)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def parent(pid: int) -> int | None:
+    """``None`` of a process that has ended since it was listed."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def test_nodes_come_for_trials_and_go_after_them_and_one_that_dies_costs_no_trial(
