@@ -1,13 +1,14 @@
 """The ledger: the append-only record of every report and decision of a run.
 
-One JSON object a line, one writer (the dispatcher). A line is written with a single system
-call, so a process killed at any moment leaves whole lines and at most one torn tail, which
-the next writer cuts off. Whatever can be asked of a run (what to resume, what MLflow should
-show, what to compare) is a pure function of these lines: see :func:`replay`.
+One JSON object a line, one writer at a time (the dispatcher, while it lives). A line is written
+with a single system call, so a process killed at any moment leaves whole lines and at most one
+torn tail, which the next writer cuts off. Whatever can be asked of a run (what to resume, what
+MLflow should show, what to compare) is a pure function of these lines: see :func:`replay`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger_state import TERMINAL, Record, State, TrialState, apply, replay
+from trainables.errors import UserError
 
 __all__ = [
     "EVENTS",
@@ -34,6 +36,7 @@ __all__ = [
 
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
+WRITER_PATIENCE_S = 30.0
 
 EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
@@ -60,13 +63,33 @@ EVENTS = (
 
 
 class Ledger:
-    """The one writer. Opening cuts a torn last line off; ``append`` is durable to a crash."""
+    """The one writer. Opening cuts a torn last line off; ``append`` is durable to a crash.
+
+    Opening waits for the last writer's end: the dispatcher of a driver that was killed writes on
+    until its Ray misses the driver, which takes seconds. Raises :class:`UserError` where the other
+    writer stays.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("ab", buffering=0)
+        self._be_the_only_one()
         self._cut_torn_tail()
+
+    def _be_the_only_one(self) -> None:
+        deadline = time.monotonic() + WRITER_PATIENCE_S
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"one process at a time may write a ledger; another one still writes "
+                        f"{self.path} after {WRITER_PATIENCE_S:.0f} s. Fix: wait for its end, or "
+                        "--name OTHER"
+                    ) from None
+                time.sleep(0.05)
 
     def _cut_torn_tail(self) -> None:
         data = self.path.read_bytes()

@@ -36,12 +36,12 @@ class Orders:
         more_to_come: bool = False,
         full_workers: int | None = None,
     ) -> None:
+        self._ledger = Ledger(ledger_path)
         self.state = replay(read(ledger_path))
         self.closing = False
         self.wanted: dict[str, int] = {}
         self.queue: list[str] = []
         self.slots: dict[str, Slot] = {}
-        self._ledger = Ledger(ledger_path)
         self._folder = ledger_path.parent
         self._remote = origin(self._folder)
         self.ended_alone: list[TrialState] = []  # their weights go once that is in the storage

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,20 @@ def to_train(spec: RunSpec, state: State) -> int:
 
 
 def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> State:
-    """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``."""
-    before = state_of(folder)
+    """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``, and
+    :class:`UserError` where a former session still writes."""
+    with closing(Ledger(folder / FILE_NAME)) as ledger:  # what is read from now on stays so
+        end = ledger.path.stat().st_size
+        for record in _opening(spec, state_of(folder), session, header):
+            ledger.append(**record)
+    session_copy.push_ledger(folder, end)
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    return state_of(folder)
+
+
+def _opening(
+    spec: RunSpec, before: State, session: str, header: dict[str, Any]
+) -> list[dict[str, Any]]:
     detail = {
         "schema": SCHEMA,
         "run": spec.name,
@@ -137,14 +149,7 @@ def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> 
     ]
     # Named by the last record: a dispatcher that finds its session here has read them all.
     records[-1]["session"] = session
-    ledger = Ledger(folder / FILE_NAME)
-    begin = ledger.path.stat().st_size
-    for record in records:
-        ledger.append(**record)
-    ledger.close()
-    session_copy.push_ledger(folder, begin)
-    (folder / STOP_FILE).unlink(missing_ok=True)
-    return state_of(folder)
+    return records
 
 
 def open_trials(state: State) -> list[str]:

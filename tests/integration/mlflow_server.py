@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator import tracking
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0  # followers are nice: beside other work they wait
 
 
 class Server:

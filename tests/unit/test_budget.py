@@ -19,6 +19,7 @@ from orchestrator.orders import Orders
 from orchestrator.orders_budget import MARGIN
 from orchestrator.spec import RunSpec
 from orchestrator.sweeps import family_sweep
+from tests.unit.crashes import killed
 from trainables.errors import UserError
 
 EPOCHS = 4
@@ -56,9 +57,11 @@ def begun(folder: Path, spec: RunSpec, **header: Any) -> Path:
 class Cluster:
     """Slots that train what they are given, each epoch for as long as ``seconds_of`` says."""
 
-    def __init__(self, path: Path, slots: int, draw: random.Random) -> None:
-        self.orders = Orders(path, session="s", max_failures_per_trial=0)
-        self.held: dict[str, tuple[str, int] | None] = {f"s-{i}": None for i in range(slots)}
+    def __init__(self, path: Path, slots: int, draw: random.Random, session: str = "s") -> None:
+        self.orders = Orders(path, session=session, max_failures_per_trial=0)
+        self.held: dict[str, tuple[str, int] | None] = {
+            f"{session}-{i}": None for i in range(slots)
+        }
         self.under_way: dict[str, int] = {}  # slot -> epoch
         self.most_at_once = 0
         self._draw = draw
@@ -229,7 +232,9 @@ def test_before_an_epoch_was_seen_others_wait_unless_the_plan_knows_that_they_fi
 
 def test_a_larger_budget_goes_on_where_the_smaller_one_stopped(tmp_path: Path) -> None:
     path = begun(tmp_path, run_spec(10.0, "vit"))
-    Cluster(path, 2, random.Random(0)).run(lambda _: 1.0)
+    first = Cluster(path, 2, random.Random(0))
+    first.run(lambda _: 1.0)
+    killed(first.orders)
     stopped_at = spent(path)
     assert 8 < stopped_at <= 10
     ledger = Ledger(path)
@@ -238,9 +243,7 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_stopped(tmp_path: Path) -
     ledger.append("extended", detail={"spec": run_spec(100.0, "vit").as_dict()})
     ledger.append("resumed")
     ledger.close()
-    again = Cluster(path, 2, random.Random(0))
-    again.held = {"t-0": None}
-    again.orders = Orders(path, session="t", max_failures_per_trial=0)
+    again = Cluster(path, 1, random.Random(0), session="t")
     again.run(lambda _: 1.0)
     assert {trial.status for trial in replay(read(path)).trials.values()} == {"finished"}
     assert spent(path) == 3 * EPOCHS

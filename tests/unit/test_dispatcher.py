@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator import dispatcher as module
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ledger import Ledger, read, replay
+from tests.unit.crashes import killed
 
 EPOCHS = 3
 
@@ -158,7 +159,8 @@ def test_a_restarted_dispatcher_hands_nothing_out_twice(tmp_path: Path) -> None:
         d = dispatcher(path)
         await d.ask("vit-0000", 1)
         await d.next_order("s-0", "life", None)
-        d = dispatcher(path)  # killed and started again by Ray, the slot in the middle of epoch 1
+        killed(d)
+        d = dispatcher(path)  # started again by Ray, the slot in the middle of epoch 1
         await d.ask("vit-0000", 1)
         assert (await d.next_order("s-1", "other", None))["kind"] != "train"
         assert await d.report("s-0", "vit-0000", 1, report(1))
@@ -203,6 +205,7 @@ def test_another_drivers_slots_are_gone_and_their_trials_open(tmp_path: Path) ->
         await d.next_order("first-0", "life", None)
         folder = saved(path, "vit-0000", 1, "epoch-0001")
         await d.report("first-0", "vit-0000", 1, report(1, folder))
+        killed(d)
         d = dispatcher(path, session="second")
         assert await d.resume_epoch("vit-0000") == 0
         assert (await d.ask("vit-0000", 1))["metrics"] == {"val_top1": 0.1}
@@ -259,6 +262,7 @@ def test_whatever_crashes_every_epoch_is_reported_once_and_every_trial_ends(
             if crash == "worker":
                 life, running = life + 1, None
             if crash in ("driver", "dispatcher"):
+                killed(d)
                 d = dispatcher(path, session=str(session), max_failures=100)
             for name, trial in replay(read(path)).trials.items():
                 if trial.status not in ("finished", "failed"):

@@ -13,6 +13,7 @@ from orchestrator.cli_run import spec_of
 from orchestrator.ledger import Ledger, State, read, replay
 from orchestrator.orders import Orders
 from orchestrator.spec import RunSpec
+from tests.unit.crashes import killed
 from trainables.errors import UserError
 
 
@@ -126,6 +127,7 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
         at.mkdir(parents=True)
         report = {"epoch": epoch, "metrics": {"val_top1": 0.5}, "checkpoint": str(at)}
         books.reported("s-0", "vit-final-00", 1, report)
+    killed(books)
     books = orders(tmp_path)
     order = books.order("s-0", books.hear("s-0", "life-2", None), None)
     assert order is not None

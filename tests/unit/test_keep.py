@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator import retention
 from orchestrator.ledger import Ledger, State, read, replay
 from orchestrator.orders import Orders
+from tests.unit.crashes import killed
 from tests.unit.engine_store import assignment, small_store
 from trainables import worker
 from trainables.assignment import Assignment
@@ -209,7 +210,9 @@ def test_a_trial_that_lost_its_newest_checkpoint_is_bitwise_the_same_in_the_end(
     for folder in (whole, cut):
         ledger_of(folder, "vit-0000", epochs=5, learning_rate=3e-3)
     Slot(whole, orders(whole), "s-0").train("vit-0000", 5)
-    Slot(cut, orders(cut), "s-0").train("vit-0000", 3)
+    first = orders(cut)
+    Slot(cut, first, "s-0").train("vit-0000", 3)
+    killed(first)
     before = state_of(cut).trials["vit-0000"]
     root = cut / "checkpoints" / "vit-0000"
     newest = str(Path(str(before.checkpoint)).relative_to(root))
@@ -267,6 +270,7 @@ def test_whatever_crashes_the_newest_and_the_best_on_record_are_there(
         elif event == "driver":
             sessions += 1
             retention.at_rest(folder, replay(read(path)), [])
+            killed(books)
             books = orders(folder, session=str(sessions))
             books.want("vit-0000", 999)
             wanted = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import ledger as module
 from orchestrator.ledger import TERMINAL, Ledger, read, replay, tail
+from trainables.errors import UserError
 
 TRIALS = ("vit-0000", "vit-0001", "resnet-0000")
 
@@ -84,3 +87,18 @@ def test_newest_checkpoint_is_the_one_in_the_middle_of_an_epoch(tmp_path: Path) 
 def test_an_unknown_event_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="valid: created"):
         Ledger(tmp_path / "l.jsonl").append("pruneed")
+
+
+def test_a_ledger_has_one_writer_and_the_next_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "l.jsonl"
+    orphan = Ledger(path)
+    monkeypatch.setattr(module, "WRITER_PATIENCE_S", 0.1)
+    with pytest.raises(UserError, match=r"another one still writes .*l\.jsonl.*--name OTHER"):
+        Ledger(path)
+    monkeypatch.setattr(module, "WRITER_PATIENCE_S", 60.0)
+    last = threading.Timer(0.2, lambda: (orphan.append("noted", reason="last"), orphan.close()))
+    last.start()
+    Ledger(path).append("resumed")
+    assert [record["event"] for record in read(path)] == ["noted", "resumed"]

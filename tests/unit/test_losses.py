@@ -18,6 +18,7 @@ from orchestrator.limits import ResourceSpec
 from orchestrator.view import view
 from orchestrator.view_text import summary
 from orchestrator.watch import Watch
+from tests.unit.crashes import killed
 from tests.unit.test_dispatcher import events, impatient, report, run, run_folder
 
 __all__ = ["impatient"]
@@ -89,6 +90,7 @@ def test_a_slot_that_ended_with_its_node_is_a_preemption(tmp_path: Path, restart
         await d.next_order("s-0", "first", None, ["a"])
         cluster.standing.clear()
         if restarts:  # the dispatcher knows the slot's nodes from the ledger alone
+            killed(d)
             d = books(path, cluster, max_failures_per_trial=0)
             await d.next_order("s-0", "second", None, ["b"])
         else:

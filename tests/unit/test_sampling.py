@@ -25,6 +25,7 @@ from orchestrator.sampling import TPE_STARTUP_TRIALS, Past, draw
 from orchestrator.spaces import Choice, Domain, LogUniform, Uniform
 from orchestrator.spec import RunSpec, diff
 from orchestrator.tracking_view import has_begun, trial_params
+from tests.unit.crashes import killed
 from trainables.assignment import Assignment
 
 SPACE: dict[str, Domain] = {
@@ -219,7 +220,7 @@ def test_a_recipe_is_drawn_once_when_its_trial_starts_and_replay_keeps_it(tmp_pa
     for name in names[:-2]:
         train(books, name)
     lost = start(books, names[-2])
-    # The driver is killed; the next one goes on with what was drawn.
+    killed(books)  # with its driver; the next one goes on with what was drawn
     again = start(orders(path, session="t"), names[-2], slot="t-0")
     assert (again["recipe"], again["attempt"]) == (lost["recipe"], 2)
     Assignment.from_dict(again)  # complete
