@@ -19,7 +19,6 @@ from tests.unit.compare_runs import tournament_run
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.mlflow,
-    pytest.mark.timeout(240),
 ]
 
 FAMILIES = ("resnet", "vit", "hybrid")

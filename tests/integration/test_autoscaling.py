@@ -16,7 +16,7 @@ from tests.integration.conftest import ROOT, Shell
 from tests.integration.heads import head, node
 from tests.integration.test_sweep import epochs
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 QUICK = (
     *("--set", "scheduler.kind=none", "--set", "data.train_limit=200"),

@@ -26,7 +26,7 @@ from trainables.errors import UserError
 from trainables.finetune import evaluate_split, fine_tune
 from trainables.recipe import Recipe
 
-pytestmark = [pytest.mark.mlflow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.mlflow
 
 FAMILIES = ("resnet", "vit", "hybrid")
 NAME = "three"

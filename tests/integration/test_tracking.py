@@ -22,7 +22,7 @@ from orchestrator.ledger import FILE_NAME, Ledger
 from tests.integration.mlflow_server import PATIENCE_S, Server
 from trainables.errors import UserError
 
-pytestmark = [pytest.mark.mlflow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.mlflow
 
 Story = list[tuple[str, str | None, dict[str, Any]]]
 
