@@ -21,7 +21,7 @@ from tests.integration.test_sweep import epochs, mlflow_runs
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SWEEP = (
-    "sweep", "resnet", "--trials", "9", "--max-epochs", "6",
+    "sweep", "resnet", "--trials", "9", "--max-epochs", "8",
     "--set", "scheduler.sampler=tpe", "--set", "scheduler.reduction_factor=2",
     "--set", "data.train_limit=400", "--set", "recipe.batch_size_per_worker=20",
     "--set", "resources.max_slots=1",
