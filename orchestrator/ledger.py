@@ -8,7 +8,6 @@ MLflow should show, what to compare) is a pure function of these lines: see :fun
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator import exclusive
 from orchestrator.ledger_state import TERMINAL, Record, State, TrialState, apply, replay
 from trainables.errors import UserError
 
@@ -37,6 +37,7 @@ __all__ = [
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
 WRITER_PATIENCE_S = 30.0
+LOOK_S = 0.05
 
 EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
@@ -79,17 +80,11 @@ class Ledger:
 
     def _be_the_only_one(self) -> None:
         deadline = time.monotonic() + WRITER_PATIENCE_S
-        while True:
-            try:
-                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"one process at a time may write a ledger; another one still writes "
-                        f"{self.path} after {WRITER_PATIENCE_S:.0f} s. Fix: wait for its end, or "
-                        "--name OTHER"
-                    ) from None
-                time.sleep(0.05)
+        if not exclusive.hold(self._file, lambda: time.monotonic() < deadline, look_s=LOOK_S):
+            raise UserError(
+                f"one process at a time may write a ledger; another one still writes {self.path} "
+                f"after {WRITER_PATIENCE_S:.0f} s. Fix: wait for its end, or --name OTHER"
+            )
 
     def _cut_torn_tail(self) -> None:
         data = self.path.read_bytes()

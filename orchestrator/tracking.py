@@ -11,7 +11,6 @@ MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the le
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator import exclusive
 from orchestrator.ledger import FILE_NAME, tail
 from orchestrator.tracking_store import artifact_root, check, default_uri, ui_command
 from trainables.errors import UserError
@@ -159,17 +159,11 @@ def _patience(done: Callable[[], bool]) -> Callable[[], bool]:
 def _alone(run_folder: Path, waiting: Callable[[], bool]) -> Iterator[None]:
     """One process mirrors a run: after a kill and a quick restart the old one may be at it yet."""
     with (run_folder / "tracking.lock").open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting():
-                    raise UserError(
-                        f"one process at a time may mirror a run; {run_folder} has one already. "
-                        "Fix: wait for its end"
-                    ) from None
-                time.sleep(LOOK_S)
+        if not exclusive.hold(lock, waiting, look_s=LOOK_S):
+            raise UserError(
+                f"one process at a time may mirror a run; {run_folder} has one already. "
+                "Fix: wait for its end"
+            )
         yield
 
 

@@ -94,11 +94,7 @@ def _head(
             time.sleep(0.5)
         yield Head(dashboard=address, gcs=f"127.0.0.1:{gcs}")
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
 
 
 @contextmanager
@@ -120,11 +116,7 @@ def node(shell: Shell, at: Head, env: dict[str, str], *, cpus: int = 0) -> Itera
         until_started(process, shell.cwd / "node.log")
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
 
 
 def until_started(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -134,6 +126,14 @@ def until_started(process: subprocess.Popen[bytes], log: Path) -> None:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, f"the node never started: {log.read_text()}"
         time.sleep(0.2)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def answers(url: str) -> bool:

@@ -27,7 +27,7 @@ LAYERS = (
         *("orchestrator.scheduler*", "orchestrator.ledger*", "orchestrator.session*"),
         *("orchestrator.pool*", "orchestrator.cluster*", "orchestrator.pasha*"),
         *("orchestrator.orders*", "orchestrator.retention", "orchestrator.drawing"),
-        "orchestrator.autoscaler",
+        *("orchestrator.autoscaler", "orchestrator.exclusive"),
     ),
     (
         *("orchestrator.spec*", "orchestrator.sweeps*", "orchestrator.spaces*"),
