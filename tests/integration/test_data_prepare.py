@@ -11,17 +11,16 @@ import threading
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.integration.conftest import PATIENCE_S, ROOT
 from trainables.assignment import DataSpec
 from trainables.data import cifar, prepare, train_indices
 
-ROOT = Path(__file__).resolve().parents[2]
 NATURAL = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
 
 PREPARE = """
@@ -62,7 +61,7 @@ def wait_for(process, text):
 
 
 def result(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     return json.loads(out)
 
