@@ -95,6 +95,15 @@ class Shell:
         return [pair for pair, times in seen.items() if times > 1]
 
 
+def line_of(process: subprocess.Popen[str], text: str) -> str:
+    """The first line of the process' talk that holds ``text``."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return line
+    raise AssertionError(f"never said {text!r}; ended with {process.wait()}")
+
+
 @pytest.fixture(scope="session")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pixel stores, built once for all tests."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import PATIENCE_S, ROOT
+from tests.integration.conftest import PATIENCE_S, ROOT, line_of
 from trainables.assignment import DataSpec
 from trainables.data import cifar, prepare, train_indices
 
@@ -53,13 +53,6 @@ def start(source, folder, hold="go"):
     )
 
 
-def wait_for(process, text):
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"ended without saying {text!r}")
-
-
 def result(process):
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
@@ -79,10 +72,10 @@ def pictures(root, count, size=16):
 def test_processes_that_ask_at_once_share_one_build(tmp_path):
     root = pictures(tmp_path / "set", 300)
     builder = start(root, tmp_path / "stores", "hold")
-    wait_for(builder, "images read")
+    line_of(builder, "images read")
     waiting = [start(root, tmp_path / "stores") for _ in range(2)]
     for process in waiting:
-        wait_for(process, "another process is building")
+        line_of(process, "another process is building")
     builder.stdin.write("\n")
     answers = [result(process) for process in (builder, *waiting)]
     assert answers[0]["info"] == answers[1]["info"] == answers[2]["info"]
@@ -94,7 +87,7 @@ def test_a_builder_killed_half_way_is_replaced(tmp_path):
     root = pictures(tmp_path / "set", 300)
     stores = tmp_path / "stores"
     process = start(root, stores, "hold")
-    wait_for(process, "images read")
+    line_of(process, "images read")
     process.kill()
     process.communicate()
     (remains,) = (path for path in stores.iterdir() if path.is_dir())

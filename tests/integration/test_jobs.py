@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import PATIENCE_S, ROOT, Shell
+from tests.integration.conftest import PATIENCE_S, ROOT, Shell, line_of
 from tests.integration.heads import BIN, Head, head, node
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
@@ -46,15 +46,6 @@ def submission(shell: Shell, at: Head, *command: str) -> list[str]:
     """Arguments of `orchestrator submit` for a run of this shell."""
     where = ("--address", at.dashboard, "--working-dir", str(ROOT))
     return ["submit", *where, "--", *command, "--storage", str(shell.cwd / "runs")]
-
-
-def line_of(process: subprocess.Popen[str], text: str) -> str:
-    """The first line of the process' talk that holds ``text``."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if text in line:
-            return line
-    raise AssertionError(f"never said {text!r}; ended with {process.wait()}")
 
 
 def test_rays_own_client_and_a_second_submission_of_what_is_done(

@@ -19,6 +19,7 @@ import pytest
 
 from orchestrator import tracking
 from orchestrator.ledger import FILE_NAME, Ledger
+from tests.integration.conftest import line_of
 from tests.integration.mlflow_server import PATIENCE_S, Server
 from trainables.errors import UserError
 
@@ -322,17 +323,6 @@ def follow(folder: Path, uri: str, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def until_said(follower: subprocess.Popen[str], text: str) -> str:
-    """What it said until it said ``text``."""
-    assert follower.stderr is not None
-    said = ""
-    for line in follower.stderr:
-        said += line
-        if text in line:
-            return said
-    pytest.fail(f"ended without {text!r}: {said}")
-
-
 def wait_until_shown(uri: str, name: str, trial: str, epochs: str) -> None:
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
@@ -365,7 +355,7 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         wait_until_shown(server.uri, "outage", "vit-0000", "1")
         server.kill()
         tell(folder, story[4:-1])
-        said = until_said(follower, "is out, records wait")  # the ledger goes on without it
+        line_of(follower, "is out, records wait")  # the ledger goes on without it
         tell(folder, story[-1:])
         server.start()
         wait_until_shown(server.uri, "outage", "vit-0000", "3")
@@ -374,7 +364,7 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         (folder / "report.html").write_text(f"<figure><figcaption>vit</figcaption>{svg}</figure>")
         comparison = {"answer": "Nothing to choose.", "families": []}
         (folder / "comparison.json").write_text(json.dumps(comparison))
-        said += follower.communicate(timeout=PATIENCE_S)[1]
+        _, said = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
     assert follower.returncode == 0, said
