@@ -18,6 +18,7 @@ import pytest
 from orchestrator.ledger import FILE_NAME, Record, State, read, replay
 
 ROOT = Path(__file__).parents[2]
+NATURAL = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
 PATIENCE_S = 240
 
 

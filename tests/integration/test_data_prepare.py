@@ -17,11 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import PATIENCE_S, ROOT, line_of
+from tests.integration.conftest import NATURAL, ROOT, line_of
 from trainables.assignment import DataSpec
 from trainables.data import cifar, prepare, train_indices
-
-NATURAL = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
 
 PREPARE = """
 import json, sys
@@ -54,7 +52,7 @@ def start(source, folder, hold="go"):
 
 
 def result(process):
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     return json.loads(out)
 

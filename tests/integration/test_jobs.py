@@ -89,7 +89,7 @@ def test_let_go_found_again_and_stopped(cluster: tuple[Shell, Head]) -> None:
     assert "submitted" in line_of(first, "job long at")
     shell.wait_for("long", lambda state: any(one.epoch for one in state.trials.values()))
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=PATIENCE_S)
+    _, err = first.communicate(timeout=30)
     assert first.returncode == 130, err
     assert "let go of job long; it goes on" in err
     assert f"orchestrator stop long --storage {shell.cwd / 'runs'}" in err
@@ -131,7 +131,7 @@ def hang(node):
     return node
 with cluster.attached(namespace="test"):
     asked = {one: {"node": "head" if one.is_head else "worker"} for one in nodes.alive()}
-    answers = nodes.ask_each(asked, hang, timeout_s=15.0)
+    answers = nodes.ask_each(asked, hang, timeout_s=6.0)
 print([str(answer) for answer in answers.values()])
 """
 
@@ -163,6 +163,6 @@ def test_a_node_with_another_version_is_named_before_anything_is_trained(
 
         ran = subprocess.run(
             [sys.executable, "-c", HUNG],
-            env=there.env, text=True, capture_output=True, timeout=PATIENCE_S, check=False,
+            env=there.env, text=True, capture_output=True, timeout=60, check=False,
         )  # fmt: skip
-        assert ran.stdout.strip() == "['head', 'no answer within 15 s']", ran.stderr
+        assert ran.stdout.strip() == "['head', 'no answer within 6 s']", ran.stderr

@@ -19,7 +19,7 @@ from tests.integration.conftest import Shell
 from tests.integration.s3_server import Proxy, storage
 
 # Four commands, perhaps on a busy machine.
-pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SWEEP = (
     *("sweep", "resnet", "--trials", "2", "--max-epochs", "3"),

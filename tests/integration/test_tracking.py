@@ -356,6 +356,7 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         server.kill()
         tell(folder, story[4:-1])
         line_of(follower, "is out, records wait")  # the ledger goes on without it
+        assert follower.poll() is None
         tell(folder, story[-1:])
         server.start()
         wait_until_shown(server.uri, "outage", "vit-0000", "3")

@@ -16,7 +16,7 @@ from tests.integration.heads import BIN, until_started
 from tests.integration.lan import Lan, lan
 from tests.integration.test_sweep import epochs
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 EPOCHS = 6
 SWEEP = (

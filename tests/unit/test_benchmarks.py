@@ -313,7 +313,7 @@ def test_bare_processes_replay_what_was_recorded(tmp_path: Path) -> None:
         ("reported", "vit-0000", 2),
         ("waited", None, None),
     ]
-    assert records[-1]["seconds"] < 5
+    assert records[-1]["seconds"] < 0.1
     kept = [path.name for path in tmp_path.rglob("epoch-*")]
     assert sorted(kept) == ["epoch-0001", "epoch-0002"]
 

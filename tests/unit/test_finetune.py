@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -105,15 +104,12 @@ def test_the_purposes_add_up_to_the_wall_time(tmp_path: Path) -> None:
     wanted = assignment("resnet", epochs=6, checkpoint_folder=tmp_path)
     epochs = fine_tune(wanted, store=small_store(train=800, val=200))
     next(epochs)  # builds the trial
-    told = []
     for _ in range(5):
         started = time.perf_counter()
         report = next(epochs)
         wall = time.perf_counter() - started
-        told.append(sum(report.metrics[name] for name in SECONDS) / wall)
-    # Both sides of one run: a slower machine stretches them alike, and one that is busy for a
-    # moment stretches one epoch.
-    assert median(told) == pytest.approx(1, rel=0.03)
+        # Both sides of one run: a slower machine stretches them alike.
+        assert sum(report.metrics[name] for name in SECONDS) == pytest.approx(wall, rel=0.03)
 
 
 def test_checkpoints_come_when_due(tmp_path: Path) -> None:
