@@ -27,10 +27,9 @@ import torch
 
 from benchmarks.common import arguments, finish, in_words, pictures, spread
 from benchmarks.rivals import Plain, from_random_weights
-from trainables.assignment import DataSpec
+from trainables.config import DataSpec, Recipe
 from trainables.data import prepare
-from trainables.memory import freed_memory_kept
-from trainables.recipe import Recipe
+from trainables.train.memory import freed_memory_kept
 
 WARM_UP_STEPS = 3
 

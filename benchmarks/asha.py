@@ -31,10 +31,10 @@ from scipy import stats
 
 from benchmarks.common import arguments, finish
 from benchmarks.worlds import WORLDS, Trials, draw
-from orchestrator.finals import winners
-from orchestrator.ledger import State, apply, replay
-from orchestrator.limits import SchedulerSpec
-from orchestrator.scheduler import CONTINUE, METRIC, PAUSE, FamilyScheduler
+from orchestrator.engine.finals import winners
+from orchestrator.engine.scheduler import CONTINUE, METRIC, PAUSE, FamilyScheduler
+from orchestrator.ledger.state import State, apply, replay
+from orchestrator.spec.limits import SchedulerSpec
 
 FAMILY = "synthetic"
 MAX_EPOCHS = 27

@@ -23,7 +23,8 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import TERMINAL, State, TrialState, apply, replay, tail
+from orchestrator.ledger.events import tail
+from orchestrator.ledger.state import TERMINAL, State, TrialState, apply, replay
 
 RAY_WORKER_NICENESS = 15  # what Ray gives its workers unless told otherwise
 
@@ -82,7 +83,7 @@ def process(number: int, ledger: Path, position: Synchronized[int], out: Path) -
 
 def serve(number: int, ledger: Path, position: Synchronized[int], out: Path) -> None:
     """Trials until there are no more."""
-    from trainables.assignment import Assignment
+    from trainables.config import Assignment
     from trainables.finetune import fine_tune
 
     run = Followed(ledger)

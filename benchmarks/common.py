@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from orchestrator.session import environment
+from orchestrator.ledger.session import environment
 
 ROOT = Path(__file__).parents[1]
 NATURAL_IMAGES = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"

@@ -25,10 +25,10 @@ from typing import Any
 import ray
 
 from benchmarks.worlds import WORLDS, Trials, draw
-from orchestrator import pool, runner
-from orchestrator.limits import ResourceSpec
-from orchestrator.spec import RunSpec
-from orchestrator.sweeps import family_sweep
+from orchestrator.engine import runner, slots
+from orchestrator.spec.limits import ResourceSpec
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.run import RunSpec
 
 NAME = "throughput"
 FAMILY = "vit"
@@ -36,7 +36,7 @@ IMAGES = 45_000
 
 
 class Reporters:
-    """A Ray actor that is all slots: it talks to the dispatcher as ``trainables.worker.Link``."""
+    """A Ray actor that is all slots: it talks to the dispatcher as a worker of a slot does."""
 
     def __init__(self, dispatcher: str, namespace: str, trials: int, reports: int) -> None:
         self._dispatcher = ray.get_actor(dispatcher, namespace=namespace)
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--uri", help="MLflow's server; without it nothing is mirrored")
     options = parser.parse_args()
     ReportingSlots.trials, ReportingSlots.reports = options.trials, options.reports
-    pool.SlotPool = ReportingSlots  # type: ignore[assignment,misc]
+    slots.SlotPool = ReportingSlots  # type: ignore[assignment,misc]
     lag: list[float] = []
     tracker = runner._tracker
 

@@ -28,7 +28,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 
 from benchmarks.bare import work_of
-from orchestrator.ledger import read
+from orchestrator.ledger.events import read
 
 
 def tell(out: str, event: str, trial: str) -> None:
@@ -41,7 +41,7 @@ def train(config: dict[str, Any]) -> None:
     """On the Train worker: one epoch, reported."""
     import torch
 
-    from trainables.assignment import Assignment
+    from trainables.config import Assignment
     from trainables.finetune import fine_tune
 
     torch.set_num_threads(1)

@@ -32,11 +32,10 @@ from scipy import stats
 
 from benchmarks import reference
 from benchmarks.common import arguments, finish, pictures
-from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.backbones import build
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data import prepare, train_indices
 from trainables.finetune import fine_tune
-from trainables.recipe import Recipe
 
 BACKBONES = {
     "vit": BackboneSpec(family="vit", patch=4, weights="none"),

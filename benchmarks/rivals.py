@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from trainables.accounting import count_flops
-from trainables.assignment import Assignment, BackboneSpec, DataSpec
 from trainables.backbones import build
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data import PixelStore
-from trainables.finetune import World, fine_tune
-from trainables.optim import build_optimizer
-from trainables.recipe import Recipe
+from trainables.finetune import fine_tune
+from trainables.train.accounting import count_flops
+from trainables.train.loop import World
+from trainables.train.optimizer import build_optimizer
 
 
 def from_random_weights(family: str, scale: str, recipe: Recipe, data: DataSpec) -> Assignment:

@@ -33,9 +33,8 @@ import torch
 
 from benchmarks.common import arguments, finish, in_words, pictures, spread
 from benchmarks.rivals import Engine, Loader, Plain, from_random_weights
-from trainables.assignment import Assignment, DataSpec
+from trainables.config import Assignment, DataSpec, Recipe
 from trainables.data import PixelStore, prepare
-from trainables.recipe import Recipe
 
 FAMILIES = ("resnet", "vit", "hybrid", "convnext")
 # What a step costs whatever its size, the gradients' norm above all, weighs twice as much at half

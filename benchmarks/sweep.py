@@ -42,10 +42,11 @@ from typing import Any
 
 from benchmarks.common import NATURAL_IMAGES, ROOT, arguments, finish, spread
 from benchmarks.turns import Side, take_turns
-from orchestrator.ledger import FILE_NAME, Record, read
-from trainables.accounting import PURPOSES
-from trainables.assignment import DataSpec
+from orchestrator.ledger.events import FILE_NAME, read
+from orchestrator.ledger.state import Record
+from trainables.config import DataSpec
 from trainables.data import prepare
+from trainables.train.accounting import PURPOSES
 
 SLOTS = 2
 LEAD_REPORTS = 8  # epochs that b is ahead when a starts: a must never wait for it

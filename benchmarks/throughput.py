@@ -42,9 +42,10 @@ from typing import Any
 
 from benchmarks.common import ROOT, arguments, finish, spread
 from benchmarks.driver_side import NAME
-from orchestrator import tracking_view as view
-from orchestrator.ledger import FILE_NAME, Record, read, replay, tail
-from orchestrator.tracking_store import ui_command
+from orchestrator.ledger.events import FILE_NAME, read, tail
+from orchestrator.ledger.state import Record, replay
+from orchestrator.tracking import view
+from orchestrator.tracking.store import ui_command
 
 OUTAGE_S = 30.0
 SERVER_PATIENCE_S = 120.0

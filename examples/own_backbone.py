@@ -8,13 +8,15 @@ trainables/backbones; convnext.py is the shortest to copy.
 
 from dataclasses import replace
 
-from orchestrator import spaces, sweeps
-from orchestrator.spec import SweepSpec
+from orchestrator.spec import named_sweeps, spaces
+from orchestrator.spec.run import SweepSpec
 
 
 def regnet() -> SweepSpec:
     """RegNetX-200MF from scratch on digits, SGD as in its paper (Radosavovic et al. 2020)."""
-    sweep = sweeps.family_sweep("timm", model="regnetx_002", weights="none", trials=6, max_epochs=6)
+    sweep = named_sweeps.family_sweep(
+        "timm", model="regnetx_002", weights="none", trials=6, max_epochs=6
+    )
     return replace(
         sweep,
         recipe=replace(sweep.recipe, optimizer="sgd", weight_decay=5e-5),

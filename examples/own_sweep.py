@@ -6,13 +6,13 @@ replace what you want otherwise; options such as --trials or --set still change 
 
 from dataclasses import replace
 
-from orchestrator import spaces, sweeps
-from orchestrator.spec import SweepSpec
+from orchestrator.spec import named_sweeps, spaces
+from orchestrator.spec.run import SweepSpec
 
 
 def short_vit() -> SweepSpec:
     """A ViT on digits: two axes searched, the others fixed, six trials of four epochs."""
-    sweep = sweeps.family_sweep("vit", dataset="digits", trials=6, max_epochs=4)
+    sweep = named_sweeps.family_sweep("vit", dataset="digits", trials=6, max_epochs=4)
     return replace(
         sweep,
         recipe=replace(sweep.recipe, augment="light", weight_decay=0.05, warmup_epochs=0.5),

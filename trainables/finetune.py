@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from trainables.assignment import Assignment
+from trainables.config import Assignment
 from trainables.data import PixelStore, prepare
 from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
-from trainables.loop import World, predict
-from trainables.memory import freed_memory_kept
-from trainables.probes.learning import shift_consistency
-from trainables.trial_state import Trial
+from trainables.evaluate.probes import shift_consistency
+from trainables.train.loop import World, predict
+from trainables.train.memory import freed_memory_kept
+from trainables.train.trial import Trial
 
 __all__ = ["EpochReport", "World", "evaluate_split", "fine_tune"]
 
@@ -52,7 +52,7 @@ def fine_tune(
     from ``assignment.data`` when not given. ``should_stop`` is asked between steps: once true, a
     checkpoint is written and ``Preempted`` raised. Raises ``UserError`` for mistakes in the
     assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named. On a CPU the process
-    keeps freed memory from then on (:mod:`trainables.memory`).
+    keeps freed memory from then on (:mod:`trainables.train.memory`).
     """
     raise_if_any(assignment.recipe.mistakes())
     with freed_memory_kept(world.device):

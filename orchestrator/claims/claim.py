@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.claims.cells import Cell
 from orchestrator.claims.effects import Measured
-from trainables.recipe import stable_hash
+from orchestrator.claims.results import TrialResult
+from trainables.config import stable_hash
 
 ALPHA = 0.05
 # Besides a claim's own file, these say how its verdict is reached.
@@ -103,7 +103,7 @@ class Claim:
     refuted: str
     undetermined: str
     arms: Callable[[Setting], Sequence[Arm]]
-    measure: Callable[[Sequence[Cell]], Measured]
+    measure: Callable[[Sequence[TrialResult]], Measured]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     alpha: float = ALPHA
     fewest_images_per_class: int = 10

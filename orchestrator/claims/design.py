@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import budget, overrides, spaces, sweeps
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.spec import NAMED_DATASETS, RunSpec, SchedulerSpec, SweepSpec, sanitised
+from orchestrator.spec import limits, named_sweeps, overrides, spaces
+from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.paths import NAMED_DATASETS
+from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
 from trainables.backbones import describe
+from trainables.config import stable_hash
 from trainables.errors import UserError
-from trainables.recipe import stable_hash
 
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which ``Facts.val_images`` were carved by
@@ -51,7 +53,7 @@ def run_spec(claim: Claim, options: Mapping[str, Any], facts: Facts) -> RunSpec:
     ``options`` are the command line's: ``dataset``, ``scale``, ``weights``, ``preset``, ``seeds``,
     ``max_epochs``, ``seed``, ``name``, ``set`` and where things are kept.
     """
-    caps, prices = budget.parse(options.get("budget"), options.get("price") or ())
+    caps, prices = limits.parse(options.get("budget"), options.get("price") or ())
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
     setting = _setting(preset, bases, facts)
@@ -160,11 +162,11 @@ def _bases(
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options["dataset"], options["scale"]
-    weights = options.get("weights") or sweeps.default_weights("vit", scale)
+    weights = options.get("weights") or named_sweeps.default_weights("vit", scale)
     share = preset.val_images / (facts.val_images / DEFAULT_VAL_SHARE)
     made = []
     for family in claim.families:
-        plain = sweeps.family_sweep(family, dataset=source, scale=scale, weights=weights)
+        plain = named_sweeps.family_sweep(family, dataset=source, scale=scale, weights=weights)
         recipe = replace(plain.recipe, batch_size_per_worker=preset.batch_size, **claim.recipe)
         data = replace(
             plain.data,

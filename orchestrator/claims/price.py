@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator import budget
-from orchestrator.forecast import COLD_START_S, STEP_PASSES, Cost, images_per_epoch
-from orchestrator.plan import slots_of
-from orchestrator.spec import RunSpec, SweepSpec, with_axes
-from trainables.assignment import SHIFT_IMAGES
+from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, Cost, images_per_epoch
+from orchestrator.launch.plan import slots_of
+from orchestrator.spec import limits
+from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
+from trainables.config import SHIFT_IMAGES
 
-# As many forward passes as trainables.probes.learning takes: each shift moves along two axes.
+# As many forward passes as trainables.evaluate.probes takes: each shift moves along two axes.
 SHIFT_WAYS = 2
 
 # (run of one arm) -> its family's images by split and its cost, None where that is not known
@@ -58,12 +58,12 @@ def price(spec: RunSpec, cost_of: CostOf, *, total: Mapping[str, float] | None) 
         "departures": list(said.get("departures", ())),
         "trials": trials,
         "epochs": sum(arm.trials * arm.epochs for arm in arms),
-        "device": budget.device(resources),
+        "device": limits.device(resources),
         "slots": slots,
         "basis": " and ".join(sorted({arm.basis for arm in arms if arm.basis})) or None,
-        "device_hours": None if held is None else budget.device_hours(held, resources),
-        "wall_hours": (whole / slots + COLD_START_S) / budget.HOUR_S if whole and slots else None,
-        "usd": None if held is None else budget.usd(held, resources, spec.prices),
+        "device_hours": None if held is None else limits.device_hours(held, resources),
+        "wall_hours": (whole / slots + COLD_START_S) / limits.HOUR_S if whole and slots else None,
+        "usd": None if held is None else limits.usd(held, resources, spec.prices),
         "arms": [arm.as_dict() for arm in arms],
     }
 

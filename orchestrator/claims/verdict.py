@@ -1,4 +1,7 @@
-"""A claim's verdict, from a run's ledger and from nothing else."""
+"""A claim's verdict, from a run's ledger and from nothing else.
+
+A verdict in words.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,80 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.claims.catalog import CLAIMS
-from orchestrator.claims.cells import Cell, cells_of, ended
 from orchestrator.claims.claim import Claim
-from orchestrator.claims.decide import judge, summary
-from orchestrator.claims.effects import Measured, NoVerdict
-from orchestrator.claims.wording import effect_text, sentence, verdict_lines
-from orchestrator.ledger import FILE_NAME, Ledger, State, read, replay
+from orchestrator.claims.effects import Measured, NoVerdict, judge, summary
+from orchestrator.claims.experiments import CLAIMS
+from orchestrator.claims.results import TrialResult, cells_of, ended
+from orchestrator.ledger.events import FILE_NAME, Ledger, read
+from orchestrator.ledger.state import State, replay
+from orchestrator.wording import signed
 from trainables.errors import UserError
+
+NO_VERDICT = "no verdict"
+
+
+def effect_text(value: float | None, unit: str) -> str:
+    """``+3.1 points``, ``×4.2`` or ``0.8 decades``."""
+    if value is None:
+        return "missing"
+    if unit == "ratio":
+        return f"×{10**value:.3g}"
+    if unit == "decades":
+        return f"{value:.2f} decades"
+    return f"{'+' if value >= 0 else ''}{signed(value)} points"
+
+
+def interval_text(effect: Mapping[str, Any]) -> str:
+    """``+3.1 points (90 % interval +1.2 to +5.0, n = 5)``."""
+    mean = effect_text(effect["mean"], effect["unit"])
+    bound = "" if effect["bound"] == "exact" else f", {effect['bound']} these values"
+    if effect["low"] is None:
+        return f"{mean} (n = {effect['n']}, no interval{bound})"
+    low, high = (effect_text(effect[end], effect["unit"]) for end in ("low", "high"))
+    level = f"{100 * effect['level']:.0f} %"
+    low = low.removesuffix(" points").removesuffix(" decades")
+    return f"{mean} ({level} interval {low} to {high}, n = {effect['n']}{bound})"
+
+
+def sentence(verdict: Mapping[str, Any]) -> str:
+    """The verdict with its scope and its numbers, in a sentence or two."""
+    outcome = verdict["verdict"] or NO_VERDICT
+    head = f"{outcome[0].upper()}{outcome[1:]} for {verdict['scope']}"
+    if verdict["verdict"] is None:
+        return f"{head}: {verdict['reason'].removesuffix('.')}."
+    told = "; ".join(f"{one['name']}: {interval_text(one)}" for one in verdict["effects"])
+    return f"{head}: {told}."
+
+
+def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
+    """The verdict for a terminal."""
+    lines = [
+        f"claim      {verdict['claim']}: {verdict['statement']}",
+        f"verdict    {verdict['verdict'] or NO_VERDICT}",
+        f"why        {verdict['reason']}",
+        f"scope      {verdict['scope']}",
+        f"rule       effect against {verdict['smallest_effect']['text']}, wrong with probability "
+        f"{verdict['alpha']:g} at most, hash {verdict['hash']}",
+    ]
+    for one in verdict["effects"]:
+        lines.append(f"effect     {one['name']}: {interval_text(one)}")
+        lines.append(f"           {one['verdict']}, p = {one['p_value_holm']:.3g} (Holm)")
+    lines += [f"besides    {one['name']}: {interval_text(one)}" for one in verdict["others"]]
+    lines += [f"note       {note}" for note in verdict["notes"]]
+    lines += [f"departs    {one}" for one in verdict["departures"]]
+    hardware = verdict["hardware"]
+    lines.append(
+        f"on         {hardware['processor']}, {hardware['cpus']} CPUs, "
+        f"{verdict['device_seconds'] / 60:.1f} device minutes, "
+        f"{verdict['trials']['finished']} of {verdict['trials']['asked']} trials finished"
+    )
+    recorded = verdict.get("recorded")
+    if recorded and not recorded["agrees"]:
+        was = recorded["verdict"] or NO_VERDICT
+        lines.append(f"RECORDED   {was}, and not in all the same as what is recomputed here")
+    lines += [f"CHANGED    {change}" for change in verdict["rule_changes"]]
+    return lines
+
 
 SCHEMA = 1
 
@@ -125,7 +194,7 @@ def rule_changes(state: State) -> list[str]:
     return changed or ["the source text of its rule"]
 
 
-def _counts(state: State, cells: Sequence[Cell]) -> dict[str, Any]:
+def _counts(state: State, cells: Sequence[TrialResult]) -> dict[str, Any]:
     environment = state.header.get("environment", {})
     statuses = [cell.trial.status for cell in cells]
     return {
@@ -151,7 +220,7 @@ def _dataset(state: State) -> Mapping[str, Any]:
     return found[0] if found else {}
 
 
-def scope(state: State, cells: Sequence[Cell]) -> str:
+def scope(state: State, cells: Sequence[TrialResult]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
     details = [cell.trial.detail for cell in cells if cell.trial.detail.get("model")]

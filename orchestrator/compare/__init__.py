@@ -1,8 +1,8 @@
 """Ledger tables -> statistics -> JSON, terminal table and HTML."""
 
 from orchestrator.compare.comparison import compare
-from orchestrator.compare.report import report_html
-from orchestrator.compare.reproduce import read_report
+from orchestrator.compare.report.page import report_html
+from orchestrator.compare.report.reproduce import read_report
 from orchestrator.compare.runs import RunData, load
 from orchestrator.compare.table import table_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.compare.wording import day, interval, percent, points
+from orchestrator.wording import day, interval, percent, points
 
 
 def answer(comparison: Mapping[str, Any]) -> str:

@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.compare.answer import answer
-from orchestrator.compare.arms import arms
 from orchestrator.compare.audit import audits
 from orchestrator.compare.budget import budgets
-from orchestrator.compare.claim_section import claims_of
+from orchestrator.compare.confounds import arms
 from orchestrator.compare.curves import Curve, collect, family_labels, sweeps
+from orchestrator.compare.expected_best import curves_over_budget
 from orchestrator.compare.families import summarise
-from orchestrator.compare.finals import gaps, summarise_finals
+from orchestrator.compare.finals import compare_pairs, gaps, summarise_finals
 from orchestrator.compare.forecast import scored
 from orchestrator.compare.importance import at_equal_budget, importance, learning_rate_fit
-from orchestrator.compare.pairs import compare_pairs
+from orchestrator.compare.report.claim_section import claims_of
 from orchestrator.compare.runs import RunData
-from orchestrator.compare.tuning import curves_over_budget
 from trainables.errors import UserError
 
 SCHEMA = 1

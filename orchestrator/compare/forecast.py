@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.compare.html import paragraph, section, table
+from orchestrator.compare.report.html import paragraph, section, table
 from orchestrator.compare.runs import RunData
-from orchestrator.compare.wording import MISSING
-from orchestrator.words import size, span
+from orchestrator.wording import MISSING, size, span
 
 Scored = Mapping[str, Any]
 

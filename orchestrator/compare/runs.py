@@ -12,16 +12,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import ledger
-from orchestrator.ledger_cost import checkpoint_bytes, spent_device_hours
-from orchestrator.ledger_nodes import epochs_by_workers, node_notes, preemptions
-from orchestrator.ledger_tables import tables
+from orchestrator.ledger import events
+from orchestrator.ledger.cost import (
+    checkpoint_bytes,
+    epochs_by_workers,
+    node_notes,
+    preemptions,
+    spent_device_hours,
+)
+from orchestrator.ledger.state import Record, replay
+from orchestrator.ledger.tables import tables
 from trainables.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run. ``trials`` and ``reports`` are those of :func:`orchestrator.ledger_tables.tables`.
+    """One run. ``trials`` and ``reports`` are those of :func:`orchestrator.ledger.tables.tables`.
 
     ``outcomes`` holds, by trial, the detail of its ``finished`` record; a final's has
     ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
@@ -64,17 +70,17 @@ class RunData:
 
 def load(run_folder: Path) -> RunData:
     """Read a run folder. Raises ``UserError`` when it holds no readable ledger."""
-    path = run_folder / ledger.FILE_NAME
+    path = run_folder / events.FILE_NAME
     if not path.is_file():
         raise UserError(
-            f"a run is a folder with a {ledger.FILE_NAME}; {str(run_folder)!r} has none. "
+            f"a run is a folder with a {events.FILE_NAME}; {str(run_folder)!r} has none. "
             "Fix: name a run that exists under the storage folder, or give --storage"
         )
     # A million small objects that all stay: looking for garbage among them doubles the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        state = ledger.replay(_records(path))
+        state = replay(_records(path))
         trials, reports = tables(state)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(
@@ -109,11 +115,11 @@ def load(run_folder: Path) -> RunData:
     )
 
 
-def _records(path: Path) -> list[ledger.Record]:
+def _records(path: Path) -> list[Record]:
     """Every whole record, decoded at once: half the time of a line at a time."""
     data = path.read_bytes()
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    records: list[ledger.Record] = json.loads(b"[" + b",".join(lines) + b"]")
+    records: list[Record] = json.loads(b"[" + b",".join(lines) + b"]")
     return records
 
 

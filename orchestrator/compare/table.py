@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.forecast import line as forecast_line
-from orchestrator.compare.wording import (
+from orchestrator.wording import (
     MISSING,
     axis_name,
     count,

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import pytest
 
-from orchestrator import tracking
-from orchestrator.cli_run import report
+from orchestrator.cli.run import report
+from orchestrator.tracking import follow
 from tests.browser.conftest import SCREENSHOTS
 from tests.integration.mlflow_server import Server
-from tests.unit.compare_runs import tournament_run
+from tests.unit.compare.compare_runs import tournament_run
 
 pytestmark = [
     pytest.mark.browser,
@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     folder = tournament_run(storage / "three", trials=8, seeds=2)
     report(folder)
     database = f"sqlite:///{storage / 'mlflow.db'}"
-    tracking.sync(folder, database)
+    follow.sync(folder, database)
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("three")
     assert experiment is not None

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.compare import compare, load, report_html
 from tests.browser.conftest import SCREENSHOTS
-from tests.unit.compare_runs import RunFolder, search_run, tournament_run
+from tests.unit.compare.compare_runs import RunFolder, search_run, tournament_run
 
 pytestmark = [
     pytest.mark.browser,

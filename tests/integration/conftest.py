@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import FILE_NAME, Record, State, read, replay
+from orchestrator.ledger.events import FILE_NAME, read
+from orchestrator.ledger.state import Record, State, replay
 
 ROOT = Path(__file__).parents[2]
 NATURAL = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from orchestrator import tracking
+from orchestrator.tracking import store
 
 PATIENCE_S = 240.0  # followers are nice: beside other work they wait
 
@@ -22,7 +22,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{port}"
-        self._command = tracking.ui_command(str(storage), database, port=port)
+        self._command = store.ui_command(str(storage), database, port=port)
         self._log = (storage / "server.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,7 +31,7 @@ class Server:
             self._command, stdout=self._log, stderr=self._log, start_new_session=True
         )
         until = time.monotonic() + PATIENCE_S
-        while tracking.check(self.uri, timeout_s=1):
+        while store.check(self.uri, timeout_s=1):
             assert self._process.poll() is None, "the server ended"
             assert time.monotonic() < until, "the server does not answer"
             time.sleep(0.1)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import finals
-from orchestrator.ledger import State
+from orchestrator.engine import finals
+from orchestrator.ledger.state import State
 from tests.integration.conftest import Shell
 from tests.integration.test_sweep import epochs, mlflow_runs
 

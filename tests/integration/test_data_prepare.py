@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from tests.integration.conftest import NATURAL, ROOT, line_of
-from trainables.assignment import DataSpec
+from trainables.config import DataSpec
 from trainables.data import cifar, prepare, train_indices
 
 PREPARE = """
 import json, sys
-from trainables.assignment import DataSpec
+from trainables.config import DataSpec
 from trainables.data import prepare
 source, folder, hold = sys.argv[1:]
 lines = []

@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from tests.unit.engine_store import assignment, small_store
+from tests.unit.train.engine_store import assignment, small_store
 from trainables.errors import Diverged, Preempted
-from trainables.finetune import World, evaluate_split, fine_tune
-from trainables.learner import Learner
-from trainables.step import Batch
+from trainables.finetune import evaluate_split, fine_tune
+from trainables.train.learner import Learner
+from trainables.train.loop import World
+from trainables.train.step import Batch
 
 GLOBAL_BATCH = 16
 VAL = 51  # odd: the shards differ in length

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from orchestrator import tracking
-from orchestrator.cli_export import export
-from orchestrator.ledger import FILE_NAME, Ledger, State, read, replay
-from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from orchestrator.cli.read import export
+from orchestrator.ledger.events import FILE_NAME, Ledger, read
+from orchestrator.ledger.state import State, replay
+from orchestrator.tracking import follow
+from orchestrator.tracking import store as tracking_store
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data import PixelStore, prepare
 from trainables.errors import UserError
 from trainables.finetune import evaluate_split, fine_tune
-from trainables.recipe import Recipe
 
 pytestmark = pytest.mark.mlflow
 
@@ -110,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     store = prepare(data)
     header = {
         "schema": 1, "run": NAME, "spec": {"name": NAME}, "spec_hash": "abc",
-        "datasets": dict.fromkeys(FAMILIES, store.info.as_dict()),
+        "datasets": dict.fromkeys(FAMILIES, tracking_store.info.as_dict()),
         "geometry": {family: {"model": family} for family in FAMILIES},
     }  # fmt: skip
     ledger = Ledger(folder / FILE_NAME)
@@ -166,8 +167,8 @@ def test_a_stranger_says_what_we_say(
 
     # A run's end, then the command: the same model, registered.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = tracking.default_uri(str(trained.folder.parent))
-    tracking.sync(trained.folder, uri)
+    uri = tracking_store.default_uri(str(trained.folder.parent))
+    follow.sync(trained.folder, uri)
     logged = models_of(uri)
     assert sorted(tags["trial"] for tags in logged.values()) == sorted(chosen.values())
     champion, said = exported(trained, "--to", "registry", "--tracking-uri", uri)
@@ -227,7 +228,7 @@ def test_a_damaged_or_missing_checkpoint_is_one_line(trained: Trained, tmp_path:
         assert "is damaged" in str(ran.exception)
         # At a run's end it keeps nothing else from being recorded.
         uri = f"sqlite:///{trained.folder.parent / 'mlflow.db'}"
-        tracking.sync(trained.folder, uri, "damaged")
+        follow.sync(trained.folder, uri, "damaged")
         logged = {tags["trial"] for tags in models_of(uri, "damaged").values()}
         assert logged == {"resnet-0000", "hybrid-final-00"}
         assert not (tmp_path / "out").exists()

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.assignment import Assignment, BackboneSpec, DataSpec
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.finetune import evaluate_split, fine_tune
-from trainables.recipe import Recipe
 
 
 @pytest.mark.parametrize("family", ["convnext", "resnet"])

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.finals import winners
-from orchestrator.ledger import State, replay
-from orchestrator.ledger_segments import read
+from orchestrator.engine.finals import winners
+from orchestrator.ledger.replication import read
+from orchestrator.ledger.state import State, replay
 from tests.integration.conftest import Shell
 from tests.integration.s3_server import Proxy, storage
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.ledger import State
+from orchestrator.ledger.state import State
 from tests.integration.conftest import NATURAL, Shell
 
 pytestmark = pytest.mark.ray

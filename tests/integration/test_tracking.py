@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import tracking
-from orchestrator.ledger import FILE_NAME, Ledger
+from orchestrator.ledger import events
+from orchestrator.ledger.events import FILE_NAME, Ledger
+from orchestrator.tracking import follow as following
+from orchestrator.tracking import store
 from tests.integration.conftest import line_of
 from tests.integration.mlflow_server import PATIENCE_S, Server
 from trainables.errors import UserError
@@ -197,7 +199,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(storage: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return tracking.default_uri(str(storage))
+        return store.default_uri(str(storage))
 
 
 def test_a_local_database_shows_the_run_and_a_replay_changes_nothing(
@@ -206,14 +208,14 @@ def test_a_local_database_shows_the_run_and_a_replay_changes_nothing(
     story = [created("local"), *STORY]
     tell(storage / "local", story)
 
-    assert tracking.sync(storage / "local", database) == len(story)
+    assert following.sync(storage / "local", database) == len(story)
     first = shown(database, "local")
     check_story(first, "local")
     artifacts = storage / "mlartifacts" / "local" / first["vit-0000"]["id"] / "artifacts"
     curve = json.loads((artifacts / "learning_curve.json").read_text())
     assert [point["val_top1"] for point in curve["epochs"]] == [0.5, 0.75, 0.7]
 
-    tracking.sync(storage / "local", database)
+    following.sync(storage / "local", database)
     assert shown(database, "local") == first
 
 
@@ -224,12 +226,12 @@ def test_a_prefix_and_then_the_rest_equals_the_whole(
     name = f"cut-{cut}"
     story = [created(name), *STORY]
     tell(storage / name, story[:cut])
-    tracking.sync(storage / name, database)
+    following.sync(storage / name, database)
     early = shown(database, name)
     assert early[""]["status"] == "RUNNING"
 
     tell(storage / name, story[cut:])
-    tracking.sync(storage / name, database)
+    following.sync(storage / name, database)
     late = shown(database, name)
     check_story(late, name)
     assert {key: late[key]["id"] for key in early} == {key: run["id"] for key, run in early.items()}
@@ -240,7 +242,7 @@ def test_a_stopped_run_is_killed_and_opens_again_when_it_goes_on(
 ) -> None:
     folder = storage / "stopped"
     tell(folder, [created("stopped"), *STORY[:3], ("stopped", None, {})])
-    tracking.sync(folder, database)
+    following.sync(folder, database)
     before = shown(database, "stopped")
     assert {name: run["status"] for name, run in before.items()} == {
         "": "KILLED",
@@ -250,14 +252,14 @@ def test_a_stopped_run_is_killed_and_opens_again_when_it_goes_on(
     assert "best_val_top1" not in before["vit-0000"]["metrics"]
 
     tell(folder, [("resumed", None, {}), started("vit-0000", attempt=2)])
-    tracking.sync(folder, database)
+    following.sync(folder, database)
     again = shown(database, "stopped")
     assert {run["status"] for run in again.values()} == {"RUNNING"}
     assert again["vit-0000"]["tags"]["attempt"] == "2"
 
     # The second attempt repeats epoch 1: it counts once.
     tell(folder, [reported("vit-0000", 1, 0.9), *STORY[3:]])
-    tracking.sync(folder, database)
+    following.sync(folder, database)
     end = shown(database, "stopped")
     assert [value for _, value, _ in end["vit-0000"]["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
     assert end["vit-0000"]["status"] == end[""]["status"] == "FINISHED"
@@ -268,7 +270,7 @@ def test_a_run_made_twice_is_reduced_to_the_first(storage: Path, database: str) 
 
     folder = storage / "twice"
     tell(folder, [created("twice"), *STORY[:3]])
-    tracking.sync(folder, database)
+    following.sync(folder, database)
     first = shown(database, "twice")["vit-0000"]
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("twice")
@@ -276,27 +278,27 @@ def test_a_run_made_twice_is_reduced_to_the_first(storage: Path, database: str) 
     # As after a creation whose answer was lost on its way.
     client.create_run(experiment.experiment_id, first["start"] + 1, first["tags"], "vit-0000")
 
-    tracking.sync(folder, database)
+    following.sync(folder, database)
     assert shown(database, "twice")["vit-0000"]["id"] == first["id"]
 
 
 def test_a_deleted_child_does_not_stop_the_others(storage: Path, database: str) -> None:
     from mlflow.tracking import MlflowClient
 
-    from orchestrator.tracking_mirror import Mirror
+    from orchestrator.tracking.mirror import Mirror
 
     folder = storage / "deleted"
     lines: list[str] = []
     mirror = Mirror(folder, database, None, lines.append)
     story = [created("deleted"), *STORY]
     tell(folder, story[:6])
-    records, offset = tracking.tail(folder / FILE_NAME, 0)
+    records, offset = events.tail(folder / FILE_NAME, 0)
     mirror.add(records)
     mirror.flush()
     MlflowClient(database).delete_run(shown(database, "deleted")["resnet-0000"]["id"])
 
     tell(folder, story[6:])
-    mirror.add(tracking.tail(folder / FILE_NAME, offset)[0])
+    mirror.add(events.tail(folder / FILE_NAME, offset)[0])
     mirror.flush()
     assert [line.split(":")[0] for line in lines] == ["resnet-0000 is no longer mirrored"]
     runs = shown(database, "deleted")
@@ -307,7 +309,7 @@ def test_a_deleted_child_does_not_stop_the_others(storage: Path, database: str) 
 def server(storage: Path, database: str) -> Iterator[Server]:
     if not Path(database.removeprefix("sqlite:///")).exists():  # when this test runs alone
         tell(storage / "first", [created("first")])
-        tracking.sync(storage / "first", database)
+        following.sync(storage / "first", database)
     one = Server(storage, database)
     try:
         one.start()
@@ -317,7 +319,15 @@ def server(storage: Path, database: str) -> Iterator[Server]:
 
 
 def follow(folder: Path, uri: str, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.tracking", "follow", str(folder), "--uri", uri]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator.tracking.follow",
+        "follow",
+        str(folder),
+        "--uri",
+        uri,
+    ]
     return subprocess.Popen(
         [*command, *more], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -339,7 +349,7 @@ def test_the_ui_server_serves_what_was_written_without_it(
     storage: Path, database: str, server: Server
 ) -> None:
     tell(storage / "seen", [created("seen"), *STORY])
-    tracking.sync(storage / "seen", database)
+    following.sync(storage / "seen", database)
     run = shown(database, "seen")["vit-0000"]["id"]
     url = f"{server.uri}/get-artifact?path=learning_curve.json&run_uuid={run}"
     with urllib.request.urlopen(url, timeout=20) as response:
@@ -394,11 +404,11 @@ def test_a_follower_whose_parent_is_gone_catches_up_and_leaves(
 
 def test_sync_tells_mistakes_in_one_line(storage: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds ledger\.jsonl"):
-        tracking.sync(tmp_path, server.uri)
+        following.sync(tmp_path, server.uri)
 
     tell(tmp_path, [created("refused")])
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="refuses connections") as caught:
-            tracking.sync(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}")
+            following.sync(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}")
     assert len(caught.value.mistakes) == 1

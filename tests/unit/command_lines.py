@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from orchestrator.cli import group
-from orchestrator.cli_run import spec_of
+from orchestrator.cli.main import group
+from orchestrator.cli.run import spec_of
 
 RUNS = ("sweep", "tournament", "plan")
 _ENDS = {"&&", "||", ";", "|", "&"}

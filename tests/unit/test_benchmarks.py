@@ -19,13 +19,12 @@ import torch
 from benchmarks import allocator, asha, bare, learning, reference, step, throughput, turns, worlds
 from benchmarks import sweep as sweep_benchmark
 from benchmarks.common import NOISE_IMAGES, noise, pictures, spread
-from orchestrator.ledger import Ledger, read
-from orchestrator.sweeps import family_sweep
-from trainables.assignment import BackboneSpec, DataSpec
+from orchestrator.ledger.events import Ledger, read
+from orchestrator.spec.named_sweeps import family_sweep
 from trainables.backbones import build
+from trainables.config import BackboneSpec, DataSpec, Recipe
 from trainables.data import prepare
-from trainables.optim import schedule_of
-from trainables.recipe import Recipe
+from trainables.train.optimizer import schedule_of
 
 ROOT = Path(__file__).parents[2]
 

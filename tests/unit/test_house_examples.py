@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import sweeps
-from trainables.assignment import DataSpec
+from orchestrator.spec import named_sweeps
 from trainables.backbones.catalog import check_backbone
+from trainables.config import DataSpec
 from trainables.data import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_a_sweep_of_an_example_is_valid(path: Path, monkeypatch: pytest.MonkeyPa
         assert targets
     monkeypatch.chdir(ROOT)
     for target in targets:
-        sweep = sweeps.resolve(target)
+        sweep = named_sweeps.resolve(target)
         assert sweep.mistakes() == []
         assert check_backbone(sweep.backbone) == []
         assert set(sweep.axes(0)) == set(sweep.space)

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli import group
-from orchestrator.overrides import apply_sets
-from orchestrator.sweeps import family_sweep, resolve
+from orchestrator.cli.main import group
+from orchestrator.spec.named_sweeps import family_sweep, resolve
+from orchestrator.spec.overrides import apply_sets
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.compare import compare, load, read_report
-from orchestrator.ledger import FILE_NAME
+from orchestrator.ledger.events import FILE_NAME
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "examples" / "cifar10-tournament"

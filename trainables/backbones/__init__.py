@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainables.assignment import BackboneSpec
+from trainables.backbones.adaptation import Geometry
 from trainables.backbones.catalog import FAMILIES, SCALES, check_backbone, describe
-from trainables.backbones.family import Geometry
 from trainables.backbones.weights import check_weights
+from trainables.config import BackboneSpec
 
 if TYPE_CHECKING:
     from trainables.backbones.model import Backbone

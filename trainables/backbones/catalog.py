@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from trainables.assignment import BackboneSpec
-from trainables.backbones import convnext, generic, hybrid, resnet, vit
-from trainables.backbones.family import Family, Geometry, Member, Request, road
+from trainables.backbones.adaptation import Family, Geometry, Member, Request, road
+from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
+from trainables.config import BackboneSpec
 from trainables.errors import UserError
 
 BY_NAME: dict[str, Family] = {

@@ -9,9 +9,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from trainables.assignment import BackboneSpec
+from trainables.backbones.adaptation import Geometry, Member
 from trainables.backbones.catalog import BY_NAME, describe, member_of
-from trainables.backbones.family import Geometry, Member
 from trainables.backbones.weights import (
     OTHER_WAYS,
     cached_file,
@@ -19,8 +18,8 @@ from trainables.backbones.weights import (
     first_line,
     read_weights,
 )
+from trainables.config import BackboneSpec, Recipe
 from trainables.errors import UserError, raise_if_any
-from trainables.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """How large the families' members are, for estimates before anything is built. No torch.
 
 Counted once, each at its default geometry for 32-pixel images, with
-:func:`trainables.accounting.count_flops` and :func:`trainables.measure.saved_for_backward`;
+``train.accounting.count_flops`` and ``train.measure.saved_for_backward``;
 a test counts again. Other geometries are scaled by their positions: exact for convolutions but
 for their borders, too low for attention over many more tokens.
 """

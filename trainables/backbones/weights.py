@@ -10,9 +10,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.assignment import BackboneSpec
+from trainables.backbones.adaptation import Member
 from trainables.backbones.catalog import member_of
-from trainables.backbones.family import Member
+from trainables.config import BackboneSpec
 from trainables.errors import UserError
 
 if TYPE_CHECKING:

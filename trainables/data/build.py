@@ -14,8 +14,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from trainables.assignment import DataSpec
-from trainables.data import shared
+from trainables.config import DataSpec, stable_hash
 from trainables.data.reading import Reading, Say, Source, default_folder, refuse_one_class
 from trainables.data.sources import locate
 from trainables.data.splits import assign_splits
@@ -28,12 +27,14 @@ from trainables.data.store import (
     Labels,
     PixelStore,
     digests_of,
+    entry,
+    fetch,
     open_store,
+    opened,
     seal,
     write_split,
 )
 from trainables.errors import UserError
-from trainables.recipe import stable_hash
 
 LOCK_TIMEOUT_S = 3600.0
 
@@ -77,14 +78,14 @@ def prepare(
 
 
 def _from_storage(spec: DataSpec, remote: str, say: Say) -> PixelStore | None:
-    wanted = shared.entry(spec, remote)
+    wanted = entry(spec, remote)
     if wanted is None:
         return None
     path = default_folder(spec) / wanted["folder"]
-    store = shared.opened(path, wanted)
+    store = opened(path, wanted)
     if store is None:
         with _writable(path.parent), _locked(path, say):
-            store = shared.opened(path, wanted) or shared.fetch(path, wanted, remote)
+            store = opened(path, wanted) or fetch(path, wanted, remote)
     return store
 
 

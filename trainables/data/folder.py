@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.assignment import DataSpec
+from trainables.config import DataSpec
 from trainables.data.reading import Chunk, Reading, Say, Source
 from trainables.errors import UserError
 
@@ -138,7 +138,7 @@ def _list(splits: dict[str, Path]) -> Listing:
 
 
 def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec, say: Say) -> Reading:
-    from trainables.data.decode import common_side
+    from trainables.data.reading import common_side
 
     listing = _list(splits)
     if listing.ignored:
@@ -164,7 +164,7 @@ def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec, say: 
 def _chunks(
     listing: Listing, names: tuple[str, ...], side: int, skip_corrupt: bool
 ) -> Iterator[Chunk]:
-    from trainables.data.decode import decode_chunks
+    from trainables.data.reading import decode_chunks
 
     for wanted in SPLIT_FOLDERS:
         items = (

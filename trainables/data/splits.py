@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trainables.assignment import DataSpec
+from trainables.config import DataSpec
 from trainables.data.store import Digests, Labels, PixelStore
 from trainables.errors import UserError
 

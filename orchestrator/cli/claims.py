@@ -1,0 +1,193 @@
+"""Commands on claims: list them, run them, show their verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, apply, say, show
+from orchestrator.cli.read import run_folder, run_folders
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.claims.design import Facts
+    from orchestrator.spec.run import RunSpec
+
+PRESETS = ("smoke", "standard", "full")
+subject, means = partial(apply, SUBJECT), partial(apply, MEANS)
+
+
+@click.group()
+def claims() -> None:
+    """Received opinions about architectures, as experiments with verdicts."""
+
+
+@claims.command("list")
+@JSON
+def list_(as_json: bool) -> None:
+    """List the claims. With --json, every word and number of their declarations."""
+    from orchestrator.claims.experiments import CLAIMS
+
+    declared = [claim.declaration() for claim in CLAIMS.values()]
+    if as_json:
+        show({"schema": 1, "claims": declared})
+    else:
+        for one in declared:
+            click.echo(f"{one['name']:<28} {one['statement']}")
+    say("next: orchestrator claims run CLAIM --preset smoke --dry-run")
+
+
+@claims.command()
+@subject
+@click.argument("claim", nargs=-1, required=True)
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="smoke",
+    show_default=True,
+    help="How far to go: minutes on a laptop, hours on one, hours on a GPU.",
+)
+@click.option("--seeds", type=int, help="Seeds of every arm, instead of the preset's.")
+@click.option("--max-epochs", type=int, help="Epochs of the reference arm, instead of the preset's")
+@click.option("--seed", type=int, help="Draws the seeds. Default 0.")
+@click.option("--name", help="Name of the run, for one claim. Default: of claim, data and preset.")
+@means
+@click.option("--dry-run", is_flag=True, help="Print what it would cost and stop.")
+@JSON
+@click.pass_context
+def run(
+    ctx: click.Context, /, claim: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Run claims one after the other. The same command goes on where it stopped."""
+    from orchestrator.launch.validation import check
+
+    specs = specs_of(claim, options, check)
+    if dry_run:
+        _dry_run(specs, options, as_json)
+        return
+    if as_json:
+        raise UserError("--json is for --dry-run and `claims show`. Fix: leave it out")
+    from orchestrator.cli import run as start
+
+    codes = []
+    for spec in specs:
+        say(f"claim: {(spec.claim or {})['name']}, as run {spec.name}")
+        codes.append(start.carry_out(spec, measure=options["measure"], tflops=options["tflops"]))
+        if codes[-1] == 130:
+            break
+    place = "" if options["storage"] == "runs" else f" --storage {options['storage']}"
+    say(f"next: orchestrator claims show {' '.join(spec.name for spec in specs)}{place}")
+    ctx.exit(max(codes))
+
+
+def specs_of(
+    names: tuple[str, ...], options: dict[str, Any], check: Callable[[RunSpec], object]
+) -> list[RunSpec]:
+    """The runs asked for, checked all together before the first of them starts."""
+    from orchestrator.claims.design import run_spec
+    from orchestrator.claims.experiments import claim_named
+
+    wrong: list[str] = []
+    exit_code = 3
+    specs = []
+    if options["name"] and len(names) > 1:
+        raise UserError(
+            f"--name is for one claim; got {len(names)} claims. Fix: leave it out, or name one"
+        )
+    options = {**options, "dataset": options["dataset"] or "digits",
+               "scale": options["scale"] or "tiny"}  # fmt: skip
+    chosen = [claim_named(name) for name in dict.fromkeys(names)]
+    facts = _facts(options)
+    for claim in chosen:
+        try:
+            specs.append(run_spec(claim, options, facts))
+            check(specs[-1])
+        except UserError as error:
+            wrong += error.mistakes
+            exit_code = min(exit_code, error.exit_code)
+    if wrong:
+        raise UserError(*dict.fromkeys(wrong), exit_code=exit_code)
+    return specs
+
+
+def _facts(options: Mapping[str, Any]) -> Facts:
+    """Side, classes and images of the dataset; read into the pixel store where it is unknown."""
+    from orchestrator.claims.design import KNOWN, Facts
+    from orchestrator.spec.named_sweeps import family_sweep
+    from orchestrator.spec.overrides import apply_set
+    from orchestrator.spec.paths import absolute_data
+    from trainables.data import check_source, prepare
+    from trainables.errors import raise_if_any
+
+    if options["dataset"] in KNOWN:
+        return KNOWN[options["dataset"]]
+    told = [text for text in options["set"] if text.startswith("data.")]
+    data = apply_set(family_sweep("vit", dataset=options["dataset"]), told).data
+    raise_if_any(check_source(data))
+    info = prepare(absolute_data(data), say=say).info
+    return Facts(
+        side=min(info.height, info.width),
+        classes=len(info.class_names),
+        train_images=info.counts["train"],
+        val_images=info.counts["val"],
+    )
+
+
+def _dry_run(specs: list[RunSpec], options: Mapping[str, Any], as_json: bool) -> None:
+    from orchestrator.claims.price import price, price_lines
+    from orchestrator.launch.costs import costs_of, images_of
+    from orchestrator.launch.validation import check
+
+    measure = options["measure"] is not False
+
+    def cost_of(one: RunSpec) -> tuple[Any, Any]:
+        family = one.sweeps[0].family
+        images, geometry = images_of(one, say)
+        costs = costs_of(one, images, geometry, measure=measure, tflops=options["tflops"],
+                         say=lambda line: None)  # fmt: skip
+        return images[family]["counts"], costs[family]
+
+    if measure:
+        say("measuring training steps on this machine; --no-measure leaves it out")
+    made = [price(spec, cost_of, total=check(spec)) for spec in specs]
+    hours = [one["wall_hours"] for one in made]
+    whole = None if None in hours else sum(hours)
+    if as_json:
+        show({"schema": 1, "claims": made, "wall_hours": whole})
+    else:
+        click.echo("\n\n".join("\n".join(price_lines(one)) for one in made))
+        if whole is not None and len(made) > 1:
+            click.echo(f"\nall       about {60 * whole:.0f} minutes here")
+    say("next: the same without --dry-run")
+
+
+@claims.command("show")
+@click.argument("name", nargs=-1)
+@JSON
+@STORAGE
+def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
+    """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
+    from orchestrator.claims.verdict import declared, shown, state_of
+    from orchestrator.ledger.session import state_of as any_state
+
+    folders = [run_folder(one, storage) for one in name]
+    if not name:
+        folders = [one for one in run_folders(storage) if declared(any_state(one))]
+    verdicts = [shown(state_of(folder)) for folder in folders]
+    if as_json:
+        show({"schema": 1, "claims": verdicts})
+    else:
+        from orchestrator.claims.verdict import verdict_lines
+
+        click.echo("\n\n".join("\n".join(verdict_lines(one)) for one in verdicts))
+    for one in verdicts:
+        if one["rule_changes"]:
+            say(f"{one['run']}: its rule has changed since: a changed rule is a new claim")
+    if not verdicts:
+        say(f"no claim was run in {storage!r} yet; next: orchestrator claims list")
+
+
+COMMANDS = (claims,)

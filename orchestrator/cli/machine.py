@@ -1,0 +1,161 @@
+"""Commands about this machine rather than a run: data, doctor, ui."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, say, show
+from trainables.errors import UserError, raise_if_any
+
+
+@click.group()
+def data() -> None:
+    """Prepare a dataset ahead of a sweep, or look into it."""
+
+
+def _store(source: str, sets: tuple[str, ...]) -> Any:
+    from orchestrator.spec.named_sweeps import family_sweep
+    from orchestrator.spec.overrides import apply_set
+    from trainables.data import check_source, prepare
+
+    other = [text for text in sets if not text.startswith("data.")]
+    raise_if_any(
+        f"only data.* matters to a dataset; got --set {text}. Fix: leave it out" for text in other
+    )
+    spec = apply_set(family_sweep("vit", dataset=source), sets).data
+    raise_if_any(check_source(spec))
+    return prepare(spec, say=say)
+
+
+@data.command()
+@click.argument("dataset")
+@SET
+def prepare(dataset: str, set: tuple[str, ...]) -> None:
+    """Read DATASET (a name or a path) into its pixel store, once; prints the store's folder."""
+    store = _store(dataset, set)
+    click.echo(str(store.path))
+    say(f"next: orchestrator data info {dataset}, or orchestrator sweep vit --dataset {dataset}")
+
+
+@data.command()
+@click.argument("dataset")
+@SET
+@JSON
+def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
+    """Sizes, splits and classes of DATASET; reads it into its pixel store if it is not there."""
+    store = _store(dataset, set)
+    facts = store.info.as_dict()
+    names = store.info.class_names
+    by_split = {split: Counter(store.split(split).labels.tolist()) for split in store.info.counts}
+    classes = [
+        {"class": name, **{split: counts[label] for split, counts in by_split.items()}}
+        for label, name in enumerate(names)
+    ]
+    if as_json:
+        show({"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)})
+    else:
+        counts = ", ".join(f"{count} {split}" for split, count in facts["counts"].items())
+        click.echo(f"{facts['name']}: {facts['height']} x {facts['width']} px, {counts}")
+        click.echo(f"content {facts['content_hash']}, store {store.path}")
+        for row in classes:
+            shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
+            click.echo(f"  {row['class']:<24} {shares}")
+    say(f"next: orchestrator sweep vit --dataset {dataset}")
+
+
+@click.command()
+@click.argument("family", nargs=-1)
+@click.option("--scale", metavar="SCALE", help="Look for the weights of this scale: tiny, ...")
+@click.option("--weights", metavar="hub|none|PATH", help="Look for these weights, on every node.")
+@click.option("--local", is_flag=True, help="Leave the cluster out: this machine alone.")
+@JSON
+@STORAGE
+@TRACKING
+def doctor(
+    family: tuple[str, ...],
+    scale: str | None,
+    weights: str | None,
+    local: bool,
+    as_json: bool,
+    storage: str,
+    tracking_uri: str | None,
+) -> None:
+    """Check this machine and the cluster. Versions, GPUs, storage, tracking, tokens, weights.
+
+    The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
+    """
+    from orchestrator.ops.doctor import examine
+
+    backbones = _backbones(family, scale, weights) if family or scale or weights else []
+    facts = examine(storage, tracking_uri, backbones, local=local)
+    if as_json:
+        show({"schema": 1, **facts})
+    else:
+        _print_facts(facts)
+    for line in facts["warnings"]:
+        say(f"warning: {line}")
+    if facts["problems"]:
+        raise UserError(*facts["problems"])
+    say("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
+
+
+def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
+    from orchestrator.cli.run import DEMO_FAMILIES, spec_of
+
+    asked = {"scale": scale, "weights": weights, "set": (), "storage": "runs"}
+    spec = spec_of(families or DEMO_FAMILIES, asked)
+    raise_if_any(spec.mistakes())
+    return [sweep.backbone for sweep in spec.sweeps]
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if name not in ("versions", "nodes", "warnings", "problems"):
+            click.echo(f"{name:<15} {'none' if value is None else value}")
+    versions = ", ".join(f"{one} {version}" for one, version in facts["versions"].items())
+    click.echo(f"{'versions':<15} {versions}")
+    for node in facts.get("nodes", ()):
+        role = "head" if node["head"] else "worker"
+        gpus = f", {node['gpus']:g} GPU, torch sees {node['torch_gpus']}" if node["gpus"] else ""
+        answers = "" if node["answers"] else ", does not answer"
+        click.echo(f"{'node':<15} {node['node']}, {role}{gpus}{answers}")
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@STORAGE
+@TRACKING
+def ui(port: int, storage: str, tracking_uri: str | None) -> None:
+    """Open MLflow on this store. For this machine only; Ctrl-C ends it."""
+    from orchestrator.tracking import store
+
+    uri = tracking_uri or store.default_uri(storage)
+    command = store.ui_command(storage, uri, port=port)
+    if not command:
+        click.echo(uri)
+        say("this store is a server already; next: open it in a browser")
+        return
+    raise_if_any(store.check(uri))
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.exists():
+        raise UserError(
+            f"there is no MLflow store at {file} yet. Fix: orchestrator demo, or --storage FOLDER"
+        )
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind(("127.0.0.1", port))
+        except OSError:
+            raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
+    click.echo(f"http://127.0.0.1:{port}")
+    say("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
+    raise SystemExit(subprocess.run(command, check=False).returncode)
+
+
+COMMANDS = (data, doctor, ui)

@@ -1,0 +1,315 @@
+"""Commands that read runs or ask one to stop: compare, reproduce, stop.
+
+The command that tells what runs and how far: ``status``.
+
+The command that gives the winner away: as a folder, or as a registered model of MLflow.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import JSON, STORAGE, TRACKING, say, show
+from orchestrator.wording import size
+from trainables.errors import UserError, raise_if_any
+from trainables.storage.object_storage import is_remote, origin, write_bytes
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.state import State
+    from orchestrator.ops.export import SelectedModel
+
+
+def run_folder(name: str, storage: str) -> Path:
+    """The folder of a run that exists. Raises ``UserError`` with the near names."""
+    from orchestrator.ledger.events import FILE_NAME
+
+    folder = _pulled(storage, name)
+    if (folder / FILE_NAME).is_file():
+        return folder
+    known = [one.name for one in run_folders(storage)]
+    if not known:
+        raise UserError(
+            f"there is no run {name!r}: {storage!r} holds none. "
+            "Fix: orchestrator demo, or --storage FOLDER"
+        )
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    raise UserError(
+        f"there is no run {name!r} in {storage!r}. "
+        f"Fix: did you mean {' or '.join(near)}? or --storage FOLDER"
+    )
+
+
+def run_folders(storage: str) -> list[Path]:
+    """Folders under ``storage`` that hold a ledger, newest first."""
+    from orchestrator.ledger.events import FILE_NAME
+
+    found = list(Path(storage).glob(f"*/{FILE_NAME}"))
+    if is_remote(storage):
+        from orchestrator.ledger.replication import pull_all
+
+        found = [folder / FILE_NAME for folder in pull_all(storage)]
+    return [path.parent for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def _pulled(storage: str, name: str) -> Path:
+    if not is_remote(storage):
+        return Path(storage) / name
+    from orchestrator.ledger.replication import pull
+
+    return pull(storage, name)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the run's lock or, in object storage, its lease."""
+    return _is_locked(folder) or _is_leased(folder)
+
+
+def _is_leased(folder: Path) -> bool:
+    remote = origin(folder)
+    if remote is None:
+        return False
+    from orchestrator.ledger.lease import is_held
+
+    return is_held(remote)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with (folder / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+@click.command()
+@click.argument("name", nargs=-1, required=True)
+@click.option("--out", metavar="FILE.html", help="Write the report: one file, works offline.")
+@JSON
+@STORAGE
+def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str) -> None:
+    """Compare the families of runs. Accuracy, best recipes and what they cost."""
+    folders = [run_folder(one, storage) for one in dict.fromkeys(name)]
+    if out and not Path(out).absolute().parent.is_dir():
+        raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
+    from orchestrator import compare as comparing
+
+    runs = [comparing.load(folder) for folder in folders]
+    comparison = comparing.compare(runs)
+    if as_json:
+        show(comparison)
+    else:
+        click.echo(comparing.table_text(comparison))
+    if out:
+        Path(out).write_text(comparing.report_html(runs, comparison), encoding="utf-8")
+        say(f"wrote {out}")
+        say(f"next: open {out} in a browser; it needs no network")
+    else:
+        say(f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui")
+
+
+@click.command()
+@click.argument("name")
+@STORAGE
+def stop(name: str, storage: str) -> None:
+    """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
+    folder = run_folder(name, storage)
+    if not is_running(folder):
+        raise UserError(
+            f"only a run in progress can be stopped; {name!r} is not running. "
+            f"Fix: orchestrator status {name}"
+        )
+    from orchestrator.ledger.lease import STOP_FILE
+
+    if remote := origin(folder):
+        write_bytes(f"{remote}/{STOP_FILE}", b"")
+    else:
+        (folder / STOP_FILE).touch()
+    say(f"{name} was asked to stop; its trials end at their next epoch")
+    say(f"next: orchestrator status {name}")
+
+
+@click.command()
+@click.argument("report", type=click.Path(path_type=Path))
+@click.option("--run", help="Which run, where the report compares several.")
+@click.option("--spec", "as_spec", is_flag=True, help="Print the whole spec as JSON instead.")
+@click.option("--rerun", metavar="NAME", help="Run that spec again, every value of it, as NAME.")
+@STORAGE
+@TRACKING
+@click.pass_context
+def reproduce(
+    ctx: click.Context,
+    /,
+    report: Path,
+    run: str | None,
+    as_spec: bool,
+    rerun: str | None,
+    storage: str,
+    tracking_uri: str | None,
+) -> None:
+    """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
+    from orchestrator.compare import read_report
+
+    found = read_report(report, run=run)
+    if rerun is not None:
+        from orchestrator.cli import run as start
+        from orchestrator.spec.run import RunSpec
+
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
+        spec = RunSpec.from_dict({**found["spec"], **told})
+        say(f"{found['name']} again as {rerun}, spec {spec.hash()}")
+        ctx.exit(start.carry_out(spec))
+    if as_spec:
+        show({"schema": 1, **found})
+    else:
+        click.echo(found["command"])
+    say(f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}")
+
+
+COMMANDS = (compare, reproduce, stop)
+
+
+def seen(folder: Path) -> dict[str, Any]:
+    """The run's view, as its own process shows it, with what its checkpoints take on disk."""
+    from orchestrator.ledger.cost import checkpoint_bytes
+    from orchestrator.ledger.session import state_of
+    from orchestrator.ops.status import view
+
+    told = view(state_of(folder), running=is_running(folder))
+    disk = checkpoint_bytes(folder)
+    return {"name": folder.name, "folder": str(folder), **told, "checkpoint_bytes": disk}
+
+
+@click.command()
+@click.argument("name", required=False)
+@JSON
+@STORAGE
+def status(name: str | None, as_json: bool, storage: str) -> None:
+    """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
+    runs = [seen(one) for one in ([run_folder(name, storage)] if name else run_folders(storage))]
+    if as_json:
+        show({"schema": 1, "runs": runs})
+    elif name:
+        _print(runs[0])
+    else:
+        _print_list(runs)
+    if not runs:
+        say(f"no run in {storage!r} yet; next: orchestrator demo")
+    elif runs[0]["status"] == "running":
+        say(f"next: orchestrator stop {runs[0]['name']}")
+    elif runs[0]["status"] == "done":
+        say(f"next: orchestrator compare {runs[0]['name']}")
+    else:
+        larger = " with a larger --budget" if runs[0]["reason"] and runs[0]["budget"] else ""
+        say(f"next: type {runs[0]['name']}'s command again{larger}, it goes on where it stopped")
+
+
+def _print(run: dict[str, Any]) -> None:
+    from orchestrator.ops.status import print_view
+
+    why = f": {run['reason']}" if run["reason"] else ""
+    click.echo(f"{run['name']}, {run['status']}{why}")
+    print_view(run)
+    click.echo(f"checkpoints on disk: {size(run['checkpoint_bytes'])}")
+
+
+def _print_list(runs: list[dict[str, Any]]) -> None:
+    from orchestrator.ops.status import summary
+
+    for run in runs:
+        click.echo(f"{run['name']:<24} {run['status']:<11} {summary(run)}")
+
+
+STATUS_COMMANDS = (status,)
+
+
+REGISTRY = "registry"
+CHAMPION = "champion"
+
+
+@click.command()
+@click.argument("name")
+@click.option("--to", metavar="DIR|registry", required=True, help="A new folder, or MLflow's.")
+@click.option("--family", help="The best of this family. Default: the best of all.")
+@STORAGE
+@TRACKING
+def export(name: str, to: str, family: str | None, storage: str, tracking_uri: str | None) -> None:
+    """Export the winner, chosen on validation. It loads with timm or MLflow, without this project.
+
+    In the registry it is NAME@champion, or NAME@FAMILY where a family was asked for.
+    """
+    folder = run_folder(name, storage)
+    from orchestrator.ledger.session import state_of
+    from orchestrator.ops import export as exporting
+
+    state = state_of(folder)
+    choice = exporting.choose(state, family)
+    say(choice.why)
+    if not state.closed:
+        say(f"{name} has not ended: this is its best so far")
+    if to == REGISTRY:
+        uri = tracking_uri or _uri(state, storage)
+        _register(state, choice, folder, uri, family or CHAMPION)
+        return
+    exporting.write(state, choice, folder, Path(to))
+    _check(choice, folder, Path(to))
+    click.echo(to)
+    say(f"next: {Path(to) / 'README.md'} has the code that loads it")
+
+
+def _uri(state: State, storage: str) -> str:
+    """Where the run was recorded."""
+    from orchestrator.tracking import store
+
+    asked = state.header.get("spec", {}).get("tracking_uri")
+    return asked or store.default_uri(storage)
+
+
+def _check(choice: SelectedModel, folder: Path, exported: Path) -> None:
+    from orchestrator.ops import export as exporting
+
+    try:
+        said = exporting.check(choice, folder, exported)
+    except exporting.Unchecked as error:
+        said = f"warning: not checked against the run's own evaluation: {error.mistakes[0]}"
+    say(said)
+
+
+def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias: str) -> None:
+    from orchestrator.ops import export as exporting
+    from orchestrator.tracking import follow, store
+
+    raise_if_any(store.check(uri))
+    with tempfile.TemporaryDirectory() as scratch:
+        exporting.write(state, choice, folder, Path(scratch) / "model")
+        _check(choice, folder, Path(scratch) / "model")
+    from orchestrator.tracking import best_model
+    from orchestrator.tracking.client import Outage
+
+    experiment = state.header.get("spec", {}).get("experiment")
+    try:
+        client, run = best_model.run_of(state, choice, uri, experiment)
+        if run is None:
+            follow.sync(folder, uri, experiment)
+            client, run = best_model.run_of(state, choice, uri, experiment)
+        assert run is not None
+        version = best_model.register(client, run, state, choice, folder, alias=alias)
+    except Outage as outage:
+        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
+    name = state.header["run"]
+    say(f"version {version} of {name}")
+    click.echo(f"models:/{name}@{alias}")
+    say(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
+
+
+EXPORT_COMMANDS = (export,)

@@ -1,0 +1,118 @@
+"""The report people open: one HTML file that needs nothing but itself.
+
+In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
+curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
+failures, what differed between the arms, how to reproduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from orchestrator.compare.curves import Curve, collect
+from orchestrator.compare.forecast import forecast_section
+from orchestrator.compare.report import claim_section, finals_section, pictures, reproduce, sections
+from orchestrator.compare.report.budget_section import over_budget
+from orchestrator.compare.report.html import paragraph, text
+from orchestrator.compare.report.probe_section import probes
+from orchestrator.compare.report.recipe_section import sensitivity
+from orchestrator.compare.runs import RunData
+from orchestrator.wording import MISSING, day, points, seconds
+
+# The page may show what it carries and fetch nothing, wherever it is opened.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
+    """One self-contained offline page of a comparison of ``runs``."""
+    families = collect(runs)
+    parts = [
+        claim_section.claim(runs),
+        sections.families(comparison),
+        *([] if comparison["claims"] else [finals_section.finals(comparison)]),
+        pictures.against_cost(families),
+        pictures.learning(families, sections.speed(comparison)),
+        *([] if comparison["claims"] else _of_a_search(families, comparison)),
+        forecast_section(comparison),
+        sections.failures(comparison),
+        sections.differences(comparison),
+        reproduce.how(runs, comparison),
+    ]
+    body = "".join(parts)
+    title = text(" and ".join(run.name for run in runs))
+    style = files("orchestrator.compare").joinpath("report.css").read_text()
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<link rel="icon" href="data:,"><title>{title}: comparison</title>'
+        f"<style>{style}</style></head>\n<body>{_header(title, comparison, body)}"
+        f"<main>{body}</main>"
+        "<footer>Made from the run's ledger alone. Accuracies on validation images unless test "
+        f"is named.</footer>{reproduce.embedded(runs)}</body></html>\n"
+    )
+
+
+def _of_a_search(
+    families: Mapping[str, Sequence[Curve]], comparison: Mapping[str, Any]
+) -> list[str]:
+    """What is worth showing where recipes were searched, and means nothing on a claim's grid."""
+    return [
+        over_budget(families, comparison),
+        finals_section.audit(comparison),
+        sensitivity(families, comparison),
+        probes(comparison),
+    ]
+
+
+def _header(title: str, comparison: Mapping[str, Any], body: str) -> str:
+    links = (
+        ("claim", "The claim"),
+        ("families", "Families"), ("finals", "Finals"), ("cost", "Accuracy against cost"),
+        ("curves", "Learning curves"), ("budget", "Curves over budget"), ("audit", "Pruning"),
+        ("recipe", "Recipe"), ("probes", "Probes"), ("forecast", "Forecast"),
+        ("failures", "Failures"), ("differences", "What differed"), ("reproduce", "Reproduce"),
+    )  # fmt: skip
+    anchors = "".join(
+        f'<li><a href="#{name}">{label}</a></li>'
+        for name, label in links
+        if f'<section id="{name}"' in body
+    )
+    facts = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
+        for name, value in _facts(comparison)
+    )
+    return (
+        f'<header><p class="kicker">Comparison of backbones</p><h1>{title}</h1>'
+        f"{paragraph(comparison['answer'], 'answer')}"
+        f'<dl class="facts">{facts}</dl>'
+        f'<nav aria-label="Sections"><ul>{anchors}</ul></nav></header>'
+    )
+
+
+def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    families = comparison["families"]
+    counts = (comparison["dataset_info"] or {}).get("counts", {})
+    val = counts.get("val")
+    spent = [entry["gpu_seconds"] for entry in families]
+    known = None if not spent or None in spent else sum(spent)
+    device = {entry["device"] for entry in families if entry["device"]}
+    return [
+        ("Dataset", comparison["dataset"] or MISSING),
+        ("Validation images", f"{val} (one is {points(1 / val)})" if val else MISSING),
+        ("Trials", str(sum(entry["trials"] for entry in families))),
+        ("Device time", f"{seconds(known)} {', '.join(sorted(device)).upper()}"),
+        ("Test split", _test_split(comparison)),
+        ("Run", ", ".join(f"{run['name']}: {run['status']}" for run in comparison["runs"])),
+    ]
+
+
+def _test_split(comparison: Mapping[str, Any]) -> str:
+    opened = comparison["test_opened_at"]
+    times = max(run["test_openings"] for run in comparison["runs"])
+    if opened is not None:
+        return f"opened {day(opened)}" + (f", {times} times in all" if times > 1 else "")
+    finals = any(entry["final"] for entry in comparison["families"])
+    return "opening not on record" if finals else "not opened"

@@ -1,0 +1,162 @@
+"""The cap on what a run may cost, where epochs are handed out.
+
+Each family has an equal share, so that none can spend what another was promised. An epoch is
+handed out only when what the family has spent, what its epochs under way will come to and this
+one stay within the share. An epoch is expected to cost what the costliest one seen of the family
+did, and a margin; before the first one, what the plan measured. Where the plan has only an
+estimate, or none, a first epoch is handed out all the same, and others beside it only if there is
+room for far more than that estimate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.ledger.cost import epoch_seconds, resources_of
+from orchestrator.ledger.state import TERMINAL, Record, State
+from orchestrator.spec import limits
+
+MARGIN = 1.2
+ESTIMATE_MARGIN = 5.0
+
+Answer = dict[str, Any]
+
+
+@dataclass
+class Slot:
+    """One Ray Train run, as last heard of."""
+
+    trial: str | None = None
+    incarnation: str | None = None
+    heard_at: float | None = None
+    free_since: float | None = None
+    ordered_at: float | None = None  # an epoch, or a final's test, is under way since then
+    nodes: tuple[str, ...] = ()  # of its workers, by rank
+    grown_at: float | None = None  # the change of the cluster that it last started again for
+    regroups: bool = False  # its workers are about to be told so
+
+
+class BudgetGuard:
+    """What is left of the cap in the header of ``state``; affords everything where it has none.
+
+    ``slots`` is the dispatcher's own table of slots, by name.
+    """
+
+    def __init__(self, state: State, slots: dict[str, Slot]) -> None:
+        self._state, self._slots = state, slots
+        self._refused: set[str] = set()  # families of which an epoch was asked for in vain
+        self._spent_s: dict[str, float] = defaultdict(float)
+        self._largest_s: dict[str, float] = {}
+        self._planned_s: dict[str, float] = {}
+        self._sure: set[str] = set()  # families whose epochs were measured or seen
+        self._share_s = _share(state)
+        forecast = state.header.get("forecast") or {"families": {}}
+        for family, cost in forecast["families"].items():
+            if cost:
+                self._planned_s[family] = cost["epoch_seconds"] + cost["first_setup_seconds"]
+                if cost["basis"] == limits.MEASURED:
+                    self._sure.add(family)
+                else:
+                    self._planned_s[family] *= ESTIMATE_MARGIN
+        for trial in state.trials.values():
+            self._spent_s[trial.family] += trial.other_seconds
+            for report in trial.reports.values():
+                self.charge(report)
+
+    @property
+    def capped(self) -> bool:
+        """Whether there is a cap: then what one trial spends decides what another may."""
+        return self._share_s is not None
+
+    def charge(self, report: Record) -> None:
+        """An epoch was reported."""
+        family, seconds = self._family(report["trial"]), epoch_seconds(report)
+        self._spent_s[family] += seconds
+        self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
+        self._sure.add(family)
+
+    def lose(self, slot: Slot | None, *, waited: bool = False) -> float | None:
+        """The slot's last order ended without a report: its seconds, now charged. One that has
+        ``waited`` for another node since then: no more than the costliest epoch seen."""
+        if slot is None or slot.trial is None or slot.ordered_at is None:
+            return None
+        family, seconds = self._family(slot.trial), time.monotonic() - slot.ordered_at
+        slot.ordered_at = None
+        if waited:
+            seconds = min(seconds, self._largest_s.get(family, seconds))
+        seconds = round(seconds, 3)
+        self._spent_s[family] += seconds
+        return seconds
+
+    def affords(self, trial: str) -> bool:
+        """Whether the trial may train one more epoch now."""
+        if self._share_s is None:
+            return True
+        family = self._family(trial)
+        under_way = self._under_way_s(family)
+        left = self._share_s - self._spent_s[family]
+        if family not in self._sure and not under_way:
+            return left > 0
+        each = self._each_s(family)
+        return each + sum(max(each, elapsed) for elapsed in under_way) <= left
+
+    def bound(self, trial: str) -> Answer:
+        """For an order: ``seconds`` after which the epoch must stop where it is, lest it pass the
+        cap; empty without one. That happens where it costs far more than any before it."""
+        if self._share_s is None:
+            return {}
+        family = self._family(trial)
+        each = self._each_s(family)
+        others = sum(max(each, elapsed) for elapsed in self._under_way_s(family))
+        left = self._share_s - self._spent_s[family] - others
+        return {"seconds": max(0.0, left)}
+
+    def refusal(self, trial: str) -> str | None:
+        """Why the trial's family gets no epoch any more; ``None`` while it may get one."""
+        family = self._family(trial)
+        if not self.affords(trial) and not self._under_way_s(family):
+            self._refused.add(family)
+        if family not in self._refused:
+            return None
+        return self._no_room([family])
+
+    def over(self) -> str | None:
+        """Why nothing that is left can be trained; ``None`` while something can, or nothing is."""
+        left = {t.family for t in self._state.trials.values() if t.status not in TERMINAL}
+        if not left or not left <= self._refused:
+            return None
+        return self._no_room(sorted(left))
+
+    def _no_room(self, families: list[str]) -> str:
+        told = ", ".join(f"{k}={v:g}" for k, v in self._state.header["spec"]["budget"].items())
+        return f"budget {told}: no room for another epoch of {', '.join(families)}"
+
+    def _each_s(self, family: str) -> float:
+        """What one more epoch may come to; infinite where nothing is known of it."""
+        return MARGIN * self._largest_s.get(family, self._planned_s.get(family, math.inf))
+
+    def _family(self, trial: str) -> str:
+        return self._state.trials[trial].family
+
+    def _under_way_s(self, family: str) -> list[float]:
+        now = time.monotonic()
+        return [
+            now - slot.ordered_at
+            for slot in self._slots.values()
+            if slot.ordered_at is not None and slot.trial and self._family(slot.trial) == family
+        ]
+
+
+def _share(state: State) -> float | None:
+    """Seconds of slots that each family may spend; ``None`` without a cap."""
+    spec = state.header.get("spec", {})
+    if not spec.get("budget"):
+        return None
+    resources = resources_of(state)
+    cap_s = limits.cap_worker_seconds(spec["budget"], resources, spec.get("prices"))
+    assert cap_s is not None, "RunSpec.mistakes() refuses dollars without their price"
+    return cap_s / resources.num_workers / len(spec["sweeps"])

@@ -1,0 +1,309 @@
+"""Who is pruned and when, a race a family, every decision on its way to the ledger.
+
+ASHA is Tune's own (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys
+2020): it stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached it
+before. PASHA is :mod:`orchestrator.engine.scheduler`, on Tune's pausing.
+
+PASHA: ASHA whose longest rung grows only while the ranking of trials still changes.
+
+Bohdal, Balles, Wistuba, Ermis, Archambeau, Zappella, "PASHA: Efficient HPO and NAS with
+Progressive Resource Allocation", ICLR 2023. Trials pause at every rung and are promoted when
+they are among the best 1/eta of it (section 3). The cap starts at the second rung; it rises by
+one when the trials of the two top rungs are not in the same soft order (section 4.2), trials
+closer than epsilon counting as equal, epsilon taken from curves that cross twice (section 4.3).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from orchestrator.ledger.state import TERMINAL, State
+from orchestrator.spec.limits import SchedulerSpec
+
+NOISE_PERCENTILE = 90
+
+Curve = Mapping[int, float]  # epoch -> value, higher is better
+
+
+class PashaBracket:
+    """The rungs of one family. Names are trials, values are accuracies, higher is better."""
+
+    def __init__(self, rungs: Sequence[int], reduction_factor: int) -> None:
+        self.rungs = list(rungs)
+        self._eta = reduction_factor
+        self._top = min(1, len(self.rungs) - 1)
+        self._values: list[dict[str, float]] = [{} for _ in self.rungs]
+        self._promoted: list[set[str]] = [set() for _ in self.rungs]
+        self._curves: dict[str, dict[int, float]] = {}
+
+    @property
+    def cap(self) -> int | None:
+        """Epochs at the highest rung that trials may reach now; ``None`` without rungs."""
+        return self.rungs[self._top] if self.rungs else None
+
+    def observe(self, name: str, epoch: int, value: float) -> None:
+        """One report; at a rung it counts for the ranking, and may raise the cap."""
+        self._curves.setdefault(name, {})[epoch] = value
+        if epoch not in self.rungs:
+            return
+        rung = self.rungs.index(epoch)
+        fresh = name not in self._values[rung]
+        self._values[rung].setdefault(name, value)
+        if fresh and rung == self._top and self._top < len(self.rungs) - 1 and not self.stable():
+            self._top += 1
+
+    def may_pass(self, name: str, epoch: int) -> bool:
+        """Promote ``name`` beyond the rung at ``epoch`` if its value there earns it."""
+        rung = self.rungs.index(epoch)
+        if rung == self._top and rung < len(self.rungs) - 1:
+            return False
+        if name not in self._promoted[rung] and name not in self._best(rung):
+            return False
+        self._promoted[rung].add(name)
+        return True
+
+    def promote(self, paused: Sequence[str]) -> str | None:
+        """The paused trial to go on with, from the highest rung; ``None`` when nobody earned it."""
+        for rung in reversed(range(len(self.rungs))):
+            if rung == self._top and rung < len(self.rungs) - 1:
+                continue
+            for name in self._best(rung):
+                here = name in paused and name not in self._promoted[rung]
+                if here and max(self._curves[name]) == self.rungs[rung]:
+                    self._promoted[rung].add(name)
+                    return name
+        return None
+
+    def at_cap(self, name: str) -> bool:
+        """The trial waits at the highest rung of the race: nothing longer was needed."""
+        return name in self._values[self._top]
+
+    def _best(self, rung: int) -> list[str]:
+        values = self._values[rung]
+        ranked = sorted(values, key=lambda name: -values[name])
+        return ranked[: len(ranked) // self._eta]
+
+    def stable(self) -> bool:
+        """The trials of the top rung stood in the same soft order one rung below."""
+        upper, lower = self._values[self._top], self._values[self._top - 1]
+        epsilon = self.epsilon()
+        order_below = sorted(upper, key=lambda name: -lower[name])
+        order_above = sorted(upper, key=lambda name: -upper[name])
+        return all(
+            abs(upper[order_above[place]] - upper[name]) <= epsilon
+            for place, name in enumerate(order_below)
+        )
+
+    def epsilon(self) -> float:
+        """Distance at the longest common epoch of pairs whose curves cross twice: the
+        ``NOISE_PERCENTILE``-th percentile (nearest rank), 0 while no pair does."""
+        distances = []
+        top = list(self._values[self._top])
+        for one, other in combinations(top, 2):
+            common = sorted(set(self._curves[one]) & set(self._curves[other]))
+            gaps = [self._curves[one][epoch] - self._curves[other][epoch] for epoch in common]
+            signs = [math.copysign(1, gap) for gap in gaps if gap]
+            if sum(a != b for a, b in pairwise(signs)) >= 2:
+                distances.append(abs(gaps[-1]))
+        if not distances:
+            return 0.0
+        return sorted(distances)[math.ceil(NOISE_PERCENTILE / 100 * len(distances)) - 1]
+
+
+METRIC = "val_top1"
+CONTINUE: str = TrialScheduler.CONTINUE
+PAUSE: str = TrialScheduler.PAUSE
+STOP: str = TrialScheduler.STOP
+
+Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What ASHA needs of a trial: a key. Ours outlives the Tune trial it is run by."""
+
+    trial_id: str
+
+
+class AshaBracket:
+    """Tune's ASHA under our trials' names, telling why it decided."""
+
+    def __init__(self, spec: SchedulerSpec) -> None:
+        self._asha = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=METRIC,
+            mode="max",
+            max_t=spec.max_epochs,
+            grace_period=spec.grace_epochs,
+            reduction_factor=spec.reduction_factor,
+        )
+
+    def observe(self, name: str, epoch: int, value: float) -> tuple[bool, int | None, str]:
+        """``(go on?, rung that was met or None, reason)`` of one report."""
+        rung, cutoff, seen = self._meet(name, epoch)
+        named = Named(name)
+        self._asha.on_trial_add(None, named)
+        action = self._asha.on_trial_result(None, named, {"epoch": epoch, METRIC: value})
+        return action != STOP, rung, _reason(value, cutoff, seen)
+
+    def _meet(self, name: str, epoch: int) -> tuple[int | None, float | None, int]:
+        bracket = self._asha._brackets[0]
+        for milestone, recorded in bracket._rungs:
+            if epoch >= milestone:
+                if name in recorded:
+                    return None, None, 0
+                return int(milestone), bracket.cutoff(recorded), len(recorded)
+        return None, None, 0
+
+
+class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """One race a family on a shared pool of slots; families never prune each other.
+
+    ``history`` replays an earlier session's reports in their order, so a resumed run decides
+    as an unbroken one would have. The last report of an unfinished trial is left out: the trial
+    serves it again, and its decision is made then. ``seed`` draws the audit: a share
+    ``SchedulerSpec.audit`` of the trials that ASHA would prune goes on to the end, outside the
+    race.
+    """
+
+    def __init__(
+        self,
+        schedulers: Mapping[str, SchedulerSpec],
+        history: State,
+        decide: Decide,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._specs = dict(schedulers)
+        self._decide = decide
+        self._seed = seed
+        search = [trial for trial in history.trials.values() if trial.stage == "search"]
+        self._family = {trial.trial: trial.family for trial in search}
+        self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
+        self._ended = {t.trial for t in search if t.status in TERMINAL}
+        self._asha = {f: AshaBracket(s) for f, s in self._specs.items() if s.kind == "asha"}
+        self._pasha = {
+            family: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
+            for family, spec in self._specs.items()
+            if spec.kind == "pasha"
+        }
+        self._replay(history)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Go on, pause or stop; the decision is in the ledger before Tune acts on it."""
+        name, family = trial.config["trial"], self._family.get(trial.config["trial"])
+        if METRIC not in result or family is None or name in self._audited:
+            return CONTINUE
+        epoch, value = result["epoch"], result[METRIC]
+        if epoch >= self._specs[family].max_epochs:
+            return CONTINUE
+        if value != value:  # NaN passes every comparison
+            self._tell("pruned", name, epoch, f"{METRIC} is not a number")
+            self._ended.add(name)
+            return STOP
+        if family in self._pasha:
+            return self._paused_or_not(self._pasha[family], name, epoch, value)
+        if family in self._asha:
+            return self._pruned_or_not(family, name, epoch, value)
+        return CONTINUE
+
+    def _pruned_or_not(self, family: str, name: str, epoch: int, value: float) -> str:
+        goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
+        if rung is None:
+            return CONTINUE if goes_on else STOP
+        if goes_on:
+            self._tell("promoted", name, epoch, reason, rung)
+            return CONTINUE
+        if random.Random(f"{self._seed}/audit/{name}").random() < self._specs[family].audit:
+            self._audited.add(name)
+            self._tell("audited", name, epoch, reason, rung)
+            return CONTINUE
+        self._tell("pruned", name, epoch, reason, rung)
+        return STOP
+
+    def _paused_or_not(self, race: PashaBracket, name: str, epoch: int, value: float) -> str:
+        race.observe(name, epoch, value)
+        if epoch not in race.rungs:
+            return CONTINUE
+        if race.may_pass(name, epoch):
+            self._tell("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
+            return CONTINUE
+        self._tell("paused", name, epoch, f"{METRIC} {value:.4f}, the cap is {race.cap} epochs")
+        return PAUSE
+
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
+        """A new trial first; then a paused one that its race promotes; at last, nobody."""
+        chosen = super().choose_trial_to_run(tune_controller, **kwargs)
+        if not self._pasha or (chosen is not None and chosen.status != Trial.PAUSED):
+            return chosen
+        live = tune_controller.get_live_trials()
+        paused = [trial for trial in live if trial.status == Trial.PAUSED]
+        for family, race in self._pasha.items():
+            names = {
+                trial.config["trial"]: trial
+                for trial in paused
+                if self._family[trial.config["trial"]] == family
+            }
+            if (name := race.promote(list(names))) is not None:
+                return names[name]
+            mine = {name for name, other in self._family.items() if other == family}
+            if names and mine - self._ended == set(names):
+                self._close(tune_controller, race, names)
+        return None
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Nothing more will come of this trial; one that the budget sends away is still open."""
+        if result.get("ended") != "stopped":
+            self._ended.add(trial.config["trial"])
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing more will come of this trial."""
+        self._ended.add(trial.config["trial"])
+
+    def _close(self, tune_controller: Any, race: PashaBracket, paused: Mapping[str, Trial]) -> None:
+        """All that is left of the family waits and nobody is promoted: the ranking has settled."""
+        for name, trial in paused.items():
+            self._ended.add(name)
+            event = "finished" if race.at_cap(name) else "pruned"
+            why = f"the ranking is stable at {race.cap} epochs"
+            self._tell(event, name, trial.last_result["epoch"], why)
+            tune_controller.stop_trial(trial)
+
+    def _tell(
+        self, event: str, name: str, epoch: int, reason: str, rung: int | None = None
+    ) -> None:
+        self._decide(event, name, rung=rung or epoch, epoch=epoch, reason=reason)
+
+    def _replay(self, history: State) -> None:
+        reports = [
+            (report["time"], trial, epoch, report["metrics"].get(METRIC))
+            for trial in history.trials.values()
+            if trial.trial in self._family
+            for epoch, report in trial.reports.items()
+            if trial.status in TERMINAL or epoch < trial.epoch
+        ]
+        for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
+            # What an audited trial does after its rung is off the books.
+            outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
+            if value is None or value != value or outside:
+                continue
+            if trial.family in self._asha:
+                self._asha[trial.family].observe(trial.trial, epoch, value)
+            if trial.family in self._pasha:
+                self._pasha[trial.family].observe(trial.trial, epoch, value)
+
+
+def _reason(value: float, cutoff: float | None, seen: int) -> str:
+    if cutoff is None:
+        return f"{METRIC} {value:.4f}, first at this rung"
+    side = "below" if value < cutoff else "at or above"
+    return f"{METRIC} {value:.4f} {side} the cut-off {cutoff:.4f} of {seen} results"

@@ -1,0 +1,270 @@
+"""The ledger in object storage, which has no append: objects ``ledger/<first byte>.jsonl``.
+
+The local file is written as ever; what is new in it is put as the current segment, again and
+again as that grows, until it is large and the next one begins. A writer never touches a segment
+that another one began, and a segment ends for readers where the next one begins: what a writer
+that was taken for dead still puts is not read. Segments hold whole lines, so that whatever is
+stored is a prefix of the ledger and replays to a valid state.
+
+The working copy of a run that is kept in object storage: its small files, on this machine.
+
+The storage is the truth: a copy is brought in line with it before anything is read here, and
+before a driver begins. What a driver wrote here and could not put, nobody was told of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from orchestrator.ledger.events import FILE_NAME
+from orchestrator.ledger.lease import STOP_FILE, Lease
+from orchestrator.spec.paths import remote_of, run_folder
+from trainables.config import DataSpec
+from trainables.errors import StorageError, one_line
+from trainables.storage import object_storage
+
+FOLDER = "ledger"
+SEGMENT_BYTES = 256 * 1024
+LOOK_S = 20.0  # less than a lease is good for; by a clock that goes on while a machine sleeps
+READERS = 8
+
+
+class Segments:
+    """The one writer's way of bringing the ledger file ``path`` into the run at ``remote``, from
+    byte ``begin`` on; without one, from where the last segment there ends."""
+
+    def __init__(self, path: Path, remote: str, begin: int | None = None) -> None:
+        self._path, self._remote = path, remote
+        self._file = path.open("rb")
+        self._begin = begin  # of the current segment, a byte offset
+        self._looked_at = 0.0
+        self.stored = begin or 0
+
+    def size(self) -> int:
+        """Bytes of the file. Raises ``StorageError`` once another driver has put its own there."""
+        mine = os.fstat(self._file.fileno())
+        try:
+            there: int | None = self._path.stat().st_ino
+        except FileNotFoundError:
+            there = None
+        if there != mine.st_ino:
+            raise StorageError(f"{self._path} is another process's now")
+        return mine.st_size
+
+    def push(self) -> int:
+        """Put all whole lines; the number of bytes that are stored now. Raises ``StorageError``
+        also where another process writes: one that took us for dead, while we slept."""
+        if self._begin is None:
+            self._begin = self.stored = _end(self._remote)
+        self.size()
+        if time.time() - self._looked_at > LOOK_S:
+            self._look()
+        self._file.seek(self._begin)
+        content = self._file.read()
+        content = content[: content.rfind(b"\n") + 1]
+        end = self._begin + len(content)
+        if end < self.stored:
+            raise StorageError(
+                f"{self._remote} has {self.stored} bytes of ledger, {self._path} has {end}: "
+                "another process writes there"
+            )
+        if end > self.stored:
+            object_storage.write_bytes(f"{self._remote}/{FOLDER}/{self._begin:015d}.jsonl", content)
+            self.stored = end
+        if len(content) >= SEGMENT_BYTES:
+            self._begin = end
+        return self.stored
+
+    def _look(self) -> None:
+        assert self._begin is not None
+        last = max((_offset(one.name) for one in _segments(self._remote)), default=0)
+        if last > self._begin:
+            raise StorageError(
+                f"{self._remote} is another process's since byte {last} of its ledger"
+            )
+        self._looked_at = time.time()
+
+
+def read(remote: str) -> bytes:
+    """The ledger that is stored at ``remote``, whole lines; empty where there is none."""
+    names = [one.name for one in _segments(remote)]
+
+    def fetched(name: str) -> bytes:
+        return object_storage.read_bytes(f"{remote}/{FOLDER}/{name}")
+
+    with ThreadPoolExecutor(READERS) as readers:
+        parts = zip(map(_offset, names), readers.map(fetched, names), strict=True)
+        return b"".join(_joined(list(parts)))
+
+
+def _segments(remote: str) -> list[object_storage.Stored]:
+    return [
+        one for one in object_storage.listed(f"{remote}/{FOLDER}") if one.name.endswith(".jsonl")
+    ]
+
+
+def _end(remote: str) -> int:
+    last = _segments(remote)[-1:]
+    return _offset(last[0].name) + last[0].size if last else 0
+
+
+def _offset(name: str) -> int:
+    return int(name.removesuffix(".jsonl"))
+
+
+def _joined(parts: list[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Each part up to where the next one begins; nothing after a gap."""
+    at, ends = 0, [offset for offset, _ in parts[1:]]
+    for (offset, content), end in zip_longest(parts, ends):
+        if offset != at:
+            return
+        kept = content if end is None else content[: end - offset]
+        at += len(kept)
+        yield kept
+
+
+class GroupCommit:
+    """Lets callers wait until what they have written is stored. One put is under way at a time and
+    covers all that was written before it began. ``problem`` says why the last one failed: then
+    nothing is stored any more, and the run has to stop."""
+
+    def __init__(self, path: Path, remote: str) -> None:
+        self._segments = Segments(path, remote)
+        self._under_way: asyncio.Task[None] | None = None
+        self.problem: str | None = None
+
+    async def settled(self) -> bool:
+        """Wait until the file, as it is now, is stored; ``False`` where the storage failed."""
+        try:
+            wanted = self._segments.size()
+        except StorageError as error:
+            self.problem, wanted = str(error), 0
+        while self._segments.stored < wanted and self.problem is None:
+            if self._under_way is None:
+                self._under_way = asyncio.create_task(self._put())
+            await asyncio.shield(self._under_way)
+        return self.problem is None
+
+    async def _put(self) -> None:
+        try:
+            await asyncio.to_thread(self._segments.push)
+        except Exception as error:
+            self.problem = one_line(error)
+        finally:
+            self._under_way = None
+
+
+LOCK_FILE = ".lock"
+REPORTS = ("report.html", "comparison.json")
+FINALS = "finals"
+PULL_PATIENCE_S = 2.0
+
+
+@contextmanager
+def leased(folder: Path, remote: str, say: Callable[[str], None]) -> Iterator[Lease]:
+    """The right to run what is kept at ``remote``, with ``folder`` as its copy, brought in line.
+
+    The caller holds the folder's lock. Raises ``UserError`` that names a living holder.
+    """
+    lease = Lease(remote, (folder / STOP_FILE).touch)
+    lease.acquire(say)
+    try:
+        (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
+        _bring(folder, remote, read(remote))
+        yield lease
+    finally:
+        lease.release()
+        if not (folder / FILE_NAME).exists():
+            (folder / object_storage.ORIGIN_FILE).unlink(missing_ok=True)
+
+
+def pull(place: str, name: str) -> Path:
+    """The folder of the run ``name`` kept at ``place``, a folder or a URI: a copy is brought in
+    line, unless its driver is at work on this very machine and writes there."""
+    folder, remote = run_folder(place, name), remote_of(place, name)
+    content = b"" if remote is None else read(remote)
+    if remote is None or not content:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        with lock.acquire(timeout=PULL_PATIENCE_S):
+            (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
+            _bring(folder, remote, content)
+    except Timeout:
+        pass
+    return folder
+
+
+def pull_all(place: str) -> list[Path]:
+    """The folders of all runs kept at the URI ``place``, each brought in line."""
+    found = [pull(place, name) for name in object_storage.folders(place.rstrip("/"))]
+    return [folder for folder in found if (folder / FILE_NAME).is_file()]
+
+
+def push_ledger(folder: Path, begin: int | None = None) -> None:
+    """Bring what was written to the ledger from byte ``begin`` on into the storage, where the run
+    is kept there. Raises ``StorageError``."""
+    if remote := object_storage.origin(folder):
+        Segments(folder / FILE_NAME, remote, begin).push()
+
+
+def push_reports(folder: Path) -> None:
+    """The same for the whole ledger and for what was written from it. Raises ``StorageError``."""
+    if remote := object_storage.origin(folder):
+        push_ledger(folder)
+        for name in REPORTS:
+            if (folder / name).exists():
+                object_storage.put_file(folder / name, f"{remote}/{name}")
+
+
+def pull_finals(folder: Path) -> None:
+    """Have what the finals' workers wrote here, where they put it into the storage."""
+    if remote := object_storage.origin(folder):
+        _fetch_new(folder, remote, _small(remote, FINALS))
+
+
+def share_stores(folder: Path, specs: Iterable[DataSpec], say: Callable[[str], None]) -> None:
+    """Put the pixel stores of ``specs`` where the run's nodes find them, if it is kept in object
+    storage; those that are not there are built. Raises ``StorageError``."""
+    if remote := object_storage.origin(folder):
+        from trainables.data import prepare
+        from trainables.data.store import put_stores
+
+        put_stores(remote, {spec: prepare(spec, say=say) for spec in dict.fromkeys(specs)})
+
+
+def _bring(folder: Path, remote: str, content: bytes) -> None:
+    """``content`` as the copy's ledger, and the small files beside it."""
+    path = folder / FILE_NAME
+    if not content:
+        path.unlink(missing_ok=True)
+    else:  # a new file each time: what a dead driver's dispatcher still writes goes to the old one
+        half = path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        half.write_bytes(content)
+        half.replace(path)
+    reports = [one for one in object_storage.listed(remote, deep=False) if one.name in REPORTS]
+    _fetch_new(folder, remote, [*reports, *_small(remote, FINALS)])
+
+
+def _small(remote: str, below: str) -> list[object_storage.Stored]:
+    found = object_storage.listed(f"{remote}/{below}")
+    return [object_storage.Stored(f"{below}/{one.name}", one.size, one.time) for one in found]
+
+
+def _fetch_new(folder: Path, remote: str, files: Iterable[object_storage.Stored]) -> None:
+    for one in files:
+        target = folder / one.name
+        known = target.stat() if target.exists() else None
+        if known is None or known.st_size != one.size or abs(known.st_mtime - one.time) > 0.01:
+            object_storage.get_file(f"{remote}/{one.name}", target)
+            os.utime(target, (one.time, one.time))

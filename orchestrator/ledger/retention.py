@@ -1,0 +1,89 @@
+"""Which checkpoints of a run stay on disk.
+
+==================================  ==============================================================
+a trial that has not ended          its best by val_top1, and its newest, from which it resumes
+finished in the search              its best; when the run has closed, only its family's winner's
+a finished final                    its newest: the weights that met the test split
+pruned, failed                      none
+==================================  ==============================================================
+
+An audited or a paused trial has not ended. A winner once beaten never wins again, however many
+trials are added, and finals are trained from scratch, so nothing that goes is ever asked for.
+
+The worker removes, after each report that is on record and when it lets a trial go; nobody else
+writes there meanwhile. The dispatcher removes for trials that end with no slot. What crashes
+leave behind goes when the run is next at rest, at the begin and at the end of a session. In object
+storage the same stays as on a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from orchestrator.ledger.state import State, TrialState
+from trainables.storage import object_storage, trial_files
+from trainables.storage.trial_files import keep_only, place
+
+FOLDER = trial_files.FOLDER
+_DISK = ThreadPoolExecutor(1, thread_name_prefix="retention")
+
+
+def trial_folder(run_folder: Path, trial: str) -> Path:
+    """Where the trial's attempts write their checkpoints."""
+    return run_folder / FOLDER / trial
+
+
+def newest(run_folder: Path, trial: TrialState) -> str | None:
+    """The newest checkpoint on record that is still there: what a resume starts from."""
+    return _first_there(run_folder, trial, trial.checkpoints)
+
+
+def best(run_folder: Path, trial: TrialState) -> str | None:
+    """The best checkpoint by val_top1, or the newest one that is there where it got lost."""
+    wanted = [trial.best_checkpoint] if trial.best_checkpoint else []
+    return _first_there(run_folder, trial, [*wanted, *trial.checkpoints])
+
+
+def kept(run_folder: Path, trial: TrialState) -> list[str]:
+    """The trial's checkpoints that stay, by the rule above, before the run has closed."""
+    if trial.status in ("pruned", "failed"):
+        return []
+    wanted = {best(run_folder, trial), newest(run_folder, trial)}
+    if trial.status == "finished":
+        chosen = newest if trial.stage == "final" else best
+        wanted = {chosen(run_folder, trial)}
+    return sorted(path for path in wanted if path is not None)
+
+
+def at_rest(run_folder: Path, state: State, winners: Collection[str]) -> None:
+    """Bring disk and storage in line with the rule while no slot works on the run. Raises
+    ``StorageError`` where the storage does not answer."""
+    uri = object_storage.origin(run_folder)
+    stored = trial_files.stored_by_trial(uri) if uri else {}
+    for trial in state.trials.values():
+        done = trial.stage == "search" and trial.status == "finished"
+        beaten = state.closed and done and trial.trial not in winners
+        wanted = [] if beaten else kept(run_folder, trial)
+        keep_only(trial_folder(run_folder, trial.trial), wanted)
+        if names := stored.get(trial.trial):
+            trial_files.keep_only_stored(f"{uri}/{FOLDER}/{trial.trial}", wanted, names=names)
+
+
+def _first_there(run_folder: Path, trial: TrialState, recorded: Iterable[str]) -> str | None:
+    places = (place(trial_folder(run_folder, trial.trial), path) for path in recorded)
+    # A worker finds out whether the storage has lost one: here, that would be a request each time.
+    trusted = object_storage.origin(run_folder) is not None
+    return next((str(path) for path in places if trusted or path.is_dir()), None)
+
+
+def clear(run_folder: Path, trial: TrialState) -> Future[None]:
+    """Apply the rule to a trial that no slot holds, beside the caller: disks are slow."""
+    return _DISK.submit(_clear, run_folder, trial.trial, kept(run_folder, trial))
+
+
+def _clear(run_folder: Path, trial: str, wanted: list[str]) -> None:
+    keep_only(trial_folder(run_folder, trial), wanted)
+    if uri := object_storage.origin(run_folder):
+        trial_files.keep_only_stored(f"{uri}/{FOLDER}/{trial}", wanted)

@@ -1,0 +1,198 @@
+"""Create, resume, extend or refuse a run by its name, under a lock, wherever it is kept."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from orchestrator.ledger import replication
+from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
+from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
+from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S
+from orchestrator.ledger.state import TERMINAL, State, replay
+from orchestrator.spec.paths import remote_of
+from orchestrator.spec.run import RunSpec, diff
+from trainables.errors import UserError
+from trainables.versions import LIBRARIES, processor
+
+RECORDED = (*LIBRARIES, "mlflow")
+CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
+
+
+@dataclass(frozen=True)
+class RunLock:
+    """A run that is this process's: its ``folder`` here, and the ``lease`` where it is kept in
+    object storage."""
+
+    folder: Path
+    lease: Lease | None
+
+    def lost(self) -> str | None:
+        """Why it is no longer ours, if so."""
+        return None if self.lease is None else self.lease.problem
+
+
+@contextmanager
+def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[RunLock]:
+    """The run, for this process alone; nothing stays behind if nothing was begun.
+
+    Raises :class:`UserError` when another process holds the name, ``StorageError`` when object
+    storage does not answer.
+    """
+    folder, remote = spec.folder.resolve(), remote_of(spec.storage, spec.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=2 * PULL_PATIENCE_S if remote else 0)  # readers hold it for a moment
+    except Timeout:
+        raise UserError(
+            f"one process at a time may run a name; {spec.name!r} is running already. "
+            f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
+        ) from None
+    try:
+        with replication.leased(folder, remote, say) if remote else nullcontext() as lease:
+            yield RunLock(folder, lease)
+    finally:
+        lock.release()
+        if not (folder / FILE_NAME).exists():
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            for empty in (folder, folder.parent):
+                if not any(empty.iterdir()):
+                    empty.rmdir()
+
+
+def state_of(folder: Path) -> State:
+    """What the ledger in ``folder`` says; an empty state where there is none."""
+    path = folder / FILE_NAME
+    return replay(read(path)) if path.exists() else State()
+
+
+def name_mistakes(spec: RunSpec) -> list[str]:
+    """Why this name cannot be used for this spec; empty when it is new or the same run's."""
+    header = state_of(spec.folder.resolve()).header
+    changes = diff(RunSpec.from_dict(header["spec"]), spec) if header else []
+    if not changes:
+        return []
+    return [
+        f"a name keeps its spec; {spec.name!r} is in use by a different one "
+        f"({'; '.join(changes)}). Fix: --name OTHER, or ask for the same again"
+    ]
+
+
+def session_name(folder: Path) -> str:
+    """Names this process's session of the run: what it starts carries the name."""
+    path = folder / FILE_NAME
+    return f"{os.getpid():x}-{len(list(read(path))) if path.exists() else 0:x}"
+
+
+def to_train(spec: RunSpec, state: State) -> int:
+    """Search trials that a session of ``spec`` has to bring to their end."""
+    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
+    return len(open_trials(state)) + len(asked - set(state.trials))
+
+
+def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> State:
+    """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``, and
+    :class:`UserError` where a former session still writes."""
+    with closing(Ledger(folder / FILE_NAME)) as ledger:  # what is read from now on stays so
+        end = ledger.path.stat().st_size
+        for record in _opening(spec, state_of(folder), session, header):
+            ledger.append(**record)
+    replication.push_ledger(folder, end)
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    return state_of(folder)
+
+
+def _opening(
+    spec: RunSpec, before: State, session: str, header: dict[str, Any]
+) -> list[dict[str, Any]]:
+    detail = {
+        "schema": SCHEMA,
+        "run": spec.name,
+        "spec": spec.as_dict(),
+        "spec_hash": spec.hash(),
+        "environment": environment(),
+        "code_version": code_version(),
+        **header,
+    }
+    wanted = [
+        (sweep, index)
+        for index in range(max(sweep.trials for sweep in spec.sweeps))
+        for sweep in spec.sweeps
+        if index < sweep.trials and sweep.trial_name(index) not in before.trials
+    ]
+    records: list[dict[str, Any]] = [{"event": "created", "detail": detail}]
+    if before.header:
+        changed = any(before.header["spec"].get(one) != detail["spec"][one] for one in CAPS)
+        if not wanted:  # what was forecast was for these trials
+            detail["forecast"] = before.header.get("forecast")
+        records = [{"event": "extended", "detail": detail}] if wanted or changed else []
+        records.append({"event": "resumed"})
+    records += [
+        {
+            "event": "submitted",
+            "trial": sweep.trial_name(index),
+            "family": sweep.family,
+            "stage": "search",
+            "detail": sweep.submission(index),
+        }
+        for sweep, index in wanted
+    ]
+    # Named by the last record: a dispatcher that finds its session here has read them all.
+    records[-1]["session"] = session
+    return records
+
+
+def open_trials(state: State) -> list[str]:
+    """Trials that still have something to train, those already begun first."""
+    names = [name for name, trial in state.trials.items() if trial.status not in TERMINAL]
+    return sorted(names, key=lambda name: state.trials[name].epoch == 0)
+
+
+def searched(spec: RunSpec, state: State) -> bool:
+    """All search trials that the spec asks for are on record and have ended."""
+    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
+    known = {name for name, trial in state.trials.items() if trial.stage == "search"}
+    return asked <= known and not known & set(open_trials(state))
+
+
+def code_version() -> str:
+    """The package's version, and the commit where it runs from a checkout."""
+    try:
+        version = importlib.metadata.version("backbone-tournament")
+    except importlib.metadata.PackageNotFoundError:
+        version = "source"  # shipped as a job's working directory
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{commit.stdout.strip()}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this machine, for the record."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "memory_gb": round(memory, 1),
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED},
+    }

@@ -1,0 +1,310 @@
+"""What a run is asked to do: frozen, keyword-only, checked before anything starts.
+
+RunSpec ── has a NAME; one sweep, or several families on one pool of slots
+└── SweepSpec ── one family
+    ├── BackboneSpec, DataSpec, Recipe   (trainables)
+    ├── space                            the axes that are searched
+    ├── SchedulerSpec                    epochs and rungs
+    └── ResourceSpec                     workers, limits of time and failures
+
+When two specs are the same run, and in which leaves they differ. Works on their plain dicts.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec import limits, spaces
+from orchestrator.spec.limits import ResourceSpec, SchedulerSpec, at_least
+from orchestrator.spec.paths import NAMED_DATASETS, absolute_data, absolute_weights, run_folder
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, stable_hash
+
+# How a run is carried out, not what it trains: may change when it is resumed.
+OPERATIONAL_RESOURCES = (
+    "cpus_per_worker",
+    "min_workers",
+    "max_slots",
+    "epoch_timeout_s",
+    "slot_start_timeout_s",
+    "max_failures_per_trial",
+)
+OPERATIONAL_RUN = (
+    *("name", "storage", "tracking_uri", "experiment", "final_seeds"),
+    *("budget", "prices"),
+)
+
+
+def identity(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: all but the number of trials (a run may be extended), where
+    things are kept, and how it is carried out. ``run`` is ``RunSpec.as_dict()``."""
+    plain = {key: copy.deepcopy(value) for key, value in run.items() if key not in OPERATIONAL_RUN}
+    for sweep in plain["sweeps"]:
+        del sweep["trials"], sweep["data"]["folder"]
+        for name in OPERATIONAL_RESOURCES:
+            sweep["resources"].pop(name, None)
+        if not sweep.get("grid"):
+            sweep.pop("grid", None)
+    if not plain.get("claim"):
+        plain.pop("claim", None)
+    return plain
+
+
+def leaf_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
+    before, after = (_leaves(_by_family(identity(run))) for run in (old, new))
+    return [
+        f"{path}: was {before.get(path, 'not there')}, asked {after.get(path, 'not there')}"
+        for path in sorted({*before, *after})
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _by_family(plain: dict[str, Any]) -> dict[str, Any]:
+    sweeps = {sweep["backbone"]["family"]: sweep for sweep in plain.pop("sweeps")}
+    return {**plain, **sweeps}
+
+
+def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in plain.items():
+        path = f"{prefix}{key}"
+        if key == "space":
+            domains = spaces.from_dict(value)
+            found |= {f"{path}.{axis}": str(domain) for axis, domain in domains.items()}
+        elif key == "grid":
+            found[path] = f"{len(value)} trials, {stable_hash(value)}"
+        elif isinstance(value, Mapping):
+            found |= _leaves(value, f"{path}.")
+        else:
+            found[path] = "none" if value is None else str(value)
+    return found
+
+
+__all__ = [
+    "NAMED_DATASETS",
+    "ResourceSpec",
+    "RunSpec",
+    "SchedulerSpec",
+    "SweepSpec",
+    "absolute_data",
+    "diff",
+    "searchable",
+    "with_axes",
+]
+
+SEARCHABLE_SECTIONS = ("recipe", "backbone")
+SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
+    ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn."""
+
+    backbone: BackboneSpec
+    data: DataSpec
+    recipe: Recipe
+    space: spaces.Space
+    scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
+    resources: ResourceSpec = field(default_factory=ResourceSpec)
+    trials: int = 8
+    seed: int = 0
+    grid: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def family(self) -> str:
+        """The backbone's family: what the sweep is called inside its run."""
+        return self.backbone.family
+
+    def trial_name(self, index: int) -> str:
+        """``FAMILY-0000``."""
+        return f"{self.family}-{index:04d}"
+
+    def axes(self, index: int, past: Sequence[spaces.Observation] = ()) -> dict[str, Any]:
+        """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
+        if self.grid:
+            return {path: self.grid[index][path] for path in self.space}
+        return spaces.draw(
+            self.scheduler.sampler,
+            self.space,
+            seed=self.seed,
+            family=self.family,
+            index=index,
+            past=past,
+        )
+
+    def submission(self, index: int) -> dict[str, Any]:
+        """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
+        it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
+        whole = self.assignment(index).as_dict()
+        if self.scheduler.sampler == "tpe" and self.space and not self.grid:
+            return {"assignment": spaces.without(whole, self.space)}
+        return {"assignment": whole, "axes": self.axes(index)}
+
+    def assignment(self, index: int) -> Assignment:
+        """Trial ``index`` complete, its searched axes drawn, paths absolute for any worker."""
+        own = self.grid[index] if self.grid else self.axes(index)
+        drawn = with_axes(self, {path: value for path, value in own.items() if "." in path})
+        made = Assignment(
+            trial_id=self.trial_name(index),
+            attempt=1,
+            backbone=replace(drawn.backbone, weights=absolute_weights(drawn.backbone.weights)),
+            recipe=drawn.recipe,
+            data=absolute_data(drawn.data),
+            seed=int(stable_hash([self.seed, self.family, index])[:7], 16),
+            epochs=self.scheduler.max_epochs,
+            epoch_timeout_s=self.resources.epoch_timeout_s,
+        )
+        return replace(made, **{name: value for name, value in own.items() if "." not in name})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, JSON-ready mapping."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name in ("backbone", "data", "recipe", "scheduler", "resources"):
+            plain[name] = asdict(plain[name])
+        grid = [dict(row) for row in self.grid]
+        return {**plain, "space": spaces.as_dict(self.space), "grid": grid}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:
+        """Inverse of :meth:`as_dict`."""
+        return cls(
+            backbone=BackboneSpec(**values["backbone"]),
+            data=DataSpec(**values["data"]),
+            recipe=Recipe.from_dict(values["recipe"]),
+            space=spaces.from_dict(values["space"]),
+            scheduler=SchedulerSpec(**values["scheduler"]),
+            resources=ResourceSpec(**values["resources"]),
+            trials=values["trials"],
+            seed=values["seed"],
+            grid=tuple(values.get("grid", ())),
+        )
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each; data and backbone are checked by their owners."""
+        found = at_least("trials", self.trials, 1) + at_least("seed", self.seed, 0)
+        found = [line.replace("--set trials=", "--trials ") for line in found]
+        found = [line.replace("--set seed=", "--seed ") for line in found]
+        found += self.scheduler.mistakes() + self.resources.mistakes()
+        if self.grid and len(self.grid) != self.trials:
+            found.append(f"a grid has a row a trial; got {len(self.grid)} for {self.trials} trials")
+        if self.scheduler.sampler == "tpe":
+            found += spaces.tpe_mistakes(self.space)
+        return found + (self._space_mistakes() or self.recipe.mistakes())
+
+    def _space_mistakes(self) -> list[str]:
+        found: list[str] = []
+        for path, domain in self.space.items():
+            if not searchable(path):
+                found.append(
+                    f"{path} cannot be searched; valid: recipe.*, backbone.*, "
+                    f"{', '.join(SEARCHABLE_DATA)}. Fix: give it one value"
+                )
+                continue
+            wrong = spaces.domain_mistakes(path, domain)
+            found += wrong
+            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
+            for end in () if wrong else ends:
+                found += with_axes(self, {path: end}).recipe.mistakes()
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What has a NAME. Several sweeps share one pool of slots and one budget. ``claim`` is the
+    declaration of the claim that the run tests."""
+
+    name: str
+    sweeps: tuple[SweepSpec, ...]
+    storage: str = "runs"
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    final_seeds: int = 0
+    budget: Mapping[str, float] | None = None
+    prices: Mapping[str, float] | None = None
+    claim: Mapping[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its ledger, checkpoints and report."""
+        return run_folder(self.storage, self.name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, JSON-ready mapping."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**plain, "sweeps": [sweep.as_dict() for sweep in self.sweeps]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
+        """Inverse of :meth:`as_dict`."""
+        sweeps = tuple(SweepSpec.from_dict(sweep) for sweep in values["sweeps"])
+        return cls(**{**values, "sweeps": sweeps})
+
+    def hash(self) -> str:
+        """The same for two specs that train the same trials: see :mod:`orchestrator.spec.run`."""
+        return stable_hash(identity(self.as_dict()))
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each; empty when the run may start."""
+        found = []
+        if not _NAME.fullmatch(self.name):
+            found.append(
+                "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
+                f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
+            )
+        families = [sweep.family for sweep in self.sweeps]
+        twice = sorted({family for family in families if families.count(family) > 1})
+        if twice:
+            found.append(
+                f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
+            )
+        if any(sweep.resources != self.sweeps[0].resources for sweep in self.sweeps):
+            found.append(
+                "families of one run share its slots, so resources.* must be equal for all; got "
+                "different ones. Fix: set resources.* without a family's name before it"
+            )
+        if not families:
+            found.append("a run needs at least one family; got none. Fix: name one, such as vit")
+        found += [
+            line.replace("--set final_seeds=", "--final-seeds ")
+            for line in at_least("final_seeds", self.final_seeds, 0)
+        ]
+        for sweep in self.sweeps[:1]:
+            found += limits.mistakes(self.budget, self.prices, sweep.resources)
+        for sweep in self.sweeps:
+            found += sweep.mistakes()
+        return list(dict.fromkeys(found))
+
+
+def searchable(path: str) -> bool:
+    """Whether an axis may have a range; the others are the same for all trials of a sweep."""
+    return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
+
+
+def with_axes(sweep: SweepSpec, axes: Mapping[str, Any]) -> SweepSpec:
+    """``sweep`` with the fields named by ``SECTION.FIELD`` paths replaced."""
+    by_section: dict[str, dict[str, Any]] = {}
+    for path, value in axes.items():
+        section, _, name = path.partition(".")
+        by_section.setdefault(section, {})[name] = value
+    changed = {
+        section: replace(getattr(sweep, section), **values)
+        for section, values in by_section.items()
+    }
+    return replace(sweep, **changed)
+
+
+def sanitised(text: str) -> str:
+    """The nearest valid run name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "run"
+
+
+def diff(old: RunSpec, new: RunSpec) -> list[str]:
+    """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
+    return leaf_changes(old.as_dict(), new.as_dict())

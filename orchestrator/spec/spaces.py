@@ -1,0 +1,346 @@
+"""Per family: the recipe space, and why each range is what it is. No torch, no ray.
+
+A space maps an axis path (``recipe.learning_rate``) to a domain. The default draw, at random, is
+here: it depends on the sweep's seed, the family, the axis and the trial's index and on nothing
+else, so more trials extend the list without changing it, and fixing one axis leaves the draws of
+the others alone. The other ways to draw are in :mod:`orchestrator.spec.spaces`.
+
+Which values of a space a trial gets: at random, along a Sobol sequence, or by what came before.
+
+``random``  independent draws, see :func:`orchestrator.spec.spaces.sample`
+``sobol``   scrambled Sobol points (Owen, 1998): any power of two of them fills every axis evenly
+``tpe``     the tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's): drawn
+            when a trial starts, from the trials of its family before it
+
+All are functions of their arguments: the same seed, and for TPE the same past, give the same draw.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainables.config import stable_hash
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Uniform in the logarithm, between ``low`` and ``high`` > 0."""
+
+    low: float
+    high: float
+    why: str = field(default="", compare=False)
+
+    def at(self, u: float) -> float:
+        """The value at quantile ``u`` in [0, 1), rounded to four digits."""
+        return within(self, math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
+
+    def __str__(self) -> str:
+        return f"log({self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform between ``low`` and ``high``."""
+
+    low: float
+    high: float
+    why: str = field(default="", compare=False)
+
+    def at(self, u: float) -> float:
+        """The value at quantile ``u`` in [0, 1), rounded to four digits."""
+        return within(self, self.low + u * (self.high - self.low))
+
+    def __str__(self) -> str:
+        return f"uniform({self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of ``values``, each as likely as the others."""
+
+    values: tuple[Any, ...]
+    why: str = field(default="", compare=False)
+
+    def at(self, u: float) -> Any:
+        """The value at quantile ``u`` in [0, 1)."""
+        return self.values[int(u * len(self.values))]
+
+    def __str__(self) -> str:
+        return f"[{', '.join('none' if value is None else str(value) for value in self.values)}]"
+
+
+Domain = LogUniform | Uniform | Choice
+Space = Mapping[str, Domain]
+
+
+def within(domain: LogUniform | Uniform, value: float) -> float:
+    """``value`` as a trial gets it: four digits, inside the range."""
+    # Four digits keep recipes readable and survive JSON and MLflow's strings unchanged.
+    return min(max(float(f"{value:.4g}"), domain.low), domain.high)
+
+
+def sample(space: Space, *, seed: int, index: int, family: str = "") -> dict[str, Any]:
+    """One value per axis, a function of ``(seed, family, axis, index)`` only."""
+    return {
+        path: domain.at(random.Random(f"{seed}/{family}/{path}/{index}").random())
+        for path, domain in space.items()
+    }
+
+
+def as_dict(space: Space) -> dict[str, dict[str, Any]]:
+    """JSON-ready form of a space."""
+    plain: dict[str, dict[str, Any]] = {}
+    for path, domain in space.items():
+        if isinstance(domain, Choice):
+            plain[path] = {"kind": "choice", "values": list(domain.values)}
+        else:
+            kind = "log" if isinstance(domain, LogUniform) else "uniform"
+            plain[path] = {"kind": kind, "low": domain.low, "high": domain.high}
+    return plain
+
+
+def from_dict(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Domain]:
+    """Inverse of :func:`as_dict` (reasons are not kept)."""
+    space: dict[str, Domain] = {}
+    for path, domain in plain.items():
+        if domain["kind"] == "choice":
+            space[path] = Choice(tuple(domain["values"]))
+        else:
+            kind = LogUniform if domain["kind"] == "log" else Uniform
+            space[path] = kind(domain["low"], domain["high"])
+    return space
+
+
+def domain_mistakes(path: str, domain: Domain) -> list[str]:
+    """Rules that a domain breaks by itself, one line each."""
+    if isinstance(domain, Choice):
+        if not domain.values:
+            return [f"{path} needs at least one value; got []. Fix: --set {path}=[A,B]"]
+        return []
+    rule = "0 < LOW < HIGH" if isinstance(domain, LogUniform) else "LOW < HIGH"
+    good = math.isfinite(domain.low) and math.isfinite(domain.high) and domain.low < domain.high
+    if good and not (isinstance(domain, LogUniform) and domain.low <= 0):
+        return []
+    name = str(domain).partition("(")[0]
+    return [f"{path} needs {rule}; got {domain}. Fix: --set '{path}={name}(LOW,HIGH)'"]
+
+
+# Learning rates by (family, from scratch?) for AdamW; the other optimizers scale them.
+_ADAMW_LR: dict[tuple[str, bool], tuple[float, float, str]] = {
+    ("vit", True): (1e-4, 5e-3, "a small ViT from scratch: best near 2e-3, lost above 5e-3"),
+    ("vit", False): (1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
+    ("resnet", True): (3e-4, 3e-2, "batch norm bears higher rates than attention does"),
+    ("resnet", False): (3e-5, 3e-3, "fine-tuning with batch norm: three times the ViT's rates"),
+    ("hybrid", True): (1e-4, 5e-3, "its attention blocks set the ceiling: the ViT's range"),
+    ("hybrid", False): (1e-5, 1e-3, "its attention blocks set the ceiling: the ViT's range"),
+    ("convnext", True): (3e-4, 2e-2, "layer norm and depthwise kernels: between ViT and ResNet"),
+    ("convnext", False): (1e-5, 1e-3, "Liu et al. 2022 fine-tune at 5e-5"),
+}
+_GENERIC_LR: dict[bool, tuple[float, float, str]] = {
+    True: (1e-4, 2e-2, "unknown architecture from scratch: the hull of the known families"),
+    False: (1e-5, 3e-3, "unknown architecture fine-tuned: the hull of the known families"),
+}
+_WEIGHT_DECAY: dict[str, tuple[float, float, str]] = {
+    "adamw": (1e-3, 0.3, "decoupled decay: 0.05 is common, tenths regularise small data"),
+    "sgd": (1e-5, 1e-2, "coupled decay: 5e-4 is common with momentum"),
+    "lion": (1e-2, 1.0, "Chen et al. 2023: 3 to 10 times AdamW's"),
+}
+
+
+def _learning_rate(family: str, scratch: bool, optimizer: str) -> LogUniform:
+    low, high, why = _ADAMW_LR.get((family, scratch), _GENERIC_LR[scratch])
+    if optimizer == "sgd":
+        low, high = (1e-2, 1.0) if scratch else (1e-3, 1e-1)
+        why = "SGD with momentum: 0.1 from scratch, 0.001 to 0.06 fine-tuned (Dosovitskiy 2021)"
+    elif optimizer == "lion":
+        low, high = low / 10, high / 3
+        why = "Chen et al. 2023: 3 to 10 times below AdamW's"
+    return LogUniform(float(f"{low:.3g}"), float(f"{high:.3g}"), why)
+
+
+def space_for(
+    family: str, *, weights: str = "none", optimizer: str = "adamw", max_epochs: int = 9
+) -> dict[str, Domain]:
+    """The default space of a family: five axes for each, so that none is searched harder.
+
+    ``weights`` other than ``none`` means fine-tuning; ``max_epochs`` is the full length of a
+    trial, of which warm-up takes a share. A family that is not known gets the generic space.
+    """
+    scratch = weights == "none"
+    attention = family in ("vit", "hybrid")
+    low, high, why = _WEIGHT_DECAY.get(optimizer, _WEIGHT_DECAY["adamw"])
+    warmup_share = 0.2 if attention else 0.1
+    levels: tuple[str, ...] = ("none", "light", "medium") if scratch else ("light", "medium")
+    if attention:
+        levels = (*levels, "heavy")
+    return {
+        "recipe.learning_rate": _learning_rate(family, scratch, optimizer),
+        "recipe.weight_decay": LogUniform(low, high, why),
+        "recipe.augment": Choice(
+            levels, "how much each architecture wants is what we measure; attention up to heavy"
+        ),
+        "recipe.label_smoothing": Uniform(0.0, 0.2, "0.1 is common; more blurs few classes"),
+        "recipe.warmup_epochs": Uniform(
+            0.0,
+            round(warmup_share * max_epochs, 2),
+            f"up to {warmup_share:.0%} of a trial; attention needs warm-up more",
+        ),
+    }
+
+
+# Ended trials that TPE wants to see; before, it has nothing to go by and draws Sobol points.
+TPE_STARTUP_TRIALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A trial of the same sweep that was drawn before, and what is known of it by now.
+
+    ``values``: epoch -> validation accuracy. ``status`` is the ledger's.
+    """
+
+    axes: Mapping[str, Any]
+    values: Mapping[int, float]
+    status: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether more is to come of it."""
+        return self.status in ("finished", "pruned", "failed")
+
+
+def draw(
+    sampler: str,
+    space: Space,
+    *,
+    seed: int,
+    family: str,
+    index: int,
+    past: Sequence[Observation] = (),
+) -> dict[str, Any]:
+    """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``."""
+    if sampler == "random" or not space:
+        return sample(space, seed=seed, index=index, family=family)
+    if sampler == "tpe" and sum(trial.ended for trial in past) >= TPE_STARTUP_TRIALS:
+        return _tpe(space, past, seed=_seed(seed, family, index))
+    return _sobol(space, index, seed=_seed(seed, family))
+
+
+def load() -> None:
+    """Import what TPE draws with, a second or so, now and not in the middle of a sweep."""
+    importlib.import_module("optuna")
+    importlib.import_module("scipy.stats.qmc")
+
+
+def without(assignment: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """A copy of an assignment's dict that lacks the searched values: they are not drawn yet."""
+    plain = _copied(assignment)
+    for path in space:
+        section, _, name = path.partition(".")
+        del plain[section][name]
+    return plain
+
+
+def completed(assignment: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of an assignment's dict with the drawn values in their places."""
+    plain = _copied(assignment)
+    for path, value in axes.items():
+        section, _, name = path.partition(".")
+        plain[section][name] = value
+    return plain
+
+
+def tpe_mistakes(space: Space) -> list[str]:
+    """What cannot be drawn once trials run: the place is another then, so paths must be whole."""
+    weights = space.get("backbone.weights")
+    named = weights.values if isinstance(weights, Choice) else ()
+    short = [v for v in named if v not in ("hub", "none") and not Path(v).is_absolute()]
+    return [
+        f"backbone.weights, searched by tpe, must be hub, none or absolute paths; got {path}. "
+        f"Fix: write {Path(path).absolute()}"
+        for path in short
+    ]
+
+
+def _copied(assignment: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: dict(v) if isinstance(v, Mapping) else v for key, v in assignment.items()}
+
+
+def _seed(*parts: Any) -> int:
+    return int(stable_hash(list(parts))[:8], 16)
+
+
+def _sobol(space: Space, index: int, *, seed: int) -> dict[str, Any]:
+    # Imported here: scipy.stats takes longer to load than a command's help may take.
+    from scipy.stats import qmc
+
+    paths = sorted(space)
+    engine = qmc.Sobol(len(paths), scramble=True, rng=seed)
+    if index:
+        engine.fast_forward(index)
+    point = engine.random(1)[0]  # (axes,)
+    return {path: space[path].at(float(u)) for path, u in zip(paths, point, strict=True)}
+
+
+def _tpe(space: Space, past: Sequence[Observation], *, seed: int) -> dict[str, Any]:
+    """A finished trial counts with its best accuracy; a pruned one behind all of those, by how far
+    it came and its last accuracy; a failed one last; one that still trains as bad, so that trials
+    drawn meanwhile go elsewhere (the constant liar)."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=0, multivariate=True, constant_liar=True, seed=seed
+        )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    paths = sorted(space)
+    asked = {path: _distribution(space[path]) for path in paths}
+    study.add_trials([_observed(trial, space, asked) for trial in past])
+    params = study.ask(asked).params
+    return {path: _value(space[path], params[path]) for path in paths}
+
+
+def _distribution(domain: Domain) -> Any:
+    from optuna import distributions
+
+    if isinstance(domain, Choice):
+        # Places, not values: optuna's values are a few plain types, and True equals 1.
+        return distributions.CategoricalDistribution(range(len(domain.values)))
+    return distributions.FloatDistribution(
+        domain.low, domain.high, log=isinstance(domain, LogUniform)
+    )
+
+
+def _value(domain: Domain, drawn: Any) -> Any:
+    return domain.values[drawn] if isinstance(domain, Choice) else within(domain, drawn)
+
+
+def _observed(trial: Observation, space: Space, asked: Mapping[str, Any]) -> Any:
+    from optuna.trial import TrialState, create_trial
+
+    values = {epoch: value for epoch, value in trial.values.items() if math.isfinite(value)}
+    finished = trial.status == "finished" and bool(values)
+    ended = TrialState.COMPLETE if finished else TrialState.PRUNED
+    # Of a pruned trial optuna reads the last step; without one it ranks the trial last of all, as
+    # a failed one should be: nobody wants that recipe again.
+    last = [max(values)] if values and trial.status == "pruned" else []
+    return create_trial(
+        state=ended if trial.ended else TrialState.RUNNING,
+        value=max(values.values()) if finished else None,
+        params={path: _drawn(space[path], trial.axes[path]) for path in asked},
+        distributions=dict(asked),
+        intermediate_values={epoch: values[epoch] for epoch in last},
+    )
+
+
+def _drawn(domain: Domain, value: Any) -> Any:
+    return domain.values.index(value) if isinstance(domain, Choice) else value

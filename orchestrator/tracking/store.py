@@ -1,0 +1,204 @@
+"""Where MLflow's records are: the default store, its UI, and whether a URI can be used at all.
+
+No mlflow here: these answer before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sqlite3
+import sys
+import urllib.error
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from orchestrator.spec.paths import run_folder
+
+SERVER_SCHEMES = ("http", "https")
+DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+INSTEAD = "or leave --tracking-uri out to record in a local database"
+
+
+def default_uri(storage: str) -> str:
+    """``$MLFLOW_TRACKING_URI``, else ``mlflow.db`` in ``storage``, or beside this machine's working
+    copies of the runs where these are kept in object storage."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    folder = run_folder(storage, "any").parent
+    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+
+
+def database_path(uri: str) -> Path | None:
+    """The file of a ``sqlite:///`` URI, absolute; ``None`` for any other."""
+    scheme, _, path = uri.partition(":///")
+    if scheme.partition("+")[0] != "sqlite" or not path:
+        return None
+    return Path(path).resolve()
+
+
+def artifact_root(uri: str) -> Path | None:
+    """Folder of the artifacts of a local database, beside it; ``None`` where a server decides."""
+    database = database_path(uri)
+    return database.parent / "mlartifacts" if database else None
+
+
+def ui_command(storage: str, uri: str | None = None, *, port: int = 5000) -> list[str]:
+    """MLflow's UI on this store, on loopback. Empty where ``uri`` is a server: it is the UI."""
+    uri = uri or default_uri(storage)
+    if urlsplit(uri).scheme in SERVER_SCHEMES:
+        return []
+    root = artifact_root(uri)
+    places = ["--artifacts-destination", root.as_uri()] if root else []
+    # The server's runner of evaluation jobs is eight processes that nothing here uses.
+    settings = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true")
+    return [
+        *("env", *settings),
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *places),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+    ]
+
+
+def check(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+    """Why nothing can be recorded at ``tracking_uri``, one line each; empty when it can.
+
+    A server is asked a real question, with the credentials of ``MLFLOW_TRACKING_USERNAME`` and
+    ``MLFLOW_TRACKING_PASSWORD`` or ``MLFLOW_TRACKING_TOKEN``; a database file is opened.
+    """
+    parts = urlsplit(tracking_uri)
+    scheme = parts.scheme.partition("+")[0]
+    if scheme in SERVER_SCHEMES:
+        return _check_server(parts, timeout_s)
+    if scheme == "sqlite":
+        return _check_database(tracking_uri)
+    if scheme in DATABASE_SCHEMES:
+        return []
+    if scheme in ("", "file"):
+        return [
+            f"a tracking URI must name a server or a database; got {tracking_uri!r}, a folder, "
+            "which MLflow 3 no longer writes to. Fix: --tracking-uri "
+            f"sqlite:///{Path(parts.path or '.').resolve() / 'mlflow.db'}, {INSTEAD}"
+        ]
+    fix = f"--tracking-uri http://{tracking_uri}" if ":" in tracking_uri else "add the scheme"
+    return [
+        f"a tracking URI must start with one of {', '.join(SERVER_SCHEMES + DATABASE_SCHEMES)}; "
+        f"got {tracking_uri!r}. Fix: {fix}, {INSTEAD}"
+    ]
+
+
+def age_mistakes(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+    """Why the server, which answers, is too old for the MLflow here: another major version, or a
+    minor one below ours. Empty for a database."""
+    parts = urlsplit(tracking_uri)
+    if parts.scheme not in SERVER_SCHEMES:
+        return []
+    shown, ours = _shown(parts), metadata.version("mlflow")
+    request = urllib.request.Request(f"{shown.rstrip('/')}/version", headers=_credentials(parts))
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            theirs = response.read(50).decode(errors="replace").strip()
+    except OSError as error:
+        return [f"the tracking server {shown} does not tell its version ({error}). Fix: update it"]
+    there, here = _numbers(theirs), _numbers(ours)
+    if there[:1] == here[:1] and there >= here:
+        return []
+    return [
+        f"the tracking server must be as new as the MLflow here; {shown} is {theirs}, here is "
+        f"{ours}. Fix: update the server to mlflow=={ours}"
+    ]
+
+
+def _numbers(version: str) -> list[int]:
+    """Major and minor."""
+    return [int(part) for part in version.split(".")[:2] if part.isdigit()]
+
+
+def _shown(parts: SplitResult) -> str:
+    """The server's address, with no password in it."""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _check_database(uri: str) -> list[str]:
+    path = database_path(uri)
+    if path is None:
+        return [
+            f"a database for tracking must be a file; got {uri!r}. "
+            "Fix: --tracking-uri sqlite:////absolute/path/mlflow.db"
+        ]
+    folder = next(one for one in path.parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return [
+            f"the tracking database {path} must lie in a folder that can be written; "
+            f"{folder} cannot. Fix: another --tracking-uri, {INSTEAD}"
+        ]
+    try:
+        if path.exists():
+            with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as database:
+                database.execute("select count(*) from sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        return [
+            f"a tracking database must be an SQLite file; {path} is not ({error}). "
+            f"Fix: another --tracking-uri, {INSTEAD}"
+        ]
+    return []
+
+
+def _check_server(parts: SplitResult, timeout_s: float) -> list[str]:
+    shown = _shown(parts)
+    request = urllib.request.Request(
+        f"{shown.rstrip('/')}/api/2.0/mlflow/experiments/search",
+        data=json.dumps({"max_results": 1}).encode(),
+        headers={"Content-Type": "application/json", **_credentials(parts)},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            answer = json.load(response)
+        good = isinstance(answer, dict) and (not answer or "experiments" in answer)
+        problem = "" if good else "answers, but not as an MLflow server does"
+    except urllib.error.HTTPError as error:
+        problem = _refusal(error)
+    except (TimeoutError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ConnectionRefusedError):
+            problem = "refuses connections; is it running?"
+        elif isinstance(reason, TimeoutError):
+            problem = f"does not answer within {timeout_s:g} s"
+        else:
+            problem = f"cannot be reached ({reason})"
+    except (OSError, ValueError) as error:
+        problem = f"answers, but not as an MLflow server does ({type(error).__name__})"
+    if not problem:
+        return []
+    fix = "" if "Fix:" in problem else " Fix: start it (mlflow server), correct --tracking-uri,"
+    return [f"the tracking server {shown} {problem}.{fix} {INSTEAD}"]
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    said = " ".join(error.read(200).decode(errors="replace").split())
+    if error.code == 403 and "Host header" in said:
+        return (
+            "refuses this host name (403, its protection against DNS rebinding). "
+            "Fix: start it with --allowed-hosts NAME,"
+        )
+    if error.code in (401, 403):
+        return (
+            f"refuses access ({error.code}). Fix: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+        )
+    if error.code == 404:
+        return "has no MLflow at this path (404)"
+    return f"answers {error.code} ({said[:80]})"
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    name = unquote(parts.username or "") or os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    secret = unquote(parts.password or "") or os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    if name:
+        pair = base64.b64encode(f"{name}:{secret}".encode()).decode()
+        return {"Authorization": f"Basic {pair}"}
+    return {"Authorization": f"Bearer {token}"} if token else {}

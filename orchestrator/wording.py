@@ -1,0 +1,123 @@
+"""Numbers as people read them; a missing one is the word ``missing``.
+
+Amounts as the terminal says them; one that is not known is ``missing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+MISSING = "missing"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes, hours or days, to three digits."""
+    if seconds is None:
+        return MISSING
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes in powers of ten."""
+    if num_bytes is None:
+        return MISSING
+    for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= power:
+            return f"{num_bytes / power:.3g} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def span(low: str, high: str) -> str:
+    """``LOW to HIGH``, or one of them where they are the same."""
+    return low if low == high else f"{low} to {high}"
+
+
+def top1(value: float | None) -> str:
+    """An accuracy to four digits."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+MISSING = "missing"
+NONE = "–"  # nothing to state, where nothing was asked for
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage."""
+    return MISSING if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions in percentage points."""
+    return MISSING if value is None else f"{signed(value)} points"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in points, the minus sign a real one."""
+    return f"{100 * value:.1f}".replace("-", "−")
+
+
+def p_text(value: float | None) -> str:
+    """A p-value to three digits, small ones as a bound."""
+    if value is None:
+        return MISSING
+    return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
+
+
+def interval(summary: Mapping[str, Any]) -> str:
+    """``mean (interval, n seeds)`` of an accuracy."""
+    n = f"n = {summary['n']}"
+    if summary["low"] is None:
+        return f"{percent(summary['mean'])} ({n}, no interval)"
+    low, high = 100 * summary["low"], 100 * summary["high"]
+    level = f"{100 * summary['level']:.0f} %"
+    return f"{percent(summary['mean'])} ({level} interval {low:.1f}–{high:.1f}, {n})"
+
+
+def day(time: float) -> str:
+    """A unix time as a UTC date."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d")
+
+
+def count(value: float | None) -> str:
+    """A large count in engineering form: 1.2e12 as ``1.2 T``."""
+    if value is None:
+        return MISSING
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{value:.4g}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in seconds, minutes or hours."""
+    if value is None:
+        return MISSING
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+
+
+def value_text(value: Any) -> str:
+    """A recipe's value, short."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def axis_name(path: str) -> str:
+    """``recipe.learning_rate`` as ``learning_rate``; other paths keep their prefix."""
+    return path.removeprefix("recipe.")
+
+
+def recipe_text(axes: Mapping[str, Any] | None) -> str:
+    """Searched axes as ``name=value`` pairs."""
+    if not axes:
+        return MISSING if axes is None else "no axis searched"
+    return ", ".join(f"{axis_name(path)}={value_text(value)}" for path, value in axes.items())

@@ -1,0 +1,29 @@
+"""The claims that were run and committed: what they say is what their ledgers say, today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.claims.verdict import shown, state_of
+
+CLAIMS = Path(__file__).parents[3] / "examples" / "claims"
+RUNS = sorted(path.parent for path in CLAIMS.glob("*/ledger.jsonl"))
+
+
+@pytest.mark.skipif(not RUNS, reason="no claim has been run and committed yet")
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_a_committed_verdict_is_that_of_its_ledger(folder: Path) -> None:
+    verdict = shown(state_of(folder))
+    assert verdict["rule_changes"] == [], "its rule has changed: run it again, under a new name"
+    assert verdict["recorded"] is not None
+    assert verdict["recorded"]["agrees"], "its ledger gives another verdict than it holds"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<section id="claim">' in page
+    assert verdict["hash"] in page
+    # The table of results says the same, with n and hardware.
+    readme = (CLAIMS / "README.md").read_text(encoding="utf-8")
+    assert verdict["run"] in readme
+    assert str(verdict["verdict"] or "no verdict") in readme
+    assert str(verdict["hardware"]["processor"]) in readme

@@ -1,0 +1,163 @@
+"""The audit of pruning and the finals, against ledgers worked by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from orchestrator.compare import compare, load, table_text
+from orchestrator.compare.statistics import mean_interval, share_interval
+from tests.unit.compare.compare_runs import RunFolder, probes
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    made = compare([load(folder)])
+    json.dumps(made, allow_nan=False)
+    return made
+
+
+def test_an_audit_by_hand(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit", "resnet"))
+    run.trial("vit", [0.50, 0.70, 0.80], promoted=(1, 2))
+    run.trial("vit", [0.45, 0.60, 0.75], promoted=(1, 2))
+    run.trial("vit", [0.40, 0.65, 0.85], promoted=(1,), audited=2, seconds=10.0)
+    run.trial("vit", [0.30, 0.50, 0.60], audited=1, seconds=10.0)
+    run.trial("vit", [0.20], end="pruned")
+    run.trial("vit", [0.10, 0.10], audited=1, end="failed")
+    run.trial("resnet", [0.5])
+    audit = compared(run.close())["audit"]
+    assert [entry["family"] for entry in audit["families"]] == ["vit"]
+    vit = audit["families"][0]
+    assert (vit["pruned"], vit["audited"], vit["ended"]) == (4, 3, 3)
+    assert vit["regret_top1"] == pytest.approx(0.05)
+    assert vit["seconds"] == pytest.approx(11.0 + 22.0 + 2.2)
+    first, second = vit["kendall_tau_by_rung"]
+    final = [0.80, 0.75, 0.85, 0.60]
+    assert (first["rung"], first["n"], second["rung"], second["n"]) == (1, 4, 2, 4)
+    assert first["tau"] == pytest.approx(stats.kendalltau([0.5, 0.45, 0.4, 0.3], final).statistic)
+    assert second["tau"] == pytest.approx(stats.kendalltau([0.7, 0.6, 0.65, 0.5], final).statistic)
+    assert vit["better"] == share_interval(1, 3)
+
+
+def test_the_terminal_names_the_audit(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    for value in (0.8, 0.7, 0.6):
+        run.trial("vit", [value - 0.3, value], promoted=(1,))
+    run.trial("vit", [0.2, 0.85], audited=1)
+    shown = " ".join(table_text(compared(run.close())).split())
+    assert "vit: 1 of 1 pruned trials finished anyway; regret 5.0 points; Kendall's tau" in shown
+    assert "0.00 at epoch 1" in shown
+
+
+def test_pruning_that_lost_nothing_has_no_regret(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5, 0.8])
+    run.trial("vit", [0.4, 0.6], audited=1)
+    entry = compared(run.close())["audit"]["families"][0]
+    assert entry["regret_top1"] == 0.0
+    assert entry["kendall_tau_by_rung"] == [{"rung": 1, "tau": None, "n": 2}]
+
+
+def test_an_audit_that_still_runs_is_not_judged(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5, 0.8])
+    run.trial("vit", [0.4, 0.9], audited=1, end=None)
+    entry = compared(run.close(None))["audit"]["families"][0]
+    assert (entry["audited"], entry["ended"], entry["regret_top1"]) == (1, 0, None)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 9), (3, 12), (5, 5)])
+def test_a_share_has_statsmodels_exact_interval(hits: int, n: int) -> None:
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    made = share_interval(hits, n)
+    expected = proportion.proportion_confint(hits, n, method="beta")
+    assert (made["low"], made["high"]) == pytest.approx(expected)
+
+
+def finals(folder: Path, **more: Any) -> RunFolder:
+    run = RunFolder(folder)
+    draw = np.random.default_rng(0)
+    for family in ("resnet", "vit"):
+        winner = run.trial(family, [0.5, 0.95])
+        run.trial(family, [0.5, 0.97], end="pruned")
+        for seed in range(3):
+            correct = draw.random(500) < 0.8
+            patch = 4 if family == "vit" else None
+            found = probes(patch, seed=seed)
+            run.final(family, correct, seed=seed, winner=winner, probes=found, **more)
+    return run
+
+
+def test_the_gap_from_validation_to_test(tmp_path: Path) -> None:
+    made = compared(finals(tmp_path / "run").close())
+    vit = next(entry for entry in made["gap"] if entry["family"] == "vit")
+    tests = load(tmp_path / "run").outcomes
+    top1 = [tests[f"vit-final-{i:04d}"]["test"]["top1"] for i in (2, 3, 4)]
+    assert vit["search_val_top1"] == 0.95
+    assert vit["final_val_top1"]["mean"] == pytest.approx(0.9)
+    assert vit["selection"] == pytest.approx(0.05)
+    assert vit["to_test"] == pytest.approx(mean_interval([0.9 - value for value in top1]))
+
+
+def test_finals_seeds_are_paired(tmp_path: Path) -> None:
+    folder = finals(tmp_path / "run").close()
+    pair = compared(folder)["pairs"][0]
+    outcomes = load(folder).outcomes
+    accuracy = {
+        family: [outcomes[f"{family}-final-{i:04d}"]["test"]["top1"] for i in (2, 3, 4)]
+        for family in ("resnet", "vit")
+    }
+    expected = stats.ttest_rel(accuracy["resnet"], accuracy["vit"]).pvalue
+    assert pair["p_value_seeds"] == pytest.approx(expected)
+
+
+def test_only_the_newest_round_of_finals_counts(tmp_path: Path) -> None:
+    run = finals(tmp_path / "run")
+    for seed in (7, 8):
+        trial = f"vit-final2-{seed:02d}"
+        run.ledger.append(
+            "submitted", trial=trial, family="vit", stage="final",
+            detail={"assignment": {"seed": seed}, "axes": {}, "winner": "vit-0001"},
+        )  # fmt: skip
+        run.ledger.append("started", trial=trial, attempt=1)
+        run.ledger.append("finished", trial=trial, detail={"test": {"top1": 0.6}, "probes": {}})
+    vit = next(e for e in compared(run.close())["families"] if e["family"] == "vit")["final"]
+    assert (vit["seeds"], vit["winner"]) == ([7, 8], "vit-0001")
+    assert vit["test_top1"]["mean"] == pytest.approx(0.6)
+
+
+def test_probes_are_pooled_over_seeds(tmp_path: Path) -> None:
+    made = compared(finals(tmp_path / "run").close())
+    pooled = {entry["family"]: entry["final"]["probes"] for entry in made["families"]}
+    raw = [probes(4, seed=seed) for seed in range(3)]
+    vit = pooled["vit"]
+    assert vit["n"] == 3
+    eces = [one["calibration"]["ece"] for one in raw]
+    assert vit["numbers"]["calibration.ece"] == pytest.approx(mean_interval(eces))
+    axis = np.array([one["shift"]["consistency"]["axis"] for one in raw])
+    assert vit["series"]["shift.consistency.axis"]["mean"] == pytest.approx(axis.mean(axis=0))
+    assert np.shape(vit["series"]["attention_distance_px"]["mean"]) == (6, 2)
+    assert vit["facts"]["shift.offsets_px"] == [0, 1, 2, 3, 4]
+    assert vit["facts"]["speed.device"] == "a processor"
+    assert [row["count"] for row in vit["reliability"]] == [72, 120]
+    sure = [one["calibration"]["bins"][1]["accuracy"] for one in raw]
+    assert vit["reliability"][1]["accuracy"] == pytest.approx(np.mean(sure))
+    assert "attention_distance_px" not in pooled["resnet"]["series"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"depth": None}, {"rows": [[1.0], [1.0, 2.0]]}, {"new": {"score": 0.5}, "w": "x"}]
+)
+def test_probes_of_another_version_do_no_harm(tmp_path: Path, odd: dict[str, Any]) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    for seed in (0, 1):
+        run.final("vit", np.ones(4, bool), seed=seed, probes=odd)
+    pooled = compared(run.close())["families"][0]["final"]["probes"]
+    if "new" in odd:
+        assert pooled["numbers"]["new.score"]["mean"] == 0.5
+        assert pooled["facts"]["w"] == "x"

@@ -1,0 +1,350 @@
+"""The HTML report: whole, offline, honest, and of bounded size."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.compare import compare, load, read_report, report_html
+from orchestrator.compare.report.figures import FAMILY, changes, pareto
+from orchestrator.compare.report.reproduce import command
+from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
+from trainables.errors import UserError
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = "</script><script>alert(1)</script> & <b> $x_1$ https://example.org/"
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask of a page, and fails on tags that do not nest."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: list[Counter[str]] = []
+        self.text: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figure":
+            self.figures.append(Counter())
+        if "figure" in self.open:
+            self.figures[-1][tag] += 1
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(*folders: Path) -> str:
+    runs = [load(folder) for folder in folders]
+    return report_html(runs, compare(runs))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return report(search_run(tmp_path_factory.mktemp("runs") / "demo"))
+
+
+def test_it_loads_nothing_from_outside(demo: str) -> None:
+    page = Page(demo)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, name, value)
+    assert "http://" not in demo
+    assert "https://" not in demo
+    assert "@import" not in demo
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", demo))
+    assert page.of("script") == [{"type": "application/json", "id": "spec"}]  # data, never run
+    assert any("default-src 'none'" in (meta.get("content") or "") for meta in page.of("meta"))
+
+
+def test_every_picture_has_words_and_a_table(demo: str) -> None:
+    page = Page(demo)
+    pictures = page.of("svg")
+    assert len(pictures) == 2 + 3 + (3 + 2 + 3)
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in pictures)
+    assert len(page.figures) == len(pictures)
+    for figure in page.figures:
+        assert (figure["svg"], figure["figcaption"], figure["details"]) == (1, 1, 1)
+        assert figure["table"] == 1
+        assert figure["tr"] > 1
+
+
+def test_anchors_resolve_and_ids_are_unique(demo: str) -> None:
+    page = Page(demo)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] or "" for a in page.of("a") + page.of("use")]
+    assert len(links) > 8
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", demo)) <= set(ids)
+
+
+def test_sections_come_in_order_after_the_answer(demo: str) -> None:
+    assert [section["id"] for section in Page(demo).of("section")] == [
+        "families", "finals", "cost", "curves", "budget", "audit", "recipe", "probes", "failures",
+        "differences", "reproduce",
+    ]  # fmt: skip
+    assert demo.index('class="answer"') < demo.index("<section")
+
+
+def test_pictures_take_their_colours_from_the_page(demo: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", demo, flags=re.S))
+    assert "currentColor" in drawn
+    assert "var(--family-0)" in drawn
+    assert not re.findall(r"(?:fill|stroke): #", drawn)
+    assert "font-family" not in drawn
+    assert "prefers-color-scheme: dark" in demo
+
+
+def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
+    run = load(search_run(tmp_path / "demo"))
+    made = compare([run])
+    said = " ".join(Page(report_html([run], made)).text).replace("\u00a0", " ")
+    assert made["answer"] in said
+    assert "Missing: no final was run" in said
+    assert "5bec5bec5bec5bec" in said
+    for entry in made["families"]:
+        assert f"{100 * entry['best_val_top1']:.1f} %" in said
+        assert entry["best_trial"] in said
+    assert "below the cut-off 0.44 of 5 trials" in said
+
+
+def test_text_from_outside_stays_text(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit", HOSTILE))
+    run.trial(HOSTILE, [0.4, 0.5])
+    run.trial(HOSTILE, [0.4], end="failed", reason=HOSTILE)
+    run.trial("vit", [0.4], end="pruned", reason=HOSTILE)
+    run.ledger.append("noted", reason=HOSTILE)
+    made = report(run.close())
+    page = Page(made)
+    assert len(page.of("script")) == 1
+    assert not page.of("b")[7 + 2 * 2 :]  # only those of the keys
+    assert "alert(1)" in "".join(page.text)
+
+
+@pytest.mark.parametrize("end", [None, "pruned", "failed"])
+def test_a_run_with_nothing_finished_has_a_page(tmp_path: Path, end: str | None) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.trial("vit", [0.4, np.nan], end=end)
+    run.trial("resnet", [], end=end if end != "pruned" else "failed")
+    page = Page(report(run.close(None)))
+    assert len(page.of("svg")) == 1
+    assert "nothing can be ranked" in "".join(page.text)
+
+
+def test_one_family_has_nobody_to_be_compared_with(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5])
+    page = Page(report(run.close()))
+    assert len(page.of("svg")) == 2 + 1 + 1 + 3
+    assert "The order" not in "".join(page.text)
+
+
+def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
+    page = Page(report(RunFolder(tmp_path / "run", ()).close(None)))
+    assert not page.of("svg")
+    assert "missing" in "".join(page.text)
+
+
+def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    draw = np.random.default_rng(0)
+    for family, accuracy in (("resnet", 0.6), ("vit", 0.9)):
+        run.trial(family, [0.5, accuracy])
+        for seed in range(3):
+            run.final(family, draw.random(500) < accuracy, seed=seed)
+    said = "".join(Page(report(run.close())).text).replace("\u00a0", " ")
+    assert "vit better than resnet" in said
+    assert "n = 3" in said
+    assert "smallest detectable" in said
+
+
+@pytest.fixture(scope="module")
+def tournament(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tournament_run(tmp_path_factory.mktemp("runs") / "whole", trials=16)
+
+
+@pytest.fixture(scope="module")
+def whole(tournament: Path) -> str:
+    return report(tournament)
+
+
+def test_a_whole_tournament_has_every_picture(whole: str) -> None:
+    page = Page(whole)
+    names = {attributes.get("aria-label", "") or "" for attributes in page.of("svg")}
+    for start in ("Expected best of", "Importance of", "same answer, %", "accuracy, %",
+                  "Mean attention", "Accuracy against confidence", "Latency"):  # fmt: skip
+        assert any(name.startswith(start) for name in names), start
+    assert all(figure["tr"] > 1 for figure in page.figures)
+
+
+def test_the_audit_and_the_gap_are_those_of_the_comparison(tournament: Path, whole: str) -> None:
+    made = compare([load(tournament)])
+    said = "".join(Page(whole).text).replace("\u00a0", " ")
+    for entry in made["audit"]["families"]:
+        assert f"{entry['ended']} of {entry['pruned']}" in said
+        for one in entry["kendall_tau_by_rung"]:
+            assert one["tau"] is not None
+            assert f"{one['tau']:.2f} (n = {one['n']})".replace("-", "−") in said
+    for gap in made["gap"]:
+        assert f"{100 * gap['selection']:.1f} points".replace("-", "−") in said
+    for entry in made["curves_over_budget"]:
+        assert f"{100 * entry['low'][-1]:.1f} %" in said
+    assert said.count("The band holds; the audited stand for all pruned ones.") == 3
+
+
+def test_a_band_without_an_audit_is_called_descriptive(demo: str) -> None:
+    said = "".join(Page(demo).text)
+    assert said.count("Descriptive only: pruning without an audit") == 3
+    assert "The band holds" not in said
+    assert "what pruning lost is unknown" in said.replace("\n", " ")
+
+
+def test_probes_this_page_does_not_know_are_listed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    for seed in (0, 1):
+        found = {**probes(4, seed=seed), "texture": {"bias": 0.25 + seed / 4}}
+        run.final("vit", np.ones(9, bool), seed=seed, probes=found)
+    said = " ".join(Page(report(run.close())).text)
+    assert "texture.bias" in said
+    assert "0.375" in said
+
+
+def test_what_runs_have_none_of_is_said_to_be_missing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5])
+    said = " ".join(Page(report(run.close())).text)
+    for missing in ("no final was run", "no final was probed", "importance needs 8 trials",
+                    "Nothing was pruned"):  # fmt: skip
+        assert missing in said
+
+
+def test_a_second_opening_of_test_marks_the_page(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.final("vit", np.ones(9, bool), seed=0)
+    for _ in range(2):
+        run.ledger.append("test_opened")
+    assert "The test split was opened again" in " ".join(Page(report(run.close())).text)
+
+
+def test_normalisation_is_among_what_differed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for family, mean in (("vit", 0.5), ("resnet", 0.485)):
+        run.trial(family, [0.5], detail={"mean": [mean] * 3, "std": [0.5] * 3})
+    said = " ".join(Page(report(run.close())).text)
+    assert "0.485, 0.485, 0.485" in said
+    assert "std 0.5, 0.5, 0.5" in said
+
+
+def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "demo", ("resnet", "vit", "hybrid")).close()
+    path = tmp_path / "report.html"
+    path.write_text(report(folder), encoding="utf-8")
+    header = load(folder).header
+    read = read_report(path)
+    assert (read["name"], read["spec"]) == ("demo", header["spec"])
+    assert read["spec_hash"] == header["spec_hash"]
+    assert read["command"] == (
+        "orchestrator tournament resnet vit hybrid --name demo --dataset digits --scale tiny "
+        "--weights none --trials 8 --max-epochs 9 --seed 0"
+    )
+
+
+def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None:
+    run = load(RunFolder(tmp_path / "my run", ("vit",)).close())
+    spec = dict(run.header["spec"])
+    changed = {"kind": "pasha", "max_epochs": 9, "audit": 0.1}
+    spec["sweeps"] = [{**spec["sweeps"][0], "scheduler": changed, "resources": {"num_workers": 2}}]
+    header = {**run.header, "spec": {**spec, "final_seeds": 3}}
+    asked = command(replace(run, header=header))
+    assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
+    assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")
+
+
+def test_a_hostile_spec_comes_back_unchanged(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / HOSTILE.replace("/", "_"), (HOSTILE,)).close()
+    path = tmp_path / "report.html"
+    path.write_text(report(folder), encoding="utf-8")
+    assert read_report(path)["spec"]["sweeps"][0]["backbone"]["family"] == HOSTILE
+
+
+def test_one_run_of_several_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report(*[RunFolder(tmp_path / name).close() for name in ("a", "b")]))
+    assert read_report(path, run="b")["name"] == "b"
+    with pytest.raises(UserError, match=r"none was named; valid: a, b\. Fix"):
+        read_report(path)
+    with pytest.raises(UserError, match=r"got 'c'; valid: a, b\. Fix"):
+        read_report(path, run="c")
+
+
+@pytest.mark.parametrize("content", [None, b"<html></html>", b"\xff\xfe"])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "page.html"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="Fix: name") as caught:
+        read_report(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_runs_share_a_page(tmp_path: Path) -> None:
+    made = report(search_run(tmp_path / "a", ("vit",)), search_run(tmp_path / "b", ("vit",)))
+    said = "".join(Page(made).text)
+    assert "vit (a)" in said
+    assert "vit (b)" in said
+
+
+def test_a_thousand_trials_stay_below_five_megabytes(tmp_path: Path) -> None:
+    folder = search_run(tmp_path / "large", ("resnet", "vit"), trials=500, epochs=30)
+    made = report(folder)
+    assert len(made.encode()) < 5_000_000
+    assert made.count("vit-0499") >= 1
+
+
+def test_many_points_become_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.compare.report.figures.VECTOR_POINTS", 10)
+    made = report(search_run(tmp_path / "run", ("vit",)))
+    assert 'href="data:image/png;base64,' in made
+
+
+def test_pareto_front_by_hand() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (2.0, 0.7), (4.0, 0.9), (5.0, 0.95)]
+    assert pareto(points) == [(1.0, 0.5), (2.0, 0.7), (3.0, 0.9), (5.0, 0.95)]
+
+
+def test_changes_keep_improvements_and_the_end() -> None:
+    spent = np.arange(1.0, 7.0)
+    best = np.array([np.nan, 0.2, 0.2, 0.5, 0.5, 0.5])
+    kept = changes(spent, best)
+    assert [array.tolist() for array in kept] == [[2.0, 4.0, 6.0], [0.2, 0.5, 0.5]]
+
+
+def test_picture_colours_are_the_pages_light_ones(demo: str) -> None:
+    for index, value in enumerate(FAMILY):
+        assert f"--family-{index}: {value};" in demo

@@ -1,0 +1,261 @@
+"""CIFAR archives in all official forms, tiny; a pickle that names code is refused unrun."""
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from trainables.config import DataSpec
+from trainables.data import check_source, cifar, prepare
+from trainables.data.cifar import FORMS, load_arrays
+from trainables.errors import UserError
+
+PER_FILE = 20
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes as Python 2's ``str``, and numpy's old module, as the archives have."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_str(self, value):
+        raw = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_str
+
+
+def python2_pickle(value):
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def batch_of(form, seed):
+    """(rows (N, 3072) channel-first, fine labels) of one file."""
+    rng = np.random.default_rng(seed)
+    classes = 10 if form.dataset == "cifar10" else 100
+    labels = [i % 10 * (classes // 10) for i in range(PER_FILE)]
+    return rng.integers(0, 256, (PER_FILE, 3072), dtype=np.uint8), labels
+
+
+def contents(form, dumps=python2_pickle):
+    """{file name: bytes} of a tiny archive in the official format."""
+    classes = 10 if form.dataset == "cifar10" else 100
+    names = [f"class_{i}" for i in range(classes)]
+    files = {}
+    for seed, member in enumerate((*form.train, form.test)):
+        rows, labels = batch_of(form, seed)
+        if form.binary:
+            head = np.array(labels, dtype=np.uint8)[:, None]
+            if form.dataset == "cifar100":
+                head = np.hstack([head // 5, head])  # coarse, then fine
+            files[member] = np.hstack([head, rows]).tobytes()
+        else:
+            values = {"batch_label": member, form.labels_key: labels, "data": rows}
+            if form.dataset == "cifar100":
+                values["coarse_labels"] = [label // 5 for label in labels]
+            files[member] = dumps(values)
+    if form.binary:
+        files[form.names] = ("\n".join(names) + "\n\n").encode()
+    else:
+        files[form.names] = dumps({form.names_key: names, "num_cases_per_batch": PER_FILE})
+    files["readme.html"] = b"<html></html>"
+    return files
+
+
+def pack(form, folder, files=None, name=None):
+    path = folder / (name or form.archive)
+    with tarfile.open(path, "w:gz") as tar:
+        top = tarfile.TarInfo(form.folder)
+        top.type = tarfile.DIRTYPE
+        tar.addfile(top)
+        for member, data in (files or contents(form)).items():
+            info = tarfile.TarInfo(f"{form.folder}/{member}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def unpack(form, folder, files=None):
+    path = folder / form.folder
+    path.mkdir()
+    for member, data in (files or contents(form)).items():
+        (path / member).write_bytes(data)
+    return path
+
+
+def spec_of(form, archive, tmp_path):
+    return DataSpec(
+        source=form.dataset, archive=str(archive), folder=str(tmp_path / "stores"), val_fraction=0.2
+    )
+
+
+def mistake_of(spec):
+    with pytest.raises(UserError) as caught:
+        prepare(spec)
+    (mistake,) = caught.value.mistakes
+    assert "\n" not in mistake
+    assert "Fix:" in mistake
+    return mistake
+
+
+form_ids = [form.folder for form in FORMS]
+
+
+@pytest.mark.parametrize("place", ["packed", "renamed", "unpacked", "parent", "parent of packed"])
+@pytest.mark.parametrize("form", FORMS, ids=form_ids)
+def test_each_form_gives_its_images_and_labels(tmp_path, form, place):
+    if place == "packed":
+        archive = pack(form, tmp_path)
+    elif place == "renamed":
+        archive = pack(form, tmp_path, name="download.bin")
+    elif place == "parent of packed":
+        archive = pack(form, tmp_path).parent
+    else:
+        unpacked = unpack(form, tmp_path)
+        archive = unpacked if place == "unpacked" else unpacked.parent
+    spec = spec_of(form, archive, tmp_path)
+    assert check_source(spec) == []
+    store = prepare(spec)
+    train = PER_FILE * len(form.train)
+    assert store.info.counts == {
+        "train": train - round(0.2 * train),
+        "val": round(0.2 * train),
+        "test": PER_FILE,
+    }
+    assert store.info.name == form.dataset
+    assert store.info.class_names[7] == "class_7"
+    rows, labels = batch_of(form, len(form.train))
+    expected = {
+        (row.reshape(3, 32, 32).transpose(1, 2, 0).tobytes(), label)
+        for row, label in zip(rows, labels, strict=True)
+    }
+    split = store.split("test")
+    stored = {(i.tobytes(), int(y)) for i, y in zip(split.images, split.labels, strict=True)}
+    assert stored == expected
+
+
+def test_forms_and_places_agree_on_content(tmp_path):
+    hashes = set()
+    for form in (form for form in FORMS if form.dataset == "cifar10"):
+        store = prepare(spec_of(form, unpack(form, tmp_path), tmp_path))
+        hashes.add(store.info.content_hash)
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    "dumps",
+    [
+        python2_pickle,
+        lambda value: pickle.dumps(value, protocol=2),
+        lambda value: pickle.dumps(value, protocol=5),
+        lambda value: pickle.dumps({k.encode(): v for k, v in value.items()}, protocol=4),
+    ],
+    ids=["python 2", "protocol 2", "protocol 5", "bytes keys"],
+)
+def test_pickles_of_each_age_are_read(dumps):
+    rows, labels = batch_of(FORMS[0], 0)
+    values = load_arrays(io.BytesIO(dumps({"data": rows, "labels": labels})))
+    np.testing.assert_array_equal(values["data"], rows)
+    assert values["labels"] == labels
+
+
+class Runs:
+    """A pickle of this runs a command when it is read by the standard unpickler."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_pickle_that_names_code_is_refused_unrun(tmp_path):
+    form = FORMS[0]
+    evil = pickle.dumps({"data": Runs(f"touch {tmp_path}/ran"), "labels": []}, protocol=2)
+    for archive in (
+        unpack(form, tmp_path, {**contents(form), "data_batch_2": evil}),
+        pack(form, tmp_path, {**contents(form), "data_batch_2": evil}),
+    ):
+        mistake = mistake_of(spec_of(form, archive, tmp_path))
+        assert "system is not admitted" in mistake
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(evil)
+    assert (tmp_path / "ran").exists(), "the same bytes run where nothing guards"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"cnumpy.core.multiarray\nscalar\n.",
+        pickle.dumps([1, 2]),
+        b"",
+        b"\x80\x02}q\x00(U\x04data",
+    ],
+)
+def test_other_pickles_are_refused(value):
+    with pytest.raises(pickle.UnpicklingError):
+        load_arrays(io.BytesIO(value))
+
+
+def test_codecs_other_than_latin1_are_refused():
+    bad = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R."
+    with pytest.raises(pickle.UnpicklingError, match="rot13"):
+        load_arrays(io.BytesIO(bad))
+
+
+def test_the_wrong_archive_is_refused(tmp_path):
+    cifar10, cifar100 = FORMS[0], FORMS[2]
+    for archive in (pack(cifar100, tmp_path), unpack(cifar100, tmp_path)):
+        spec = spec_of(cifar10, archive, tmp_path)
+        assert "must be an archive of cifar10" in mistake_of(spec)
+        assert check_source(spec)
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    for archive in (tmp_path / "text.tar.gz", tmp_path / "none.tar.gz"):
+        assert "data.archive must" in mistake_of(spec_of(cifar10, archive, tmp_path))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_ids)
+def test_a_cut_archive_is_refused(tmp_path, form):
+    archive = pack(form, tmp_path)
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size * 2 // 3])
+    assert "cannot be read" in mistake_of(spec_of(form, archive, tmp_path))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_ids)
+def test_files_of_another_shape_are_refused(tmp_path, form):
+    files = contents(form)
+    if form.binary:
+        files[form.train[0]] = files[form.train[0]][:-1]
+    else:
+        files[form.train[0]] = python2_pickle({"data": np.zeros((2, 5), np.uint8), "labels": [0]})
+    assert "cannot be read" in mistake_of(spec_of(form, unpack(form, tmp_path, files), tmp_path))
+
+
+def test_a_label_without_a_name_is_refused(tmp_path):
+    form = FORMS[1]
+    files = {**contents(form), form.names: b"only\ntwo\n"}
+    mistake = mistake_of(spec_of(form, unpack(form, tmp_path, files), tmp_path))
+    assert "a label outside [0, 1]" in mistake
+
+
+def test_an_unpacked_archive_given_as_a_folder_of_images_is_recognised(tmp_path):
+    folder = unpack(FORMS[0], tmp_path)
+    (mistake,) = check_source(DataSpec(source=str(folder)))
+    assert f"--dataset cifar10 --set data.archive={folder}" in mistake
+
+
+def test_a_mirror_must_be_http(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_CIFAR_URL", "file:///etc")
+    assert "ORCHESTRATOR_CIFAR_URL" in mistake_of(DataSpec(source="cifar10", folder=str(tmp_path)))
+    monkeypatch.delenv("ORCHESTRATOR_CIFAR_URL")
+    assert cifar.base_url() == "https://www.cs.toronto.edu/~kriz"

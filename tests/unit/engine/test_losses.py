@@ -1,0 +1,236 @@
+"""What the books say of lost nodes, broken groups and groups that grow, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.engine import dispatcher_state
+from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.watchdog import Watch
+from orchestrator.ledger.cost import epoch_seconds, epochs_by_workers, node_notes, slot_seconds
+from orchestrator.ledger.events import read
+from orchestrator.ledger.state import TrialState, replay
+from orchestrator.ops.status import summary, view
+from orchestrator.spec.limits import ResourceSpec
+from tests.unit.crashes import killed
+from tests.unit.engine.test_dispatcher import events, impatient, report, run, run_folder
+
+__all__ = ["impatient"]
+
+TRIAL = "vit-0000"
+
+
+class Cluster:
+    """The outer boundary: nodes that are there, one worker each."""
+
+    def __init__(self, *standing: str) -> None:
+        self.standing = set(standing)
+
+    def gone(self, nodes: Sequence[str]) -> list[str]:
+        return [node for node in nodes if node not in self.standing]
+
+    def fitting(self, worker: Mapping[str, float]) -> int:
+        return len(self.standing)
+
+
+def books(path: Path, cluster: Cluster, **options: Any) -> Dispatcher:
+    from orchestrator.ledger.events import Ledger
+
+    if not any(record.get("session") == "s" for record in read(path)):
+        Ledger(path).append("resumed", session="s")
+    options = {"max_failures_per_trial": 1, **options}
+    return Dispatcher(str(path), session="s", nodes=cluster, **options)
+
+
+def trial_of(path: Path) -> TrialState:
+    return replay(read(path)).trials[TRIAL]
+
+
+def test_a_lost_node_is_no_failure_and_a_crash_on_one_that_stands_is(tmp_path: Path) -> None:
+    path, cluster = run_folder(tmp_path, trials=1), Cluster("a", "b", "c")
+
+    async def story() -> None:
+        d = books(path, cluster, max_failures_per_trial=0)
+        await d.ask(TRIAL, 1)
+        await d.next_order("s-0", "first", None, ["a", "b"])
+        assert await d.report("s-0", TRIAL, 1, report(1))
+        await d.ask(TRIAL, 2)
+        await d.next_order("s-0", "first", TRIAL, ["a", "b"])
+        cluster.standing.discard("b")
+        order = await d.next_order("s-0", "second", None, ["a", "c"])
+        assert (order["kind"], order["epoch"], order["assignment"]["attempt"]) == ("train", 2, 2)
+        assert trial_of(path).preemptions == 1
+        (told,) = [record for record in read(path) if record["event"] == "preempted"]
+        assert (told["nodes"], told["epoch"], told["reason"]) == (["b"], 1, "its node is gone")
+        # the group on a and c dies, and both stand
+        await d.next_order("s-0", "third", None, ["a", "c"])
+        assert trial_of(path).status == "failed"
+        assert "1 times" in str(trial_of(path).reason)
+
+    run(story())
+    state = replay(read(path))
+    assert view(state, running=False)["preemptions"] == 1
+    assert "1 preemption" in summary(view(state, running=False))
+    assert "1 preemption of 1 trial" in node_notes(state)[0]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_slot_that_ended_with_its_node_is_a_preemption(tmp_path: Path, restarts: bool) -> None:
+    path, cluster = run_folder(tmp_path, trials=1), Cluster("a")
+
+    async def story() -> None:
+        d = books(path, cluster, max_failures_per_trial=0)
+        await d.ask(TRIAL, 1)
+        await d.next_order("s-0", "first", None, ["a"])
+        cluster.standing.clear()
+        if restarts:  # the dispatcher knows the slot's nodes from the ledger alone
+            killed(d)
+            d = books(path, cluster, max_failures_per_trial=0)
+            await d.next_order("s-0", "second", None, ["b"])
+        else:
+            await d.slot_lost("s-0", "TrainingFailedError: its worker died")
+        assert trial_of(path).preemptions == 1
+        assert trial_of(path).status == "running"
+
+    run(story())
+
+
+def test_nodes_that_vanish_again_and_again_without_an_epoch_end_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_state, "MAX_PREEMPTIONS", 3)
+    path, cluster = run_folder(tmp_path, trials=1), Cluster()
+
+    async def story() -> None:
+        d = books(path, cluster, max_failures_per_trial=0)
+        await d.ask(TRIAL, 1)
+        for life in range(4):
+            order = await d.next_order("s-0", f"life {life}", None, [f"node {life}"])
+            assert order["kind"] == "train"
+        assert await d.report("s-0", TRIAL, 4, report(1))  # an epoch: counted anew
+        await d.ask(TRIAL, 2)
+        for life in range(4, 8):
+            assert trial_of(path).status == "running"
+            await d.next_order("s-0", f"life {life}", None, [f"node {life}"])
+        assert trial_of(path).status == "failed"
+        assert "its node is gone, 4 times" in str(trial_of(path).reason)
+
+    run(story())
+
+
+def test_a_node_that_gives_notice_counts_and_a_budget_that_ends_does_not(tmp_path: Path) -> None:
+    path = run_folder(tmp_path, trials=1)
+
+    async def story() -> None:
+        d = books(path, Cluster("a"))
+        await d.ask(TRIAL, 1)
+        for life, leaving in enumerate(([], ["a"])):
+            await d.next_order("s-0", str(life), None, ["a"])
+            await d.preempted("s-0", TRIAL, None, leaving)
+        assert trial_of(path).preemptions == 1
+        # told so, the group is born again with nothing to answer for
+        order = await d.next_order("s-0", "again", None, ["a"])
+        assert order["assignment"]["attempt"] == 3
+
+    run(story())
+
+
+def test_a_smaller_slot_grows_between_epochs_once_nodes_have_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cluster = run_folder(tmp_path, trials=1), Cluster("a")
+
+    async def story() -> None:
+        d = books(path, cluster, max_failures_per_trial=0, full_workers=2)
+        await d.ask(TRIAL, 1)
+        assert (await d.next_order("s-0", "small", None, ["a"]))["kind"] == "train"
+        assert await d.report("s-0", TRIAL, 1, report(1))
+        await d.ask(TRIAL, 2)
+        cluster.standing.add("b")
+        assert (await d.next_order("s-0", "small", TRIAL, ["a"]))["kind"] == "train"
+        assert (await d.next_order("s-0", "small", TRIAL, ["a"]))["kind"] == "train"
+        monkeypatch.setattr(dispatcher_state, "SETTLED_S", 0.0)
+        assert (await d.next_order("s-0", "small", TRIAL, ["a"]))["kind"] == "regroup"
+        # Ray Train did not see the node: no second try until nodes change again
+        assert (await d.next_order("s-0", "same", None, ["a"]))["kind"] == "train"
+        assert (await d.next_order("s-0", "same", TRIAL, ["a"]))["kind"] == "train"
+        cluster.standing.add("c")
+        assert (await d.next_order("s-0", "same", TRIAL, ["a"]))["kind"] == "regroup"
+        order = await d.next_order("s-0", "large", None, ["a", "b"])
+        assert (order["kind"], order["epoch"]) == ("train", 2)
+        assert await d.report("s-0", TRIAL, 3, report(2))
+        assert trial_of(path).preemptions == 0
+
+    run(story())
+    state = replay(read(path))
+    assert events(path, TRIAL).count("started") == 3
+    assert epochs_by_workers(state) == {2: 1, 1: 1}
+    assert "1 epoch by 2, 1 epoch by 1" in node_notes(state)[0]
+
+
+def test_a_slot_of_fixed_size_never_grows_and_says_nothing_of_workers(tmp_path: Path) -> None:
+    path = run_folder(tmp_path, trials=1)
+
+    async def story() -> None:
+        d = books(path, Cluster("a", "b", "c"))
+        await d.ask(TRIAL, 1)
+        assert (await d.next_order("s-0", "life", None, ["a"]))["kind"] == "train"
+        assert await d.report("s-0", TRIAL, 1, report(1))
+
+    run(story())
+    state = replay(read(path))
+    assert epochs_by_workers(state) == {}
+    assert node_notes(state) == []
+
+
+def test_an_epoch_by_half_the_workers_costs_half() -> None:
+    whole = {"metrics": {"train_seconds": 8.0, "eval_seconds": 2.0}}
+    half = {**whole, "workers": 1, "of_workers": 2}
+    assert (epoch_seconds(whole), epoch_seconds(half)) == (10.0, 5.0)
+    trial = TrialState(trial=TRIAL, family="vit", detail={"num_workers": 2})
+    trial.reports = {1: {**whole, "workers": 2, "of_workers": 2}, 2: half}
+    assert slot_seconds([trial]) == 15.0
+    assert trial.device_seconds == 30.0
+
+
+class Pool:
+    """A driver's view of slots, all of which have been silent for so long."""
+
+    def __init__(self, silent_s: float) -> None:
+        self._silent_s, self.stopped = silent_s, False
+
+    def ready(self) -> int:
+        return 1
+
+    def alive(self) -> int:
+        return 1
+
+    def silent_s(self) -> float:
+        return self._silent_s
+
+    def over_budget(self) -> str | None:
+        return "enough" if self._silent_s < 12 else None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("silent_s", [11.0, 13.0])
+def test_nodes_that_never_come_back_end_the_run_by_name(tmp_path: Path, silent_s: float) -> None:
+    pool, stop_file = Pool(silent_s), tmp_path / "stop"
+    resources = ResourceSpec(epoch_timeout_s=10, slot_start_timeout_s=2)
+    watch = Watch(pool, resources, stop_file)
+    watch.start()
+    watch.join(10)
+    assert not watch.is_alive()
+    assert stop_file.exists()
+    assert pool.stopped
+    if silent_s > 12:
+        assert "slot_start_timeout_s=2" in str(watch.error)
+        assert "13 s" in str(watch.error)
+    else:
+        assert (watch.error, watch.reason) == (None, "enough")

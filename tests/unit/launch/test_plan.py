@@ -1,0 +1,282 @@
+"""The plan: slots, feasibility, expected epochs against a simulated ASHA, costs, forecast."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.launch.forecast import (
+    COLD_START_S,
+    TFLOPS,
+    Cost,
+    estimated,
+    expected_epochs,
+    expected_rest,
+    forecast,
+    images_per_epoch,
+    measured,
+)
+from orchestrator.launch.plan import capacity, feasible, local_totals, plan, plan_text
+from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.run import RunSpec
+
+GEOMETRY = {
+    "family": "vit",
+    "scale": "tiny",
+    "model": "test_vit",
+    "image_size": 32,
+    "patch": 8,
+    "tokens": 16,
+    "stem": None,
+    "road": "resized patches",
+    "warnings": ["8 tokens are few"],
+}
+COUNTS = {"train": 1000, "val": 100, "test": 100}
+
+
+def spec(**resources: float) -> RunSpec:
+    sweep = replace(family_sweep("vit"), resources=ResourceSpec(**resources))  # type: ignore[arg-type]
+    return RunSpec(name="r", sweeps=(sweep,))
+
+
+@pytest.mark.parametrize(
+    ("resources", "total", "slots"),
+    [
+        ({}, {"CPU": 2.0}, 2),
+        ({"num_workers": 2}, {"CPU": 5.0}, 2),
+        ({"cpus_per_worker": 0.1}, {"CPU": 0.3}, 3),
+        ({"gpus_per_worker": 0.5}, {"CPU": 16.0, "GPU": 1.0}, 2),
+        ({"max_slots": 1}, {"CPU": 64.0}, 1),
+        ({"num_workers": 3}, {"CPU": 2.0}, 0),
+    ],
+)
+def test_capacity_is_what_the_scarcest_resource_holds(
+    resources: dict[str, float], total: dict[str, float], slots: int
+) -> None:
+    assert capacity(ResourceSpec(**resources), total) == slots  # type: ignore[arg-type]
+
+
+@given(
+    workers=st.integers(1, 8),
+    cpus=st.sampled_from([0.5, 1.0, 4.0]),
+    gpus=st.sampled_from([0.0, 0.25, 1.0]),
+    there=st.tuples(st.integers(0, 16), st.integers(0, 8)),
+)
+def test_infeasible_exactly_where_no_slot_fits(
+    workers: int, cpus: float, gpus: float, there: tuple[int, int]
+) -> None:
+    resources = ResourceSpec(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    total = {"CPU": float(there[0]), "GPU": float(there[1])}
+    assert (feasible(resources, total) == []) == (capacity(resources, total) >= 1)
+
+
+def test_infeasibility_says_what_is_asked_and_what_there_is() -> None:
+    (line,) = feasible(ResourceSpec(num_workers=64), {"CPU": 2.0})
+    assert "64 CPU, there is 2" in line
+    assert "Fix:" in line
+
+
+def simulated_epochs(scheduler: SchedulerSpec, trials: int, draw: random.Random) -> int:
+    """ASHA as Tune decides it, rung by rung, in random order of arrival."""
+    arrived, epochs, before = trials, 0, 0
+    for rung in scheduler.rungs():
+        epochs += arrived * (rung - before)
+        before, seen, kept = rung, [], 0
+        for _ in range(arrived):
+            value = draw.random()
+            quantile = (1 - 1 / scheduler.reduction_factor) * 100
+            kept += not seen or value >= float(np.percentile(seen, quantile))
+            seen.append(value)
+        arrived = kept
+    return epochs + arrived * (scheduler.max_epochs - before)
+
+
+@pytest.mark.parametrize(("trials", "full", "factor"), [(8, 9, 3), (20, 8, 2), (3, 27, 3)])
+def test_expected_epochs_match_a_simulated_asha(trials: int, full: int, factor: int) -> None:
+    """Within five standard errors; a bias of the concave sum over rungs is below 3 %."""
+    scheduler = SchedulerSpec(max_epochs=full, reduction_factor=factor)
+    draw = random.Random(0)
+    runs = [simulated_epochs(scheduler, trials, draw) for _ in range(400)]
+    expected = expected_epochs(scheduler, trials)
+    error = 5 * float(np.std(runs)) / len(runs) ** 0.5 + 0.03 * expected
+    assert abs(expected - float(np.mean(runs))) < error
+    assert trials < expected < trials * full
+
+
+def test_an_audit_of_all_pruned_trials_trains_everything() -> None:
+    plain, some, all_of_them = (
+        expected_epochs(SchedulerSpec(audit=share), 8) for share in (0.0, 0.5, 1.0)
+    )
+    assert all_of_them == pytest.approx(8 * 9)
+    assert some == pytest.approx((plain + all_of_them) / 2)
+
+
+def test_without_pruning_expected_is_worst() -> None:
+    assert expected_epochs(SchedulerSpec(kind="none", max_epochs=5), 7) == 35
+
+
+@pytest.mark.parametrize("audit", [0.0, 0.5])
+def test_the_rest_of_many_trials_is_what_all_of_them_are_expected_to_train(audit: float) -> None:
+    """From epoch 0, for as many trials that the first arrivals at a rung do not matter."""
+    scheduler = SchedulerSpec(max_epochs=9, audit=audit)
+    assert expected_rest(scheduler, 0) * 30_000 == pytest.approx(
+        expected_epochs(scheduler, 30_000), rel=0.01
+    )
+    assert expected_rest(scheduler, 3) == 6  # past the last rung: to the end
+    assert expected_rest(scheduler, 9) == 0
+
+
+def cost(**changed: Any) -> Cost:
+    """2 s an epoch, 1 s to build a trial, 1 MB a checkpoint."""
+    made = Cost(
+        basis=MEASURED,
+        epoch_seconds=2.0,
+        setup_seconds=1.0,
+        first_setup_seconds=4.0,
+        checkpoint_bytes=1_000_000,
+        params_m=0.1,
+        gflops_per_image=0.01,
+        memory={"parameters": 400_000, "activations": 1_000_000},
+    )
+    return replace(made, **changed)
+
+
+def test_images_of_an_epoch_are_whole_steps_of_what_a_worker_gets() -> None:
+    sweep = spec(num_workers=2).sweeps[0]
+    assert sweep.recipe.batch_size_per_worker == 16
+    # 1000 images, 500 a worker: 31 steps of 16
+    assert images_per_epoch(sweep, COUNTS) == (496, 50)
+    few = replace(sweep, data=replace(sweep.data, train_limit=100, fraction=0.2))
+    assert images_per_epoch(few, COUNTS) == (10, 50)
+
+
+def test_an_estimate_is_flops_over_throughput() -> None:
+    sweep = spec().sweeps[0]
+    whole = {**GEOMETRY, "patch": 4, "tokens": 64}
+    made, quarter = estimated(sweep, COUNTS, whole), estimated(sweep, COUNTS, GEOMETRY)
+    assert made is not None
+    assert quarter is not None
+    # 992 images trained, three forward passes each, and 100 evaluated
+    assert made.epoch_seconds == pytest.approx(
+        (3 * 992 + 100) * made.gflops_per_image / 1e3 / TFLOPS["CPU"]
+    )
+    assert made.basis == ESTIMATED
+    assert made.epoch_seconds == pytest.approx(4 * quarter.epoch_seconds)
+    assert made.memory["activations"] == pytest.approx(4 * quarter.memory["activations"], rel=1e-6)
+    faster = estimated(sweep, COUNTS, whole, tflops=2 * TFLOPS["CPU"])
+    assert faster is not None
+    assert faster.epoch_seconds == pytest.approx(made.epoch_seconds / 2)
+    assert made.checkpoint_bytes == 3 * made.memory["parameters"]  # and Adam's two moments
+    assert estimated(sweep, COUNTS, {**GEOMETRY, "family": "timm", "scale": None}) is None
+
+
+def test_a_measured_cost_is_the_mean_over_the_trials_drawn_and_leaves_errors_out() -> None:
+    row = {
+        "train_seconds_per_image": 0.001,
+        "eval_seconds_per_image": 0.0005,
+        "checkpoint_seconds": 0.1,
+        "setup_seconds": 1.0,
+        "first_setup_seconds": 3.0,
+        "checkpoint_bytes": 10,
+        "params_m": 1.0,
+        "gflops_per_image": 1.0,
+        "memory": {"parameters": 4, "activations": 6},
+    }
+    slower = {**row, "train_seconds_per_image": 0.004, "memory": {"parameters": 4}}
+    sweep = spec().sweeps[0]
+    made = measured(sweep, COUNTS, [row, row, slower, {"error": "no"}])
+    assert made is not None
+    assert made.epoch_seconds == pytest.approx(992 * 0.002 + 100 * 0.0005 + 0.1)
+    assert made.memory == row["memory"]  # the most that any of them needs
+    assert measured(sweep, COUNTS, [{"error": "no"}]) is None
+
+
+def test_the_forecast_adds_up() -> None:
+    """8 trials of at most 9 epochs of 2 s on two workers, 2 seeds of finals; hours of CPUs."""
+    asked = replace(spec(num_workers=2), final_seeds=2, prices={"cpu_hour": 0.5})
+    made = forecast(asked, {"vit": cost()}, slots=2)
+    finals_s = 2 * (10 * 2 + 1)  # the test split counts as an epoch
+    assert made["device_hours"]["worst"] == pytest.approx(2 * (8 * (9 * 2 + 1) + finals_s) / 3600)
+    epochs = expected_epochs(SchedulerSpec(), 8)
+    search_s = epochs * 2 + 8
+    assert made["device_hours"]["expected"] == pytest.approx(2 * (search_s + finals_s) / 3600)
+    assert made["usd"]["worst"] == pytest.approx(0.5 * made["device_hours"]["worst"])
+    assert made["wall_hours"]["expected"] == pytest.approx(
+        (search_s / 2 + finals_s / 2 + COLD_START_S) / 3600
+    )
+    # the winner and two finals stay; at most 8 that finished, and two slots' newest and next
+    assert made["checkpoint_bytes"] == {"kept": 3_000_000, "at_most": 14_000_000}
+    assert forecast(asked, {"vit": cost()}, slots=None)["wall_hours"] is None
+    assert forecast(replace(asked, prices=None), {"vit": cost()}, slots=2)["usd"] is None
+
+
+def test_what_is_not_known_of_one_family_is_not_known_of_the_run() -> None:
+    asked = RunSpec(name="r", sweeps=(family_sweep("vit"), family_sweep("resnet")))
+    made = forecast(asked, {"vit": cost(), "resnet": None}, slots=2)
+    assert made["device_hours"] is made["usd"] is made["checkpoint_bytes"] is None
+    assert made["families"]["vit"]["epoch_seconds"] == 2.0
+
+
+def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
+    asked = replace(spec(), budget={"cpu_hours": 1.5})
+    total = {"CPU": 2.0, "GPU": 0.0}
+    made = plan(asked, total=total, geometry={"vit": GEOMETRY}, costs={"vit": cost()})
+    assert json.loads(json.dumps(made)) == made
+    assert made["schema"] == 1
+    assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
+    (family,) = made["families"]
+    assert family["rungs"] == [1, 3]
+    text = plan_text(made)
+    hours = made["forecast"]["device_hours"]
+    for said in (
+        "16 tokens",
+        "patch 8",
+        "rungs 1, 3",
+        f"{hours['expected']:.3g} to {hours['worst']:.3g} CPU-hours (measured here)",
+        "missing: --price cpu_hour=DOLLARS",
+        "budget    1.5 cpu_hours",
+        "2 s an epoch, measured here",
+        "1.4 MB a worker",
+        "warning   8 tokens are few",
+        "none: random",
+    ):
+        assert said in text, text
+    for path, axis in family["space"].items():
+        assert path in text
+        assert axis["why"] in text
+
+
+def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
+    made = plan(spec(), total=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
+    assert made["slots"] is None
+    assert made["forecast"]["device_hours"] is None
+    text = plan_text(made)
+    assert "as many as the cluster holds" in text
+    assert "unknown: vit" in text
+    made = plan(
+        spec(),
+        total=None,
+        geometry={"vit": GEOMETRY},
+        costs={"vit": estimated(spec().sweeps[0], COUNTS, GEOMETRY, 0.5)},
+        tflops=0.5,
+    )
+    assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in plan_text(made)
+
+
+def test_this_machine_has_a_cpu() -> None:
+    assert local_totals()["CPU"] >= 1
+
+
+def test_visible_devices_count_as_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert local_totals()["GPU"] == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local_totals()["GPU"] == 0

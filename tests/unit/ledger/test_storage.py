@@ -1,0 +1,488 @@
+"""Object storage: files and their retries, the ledger's segments, the lease, a trial's files.
+
+Through ``file://`` here, which is the same code; through S3 in the integration tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.ledger import lease as leases
+from orchestrator.ledger import replication, retention
+from orchestrator.ledger.events import Ledger, read
+from orchestrator.ledger.lease import Lease, holder
+from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
+from orchestrator.ledger.state import replay
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.data import prepare, store
+from trainables.errors import StorageError, UserError
+from trainables.storage import object_storage, trial_files
+from trainables.train.loop import World
+from trainables.worker.active_trial import Held
+
+WHOLE = "state.json"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pauses as short as they can be, working copies of the test's own."""
+    monkeypatch.setattr(object_storage, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(object_storage, "PATIENCE_S", 0.05)
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "copies"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """Where a storage is."""
+    return f"file://{tmp_path / 'storage'}"
+
+
+def failing(times: int, error: type[OSError] = OSError) -> tuple[Callable[[], str], list[int]]:
+    """Work that fails so often before it succeeds, and the count of its tries."""
+    tries: list[int] = []
+
+    def work() -> str:
+        tries.append(1)
+        if len(tries) <= times:
+            raise error("no")
+        return "done"
+
+    return work, tries
+
+
+def test_what_fails_is_tried_again_for_a_while_and_what_is_not_there_is_not() -> None:
+    work, tries = failing(3)
+    assert object_storage.retried("trying", work, patience_s=10) == "done"
+    assert len(tries) == 4
+    work, tries = failing(10**9)
+    with pytest.raises(StorageError, match=r"trying failed for 0\.05 s: no"):
+        object_storage.retried("trying", work)
+    assert len(tries) > 2
+    work, tries = failing(1, FileNotFoundError)
+    with pytest.raises(FileNotFoundError):
+        object_storage.retried("trying", work)
+    assert len(tries) == 1
+
+
+def test_a_folder_is_there_once_its_marker_is(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    for name in (WHOLE, "model.safetensors", "deep/zz"):
+        (source / name).write_text(name)
+    put = object_storage.put_file
+
+    def no_marker(path: Path, uri: str) -> None:
+        if path.name == WHOLE:
+            raise StorageError("gone")
+        put(path, uri)
+
+    monkeypatch.setattr(object_storage, "put_file", no_marker)
+    with pytest.raises(StorageError):
+        object_storage.put_folder(source, f"{place}/x", marker=WHOLE)
+    assert [one.name for one in object_storage.listed(f"{place}/x")] == [
+        "deep/zz",
+        "model.safetensors",
+    ]
+    with pytest.raises(FileNotFoundError):
+        object_storage.get_folder(f"{place}/x", tmp_path / "got", marker=WHOLE)
+    assert not (tmp_path / "got").exists()
+
+    monkeypatch.undo()
+    object_storage.put_folder(source, f"{place}/x", marker=WHOLE)
+    (tmp_path / "got").mkdir()
+    (tmp_path / "got" / "old").write_text("from before")
+    object_storage.get_folder(f"{place}/x", tmp_path / "got", marker=WHOLE)
+    there = {p.relative_to(tmp_path / "got").as_posix() for p in (tmp_path / "got").rglob("*")}
+    assert there == {"deep", "deep/zz", "model.safetensors", WHOLE}
+    object_storage.delete_folder(f"{place}/x", marker=WHOLE)
+    assert object_storage.listed(f"{place}/x") == []
+    object_storage.delete_folder(f"{place}/x", marker=WHOLE)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "gs://bucket/x", "s3://bucket?scheme=http"])
+def test_a_place_that_is_none_is_refused(uri: str) -> None:
+    (line,) = object_storage.mistakes(uri)
+    assert uri in line
+    assert "Fix: --storage s3://BUCKET/PREFIX" in line
+
+
+def test_a_place_that_cannot_be_written_is_named_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert object_storage.mistakes(f"file://{tmp_path}/new") == []
+    assert object_storage.listed(f"file://{tmp_path}/new") == []
+    (line,) = object_storage.mistakes(f"file://{tmp_path}/file/below")
+    assert "must be writable" in line
+    assert "AWS_ENDPOINT_URL" in line
+
+
+def note(ledger: Ledger, count: int) -> None:
+    for index in range(count):
+        ledger.append("noted", reason=f"line {index} " + "x" * (index % 7))
+
+
+@settings(max_examples=30, deadline=None)
+@given(story=st.lists(st.tuples(st.sampled_from(("push", "restart")), st.integers(1, 9))))
+def test_any_cut_of_the_uploads_is_a_prefix_of_the_ledger(
+    tmp_path_factory: pytest.TempPathFactory, story: list[tuple[str, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    uri, ledger = f"file://{folder}/storage", Ledger(folder / "ledger.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replication, "SEGMENT_BYTES", 300)
+        segments = Segments(ledger.path, uri)
+        for event, lines in story:
+            note(ledger, lines)
+            if event == "restart":
+                segments = Segments(ledger.path, uri)
+            else:
+                assert segments.push() == ledger.path.stat().st_size
+                # Each push is one put, so this is every cut there is.
+                assert replication.read(uri) == ledger.path.read_bytes()
+    stored = replication.read(uri)
+    assert ledger.path.read_bytes().startswith(stored)
+    replay(json.loads(line) for line in stored.splitlines())
+
+
+def test_a_writer_taken_for_dead_changes_nothing_that_is_read(place: str, tmp_path: Path) -> None:
+    first = Ledger(tmp_path / "a" / "ledger.jsonl")
+    dead = Segments(first.path, place, begin=0)
+    note(first, 3)
+    dead.push()
+    agreed = replication.read(place)
+    second = Ledger(tmp_path / "b" / "ledger.jsonl")
+    second.path.write_bytes(agreed)
+    alive = Segments(second.path, place, begin=len(agreed))
+    note(second, 1)
+    alive.push()
+    note(first, 5)
+    dead.push()
+    assert replication.read(place) == second.path.read_bytes()
+    note(second, 1)
+    alive.push()
+    assert replication.read(place) == second.path.read_bytes()
+    dead._looked_at = 0.0  # it slept for a minute
+    note(first, 1)
+    with pytest.raises(StorageError, match="another process"):
+        dead.push()
+
+
+def test_a_torn_line_waits_until_it_is_whole(place: str, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    note(ledger, 2)
+    whole = ledger.path.read_bytes()
+    with ledger.path.open("ab") as file:
+        file.write(b'{"time": 1, "ev')
+    Segments(ledger.path, place).push()
+    assert replication.read(place) == whole
+
+
+def test_one_put_covers_all_who_wait_and_an_outage_is_told_to_all(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, puts = Ledger(tmp_path / "ledger.jsonl"), []
+    write = object_storage.write_bytes
+
+    def counted(uri: str, content: bytes) -> None:
+        puts.append(uri)
+        time.sleep(0.05)
+        write(uri, content)
+
+    monkeypatch.setattr(object_storage, "write_bytes", counted)
+    commit = GroupCommit(ledger.path, place)
+
+    async def report() -> bool:
+        note(ledger, 1)
+        return await commit.settled()
+
+    async def twenty() -> list[bool]:
+        return list(await asyncio.gather(*(report() for _ in range(20))))
+
+    assert all(asyncio.run(twenty()))
+    assert len(puts) <= 2
+    assert replication.read(place) == ledger.path.read_bytes()
+
+    def refused(uri: str, content: bytes) -> None:
+        raise StorageError("the bucket is gone")
+
+    monkeypatch.setattr(object_storage, "write_bytes", refused)
+    assert not any(asyncio.run(twenty()))
+    assert commit.problem == "the bucket is gone"
+
+
+def run_in(place: str, tmp_path: Path, name: str = "run") -> Path:
+    """A working copy of a run with one trial, and the driver's segment in the storage."""
+    folder = object_storage.working_copy(f"{place}/{name}")
+    folder.mkdir(parents=True)
+    (folder / object_storage.ORIGIN_FILE).write_text(f"{place}/{name}")
+    ledger = Ledger(folder / "ledger.jsonl")
+    ledger.append("created", detail={})
+    detail = {"assignment": {"epochs": 3}, "axes": {}}
+    ledger.append("submitted", trial="vit-0000", family="vit", stage="search", detail=detail)
+    ledger.append("resumed", session="s")
+    Segments(ledger.path, f"{place}/{name}", begin=0).push()
+    return folder
+
+
+def test_a_slot_is_answered_once_the_storage_has_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_in(place, tmp_path)
+    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+    uri = f"{place}/run"
+
+    def stored() -> list[str]:
+        return [json.loads(line)["event"] for line in replication.read(uri).splitlines()]
+
+    async def story() -> None:
+        books._orders.want("vit-0000", 1)
+        order = await books.next_order("s-0", "life", None)
+        assert order["assignment"]["remote"] == uri
+        assert stored()[-1] == "started"
+        done = {"epoch": 1, "metrics": {"val_top1": 0.5}, "checkpoint": "/x/attempt-1/epoch-0001"}
+        answer = await books.report("s-0", "vit-0000", 1, done)
+        assert stored()[-1] == "reported"
+        # By the ledger: that it is on no disk of the head's says nothing.
+        assert answer is not None
+        assert [Path(path).parts[-2:] for path in answer["keep"]] == [("attempt-1", "epoch-0001")]
+        assert await books.over_budget() is None
+
+        def refused(*_: object) -> None:
+            raise StorageError("the bucket is gone")
+
+        monkeypatch.setattr(object_storage, "write_bytes", refused)
+        done = {**done, "epoch": 2, "checkpoint": "/x/attempt-1/epoch-0002"}
+        assert await books.report("s-0", "vit-0000", 1, done) is None
+        books._orders.want("vit-0000", 3)
+        assert await books.next_order("s-0", "life", "vit-0000") == {"kind": "leave"}
+        assert await books.over_budget() == "the storage failed: the bucket is gone"
+
+    asyncio.run(story())
+    assert stored()[-1] == "reported"
+    assert replay(read(folder / "ledger.jsonl")).trials["vit-0000"].epoch == 2
+    monkeypatch.undo()
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "copies"))
+    # What nobody was told of is not there any more once the copy is brought in line.
+    pull(place, "run")
+    assert replay(read(folder / "ledger.jsonl")).trials["vit-0000"].epoch == 1
+
+
+def test_a_dispatcher_that_outlives_its_driver_answers_nobody_any_more(
+    place: str, tmp_path: Path
+) -> None:
+    folder = run_in(place, tmp_path)
+    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+
+    async def story() -> None:
+        books._orders.want("vit-0000", 1)
+        await books.next_order("s-0", "life", None)
+        pull(place, "run")  # as the next driver does when it takes the name
+        done = {"epoch": 1, "metrics": {"val_top1": 0.5}, "checkpoint": "/x/attempt-1/epoch-0001"}
+        assert await books.report("s-0", "vit-0000", 1, done) is None
+        books._orders.want("vit-0000", 2)
+        assert await books.next_order("s-0", "life", "vit-0000") == {"kind": "leave"}
+
+    asyncio.run(story())
+    events = [json.loads(line)["event"] for line in replication.read(f"{place}/run").splitlines()]
+    assert events[-1] == "started"
+    assert len(list(read(folder / "ledger.jsonl"))) == len(events)
+
+
+def test_weights_of_a_trial_that_ends_with_no_slot_go_once_that_is_stored(
+    place: str, tmp_path: Path
+) -> None:
+    folder = run_in(place, tmp_path)
+    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+    weights = f"{place}/run/checkpoints/vit-0000/attempt-1/epoch-0001"
+    object_storage.write_bytes(f"{weights}/{WHOLE}", b"{}")
+    asyncio.run(books.record("pruned", "vit-0000", rung=1, epoch=1))
+    retention._DISK.submit(lambda: None).result(10)
+    assert object_storage.listed(weights) == []
+
+
+def test_a_copy_elsewhere_has_what_is_read_of_a_run(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_in(place, tmp_path)
+    object_storage.write_bytes(f"{place}/run/report.html", b"<html>")
+    object_storage.write_bytes(f"{place}/run/finals/vit-final-00/test_correct.arrow", b"bits")
+    object_storage.write_bytes(f"{place}/stores/digits-1/info.json", b"{}")
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "another machine"))
+    (copy,) = pull_all(f"{place}/")
+    assert copy != folder
+    assert (copy / "ledger.jsonl").read_bytes() == (folder / "ledger.jsonl").read_bytes()
+    assert (copy / "report.html").read_text() == "<html>"
+    assert (copy / "finals" / "vit-final-00" / "test_correct.arrow").read_text() == "bits"
+    assert object_storage.origin(copy) == f"{place}/run"
+    assert not pull(place, "no-such-run").exists()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases by the tenth of a second."""
+    for name, seconds in (("REFRESH_S", 0.1), ("LOOK_S", 0.02), ("STALE_S", 1.0), ("SETTLE_S", 0)):
+        monkeypatch.setattr(leases, name, seconds)
+
+
+def taken(uri: str, stop: Callable[[], None] = lambda: None) -> Lease:
+    lease = Lease(uri, stop)
+    lease.acquire()
+    return lease
+
+
+def test_a_living_holder_is_named_and_a_silent_one_loses_the_run(place: str, hasty: None) -> None:
+    uri = f"{place}/run"
+    first = taken(uri)
+    with pytest.raises(UserError, match=rf"'run' is running on .* \(process {first._me['pid']}\)"):
+        taken(uri)
+    first._ended.set()  # it falls silent without a word, as a suspended machine does
+    first._thread.join()
+    second = taken(uri)
+    first._ended.clear()
+    first._keep()  # and wakes
+    assert first.problem is not None
+    assert "another process" in first.problem
+    first.release()
+    assert holder(uri) is not None
+    second.release()
+    assert holder(uri) is None
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{place}/run"
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    told = {"id": "x", "host": "here", "pid": dead.pid, "where": leases._where()}
+    object_storage.write_bytes(
+        f"{uri}/lease.json", json.dumps({**told, "time": time.time()}).encode()
+    )
+    monkeypatch.setattr(leases, "SETTLE_S", 0)
+    monkeypatch.setattr(leases, "LOOK_S", 1e9)
+    lease = taken(uri)
+    assert not leases.is_held(f"{place}/other")
+    assert leases.is_held(uri)
+    lease._thread = threading.Thread()
+    lease.release()
+
+
+def test_a_stop_from_elsewhere_is_heard_unless_it_was_for_another(place: str, hasty: None) -> None:
+    uri, heard = f"{place}/run", threading.Event()
+    object_storage.write_bytes(f"{uri}/stop", b"")
+    lease = taken(uri, heard.set)
+    assert not heard.wait(0.2)
+    object_storage.write_bytes(f"{uri}/stop", b"")
+    assert heard.wait(10)
+    lease.release()
+
+
+def assignment(place: str, **changed: Any) -> Assignment:
+    made = Assignment(
+        trial_id="vit-0000",
+        attempt=2,
+        backbone=BackboneSpec(family="vit"),
+        recipe=Recipe(),
+        data=DataSpec(),
+        seed=0,
+        epochs=9,
+        checkpoint="/head/checkpoints/vit-0000/attempt-1/epoch-0003",
+        checkpoint_folder="/head/checkpoints/vit-0000/attempt-2",
+        remote=f"{place}/run",
+    )
+    return replace(made, **changed)
+
+
+def stored(place: str, *names: str) -> None:
+    for name in names:
+        for file in ("model.safetensors", WHOLE):
+            uri = f"{place}/run/checkpoints/vit-0000/{name}/{file}"
+            object_storage.write_bytes(uri, name.encode())
+
+
+def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path) -> None:
+    stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0003")
+    held = Held(assignment(place), World())
+    home = object_storage.working_copy(f"{place}/run") / "checkpoints" / "vit-0000"
+    assert held.fetch() is None
+    assert held.checkpoint == str(home / "attempt-1" / "epoch-0003")
+    assert (home / "attempt-1" / "epoch-0003" / WHOLE).read_text() == "attempt-1/epoch-0003"
+    assert held.assignment.checkpoint_folder == str(home / "attempt-2")
+    # Its own next one replaces it here; there, what is kept is for the dispatcher to say.
+    held.checkpoint = str(home / "attempt-2" / "epoch-0004")
+    Path(held.checkpoint).mkdir(parents=True)
+    (Path(held.checkpoint) / WHOLE).write_text("{}")
+    trial_files.put(held.assignment, held.checkpoint)
+    held.keep_only(["/head/attempt-1/epoch-0001", held.checkpoint])
+    assert sorted(path.name for path in home.glob("*/*")) == ["epoch-0004"]
+    there = trial_files.stored(f"{place}/run/checkpoints/vit-0000")
+    assert there == ["attempt-1/epoch-0001", "attempt-2/epoch-0004"]
+    held.keep_only(None, over=True)
+    assert not home.exists()
+    assert trial_files.stored(f"{place}/run/checkpoints/vit-0000") == there
+
+
+def test_where_a_checkpoint_is_lost_an_earlier_one_serves_and_that_is_said(place: str) -> None:
+    stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0002", "attempt-1/epoch-0004")
+    half = f"{place}/run/checkpoints/vit-0000/attempt-1/epoch-0003/model.safetensors"
+    object_storage.write_bytes(half, b"its marker never came")
+    held = Held(assignment(place), World())
+    line = held.fetch()
+    assert line == "attempt-1/epoch-0003 is in the storage no more: from attempt-1/epoch-0002"
+    assert Path(str(held.checkpoint)).name == "epoch-0002"
+    object_storage.delete_folder(f"{place}/run/checkpoints/vit-0000", marker=WHOLE)
+    again = Held(assignment(place, attempt=3), World())
+    shutil.rmtree(object_storage.working_copy(f"{place}/run"))
+    assert again.fetch() == "attempt-1/epoch-0003 is in the storage no more: from the beginning"
+    assert again.checkpoint is None
+
+
+def test_a_node_without_the_dataset_fetches_its_store_and_looks_it_through(
+    place: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        picture = tmp_path / "pictures" / ("a", "b")[index % 2] / f"{index}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(picture)
+    spec = DataSpec(source=str(tmp_path / "pictures"), folder=str(tmp_path / "driver"))
+    uri, built = f"{place}/run", prepare(spec)
+    store.put_stores(uri, {spec: built})
+    put = object_storage.listed(f"{place}/stores")
+    store.put_stores(uri, {spec: built})
+    assert object_storage.listed(f"{place}/stores") == put
+    shutil.rmtree(tmp_path / "pictures")
+
+    there = replace(spec, folder=str(tmp_path / "worker"), train_limit=10)
+    fetched = prepare(there, remote=uri)
+    assert fetched.info == built.info
+    assert fetched.path.parent == tmp_path / "worker"
+    for split in ("train", "val", "test"):
+        assert (fetched.split(split).images == built.split(split).images).all()
+        assert (fetched.split(split).labels == built.split(split).labels).all()
+
+    damaged = f"{place}/stores/{built.path.name}/train.arrow"
+    content = bytearray(object_storage.read_bytes(damaged))
+    at = content.index(built.split("train").images[0].tobytes())
+    content[at] ^= 1
+    object_storage.write_bytes(damaged, bytes(content))
+    with pytest.raises(UserError, match=r"data\.source must exist"):
+        prepare(replace(spec, folder=str(tmp_path / "another")), remote=uri)

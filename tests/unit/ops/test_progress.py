@@ -1,0 +1,216 @@
+"""What a run shows of itself: the view of its state, drawn, in lines, and how often."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.launch.forecast import expected_rest
+from orchestrator.ledger.events import Ledger, read
+from orchestrator.ledger.state import Record, State, apply, replay
+from orchestrator.ops.status import (
+    HEARTBEAT_S,
+    REDRAW_S,
+    Progress,
+    drawing,
+    event_line,
+    summary,
+    view,
+)
+from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.run import RunSpec
+
+SCHEDULER = SchedulerSpec(max_epochs=9)
+FAMILIES = ("vit", "resnet")
+
+
+def spec(**changed: Any) -> RunSpec:
+    sweeps = tuple(
+        replace(
+            family_sweep(family, trials=4),
+            scheduler=SCHEDULER,
+            resources=ResourceSpec(num_workers=2),
+        )
+        for family in FAMILIES
+    )
+    made = RunSpec(name="r", sweeps=sweeps, prices={"cpu_hour": 3.0}, budget={"cpu_hours": 1.0})
+    return replace(made, **changed)
+
+
+def records(asked: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Two families of four: one trial finished, one pruned at 1, one audited, one waits; of the
+    second family only one has begun. Epochs take 10 s, on two workers."""
+    yield "created", {"detail": {"run": "r", "spec": asked.as_dict(), "forecast": {"slots": 2}}}
+    for index in range(4):
+        for sweep in asked.sweeps:
+            axes = {"recipe.learning_rate": 0.001 * (index + 1), "recipe.augment": "light"}
+            detail = {"assignment": {"epochs": 9}, "axes": axes}
+            name = sweep.trial_name(index)
+            yield "submitted", {"trial": name, "family": sweep.family, "detail": detail}
+    for name, epochs in (("vit-0000", 9), ("vit-0001", 1), ("vit-0002", 4), ("resnet-0000", 2)):
+        yield "started", {"trial": name, "attempt": 1, "slot": f"s-{name}"}
+        for epoch in range(1, epochs + 1):
+            top1 = epoch / 10 if name == "vit-0000" else 0.05
+            metrics = {"val_top1": top1, "train_seconds": 8.0, "eval_seconds": 2.0}
+            yield "reported", {"trial": name, "attempt": 1, "epoch": epoch, "metrics": metrics}
+            if name == "vit-0002" and epoch == 1:
+                yield "audited", {"trial": name, "rung": 1, "epoch": 1, "reason": "below"}
+    yield "finished", {"trial": "vit-0000", "epoch": 9}
+    yield "pruned", {"trial": "vit-0001", "rung": 1, "epoch": 1, "reason": "below"}
+    yield "noted", {"reason": "something else"}
+
+
+def written(folder: Path, asked: RunSpec | None = None) -> Path:
+    ledger = Ledger(folder / "ledger.jsonl")
+    for event, fields in records(asked or spec()):
+        ledger.append(event, **fields)
+    ledger.close()
+    return ledger.path
+
+
+def state(folder: Path, asked: RunSpec | None = None) -> State:
+    return replay(read(written(folder, asked)))
+
+
+def family(seen: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(one for one in seen["families"] if one["family"] == name)
+
+
+def test_a_view_counts_what_the_ledger_says(tmp_path: Path) -> None:
+    seen = view(state(tmp_path), running=True)
+    assert json.loads(json.dumps(seen)) == seen
+    vit, resnet = family(seen, "vit"), family(seen, "resnet")
+    counts = ("trials", "queued", "running", "finished", "pruned", "failed", "epochs")
+    assert [vit[one] for one in counts] == [4, 1, 1, 1, 1, 0, 14]
+    assert [resnet[one] for one in counts] == [4, 3, 1, 0, 0, 0, 2]
+    assert (vit["best_val_top1"], vit["best_trial"]) == (0.9, "vit-0000")
+    assert vit["best_recipe"] == {"recipe.learning_rate": 0.001, "recipe.augment": "light"}
+    assert seen["status"] == "running"
+
+
+def test_spent_and_saved_are_of_all_workers(tmp_path: Path) -> None:
+    """16 epochs of 10 s on two CPUs; the pruned trial saved 8 of 72 epochs."""
+    seen = view(state(tmp_path), running=True)
+    assert seen["device_hours"] == pytest.approx(16 * 10 * 2 / 3600)
+    assert seen["usd"] == pytest.approx(3 * seen["device_hours"])
+    assert (seen["epochs"], seen["full_epochs"], seen["saved_epochs"]) == (16, 72, 8)
+    assert seen["saved_device_hours"] == pytest.approx(8 * 10 * 2 / 3600)
+    assert seen["budget"] == {"unit": "cpu_hours", "amount": 1.0, "spent": seen["device_hours"]}
+
+
+def test_time_to_go_runs_from_what_is_expected_to_all_at_full_length(tmp_path: Path) -> None:
+    asked = spec(final_seeds=2)
+    eta = view(state(tmp_path, asked), running=True)["eta_seconds"]
+    audited, finals = 9 - 4, 2 * 2 * (9 + 1)  # the test split counts as an epoch
+    waiting, begun = expected_rest(SCHEDULER, 0), expected_rest(SCHEDULER, 2)
+    low = 10 * (audited + finals + 4 * waiting + begun) / 2
+    high = 10 * (audited + finals + 4 * 9 + 7) / 2
+    assert eta == {"low": pytest.approx(low), "high": pytest.approx(high)}
+
+
+def test_the_longest_trial_bounds_the_time_to_go(tmp_path: Path) -> None:
+    known = state(tmp_path)
+    known.header["forecast"]["slots"] = 1000
+    assert view(known, running=True)["eta_seconds"]["high"] == 9 * 10
+
+
+def test_without_a_process_nothing_runs_or_is_about_to_end(tmp_path: Path) -> None:
+    known = state(tmp_path)
+    seen = view(known, running=False)
+    assert (seen["status"], seen["eta_seconds"]) == ("interrupted", None)
+    assert (family(seen, "vit")["queued"], family(seen, "vit")["running"]) == (2, 0)
+    apply(known, {"time": 1.0, "event": "stopped", "reason": "the budget has no room"})
+    seen = view(known, running=False)
+    assert (seen["status"], seen["reason"]) == ("stopped", "the budget has no room")
+
+
+def test_a_state_without_a_header_has_a_view() -> None:
+    seen = view(State(), running=False)
+    assert (seen["families"], seen["eta_seconds"], seen["budget"]) == ([], None, None)
+    assert summary(seen).startswith("no trial")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_families_stand_side_by_side(tmp_path: Path, width: int) -> None:
+    out = io.StringIO()
+    Console(file=out, width=width).print(drawing(view(state(tmp_path), running=True)))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].split() == ["vit", "resnet"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert rows["finished"] == ["1", "0"]
+    assert rows["learning_rate"] == ["0.001", "0.001"]
+    assert rows["best"] == ["val_top1", "0.9000", "0.0500"]
+    said = " ".join(" ".join(lines).split())
+    assert "8 of 72 epochs saved by pruning" in said
+    assert "to go" in said
+
+
+def test_the_summary_has_the_numbers_of_the_view(tmp_path: Path) -> None:
+    line = summary(view(state(tmp_path), running=True))
+    assert line.startswith("4 queued, 2 running, 1 finished, 1 pruned; 16 epochs, 0.0889 CPU-hours")
+    assert "0.267 USD spent of the budget's 1 cpu_hours" in line
+
+
+def test_every_event_worth_a_line_has_one(tmp_path: Path) -> None:
+    known, told = State(), []
+    frozen = {"winners": {"vit": {"trial": "vit-0000", "val_top1": 0.9}}}
+    final = {"assignment": {"epochs": 9}, "axes": {}}
+    more: list[Record] = [
+        {"time": 2.0, "event": "frozen", "detail": frozen},
+        {"time": 2.0, "event": "submitted", "trial": "f", "family": "vit", "stage": "final",
+         "detail": final},
+        {"time": 3.0, "event": "test_opened", "detail": frozen},
+        {"time": 4.0, "event": "finished", "trial": "f", "detail": {"test": {"top1": 0.8}}},
+        {"time": 5.0, "event": "failed", "trial": "vit-0003", "reason": "diverged: at step 3"},
+    ]  # fmt: skip
+    for record in [*read(written(tmp_path)), *more]:
+        apply(known, record)
+        told.append(event_line(record, known))
+    lines = [line for line in told if line]
+    assert lines[0] == "vit-0000       finished epoch 9/9    best val_top1 0.9000"
+    assert lines[1].startswith("vit-0001       pruned   epoch 1/9")
+    assert lines[2:5] == ["something else", "winners frozen: vit-0000 (0.9000)",
+                          "the test split is opened"]  # fmt: skip
+    assert "test top1 0.8000" in lines[5]
+    assert lines[6].endswith("(diverged: at step 3)")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_a_terminal_a_line_an_event_and_a_heartbeat(tmp_path: Path) -> None:
+    path, clock, said = written(tmp_path), Clock(), list[str]()
+    progress = Progress(path, said.append, console=None, clock=clock)
+    progress.catch_up()
+    assert [line.split()[0] for line in said] == ["vit-0000", "vit-0001", "something"]
+    said.clear()
+    for _ in range(65):  # seconds
+        clock.now += 1
+        progress.catch_up()
+    assert said == [summary(view(replay(read(path)), running=True))] * 2
+    assert HEARTBEAT_S == 30
+
+
+def test_a_terminal_is_redrawn_at_most_twice_a_second(tmp_path: Path) -> None:
+    path, clock, out = written(tmp_path), Clock(), io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with Progress(path, pytest.fail, console=console, clock=clock) as progress:
+        for _ in range(100):
+            clock.now += 0.1
+            progress.catch_up()
+    draws = out.getvalue().count("best val_top1")
+    assert 10 <= draws <= 10 / REDRAW_S + 1  # and once more at the end
+    assert REDRAW_S >= 0.5

@@ -1,0 +1,126 @@
+"""What a cluster can ever hold, from the autoscalers' own files; what never fits is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.launch.plan import capacity, feasible, worker_asks
+from orchestrator.ray_cluster.capacity import (
+    ClusterCapacity,
+    NodeKind,
+    of_ray_cluster,
+    running_room,
+    scaled_room,
+)
+from orchestrator.spec.limits import ResourceSpec
+
+CLUSTER = Path(__file__).parents[3] / "cluster"
+HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
+
+
+def cluster_file(most: int, **workers: tuple[int, dict[str, int]]) -> dict[str, Any]:
+    """A cluster file's part that counts; of each kind how many there may be, and what they hold."""
+    kinds = {
+        name: {"resources": resources, "min_workers": 0, "max_workers": count}
+        for name, (count, resources) in workers.items()
+    }
+    head = {"resources": {"CPU": 0}, "max_workers": 0}
+    return {
+        "max_workers": most,
+        "head_node_type": "head",
+        "available_node_types": {"head": head, **kinds},
+    }
+
+
+@pytest.mark.parametrize(
+    ("resources", "slots"),
+    [
+        ({"gpus_per_worker": 1}, 12),
+        ({"gpus_per_worker": 1, "num_workers": 4}, 3),
+        # 3 CPUs on a node of 4 leave one that is of no use
+        ({"cpus_per_worker": 3}, 4 + 2 * 5),
+        ({"gpus_per_worker": 4}, 2),
+        ({"gpus_per_worker": 8}, 0),
+        ({"gpus_per_worker": 1, "max_slots": 2}, 2),
+        # of 12 workers, one slot of 8 and another of the 4 that are left
+        ({"gpus_per_worker": 1, "num_workers": 8, "min_workers": 2}, 2),
+        ({"gpus_per_worker": 1, "num_workers": 8, "min_workers": 5}, 1),
+        ({"gpus_per_worker": 1, "num_workers": 64, "min_workers": 12}, 1),
+        ({"gpus_per_worker": 1, "num_workers": 64, "min_workers": 13}, 0),
+    ],
+)
+def test_slots_are_counted_on_nodes_that_are_not_there_yet(
+    resources: dict[str, Any], slots: int
+) -> None:
+    config = cluster_file(6, small=(8, {"CPU": 4, "GPU": 1}), large=(2, {"CPU": 16, "GPU": 4}))
+    asked, room = ResourceSpec(**resources), scaled_room([HEAD], HEAD, config)
+    assert capacity(asked, room) == slots
+    assert (feasible(asked, room) == []) == (slots > 0)
+
+
+def test_what_fits_no_node_is_told_apart_from_what_there_is_too_little_of() -> None:
+    room = scaled_room([HEAD], HEAD, cluster_file(8, spot=(8, {"CPU": 8, "GPU": 1})))
+    (line,) = feasible(ResourceSpec(gpus_per_worker=2), room)
+    assert "1 CPU + 2 GPU" in line
+    assert "8 spot of 8 CPU + 1 GPU" in line
+    (line,) = feasible(ResourceSpec(gpus_per_worker=1, num_workers=9), room)
+    assert "9 GPU, there is 8" in line
+
+
+def test_nodes_added_by_hand_count_where_they_hold_more() -> None:
+    config = cluster_file(1, spot=(1, {"CPU": 2}))
+    assert capacity(ResourceSpec(), scaled_room([HEAD, {"CPU": 8.0}], HEAD, config)) == 8
+    assert capacity(ResourceSpec(), scaled_room([HEAD, {"CPU": 2.0}], HEAD, config)) == 2
+
+
+def test_the_files_of_this_project_hold_what_they_say() -> None:
+    laptop = yaml.safe_load((CLUSTER / "local-autoscaling.yaml").read_text())
+    assert capacity(ResourceSpec(), scaled_room([HEAD], HEAD, laptop)) == 2
+    assert feasible(ResourceSpec(cpus_per_worker=2), scaled_room([HEAD], HEAD, laptop))
+    resource = yaml.safe_load((CLUSTER / "kuberay-cluster.yaml").read_text())
+    resource["metadata"].setdefault("namespace", "default")
+    config = of_ray_cluster(resource)
+    assert config is not None
+    asked = ResourceSpec(gpus_per_worker=1, cpus_per_worker=4)
+    most = sum(group["maxReplicas"] for group in resource["spec"]["workerGroupSpecs"])
+    assert capacity(asked, scaled_room([HEAD], HEAD, config)) == most > 1
+    assert feasible(ResourceSpec(gpus_per_worker=2), scaled_room([HEAD], HEAD, config))
+    resource["spec"]["enableInTreeAutoscaling"] = False
+    assert of_ray_cluster(resource) is None
+
+
+@given(
+    nodes=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 4)), max_size=5),
+    workers=st.integers(1, 4),
+    cpus=st.sampled_from([0.5, 1.0, 3.0]),
+    gpus=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_never_more_slots_than_can_be_placed(
+    nodes: list[tuple[int, int]], workers: int, cpus: float, gpus: float
+) -> None:
+    """Placed one worker after the other, on the first node with room."""
+    asked = ResourceSpec(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    free = [{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in nodes]
+    placed = 0
+    for there in free:
+        while all(there[name] >= amount for name, amount in worker_asks(asked).items()):
+            for name, amount in worker_asks(asked).items():
+                there[name] -= amount
+            placed += 1
+    room = running_room([{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in nodes])
+    assert capacity(asked, room) == placed // workers
+
+
+def test_totals_obey_the_cap_on_nodes_each_for_itself() -> None:
+    kinds = [
+        NodeKind(name="cpu", resources={"CPU": 16.0}, most=4, scaled=True),
+        NodeKind(name="gpu", resources={"CPU": 4.0, "GPU": 2.0}, most=4, scaled=True),
+    ]
+    assert dict(ClusterCapacity(kinds, 5)) == {"CPU": 68.0, "GPU": 8.0}
+    assert dict(ClusterCapacity(kinds)) == {"CPU": 80.0, "GPU": 8.0}

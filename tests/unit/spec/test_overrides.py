@@ -1,0 +1,175 @@
+"""--set: every leaf, typed, with defaults that follow what is set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from orchestrator.spec import overrides
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set, apply_sets, leaves
+from orchestrator.spec.spaces import Choice, LogUniform, Uniform, space_for
+from trainables.config import Recipe
+from trainables.errors import UserError
+
+VIT = family_sweep("vit")
+
+
+def refused(*texts: str) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        apply_set(VIT, texts)
+    return caught.value.mistakes
+
+
+def test_every_leaf_of_the_spec_can_be_set() -> None:
+    """Oracle: the spec's own JSON. Each path exists there, and setting it changes it alone."""
+    plain = VIT.as_dict()
+    paths = {
+        f"{section}.{leaf}" if isinstance(value, dict) else section
+        for section, value in plain.items()
+        if section not in ("space", "grid")
+        for leaf in (value if isinstance(value, dict) else [None])
+    }
+    assert set(leaves()) == paths - {"backbone.family"}
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "name", "value"),
+    [
+        ("recipe.batch_size_per_worker=32", "recipe", "batch_size_per_worker", 32),
+        ("recipe.clip_grad_norm=none", "recipe", "clip_grad_norm", None),
+        ("recipe.clip_grad_norm=2", "recipe", "clip_grad_norm", 2.0),
+        ("recipe.flip=true", "recipe", "flip", True),
+        ("recipe.augment=none", "recipe", "augment", "none"),
+        ("backbone.weights=none", "backbone", "weights", "none"),
+        ("backbone.patch=8", "backbone", "patch", 8),
+        ("data.train_limit=none", "data", "train_limit", None),
+        ("data.archive=/a=b.tar", "data", "archive", "/a=b.tar"),
+        ("scheduler.kind=none", "scheduler", "kind", "none"),
+        ("resources.gpus_per_worker=0.5", "resources", "gpus_per_worker", 0.5),
+        (" recipe.mixup = 0.2", "recipe", "mixup", 0.2),
+    ],
+)
+def test_a_value_is_typed_by_its_field(text: str, section: str, name: str, value: object) -> None:
+    got = getattr(getattr(apply_set(VIT, [text]), section), name)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_a_value_fixes_its_axis_and_a_range_opens_one() -> None:
+    made = apply_set(
+        VIT,
+        [
+            "recipe.learning_rate=0.002",
+            "recipe.mixup=uniform(0, 0.3)",
+            "recipe.weight_decay=log(1e-4,1e-2)",
+            "backbone.patch=[4, 8]",
+            "recipe.clip_grad_norm=[none,1]",
+            "recipe.augment=[light]",
+            "data.fraction=[0.1,0.3,1]",
+        ],
+    )
+    assert "recipe.learning_rate" not in made.space
+    assert made.recipe.learning_rate == 0.002
+    assert made.space["recipe.mixup"] == Uniform(0.0, 0.3)
+    assert made.space["recipe.weight_decay"] == LogUniform(1e-4, 1e-2)
+    assert made.space["backbone.patch"] == Choice((4, 8))
+    assert made.space["recipe.clip_grad_norm"] == Choice((None, 1.0))
+    assert made.space["data.fraction"] == Choice((0.1, 0.3, 1.0))
+    assert "recipe.augment" not in made.space
+    assert made.recipe.augment == "light"
+    assert made.mistakes() == []
+    assert {made.assignment(index).backbone.patch for index in range(20)} == {4, 8}
+    assert json.dumps(made.as_dict())
+
+
+def test_the_last_of_two_settings_wins() -> None:
+    made = apply_set(VIT, ["recipe.mixup=[0.1,0.2]", "recipe.mixup=0.4"])
+    assert made.recipe.mixup == 0.4
+    assert "recipe.mixup" not in made.space
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("recipe.learning_rat=1", "recipe.learning_rate"),
+        ("recipe.lr=1", "did you mean recipe.learning_rate or"),
+        ("learning_rate=1", "recipe.learning_rate"),
+        ("train_limit=100", "data.train_limit"),
+        ("model.patch=4", "backbone.patch"),
+        ("backbone.family=resnet", "--set has no path 'backbone.family'"),
+        ("recipe.mixup", "PATH=VALUE"),
+        ("recipe.mixup=lots", "must be a number; got 'lots'"),
+        ("recipe.flip=yes", "must be true or false; got 'yes'"),
+        ("backbone.patch=4.5", "must be a whole number or none; got '4.5'"),
+        ("scheduler.max_epochs=[1,2]", "one value, not a range"),
+        ("recipe.batch_size_per_worker=log(8,64)", "real numbers"),
+        ("recipe.mixup=uniform(0.1)", "LOW,HIGH"),
+        ("recipe.mixup=log(a,b)", "must be a number; got 'a'"),
+        ("data.source=", "needs a value"),
+    ],
+)
+def test_a_mistake_states_rule_value_and_fix_in_one_line(text: str, said: str) -> None:
+    (line,) = refused(text)
+    assert said in line
+    assert "Fix:" in line
+    assert "\n" not in line
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    assert len(refused("recipe.mixup=x", "nothing=1", "recipe.flip=maybe", "seed=3")) == 3
+
+
+def test_ranges_follow_optimizer_weights_scale_and_length_unless_set() -> None:
+    sgd = apply_set(VIT, ["recipe.optimizer=sgd"])
+    assert sgd.space == space_for("vit", optimizer="sgd")
+    small = apply_set(VIT, ["backbone.scale=small"])
+    assert small.backbone.weights == "hub"
+    assert small.space == space_for("vit", weights="hub")
+    assert apply_set(VIT, ["backbone.scale=small", "backbone.weights=none"]).space == VIT.space
+    longer = apply_set(VIT, ["scheduler.max_epochs=20"])
+    assert longer.space == space_for("vit", max_epochs=20)
+    own = apply_set(VIT, ["recipe.learning_rate=log(0.1,0.2)"])
+    own = apply_set(own, ["recipe.optimizer=sgd"])
+    assert own.space["recipe.learning_rate"] == LogUniform(0.1, 0.2)
+
+
+def test_mirroring_follows_the_dataset_unless_set() -> None:
+    assert VIT.recipe.flip is False
+    assert apply_set(VIT, ["data.source=cifar10"]).recipe.flip is True
+    assert apply_set(VIT, ["data.source=cifar10", "recipe.flip=false"]).recipe.flip is False
+    assert apply_set(VIT, ["recipe.flip=true"]).recipe.flip is True
+
+
+def test_batch_size_follows_the_dataset_unless_set() -> None:
+    assert VIT.recipe.batch_size_per_worker == 16
+    assert apply_set(VIT, ["data.source=cifar10"]).recipe.batch_size_per_worker == 64
+    own = apply_set(VIT, ["recipe.batch_size_per_worker=16", "data.source=cifar10"])
+    assert own.recipe.batch_size_per_worker == 16
+
+
+def test_a_searched_optimizer_needs_learning_rates_of_its_own() -> None:
+    (line,) = refused("recipe.optimizer=[adamw,sgd]")
+    assert "recipe.learning_rate" in line
+    made = apply_set(VIT, ["recipe.optimizer=[adamw,sgd]", "recipe.learning_rate=log(1e-4,1)"])
+    assert made.space["recipe.optimizer"] == Choice(("adamw", "sgd"))
+
+
+def test_a_family_prefix_reaches_one_family_of_a_run() -> None:
+    both = [family_sweep("resnet"), family_sweep("vit")]
+    resnet, vit = apply_sets(both, ["vit.backbone.patch=8", "recipe.mixup=0.1"])
+    assert (resnet.backbone.patch, vit.backbone.patch) == (None, 8)
+    assert resnet.recipe.mixup == vit.recipe.mixup == 0.1
+    with pytest.raises(UserError, match=r"hybrid\.backbone\.patch"):
+        apply_sets(both, ["hybrid.backbone.patch=8"])
+
+
+def test_every_recipe_axis_has_a_type_that_set_understands() -> None:
+    """A new axis with an unknown type would be taken as text in silence."""
+    known = {"str", "int", "float", "bool", "int | None", "float | None", "str | None"}
+    for owner in overrides.SECTIONS.values():
+        assert {field.type for field in fields(owner)} <= known  # type: ignore[arg-type]
+    assert "recipe.learning_rate" in leaves()
+    assert len(leaves()) > len(Recipe.axes())

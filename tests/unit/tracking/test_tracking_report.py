@@ -1,0 +1,78 @@
+"""The report's pictures and the comparison's table as MLflow gets them."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from orchestrator.compare import compare, load, report_html
+from orchestrator.tracking import report as tracking_report
+from tests.unit.compare.compare_runs import tournament_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object]]:
+    """Report and comparison of a small tournament."""
+    runs = [load(tournament_run(tmp_path_factory.mktemp("runs") / "t", trials=9, seeds=2))]
+    comparison = compare(runs)
+    return report_html(runs, comparison), comparison
+
+
+def test_every_picture_of_the_report_is_a_file_that_stands_alone(
+    finished: tuple[str, dict[str, object]],
+) -> None:
+    report, _ = finished
+    files = tracking_report.pictures(report)
+    assert len(files) == report.count("<svg")
+    assert {"curve-vit.svg", "curve-resnet.svg", "cost-flops-flops.svg"} <= set(files)
+    for name, text in files.items():
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg", name
+        assert "var(--" not in text
+        assert "currentColor" not in text
+
+
+def test_the_table_is_the_comparison_in_numbers(
+    finished: tuple[str, dict[str, object]],
+) -> None:
+    _, comparison = finished
+    table = json.loads(json.dumps(tracking_report.summary(comparison)))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    entries = {entry["family"]: entry for entry in comparison["families"]}  # type: ignore[attr-defined]
+    assert {row["family"] for row in rows} == set(entries)
+    assert [row["test_top1"] for row in rows] == sorted(
+        (row["test_top1"] for row in rows), reverse=True
+    )
+    for row in rows:
+        entry = entries[row["family"]]
+        assert row["best_val_top1"] == entry["best_val_top1"]
+        assert row["test_top1"] == entry["final"]["test_top1"]["mean"]
+        assert row["test_seeds"] == 2
+        assert row["test_top1_low"] < row["test_top1"] < row["test_top1_high"]
+        assert row["gpu_seconds"] == entry["gpu_seconds"]
+        assert row["latency_ms"] > 0
+
+
+def test_the_description_is_ours_until_a_user_writes_one(
+    finished: tuple[str, dict[str, object]],
+) -> None:
+    _, comparison = finished
+    ours = tracking_report.tags(comparison, {})
+    note = ours[tracking_report.NOTE_TAG]
+    assert note.startswith(str(comparison["answer"]))
+    assert note.count("n = 2) |") == 3  # no mean without n and interval
+    assert tracking_report.tags({**comparison, "answer": "B"}, ours)[
+        tracking_report.NOTE_TAG
+    ].startswith("B")
+    assert tracking_report.tags(comparison, {tracking_report.NOTE_TAG: "mine"}) == (
+        tracking_report.TABLE_TAG
+    )
+
+
+def test_a_run_without_families_is_an_empty_table() -> None:
+    assert tracking_report.summary({"families": []}) == {"columns": [], "data": []}
+
+
+def test_a_page_without_figures_has_no_pictures() -> None:
+    assert tracking_report.pictures("<html>the report</html>") == {}

@@ -1,0 +1,155 @@
+"""What MLflow should show, computed from a ledger's state alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.ledger.state import State, TrialState, replay
+from orchestrator.tracking import view
+from tests.unit.compare.compare_runs import probes
+
+
+def trial_of(accuracies: list[float], **fields: Any) -> TrialState:
+    reports = {
+        epoch: {
+            "time": 100.0 + epoch,
+            "epoch": epoch,
+            "metrics": {"val_top1": value, "train_seconds": 2.0, "eval_seconds": 0.5},
+        }
+        for epoch, value in enumerate(accuracies, 1)
+    }
+    return TrialState(trial="vit-0000", family="vit", reports=reports, **fields)
+
+
+def finals(trial: TrialState) -> dict[str, float]:
+    return {name: value for name, value, _, _ in view.final_metrics(trial)}
+
+
+def test_a_running_trial_has_no_final_metrics() -> None:
+    assert view.final_metrics(trial_of([0.1, 0.2])) == []
+
+
+def test_final_metrics_by_hand() -> None:
+    detail = {"num_workers": 2, "params_m": 1.5, "gflops_per_image": 0.02}
+    trial = trial_of([0.2, 0.7, 0.8, 0.75], ended_at=200.0, detail=detail)
+
+    assert finals(trial) == {
+        "best_val_top1": 0.8,
+        "epochs_to_90pct_of_best": 3.0,  # 0.72 is first reached in epoch 3
+        "convergence_auc": pytest.approx((0.45 + 0.75 + 0.775) / 3),
+        "gpu_seconds": 20.0,  # 4 epochs, 2.5 s each, 2 workers
+        "params_m": 1.5,
+        "gflops_per_image": 0.02,
+    }
+    assert {row[2:] for row in view.final_metrics(trial)} == {(200_000, 0)}
+
+
+def test_a_final_shows_its_test_scores_and_its_probes_in_single_numbers() -> None:
+    trial = trial_of([0.5], ended_at=2.0)
+    plain = finals(trial)
+    trial.outcome = {"test": {"top1": 0.75, "loss": 0.5, "n": 64}, "probes": probes(4)}
+    measured = trial.outcome["probes"]
+
+    assert {name: v for name, v in finals(trial).items() if name not in plain} == {
+        "test_top1": 0.75,
+        "test_loss": 0.5,
+        "test_n": 64.0,
+        "latency_ms": measured["speed"]["batch_1"]["latency_ms"],
+        "calibration_ece": measured["calibration"]["ece"],
+        "shift_consistency_1px": measured["shift"]["consistency"]["axis"][1],
+        "occluded_half_top1": measured["occlusion"]["top1"][1],
+    }
+
+
+def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
+    info = {"name": "digits", "content_hash": "c0ffee", "counts": {"val": 180}, "skipped": 0}
+    sweeps = [
+        {"backbone": {"family": family}, "data": {"source": "digits"}} for family in ("a", "b")
+    ]
+    header: dict[str, Any] = {"datasets": {"a": info, "b": dict(info)}, "spec": {"sweeps": sweeps}}
+    (shown,) = view.datasets(State(header=header))
+    assert (shown["name"], shown["digest"], shown["source"]) == ("digits", "c0ffee", "digits")
+    assert '"val": 180' in shown["profile"]
+    header["datasets"]["b"]["content_hash"] = "decade"
+    assert len(view.datasets(State(header=header))) == 2
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
+def test_convergence_matches_the_trapezoid_rule(accuracies: list[float]) -> None:
+    shown = finals(trial_of(accuracies, ended_at=1.0))
+    expected = np.trapezoid(accuracies) / (len(accuracies) - 1)
+    assert shown["convergence_auc"] == pytest.approx(expected)
+    reached = np.flatnonzero(np.array(accuracies) >= 0.9 * max(accuracies))
+    assert shown["epochs_to_90pct_of_best"] == reached[0] + 1
+
+
+def test_a_diverged_epoch_is_no_accuracy() -> None:
+    shown = finals(trial_of([0.4, math.nan], ended_at=1.0))
+    assert shown["best_val_top1"] == shown["convergence_auc"] == 0.4
+    assert "best_val_top1" not in finals(trial_of([math.nan], ended_at=1.0))
+
+
+def test_params_are_the_flat_recipe_and_geometry_only_once_it_is_known() -> None:
+    assignment = {
+        "recipe": {"learning_rate": 0.001, "ema_decay": None},
+        "backbone": {"patch": None, "stem": "auto", "weights": "none"},
+        "seed": 7,
+        "epochs": 9,
+    }
+    trial = trial_of([], assignment=assignment)
+    early = view.trial_params(trial)
+    assert early["learning_rate"] == "0.001"
+    assert early["ema_decay"] == "None"
+    assert (early["seed"], early["max_epochs"]) == ("7", "9")
+    assert not {"patch", "stem", "weights"} & set(early)  # a param cannot change later
+
+    trial.detail.update({"model": "test_vit", "patch": 4, "tokens": 64, "stem": None})
+    late = view.trial_params(trial)
+    assert early.items() <= late.items()
+    assert (late["patch"], late["tokens"], late["weights"]) == ("4", "64", "none")
+    assert "stem" not in late
+
+
+@pytest.mark.parametrize(
+    ("trial_status", "events", "interrupted", "shown"),
+    [
+        ("running", (), False, "running"),
+        ("running", (), True, "stopped"),
+        ("running", ("stopped",), False, "stopped"),
+        ("running", ("stopped", "resumed"), False, "running"),
+        ("pruned", ("stopped",), True, "pruned"),
+        ("failed", ("closed",), False, "failed"),
+    ],
+)
+def test_status_of_a_trial(
+    trial_status: str, events: tuple[str, ...], interrupted: bool, shown: str
+) -> None:
+    state = replay({"event": event, "time": 1.0} for event in events)
+    trial = trial_of([0.5], status=trial_status)
+    assert view.trial_status(state, trial, interrupted) == shown
+
+
+@pytest.mark.parametrize(
+    ("statuses", "shown"),
+    [(("finished", "failed"), "finished"), (("failed", "failed"), "failed"), ((), "finished")],
+)
+def test_status_of_a_closed_run(statuses: tuple[str, ...], shown: str) -> None:
+    trials = {str(n): trial_of([], status=status) for n, status in enumerate(statuses)}
+    assert view.run_status(State(closed=True, trials=trials), False) == shown
+
+
+def test_long_texts_fit_mlflow_and_missing_ones_are_absent() -> None:
+    assert view.texts({"a": "x" * 9000, "b": None, "c": ""}, 5000) == {"a": "x" * 5000}
+
+
+def test_two_ledgers_of_one_spec_are_two_runs() -> None:
+    header = {"run": "demo", "spec_hash": "abc"}
+    first = State(header=header, created_at=1.0)
+    assert view.run_id(first) == view.run_id(State(header=dict(header), created_at=1.0))
+    assert view.run_id(first) != view.run_id(State(header=header, created_at=2.0))

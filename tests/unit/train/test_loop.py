@@ -1,0 +1,204 @@
+"""Batches, evaluation and accounting, each against a plain reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.unit.train.engine_store import small_store
+from trainables.data.batches import BatchPlan, load_pixels, shard
+from trainables.errors import Diverged
+from trainables.train.accounting import Clock, count_flops
+from trainables.train.augmentation import InputTransform
+from trainables.train.loop import World, evaluate, predict
+
+LOOK = InputTransform(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+CPU = torch.device("cpu")
+
+
+def steps_of(images: int, per_worker: int, workers: int, seed: int, epoch: int) -> list[list[int]]:
+    """Images of each step, all workers together, sorted."""
+    plan = BatchPlan(images=images, batch_size_per_worker=per_worker, world_size=workers)
+    rows = torch.arange(images) * 10  # rows need not be 0..n-1
+    parts = [list(plan.batches(rows, seed=seed, epoch=epoch, rank=rank)) for rank in range(workers)]
+    assert all(len(part) == plan.steps for part in parts)
+    return [sorted(torch.cat(step).tolist()) for step in zip(*parts, strict=True)]
+
+
+@given(st.integers(1, 200), st.sampled_from([(8, 1), (4, 2), (2, 4), (1, 8)]), st.integers(0, 3))
+def test_a_step_sees_the_same_images_for_any_number_of_workers(
+    images: int, shape: tuple[int, int], epoch: int
+) -> None:
+    together = steps_of(images, *shape, seed=1, epoch=epoch)
+    seen = [row for step in together for row in step]
+    assert len(seen) == len(set(seen))  # none twice in an epoch
+    if images >= 8:
+        assert together == steps_of(images, 8, 1, seed=1, epoch=epoch)
+        assert len(seen) == images // 8 * 8
+    else:  # one step of as many as can be shared evenly
+        assert len(seen) == images // shape[1] * shape[1]
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 12), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)
+)
+def test_fewer_workers_share_the_batch_of_a_full_group(
+    images: int, per_worker: int, parts: int, full: int, missing: int
+) -> None:
+    workers = max(1, full - missing)
+    whole = BatchPlan(images=images, batch_size_per_worker=per_worker, world_size=full)
+    plan = replace(whole, world_size=workers, full_size=full)
+    assert (plan.global_batch, plan.steps) == (whole.global_batch, whole.steps)
+    if not plan.steps:
+        return
+    rows = torch.arange(images)
+    shares = [list(plan.batches(rows, seed=0, epoch=1, rank=rank)) for rank in range(workers)]
+    wanted = [list(whole.batches(rows, seed=0, epoch=1, rank=rank)) for rank in range(full)]
+    for step in range(plan.steps):
+        ours, theirs = ([int(i) for part in one for i in part[step]] for one in (shares, wanted))
+        assert ours == theirs
+    sizes = [plan.share_size(rank) for rank in range(workers)]
+    assert min(sizes) > 0
+    assert max(sizes) - min(sizes) <= 2
+    # pairs, which are mixed with each other, are the same
+    full_share = whole.share_size(0)
+    assert full_share % 2 or not any(plan.share(rank)[0] % 2 for rank in range(workers))
+    # no micro-batch is larger than one that had room
+    largest = -(-max(sizes) // plan.micro_batches(parts))
+    assert largest <= -(-full_share // parts)
+    assert whole.micro_batches(parts) == parts
+
+
+def test_the_order_is_of_seed_and_epoch() -> None:
+    plan = BatchPlan(images=50, batch_size_per_worker=8, world_size=1)
+    first = plan.order(0, 0)
+    assert first.equal(plan.order(0, 0))
+    assert sorted(first.tolist()) == list(range(50))
+    assert not first.equal(plan.order(0, 1))
+    assert not first.equal(plan.order(1, 0))
+
+
+def test_batches_resume_in_the_middle() -> None:
+    plan = BatchPlan(images=50, batch_size_per_worker=8, world_size=1)
+    whole = list(plan.batches(torch.arange(50), seed=0, epoch=2, rank=0))
+    rest = list(plan.batches(torch.arange(50), seed=0, epoch=2, rank=0, first_step=4))
+    assert [r.tolist() for r in rest] == [w.tolist() for w in whole[4:]]
+
+
+@given(st.integers(0, 1000), st.integers(1, 9))
+def test_shards_cover_each_image_once(count: int, size: int) -> None:
+    bounds = [shard(count, rank, size) for rank in range(size)]
+    assert [i for start, end in bounds for i in range(start, end)] == list(range(count))
+    lengths = [end - start for start, end in bounds]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_pixels_on_the_cpu_are_the_map_itself() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    images.flags.writeable = False
+    pixels = load_pixels(images, np.arange(9), CPU)
+    assert pixels.images.data_ptr() == images.ctypes.data
+    cut, positions = pixels.cut(torch.tensor([3, 1]))
+    assert cut[positions].equal(torch.from_numpy(images[[3, 1]].copy()))
+
+
+def network(classes: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, classes))
+
+
+@pytest.mark.parametrize("val", [50, 256, 700])
+def test_evaluation_counts_every_image_once(val: int) -> None:
+    store, module = small_store(val=val), network()
+    split = store.split("val")
+    pixels = load_pixels(split.images, split.labels, CPU)
+    scores = evaluate(module, pixels, LOOK, world=World(), bf16=False)
+    floats = split.images.transpose(0, 3, 1, 2) / 255.0
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in (LOOK.mean, LOOK.std))
+    with torch.no_grad():
+        logits = module(torch.from_numpy(((floats - mean) / std).astype(np.float32))).double()
+    order = logits.argsort(1, descending=True).numpy()
+    hits = order == split.labels[:, None]
+    assert scores["top1"] == pytest.approx(hits[:, 0].mean(), abs=1e-12)
+    assert scores["top5"] == pytest.approx(hits[:, :5].any(1).mean(), abs=1e-12)
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(split.labels))
+    assert scores["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_the_shards_of_all_workers_make_up_the_split() -> None:
+    store, module = small_store(val=71), network()
+    split = store.split("val")
+    pixels = load_pixels(split.images, split.labels, CPU)
+    parts = [
+        pair
+        for rank in range(3)
+        for pair in predict(module, pixels, LOOK, world=World(rank=rank, size=3), bf16=False)
+    ]
+    (whole, labels), *rest = predict(module, pixels, LOOK, world=World(), bf16=False)
+    assert not rest
+    torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), whole)
+    assert torch.cat([some for _, some in parts]).equal(labels)
+
+
+def test_top5_is_absent_where_it_would_say_nothing() -> None:
+    store = small_store(classes=4)
+    pixels = load_pixels(store.split("val").images, store.split("val").labels, CPU)
+    assert evaluate(network(4), pixels, LOOK, world=World(), bf16=False).keys() == {"loss", "top1"}
+
+
+def test_a_broken_model_does_not_score() -> None:
+    store, module = small_store(), network()
+    nn.init.constant_(module[1].weight, float("nan"))  # type: ignore[index]
+    pixels = load_pixels(store.split("val").images, store.split("val").labels, CPU)
+    with pytest.raises(Diverged):
+        evaluate(module, pixels, LOOK, world=World(), bf16=False)
+
+
+# --- accounting -------------------------------------------------------------------------------
+
+
+def test_a_purpose_within_another_is_charged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock = Clock()
+    with clock.on("train"):
+        now = 5.0
+        with clock.on("data"):
+            now = 7.0
+        now = 8.0
+    now = 100.0
+    with clock.on("eval"):
+        now = 101.0
+    assert clock.seconds == {"train": 6.0, "eval": 1.0, "checkpoint": 0.0, "data": 2.0}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_flops_are_two_a_multiply_add(groups: int) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=groups),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    first, second, last = 2 * 256 * 8 * 3 * 9, 2 * 256 * 8 * (8 // groups) * 9, 2 * 8 * 10
+    counts = count_flops(module, 16)
+    assert counts.forward == first + second + last
+    # backward: gradients of weights and inputs; the image itself needs none
+    assert counts.forward_backward == 3 * counts.forward - first
+    module[:4].requires_grad_(False)
+    assert count_flops(module, 16).forward_backward == counts.forward + last
+
+
+def test_counting_touches_nothing() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    count_flops(module, 8)
+    assert all(value.equal(before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())

@@ -1,0 +1,94 @@
+"""``timm:MODEL``: any timm classifier, taken as it was published unless the spec says more."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainables.backbones.adaptation import Adapted, Family, Geometry, Member, Request, few_tokens
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def member_named(model: str | None) -> Member:
+    """The timm classifier of that name, tag allowed; imports timm.
+
+    Raises ``UserError`` with near names when timm has no such model.
+    """
+    if not model:
+        raise UserError(
+            "backbone.model must name a timm classifier when the family is timm; got nothing. "
+            "Fix: timm:resnet18, say"
+        )
+    import timm
+
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"near names: {', '.join(near)}" if near else "timm.list_models() lists them"
+        raise UserError(
+            f"timm has no model {model!r}; {hint}. Fix: timm:{(near or ['resnet18'])[0]}"
+        )
+    if tag and model not in timm.list_pretrained(f"{name}.*"):
+        known = ", ".join(timm.list_pretrained(f"{name}.*")) or "none"
+        raise UserError(f"timm has no weights {model!r}; known: {known}. Fix: timm:{name}")
+    cfg = timm.models.get_pretrained_cfg(model)
+    return Member(
+        model=model,
+        hub=cfg.hf_hub_id if cfg else None,
+        image_size=int(cfg.input_size[-1]) if cfg else 224,
+    )
+
+
+def adapt(request: Request) -> Adapted:
+    """Take the model as it is; a patch is passed on to models that have one.
+
+    Raises ``UserError`` for a small stem and for a patch that does not divide the side.
+    """
+    if request.spec.stem == "small":
+        raise UserError(
+            "backbone.stem=small is known for the families resnet and hybrid only; got timm. "
+            "Fix: --set backbone.stem=original, or a larger --set backbone.image_size=PX"
+        )
+    patch = request.spec.patch
+    if patch is None:
+        return Adapted()
+    if patch < 1 or request.image_size % patch:
+        raise UserError(
+            f"backbone.patch must divide backbone.image_size; got {patch} and "
+            f"{request.image_size}. Fix: --set backbone.patch=4"
+        )
+    tokens = (request.image_size // patch) ** 2
+    return Adapted(
+        patch=patch,
+        tokens=tokens,
+        resized=True,
+        warnings=few_tokens(request.member.model, tokens, "a smaller --set backbone.patch=P"),
+    )
+
+
+def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build it at the side it will see; raises ``UserError`` where the model refuses."""
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(member.model.partition(".")[0])
+    extra: dict[str, Any] = {}
+    if geometry.patch is not None:
+        extra["patch_size"] = geometry.patch
+    if cfg is not None and cfg.fixed_input_size and geometry.image_size != member.image_size:
+        extra["img_size"] = geometry.image_size
+    try:
+        module: nn.Module = timm.create_model(member.model, **extra, **arguments)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"timm:{member.model} cannot be built for images of {geometry.image_size} px"
+            f"{f' and patch {geometry.patch}' if geometry.patch else ''} ({error}). "
+            f"Fix: --set backbone.image_size={member.image_size} without backbone.patch"
+        ) from error
+    return module
+
+
+FAMILY = Family(name="timm", members={}, layers=(), adapt=adapt, create=create)

@@ -1,0 +1,144 @@
+"""Hybrids: a vision transformer over a ResNet's feature map (Dosovitskiy et al. 2021, §3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainables.backbones.adaptation import (
+    FEWEST_TOKENS,
+    Adapted,
+    Family,
+    Geometry,
+    Member,
+    Request,
+    few_tokens,
+)
+from trainables.backbones.families.resnet import choose_stem
+from trainables.backbones.families.vit import largest_patch
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STEM_REDUCTION = 4  # the original stem: stride 2 and a max-pool
+MEMBERS = {
+    "tiny": Member(
+        model="vit_tiny_r_s16_p8_224",
+        hub=None,
+        image_size=224,
+        patch=32,
+        stride=4,
+        arguments={"embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3},
+    ),
+    "small": Member(
+        model="vit_small_r26_s32_224",
+        hub="timm/vit_small_r26_s32_224.augreg_in21k_ft_in1k",
+        image_size=224,
+        patch=32,
+        stride=32,
+    ),
+    "base": Member(
+        model="vit_base_r50_s16_224",
+        hub="timm/vit_base_r50_s16_224.orig_in21k",
+        image_size=224,
+        patch=16,
+        stride=16,
+    ),
+}
+
+
+def has_stages(member: Member) -> bool:
+    """Whether residual stages follow the stem; the tiny member has a stem alone."""
+    return member.stride > STEM_REDUCTION
+
+
+def stride_of(member: Member, stem: str | None) -> int:
+    """Pixels per position of the feature map, by stem."""
+    return member.stride // STEM_REDUCTION if stem == "small" else member.stride
+
+
+def adapt(request: Request) -> Adapted:
+    """Choose stem and patch. The patch counts pixels of the image: stride times projection.
+
+    Raises ``UserError`` for a patch that the stem's stride or the side does not allow.
+    """
+    side, member, spec = request.image_size, request.member, request.spec
+    stem = _stem(request)
+    stride = stride_of(member, stem)
+    multiples = tuple(stride * n for n in (1, 2, 4, 8, 16) if stride * n <= max(side, stride))
+    patch = spec.patch if spec.patch is not None else largest_patch(side, multiples) or stride
+    if patch % stride or patch < 1 or (side % patch and patch != stride):
+        valid = ", ".join(str(p) for p in multiples if side % p == 0 or p == stride)
+        raise UserError(
+            f"backbone.patch of {member.model} with the {stem} stem must be a multiple of its "
+            f"stride {stride} that divides backbone.image_size; got {patch} and {side}. "
+            f"Fix: --set backbone.patch=P with P one of {valid}"
+        )
+    tokens = math.ceil(side / patch) ** 2  # the convolutions pad: a part of a stride counts
+    return Adapted(
+        patch=patch,
+        stem=stem,
+        tokens=tokens,
+        resized=patch // stride != (member.patch or stride) // member.stride,
+        warnings=few_tokens(
+            f"{member.model} at {side} px and stride {patch}",
+            tokens,
+            "--set backbone.stem=small or a larger --set backbone.image_size=PX",
+        ),
+    )
+
+
+def _stem(request: Request) -> str:
+    """As for a ResNet, but a stem alone is kept, and too few tokens are reason to shrink it."""
+    member, spec = request.member, request.spec
+    if spec.stem == "auto" and not has_stages(member):
+        return "original"  # reduces by 4 = the patch of a ViT at 32 px: nothing is lost
+    starved = (request.image_size // member.stride) ** 2 < FEWEST_TOKENS
+    if spec.stem == "auto" and spec.weights == "none" and starved:
+        return "small"
+    return choose_stem(request)
+
+
+def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build it; with the small stem on the grid that the small stem leads to.
+
+    Position embeddings are resampled once, to the final grid: the model is built at the side
+    that gives this grid through the original stem, then stem and side are exchanged.
+    """
+    import timm
+    from torch import nn
+
+    from trainables.backbones.adaptation import shrink_conv
+
+    stride = stride_of(member, geometry.stem)
+    assert geometry.patch is not None
+    module: nn.Module = timm.create_model(
+        member.model,
+        img_size=geometry.image_size * member.stride // stride,
+        patch_size=geometry.patch // stride,
+        **member.arguments,
+        **arguments,
+    )
+    if geometry.stem == "small":
+        convolutions: Any = module.patch_embed.backbone  # type: ignore[union-attr]
+        stem = convolutions.stem if has_stages(member) else convolutions
+        stem.conv = shrink_conv(stem.conv, keep_weights=bool(arguments.get("pretrained")))
+        stem.pool = nn.Identity()
+        module.set_input_size(img_size=geometry.image_size)  # type: ignore[operator]
+    return module
+
+
+FAMILY = Family(
+    name="hybrid",
+    members=MEMBERS,
+    layers=(
+        r"^patch_embed\.backbone\.(?:stem|conv|norm)\.",
+        r"^patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)",
+        r"^(?:patch_embed\.proj|cls_token|reg_token|pos_embed|norm_pre)",
+        r"^blocks\.(\d+)",
+    ),
+    adapt=adapt,
+    create=create,
+)

@@ -1,0 +1,93 @@
+"""Vision transformers (Dosovitskiy et al. 2021), patches resized as in FlexiViT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainables.backbones.adaptation import (
+    PATCHES,
+    Adapted,
+    Family,
+    Geometry,
+    Member,
+    Request,
+    few_tokens,
+)
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MEMBERS = {
+    "tiny": Member(model="test_vit", hub="timm/test_vit.r160_in1k", image_size=160, patch=16),
+    "small": Member(
+        model="vit_small_patch16_224",
+        hub="timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+        image_size=224,
+        patch=16,
+    ),
+    "base": Member(
+        model="vit_base_patch16_224",
+        hub="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        image_size=224,
+        patch=16,
+    ),
+}
+
+
+def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:
+    """The largest patch that cuts ``side`` pixels into at least 8 x 8 tokens."""
+    fitting = [patch for patch in candidates if side % patch == 0]
+    roomy = [patch for patch in fitting if side // patch >= 8]
+    return max(roomy) if roomy else min(fitting, default=None)
+
+
+def adapt(request: Request) -> Adapted:
+    """Choose or check the patch; the kernel is resized, position embeddings are resampled.
+
+    Raises ``UserError`` for a patch that does not divide the side.
+    """
+    side, member = request.image_size, request.member
+    patch = request.spec.patch if request.spec.patch is not None else largest_patch(side)
+    divisors = ", ".join(str(p) for p in PATCHES if side % p == 0)
+    if patch is None or patch < 1 or side % patch:
+        raise UserError(
+            f"backbone.patch must divide backbone.image_size; got {patch} and {side}. "
+            f"Fix: --set backbone.patch=P with P one of {divisors}"
+        )
+    tokens = (side // patch) ** 2
+    return Adapted(
+        patch=patch,
+        tokens=tokens,
+        resized=patch != member.patch,
+        warnings=few_tokens(
+            f"{member.model} at {side} px and patch {patch}",
+            tokens,
+            "a smaller --set backbone.patch=P or a larger --set backbone.image_size=PX",
+        ),
+    )
+
+
+def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build it; timm resizes the patch kernel by pseudo-inverse while loading (FlexiViT, §3.4)."""
+    import timm
+
+    module: nn.Module = timm.create_model(
+        member.model,
+        img_size=geometry.image_size,
+        patch_size=geometry.patch,
+        dynamic_img_size=False,  # one fixed grid: no resampling inside the step
+        **member.arguments,
+        **arguments,
+    )
+    return module
+
+
+FAMILY = Family(
+    name="vit",
+    members=MEMBERS,
+    layers=(r"^(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)", r"^blocks\.(\d+)"),
+    adapt=adapt,
+    create=create,
+)

@@ -1,0 +1,4 @@
+"""Files in object storage and on this node, and waiting with bounds. No torch, no ray.
+
+Read ``object_storage.py`` first.
+"""

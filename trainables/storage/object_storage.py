@@ -1,0 +1,319 @@
+"""Files in object storage: put, get, list and delete, through pyarrow's file systems.
+
+A place is a URI: ``s3://bucket/prefix`` or, by the same code, ``file:///folder``. Who we are and
+where the storage answers come from the usual variables (``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ``AWS_REGION`` ...) or from the node's role.
+
+A put is seen whole or not at all. A folder is put with its marker file last, and is there only
+where the marker is. Whatever fails is tried again (:func:`retried`), in
+the end ``StorageError`` is raised. What is not there is ``FileNotFoundError`` at once. No torch,
+no ray; pyarrow is loaded at the first question.
+
+The way to object storage: file systems, endpoint, and patience with what fails.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainables.config import stable_hash
+from trainables.errors import StorageError, one_line
+from trainables.storage.waiting import in_background
+
+PATIENCE_S = (
+    90.0  # less than that of those who wait for our answer: see trainables.worker.actor_client
+)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+CONNECT_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
+
+
+def retried(doing: str, work: Callable[[], T], patience_s: float | None = None) -> T:
+    """What ``work`` returns, tried again when it fails, for at most ``PATIENCE_S``.
+
+    The pauses double and are drawn at random, so that a hundred workers do not come back at once.
+    Raises ``FileNotFoundError`` at once, and :class:`StorageError` once patience is over.
+    """
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    deadline, pause_s = time.monotonic() + patience_s, FIRST_PAUSE_S
+    while True:
+        try:
+            return work()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            pause = pause_s * random.uniform(0.5, 1.0)
+            if time.monotonic() + pause > deadline:
+                message = f"{doing} failed for {patience_s:g} s: {one_line(error)}"
+                raise StorageError(message) from error
+            time.sleep(pause)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def opened(uri: str) -> tuple[Any, str]:
+    """The file system behind ``uri`` and the path in it."""
+    from pyarrow import fs
+
+    scheme, _, path = uri.partition("://")
+    if scheme == "file":
+        return fs.LocalFileSystem(), path.rstrip("/")
+    return _s3(path.partition("/")[0]), path.strip("/")
+
+
+@contextmanager
+def sink(uri: str) -> Iterator[Any]:
+    """A stream to a file that is seen whole, once the stream is closed, or not at all."""
+    files, path = opened(uri)
+    if not uri.startswith("file:"):
+        with files.open_output_stream(path) as stream:
+            yield stream
+        return
+    half = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    files.create_dir(str(Path(path).parent))
+    with files.open_output_stream(half) as stream:
+        yield stream
+    files.move(half, path)
+
+
+def endpoint() -> str | None:
+    """The server that is asked instead of Amazon's, if any."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@cache
+def _s3(bucket: str) -> Any:
+    from pyarrow import fs
+
+    region = None
+    if endpoint() is None and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(os.environ):
+        region = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint(),  # only from_uri() reads the variables by itself
+        connect_timeout=CONNECT_TIMEOUT_S,
+        allow_delayed_open=True,  # a small file is one request, not three
+    )
+
+
+CHECK_PATIENCE_S, CHECK_LIMIT_S = 4.0, 20.0
+BLOCK_BYTES = 8 * 2**20
+SCHEMES = ("s3", "file")
+ORIGIN_FILE = ".storage"  # in a working copy: the URI that it is a copy of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file under a URI: ``name`` relative to it, ``size`` in bytes, ``time`` in unix seconds."""
+
+    name: str
+    size: int
+    time: float
+
+
+def is_remote(place: str) -> bool:
+    """Whether ``place`` is a URI and no folder."""
+    return "://" in place
+
+
+def working_copy(uri: str) -> Path:
+    """This node's own folder for what is kept at ``uri``, ``STORAGE/NAME``: below
+    ``$ORCHESTRATOR_RUNS``, or in the user's cache."""
+    root = os.environ.get("ORCHESTRATOR_RUNS") or "~/.cache/backbone-tournament/runs"
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", parent)[:60].strip("-.")
+    return Path(root).expanduser().absolute() / f"{slug}-{stable_hash(parent)}" / name
+
+
+def origin(folder: Path) -> str | None:
+    """The URI that ``folder`` is a working copy of; ``None`` where it is no copy."""
+    try:
+        return (folder / ORIGIN_FILE).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def read_bytes(uri: str, *, patience_s: float | None = None) -> bytes:
+    """The file's content."""
+
+    def work() -> bytes:
+        files, path = opened(uri)
+        with files.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    return retried(f"reading {uri}", work, patience_s)
+
+
+def write_bytes(uri: str, content: bytes, *, patience_s: float | None = None) -> None:
+    """Put ``content`` as a file; another of the name is replaced."""
+
+    def work() -> None:
+        with sink(uri) as stream:
+            stream.write(content)
+
+    retried(f"writing {uri}", work, patience_s)
+
+
+def put_file(source: Path, uri: str) -> None:
+    """Put a copy of ``source``; another of the name is replaced."""
+
+    def work() -> None:
+        with source.open("rb") as stream, sink(uri) as target:
+            shutil.copyfileobj(stream, target, BLOCK_BYTES)
+
+    retried(f"writing {uri}", work)
+
+
+def put_folder(source: Path, uri: str, *, marker: str) -> None:
+    """Put all files of ``source``, ``marker`` as the last one."""
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: (name == marker, name)):
+        put_file(source / name, f"{uri}/{name}")
+
+
+def get_file(uri: str, target: Path) -> None:
+    """Fetch a file, which is seen at ``target`` whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+
+    def work() -> None:
+        files, path = opened(uri)
+        with files.open_input_stream(path) as stream, half.open("wb") as copy:
+            shutil.copyfileobj(stream, copy, BLOCK_BYTES)
+
+    try:
+        retried(f"reading {uri}", work)
+        half.replace(target)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def get_folder(uri: str, target: Path, *, marker: str) -> None:
+    """Fetch a folder, which takes the place of ``target`` once it is complete.
+
+    Raises ``FileNotFoundError`` where it has no file ``marker``, ``StorageError`` where the place
+    does not answer.
+    """
+    names = [one.name for one in listed(uri)]
+    if marker not in names:
+        raise FileNotFoundError(f"{uri} has no {marker}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for name in names:
+            get_file(f"{uri}/{name}", half / name)
+        half.chmod(0o755)  # mkdtemp's are private
+        shutil.rmtree(target, ignore_errors=True)
+        half.replace(target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def listed(uri: str, *, deep: bool = True) -> list[Stored]:
+    """All files below ``uri``, or only those in it, by name; empty where nothing is."""
+
+    def work() -> list[Stored]:
+        from pyarrow import fs
+
+        files, path = opened(uri)
+        found = files.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
+        return sorted(
+            (
+                Stored(one.path[len(path) + 1 :], one.size, (one.mtime_ns or 0) / 1e9)
+                for one in found
+                if one.type == fs.FileType.File
+            ),
+            key=lambda one: one.name,
+        )
+
+    return retried(f"listing {uri}", work)
+
+
+def folders(uri: str) -> list[str]:
+    """Names of the folders in ``uri``."""
+
+    def work() -> list[str]:
+        from pyarrow import fs
+
+        files, path = opened(uri)
+        found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(one.base_name for one in found if one.type == fs.FileType.Directory)
+
+    return retried(f"listing {uri}", work)
+
+
+def exists(uri: str, *, patience_s: float | None = None) -> bool:
+    """Whether there is such a file."""
+
+    def work() -> bool:
+        files, path = opened(uri)
+        return bool(files.get_file_info(path).is_file)
+
+    return retried(f"looking for {uri}", work, patience_s)
+
+
+def delete_file(uri: str, *, patience_s: float | None = None) -> None:
+    """Remove a file; what is gone already is no error."""
+
+    def work() -> None:
+        files, path = opened(uri)
+        with suppress(FileNotFoundError):
+            files.delete_file(path)
+
+    # S3 leaves an empty folder behind even where there was nothing.
+    if exists(uri, patience_s=patience_s):
+        retried(f"deleting {uri}", work, patience_s)
+
+
+def delete_folder(uri: str, *, marker: str) -> None:
+    """Remove a folder, its ``marker`` first: no half of it is taken for a whole one."""
+    delete_file(f"{uri}/{marker}")
+
+    def work() -> None:
+        files, path = opened(uri)
+        with suppress(FileNotFoundError):
+            files.delete_dir(path)
+
+    retried(f"deleting {uri}", work)
+
+
+def mistakes(uri: str) -> list[str]:
+    """Why nothing can be kept at ``uri``, one line; empty once a small file was written there,
+    read and removed. Answers within ``CHECK_LIMIT_S``."""
+    scheme, _, rest = uri.partition("://")
+    if scheme not in SCHEMES or not rest.strip("/") or "?" in rest:
+        return [
+            f"--storage must be a folder or s3://BUCKET/PREFIX; got {uri!r}. "
+            "Fix: --storage s3://BUCKET/PREFIX, and AWS_ENDPOINT_URL for a server of your own"
+        ]
+
+    def ask() -> None:
+        probe = f"{uri}/.probe-{uuid.uuid4().hex[:8]}"
+        write_bytes(probe, b"probe", patience_s=CHECK_PATIENCE_S)
+        read_bytes(probe, patience_s=CHECK_PATIENCE_S)
+        delete_file(probe, patience_s=CHECK_PATIENCE_S)
+
+    try:
+        in_background(ask).result(CHECK_LIMIT_S)
+        return []
+    except TimeoutError:
+        answer = f"no answer within {CHECK_LIMIT_S:g} s"
+    except Exception as error:
+        answer = one_line(error.__cause__ or error)
+    at = f" at {endpoint()}" if endpoint() and scheme == "s3" else ""
+    return [
+        f"--storage must be writable; {uri}{at} is not ({answer}). Fix: create the bucket, check "
+        "the AWS_* variables (AWS_ENDPOINT_URL names a server of your own) or this node's role"
+    ]

@@ -1,0 +1,4 @@
+"""One trial's training: trial, learner, loop, step, optimizer, augmentation, checkpoint.
+
+Read ``trial.py`` first.
+"""

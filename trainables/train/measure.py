@@ -1,0 +1,188 @@
+"""python -m trainables.train.measure < REQUEST: what an epoch of each backbone costs here.
+
+REQUEST is one JSON object: ``device`` (torch's name), ``threads``, ``seconds`` of training to
+measure per backbone, and ``backbones``: label -> ``{"assignment": …, "height": pixels,
+"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, see
+:func:`measure`, or ``{"label", "error"}``. The engine's own steps, on noise of the right size:
+nothing is read, and what is written is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainables.config import Assignment, DataSpec
+from trainables.data import DatasetInfo, PixelStore, Split
+from trainables.errors import one_line
+from trainables.train.loop import World
+from trainables.train.memory import freed_memory_kept
+from trainables.train.trial import Trial
+
+VAL_IMAGES = 128
+FEWEST_STEPS, MOST_STEPS = 3, 50
+NEVER = 1_000_000  # epochs: further than any measurement goes
+
+
+@dataclass(frozen=True)
+class Noise(PixelStore):
+    """Random images in memory, in place of a dataset."""
+
+    parts: Mapping[str, Split]
+
+    def split(self, name: str) -> Split:
+        """The images (N, H, W, 3) and labels (N,) of ``train`` or ``val``."""
+        return self.parts[name]
+
+    def digests(self, name: str) -> npt.NDArray[np.uint64]:
+        """Row numbers (N,), in place of digests."""
+        return np.arange(len(self.parts[name].labels), dtype=np.uint64)
+
+
+def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
+    """``train`` random images (N, H, W, 3) and ``VAL_IMAGES`` to evaluate."""
+    generator, parts = np.random.default_rng(0), {}
+    for name, count in (("train", train), ("val", VAL_IMAGES)):
+        images = generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        parts[name] = Split(images=images, labels=generator.integers(0, classes, count))
+    info = DatasetInfo(
+        name="noise",
+        class_names=tuple(map(str, range(classes))),
+        height=height,
+        width=width,
+        channels=3,
+        counts={name: len(part.labels) for name, part in parts.items()},
+        content_hash=f"noise-{height}-{width}-{train}",
+        mirror_safe=True,
+        skipped=0,
+    )
+    return Noise(info, Path(), parts)
+
+
+def measure(
+    assignment: Assignment,
+    *,
+    height: int,
+    width: int,
+    classes: int,
+    device: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Cost of one worker: epochs of one step each, ``seconds`` of them after a first one.
+
+    ``train_seconds_per_image`` (median of ``n`` steps; data and augmentation included),
+    ``eval_seconds_per_image``, ``setup_seconds`` of a warm process and ``first_setup_seconds`` of
+    a cold one (imports), ``checkpoint_seconds``, ``checkpoint_bytes``,
+    ``params_m``, ``gflops_per_image`` (forward) and ``memory``, bytes by purpose.
+    """
+    batch = assignment.recipe.batch_size_per_worker
+    store = noise(train=batch, height=height, width=width, classes=classes)
+    with freed_memory_kept(device), tempfile.TemporaryDirectory() as folder:
+        cold = _trial(assignment, store, device, folder).setup_seconds
+        trial = _trial(assignment, store, device, folder)
+        with saved_for_backward(trial) as activations:
+            trial.train(lambda: False)
+        trial.finish_epoch()
+        reports = _reports(trial, seconds)
+        saved = trial.save()
+        assert saved is not None
+        evaluated = statistics.median(report["eval_seconds"] for report in reports)
+        return {
+            "train_seconds_per_image": statistics.median(map(_trained, reports)) / batch,
+            "eval_seconds_per_image": evaluated / VAL_IMAGES,
+            "n": len(reports),
+            "first_setup_seconds": cold,
+            "setup_seconds": trial.setup_seconds,
+            "checkpoint_seconds": trial.clock.seconds["checkpoint"],
+            "checkpoint_bytes": sum(file.stat().st_size for file in Path(saved).iterdir()),
+            "params_m": trial.facts()["params_m"],
+            "gflops_per_image": trial.facts()["gflops_per_image"],
+            "memory": {**_held(trial), "activations": sum(activations.values())},
+        }
+
+
+def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) -> Trial:
+    alone = replace(
+        assignment,
+        data=DataSpec(),
+        epochs=NEVER,
+        checkpoint=None,
+        checkpoint_folder=folder,
+        checkpoint_every_epochs=NEVER,
+    )
+    trial, recipe = Trial(alone, World(device=device), store), assignment.recipe
+    # What costs most counts: the whole network, where only its head learns at first.
+    trial.progress.epoch = recipe.head_epochs if recipe.freeze == "head_then_full" else 0
+    return trial
+
+
+def _reports(trial: Trial, seconds: float) -> list[dict[str, float]]:
+    """Metrics of epochs of one step, for that long."""
+    reports: list[dict[str, float]] = []
+    while len(reports) < FEWEST_STEPS or (
+        len(reports) < MOST_STEPS and sum(map(_trained, reports)) < seconds
+    ):
+        trial.train(lambda: False)
+        reports.append(trial.finish_epoch()[0])
+    return reports
+
+
+def _trained(report: Mapping[str, float]) -> float:
+    return report["train_seconds"] + report["data_seconds"]
+
+
+@contextmanager
+def saved_for_backward(trial: Trial) -> Iterator[dict[int, int]]:
+    """Bytes that the forward pass keeps for the backward one, by address; no parameters."""
+    own = {p.untyped_storage().data_ptr() for p in trial.learner.module.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield found
+
+
+def _held(trial: Trial) -> dict[str, int]:
+    """Bytes that stay from step to step."""
+    groups = trial.learner.tensors()
+    parameters = list(trial.learner.module.parameters())
+    return {
+        "parameters": sum(tensor.nbytes for tensor in groups["model"].values()),
+        "gradients": sum(p.nbytes for p in parameters if p.requires_grad),
+        "optimizer": sum(tensor.nbytes for tensor in groups["optimizer"].values()),
+        "average": sum(tensor.nbytes for tensor in groups.get("ema", {}).values()),
+    }
+
+
+def main() -> None:
+    """Read a request of backbones from stdin, print one JSON line for each as it is measured."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    for label, asked in request["backbones"].items():
+        told = {**asked, "assignment": Assignment.from_dict(asked["assignment"])}
+        try:
+            found = measure(device=request["device"], seconds=request["seconds"], **told)
+        except Exception as error:  # the plan goes on with an estimate, and says why
+            found = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
+        print(json.dumps({"label": label, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

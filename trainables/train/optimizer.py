@@ -1,0 +1,138 @@
+"""Optimizers, the learning-rate schedule, and the moving average of weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import Recipe
+
+
+class Lion(torch.optim.Optimizer):
+    """Sign of an interpolated momentum (Chen et al. 2023, "Symbolic discovery", algorithm 2)."""
+
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.99), "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            for p in parameters:
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+            averages = [self.state[p]["exp_avg"] for p in parameters]
+            fast, slow = group["betas"]
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            updates = torch._foreach_lerp(averages, gradients, 1 - fast)
+            torch._foreach_sign_(updates)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(averages, gradients, 1 - slow)
+
+
+def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over ``groups`` (see ``Backbone.parameter_groups``).
+
+    ``momentum`` is SGD's (Nesterov) and AdamW's first beta. Decay is decoupled for ``adamw`` and
+    ``lion`` (Loshchilov & Hutter 2019) and added to the gradient for ``sgd``, as is customary.
+    """
+    rate = recipe.learning_rate
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=(recipe.momentum, 0.999), fused=True)
+    if recipe.optimizer == "sgd":
+        nesterov = recipe.momentum > 0
+        return torch.optim.SGD(
+            groups, lr=rate, momentum=recipe.momentum, nesterov=nesterov, fused=True
+        )
+    return Lion(groups, lr=rate)
+
+
+def ready_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give every thawed parameter its momentum, zero: torch's fused SGD wants it for all
+    parameters of a group or for none, and a head that thawed first has it already."""
+    if not isinstance(optimizer, torch.optim.SGD) or not optimizer.defaults["momentum"]:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.requires_grad and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up to ``peak``, then half a cosine to ``peak * final_fraction``.
+
+    Times are in epochs, so the curve does not depend on batch size or number of workers
+    (Loshchilov & Hutter 2017, without restarts; warm-up as in Goyal et al. 2017).
+    """
+
+    peak: float
+    warmup_epochs: float
+    epochs: float
+    final_fraction: float
+
+    def at(self, epoch: float) -> float:
+        """Learning rate at ``epoch`` (fractional, the end of the step about to be taken)."""
+        if epoch < self.warmup_epochs:
+            return self.peak * epoch / self.warmup_epochs
+        span = max(self.epochs - self.warmup_epochs, 1e-9)
+        phase = min(1.0, (epoch - self.warmup_epochs) / span)
+        low = self.final_fraction
+        return self.peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * phase)))
+
+
+def schedule_of(recipe: Recipe, epochs: int) -> Schedule:
+    """The recipe's schedule over a full length of ``epochs``; warm-up takes half at most."""
+    return Schedule(
+        peak=recipe.learning_rate,
+        warmup_epochs=min(recipe.warmup_epochs, epochs / 2),
+        epochs=epochs,
+        final_fraction=recipe.final_lr_fraction,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share: ``rate`` times the group's ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+class Ema:
+    """Exponential moving average of weights (Polyak & Juditsky 1992), evaluated instead of them.
+
+    The decay is warmed up as min(decay, (1 + t) / (10 + t)) over steps t, so that short runs are
+    not dominated by the initial weights. Buffers (batch statistics) are averaged alike.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.decay = decay
+        self.steps = 0
+        pairs = list(zip(_tensors(self.module), _tensors(module), strict=True))
+        self._averages = [a for a, _ in pairs if a.is_floating_point()]
+        self._sources = [s for a, s in pairs if a.is_floating_point()]
+        self._counters = [(a, s) for a, s in pairs if not a.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights as they are after a step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
+        for average, source in self._counters:
+            average.copy_(source)
+        self.steps += 1
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [t.detach() for t in (*module.parameters(), *module.buffers())]

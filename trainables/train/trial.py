@@ -1,0 +1,246 @@
+"""One trial between its epochs: the learner, its pixels, its progress and what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from trainables.config import Assignment
+from trainables.data import PixelStore, train_indices
+from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
+from trainables.errors import UserError
+from trainables.train import checkpoint
+from trainables.train.accounting import PURPOSES, Clock, peak_memory_gb
+from trainables.train.augmentation import LEVELS, Augmentation, Mixing
+from trainables.train.learner import Learner
+from trainables.train.loop import (
+    TrainProgress,
+    World,
+    evaluate,
+    from_rank_zero,
+    mean_over_workers,
+    train_one_epoch,
+)
+from trainables.train.optimizer import schedule_of
+from trainables.train.step import Batch
+
+
+class Trial:
+    """One assignment made real on this worker; restored when it names a checkpoint."""
+
+    def __init__(self, assignment: Assignment, world: World, store: PixelStore) -> None:
+        started = time.perf_counter()
+        self.assignment, self.world, self.store = assignment, world, store
+        self.device = torch.device(world.device)
+        self.progress, self.clock = TrainProgress(), Clock()
+        info, recipe = store.info, assignment.recipe
+        self.learner = Learner(
+            assignment,
+            world,
+            num_classes=len(info.class_names),
+            height=info.height,
+            width=info.width,
+        )
+        self._train_pixels, self._val_pixels = self.pixels("train"), self.pixels("val")
+        self._rows = torch.from_numpy(train_indices(store, assignment.data))
+        self.plan = BatchPlan(
+            images=len(self._rows),
+            batch_size_per_worker=recipe.batch_size_per_worker,
+            world_size=world.size,
+            full_size=world.full,
+        )
+        if not self.plan.steps:
+            raise UserError(
+                f"each worker needs a training image at least; got {len(self._rows)} for "
+                f"{self.plan.full} workers. Fix: --workers 1, or raise data.train_limit"
+            )
+        self.learner.share(self.plan)
+        self.schedule = schedule_of(recipe, assignment.epochs)
+        if assignment.checkpoint is not None:
+            self._restore(Path(assignment.checkpoint))
+        self.learner.prepare_epoch(self.progress.epoch)
+        self.setup_seconds = time.perf_counter() - started
+
+    def pixels(self, split: str) -> Pixels:
+        """A split's pixels and labels, mapped or on the device."""
+        part, name = self.store.split(split), f"{split} of {self.store.info.content_hash}"
+        return load_pixels(part.images, part.labels, self.device, name=name)
+
+    def train(self, should_stop: Callable[[], bool]) -> bool:
+        """Train to the end of the epoch under way; ``False`` when stopped before it."""
+        self.learner.prepare_epoch(self.progress.epoch)
+        first = round(self.progress.images / self.plan.global_batch)
+        with self.clock.on("train"):
+            finished = train_one_epoch(
+                self.learner.take_step,
+                self._batches(first),
+                progress=self.progress,
+                images_per_step=self.plan.global_batch,
+                steps=self.plan.steps,
+                rate_at=self.schedule.at,
+                seed=self.assignment.seed,
+                world=self.world,
+                clock=self.clock,
+                should_stop=should_stop,
+            )
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        return finished
+
+    def finish_epoch(self) -> tuple[dict[str, float], str | None]:
+        """Evaluate, count, save when due; returns the report's metrics and the folder written."""
+        progress, learner, images = self.progress, self.learner, self.progress.images
+        with self.clock.on("eval"):
+            self.learner.average_buffers()
+            scores = evaluate(
+                learner.evaluated,
+                self._val_pixels,
+                learner.look,
+                world=self.world,
+                bf16=learner.bf16,
+            )
+            train_loss = mean_over_workers(progress.loss_sum, self.world)
+            train_loss *= self.world.size / max(images, 1)
+        flops = learner.flops()
+        progress.flops += images * flops.forward_backward
+        progress.flops += len(self._val_pixels.labels) * flops.forward
+        progress.epoch, progress.images, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        every = self.assignment.checkpoint_every_epochs
+        due = progress.epoch == self.assignment.epochs or progress.epoch % max(1, every) == 0
+        folder = self.save() if due else None
+        metrics = self._metrics(scores, train_loss, images)
+        self.clock = Clock()
+        # rank 0's clock counts for all: every worker reports the same
+        return from_rank_zero(metrics, self.world), folder
+
+    def save(self) -> str | None:
+        """Write a checkpoint; returns its folder, ``None`` where the assignment names no place.
+
+        In the middle of an epoch the workers' losses and batch statistics are averaged first.
+        """
+        if self.assignment.checkpoint_folder is None:
+            return None
+        name = f"epoch-{self.progress.epoch:04d}"
+        with self.clock.on("checkpoint"):
+            if self.progress.images:
+                name += f"-image-{self.progress.images:08d}"
+                self.progress.loss_sum = mean_over_workers(self.progress.loss_sum, self.world)
+                self.learner.average_buffers()
+            folder = Path(self.assignment.checkpoint_folder) / name
+            if self.world.rank == 0:
+                checkpoint.write(folder, self.learner.tensors(), self._state())
+            if self.world.size > 1:
+                dist.barrier()
+        return str(folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What this trial is, for the run's tags and parameters."""
+        info, learner = self.store.info, self.learner
+        geometry = learner.backbone.geometry.as_dict()
+        return {
+            **{key: geometry[key] for key in geometry if key not in ("family", "scale")},
+            "params_m": sum(p.numel() for p in learner.module.parameters()) / 1e6,
+            "gflops_per_image": learner.flops().forward / 1e9,
+            "num_workers": self.world.size,
+            "device": self.device.type,
+            "precision": "bf16" if learner.bf16 else "fp32",
+            "num_classes": len(info.class_names),
+            "dataset": info.name,
+            "dataset_hash": info.content_hash,
+            "train_images": self.plan.images,
+            "steps_per_epoch": self.plan.steps,
+            "global_batch": self.plan.global_batch,
+            "setup_seconds": self.setup_seconds,
+        }
+
+    def _batches(self, first_step: int) -> Iterator[Batch]:
+        recipe, seed, epoch = self.assignment.recipe, self.assignment.seed, self.progress.epoch
+        augmentation = Augmentation(
+            level=LEVELS[recipe.augment],
+            look=self.learner.look,
+            seed=seed,
+            mirror=recipe.flip and self.store.info.mirror_safe,
+            erasing=recipe.random_erasing,
+        )
+        pixels = self._train_pixels
+        mixing = Mixing(
+            mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
+        )
+        weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
+        rank, side = self.world.rank, self.learner.look.image_size
+        steps = self.plan.batches(
+            self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
+        )
+        size = self.plan.share_size(rank)
+        for block in blocks(steps, size * 3 * side * side * 4):
+            images, positions = pixels.cut(every := torch.cat(block))
+            every = every.to(self.device)
+            ready = augmentation.apply(images, positions, every, epoch)
+            for rows, batch in zip(torch.split(every, size), torch.split(ready, size), strict=True):
+                labels = pixels.labels[rows]
+                if weights is None:
+                    yield Batch(batch, labels)
+                    continue
+                mixture, partner, weight = mixing(batch, rows, epoch, weights)
+                yield Batch(mixture, labels, labels[partner], weight)
+
+    def _metrics(
+        self, scores: Mapping[str, float], train_loss: float, images: int
+    ) -> dict[str, float]:
+        progress, seconds = self.progress, self.clock.seconds
+        metrics = {
+            "epoch": float(progress.epoch),
+            **{f"val_{name}": value for name, value in scores.items()},
+            "train_loss": train_loss,
+            "lr": self.schedule.at(progress.epoch),
+            "images_seen": float(progress.images_seen),
+            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
+            "flops": progress.flops,
+            **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
+        }
+        memory = peak_memory_gb(self.device)
+        return metrics if memory is None else {**metrics, "gpu_memory_gb": memory}
+
+    def _state(self) -> dict[str, Any]:
+        ema = self.learner.ema
+        return {
+            "progress": asdict(self.progress),
+            "seconds": dict(self.clock.seconds) if self.progress.images else {},
+            "identity": self._identity(),
+            "workers": self.world.size,
+            "accumulation": self.learner.step.accumulation,
+            "ema_steps": None if ema is None else ema.steps,
+        }
+
+    def _restore(self, folder: Path) -> None:
+        state = checkpoint.read_state(folder)
+        ours, theirs = self._identity(), state["identity"]
+        different = [key for key in ours if ours[key] != theirs.get(key)]
+        if different:
+            raise UserError(
+                f"the checkpoint {folder} was written with another {', '.join(different)}. "
+                "Fix: resume with what wrote it, or start without a checkpoint"
+            )
+        workers = state.get("workers", self.world.size)
+        self.progress = TrainProgress(**state["progress"])
+        self.progress.loss_sum *= workers / self.world.size  # the mean of so many sums
+        self.clock.seconds.update(state["seconds"])
+        self.learner.restore(folder, state, replace(self.plan, world_size=workers))
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a resume to be the same trial; where files lie is not."""
+        whole = self.assignment.as_dict()
+        data = {k: v for k, v in whole["data"].items() if k not in ("folder", "archive", "source")}
+        return {
+            **{f"backbone.{key}": value for key, value in whole["backbone"].items()},
+            **{f"recipe.{key}": value for key, value in whole["recipe"].items()},
+            **{f"data.{key}": value for key, value in data.items()},
+            "dataset_hash": self.store.info.content_hash,
+            "seed": self.assignment.seed,
+        }
