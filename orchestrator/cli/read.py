@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import JSON, STORAGE, TRACKING, say, show
+from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -24,6 +25,8 @@ from trainables.storage.object_storage import is_remote, origin, write_bytes
 if TYPE_CHECKING:
     from orchestrator.ledger.state import State
     from orchestrator.ops.export import SelectedModel
+
+log = logging.getLogger(__name__)
 
 
 def run_folder(name: str, storage: str) -> Path:
@@ -111,10 +114,12 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
         click.echo(comparing.table_text(comparison))
     if out:
         Path(out).write_text(comparing.report_html(runs, comparison), encoding="utf-8")
-        say(f"wrote {out}")
-        say(f"next: open {out} in a browser; it needs no network")
+        log.info(f"wrote {out}")
+        log.info(f"next: open {out} in a browser; it needs no network")
     else:
-        say(f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui")
+        log.info(
+            f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui"
+        )
 
 
 @click.command()
@@ -134,8 +139,8 @@ def stop(name: str, storage: str) -> None:
         write_bytes(f"{remote}/{STOP_FILE}", b"")
     else:
         (folder / STOP_FILE).touch()
-    say(f"{name} was asked to stop; its trials end at their next epoch")
-    say(f"next: orchestrator status {name}")
+    log.info(f"{name} was asked to stop; its trials end at their next epoch")
+    log.info(f"next: orchestrator status {name}")
 
 
 @click.command()
@@ -167,13 +172,15 @@ def reproduce(
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**found["spec"], **told})
-        say(f"{found['name']} again as {rerun}, spec {spec.hash()}")
+        log.info(f"{found['name']} again as {rerun}, spec {spec.hash()}")
         ctx.exit(start.carry_out(spec))
     if as_spec:
         show({"schema": 1, **found})
     else:
         click.echo(found["command"])
-    say(f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}")
+    log.info(
+        f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}"
+    )
 
 
 COMMANDS = (compare, reproduce, stop)
@@ -204,14 +211,16 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     else:
         _print_list(runs)
     if not runs:
-        say(f"no run in {storage!r} yet; next: orchestrator demo")
+        log.info(f"no run in {storage!r} yet; next: orchestrator demo")
     elif runs[0]["status"] == "running":
-        say(f"next: orchestrator stop {runs[0]['name']}")
+        log.info(f"next: orchestrator stop {runs[0]['name']}")
     elif runs[0]["status"] == "done":
-        say(f"next: orchestrator compare {runs[0]['name']}")
+        log.info(f"next: orchestrator compare {runs[0]['name']}")
     else:
         larger = " with a larger --budget" if runs[0]["reason"] and runs[0]["budget"] else ""
-        say(f"next: type {runs[0]['name']}'s command again{larger}, it goes on where it stopped")
+        log.info(
+            f"next: type {runs[0]['name']}'s command again{larger}, it goes on where it stopped"
+        )
 
 
 def _print(run: dict[str, Any]) -> None:
@@ -254,9 +263,9 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
 
     state = state_of(folder)
     choice = exporting.choose(state, family)
-    say(choice.why)
+    log.info(choice.why)
     if not state.closed:
-        say(f"{name} has not ended: this is its best so far")
+        log.info(f"{name} has not ended: this is its best so far")
     if to == REGISTRY:
         uri = tracking_uri or _uri(state, storage)
         _register(state, choice, folder, uri, family or CHAMPION)
@@ -264,7 +273,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     exporting.write(state, choice, folder, Path(to))
     _check(choice, folder, Path(to))
     click.echo(to)
-    say(f"next: {Path(to) / 'README.md'} has the code that loads it")
+    log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
 
 
 def _uri(state: State, storage: str) -> str:
@@ -282,7 +291,7 @@ def _check(choice: SelectedModel, folder: Path, exported: Path) -> None:
         said = exporting.check(choice, folder, exported)
     except exporting.Unchecked as error:
         said = f"warning: not checked against the run's own evaluation: {error.mistakes[0]}"
-    say(said)
+    log.info(said)
 
 
 def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias: str) -> None:
@@ -307,9 +316,9 @@ def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias
     except Outage as outage:
         raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
     name = state.header["run"]
-    say(f"version {version} of {name}")
+    log.info(f"version {version} of {name}")
     click.echo(f"models:/{name}@{alias}")
-    say(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
+    log.info(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
 
 
 EXPORT_COMMANDS = (export,)
