@@ -244,8 +244,10 @@ def _prepared(spec: RunSpec, costs: Costs | None, tflops: float | None) -> Prepa
 
 
 def report(run_folder: Path) -> str:
-    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``, and return its comparison, or its
-    verdict where it tests a claim, for the terminal."""
+    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
+
+    Returns its comparison, or its verdict where it tests a claim, for the terminal.
+    """
     from orchestrator.claims.verdict import conclude
     from orchestrator.compare import compare, load, table_text, write_report
 
