@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.watchdog import Watch, stop_on_signals
 from orchestrator.launch import plan
@@ -207,7 +208,7 @@ def _phases(
 def _tidy(folder: Path) -> None:
     """While no slot is at work: remove the checkpoints that nothing will ask for again."""
     state = session.state_of(folder)
-    retention.at_rest(folder, state, [won.trial for won in finals.winners(state).values()])
+    retention.at_rest(folder, state, [won.trial for won in winners(state).values()])
 
 
 def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: Path) -> None:
