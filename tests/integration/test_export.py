@@ -111,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     store = prepare(data)
     header = {
         "schema": 1, "run": NAME, "spec": {"name": NAME}, "spec_hash": "abc",
-        "datasets": dict.fromkeys(FAMILIES, tracking_store.info.as_dict()),
+        "datasets": dict.fromkeys(FAMILIES, store.info.as_dict()),
         "geometry": {family: {"model": family} for family in FAMILIES},
     }  # fmt: skip
     ledger = Ledger(folder / FILE_NAME)
