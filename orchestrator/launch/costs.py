@@ -133,14 +133,14 @@ SLOWEST_STEP_S = 5.0
 
 def prepare_all(spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(datasets, geometry)`` by family; builds each pixel store that is not there yet."""
-    from trainables.data import prepare
+    from trainables.data.build import prepare
 
     stores: dict[DataSpec, Any] = {}
     datasets, geometry = {}, {}
     for sweep in spec.sweeps:
         data = absolute_data(sweep.data)
         if data not in stores:
-            stores[data] = prepare(data, say=log.info)
+            stores[data] = prepare(data)
         info = stores[data].info
         datasets[sweep.family] = info.as_dict()
         geometry[sweep.family] = describe_all(sweep, height=info.height, width=info.width)

@@ -84,7 +84,7 @@ def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
 
 
 def _data_mistakes(sweep: SweepSpec) -> list[str]:
-    from trainables.data import check_source
+    from trainables.data.sources import check_source
 
     return [line for one in _variants(sweep, "data") for line in check_source(one.data)]
 
@@ -179,7 +179,7 @@ def _relative(option: str, path: str) -> str:
 
 def _job_data_mistakes(data: DataSpec) -> list[str]:
     """Of a source with a name, of one that is here too, and of one that is a slip of the pen."""
-    from trainables.data import check_source
+    from trainables.data.sources import check_source
 
     elsewhere = [
         path

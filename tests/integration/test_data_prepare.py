@@ -19,12 +19,14 @@ from PIL import Image
 
 from tests.integration.conftest import NATURAL, ROOT, line_of
 from trainables.config import DataSpec
-from trainables.data import cifar, prepare, train_indices
+from trainables.data import cifar
+from trainables.data.build import prepare
+from trainables.data.splits import train_indices
 
 PREPARE = """
 import json, sys
 from trainables.config import DataSpec
-from trainables.data import prepare
+from trainables.data.build import prepare
 source, folder, hold = sys.argv[1:]
 lines = []
 def say(line):

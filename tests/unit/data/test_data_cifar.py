@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from trainables.config import DataSpec
-from trainables.data import check_source, cifar, prepare
+from trainables.data import cifar
+from trainables.data.build import prepare
+from trainables.data.sources import check_source
 from trainables.data.cifar import FORMS, load_arrays
 from trainables.errors import UserError
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from trainables.config import DataSpec
-from trainables.data import download, prepare
+from trainables.data import download
+from trainables.data.build import prepare
 from trainables.data.download import fetch
 from trainables.errors import UserError
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from trainables.config import DataSpec
-from trainables.data import check_source, prepare
-from trainables.data.reading import decode
+from trainables.data.build import prepare
+from trainables.data.sources import check_source
+from trainables.data.decode import decode
 from trainables.errors import UserError
 
 GREEN, RED = (0, 200, 0), (200, 0, 0)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from trainables.config import DataSpec
-from trainables.data import check_source, prepare
+from trainables.data.build import prepare
+from trainables.data.sources import check_source
 from trainables.data.parquet import split_of
 from trainables.errors import UserError
 

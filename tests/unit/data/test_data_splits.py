@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.config import DataSpec
-from trainables.data import prepare, train_indices
+from trainables.data.build import prepare
+from trainables.data.splits import train_indices
 from trainables.data.splits import assign_splits, carve, stratified_order
 from trainables.errors import UserError
 

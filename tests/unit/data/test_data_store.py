@@ -11,9 +11,11 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 
 from trainables.config import DataSpec
-from trainables.data import DatasetInfo, check_source, prepare
+from trainables.data.build import prepare
+from trainables.data.sources import check_source
+from trainables.data.store import DatasetInfo
 from trainables.data.build import refuse_small_disk
-from trainables.data.reading import Reading
+from trainables.data.sources import Reading
 from trainables.data.store import open_store, seal, write_split
 from trainables.errors import UserError
 
