@@ -15,7 +15,7 @@ import filelock
 import numpy as np
 
 from trainables.config import DataSpec, stable_hash
-from trainables.data.sources import Reading, Source, locate, require_two_classes
+from trainables.data.sources import locate
 from trainables.data.splits import assign_splits
 from trainables.data.store import (
     SPLITS,
@@ -25,6 +25,8 @@ from trainables.data.store import (
     Images,
     Labels,
     PixelStore,
+    Reading,
+    Source,
     content_hash,
     default_folder,
     digests_of,
@@ -32,6 +34,7 @@ from trainables.data.store import (
     find_entry,
     open_entry,
     open_store,
+    require_two_classes,
     seal,
     write_split,
 )
@@ -184,9 +187,7 @@ def _spooled(folder: Path, split: str) -> Path:
     return folder / f"{split}.pixels"
 
 
-def _spool(
-    reading: Reading, folder: Path
-) -> tuple[dict[str, Labels], dict[str, Digests], int]:
+def _spool(reading: Reading, folder: Path) -> tuple[dict[str, Labels], dict[str, Digests], int]:
     """Write decoded pixels in source order, so that a set larger than memory can be split.
 
     Labels (N,) and digests (N,) of each split, and how many images were skipped.

@@ -31,8 +31,15 @@ from numpy._core import numeric
 from numpy._core.multiarray import _reconstruct
 
 from trainables.config import DataSpec
-from trainables.data.sources import KNOWN_DATASETS, Chunk, Reading, Source, file_identity
-from trainables.data.store import Images, Labels, default_folder
+from trainables.data.store import (
+    Chunk,
+    Images,
+    Labels,
+    Reading,
+    Source,
+    default_folder,
+    file_identity,
+)
 from trainables.errors import UserError, one_line
 from trainables.storage.waiting import bounded
 
@@ -96,7 +103,7 @@ FORMS = (
 # fmt: on
 
 
-def locate(spec: DataSpec) -> Source:
+def locate(spec: DataSpec, official_url: str) -> Source:
     """CIFAR from ``data.archive``, or to be downloaded on first use; opens nothing large.
 
     Raises ``UserError`` where the archive is missing or of another kind.
@@ -106,7 +113,7 @@ def locate(spec: DataSpec) -> Source:
         return Source(
             name=spec.source,
             identity=lambda: [form.archive, form.md5],
-            read=lambda: _read(form, _download(form, spec)),
+            read=lambda: _read(form, _download(form, spec, official_url)),
         )
     place, form = _find_archive(Path(spec.archive).expanduser(), spec.source)
     files = [place] if place.is_file() else [place / member for member in form.members]
@@ -271,13 +278,12 @@ BLOCK_BYTES = 2**18
 LOG_EVERY_S = 2.0
 
 
-def base_url(dataset: str) -> str:
+def base_url(official_url: str) -> str:
     """Where archives come from: $ORCHESTRATOR_CIFAR_URL (a mirror's folder) or the author's site.
 
     Raises ``UserError`` on a URL that is not HTTP.
     """
-    official = KNOWN_DATASETS[dataset].url or ""
-    url = os.environ.get("ORCHESTRATOR_CIFAR_URL", official).rstrip("/")
+    url = os.environ.get("ORCHESTRATOR_CIFAR_URL", official_url).rstrip("/")
     if urlparse(url).scheme not in ("http", "https"):
         raise UserError(
             f"ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got {url!r}. "
@@ -286,10 +292,10 @@ def base_url(dataset: str) -> str:
     return url
 
 
-def _download(form: Form, spec: DataSpec) -> Path:
+def _download(form: Form, spec: DataSpec, official_url: str) -> Path:
     fix = f"give {form.archive}, or its unpacked folder, from elsewhere as --set data.archive=PATH"
     target = default_folder(spec) / "downloads" / form.archive
-    return download(f"{base_url(form.dataset)}/{form.archive}", target, md5=form.md5, fix=fix)
+    return download(f"{base_url(official_url)}/{form.archive}", target, md5=form.md5, fix=fix)
 
 
 def download(

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from trainables.data.sources import Chunk
-from trainables.data.store import Images
+from trainables.data.store import Chunk, Images
 from trainables.errors import UserError, one_line
 
 DEFAULT_SIDE = 64

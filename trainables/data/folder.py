@@ -11,7 +11,7 @@ from typing import Any
 
 from trainables.config import DataSpec
 from trainables.data.decode import common_side, decode_chunks
-from trainables.data.sources import Chunk, Reading, Source
+from trainables.data.store import Chunk, Reading, Source
 from trainables.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from trainables.config import DataSpec
 from trainables.data.decode import common_side, decode_chunks
-from trainables.data.sources import Chunk, Reading, Source, file_identity, require_two_classes
+from trainables.data.store import Chunk, Reading, Source, file_identity, require_two_classes
 from trainables.errors import UserError, one_line
 
 log = logging.getLogger(__name__)

@@ -7,16 +7,15 @@ neither numpy nor a reader: the command line does.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainables.config import DataSpec
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from trainables.data.store import Images, Labels
+    from trainables.data.store import Reading, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,60 +82,12 @@ KNOWN_DATASETS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out."""
-
-    split: str
-    images: Images
-    labels: Labels
-    skipped: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A source opened for reading: sizes in pixels, ``count`` images at most in all chunks."""
-
-    class_names: tuple[str, ...]
-    height: int
-    width: int
-    count: int
-    chunks: Iterator[Chunk]
-    mirror_safe: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set that was found and passed the cheap checks, not read yet.
-
-    ``identity`` is JSON-ready and changes when the content does; computing it opens no image.
-    """
-
-    name: str
-    identity: Callable[[], Any]
-    read: Callable[[], Reading]
-
-
-def file_identity(file: Path) -> list[Any]:
-    """Path, bytes and time in ns: what changes when a file's content does."""
-    stat = file.stat()
-    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def require_two_classes(source: str, classes: Sequence[str]) -> None:
-    """Raise ``UserError`` unless the training images are of at least two ``classes``."""
-    if len(classes) < 2:
-        raise UserError(
-            f"a dataset needs readable training images of at least two classes; {source} holds "
-            f"{repr(classes[0]) if classes else 'none'} only. "
-            "Fix: give data with two classes or more"
-        )
-
-
 def _read_digits() -> Reading:
     """scikit-learn's handwritten digits, 1,797 images of 8x8: always there."""
     import numpy as np
     from sklearn.datasets import load_digits  # a second of imports, needed once
+
+    from trainables.data.store import Chunk, Reading
 
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), values were 0..16
@@ -177,16 +128,19 @@ def locate(spec: DataSpec) -> Source:
 
 def _locate(spec: DataSpec) -> Source:
     name = spec.source
-    if name in KNOWN_DATASETS and KNOWN_DATASETS[name].url:
+    known = KNOWN_DATASETS.get(name)
+    if known is not None and known.url is not None:
         from trainables.data import cifar
 
-        return cifar.locate(spec)
+        return cifar.locate(spec, known.url)
     if spec.archive is not None:
         raise UserError(
             f"data.archive is for cifar10 and cifar100; got it with data.source {name!r}. "
             "Fix: leave data.archive out, or use --dataset cifar10"
         )
-    if name == "digits":
+    if known is not None:
+        from trainables.data.store import Source
+
         return Source(name="digits", identity=lambda: "load_digits", read=_read_digits)
     path = Path(name).expanduser()
     if not path.exists():
@@ -213,7 +167,8 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
     raise UserError(
         f"data.source must be {', '.join(KNOWN_DATASETS)}, an image folder, or a Parquet file or "
         f"folder; {path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an archive "
-        "of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 --set data.archive=PATH"
+        "of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 "
+        "--set data.archive=PATH"
     )
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainables.config import DataSpec, stable_hash
+from trainables.errors import UserError
 from trainables.storage import object_storage
 
 STORE_SCHEMA = 1
@@ -33,6 +34,56 @@ T = TypeVar("T", bound=np.generic)
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out."""
+
+    split: str
+    images: Images
+    labels: Labels
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A source opened for reading: sizes in pixels, ``count`` images at most in all chunks."""
+
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    count: int
+    chunks: Iterator[Chunk]
+    mirror_safe: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set that was found and passed the cheap checks, not read yet.
+
+    ``identity`` is JSON-ready and changes when the content does; computing it opens no image.
+    """
+
+    name: str
+    identity: Callable[[], Any]
+    read: Callable[[], Reading]
+
+
+def file_identity(file: Path) -> list[Any]:
+    """Path, bytes and time in ns: what changes when a file's content does."""
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def require_two_classes(source: str, classes: Sequence[str]) -> None:
+    """Raise ``UserError`` unless the training images are of at least two ``classes``."""
+    if len(classes) < 2:
+        raise UserError(
+            f"a dataset needs readable training images of at least two classes; {source} holds "
+            f"{repr(classes[0]) if classes else 'none'} only. "
+            "Fix: give data with two classes or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
