@@ -30,7 +30,7 @@ from orchestrator.launch.plan import geometry_line, plan, plan_text
 from orchestrator.launch.validation import check
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
-from orchestrator.spec.paths import NAMED_DATASETS, absolute_data
+from orchestrator.spec.paths import absolute_data, dataset_name
 from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote
@@ -134,10 +134,8 @@ def with_finals(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_name(targets: Sequence[str], made: Sequence[SweepSpec]) -> str:
     """``TARGET-DATASET``: the same command typed again is the same run."""
-    source = made[0].data.source
-    dataset = source if source in NAMED_DATASETS else Path(source).resolve().stem
     short = [target.rpartition(":")[2] if ".py:" in target else target for target in targets]
-    return sanitised("-".join([*short, dataset]))
+    return sanitised("-".join([*short, dataset_name(made[0].data.source)]))
 
 
 def unequal(made: Sequence[SweepSpec]) -> list[str]:
@@ -231,7 +229,7 @@ def launch(
 def _prepared(spec: RunSpec, costs: Costs | None, tflops: float | None) -> Prepared:
     datasets, geometry = prepare_all(spec)
     data = [absolute_data(sweep.data) for sweep in spec.sweeps]
-    replication.share_stores(spec.folder, data, log.info)
+    replication.share_stores(spec.folder, data)
     for sweep in spec.sweeps:
         one = geometry[sweep.family]
         log.info(f"{sweep.family}: {geometry_line(one)}; weights {sweep.backbone.weights}")

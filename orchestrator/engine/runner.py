@@ -182,7 +182,7 @@ def _phases(
             _fit(spec, state, trials, pool, stop_file)
             if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
                 records = finals.due(spec, session.state_of(folder), reopen=reopen_test)
-                replication.share_stores(folder, finals.data_of(records), say)
+                replication.share_stores(folder, finals.data_of(records))
                 pool.submit(records)
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)

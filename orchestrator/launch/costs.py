@@ -20,7 +20,7 @@ from typing import Any
 import trainables
 from orchestrator.engine.budget_guard import MARGIN
 from orchestrator.launch.forecast import Cost, estimated, images_per_epoch, measured
-from orchestrator.launch.validation import describe_all, known_side
+from orchestrator.launch.validation import describe_all
 from orchestrator.ledger.session import state_of
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import MEASURED
@@ -28,6 +28,7 @@ from orchestrator.spec.paths import absolute_data
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from trainables.backbones import describe
 from trainables.config import DataSpec, stable_hash
+from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -121,26 +122,20 @@ def _run(request: Mapping[str, Any], timeout_s: float) -> list[Row]:
 Images = Mapping[str, Mapping[str, Any]]  # by family: height, width, classes, counts by split
 Costs = dict[str, Cost | None]
 
-# Classes, and images of the source's train and test splits, known before anything is read.
-KNOWN_IMAGES = {
-    "digits": (10, 1797, 0),
-    "cifar10": (10, 50_000, 10_000),
-    "cifar100": (100, 50_000, 10_000),
-}
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
 
 
 def prepare_all(spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(datasets, geometry)`` by family; builds each pixel store that is not there yet."""
-    from trainables.data import prepare
+    from trainables.data.build import prepare
 
     stores: dict[DataSpec, Any] = {}
     datasets, geometry = {}, {}
     for sweep in spec.sweeps:
         data = absolute_data(sweep.data)
         if data not in stores:
-            stores[data] = prepare(data, say=log.info)
+            stores[data] = prepare(data)
         info = stores[data].info
         datasets[sweep.family] = info.as_dict()
         geometry[sweep.family] = describe_all(sweep, height=info.height, width=info.width)
@@ -175,14 +170,11 @@ def images_in(datasets: Mapping[str, Mapping[str, Any]]) -> Images:
 
 
 def _known_images(data: DataSpec) -> dict[str, Any] | None:
-    side = known_side(data)
-    if side is None:
+    known = KNOWN_DATASETS.get(data.source)
+    if known is None:
         return None
-    classes, train, test = KNOWN_IMAGES[data.source]
-    val = round(data.val_fraction * train)
-    carved = 0 if test else round(data.test_fraction * train)
-    counts = {"train": train - val - carved, "val": val, "test": test or carved}
-    return {"height": side, "width": side, "classes": classes, "counts": counts}
+    side = known.stored_side_px(data)
+    return {"height": side, "width": side, "classes": known.classes, "counts": known.counts(data)}
 
 
 def costs_of(

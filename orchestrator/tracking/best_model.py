@@ -179,7 +179,7 @@ def register(
 
 def _example(assignment: Assignment, remote: str | None) -> npt.NDArray[np.uint8]:
     """Validation images of the search, (N, H, W, 3); their store is where the run began."""
-    from trainables.data import prepare
+    from trainables.data.build import prepare
 
     store = prepare(replace(assignment.data, val_seed=None), remote=remote)
     return np.array(store.split("val").images[:EXAMPLE_IMAGES])
