@@ -75,16 +75,13 @@ def submit(
 
 def _carry_out(job: Job, address: str, spec: RunSpec) -> int:
     from orchestrator.ops import jobs
-    from orchestrator.ops.jobs import follow
 
     client = jobs.connect(address)
     known, found = jobs.start(client, job)
     log.info(f"job {known} at {address}: {'at work already, its log:' if found else 'submitted'}")
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, ended = follow(
-            client, known, show=lambda text: click.echo(text, nl=False), say=log.info
-        )
+        code, ended = jobs.follow(client, known, show=lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
         log.info(f"let go of job {known}; it goes on")
         log.info(
