@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
+from trainables.backbones import Geometry
 from trainables.backbones.sizes import size_of
 
 
@@ -121,14 +122,14 @@ def measured(
 def estimated(
     sweep: SweepSpec,
     counts: Mapping[str, int],
-    geometry: Mapping[str, Any],
+    geometry: Geometry,
     tflops: float | None = None,
 ) -> Cost | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 
     ``tflops`` is what one device sustains, 1e12 a second; ``None`` takes ``TFLOPS``.
     """
-    size = size_of(geometry)
+    size = size_of(geometry.as_dict())
     if size is None:
         return None
     recipe, resources = sweep.recipe, sweep.resources

@@ -102,13 +102,12 @@ def plan(
     spec: RunSpec,
     *,
     total: Mapping[str, float] | None,
-    geometry: Mapping[str, Mapping[str, Any]],
+    geometry: Mapping[str, Geometry],
     costs: Mapping[str, Cost | None],
     tflops: float | None = None,
 ) -> dict[str, Any]:
     """The plan as JSON. ``total`` is ``None`` where only the cluster can tell what it holds;
-    ``geometry`` is each family's ``Geometry`` as a dict, ``costs`` what its epochs
-    cost and ``tflops`` what estimates among them took a device to sustain (``None``: the default).
+    ``geometry`` and ``costs`` are by family and ``tflops`` what estimates among them took a device to sustain (``None``: the default).
     """
     families = [_family_plan(sweep, geometry[sweep.family]) for sweep in spec.sweeps]
     trials, resources = sum(sweep.trials for sweep in spec.sweeps), spec.sweeps[0].resources
@@ -135,14 +134,14 @@ def plan(
     }
 
 
-def _family_plan(sweep: SweepSpec, geometry: Mapping[str, Any]) -> dict[str, Any]:
+def _family_plan(sweep: SweepSpec, geometry: Geometry) -> dict[str, Any]:
     return {
         "family": sweep.family,
         "dataset": sweep.data.source,
         "scale": sweep.backbone.scale,
         "weights": sweep.backbone.weights,
-        "geometry": dict(geometry),
-        "warnings": list(geometry["warnings"]),
+        "geometry": geometry.as_dict(),
+        "warnings": list(geometry.warnings),
         "trials": sweep.trials,
         "scheduler": sweep.scheduler.kind,
         "rungs": list(sweep.scheduler.rungs()),
@@ -155,16 +154,16 @@ def _family_plan(sweep: SweepSpec, geometry: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def geometry_line(geometry: Mapping[str, Any]) -> str:
-    """How the model meets the images: size, patch, tokens, stem and the road taken."""
-    parts = [str(geometry["model"]), f"{geometry['image_size']} px"]
-    if geometry.get("patch"):
-        parts.append(f"patch {geometry['patch']}")
-    if geometry.get("tokens"):
-        parts.append(f"{geometry['tokens']} tokens")
-    if geometry.get("stem"):
-        parts.append(f"stem {geometry['stem']}")
-    return ", ".join([*parts, str(geometry["road"])])
+def geometry_line(geometry: Geometry) -> str:
+    """How the model meets the images: size, patch, tokens, stem and adaptation."""
+    parts = [geometry.model, f"{geometry.image_size} px"]
+    if geometry.patch:
+        parts.append(f"patch {geometry.patch}")
+    if geometry.tokens:
+        parts.append(f"{geometry.tokens} tokens")
+    if geometry.stem:
+        parts.append(f"stem {geometry.stem}")
+    return ", ".join([*parts, geometry.road])
 
 
 Plan = Mapping[str, Any]
