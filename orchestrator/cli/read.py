@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -186,57 +186,45 @@ def reproduce(
 COMMANDS = (compare, reproduce, stop)
 
 
-def seen(folder: Path) -> dict[str, Any]:
-    """The run's view, as its own process shows it, with what its checkpoints take on disk."""
-    from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
-    from orchestrator.ops.status import view
-
-    told = view(state_of(folder), running=is_running(folder))
-    disk = checkpoint_bytes(folder)
-    return {"name": folder.name, "folder": str(folder), **told, "checkpoint_bytes": disk}
-
-
 @click.command()
 @click.argument("name", required=False)
 @JSON
 @STORAGE
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
-    runs = [seen(one) for one in ([run_folder(name, storage)] if name else run_folders(storage))]
+    from orchestrator.ledger.cost import checkpoint_bytes
+    from orchestrator.ledger.session import state_of
+    from orchestrator.ops.status import print_view, summary, view
+
+    folders = [run_folder(name, storage)] if name else run_folders(storage)
+    views = [view(state_of(folder), running=is_running(folder)) for folder in folders]
+    runs = list(zip(folders, views, strict=True))
     if as_json:
-        show({"schema": 1, "runs": runs})
+        documents = [
+            {"name": folder.name, "folder": str(folder), **run.as_dict()}
+            | {"checkpoint_bytes": checkpoint_bytes(folder)}
+            for folder, run in runs
+        ]
+        show({"schema": 1, "runs": documents})
     elif name:
-        _print(runs[0])
+        folder, run = runs[0]
+        click.echo(f"{folder.name}, {run.status}{f': {run.reason}' if run.reason else ''}")
+        print_view(run)
+        click.echo(f"checkpoints on disk: {size(checkpoint_bytes(folder))}")
     else:
-        _print_list(runs)
+        for folder, run in runs:
+            click.echo(f"{folder.name:<24} {run.status:<11} {summary(run)}")
     if not runs:
         log.info(f"no run in {storage!r} yet; next: orchestrator demo")
-    elif runs[0]["status"] == "running":
-        log.info(f"next: orchestrator stop {runs[0]['name']}")
-    elif runs[0]["status"] == "done":
-        log.info(f"next: orchestrator compare {runs[0]['name']}")
+        return
+    name, newest = runs[0][0].name, runs[0][1]
+    if newest.status == "running":
+        log.info(f"next: orchestrator stop {name}")
+    elif newest.status == "done":
+        log.info(f"next: orchestrator compare {name}")
     else:
-        larger = " with a larger --budget" if runs[0]["reason"] and runs[0]["budget"] else ""
-        log.info(
-            f"next: type {runs[0]['name']}'s command again{larger}, it goes on where it stopped"
-        )
-
-
-def _print(run: dict[str, Any]) -> None:
-    from orchestrator.ops.status import print_view
-
-    why = f": {run['reason']}" if run["reason"] else ""
-    click.echo(f"{run['name']}, {run['status']}{why}")
-    print_view(run)
-    click.echo(f"checkpoints on disk: {size(run['checkpoint_bytes'])}")
-
-
-def _print_list(runs: list[dict[str, Any]]) -> None:
-    from orchestrator.ops.status import summary
-
-    for run in runs:
-        click.echo(f"{run['name']:<24} {run['status']:<11} {summary(run)}")
+        larger = " with a larger --budget" if newest.reason and newest.budget else ""
+        log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")
 
 
 STATUS_COMMANDS = (status,)

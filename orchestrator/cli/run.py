@@ -244,16 +244,18 @@ def _prepared(spec: RunSpec, costs: Costs | None, tflops: float | None) -> Prepa
 
 
 def report(run_folder: Path) -> str:
-    """Write the run's ``report.html`` and ``comparison.json``, and return its comparison, or its
-    verdict where it tests a claim, for the terminal."""
+    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
+
+    Returns its comparison, or its verdict where it tests a claim, for the terminal.
+    """
     from orchestrator.claims.verdict import conclude
-    from orchestrator.compare import compare, load, report_html, table_text
+    from orchestrator.compare import compare, load, table_text, write_report
 
     replication.pull_finals(run_folder)
     verdict = conclude(run_folder)
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
-    (run_folder / "report.html").write_text(report_html(runs, comparison), encoding="utf-8")
+    write_report(runs, comparison, run_folder)
     replication.push_reports(run_folder)
     return verdict or table_text(comparison)

@@ -21,9 +21,8 @@ from orchestrator.engine.watchdog import Watch, stop_on_signals
 from orchestrator.launch import plan
 from orchestrator.launch.forecast import Cost, forecast
 from orchestrator.ledger import lease, replication, retention, session
-from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.state import State
-from orchestrator.ops.status import Progress, terminal
+from orchestrator.ops.status import live_view
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
 from orchestrator.tracking import store
@@ -176,7 +175,7 @@ def _phases(
     say(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
     stop_file = folder / lease.STOP_FILE
     watch = Watch(pool, spec.sweeps[0].resources, stop_file, claim.lost)
-    with Progress(folder / FILE_NAME, say, console=terminal()), stop_on_signals(stop_file):
+    with live_view(folder), stop_on_signals(stop_file):
         watch.start()
         try:
             _fit(spec, state, trials, pool, stop_file)
