@@ -83,9 +83,7 @@ def costs_of(
 ) -> Costs:
     """What an epoch of each family costs: measured on this machine where asked, else estimated."""
     costs = {
-        sweep.family: estimated(
-            sweep, images[sweep.family].counts, geometry[sweep.family], tflops
-        )
+        sweep.family: estimated(sweep, images[sweep.family].counts, geometry[sweep.family], tflops)
         for sweep in spec.sweeps
     }
     quick = [

@@ -67,6 +67,8 @@ OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per paramet
 FP32_BYTES = 4
 CASES = ("expected", "worst")
 
+Forecast = Mapping[str, Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -159,9 +161,7 @@ def estimated(
     )
 
 
-def forecast(
-    spec: RunSpec, costs: Mapping[str, Cost | None], *, slots: int | None
-) -> dict[str, Any]:
+def forecast(spec: RunSpec, costs: Mapping[str, Cost | None], *, slots: int | None) -> Forecast:
     """The forecast as JSON; what is not known is ``None``. ``slots`` is ``None`` where only the
     cluster can tell how many it holds. Hours and dollars include the finals."""
     resources = spec.sweeps[0].resources

@@ -11,10 +11,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.launch.costs import Costs, costs_of, image_facts, measured_costs, read_images
-from orchestrator.launch.plan import geometry_line
+from orchestrator.launch.costs import (
+    Costs,
+    costs_of,
+    image_facts,
+    images_of,
+    measured_costs,
+    read_images,
+    refuse_unaffordable,
+)
+from orchestrator.launch.plan import Plan, geometry_line, plan
+from orchestrator.launch.validation import validate
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
 from orchestrator.spec.paths import NAMED_DATASETS, absolute_data
@@ -75,18 +83,6 @@ class RunOptions:
     tflops: float | None = None
     reopen_test: bool = False
 
-    def for_tournament(self) -> RunOptions:
-        """A tournament ends with finals unless it is asked not to."""
-        return self if self.final_seeds is not None else replace(
-            self, final_seeds=TOURNAMENT_FINAL_SEEDS
-        )
-
-    def for_demo(self) -> RunOptions:
-        """Minutes on two CPUs."""
-        return replace(
-            self, trials=6, max_epochs=6, final_seeds=2, set=("data.train_limit=1000",)
-        )
-
     def texts(self) -> list[str]:
         """As ``PATH=VALUE``, those of ``set`` last."""
         values = {path: getattr(self, option) for option, path in OPTION_PATHS.items()}
@@ -129,6 +125,18 @@ def spec_of(targets: Sequence[str], options: RunOptions) -> RunSpec:
         budget=budget,
         prices=prices,
     )
+
+
+def tournament_spec(families: Sequence[str], options: RunOptions) -> RunSpec:
+    """The run of ``orchestrator tournament``: it ends with finals unless it is asked not to."""
+    seeds = TOURNAMENT_FINAL_SEEDS if options.final_seeds is None else options.final_seeds
+    return spec_of(families, replace(options, final_seeds=seeds))
+
+
+def demo_spec(options: RunOptions) -> RunSpec:
+    """The run of ``orchestrator demo``: minutes on two CPUs."""
+    few = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
+    return spec_of(DEMO_FAMILIES, replace(options, **few))  # type: ignore[arg-type]
 
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
@@ -213,24 +221,17 @@ class PreparedRun:
         return RunImages(datasets=datasets, geometry=geometry, costs=costs)
 
 
-def prepare(
-    spec: RunSpec,
-    totals: Mapping[str, float] | None,
-    *,
-    measure: bool | None = None,
-    tflops: float | None = None,
-    reopen_test: bool = False,
-) -> PreparedRun:
+def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> PreparedRun:
     """The run, ready to start. ``totals`` is what :func:`validate` returned of its spec.
 
-    ``measure`` says whether training steps are measured before anything starts, for the forecast:
-    by default where the run has a budget, and never for a cluster, whose machines are not this
-    one. Raises ``UserError`` where the budget affords no first epoch.
+    ``options.measure`` says whether training steps are measured before anything starts, for the
+    forecast: by default where the run has a budget, and never for a cluster, whose machines are
+    not this one. Raises ``UserError`` where the budget affords no first epoch.
     """
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    wanted = bool(spec.budget) if measure is None else measure
-    costs = measured_costs(spec, tflops) if wanted and totals is not None else None
+    measure = bool(spec.budget) if options.measure is None else options.measure
+    costs = measured_costs(spec, options.tflops) if measure and totals is not None else None
     uri = spec.tracking_uri or store.default_uri(spec.storage)
     if is_remote(spec.storage) and not spec.tracking_uri:
         log.info(
@@ -238,5 +239,23 @@ def prepare(
             "the same command fills it from the ledger"
         )
     return PreparedRun(
-        spec=spec, tracking_uri=uri, reopen_test=reopen_test, costs=costs, tflops=tflops
+        spec=spec,
+        tracking_uri=uri,
+        reopen_test=options.reopen_test,
+        costs=costs,
+        tflops=options.tflops,
     )
+
+
+def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
+    """What ``spec`` would do. Steps are measured unless ``options.measure`` is ``False`` or a
+    cluster runs, whose machines are not this one.
+
+    Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
+    """
+    totals = validate(spec)
+    images, geometry = images_of(spec)
+    measure = options.measure is not False and totals is not None
+    costs = costs_of(spec, images, geometry, measure=measure, tflops=options.tflops)
+    refuse_unaffordable(spec, costs)
+    return plan(spec, totals=totals, geometry=geometry, costs=costs, tflops=options.tflops)

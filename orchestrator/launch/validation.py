@@ -7,10 +7,10 @@ meets them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from orchestrator.launch import plan
@@ -165,9 +165,9 @@ def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
     """Hub and tracking server asked at once, so that two silent ones cost one time-out."""
     uris = {spec.tracking_uri or store.default_uri(spec.storage) for spec in specs}
     backbones = {sweep.backbone for spec in specs for sweep in spec.sweeps} if weights else set()
-    checks: list[Callable[[], list[str]]] = [
-        *(lambda one=one: check_weights(one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones),  # type: ignore[misc]
-        *(lambda uri=uri: store.check(uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris),  # type: ignore[misc]
+    checks = [
+        *(partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones),
+        *(partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris),
     ]
     with ThreadPoolExecutor() as threads:
         answers = [threads.submit(check) for check in checks]
