@@ -126,7 +126,8 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
     from orchestrator.spec.paths import absolute_data
-    from trainables.data import check_source, prepare
+    from trainables.data.build import prepare
+    from trainables.data.sources import check_source
     from trainables.errors import raise_if_any
 
     if options["dataset"] in KNOWN:
@@ -134,7 +135,7 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     told = [text for text in options["set"] if text.startswith("data.")]
     data = apply_set(family_sweep("vit", dataset=options["dataset"]), told).data
     raise_if_any(check_source(data))
-    info = prepare(absolute_data(data), say=log.info).info
+    info = prepare(absolute_data(data)).info
     return Facts(
         side=min(info.height, info.width),
         classes=len(info.class_names),

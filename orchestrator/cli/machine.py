@@ -25,7 +25,8 @@ def data() -> None:
 def _store(source: str, sets: tuple[str, ...]) -> Any:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
-    from trainables.data import check_source, prepare
+    from trainables.data.build import prepare
+    from trainables.data.sources import check_source
 
     other = [text for text in sets if not text.startswith("data.")]
     raise_if_any(
@@ -33,7 +34,7 @@ def _store(source: str, sets: tuple[str, ...]) -> Any:
     )
     spec = apply_set(family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(spec))
-    return prepare(spec, say=log.info)
+    return prepare(spec)
 
 
 @data.command()

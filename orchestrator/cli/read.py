@@ -23,8 +23,8 @@ from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote, origin, write_bytes
 
 if TYPE_CHECKING:
+    from orchestrator.compare.winners import SelectedModel
     from orchestrator.ledger.state import State
-    from orchestrator.ops.export import SelectedModel
 
 log = logging.getLogger(__name__)
 
@@ -242,11 +242,12 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     In the registry it is NAME@champion, or NAME@FAMILY where a family was asked for.
     """
     folder = run_folder(name, storage)
+    from orchestrator.compare.winners import select_model
     from orchestrator.ledger.session import state_of
     from orchestrator.ops import export as exporting
 
     state = state_of(folder)
-    choice = exporting.choose(state, family)
+    choice = select_model(state, family)
     log.info(choice.why)
     if not state.closed:
         log.info(f"{name} has not ended: this is its best so far")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.claims.verdict import conclude
 from orchestrator.compare import compare, load, table_text, write_report
+from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.watchdog import Watch, stop_on_signals
 from orchestrator.launch import plan
@@ -187,7 +188,7 @@ def _phases(
             _fit(spec, state, trials, pool, stop_file)
             if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
                 records = finals.due(spec, session.state_of(folder), reopen=reopen_test)
-                replication.share_stores(folder, finals.data_of(records), log.info)
+                replication.share_stores(folder, finals.data_of(records))
                 pool.submit(records)
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)
@@ -213,7 +214,7 @@ def _phases(
 def _tidy(folder: Path) -> None:
     """While no slot is at work: remove the checkpoints that nothing will ask for again."""
     state = session.state_of(folder)
-    retention.at_rest(folder, state, [won.trial for won in finals.winners(state).values()])
+    retention.at_rest(folder, state, [won.trial for won in winners(state).values()])
 
 
 def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: Path) -> None:

@@ -26,7 +26,8 @@ from orchestrator.spec.paths import absolute_data
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from trainables.backbones import Geometry, describe
 from trainables.config import DataSpec, stable_hash
-from trainables.data import DatasetInfo, PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import DatasetInfo, PixelStore
 from trainables.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def read_images(spec: RunSpec) -> tuple[dict[str, DatasetInfo], Geometries]:
     for sweep in spec.sweeps:
         data = absolute_data(sweep.data)
         if data not in stores:
-            stores[data] = prepare(data, say=log.info)
+            stores[data] = prepare(data)
         info = datasets[sweep.family] = stores[data].info
         geometry[sweep.family] = geometry_of(sweep, height=info.height, width=info.width)
     return datasets, geometry

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from orchestrator.launch.costs import (
     Costs,
@@ -25,11 +24,11 @@ from orchestrator.launch.plan import Plan, geometry_line, plan
 from orchestrator.launch.validation import validate
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
-from orchestrator.spec.paths import NAMED_DATASETS, absolute_data
+from orchestrator.spec.paths import absolute_data, dataset_name
 from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
 from orchestrator.tracking import store
 from trainables.backbones import Geometry
-from trainables.data import DatasetInfo
+from trainables.data.store import DatasetInfo
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote
 from trainables.storage.waiting import in_background
@@ -141,10 +140,8 @@ def demo_spec(options: RunOptions) -> RunSpec:
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
     """``TARGET-DATASET``: the same command typed again is the same run."""
-    source = sweeps[0].data.source
-    dataset = source if source in NAMED_DATASETS else Path(source).resolve().stem
     short = [target.rpartition(":")[2] if ".py:" in target else target for target in targets]
-    return sanitised("-".join([*short, dataset]))
+    return sanitised("-".join([*short, dataset_name(sweeps[0].data.source)]))
 
 
 def _unequal(sweeps: Sequence[SweepSpec]) -> list[str]:
@@ -208,7 +205,7 @@ class PreparedRun:
         spec = self.spec
         datasets, geometry = read_images(spec)
         data = [absolute_data(sweep.data) for sweep in spec.sweeps]
-        replication.share_stores(spec.folder, data, log.info)
+        replication.share_stores(spec.folder, data)
         for sweep in spec.sweeps:
             own = geometry[sweep.family]
             log.info(f"{sweep.family}: {geometry_line(own)}; weights {sweep.backbone.weights}")

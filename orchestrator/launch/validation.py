@@ -16,13 +16,12 @@ from pathlib import Path
 from orchestrator.launch import plan
 from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach
-from orchestrator.spec.paths import NAMED_DATASETS
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from orchestrator.spec.spaces import Choice
 from orchestrator.tracking import store
 from trainables.backbones import Geometry, check_backbone, check_weights, describe
 from trainables.config import BackboneSpec, DataSpec
-from trainables.data import check_source
+from trainables.data.sources import KNOWN_DATASETS, check_source
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
@@ -32,8 +31,7 @@ NETWORK_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """Stored images: ``height`` and ``width`` in pixels, and how many each split of ``counts``
-    has."""
+    """Stored images: ``height`` and ``width`` in pixels, and ``counts`` by split."""
 
     height: int
     width: int
@@ -41,24 +39,13 @@ class ImageFacts:
     counts: Mapping[str, int]
 
 
-# Side in pixels, classes, images of the source's train and test splits.
-KNOWN_IMAGES = {
-    "digits": (8, 10, 1797, 0),
-    "cifar10": (32, 10, 50_000, 10_000),
-    "cifar100": (32, 100, 50_000, 10_000),
-}
-
-
 def known_images(data: DataSpec) -> ImageFacts | None:
     """What the dataset's name alone tells; ``None`` for a path."""
-    if data.source not in KNOWN_IMAGES:
+    known = KNOWN_DATASETS.get(data.source)
+    if known is None:
         return None
-    side, classes, train, test = KNOWN_IMAGES[data.source]
-    side = min(side, data.short_side or side)
-    val = round(data.val_fraction * train)
-    carved = 0 if test else round(data.test_fraction * train)
-    counts = {"train": train - val - carved, "val": val, "test": test or carved}
-    return ImageFacts(height=side, width=side, classes=classes, counts=counts)
+    side = known.stored_side_px(data)
+    return ImageFacts(height=side, width=side, classes=known.classes, counts=known.counts(data))
 
 
 def geometry_of(sweep: SweepSpec, *, height: int, width: int) -> Geometry:
@@ -140,7 +127,7 @@ def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
 
 def _data_mistakes(sweep: SweepSpec, as_job: bool) -> list[str]:
     paths = [sweep.data.archive]
-    if sweep.data.source not in NAMED_DATASETS:
+    if sweep.data.source not in KNOWN_DATASETS:
         paths.append(sweep.data.source)
     if as_job and any(path and _is_absolute(path) and not _exists(path) for path in paths):
         return []  # it is where the job runs, or nowhere
@@ -194,7 +181,7 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "--storage ", spec.storage
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights
-        if data.source not in NAMED_DATASETS and Path(data.source).exists():
+        if data.source not in KNOWN_DATASETS and Path(data.source).exists():
             yield "--dataset ", data.source
         if data.archive is not None:
             yield "--set data.archive=", data.archive

@@ -31,7 +31,8 @@ from orchestrator.ledger.lease import Lease, holder
 from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
 from orchestrator.ledger.state import replay
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare, store
+from trainables.data import store
+from trainables.data.build import prepare
 from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
