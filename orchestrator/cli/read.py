@@ -164,14 +164,16 @@ def reproduce(
 
     found = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.cli import run as start
+        from orchestrator.cli.run import carry_out
+        from orchestrator.launch.prepare import RunOptions
+        from orchestrator.launch.validation import validate
         from orchestrator.spec.run import RunSpec
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**found["spec"], **told})
         log.info(f"{found['name']} again as {rerun}, spec {spec.hash()}")
-        ctx.exit(start.carry_out(spec))
+        ctx.exit(carry_out(spec, validate(spec), RunOptions()))
     if as_spec:
         show({"schema": 1, **found})
     else:
@@ -179,9 +181,6 @@ def reproduce(
     log.info(
         f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}"
     )
-
-
-COMMANDS = (compare, reproduce, stop)
 
 
 @click.command()
@@ -225,9 +224,6 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
         log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")
 
 
-STATUS_COMMANDS = (status,)
-
-
 REGISTRY = "registry"
 CHAMPION = "champion"
 
@@ -268,4 +264,4 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
 
 
-EXPORT_COMMANDS = (export,)
+COMMANDS = (compare, reproduce, stop, export, status)
