@@ -22,7 +22,7 @@ from orchestrator.tracking import view
 from trainables.config import Assignment
 from trainables.errors import UserError, one_line
 from trainables.storage.object_storage import origin
-from trainables.storage.trial_files import bring, name_of
+from trainables.storage.trial_files import fetch_checkpoint, name_of
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Client, MlflowRun
@@ -44,7 +44,7 @@ def checkpoint_of(model: SelectedModel, run_folder: Path) -> Path:
     if remote and recorded:
         try:
             assignment = replace(Assignment.from_dict(trial.assignment), remote=remote)
-            return Path(bring(assignment, name_of(recorded)))
+            return Path(fetch_checkpoint(assignment, name_of(recorded)))
         except FileNotFoundError:
             pass
     elif recorded:
