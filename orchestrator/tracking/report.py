@@ -42,7 +42,7 @@ def _note(comparison: Mapping[str, Any]) -> str:
         final = entry["final"]
         cells = [
             entry["family"],
-            interval(final["test_top1"]) if final else NONE,
+            interval(**final["test_top1"]) if final else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
             seconds(entry["gpu_seconds"]),
