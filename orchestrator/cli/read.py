@@ -166,14 +166,16 @@ def reproduce(
 
     found = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.cli import run as start
+        from orchestrator.cli.run import carry_out
+        from orchestrator.launch.prepare import RunOptions
+        from orchestrator.launch.validation import validate
         from orchestrator.spec.run import RunSpec
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**found["spec"], **told})
         log.info(f"{found['name']} again as {rerun}, spec {spec.hash()}")
-        ctx.exit(start.carry_out(spec))
+        ctx.exit(carry_out(spec, validate(spec), RunOptions()))
     if as_spec:
         show({"schema": 1, **found})
     else:
@@ -181,9 +183,6 @@ def reproduce(
     log.info(
         f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}"
     )
-
-
-COMMANDS = (compare, reproduce, stop)
 
 
 @click.command()
@@ -225,9 +224,6 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     else:
         larger = " with a larger --budget" if newest.reason and newest.budget else ""
         log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")
-
-
-STATUS_COMMANDS = (status,)
 
 
 REGISTRY = "registry"
@@ -310,4 +306,4 @@ def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias
     log.info(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
 
 
-EXPORT_COMMANDS = (export,)
+COMMANDS = (compare, reproduce, stop, export, status)

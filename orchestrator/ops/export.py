@@ -16,7 +16,7 @@ from orchestrator.ledger.state import State
 from trainables.config import Assignment
 from trainables.errors import UserError
 from trainables.storage import object_storage
-from trainables.storage.trial_files import bring, name_of
+from trainables.storage.trial_files import fetch_checkpoint, name_of
 
 WORST_AGREEMENT = 0.99  # of an exported model with the run's own evaluation
 
@@ -45,7 +45,7 @@ def _fetched(choice: SelectedModel, run_folder: Path, remote: str) -> Path:
     assignment = replace(Assignment.from_dict(choice.trial.assignment), remote=remote)
     try:
         if written:
-            return Path(bring(assignment, name_of(written)))
+            return Path(fetch_checkpoint(assignment, name_of(written)))
     except FileNotFoundError:
         pass
     raise _gone(choice, remote)
