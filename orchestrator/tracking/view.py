@@ -360,7 +360,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
     for entry in comparison["families"]:
         cells = [
             entry["family"],
-            interval(entry["final"]["test_top1"]) if entry["final"] else NONE,
+            interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
             seconds(entry["gpu_seconds"]),

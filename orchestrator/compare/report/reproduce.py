@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.curves import sweeps
 from orchestrator.compare.report.html import Markup, details, items, paragraph, section, table, text
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.runs import RunData, sweeps
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
 
