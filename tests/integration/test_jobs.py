@@ -91,7 +91,7 @@ def test_let_go_found_again_and_stopped(cluster: tuple[Shell, Head]) -> None:
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=30)
     assert first.returncode == 130, err
-    assert "let go of job long; it goes on" in err
+    assert "job long; it goes on" in err
     assert f"orchestrator stop long --storage {shell.cwd / 'runs'}" in err
 
     code, _, err = shell(*command[:-2], "--trials", "2", *command[-2:])
