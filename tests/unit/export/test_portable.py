@@ -55,11 +55,11 @@ def exported(
 @torch.inference_mode()
 def logits(backbone: Backbone, images: np.ndarray) -> torch.Tensor:
     """As our evaluation computes them."""
-    look = InputTransform(
+    transform = InputTransform(
         image_size=backbone.geometry.image_size, mean=backbone.mean, std=backbone.std
     )
     backbone.module.eval()
-    result: torch.Tensor = backbone.module(fit(normalise(torch.from_numpy(images), look), look))
+    result: torch.Tensor = backbone.module(fit(normalise(torch.from_numpy(images), transform), transform))
     return result
 
 
