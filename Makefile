@@ -1,7 +1,7 @@
 # make demo    install into .venv, then run three families on digits and compare them
 # make test    the same environment plus test tools: lint, types, tests
 # make test-cluster   tests of jobs, of clusters of several nodes and of object storage
-# make check   lint and types only
+# make check   lint, imports and types only
 # make clean   remove .venv and caches; runs/ stays
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -33,6 +33,7 @@ check: $(TEST)
 	@echo "make: lint and types"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
 
 clean:

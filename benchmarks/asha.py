@@ -3,7 +3,7 @@
 Does pruning find what full training finds, for a third of the epochs? 64 trials of at most 27
 epochs, reduction factor 3, grace 1, on 4 slots: once without pruning (random search), once under
 ASHA, once under PASHA, on the same synthetic curves (benchmarks/worlds.py), whose truth is known.
-The decisions are those of a run: ``FamilyScheduler``, the ledger's records and ``finals.winners``,
+The decisions are those of a run: ``FamilyScheduler``, the ledger's records and ``winners``,
 driven by a clock instead of Tune's loop.
 
 Stated before measuring, on the world ``crossing``, over 20 repetitions with fresh curves:
@@ -31,7 +31,7 @@ from scipy import stats
 
 from benchmarks.common import arguments, finish
 from benchmarks.worlds import WORLDS, Trials, draw
-from orchestrator.engine.finals import winners
+from orchestrator.compare.winners import winners
 from orchestrator.engine.scheduler import CONTINUE, METRIC, PAUSE, FamilyScheduler
 from orchestrator.ledger.state import State, apply, replay
 from orchestrator.spec.limits import SchedulerSpec

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, apply, say, show
+from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, apply, show
 from orchestrator.cli.read import run_folder, run_folders
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.claims.design import Facts
     from orchestrator.spec.run import RunSpec
+
+log = logging.getLogger(__name__)
 
 PRESETS = ("smoke", "standard", "full")
 subject, means = partial(apply, SUBJECT), partial(apply, MEANS)
@@ -37,7 +40,7 @@ def list_(as_json: bool) -> None:
     else:
         for one in declared:
             click.echo(f"{one['name']:<28} {one['statement']}")
-    say("next: orchestrator claims run CLAIM --preset smoke --dry-run")
+    log.info("next: orchestrator claims run CLAIM --preset smoke --dry-run")
 
 
 @claims.command()
@@ -74,12 +77,12 @@ def run(
 
     codes = []
     for spec in specs:
-        say(f"claim: {(spec.claim or {})['name']}, as run {spec.name}")
+        log.info(f"claim: {(spec.claim or {})['name']}, as run {spec.name}")
         codes.append(start.carry_out(spec, measure=options["measure"], tflops=options["tflops"]))
         if codes[-1] == 130:
             break
     place = "" if options["storage"] == "runs" else f" --storage {options['storage']}"
-    say(f"next: orchestrator claims show {' '.join(spec.name for spec in specs)}{place}")
+    log.info(f"next: orchestrator claims show {' '.join(spec.name for spec in specs)}{place}")
     ctx.exit(max(codes))
 
 
@@ -119,7 +122,8 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
     from orchestrator.spec.paths import absolute_data
-    from trainables.data import check_source, prepare
+    from trainables.data.build import prepare
+    from trainables.data.sources import check_source
     from trainables.errors import raise_if_any
 
     if options["dataset"] in KNOWN:
@@ -127,7 +131,7 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     told = [text for text in options["set"] if text.startswith("data.")]
     data = apply_set(family_sweep("vit", dataset=options["dataset"]), told).data
     raise_if_any(check_source(data))
-    info = prepare(absolute_data(data), say=say).info
+    info = prepare(absolute_data(data)).info
     return Facts(
         side=min(info.height, info.width),
         classes=len(info.class_names),
@@ -145,13 +149,10 @@ def _dry_run(specs: list[RunSpec], options: Mapping[str, Any], as_json: bool) ->
 
     def cost_of(one: RunSpec) -> tuple[Any, Any]:
         family = one.sweeps[0].family
-        images, geometry = images_of(one, say)
-        costs = costs_of(one, images, geometry, measure=measure, tflops=options["tflops"],
-                         say=lambda line: None)  # fmt: skip
+        images, geometry = images_of(one)
+        costs = costs_of(one, images, geometry, measure=measure, tflops=options["tflops"])
         return images[family]["counts"], costs[family]
 
-    if measure:
-        say("measuring training steps on this machine; --no-measure leaves it out")
     made = [price(spec, cost_of, total=check(spec)) for spec in specs]
     hours = [one["wall_hours"] for one in made]
     whole = None if None in hours else sum(hours)
@@ -161,7 +162,7 @@ def _dry_run(specs: list[RunSpec], options: Mapping[str, Any], as_json: bool) ->
         click.echo("\n\n".join("\n".join(price_lines(one)) for one in made))
         if whole is not None and len(made) > 1:
             click.echo(f"\nall       about {60 * whole:.0f} minutes here")
-    say("next: the same without --dry-run")
+    log.info("next: the same without --dry-run")
 
 
 @claims.command("show")
@@ -185,9 +186,9 @@ def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
         click.echo("\n\n".join("\n".join(verdict_lines(one)) for one in verdicts))
     for one in verdicts:
         if one["rule_changes"]:
-            say(f"{one['run']}: its rule has changed since: a changed rule is a new claim")
+            log.info(f"{one['run']}: its rule has changed since: a changed rule is a new claim")
     if not verdicts:
-        say(f"no claim was run in {storage!r} yet; next: orchestrator claims list")
+        log.info(f"no claim was run in {storage!r} yet; next: orchestrator claims list")
 
 
 COMMANDS = (claims,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 from collections import Counter
@@ -10,8 +11,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, say, show
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
 from trainables.errors import UserError, raise_if_any
+
+log = logging.getLogger(__name__)
 
 
 @click.group()
@@ -22,7 +25,8 @@ def data() -> None:
 def _store(source: str, sets: tuple[str, ...]) -> Any:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
-    from trainables.data import check_source, prepare
+    from trainables.data.build import prepare
+    from trainables.data.sources import check_source
 
     other = [text for text in sets if not text.startswith("data.")]
     raise_if_any(
@@ -30,7 +34,7 @@ def _store(source: str, sets: tuple[str, ...]) -> Any:
     )
     spec = apply_set(family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(spec))
-    return prepare(spec, say=say)
+    return prepare(spec)
 
 
 @data.command()
@@ -40,7 +44,9 @@ def prepare(dataset: str, set: tuple[str, ...]) -> None:
     """Read DATASET (a name or a path) into its pixel store, once; prints the store's folder."""
     store = _store(dataset, set)
     click.echo(str(store.path))
-    say(f"next: orchestrator data info {dataset}, or orchestrator sweep vit --dataset {dataset}")
+    log.info(
+        f"next: orchestrator data info {dataset}, or orchestrator sweep vit --dataset {dataset}"
+    )
 
 
 @data.command()
@@ -66,7 +72,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
         for row in classes:
             shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
             click.echo(f"  {row['class']:<24} {shares}")
-    say(f"next: orchestrator sweep vit --dataset {dataset}")
+    log.info(f"next: orchestrator sweep vit --dataset {dataset}")
 
 
 @click.command()
@@ -99,10 +105,10 @@ def doctor(
     else:
         _print_facts(facts)
     for line in facts["warnings"]:
-        say(f"warning: {line}")
+        log.warning(f"warning: {line}")
     if facts["problems"]:
         raise UserError(*facts["problems"])
-    say("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
+    log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
 def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
@@ -139,7 +145,7 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
     command = store.ui_command(storage, uri, port=port)
     if not command:
         click.echo(uri)
-        say("this store is a server already; next: open it in a browser")
+        log.info("this store is a server already; next: open it in a browser")
         return
     raise_if_any(store.check(uri))
     file = Path(uri.removeprefix("sqlite:///"))
@@ -154,7 +160,7 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
         except OSError:
             raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
     click.echo(f"http://127.0.0.1:{port}")
-    say("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
+    log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 

@@ -6,6 +6,7 @@ Nothing here may import torch, ray, mlflow or pyarrow before a command needs it.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from orchestrator.cli import claims, machine, read, submit
-from orchestrator.cli.options import JSON, REOPEN, STORAGE, TRACKING, run_options, say
+from orchestrator.cli.options import JSON, REOPEN, STORAGE, TRACKING, log_to_stderr, run_options
 from orchestrator.ray_cluster import attach
 from trainables.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     from orchestrator.spec.run import RunSpec
+
+log = logging.getLogger(__name__)
 
 
 class Commands(click.Group):
@@ -60,7 +63,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
     spec = demo_spec(options)
     families = ", ".join(sweep.family for sweep in spec.sweeps)
     trials = spec.sweeps[0].trials
-    say(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
+    log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
     _run(ctx, spec, options)
 
 
@@ -148,20 +151,21 @@ def _run(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point. A mistake is one line on stderr; the exit codes are those of ``--help``."""
+    log_to_stderr()
     try:
         code = group.main(arguments, prog_name="orchestrator", standalone_mode=False)
     except UserError as error:
         for mistake in error.mistakes:
-            say(f"error: {mistake}")
+            log.error(f"error: {mistake}")
         code = error.exit_code
     except StorageError as error:
-        say(f"error: {error}; nothing is lost: the same command goes on where it stopped")
+        log.error(f"error: {error}; nothing is lost: the same command goes on where it stopped")
         code = 130
     except click.ClickException as error:
-        say(f"error: {' '.join(error.format_message().split())}")
+        log.error(f"error: {' '.join(error.format_message().split())}")
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted: the same command goes on where it stopped")
+        log.info("interrupted: the same command goes on where it stopped")
         code = 130
     except BrokenPipeError:
         # The reader has gone (`| head`); Python would complain once more while it exits.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,9 +12,23 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def say(line: str) -> None:
-    """Talk, on stderr."""
-    click.echo(line, err=True)
+class _PlainLines(logging.Handler):
+    """Each record as its bare message on what is ``sys.stderr`` at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+def log_to_stderr() -> None:
+    """Print what ``orchestrator`` and ``trainables`` log from INFO up, once however often called.
+
+    The loggers of libraries are left as they are.
+    """
+    for package in ("orchestrator", "trainables"):
+        logger = logging.getLogger(package)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _PlainLines) for handler in logger.handlers):
+            logger.addHandler(_PlainLines())
 
 
 def show(plain: Mapping[str, Any]) -> None:

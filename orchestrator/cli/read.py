@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, STORAGE, TRACKING, say, show
+from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote, origin, write_bytes
 
 if TYPE_CHECKING:
+    from orchestrator.compare.winners import SelectedModel
     from orchestrator.ledger.state import State
-    from orchestrator.ops.export import SelectedModel
+
+log = logging.getLogger(__name__)
 
 
 def run_folder(name: str, storage: str) -> Path:
@@ -111,10 +114,12 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
         click.echo(comparing.table_text(comparison))
     if out:
         Path(out).write_text(comparing.report_html(runs, comparison), encoding="utf-8")
-        say(f"wrote {out}")
-        say(f"next: open {out} in a browser; it needs no network")
+        log.info(f"wrote {out}")
+        log.info(f"next: open {out} in a browser; it needs no network")
     else:
-        say(f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui")
+        log.info(
+            f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui"
+        )
 
 
 @click.command()
@@ -134,8 +139,8 @@ def stop(name: str, storage: str) -> None:
         write_bytes(f"{remote}/{STOP_FILE}", b"")
     else:
         (folder / STOP_FILE).touch()
-    say(f"{name} was asked to stop; its trials end at their next epoch")
-    say(f"next: orchestrator status {name}")
+    log.info(f"{name} was asked to stop; its trials end at their next epoch")
+    log.info(f"next: orchestrator status {name}")
 
 
 @click.command()
@@ -167,27 +172,18 @@ def reproduce(
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**found["spec"], **told})
-        say(f"{found['name']} again as {rerun}, spec {spec.hash()}")
+        log.info(f"{found['name']} again as {rerun}, spec {spec.hash()}")
         ctx.exit(start.carry_out(spec))
     if as_spec:
         show({"schema": 1, **found})
     else:
         click.echo(found["command"])
-    say(f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}")
+    log.info(
+        f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}"
+    )
 
 
 COMMANDS = (compare, reproduce, stop)
-
-
-def seen(folder: Path) -> dict[str, Any]:
-    """The run's view, as its own process shows it, with what its checkpoints take on disk."""
-    from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
-    from orchestrator.ops.status import view
-
-    told = view(state_of(folder), running=is_running(folder))
-    disk = checkpoint_bytes(folder)
-    return {"name": folder.name, "folder": str(folder), **told, "checkpoint_bytes": disk}
 
 
 @click.command()
@@ -196,38 +192,39 @@ def seen(folder: Path) -> dict[str, Any]:
 @STORAGE
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
-    runs = [seen(one) for one in ([run_folder(name, storage)] if name else run_folders(storage))]
+    from orchestrator.ledger.cost import checkpoint_bytes
+    from orchestrator.ledger.session import state_of
+    from orchestrator.ops.status import print_view, summary, view
+
+    folders = [run_folder(name, storage)] if name else run_folders(storage)
+    views = [view(state_of(folder), running=is_running(folder)) for folder in folders]
+    runs = list(zip(folders, views, strict=True))
     if as_json:
-        show({"schema": 1, "runs": runs})
+        documents = [
+            {"name": folder.name, "folder": str(folder), **run.as_dict()}
+            | {"checkpoint_bytes": checkpoint_bytes(folder)}
+            for folder, run in runs
+        ]
+        show({"schema": 1, "runs": documents})
     elif name:
-        _print(runs[0])
+        folder, run = runs[0]
+        click.echo(f"{folder.name}, {run.status}{f': {run.reason}' if run.reason else ''}")
+        print_view(run)
+        click.echo(f"checkpoints on disk: {size(checkpoint_bytes(folder))}")
     else:
-        _print_list(runs)
+        for folder, run in runs:
+            click.echo(f"{folder.name:<24} {run.status:<11} {summary(run)}")
     if not runs:
-        say(f"no run in {storage!r} yet; next: orchestrator demo")
-    elif runs[0]["status"] == "running":
-        say(f"next: orchestrator stop {runs[0]['name']}")
-    elif runs[0]["status"] == "done":
-        say(f"next: orchestrator compare {runs[0]['name']}")
+        log.info(f"no run in {storage!r} yet; next: orchestrator demo")
+        return
+    name, newest = runs[0][0].name, runs[0][1]
+    if newest.status == "running":
+        log.info(f"next: orchestrator stop {name}")
+    elif newest.status == "done":
+        log.info(f"next: orchestrator compare {name}")
     else:
-        larger = " with a larger --budget" if runs[0]["reason"] and runs[0]["budget"] else ""
-        say(f"next: type {runs[0]['name']}'s command again{larger}, it goes on where it stopped")
-
-
-def _print(run: dict[str, Any]) -> None:
-    from orchestrator.ops.status import print_view
-
-    why = f": {run['reason']}" if run["reason"] else ""
-    click.echo(f"{run['name']}, {run['status']}{why}")
-    print_view(run)
-    click.echo(f"checkpoints on disk: {size(run['checkpoint_bytes'])}")
-
-
-def _print_list(runs: list[dict[str, Any]]) -> None:
-    from orchestrator.ops.status import summary
-
-    for run in runs:
-        click.echo(f"{run['name']:<24} {run['status']:<11} {summary(run)}")
+        larger = " with a larger --budget" if newest.reason and newest.budget else ""
+        log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")
 
 
 STATUS_COMMANDS = (status,)
@@ -249,14 +246,15 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     In the registry it is NAME@champion, or NAME@FAMILY where a family was asked for.
     """
     folder = run_folder(name, storage)
+    from orchestrator.compare.winners import select_model
     from orchestrator.ledger.session import state_of
     from orchestrator.ops import export as exporting
 
     state = state_of(folder)
-    choice = exporting.choose(state, family)
-    say(choice.why)
+    choice = select_model(state, family)
+    log.info(choice.why)
     if not state.closed:
-        say(f"{name} has not ended: this is its best so far")
+        log.info(f"{name} has not ended: this is its best so far")
     if to == REGISTRY:
         uri = tracking_uri or _uri(state, storage)
         _register(state, choice, folder, uri, family or CHAMPION)
@@ -264,7 +262,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     exporting.write(state, choice, folder, Path(to))
     _check(choice, folder, Path(to))
     click.echo(to)
-    say(f"next: {Path(to) / 'README.md'} has the code that loads it")
+    log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
 
 
 def _uri(state: State, storage: str) -> str:
@@ -282,7 +280,7 @@ def _check(choice: SelectedModel, folder: Path, exported: Path) -> None:
         said = exporting.check(choice, folder, exported)
     except exporting.Unchecked as error:
         said = f"warning: not checked against the run's own evaluation: {error.mistakes[0]}"
-    say(said)
+    log.info(said)
 
 
 def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias: str) -> None:
@@ -307,9 +305,9 @@ def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias
     except Outage as outage:
         raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
     name = state.header["run"]
-    say(f"version {version} of {name}")
+    log.info(f"version {version} of {name}")
     click.echo(f"models:/{name}@{alias}")
-    say(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
+    log.info(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
 
 
 EXPORT_COMMANDS = (export,)

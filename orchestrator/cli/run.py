@@ -8,14 +8,15 @@ The plan of a run, printed.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import say, show
+from orchestrator.cli.options import show
 from orchestrator.launch.costs import (
     Costs,
     affordable_costs,
@@ -29,13 +30,15 @@ from orchestrator.launch.plan import geometry_line, plan, plan_text
 from orchestrator.launch.validation import check
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
-from orchestrator.spec.paths import NAMED_DATASETS, absolute_data
+from orchestrator.spec.paths import absolute_data, dataset_name
 from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
     from orchestrator.engine.runner import Outcome, Prepared
+
+log = logging.getLogger(__name__)
 
 
 def show_plan(
@@ -47,19 +50,17 @@ def show_plan(
     Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
     """
     total = check(spec)
-    images, geometry = images_of(spec, say)
+    images, geometry = images_of(spec)
     here = measure is not False and total is not None
-    costs = costs_of(spec, images, geometry, measure=here, tflops=tflops, say=say)
+    costs = costs_of(spec, images, geometry, measure=here, tflops=tflops)
     refuse_unaffordable(spec, costs)
     made = plan(spec, total=total, geometry=geometry, costs=costs, tflops=tflops)
     if as_json:
         show(made)
     else:
         click.echo(plan_text(made))
-    say("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
+    log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
-
-Say = Callable[[str], None]
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")
 DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
@@ -133,10 +134,8 @@ def with_finals(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_name(targets: Sequence[str], made: Sequence[SweepSpec]) -> str:
     """``TARGET-DATASET``: the same command typed again is the same run."""
-    source = made[0].data.source
-    dataset = source if source in NAMED_DATASETS else Path(source).resolve().stem
     short = [target.rpartition(":")[2] if ".py:" in target else target for target in targets]
-    return sanitised("-".join([*short, dataset]))
+    return sanitised("-".join([*short, dataset_name(made[0].data.source)]))
 
 
 def unequal(made: Sequence[SweepSpec]) -> list[str]:
@@ -177,25 +176,24 @@ def carry_out(
     by default where the run has a budget. ``tflops`` is for what is not measured.
     """
     wanted = bool(spec.budget) if measure is None else measure
-    outcome, comparison = launch(spec, say, reopen_test=reopen_test, measure=wanted, tflops=tflops)
+    outcome, comparison = launch(spec, reopen_test=reopen_test, measure=wanted, tflops=tflops)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:
-        say(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")
+        log.info(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")
         larger = " with a larger --budget" if spec.budget else ""
-        say(f"next: the same command{larger} goes on; orchestrator compare {spec.name}{place}")
+        log.info(f"next: the same command{larger} goes on; orchestrator compare {spec.name}{place}")
     elif outcome.interrupted:
-        say(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
-        say(f"next: the same command goes on; orchestrator status {spec.name}{place}")
+        log.info(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
+        log.info(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
         click.echo(comparison, nl=False)
-        say(f"report: {outcome.run_folder / 'report.html'}")
-        say(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
+        log.info(f"report: {outcome.run_folder / 'report.html'}")
+        log.info(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
     return outcome.exit_code
 
 
 def launch(
     spec: RunSpec,
-    say: Say,
     *,
     reopen_test: bool = False,
     measure: bool = False,
@@ -207,53 +205,55 @@ def launch(
     """
     total = check(spec)
     if total and total["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
-        say(f"{total['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    costs = affordable_costs(spec, tflops, say) if measure and total is not None else None
+        log.info(f"{total['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
+    costs = affordable_costs(spec, tflops) if measure and total is not None else None
     from orchestrator.engine import runner
     from orchestrator.tracking import store
 
     if is_remote(spec.storage) and not spec.tracking_uri:
-        say(
+        log.info(
             f"MLflow: {store.default_uri(spec.storage)}, on this machine; --tracking-uri "
             "http://SERVER:5000 keeps it, and the same command fills it from the ledger"
         )
     texts: list[str] = []
     outcome = runner.run(
         spec,
-        prepare=lambda: _prepared(spec, say, costs, tflops),
-        say=say,
+        prepare=lambda: _prepared(spec, costs, tflops),
+        say=log.info,
         report=lambda folder: texts.append(report(folder)),
         reopen_test=reopen_test,
     )
     return outcome, "".join(texts)
 
 
-def _prepared(spec: RunSpec, say: Say, costs: Costs | None, tflops: float | None) -> Prepared:
-    datasets, geometry = prepare_all(spec, say)
+def _prepared(spec: RunSpec, costs: Costs | None, tflops: float | None) -> Prepared:
+    datasets, geometry = prepare_all(spec)
     data = [absolute_data(sweep.data) for sweep in spec.sweeps]
-    replication.share_stores(spec.folder, data, say)
+    replication.share_stores(spec.folder, data)
     for sweep in spec.sweeps:
         one = geometry[sweep.family]
-        say(f"{sweep.family}: {geometry_line(one)}; weights {sweep.backbone.weights}")
+        log.info(f"{sweep.family}: {geometry_line(one)}; weights {sweep.backbone.weights}")
         for warning in one["warnings"]:
-            say(f"warning: {warning}")
+            log.warning(f"warning: {warning}")
     if costs is None:
         images = images_in(datasets)
-        costs = costs_of(spec, images, geometry, measure=False, tflops=tflops, say=say)
+        costs = costs_of(spec, images, geometry, measure=False, tflops=tflops)
     return datasets, geometry, costs
 
 
 def report(run_folder: Path) -> str:
-    """Write the run's ``report.html`` and ``comparison.json``, and return its comparison, or its
-    verdict where it tests a claim, for the terminal."""
+    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
+
+    Returns its comparison, or its verdict where it tests a claim, for the terminal.
+    """
     from orchestrator.claims.verdict import conclude
-    from orchestrator.compare import compare, load, report_html, table_text
+    from orchestrator.compare import compare, load, table_text, write_report
 
     replication.pull_finals(run_folder)
     verdict = conclude(run_folder)
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
-    (run_folder / "report.html").write_text(report_html(runs, comparison), encoding="utf-8")
+    write_report(runs, comparison, run_folder)
     replication.push_reports(run_folder)
     return verdict or table_text(comparison)

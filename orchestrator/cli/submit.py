@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import say
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.ops.jobs import Job
     from orchestrator.spec.run import RunSpec
+
+log = logging.getLogger(__name__)
 
 RUNS = ("sweep", "tournament", "demo", "claims run")
 EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
@@ -64,7 +66,7 @@ def submit(
 
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        say(f"the job is given MLFLOW_TRACKING_URI={uri}")
+        log.info(f"the job is given MLFLOW_TRACKING_URI={uri}")
     name = job_id or _name(specs)
     env = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     job = jobs.Job(run=name, arguments=command, working_dir=working_dir, env=env)
@@ -77,21 +79,27 @@ def _carry_out(job: Job, address: str, spec: RunSpec) -> int:
 
     client = jobs.connect(address)
     known, found = jobs.start(client, job)
-    say(f"job {known} at {address}: {'at work already, its log:' if found else 'submitted'}")
+    log.info(f"job {known} at {address}: {'at work already, its log:' if found else 'submitted'}")
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, ended = follow(client, known, show=lambda text: click.echo(text, nl=False), say=say)
+        code, ended = follow(
+            client, known, show=lambda text: click.echo(text, nl=False), say=log.info
+        )
     except KeyboardInterrupt:
-        say(f"let go of job {known}; it goes on")
-        say(
+        log.info(f"let go of job {known}; it goes on")
+        log.info(
             f"next: the same command follows it again; {stop} stops it, and so does, "
             f"within seconds, ray job stop --address {address} {known}"
         )
         return 130
-    say(f"job {known} {ended}")
+    log.info(f"job {known} {ended}")
     if code == 130:
-        say("next: the same command goes on")
+        log.info("next: the same command goes on")
     return code
+
+
+def _print(text: str) -> None:
+    click.echo(text, nl=False)
 
 
 def _name(specs: list[RunSpec]) -> str:

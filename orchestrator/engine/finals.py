@@ -8,28 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.compare.winners import winners
 from orchestrator.ledger.state import State, TrialState
 from orchestrator.spec.run import RunSpec
 from trainables.config import DataSpec, stable_hash
 from trainables.errors import UserError
-
-
-def winners(state: State) -> dict[str, TrialState]:
-    """By family, the finished search trial with the best validation accuracy of any epoch.
-
-    Pruned and audited trials do not compete: the race has given them up. Where PASHA ended
-    trials at different lengths, those that went furthest compete.
-    """
-    best: dict[str, TrialState] = {}
-    for trial in state.trials.values():
-        value, _ = trial.best()
-        eligible = trial.stage == "search" and trial.status == "finished"
-        if not eligible or value is None or "audited" in trial.rungs.values():
-            continue
-        held = best.get(trial.family)
-        if held is None or (trial.epoch, value) > (held.epoch, held.best()[0] or 0.0):
-            best[trial.family] = trial
-    return best
 
 
 def recipe_hash(trial: TrialState) -> str:

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.watchdog import Watch, stop_on_signals
 from orchestrator.launch import plan
 from orchestrator.launch.forecast import Cost, forecast
 from orchestrator.ledger import lease, replication, retention, session
-from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.state import State
-from orchestrator.ops.status import Progress, terminal
+from orchestrator.ops.status import live_view
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
 from orchestrator.tracking import store
@@ -176,13 +176,13 @@ def _phases(
     say(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
     stop_file = folder / lease.STOP_FILE
     watch = Watch(pool, spec.sweeps[0].resources, stop_file, claim.lost)
-    with Progress(folder / FILE_NAME, say, console=terminal()), stop_on_signals(stop_file):
+    with live_view(folder), stop_on_signals(stop_file):
         watch.start()
         try:
             _fit(spec, state, trials, pool, stop_file)
             if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
                 records = finals.due(spec, session.state_of(folder), reopen=reopen_test)
-                replication.share_stores(folder, finals.data_of(records), say)
+                replication.share_stores(folder, finals.data_of(records))
                 pool.submit(records)
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)
@@ -208,7 +208,7 @@ def _phases(
 def _tidy(folder: Path) -> None:
     """While no slot is at work: remove the checkpoints that nothing will ask for again."""
     state = session.state_of(folder)
-    retention.at_rest(folder, state, [won.trial for won in finals.winners(state).values()])
+    retention.at_rest(folder, state, [won.trial for won in winners(state).values()])
 
 
 def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: Path) -> None:

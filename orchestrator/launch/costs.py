@@ -8,10 +8,11 @@ Its own process, because torch and timm take seconds to import and this one may 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import trainables
 from orchestrator.engine.budget_guard import MARGIN
 from orchestrator.launch.forecast import Cost, estimated, images_per_epoch, measured
-from orchestrator.launch.validation import describe_all, known_side
+from orchestrator.launch.validation import describe_all
 from orchestrator.ledger.session import state_of
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import MEASURED
@@ -27,7 +28,10 @@ from orchestrator.spec.paths import absolute_data
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from trainables.backbones import describe
 from trainables.config import DataSpec, stable_hash
+from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
 SECONDS_PER_BACKBONE = 1.0
@@ -115,42 +119,35 @@ def _run(request: Mapping[str, Any], timeout_s: float) -> list[Row]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-Say = Callable[[str], None]
 Images = Mapping[str, Mapping[str, Any]]  # by family: height, width, classes, counts by split
 Costs = dict[str, Cost | None]
 
-# Classes, and images of the source's train and test splits, known before anything is read.
-KNOWN_IMAGES = {
-    "digits": (10, 1797, 0),
-    "cifar10": (10, 50_000, 10_000),
-    "cifar100": (100, 50_000, 10_000),
-}
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
 
 
-def prepare_all(spec: RunSpec, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+def prepare_all(spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(datasets, geometry)`` by family; builds each pixel store that is not there yet."""
-    from trainables.data import prepare
+    from trainables.data.build import prepare
 
     stores: dict[DataSpec, Any] = {}
     datasets, geometry = {}, {}
     for sweep in spec.sweeps:
         data = absolute_data(sweep.data)
         if data not in stores:
-            stores[data] = prepare(data, say=say)
+            stores[data] = prepare(data)
         info = stores[data].info
         datasets[sweep.family] = info.as_dict()
         geometry[sweep.family] = describe_all(sweep, height=info.height, width=info.width)
     return datasets, geometry
 
 
-def images_of(spec: RunSpec, say: Say) -> tuple[Images, dict[str, Any]]:
+def images_of(spec: RunSpec) -> tuple[Images, dict[str, Any]]:
     """``(images, geometry)`` by family; images of unknown size are read into the pixel store."""
     known = {sweep.family: _known_images(sweep.data) for sweep in spec.sweeps}
     images = {family: one for family, one in known.items() if one is not None}
     if len(images) < len(known):
-        datasets, geometry = prepare_all(spec, say)
+        datasets, geometry = prepare_all(spec)
         return images_in(datasets), geometry
     sides = {family: (one["height"], one["width"]) for family, one in images.items()}
     return images, {
@@ -173,14 +170,11 @@ def images_in(datasets: Mapping[str, Mapping[str, Any]]) -> Images:
 
 
 def _known_images(data: DataSpec) -> dict[str, Any] | None:
-    side = known_side(data)
-    if side is None:
+    known = KNOWN_DATASETS.get(data.source)
+    if known is None:
         return None
-    classes, train, test = KNOWN_IMAGES[data.source]
-    val = round(data.val_fraction * train)
-    carved = 0 if test else round(data.test_fraction * train)
-    counts = {"train": train - val - carved, "val": val, "test": test or carved}
-    return {"height": side, "width": side, "classes": classes, "counts": counts}
+    side = known.stored_side_px(data)
+    return {"height": side, "width": side, "classes": known.classes, "counts": known.counts(data)}
 
 
 def costs_of(
@@ -190,7 +184,6 @@ def costs_of(
     *,
     measure: bool,
     tflops: float | None,
-    say: Say,
 ) -> Costs:
     """What an epoch of each family costs: measured on this machine where asked, else estimated."""
     counts = {family: one["counts"] for family, one in images.items()}
@@ -202,25 +195,25 @@ def costs_of(
     if not quick:
         return found
     names = ", ".join(sweep.family for sweep in quick)
-    say(f"measuring training steps of {names} on this machine; --no-measure leaves it out")
+    log.info(f"measuring training steps of {names} on this machine; --no-measure leaves it out")
     rows = measure_steps(replace(spec, sweeps=tuple(quick)), images)
     for sweep in quick:
         cost = measured(sweep, counts[sweep.family], rows[sweep.family])
         found[sweep.family] = cost or found[sweep.family]
         if cost is None:
             why = next((row["error"] for row in rows[sweep.family]), "it took too long")
-            say(f"warning: {sweep.family} could not be measured: {why}")
+            log.warning(f"warning: {sweep.family} could not be measured: {why}")
     return found
 
 
-def affordable_costs(spec: RunSpec, tflops: float | None, say: Say) -> Costs | None:
+def affordable_costs(spec: RunSpec, tflops: float | None) -> Costs | None:
     """What an epoch of each family costs, measured; ``None`` where the run has no new trial to
     forecast. Raises ``UserError`` where the budget of a run that has not begun affords none."""
     known = state_of(spec.folder).trials
     if all(sweep.trial_name(sweep.trials - 1) in known for sweep in spec.sweeps):
         return None
-    images, geometry = images_of(spec, say)
-    costs = costs_of(spec, images, geometry, measure=True, tflops=tflops, say=say)
+    images, geometry = images_of(spec)
+    costs = costs_of(spec, images, geometry, measure=True, tflops=tflops)
     if not known:
         refuse_unaffordable(spec, costs)
     return costs

@@ -14,16 +14,14 @@ from typing import Any
 
 from orchestrator.launch import plan
 from orchestrator.ray_cluster import attach
-from orchestrator.spec.paths import NAMED_DATASETS
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from orchestrator.spec.spaces import Choice
 from trainables.config import BackboneSpec, DataSpec
+from trainables.data.sources import KNOWN_DATASETS, check_source
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote
 from trainables.storage.object_storage import mistakes as stored_mistakes
 
-# Sides in pixels that are known before anything is read or downloaded.
-KNOWN_SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 NETWORK_TIMEOUT_S = 5.0
 
 
@@ -69,8 +67,8 @@ def storage_mistakes(storage: str) -> list[str]:
 
 def known_side(data: DataSpec) -> int | None:
     """Side in pixels of the stored images, where the dataset's name tells it."""
-    side = KNOWN_SIDES.get(data.source)
-    return None if side is None else min(side, data.short_side or side)
+    known = KNOWN_DATASETS.get(data.source)
+    return None if known is None else known.stored_side_px(data)
 
 
 def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
@@ -84,8 +82,6 @@ def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
 
 
 def _data_mistakes(sweep: SweepSpec) -> list[str]:
-    from trainables.data import check_source
-
     return [line for one in _variants(sweep, "data") for line in check_source(one.data)]
 
 
@@ -153,7 +149,7 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "--storage ", spec.storage
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights
-        if data.source not in NAMED_DATASETS and Path(data.source).exists():
+        if data.source not in KNOWN_DATASETS and Path(data.source).exists():
             yield "--dataset ", data.source
         if data.archive is not None:
             yield "--set data.archive=", data.archive
@@ -179,11 +175,9 @@ def _relative(option: str, path: str) -> str:
 
 def _job_data_mistakes(data: DataSpec) -> list[str]:
     """Of a source with a name, of one that is here too, and of one that is a slip of the pen."""
-    from trainables.data import check_source
-
     elsewhere = [
         path
-        for path in (data.archive, data.source if data.source not in NAMED_DATASETS else None)
+        for path in (data.archive, data.source if data.source not in KNOWN_DATASETS else None)
         if path is not None and _absolute(path) and not Path(path).expanduser().exists()
     ]
     return [] if elsewhere else check_source(data)

@@ -233,14 +233,14 @@ def pull_finals(folder: Path) -> None:
         _fetch_new(folder, remote, _small(remote, FINALS))
 
 
-def share_stores(folder: Path, specs: Iterable[DataSpec], say: Callable[[str], None]) -> None:
+def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
     """Put the pixel stores of ``specs`` where the run's nodes find them, if it is kept in object
     storage; those that are not there are built. Raises ``StorageError``."""
     if remote := object_storage.origin(folder):
-        from trainables.data import prepare
+        from trainables.data.build import prepare
         from trainables.data.store import put_stores
 
-        put_stores(remote, {spec: prepare(spec, say=say) for spec in dict.fromkeys(specs)})
+        put_stores(remote, {spec: prepare(spec) for spec in dict.fromkeys(specs)})
 
 
 def _bring(folder: Path, remote: str, content: bytes) -> None:

@@ -1,24 +1,18 @@
-"""The winner as a model that loads without this project.
-
-Chosen by validation alone: among the finals where there are any, else among the search trials
-that finished. The test split is read by nothing here.
-"""
+"""The winner as a model that loads without this project; which one, ``compare.winners`` says."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from orchestrator.engine import finals
+from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger import retention
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import State
 from trainables.config import Assignment
 from trainables.errors import UserError
 from trainables.storage import object_storage
@@ -29,87 +23,6 @@ WORST_AGREEMENT = 0.99  # of an exported model with the run's own evaluation
 
 class Unchecked(UserError):
     """An exported model could not be compared with the run's own evaluation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectedModel:
-    """A trial and the epoch of it that is taken; ``why`` is a sentence for people."""
-
-    trial: TrialState
-    epoch: int
-    val_top1: float
-    why: str
-
-
-def choose(state: State, family: str | None = None) -> SelectedModel:
-    """The best model of the run, or of one ``family``.
-
-    A final is taken as it met the test split, at its last epoch, hence compared there; the family
-    is the one whose finals are best on average. A search trial is taken at its best epoch.
-    Raises ``UserError`` where the family is unknown or has no finished trial.
-    """
-    found = best_of_each(state)
-    known = list(dict.fromkeys(trial.family for trial in state.trials.values()))
-    name = state.header.get("run")
-    if family is not None and family not in known:
-        raise UserError(
-            f"--family must be one of {', '.join(known)}; got {family!r}. Fix: --family {known[0]}"
-            if known
-            else f"the run {name} has no trial yet. Fix: orchestrator status {name}"
-        )
-    if family is not None:
-        found = {one: choice for one, choice in found.items() if one == family}
-    if not found:
-        of = f"no trial of {family}" if family else "none of its trials"
-        raise UserError(
-            f"a trial must have finished to be exported; {of} in {name} has. "
-            f"Fix: orchestrator status {name}"
-        )
-    finalists = {one: _finals(state, one) for one in found}
-    rated = {one: fmean(map(_last, trials)) for one, trials in finalists.items() if trials}
-    if family is None and rated:
-        best = max(rated, key=lambda one: rated[one])
-        others = f"; {best} has the best mean of {len(rated)} families" if len(rated) > 1 else ""
-    else:
-        best = max(found, key=lambda one: found[one].val_top1)
-        others = f", and of {len(found)} families" if len(found) > 1 else ""
-    return replace(found[best], why=found[best].why + others)
-
-
-def best_of_each(state: State) -> dict[str, SelectedModel]:
-    """Each family's best final, or its best search trial where it has no final."""
-    chosen = {}
-    for family, trial in finals.winners(state).items():
-        ended = _finals(state, family)
-        if ended:
-            trial = max(ended, key=_last)
-            epoch, value = trial.epoch, _last(trial)
-            among = f"{len(ended)} finals of {family}"
-        else:
-            best, at = trial.best()
-            epoch, value = at or 0, best or 0.0
-            among = f"the finished search trials of {family}"
-        why = f"{trial.trial} at epoch {epoch}: the best of {among} on validation, {value:.4f}"
-        chosen[family] = SelectedModel(trial=trial, epoch=epoch, val_top1=value, why=why)
-    return chosen
-
-
-def _finals(state: State, family: str) -> list[TrialState]:
-    """Finished finals of the winner that was frozen last."""
-    winner = state.frozen.get("winners", {}).get(family, {}).get("trial")
-    return [
-        trial
-        for trial in state.trials.values()
-        if trial.stage == "final"
-        and trial.status == "finished"
-        and trial.winner == winner
-        and math.isfinite(_last(trial))
-    ]
-
-
-def _last(trial: TrialState) -> float:
-    last = trial.reports.get(trial.epoch, {"metrics": {}})
-    return float(last["metrics"].get("val_top1", math.nan))
 
 
 def checkpoint_of(choice: SelectedModel, run_folder: Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec, at_least
-from orchestrator.spec.paths import NAMED_DATASETS, absolute_data, absolute_weights, run_folder
+from orchestrator.spec.paths import absolute_data, absolute_weights, run_folder
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, stable_hash
 
 # How a run is carried out, not what it trains: may change when it is resumed.
@@ -86,7 +86,6 @@ def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 __all__ = [
-    "NAMED_DATASETS",
     "ResourceSpec",
     "RunSpec",
     "SchedulerSpec",

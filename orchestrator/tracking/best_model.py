@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.compare.winners import SelectedModel, best_models
 from orchestrator.ledger.state import State
 from orchestrator.ops import export
 from orchestrator.tracking import view
@@ -31,7 +32,7 @@ def log_best(
 ) -> None:
     """Log every family's best model that is not logged yet. Raises ``Outage``; what else is in
     the way of a model is said: it must not keep anything from being recorded."""
-    for family, choice in export.best_of_each(state).items():
+    for family, choice in best_models(state).items():
         run = held.get(choice.trial.trial)
         if run is None or MODEL_TAG in run.tags or not choice.trial.checkpoint:
             continue
@@ -44,7 +45,7 @@ def log_best(
 
 
 def log_choice(
-    client: Client, state: State, choice: export.SelectedModel, run_folder: Path, held: MlflowRun
+    client: Client, state: State, choice: SelectedModel, run_folder: Path, held: MlflowRun
 ) -> str:
     """The id of the choice's model in MLflow, logged now if it was not.
 
@@ -75,7 +76,7 @@ def log_choice(
 
 
 def run_of(
-    state: State, choice: export.SelectedModel, uri: str, experiment: str | None
+    state: State, choice: SelectedModel, uri: str, experiment: str | None
 ) -> tuple[Client, MlflowRun | None]:
     """MLflow's client and the run of the choice's trial there, if it has one. Raises ``Outage``."""
     with talking():
@@ -88,7 +89,7 @@ def register(
     client: Client,
     held: MlflowRun,
     state: State,
-    choice: export.SelectedModel,
+    choice: SelectedModel,
     run_folder: Path,
     *,
     alias: str,
@@ -109,7 +110,7 @@ def register(
         )
 
 
-def model_tags(state: State, choice: export.SelectedModel) -> dict[str, str]:
+def model_tags(state: State, choice: SelectedModel) -> dict[str, str]:
     """Tags of a logged model and of its registered versions."""
     told = {key: value for key, value in export.facts(state, choice).items() if key != "recipe"}
     return view.texts({view.RUN_ID_TAG: view.run_id(state), **told}, view.MAX_TAG)
@@ -117,7 +118,7 @@ def model_tags(state: State, choice: export.SelectedModel) -> dict[str, str]:
 
 def _example(assignment: Assignment, remote: str | None) -> npt.NDArray[np.uint8]:
     """Validation images of the search, (N, H, W, 3); their store is where the run began."""
-    from trainables.data import prepare
+    from trainables.data.build import prepare
 
     store = prepare(replace(assignment.data, val_seed=None), remote=remote)
     return np.array(store.split("val").images[:EXAMPLE_IMAGES])

@@ -180,7 +180,7 @@ class Mirror:
             client.set_status(held, target, self.ended_at)
 
     def _put_comparison(self, client: Client, held: MlflowRun) -> None:
-        """Report, pictures and table, as the run left them beside its ledger."""
+        """Report, figures and table, as the run left them beside its ledger."""
         page, comparison = self._folder / REPORT, self._folder / COMPARISON
         if client.lacks(held, comparison):
             told = json.loads(comparison.read_text(encoding="utf-8"))
@@ -188,6 +188,6 @@ class Mirror:
             client.log(held, [], {}, report.tags(told, held.tags))
             client.put_file(held, comparison)
         if client.lacks(held, page):
-            for name, svg in report.pictures(page.read_text(encoding="utf-8")).items():
+            for name, svg in report.figures(self._folder).items():
                 client.put_text(held, f"{report.PLOTS}/{name}", svg)
             client.put_file(held, page)

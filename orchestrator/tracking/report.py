@@ -1,46 +1,23 @@
-"""The finished comparison for MLflow: its pictures as files, its families as a table."""
+"""The finished comparison for MLflow: its figures as files, its families as a table."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from html import unescape
+from pathlib import Path
 from typing import Any
 
 TABLE = "summary.json"
 PLOTS = "plots"
-SCALE = 2.0  # pixels of a picture for each of its points
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
 NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
-_FIGURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", re.DOTALL)
 
 
-def pictures(report: str) -> dict[str, str]:
-    """Each picture of a ``report.html`` as an SVG file of its own: file name -> text.
-
-    In the page's light colours; the page itself gives them by CSS variables.
-    """
-    from orchestrator.compare.report.figures import INK, VARIABLES
-
-    found: dict[str, str] = {}
-    for title, svg in _FIGURE.findall(report):
-        drawn = re.search(r'id="([\w-]+?)-figure_1"', svg)
-        kind = re.sub(r"-\d+$", "", drawn[1]) if drawn else "picture"
-        words = unescape(re.sub(r"<[^>]*>|&NoBreak;|●", "", title))
-        name = f"{kind} {words}" if not words.lower().startswith(kind) else words
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        for color, variable in VARIABLES.items():
-            svg = svg.replace(variable, INK if variable == "currentColor" else color)
-        size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-        width, height = (float(side) * SCALE for side in size.groups()) if size else (600, 400)
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-            'style="background:white;font-family:sans-serif"'
-        )
-        found[f"{slug}.svg"] = svg.replace("<svg", head, 1)
-    return found
+def figures(run_folder: Path) -> dict[str, str]:
+    """The figures that the run's report left beside it: file name -> SVG text."""
+    files = sorted((run_folder / PLOTS).glob("*.svg"))
+    return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
 def summary(comparison: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine import finals
+from orchestrator.compare.winners import winners
 from orchestrator.ledger.state import State
 from tests.integration.conftest import Shell
 from tests.integration.test_sweep import epochs, mlflow_runs
@@ -133,7 +133,7 @@ def test_every_crash_ends_in_the_same_sweep(shell: Shell) -> None:
         status = {"finished": "FINISHED", "pruned": "KILLED"}
         told = {trial: status[one.status] for trial, one in state.trials.items()}
         assert sorted(mlflow_runs(shell, name)) == sorted(told.items())
-        winner = finals.winners(state)["resnet"]
+        winner = winners(state)["resnet"]
         left = [str(path) for path in (shell.folder(name) / "checkpoints").glob("*/*/*")]
         assert left == [winner.best_checkpoint]
 

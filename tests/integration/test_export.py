@@ -23,7 +23,8 @@ from orchestrator.ledger.state import State, replay
 from orchestrator.tracking import follow
 from orchestrator.tracking import store as tracking_store
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 from trainables.errors import UserError
 from trainables.finetune import evaluate_split, fine_tune
 

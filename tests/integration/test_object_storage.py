@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine.finals import winners
+from orchestrator.compare.winners import winners
 from orchestrator.ledger.replication import read
 from orchestrator.ledger.state import State, replay
 from tests.integration.conftest import Shell

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,40 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("orchestrator", "trainables")
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "contract"),
+    [
+        ("orchestrator/ledger/state.py", "import orchestrator.compare", "rooms of orchestrator"),
+        ("trainables/config.py", "from orchestrator import ledger", "rooms of orchestrator"),
+        ("trainables/data/store.py", "import trainables.worker.serve", "rooms of trainables"),
+        ("orchestrator/spec/run.py", "def f():\n    import ray.train", "ray:"),
+        ("trainables/config.py", "import torch.nn as nn", "torch:"),
+        ("orchestrator/engine/runner.py", "import mlflow", "mlflow:"),
+    ],
+)
+def test_the_import_linter_finds_a_planted_violation(
+    tmp_path: Path, where: str, line: str, contract: str
+) -> None:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.pyc"))
+    (tmp_path / ".importlinter").write_text((ROOT / ".importlinter").read_text())
+    with (tmp_path / where).open("a") as file:
+        file.write(f"\n{line}\n")
+
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as f; f()"]
+    ran = subprocess.run(
+        [*command, "--no-cache", "--no-logo"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    broken = [line for line in ran.stdout.splitlines() if " BROKEN" in line]
+    assert any(line.startswith(contract) for line in broken), ran.stdout
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

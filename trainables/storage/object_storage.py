@@ -15,11 +15,9 @@ The way to object storage: file systems, endpoint, and patience with what fails.
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,12 +28,12 @@ from typing import Any, TypeVar
 
 from trainables.config import stable_hash
 from trainables.errors import StorageError, one_line
-from trainables.storage.waiting import in_background
+from trainables.storage.waiting import bounded, retry
 
 PATIENCE_S = (
     90.0  # less than that of those who wait for our answer: see trainables.worker.actor_client
 )
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+FIRST_PAUSE_S = 0.2
 CONNECT_TIMEOUT_S = 5.0
 
 T = TypeVar("T")
@@ -44,23 +42,21 @@ T = TypeVar("T")
 def retried(doing: str, work: Callable[[], T], patience_s: float | None = None) -> T:
     """What ``work`` returns, tried again when it fails, for at most ``PATIENCE_S``.
 
-    The pauses double and are drawn at random, so that a hundred workers do not come back at once.
     Raises ``FileNotFoundError`` at once, and :class:`StorageError` once patience is over.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
-    deadline, pause_s = time.monotonic() + patience_s, FIRST_PAUSE_S
-    while True:
-        try:
-            return work()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            pause = pause_s * random.uniform(0.5, 1.0)
-            if time.monotonic() + pause > deadline:
-                message = f"{doing} failed for {patience_s:g} s: {one_line(error)}"
-                raise StorageError(message) from error
-            time.sleep(pause)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    try:
+        return retry(
+            work,
+            on=OSError,
+            never=FileNotFoundError,
+            patience_s=patience_s,
+            first_pause_s=FIRST_PAUSE_S,
+        )
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{doing} failed for {patience_s:g} s: {one_line(error)}") from error
 
 
 def opened(uri: str) -> tuple[Any, str]:
@@ -306,7 +302,7 @@ def mistakes(uri: str) -> list[str]:
         delete_file(probe, patience_s=CHECK_PATIENCE_S)
 
     try:
-        in_background(ask).result(CHECK_LIMIT_S)
+        bounded(ask, CHECK_LIMIT_S)
         return []
     except TimeoutError:
         answer = f"no answer within {CHECK_LIMIT_S:g} s"

@@ -1,25 +1,96 @@
-"""Work in a thread that keeps nobody waiting."""
+"""Every wait has a bound: try again, look until it is so, call with a time limit.
+
+The only retry loop and the only polling loop of the project. No torch, no ray.
+"""
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
 Result = TypeVar("Result")
+Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
-def in_background(work: Callable[[], Result]) -> Future[Result]:
-    """In a thread that does not keep the process alive when something else has failed.
+def pauses(first_s: float, longest_s: float) -> Iterator[float]:
+    """Seconds to wait before each next try, without an end: doubling up to ``longest_s``, each
+    drawn from its upper half, so that a hundred workers do not come back at once."""
+    pause_s = min(first_s, longest_s)
+    while True:
+        yield pause_s * random.uniform(0.5, 1.0)
+        pause_s = min(2 * pause_s, longest_s)
 
-    ``in_background(call).result(timeout_s)`` bounds a call that knows no bound of its own.
+
+def retry(
+    call: Callable[[], Result],
+    *,
+    on: Errors,
+    never: Errors = (),
+    patience_s: float,
+    first_pause_s: float = 0.2,
+    longest_pause_s: float = 10.0,
+    on_failure: Callable[[BaseException, float], None] | None = None,
+) -> Result:
+    """What ``call`` returns, called again after an error of ``on``, for at most ``patience_s``.
+
+    Errors of ``never`` and all others pass at once; the last error of ``on`` passes when the next
+    pause would end after the patience. ``on_failure`` gets each error that is waited for and the
+    seconds since the first call; what it raises ends the wait.
     """
+    began, waits = time.monotonic(), pauses(first_pause_s, longest_pause_s)
+    while True:
+        try:
+            return call()
+        except never:
+            raise
+        except on as error:
+            pause_s, waited_s = next(waits), time.monotonic() - began
+            if waited_s + pause_s > patience_s:
+                raise
+            if on_failure is not None:
+                on_failure(error, waited_s)
+        time.sleep(pause_s)
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    *,
+    patience_s: float,
+    poll_s: float,
+    give_up: Callable[[], bool] | None = None,
+) -> bool:
+    """Whether ``condition`` came true within ``patience_s``, asked every ``poll_s``, at least once.
+
+    Ends early where ``give_up`` is true.
+    """
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or (give_up is not None and give_up()):
+            return False
+        time.sleep(min(poll_s, left_s))
+    return True
+
+
+def bounded(call: Callable[[], Result], timeout_s: float) -> Result:
+    """What ``call``, which knows no bound of its own, returns within ``timeout_s``.
+
+    Raises ``TimeoutError`` where it takes longer; the call goes on in its thread, unheard.
+    """
+    return in_background(call).result(timeout_s)
+
+
+def in_background(call: Callable[[], Result]) -> Future[Result]:
+    """``call`` in a thread that does not keep the process alive when something else has failed."""
     future: Future[Result] = Future()
 
     def carry_out() -> None:
         try:
-            future.set_result(work())
+            future.set_result(call())
         except BaseException as error:
             future.set_exception(error)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import ray
 
-OUTAGE_PATIENCE_S = 120.0
+from trainables.storage.waiting import retry
+
+OUTAGE_PATIENCE_S, PAUSE_S = 120.0, 0.2
+# ValueError: the name is unknown while the actor restarts.
+AWAY = (ray.exceptions.RayActorError, ValueError)
 
 
 class ActorClient:
@@ -23,19 +26,23 @@ class ActorClient:
         self._actor: Any = None
 
     def __call__(self, method: str, *arguments: Any, **named: Any) -> Any:
-        deadline = time.monotonic() + OUTAGE_PATIENCE_S
-        while True:
+        def call() -> Any:
             try:
                 actor = self._actor or ray.get_actor(self.name, namespace=self.namespace)
                 self._actor = actor
                 answer = getattr(actor, method).remote(*arguments, **named)
                 return ray.get(answer, timeout=OUTAGE_PATIENCE_S)
-            except (ray.exceptions.RayActorError, ValueError):
-                # ValueError: the name is unknown while the actor restarts.
+            except AWAY:
                 self._actor = None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+                raise
+
+        return retry(
+            call,
+            on=AWAY,
+            patience_s=OUTAGE_PATIENCE_S,
+            first_pause_s=PAUSE_S,
+            longest_pause_s=PAUSE_S,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_actor": None}

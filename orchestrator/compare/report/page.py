@@ -7,14 +7,18 @@ failures, what differed between the arms, how to reproduce.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from html import unescape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from orchestrator.compare.curves import Curve, collect
 from orchestrator.compare.forecast import forecast_section
 from orchestrator.compare.report import claim_section, finals_section, pictures, reproduce, sections
 from orchestrator.compare.report.budget_section import over_budget
+from orchestrator.compare.report.figures import INK, VARIABLES
 from orchestrator.compare.report.html import paragraph, text
 from orchestrator.compare.report.probe_section import probes
 from orchestrator.compare.report.recipe_section import sensitivity
@@ -22,6 +26,9 @@ from orchestrator.compare.runs import RunData
 from orchestrator.wording import MISSING, day, points, seconds
 
 # The page may show what it carries and fetch nothing, wherever it is opened.
+PAGE, PLOTS = "report.html", "plots"
+SCALE = 2.0  # pixels of a figure's file for each of its points
+_FIGURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", re.DOTALL)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -53,6 +60,45 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
         "<footer>Made from the run's ledger alone. Accuracies on validation images unless test "
         f"is named.</footer>{reproduce.embedded(runs)}</body></html>\n"
     )
+
+
+def write_report(
+    runs: Sequence[RunData], comparison: Mapping[str, Any], folder: Path
+) -> list[Path]:
+    """Write ``report.html`` and each of its figures as ``plots/*.svg`` into ``folder``.
+
+    Returns the files, the page last: whoever sees it finds the figures beside it.
+    """
+    page = report_html(runs, comparison)
+    texts = _figure_files(page)
+    written = [folder / PLOTS / name for name in texts]
+    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    for stale in set((folder / PLOTS).glob("*.svg")) - set(written):
+        stale.unlink()
+    for path, text_ in zip(written, texts.values(), strict=True):
+        path.write_text(text_, encoding="utf-8")
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    return [*written, folder / PAGE]
+
+
+def _figure_files(report: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for title, svg in _FIGURE.findall(report):
+        drawn = re.search(r'id="([\w-]+?)-figure_1"', svg)
+        kind = re.sub(r"-\d+$", "", drawn[1]) if drawn else "picture"
+        words = unescape(re.sub(r"<[^>]*>|&NoBreak;|●", "", title))
+        name = f"{kind} {words}" if not words.lower().startswith(kind) else words
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        for color, variable in VARIABLES.items():
+            svg = svg.replace(variable, INK if variable == "currentColor" else color)
+        size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+        width, height = (float(side) * SCALE for side in size.groups()) if size else (600, 400)
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+            'style="background:white;font-family:sans-serif"'
+        )
+        found[f"{slug}.svg"] = svg.replace("<svg", head, 1)
+    return found
 
 
 def _of_a_search(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.run import spec_of
+from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.dispatcher_state import DispatcherState
 from orchestrator.ledger import session
@@ -55,7 +56,7 @@ VALUES = {
 
 def test_only_finished_trials_of_the_race_win(tmp_path: Path) -> None:
     searched(tmp_path, VALUES)
-    assert {f: t.trial for f, t in finals.winners(state(tmp_path)).items()} == {"vit": "vit-0003"}
+    assert {f: t.trial for f, t in winners(state(tmp_path)).items()} == {"vit": "vit-0003"}
 
 
 def test_finals_differ_from_their_winner_by_seed_and_carve_alone(tmp_path: Path) -> None:

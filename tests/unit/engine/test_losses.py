@@ -73,7 +73,7 @@ def test_a_lost_node_is_no_failure_and_a_crash_on_one_that_stands_is(tmp_path: P
 
     run(story())
     state = replay(read(path))
-    assert view(state, running=False)["preemptions"] == 1
+    assert view(state, running=False).preemptions == 1
     assert "1 preemption" in summary(view(state, running=False))
     assert "1 preemption of 1 trial" in node_notes(state)[0]
 

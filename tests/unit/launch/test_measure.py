@@ -70,7 +70,7 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
     sweep = replace(sweep, space={"backbone.patch": Choice((4, 8))})
     broken = plain("resnet", learning_rate=1e30, clip_grad_norm=None)
     spec = RunSpec(name="r", sweeps=(sweep, broken))
-    rows = costs.measure(spec, {"vit": DIGITS, "resnet": DIGITS})
+    rows = costs.measure_steps(spec, {"vit": DIGITS, "resnet": DIGITS})
     patches = [sweep.axes(index)["backbone.patch"] for index in range(5)]
     flops = sorted(row["gflops_per_image"] for row in rows["vit"])
     assert len(flops) == 5
@@ -80,7 +80,7 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
 
 def test_what_takes_too_long_is_not_waited_for() -> None:
     spec = RunSpec(name="r", sweeps=(plain("vit"),))
-    assert costs.measure(spec, {"vit": DIGITS}, timeout_s=0.01) == {"vit": []}
+    assert costs.measure_steps(spec, {"vit": DIGITS}, timeout_s=0.01) == {"vit": []}
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "hybrid", "convnext"])

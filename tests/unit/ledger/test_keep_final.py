@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.finetune import EpochReport, evaluate_split, fine_tune
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World

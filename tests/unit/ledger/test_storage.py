@@ -31,11 +31,12 @@ from orchestrator.ledger.lease import Lease, holder
 from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
 from orchestrator.ledger.state import replay
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare, store
+from trainables.data import store
+from trainables.data.build import prepare
 from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
-from trainables.worker.active_trial import Held
+from trainables.worker.active_trial import ActiveTrial
 
 WHOLE = "state.json"
 
@@ -420,7 +421,7 @@ def stored(place: str, *names: str) -> None:
 
 def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path) -> None:
     stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0003")
-    held = Held(assignment(place), World())
+    held = ActiveTrial(assignment(place), World())
     home = object_storage.working_copy(f"{place}/run") / "checkpoints" / "vit-0000"
     assert held.fetch() is None
     assert held.checkpoint == str(home / "attempt-1" / "epoch-0003")
@@ -444,12 +445,12 @@ def test_where_a_checkpoint_is_lost_an_earlier_one_serves_and_that_is_said(place
     stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0002", "attempt-1/epoch-0004")
     half = f"{place}/run/checkpoints/vit-0000/attempt-1/epoch-0003/model.safetensors"
     object_storage.write_bytes(half, b"its marker never came")
-    held = Held(assignment(place), World())
+    held = ActiveTrial(assignment(place), World())
     line = held.fetch()
     assert line == "attempt-1/epoch-0003 is in the storage no more: from attempt-1/epoch-0002"
     assert Path(str(held.checkpoint)).name == "epoch-0002"
     object_storage.delete_folder(f"{place}/run/checkpoints/vit-0000", marker=WHOLE)
-    again = Held(assignment(place, attempt=3), World())
+    again = ActiveTrial(assignment(place, attempt=3), World())
     shutil.rmtree(object_storage.working_copy(f"{place}/run"))
     assert again.fetch() == "attempt-1/epoch-0003 is in the storage no more: from the beginning"
     assert again.checkpoint is None

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.compare import compare, load, report_html
+from orchestrator.compare import compare, load, write_report
 from orchestrator.tracking import report as tracking_report
 from tests.unit.compare.compare_runs import tournament_run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object]]:
-    """Report and comparison of a small tournament."""
-    runs = [load(tournament_run(tmp_path_factory.mktemp("runs") / "t", trials=9, seeds=2))]
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """Folder, report written, and comparison of a small tournament."""
+    folder = tournament_run(tmp_path_factory.mktemp("runs") / "t", trials=9, seeds=2)
+    (folder / "plots").mkdir()
+    (folder / "plots" / "figure-of-an-earlier-report.svg").write_text("<svg/>")
+    runs = [load(folder)]
     comparison = compare(runs)
-    return report_html(runs, comparison), comparison
+    files = write_report(runs, comparison, folder)
+    assert all(path.is_file() for path in files)
+    assert files[-1] == folder / "report.html"
+    return folder, comparison
 
 
-def test_every_picture_of_the_report_is_a_file_that_stands_alone(
-    finished: tuple[str, dict[str, object]],
+def test_every_figure_of_the_report_is_a_file_that_stands_alone(
+    finished: tuple[Path, dict[str, object]],
 ) -> None:
-    report, _ = finished
-    files = tracking_report.pictures(report)
-    assert len(files) == report.count("<svg")
+    folder, _ = finished
+    files = tracking_report.figures(folder)
+    page = (folder / "report.html").read_text()
+    assert len(files) == page.count("<svg")
+    assert "figure-of-an-earlier-report.svg" not in files
     assert {"curve-vit.svg", "curve-resnet.svg", "cost-flops-flops.svg"} <= set(files)
     for name, text in files.items():
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg", name
@@ -34,7 +43,7 @@ def test_every_picture_of_the_report_is_a_file_that_stands_alone(
 
 
 def test_the_table_is_the_comparison_in_numbers(
-    finished: tuple[str, dict[str, object]],
+    finished: tuple[Path, dict[str, object]],
 ) -> None:
     _, comparison = finished
     table = json.loads(json.dumps(tracking_report.summary(comparison)))
@@ -55,7 +64,7 @@ def test_the_table_is_the_comparison_in_numbers(
 
 
 def test_the_description_is_ours_until_a_user_writes_one(
-    finished: tuple[str, dict[str, object]],
+    finished: tuple[Path, dict[str, object]],
 ) -> None:
     _, comparison = finished
     ours = tracking_report.tags(comparison, {})
@@ -74,5 +83,5 @@ def test_a_run_without_families_is_an_empty_table() -> None:
     assert tracking_report.summary({"families": []}) == {"columns": [], "data": []}
 
 
-def test_a_page_without_figures_has_no_pictures() -> None:
-    assert tracking_report.pictures("<html>the report</html>") == {}
+def test_a_run_without_a_report_has_no_figures(tmp_path: Path) -> None:
+    assert tracking_report.figures(tmp_path) == {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ from orchestrator.ledger.state import Record, State, apply, replay
 from orchestrator.ops.status import (
     HEARTBEAT_S,
     REDRAW_S,
-    Progress,
-    drawing,
+    FamilyView,
+    LedgerFollower,
+    RunView,
+    TimeToGo,
     event_line,
+    live_view,
+    render,
     summary,
     view,
 )
@@ -80,68 +86,89 @@ def state(folder: Path, asked: RunSpec | None = None) -> State:
     return replay(read(written(folder, asked)))
 
 
-def family(seen: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(one for one in seen["families"] if one["family"] == name)
+def family(run: RunView, name: str) -> FamilyView:
+    return next(one for one in run.families if one.family == name)
 
 
 def test_a_view_counts_what_the_ledger_says(tmp_path: Path) -> None:
-    seen = view(state(tmp_path), running=True)
-    assert json.loads(json.dumps(seen)) == seen
-    vit, resnet = family(seen, "vit"), family(seen, "resnet")
+    run = view(state(tmp_path), running=True)
+    plain = run.as_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    vit, resnet = family(run, "vit"), family(run, "resnet")
     counts = ("trials", "queued", "running", "finished", "pruned", "failed", "epochs")
-    assert [vit[one] for one in counts] == [4, 1, 1, 1, 1, 0, 14]
-    assert [resnet[one] for one in counts] == [4, 3, 1, 0, 0, 0, 2]
-    assert (vit["best_val_top1"], vit["best_trial"]) == (0.9, "vit-0000")
-    assert vit["best_recipe"] == {"recipe.learning_rate": 0.001, "recipe.augment": "light"}
-    assert seen["status"] == "running"
+    assert [getattr(vit, one) for one in counts] == [4, 1, 1, 1, 1, 0, 14]
+    assert [getattr(resnet, one) for one in counts] == [4, 3, 1, 0, 0, 0, 2]
+    assert (vit.best_val_top1, vit.best_trial) == (0.9, "vit-0000")
+    assert vit.best_recipe == {"recipe.learning_rate": 0.001, "recipe.augment": "light"}
+    assert run.status == "running"
+
+
+def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
+    plain = view(state(tmp_path, spec(final_seeds=2)), running=True).as_dict()
+    assert list(plain) == [
+        "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
+        "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
+        "eta_seconds",
+    ]  # fmt: skip
+    assert list(plain["families"][0]) == [
+        "family", "trials", "queued", "running", "finished", "pruned", "failed", "preemptions",
+        "epochs", "full_epochs", "saved_epochs", "best_val_top1", "best_trial", "best_recipe",
+        "device_hours", "saved_device_hours", "seconds_per_epoch",
+    ]  # fmt: skip
+    assert list(plain["budget"]) == ["unit", "amount", "spent"]
+    assert list(plain["eta_seconds"]) == ["low", "high"]
 
 
 def test_spent_and_saved_are_of_all_workers(tmp_path: Path) -> None:
     """16 epochs of 10 s on two CPUs; the pruned trial saved 8 of 72 epochs."""
-    seen = view(state(tmp_path), running=True)
-    assert seen["device_hours"] == pytest.approx(16 * 10 * 2 / 3600)
-    assert seen["usd"] == pytest.approx(3 * seen["device_hours"])
-    assert (seen["epochs"], seen["full_epochs"], seen["saved_epochs"]) == (16, 72, 8)
-    assert seen["saved_device_hours"] == pytest.approx(8 * 10 * 2 / 3600)
-    assert seen["budget"] == {"unit": "cpu_hours", "amount": 1.0, "spent": seen["device_hours"]}
+    run = view(state(tmp_path), running=True)
+    assert run.device_hours == pytest.approx(16 * 10 * 2 / 3600)
+    assert run.usd == pytest.approx(3 * run.device_hours)
+    assert (run.epochs, run.full_epochs, run.saved_epochs) == (16, 72, 8)
+    assert run.saved_device_hours == pytest.approx(8 * 10 * 2 / 3600)
+    assert run.budget is not None
+    assert (run.budget.unit, run.budget.amount) == ("cpu_hours", 1.0)
+    assert run.budget.spent == run.device_hours
 
 
 def test_time_to_go_runs_from_what_is_expected_to_all_at_full_length(tmp_path: Path) -> None:
     asked = spec(final_seeds=2)
-    eta = view(state(tmp_path, asked), running=True)["eta_seconds"]
     audited, finals = 9 - 4, 2 * 2 * (9 + 1)  # the test split counts as an epoch
     waiting, begun = expected_rest(SCHEDULER, 0), expected_rest(SCHEDULER, 2)
     low = 10 * (audited + finals + 4 * waiting + begun) / 2
     high = 10 * (audited + finals + 4 * 9 + 7) / 2
-    assert eta == {"low": pytest.approx(low), "high": pytest.approx(high)}
+    eta = view(state(tmp_path, asked), running=True).eta_seconds
+    assert eta == TimeToGo(low=pytest.approx(low), high=pytest.approx(high))
 
 
 def test_the_longest_trial_bounds_the_time_to_go(tmp_path: Path) -> None:
-    known = state(tmp_path)
-    known.header["forecast"]["slots"] = 1000
-    assert view(known, running=True)["eta_seconds"]["high"] == 9 * 10
+    recorded = state(tmp_path)
+    recorded.header["forecast"]["slots"] = 1000
+    eta = view(recorded, running=True).eta_seconds
+    assert eta is not None
+    assert eta.high == 9 * 10
 
 
 def test_without_a_process_nothing_runs_or_is_about_to_end(tmp_path: Path) -> None:
-    known = state(tmp_path)
-    seen = view(known, running=False)
-    assert (seen["status"], seen["eta_seconds"]) == ("interrupted", None)
-    assert (family(seen, "vit")["queued"], family(seen, "vit")["running"]) == (2, 0)
-    apply(known, {"time": 1.0, "event": "stopped", "reason": "the budget has no room"})
-    seen = view(known, running=False)
-    assert (seen["status"], seen["reason"]) == ("stopped", "the budget has no room")
+    recorded = state(tmp_path)
+    run = view(recorded, running=False)
+    assert (run.status, run.eta_seconds) == ("interrupted", None)
+    assert (family(run, "vit").queued, family(run, "vit").running) == (2, 0)
+    apply(recorded, {"time": 1.0, "event": "stopped", "reason": "the budget has no room"})
+    run = view(recorded, running=False)
+    assert (run.status, run.reason) == ("stopped", "the budget has no room")
 
 
 def test_a_state_without_a_header_has_a_view() -> None:
-    seen = view(State(), running=False)
-    assert (seen["families"], seen["eta_seconds"], seen["budget"]) == ([], None, None)
-    assert summary(seen).startswith("no trial")
+    run = view(State(), running=False)
+    assert (run.families, run.eta_seconds, run.budget) == ([], None, None)
+    assert summary(run).startswith("no trial")
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_families_stand_side_by_side(tmp_path: Path, width: int) -> None:
     out = io.StringIO()
-    Console(file=out, width=width).print(drawing(view(state(tmp_path), running=True)))
+    Console(file=out, width=width).print(render(view(state(tmp_path), running=True)))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert lines[0].split() == ["vit", "resnet"]
@@ -161,7 +188,7 @@ def test_the_summary_has_the_numbers_of_the_view(tmp_path: Path) -> None:
 
 
 def test_every_event_worth_a_line_has_one(tmp_path: Path) -> None:
-    known, told = State(), []
+    recorded, lines = State(), list[str]()
     frozen = {"winners": {"vit": {"trial": "vit-0000", "val_top1": 0.9}}}
     final = {"assignment": {"epochs": 9}, "axes": {}}
     more: list[Record] = [
@@ -173,9 +200,8 @@ def test_every_event_worth_a_line_has_one(tmp_path: Path) -> None:
         {"time": 5.0, "event": "failed", "trial": "vit-0003", "reason": "diverged: at step 3"},
     ]  # fmt: skip
     for record in [*read(written(tmp_path)), *more]:
-        apply(known, record)
-        told.append(event_line(record, known))
-    lines = [line for line in told if line]
+        apply(recorded, record)
+        lines += filter(None, [event_line(record, recorded)])
     assert lines[0] == "vit-0000       finished epoch 9/9    best val_top1 0.9000"
     assert lines[1].startswith("vit-0001       pruned   epoch 1/9")
     assert lines[2:5] == ["something else", "winners frozen: vit-0000 (0.9000)",
@@ -191,26 +217,44 @@ class Clock:
         return self.now
 
 
-def test_without_a_terminal_a_line_an_event_and_a_heartbeat(tmp_path: Path) -> None:
-    path, clock, said = written(tmp_path), Clock(), list[str]()
-    progress = Progress(path, said.append, console=None, clock=clock)
-    progress.catch_up()
-    assert [line.split()[0] for line in said] == ["vit-0000", "vit-0001", "something"]
-    said.clear()
+def test_without_a_terminal_a_line_an_event_and_a_heartbeat(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "orchestrator.ops.status")
+    clock = Clock()
+    follower = LedgerFollower(tmp_path / "ledger.jsonl", console=None, clock=clock)
+    clock.now += 2 * HEARTBEAT_S
+    follower.catch_up()
+    assert caplog.messages == []  # nothing is said of a run that has not begun
+    path = written(tmp_path)
+    follower.catch_up()
+    assert [line.split()[0] for line in caplog.messages] == ["vit-0000", "vit-0001", "something"]
+    caplog.clear()
     for _ in range(65):  # seconds
         clock.now += 1
-        progress.catch_up()
-    assert said == [summary(view(replay(read(path)), running=True))] * 2
+        follower.catch_up()
+    assert caplog.messages == [summary(view(replay(read(path)), running=True))] * 2
     assert HEARTBEAT_S == 30
 
 
+def test_of_a_run_that_goes_on_only_what_is_new_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "orchestrator.ops.status")
+    with closing(Ledger(written(tmp_path))) as ledger, live_view(tmp_path):
+        ledger.append("noted", reason="it goes on")
+    assert caplog.messages == ["it goes on"]
+
+
 def test_a_terminal_is_redrawn_at_most_twice_a_second(tmp_path: Path) -> None:
-    path, clock, out = written(tmp_path), Clock(), io.StringIO()
+    clock, out = Clock(), io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)
-    with Progress(path, pytest.fail, console=console, clock=clock) as progress:
-        for _ in range(100):
-            clock.now += 0.1
-            progress.catch_up()
+    follower = LedgerFollower(tmp_path / "ledger.jsonl", console=console, clock=clock)
+    written(tmp_path)
+    for _ in range(100):
+        clock.now += 0.1
+        follower.catch_up()
+    follower.finish()
     draws = out.getvalue().count("best val_top1")
     assert 10 <= draws <= 10 / REDRAW_S + 1  # and once more at the end
     assert REDRAW_S >= 0.5

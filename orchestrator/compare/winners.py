@@ -1,0 +1,116 @@
+"""Which trial won, by validation alone: what the finals retrain, what is exported and registered,
+and whose checkpoints stay. Nothing here reads the test split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from orchestrator.ledger.state import State, TrialState
+from trainables.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedModel:
+    """A trial and the epoch of it that is taken; ``why`` is a sentence for people."""
+
+    trial: TrialState
+    epoch: int
+    val_top1: float
+    why: str
+
+
+def winners(state: State) -> dict[str, TrialState]:
+    """By family, the finished search trial with the best validation accuracy of any epoch.
+
+    Pruned and audited trials do not compete: the search has given them up. Where PASHA ended
+    trials at different lengths, those that went furthest compete.
+    """
+    best: dict[str, TrialState] = {}
+    for trial in state.trials.values():
+        value, _ = trial.best()
+        eligible = trial.stage == "search" and trial.status == "finished"
+        if not eligible or value is None or "audited" in trial.rungs.values():
+            continue
+        leader = best.get(trial.family)
+        if leader is None or (trial.epoch, value) > (leader.epoch, leader.best()[0] or 0.0):
+            best[trial.family] = trial
+    return best
+
+
+def best_models(state: State) -> dict[str, SelectedModel]:
+    """Each family's best final, or its best search trial where it has no final.
+
+    A final is taken at its last epoch, as it met the test split, hence compared there; a search
+    trial at its best epoch.
+    """
+    models = {}
+    for family, trial in winners(state).items():
+        finals = _finished_finals(state, family)
+        if finals:
+            trial = max(finals, key=_last_top1)
+            epoch, value = trial.epoch, _last_top1(trial)
+            among = f"{len(finals)} finals of {family}"
+        else:
+            best, best_epoch = trial.best()
+            epoch, value = best_epoch or 0, best or 0.0
+            among = f"the finished search trials of {family}"
+        why = f"{trial.trial} at epoch {epoch}: the best of {among} on validation, {value:.4f}"
+        models[family] = SelectedModel(trial=trial, epoch=epoch, val_top1=value, why=why)
+    return models
+
+
+def select_model(state: State, family: str | None = None) -> SelectedModel:
+    """The best model of the run, or of one ``family``.
+
+    Of several families with finals, the one whose finals are best on average is taken.
+    Raises ``UserError`` where the family is unknown or has no finished trial.
+    """
+    models = best_models(state)
+    families = list(dict.fromkeys(trial.family for trial in state.trials.values()))
+    name = state.header.get("run")
+    if family is not None:
+        if family not in families:
+            raise UserError(
+                f"--family must be one of {', '.join(families)}; got {family!r}. "
+                f"Fix: --family {families[0]}"
+                if families
+                else f"the run {name} has no trial yet. Fix: orchestrator status {name}"
+            )
+        models = {label: model for label, model in models.items() if label == family}
+    if not models:
+        of = f"no trial of {family}" if family else "none of its trials"
+        raise UserError(
+            f"a trial must have finished to be exported; {of} in {name} has. "
+            f"Fix: orchestrator status {name}"
+        )
+    finals = {label: _finished_finals(state, label) for label in models}
+    means = {label: fmean(map(_last_top1, trials)) for label, trials in finals.items() if trials}
+    if family is None and means:
+        best = max(means, key=lambda label: means[label])
+        others = f"; {best} has the best mean of {len(means)} families" if len(means) > 1 else ""
+    else:
+        best = max(models, key=lambda label: models[label].val_top1)
+        others = f", and of {len(models)} families" if len(models) > 1 else ""
+    return replace(models[best], why=models[best].why + others)
+
+
+def _finished_finals(state: State, family: str) -> list[TrialState]:
+    """Finished finals of the winner that was frozen last."""
+    winner = state.frozen.get("winners", {}).get(family, {}).get("trial")
+    return [
+        trial
+        for trial in state.trials.values()
+        if trial.stage == "final"
+        and trial.status == "finished"
+        and trial.winner == winner
+        and math.isfinite(_last_top1(trial))
+    ]
+
+
+def _last_top1(trial: TrialState) -> float:
+    """Validation accuracy of the last epoch; NaN where it is missing."""
+    report = trial.reports.get(trial.epoch, {"metrics": {}})
+    return float(report["metrics"].get("val_top1", math.nan))
