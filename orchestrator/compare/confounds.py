@@ -11,10 +11,12 @@ from orchestrator.compare.runs import RunData
 
 FACTS = (
     "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
-    "tokens", "road", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
+    "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
     "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
     "channels_last", "epochs", "num_workers", "device",
 )  # fmt: skip
+
+OLD = {"road": "adaptation"}  # names in ledgers of before 2026-11-28
 
 
 def arms(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> list[dict[str, Any]]:
@@ -59,5 +61,5 @@ def _facts(curves: Sequence[Curve], header: Mapping[str, Any]) -> dict[str, Any]
         layers += [chosen.recipe, drawn, chosen.detail]
     facts: dict[str, Any] = {}
     for layer in layers:
-        facts.update({key: value for key, value in layer.items() if value is not None})
+        facts.update({OLD.get(key, key): v for key, v in layer.items() if v is not None})
     return facts

@@ -156,7 +156,7 @@ def _family_plan(sweep: SweepSpec, geometry: Mapping[str, Any]) -> dict[str, Any
 
 
 def geometry_line(geometry: Mapping[str, Any]) -> str:
-    """How the model meets the images: size, patch, tokens, stem and the road taken."""
+    """How the model meets the images: size, patch, tokens, stem and adaptation."""
     parts = [str(geometry["model"]), f"{geometry['image_size']} px"]
     if geometry.get("patch"):
         parts.append(f"patch {geometry['patch']}")
@@ -164,7 +164,7 @@ def geometry_line(geometry: Mapping[str, Any]) -> str:
         parts.append(f"{geometry['tokens']} tokens")
     if geometry.get("stem"):
         parts.append(f"stem {geometry['stem']}")
-    return ", ".join([*parts, str(geometry["road"])])
+    return ", ".join([*parts, str(geometry["adaptation"])])
 
 
 Plan = Mapping[str, Any]

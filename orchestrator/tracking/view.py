@@ -54,7 +54,7 @@ def claim_metrics(state: State) -> list[tuple[str, float, int, int]]:
 
 
 RUN_ID_TAG = "orchestrator.run_id"
-GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "road")
+GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights")
 MAX_TAG, MAX_PARAM = 5000, 6000
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -130,6 +130,9 @@ def trial_params(trial: TrialState) -> dict[str, str]:
         known = {**asked.get("backbone", {}), **trial.detail}
         names = (*GEOMETRY, "num_workers")
         params |= {name: known[name] for name in names if known.get(name) is not None}
+        # "road" is MLflow's name for the adaptation, as in the runs that are there
+        if adaptation := known.get("adaptation", known.get("road")):
+            params["road"] = adaptation
     return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
 
 

@@ -30,7 +30,7 @@ from trainables.evaluate.behaviour import (
     shifted_predictions,
 )
 from trainables.evaluate.speed import conditions, summary, timed
-from trainables.train.augmentation import InputTransform, fit, normalise
+from trainables.train.augmentation import InputTransform
 from trainables.train.learner import Learner
 from trainables.train.loop import World, from_rank_zero
 from trainables.train.step import autocast
@@ -66,7 +66,7 @@ class Subject:
     def inputs(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """Stored pixels (B, H, W, C) uint8 as the model takes them: (B, 3, S, S) float32."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return fit(normalise(pixels, self.transform), self.transform)
+        return self.transform(pixels)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, classes) float32 of (B, 3, S, S)."""

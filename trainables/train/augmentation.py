@@ -109,6 +109,10 @@ class InputTransform:
     std: tuple[float, float, float]
     channels_last: bool = False
 
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C) uint8 -> (B, C, S, S) float32, normalised; nothing drawn."""
+        return fit(normalise(pixels, self), self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -256,7 +260,9 @@ def _symmetric(draw: Tensor) -> Tensor:
 def _statistics(transform: InputTransform, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and offset, (1, 3, 1, 1) each: a pixel p in 0..255 becomes p * scale - offset."""
     with torch.inference_mode(False):  # asked for first in evaluation, used in training too
-        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (transform.mean, transform.std))
+        mean, std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (transform.mean, transform.std)
+        )
         return 1 / (255 * std), mean / std
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trainables.data.batches import Pixels, shard
 from trainables.errors import Diverged
 from trainables.train.accounting import Clock
-from trainables.train.augmentation import InputTransform, fit, normalise
+from trainables.train.augmentation import InputTransform
 from trainables.train.rng import key_of
 from trainables.train.step import Batch, autocast
 
@@ -140,7 +140,7 @@ def predict(
     device = torch.device(world.device)
     for low in range(start, end, EVAL_BATCH):
         high = min(low + EVAL_BATCH, end)
-        images = fit(normalise(pixels.images[low:high].to(device), transform), transform)
+        images = transform(pixels.images[low:high].to(device))
         with autocast(device, bf16):
             logits = module(images)
         yield logits.float(), pixels.labels[low:high]
