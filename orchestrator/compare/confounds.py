@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.families import best_trial
-from orchestrator.compare.runs import Curve, RunData, Values, family_labels, search_trials, sweeps
+from orchestrator.compare.runs import Curve, RunData, Values, family_labels, search_trials
 from orchestrator.wording import span
 
 FACTS = (
@@ -51,7 +51,7 @@ def _header_facts(runs: Sequence[RunData]) -> dict[str, Values]:
     by_label = {}
     for (index, family), label in family_labels(runs).items():
         facts: dict[str, Any] = {}
-        for sweep in sweeps(runs[index]):
+        for sweep in runs[index].sweeps:
             if sweep["backbone"]["family"] == family:
                 facts |= {**sweep.get("data", {}), **sweep["backbone"]}
                 facts["epochs"] = sweep.get("scheduler", {}).get("max_epochs")
@@ -100,7 +100,7 @@ def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
     if len(hours) < len(runs) or len(devices) != 1:
         return None
     expected, worst = (sum(part[case] for part in hours) for case in ("expected", "worst"))
-    actual = sum(run.device_hours or 0.0 for run in runs)
+    actual = sum(run.device_hours for run in runs)
     complete = all(run.status == "complete" for run in runs)
     return ForecastScore(
         device=str(devices.pop()),
