@@ -112,10 +112,9 @@ def doctor(
 
 
 def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
-    from orchestrator.cli.run import DEMO_FAMILIES, spec_of
+    from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
 
-    asked = {"scale": scale, "weights": weights, "set": (), "storage": "runs"}
-    spec = spec_of(families or DEMO_FAMILIES, asked)
+    spec = spec_of(families or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
     raise_if_any(spec.mistakes())
     return [sweep.backbone for sweep in spec.sweeps]
 

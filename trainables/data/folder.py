@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import DataSpec
-from trainables.data.decode import common_side, decode_chunks
 from trainables.data.store import Chunk, Reading, Source
 from trainables.errors import UserError
 
@@ -142,6 +141,8 @@ def _list(splits: dict[str, Path]) -> Listing:
 
 
 def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec) -> Reading:
+    from trainables.data.decode import common_side  # PIL only to build
+
     listing = _list(splits)
     if listing.ignored:
         log.info(f"{listing.ignored} files ignored: their names are not those of pictures")
@@ -166,6 +167,8 @@ def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec) -> Re
 def _chunks(
     listing: Listing, names: tuple[str, ...], side: int, skip_corrupt: bool
 ) -> Iterator[Chunk]:
+    from trainables.data.decode import decode_chunks
+
     for wanted in SPLIT_FOLDERS:
         items = (
             (str(file), file, names.index(name))

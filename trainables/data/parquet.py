@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.config import DataSpec
-from trainables.data.decode import common_side, decode_chunks
 from trainables.data.store import Chunk, Reading, Source, file_identity, require_two_classes
 from trainables.errors import UserError, one_line
 
@@ -174,6 +173,8 @@ def locate(path: Path, spec: DataSpec) -> Source:
 
 
 def _read(path: Path, spec: DataSpec, layout: Layout) -> Reading:
+    from trainables.data.decode import common_side  # PIL only to build
+
     values = {split: _labels(files, layout) for split, files in layout.files.items()}
     if layout.names and all(value == -1 for value in values.get("test", [0])):
         log.info("the test files carry no labels (-1): left out, a test split is carved from train")
@@ -245,6 +246,8 @@ def _encoded(column: Any, layout: Layout) -> list[bytes | None]:
 def _chunks(
     layout: Layout, index: dict[Any, int], side: int, skip_corrupt: bool
 ) -> Iterator[Chunk]:
+    from trainables.data.decode import decode_chunks
+
     for split, files in layout.files.items():
         yield from decode_chunks(
             split, _items(files, layout, index), side=side, skip_corrupt=skip_corrupt
