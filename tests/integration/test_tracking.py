@@ -123,7 +123,7 @@ def shown(uri: str, experiment: str) -> dict[str, Any]:
             "params": dict(run.data.params),
             "tags": dict(run.data.tags),
             "metrics": {
-                key: [(m.step, m.value, m.timestamp) for m in hirecords(client, run, key)]
+                key: [(m.step, m.value, m.timestamp) for m in history(client, run, key)]
                 for key in run.data.metrics
             },
             "artifacts": sorted(one.path for one in client.list_artifacts(run.info.run_id)),
@@ -137,8 +137,8 @@ def datasets(run: Any) -> list[Any]:
     return list(run.inputs.dataset_inputs) if run.inputs else []
 
 
-def hirecords(client: Any, run: Any, key: str) -> list[Any]:
-    rows = client.get_metric_hirecords(run.info.run_id, key)
+def history(client: Any, run: Any, key: str) -> list[Any]:
+    rows = client.get_metric_history(run.info.run_id, key)
     return sorted(rows, key=lambda row: (row.step, row.timestamp))
 
 
