@@ -15,7 +15,6 @@ from orchestrator.compare.families import summarise
 from orchestrator.compare.finals import compare_pairs, gaps, summarise_finals
 from orchestrator.compare.forecast import scored
 from orchestrator.compare.importance import at_equal_budget, importance, learning_rate_fit
-from orchestrator.compare.report.claim_section import claims_of
 from orchestrator.compare.runs import RunData
 from trainables.errors import UserError
 
@@ -49,7 +48,7 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
         "dataset_info": dataset or None,
         "test_opened_at": min(opened, default=None),
         "runs": [_run_entry(run) for run in runs],
-        "claims": claims_of(runs),
+        "claims": _claims(runs),
         "families": entries,
         "pairs": compare_pairs(families, runs),
         "budget": budgets(families),
@@ -65,6 +64,15 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
     }
     comparison["answer"] = answer(comparison)
     return comparison
+
+
+def _claims(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """The verdicts of those runs that tested a claim, pictures left out."""
+    return [
+        {key: value for key, value in run.verdict.items() if key != "pictures"}
+        for run in runs
+        if run.verdict
+    ]
 
 
 def _run_entry(run: RunData) -> dict[str, Any]:

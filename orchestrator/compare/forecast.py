@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.compare.report.html import paragraph, section, table
 from orchestrator.compare.runs import RunData
 from orchestrator.wording import MISSING, size, span
 
@@ -51,25 +50,3 @@ def _ratio(forecast: Scored) -> str:
     if forecast["ratio"] is None:
         return " so far"
     return f", {forecast['ratio']:.2f} times the expected"
-
-
-def forecast_section(comparison: Mapping[str, Any]) -> str:
-    """The same as a table; a run without a forecast has no section."""
-    forecast = comparison["forecast"]
-    if forecast is None:
-        return ""
-    ratio = forecast["ratio"]
-    row = [f"{forecast['device']}-hours"]
-    row += [f"{forecast[name]:.3g}" for name in ("expected", "worst", "actual")]
-    row += [MISSING if ratio is None else f"{ratio:.2f}", forecast["basis"]]
-    head = ["unit", "expected", "at worst", "actual", "actual / expected", "basis"]
-    about = (
-        "Made before the first trial: expected, if trials are pruned as chance would have it; at "
-        "worst, if all train to full length; finals included in both. "
-    )
-    return section(
-        "forecast",
-        "Forecast",
-        paragraph(about + line(None, comparison["runs"])),
-        table(head, [row], caption="What the plan foretold, and what it cost"),
-    )
