@@ -28,7 +28,7 @@ import torch
 from benchmarks.common import arguments, finish, in_words, pictures, spread
 from benchmarks.rivals import Plain, from_random_weights
 from trainables.config import DataSpec, Recipe
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.train.memory import freed_memory_kept
 
 WARM_UP_STEPS = 3

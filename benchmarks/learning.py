@@ -34,7 +34,8 @@ from benchmarks import reference
 from benchmarks.common import arguments, finish, pictures
 from trainables.backbones import build
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare, train_indices
+from trainables.data.build import prepare
+from trainables.data.splits import train_indices
 from trainables.finetune import fine_tune
 
 BACKBONES = {

@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from trainables.backbones import build
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import PixelStore
+from trainables.data.store import PixelStore
 from trainables.finetune import fine_tune
 from trainables.train.accounting import count_flops
 from trainables.train.loop import World

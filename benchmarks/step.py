@@ -34,7 +34,8 @@ import torch
 from benchmarks.common import arguments, finish, in_words, pictures, spread
 from benchmarks.rivals import Engine, Loader, Plain, from_random_weights
 from trainables.config import Assignment, DataSpec, Recipe
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 
 FAMILIES = ("resnet", "vit", "hybrid", "convnext")
 # What a step costs whatever its size, the gradients' norm above all, weighs twice as much at half

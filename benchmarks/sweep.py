@@ -45,7 +45,7 @@ from benchmarks.turns import Side, take_turns
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import Record
 from trainables.config import DataSpec
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.train.accounting import PURPOSES
 
 SLOTS = 2

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from trainables.config import Assignment
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
 from trainables.evaluate.probes import shift_consistency
 from trainables.train.loop import World, predict

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.paths import NAMED_DATASETS
+from orchestrator.spec.paths import dataset_name
 from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
 from trainables.backbones import describe
-from trainables.config import stable_hash
+from trainables.config import DataSpec, stable_hash
+from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import UserError
 
 LARGEST_VAL_SHARE = 0.2
@@ -42,8 +42,14 @@ class Facts:
 
 
 KNOWN = {
-    "cifar10": Facts(side=32, classes=10, train_images=45_000, val_images=5_000),
-    "cifar100": Facts(side=32, classes=100, train_images=45_000, val_images=5_000),
+    known.name: Facts(
+        side=known.side_px,
+        classes=known.classes,
+        train_images=known.counts(DataSpec())["train"],
+        val_images=known.counts(DataSpec())["val"],
+    )
+    for known in KNOWN_DATASETS.values()
+    if known.url
 }
 
 
@@ -83,8 +89,7 @@ def run_spec(claim: Claim, options: Mapping[str, Any], facts: Facts) -> RunSpec:
 
 def default_name(claim: Claim, options: Mapping[str, Any]) -> str:
     """``claim-NAME-DATASET-SCALE-PRESET``: the same command typed again is the same run."""
-    source = options["dataset"]
-    dataset = source if source in NAMED_DATASETS else Path(source).resolve().stem
+    dataset = dataset_name(options["dataset"])
     parts = ("claim", claim.name, dataset, options["scale"], options["preset"])
     return sanitised("-".join(parts))
 

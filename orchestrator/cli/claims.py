@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,20 +65,20 @@ def run(
     ctx: click.Context, /, claim: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Run claims one after the other. The same command goes on where it stopped."""
-    from orchestrator.launch.validation import check
-
-    specs = specs_of(claim, options, check)
+    specs, totals = specs_of(claim, options)
     if dry_run:
-        _dry_run(specs, options, as_json)
+        _dry_run(specs, totals, options, as_json)
         return
     if as_json:
         raise UserError("--json is for --dry-run and `claims show`. Fix: leave it out")
-    from orchestrator.cli import run as start
+    from orchestrator.cli.run import carry_out
+    from orchestrator.launch.prepare import RunOptions
 
+    how = RunOptions(measure=options["measure"], tflops=options["tflops"])
     codes = []
     for spec in specs:
         log.info(f"claim: {(spec.claim or {})['name']}, as run {spec.name}")
-        codes.append(start.carry_out(spec, measure=options["measure"], tflops=options["tflops"]))
+        codes.append(carry_out(spec, totals, how))
         if codes[-1] == 130:
             break
     place = "" if options["storage"] == "runs" else f" --storage {options['storage']}"
@@ -87,15 +87,14 @@ def run(
 
 
 def specs_of(
-    names: tuple[str, ...], options: dict[str, Any], check: Callable[[RunSpec], object]
-) -> list[RunSpec]:
-    """The runs asked for, checked all together before the first of them starts."""
+    names: tuple[str, ...], options: dict[str, Any], *, as_job: bool = False
+) -> tuple[list[RunSpec], Mapping[str, float] | None]:
+    """The runs asked for, validated all together before the first of them starts, and what
+    :func:`orchestrator.launch.validation.validate` returned of them."""
     from orchestrator.claims.design import run_spec
     from orchestrator.claims.experiments import claim_named
+    from orchestrator.launch.validation import validate
 
-    wrong: list[str] = []
-    exit_code = 3
-    specs = []
     if options["name"] and len(names) > 1:
         raise UserError(
             f"--name is for one claim; got {len(names)} claims. Fix: leave it out, or name one"
@@ -104,16 +103,21 @@ def specs_of(
                "scale": options["scale"] or "tiny"}  # fmt: skip
     chosen = [claim_named(name) for name in dict.fromkeys(names)]
     facts = _facts(options)
+    specs, totals = [], None
+    errors: list[UserError] = []
     for claim in chosen:
         try:
             specs.append(run_spec(claim, options, facts))
-            check(specs[-1])
         except UserError as error:
-            wrong += error.mistakes
-            exit_code = min(exit_code, error.exit_code)
-    if wrong:
-        raise UserError(*dict.fromkeys(wrong), exit_code=exit_code)
-    return specs
+            errors.append(error)
+    try:
+        totals = validate(*specs, as_job=as_job)
+    except UserError as error:
+        errors.append(error)
+    if errors:
+        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
+        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
+    return specs, totals
 
 
 def _facts(options: Mapping[str, Any]) -> Facts:
@@ -122,7 +126,8 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
     from orchestrator.spec.paths import absolute_data
-    from trainables.data import check_source, prepare
+    from trainables.data.build import prepare
+    from trainables.data.sources import check_source
     from trainables.errors import raise_if_any
 
     if options["dataset"] in KNOWN:
@@ -130,7 +135,7 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     told = [text for text in options["set"] if text.startswith("data.")]
     data = apply_set(family_sweep("vit", dataset=options["dataset"]), told).data
     raise_if_any(check_source(data))
-    info = prepare(absolute_data(data), say=log.info).info
+    info = prepare(absolute_data(data)).info
     return Facts(
         side=min(info.height, info.width),
         classes=len(info.class_names),
@@ -139,20 +144,24 @@ def _facts(options: Mapping[str, Any]) -> Facts:
     )
 
 
-def _dry_run(specs: list[RunSpec], options: Mapping[str, Any], as_json: bool) -> None:
+def _dry_run(
+    specs: list[RunSpec],
+    totals: Mapping[str, float] | None,
+    options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
     from orchestrator.claims.price import price, price_lines
     from orchestrator.launch.costs import costs_of, images_of
-    from orchestrator.launch.validation import check
 
     measure = options["measure"] is not False
 
-    def cost_of(one: RunSpec) -> tuple[Any, Any]:
-        family = one.sweeps[0].family
-        images, geometry = images_of(one)
-        costs = costs_of(one, images, geometry, measure=measure, tflops=options["tflops"])
-        return images[family]["counts"], costs[family]
+    def cost_of(spec: RunSpec) -> tuple[Any, Any]:
+        family = spec.sweeps[0].family
+        images, geometry = images_of(spec)
+        costs = costs_of(spec, images, geometry, measure=measure, tflops=options["tflops"])
+        return images[family].counts, costs[family]
 
-    made = [price(spec, cost_of, total=check(spec)) for spec in specs]
+    made = [price(spec, cost_of, total=totals) for spec in specs]
     hours = [one["wall_hours"] for one in made]
     whole = None if None in hours else sum(hours)
     if as_json:

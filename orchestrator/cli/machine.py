@@ -25,7 +25,8 @@ def data() -> None:
 def _store(source: str, sets: tuple[str, ...]) -> Any:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
-    from trainables.data import check_source, prepare
+    from trainables.data.build import prepare
+    from trainables.data.sources import check_source
 
     other = [text for text in sets if not text.startswith("data.")]
     raise_if_any(
@@ -33,7 +34,7 @@ def _store(source: str, sets: tuple[str, ...]) -> Any:
     )
     spec = apply_set(family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(spec))
-    return prepare(spec, say=log.info)
+    return prepare(spec)
 
 
 @data.command()
@@ -111,10 +112,9 @@ def doctor(
 
 
 def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
-    from orchestrator.cli.run import DEMO_FAMILIES, spec_of
+    from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
 
-    asked = {"scale": scale, "weights": weights, "set": (), "storage": "runs"}
-    spec = spec_of(families or DEMO_FAMILIES, asked)
+    spec = spec_of(families or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
     raise_if_any(spec.mistakes())
     return [sweep.backbone for sweep in spec.sweeps]
 

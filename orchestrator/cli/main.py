@@ -9,18 +9,15 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
-from orchestrator.cli import claims, machine, read, submit
-from orchestrator.cli.options import JSON, REOPEN, STORAGE, TRACKING, log_to_stderr, run_options
+from orchestrator.cli import claims, machine, read, run
+from orchestrator.cli.options import log_to_stderr
 from orchestrator.ray_cluster import attach
 from trainables.errors import StorageError, UserError
-
-if TYPE_CHECKING:
-    from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -51,102 +48,8 @@ def group() -> None:
     """
 
 
-@group.command()
-@click.option("--name", default="demo", show_default=True, help="Name of the run.")
-@STORAGE
-@TRACKING
-@click.pass_context
-def demo(ctx: click.Context, /, **options: Any) -> None:
-    """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
-    from orchestrator.cli.run import demo_spec
-
-    spec = demo_spec(options)
-    families = ", ".join(sweep.family for sweep in spec.sweeps)
-    trials = spec.sweeps[0].trials
-    log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
-    _run(ctx, spec, options)
-
-
-@group.command()
-@click.argument("target")
-@run_options
-@REOPEN
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.pass_context
-def sweep(
-    ctx: click.Context, /, target: str, dry_run: bool, reopen_test: bool, **options: Any
-) -> None:
-    """Search one family's recipes with ASHA.
-
-    TARGET is a family (resnet, vit, hybrid, convnext), a named sweep (smoke, vit-patches,
-    resnet-sgd), timm:MODEL, or path/to/file.py:function that returns a SweepSpec.
-    """
-    from orchestrator.cli.run import spec_of
-
-    spec = spec_of([target], options)
-    _plan(spec, options) if dry_run else _run(ctx, spec, options, reopen_test)
-
-
-@group.command()
-@click.argument("family", nargs=-1, required=True)
-@run_options
-@REOPEN
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.pass_context
-def tournament(
-    ctx: click.Context,
-    /,
-    family: tuple[str, ...],
-    dry_run: bool,
-    reopen_test: bool,
-    **options: Any,
-) -> None:
-    """Search several families with equal trials, then hold the finals.
-
-    They are one run and share one pool of slots. --set FAMILY.PATH=VALUE reaches one of them.
-    """
-    from orchestrator.cli.run import spec_of, with_finals
-
-    spec = spec_of(family, with_finals(options))
-    _plan(spec, options) if dry_run else _run(ctx, spec, options, reopen_test)
-
-
-@group.command()
-@click.argument("target", nargs=-1, required=True)
-@run_options
-@JSON
-def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
-    from orchestrator.cli.run import spec_of, with_finals
-
-    asked = with_finals(options) if len(target) > 1 else options
-    _plan(spec_of(target, asked), options, as_json)
-
-
-for command in (
-    *read.COMMANDS,
-    *read.EXPORT_COMMANDS,
-    *read.STATUS_COMMANDS,
-    *submit.COMMANDS,
-    *machine.COMMANDS,
-    *claims.COMMANDS,
-):
+for command in (*run.COMMANDS, *read.COMMANDS, *machine.COMMANDS, *claims.COMMANDS):
     group.add_command(command)
-
-
-def _plan(spec: RunSpec, options: Mapping[str, Any], as_json: bool = False) -> None:
-    from orchestrator.cli.run import show_plan
-
-    show_plan(spec, measure=options["measure"], tflops=options["tflops"], as_json=as_json)
-
-
-def _run(
-    ctx: click.Context, spec: RunSpec, options: Mapping[str, Any], reopen_test: bool = False
-) -> None:
-    from orchestrator.cli import run
-
-    how = {name: options.get(name) for name in ("measure", "tflops")}
-    ctx.exit(run.carry_out(spec, reopen_test=reopen_test, **how))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

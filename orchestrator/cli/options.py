@@ -64,6 +64,7 @@ SET = click.option(
 REOPEN = click.option(
     "--reopen-test", is_flag=True, help="Open the test split again; the report is marked."
 )
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 # What is trained on what, in tournaments and claims alike; then, how and where.
 SUBJECT = (
     click.option(
@@ -131,7 +132,8 @@ RUN = (
         "--audit",
         type=float,
         metavar="SHARE",
-        help="Finish this share of the trials ASHA would prune, off the books, to measure it.",
+        help="Train this share of the trials that ASHA would prune to their end, to measure what "
+        "pruning gets wrong.",
     ),
     *MEANS,
 )

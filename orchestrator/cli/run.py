@@ -1,184 +1,133 @@
-"""From a command line to a run: build the spec, check all of it, prepare the data, start.
-
-Nothing is written and no Ray is started before every cheap check has passed.
-
-The plan of a run, printed.
-"""
+"""Commands that start runs, here or on a Ray head: demo, sweep, tournament, plan, submit."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import show
-from orchestrator.launch.costs import (
-    Costs,
-    affordable_costs,
-    costs_of,
-    images_in,
-    images_of,
-    prepare_all,
-    refuse_unaffordable,
-)
-from orchestrator.launch.plan import geometry_line, plan, plan_text
-from orchestrator.launch.validation import check
-from orchestrator.ledger import replication
-from orchestrator.spec import limits, named_sweeps, overrides
-from orchestrator.spec.paths import NAMED_DATASETS, absolute_data
-from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
-from trainables.errors import UserError, raise_if_any
-from trainables.storage.object_storage import is_remote
+from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, STORAGE, TRACKING, run_options, show
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.engine.runner import Outcome, Prepared
+    from collections.abc import Mapping
+
+    from orchestrator.launch.prepare import RunOptions
+    from orchestrator.ops.jobs import Job
+    from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 
+JOBS = ("sweep", "tournament", "demo", "claims run")
+JOB_EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
 
-def show_plan(
-    spec: RunSpec, *, measure: bool | None, tflops: float | None, as_json: bool = False
-) -> None:
-    """Print what ``spec`` would do. ``measure`` is ``False`` to do without, and so it is on a
-    running cluster: its machines are not this one.
 
-    Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
+@click.command()
+@click.option("--name", default="demo", show_default=True, help="Name of the run.")
+@STORAGE
+@TRACKING
+@click.pass_context
+def demo(ctx: click.Context, /, **options: Any) -> None:
+    """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
+    from orchestrator.launch.prepare import RunOptions, demo_spec
+
+    spec = demo_spec(RunOptions(**options))
+    families = ", ".join(sweep.family for sweep in spec.sweeps)
+    trials = spec.sweeps[0].trials
+    log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
+    _start(ctx, spec, RunOptions(**options))
+
+
+@click.command()
+@click.argument("target")
+@run_options
+@REOPEN
+@DRY_RUN
+@click.pass_context
+def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> None:
+    """Search one family's recipes with ASHA.
+
+    TARGET is a family (resnet, vit, hybrid, convnext), a named sweep (smoke, vit-patches,
+    resnet-sgd), timm:MODEL, or path/to/file.py:function that returns a SweepSpec.
     """
-    total = check(spec)
-    images, geometry = images_of(spec)
-    here = measure is not False and total is not None
-    costs = costs_of(spec, images, geometry, measure=here, tflops=tflops)
-    refuse_unaffordable(spec, costs)
-    made = plan(spec, total=total, geometry=geometry, costs=costs, tflops=tflops)
-    if as_json:
-        show(made)
+    from orchestrator.launch.prepare import RunOptions, spec_of
+
+    asked = RunOptions(**options)
+    _start(ctx, spec_of([target], asked), asked, dry_run=dry_run)
+
+
+@click.command()
+@click.argument("family", nargs=-1, required=True)
+@run_options
+@REOPEN
+@DRY_RUN
+@click.pass_context
+def tournament(
+    ctx: click.Context, /, family: tuple[str, ...], dry_run: bool, **options: Any
+) -> None:
+    """Search several families with equal trials, then hold the finals.
+
+    They are one run and share one pool of slots. --set FAMILY.PATH=VALUE reaches one of them.
+    """
+    from orchestrator.launch.prepare import RunOptions, tournament_spec
+
+    asked = RunOptions(**options)
+    _start(ctx, tournament_spec(family, asked), asked, dry_run=dry_run)
+
+
+@click.command()
+@click.argument("target", nargs=-1, required=True)
+@run_options
+@JSON
+def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
+    from orchestrator.launch.prepare import RunOptions, spec_of, tournament_spec
+
+    asked = RunOptions(**options)
+    spec = tournament_spec(target, asked) if len(target) > 1 else spec_of(target, asked)
+    _show_plan(spec, asked, as_json=as_json)
+
+
+def _start(
+    ctx: click.Context, spec: RunSpec, options: RunOptions, *, dry_run: bool = False
+) -> None:
+    from orchestrator.launch.validation import validate
+
+    if dry_run:
+        _show_plan(spec, options)
     else:
-        click.echo(plan_text(made))
+        ctx.exit(carry_out(spec, validate(spec), options))
+
+
+def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
+    from orchestrator.launch.plan import plan_text
+    from orchestrator.launch.prepare import plan_of
+
+    planned = plan_of(spec, options)
+    if as_json:
+        show(planned.as_dict())
+    else:
+        click.echo(plan_text(planned))
     log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 
-DEMO_FAMILIES = ("resnet", "vit", "hybrid")
-DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
-TOURNAMENT_FINAL_SEEDS = 3
-
-# Options that are short for a --set of this path.
-OPTION_PATHS = {
-    "dataset": "data.source",
-    "scale": "backbone.scale",
-    "weights": "backbone.weights",
-    "trials": "trials",
-    "max_epochs": "scheduler.max_epochs",
-    "seed": "seed",
-    "audit": "scheduler.audit",
-    "workers": "resources.num_workers",
-    "gpus_per_worker": "resources.gpus_per_worker",
-    "cpus_per_worker": "resources.cpus_per_worker",
-}
-
-
-def spec_of(targets: Sequence[str], options: Mapping[str, Any]) -> RunSpec:
-    """The run that a command line asks for. Raises ``UserError`` with all that is wrong."""
-    wrong: list[str] = []
-    made: list[SweepSpec] = []
-    for target in targets:
-        try:
-            made.append(named_sweeps.resolve(target))
-        except UserError as error:
-            wrong += error.mistakes
-    given = {OPTION_PATHS[key]: options.get(key) for key in OPTION_PATHS}
-    least, elastic, most = str(options.get("workers") or "").partition("..")
-    if elastic:
-        given |= {"resources.min_workers": least, "resources.num_workers": most}
-    texts = [f"{path}={value}" for path, value in given.items() if value is not None]
-    try:
-        # Unknown targets keep their mistakes beside those of --set.
-        changed = overrides.apply_sets(
-            made or [named_sweeps.family_sweep("vit")], [*texts, *options["set"]]
-        )
-    except UserError as error:
-        wrong += error.mistakes
-    try:
-        caps, prices = limits.parse(options.get("budget"), options.get("price") or ())
-    except UserError as error:
-        wrong += error.mistakes
-    if wrong:
-        raise UserError(*wrong)
-    raise_if_any(unequal(changed))
-    return RunSpec(
-        name=options.get("name") or default_name(targets, changed),
-        sweeps=changed,
-        storage=options["storage"],
-        tracking_uri=options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or None,
-        experiment=options.get("experiment"),
-        final_seeds=options.get("final_seeds") or 0,
-        budget=caps,
-        prices=prices,
-    )
-
-
-def demo_spec(options: Mapping[str, Any]) -> RunSpec:
-    """The run of ``orchestrator demo``."""
-    return spec_of(DEMO_FAMILIES, {**options, **DEMO})
-
-
-def with_finals(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a tournament: it ends with finals unless it is told otherwise."""
-    given = options["final_seeds"]
-    return {**options, "final_seeds": TOURNAMENT_FINAL_SEEDS if given is None else given}
-
-
-def default_name(targets: Sequence[str], made: Sequence[SweepSpec]) -> str:
-    """``TARGET-DATASET``: the same command typed again is the same run."""
-    source = made[0].data.source
-    dataset = source if source in NAMED_DATASETS else Path(source).resolve().stem
-    short = [target.rpartition(":")[2] if ".py:" in target else target for target in targets]
-    return sanitised("-".join([*short, dataset]))
-
-
-def unequal(made: Sequence[SweepSpec]) -> list[str]:
-    """What keeps families from being compared in one run, one line each."""
-    found = []
-    leaves = [_shared_leaves(sweep) for sweep in made]
-    for path in leaves[0]:
-        if any(one[path] != leaves[0][path] for one in leaves):
-            told = ", ".join(
-                f"{sweep.family} {one[path]}" for sweep, one in zip(made, leaves, strict=True)
-            )
-            found.append(
-                f"families of one run must have equal {path}; got {told}. "
-                f"Fix: --set {path}=VALUE for all of them"
-            )
-    return found
-
-
-def _shared_leaves(sweep: SweepSpec) -> dict[str, Any]:
-    plain = sweep.as_dict()
-    return {"trials": sweep.trials, "seed": sweep.seed} | {
-        f"{section}.{name}": value
-        for section in ("scheduler", "data", "resources")
-        for name, value in plain[section].items()
-    }
-
-
-def carry_out(
-    spec: RunSpec,
-    *,
-    reopen_test: bool = False,
-    measure: bool | None = None,
-    tflops: float | None = None,
-) -> int:
+def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> int:
     """Run, print how it ended and what to type next; the exit code. Raises ``UserError``.
 
-    ``measure`` says whether training steps are measured before anything starts, for the forecast:
-    by default where the run has a budget. ``tflops`` is for what is not measured.
+    ``totals`` is what :func:`orchestrator.launch.validation.validate` returned of ``spec``.
     """
-    wanted = bool(spec.budget) if measure is None else measure
-    outcome, comparison = launch(spec, reopen_test=reopen_test, measure=wanted, tflops=tflops)
+    from orchestrator.engine import runner
+    from orchestrator.launch.prepare import prepare
+    from orchestrator.ops.status import live_view
+
+    prepared = prepare(spec, totals, options)
+    with live_view(spec.folder):
+        outcome = runner.run(prepared)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:
         log.info(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")
@@ -188,74 +137,128 @@ def carry_out(
         log.info(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
         log.info(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
-        click.echo(comparison, nl=False)
+        click.echo(outcome.text, nl=False)
         log.info(f"report: {outcome.run_folder / 'report.html'}")
         log.info(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
     return outcome.exit_code
 
 
-def launch(
-    spec: RunSpec,
-    *,
-    reopen_test: bool = False,
-    measure: bool = False,
-    tflops: float | None = None,
-) -> tuple[Outcome, str]:
-    """Check, prepare, run; the outcome and, unless it was stopped, the comparison as text.
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--address",
+    metavar="URL",
+    help="The head's dashboard. Default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, or port 8265 here.",
+)
+@click.option("--job-id", metavar="ID", help="Name of the job. Default: the run's name.")
+@click.option(
+    "--working-dir",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    default=".",
+    show_default=True,
+    help="The job runs in a copy of this folder, without what .gitignore names.",
+)
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    /,
+    command: tuple[str, ...],
+    address: str | None,
+    job_id: str | None,
+    working_dir: Path,
+) -> None:
+    """Run COMMAND as a job of a Ray head. Follows it: prints its log, ends with its exit code.
 
-    Raises ``UserError``; returns when the run ended or was stopped.
+    COMMAND is a sweep, tournament, demo or `claims run` with its options, after `--`. Its
+    mistakes are found here. The same again, while the job is at work, follows that job. Ctrl-C
+    stops following it; the job goes on.
     """
-    total = check(spec)
-    if total and total["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
-        log.info(f"{total['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    costs = affordable_costs(spec, tflops) if measure and total is not None else None
-    from orchestrator.engine import runner
-    from orchestrator.tracking import store
+    from orchestrator.spec.run import sanitised
 
-    if is_remote(spec.storage) and not spec.tracking_uri:
-        log.info(
-            f"MLflow: {store.default_uri(spec.storage)}, on this machine; --tracking-uri "
-            "http://SERVER:5000 keeps it, and the same command fills it from the ledger"
+    if job_id is not None and sanitised(job_id) != job_id:
+        raise UserError(
+            "a job's id must be letters, digits, '.', '_' or '-'; "
+            f"got {job_id!r}. Fix: --job-id {sanitised(job_id)}"
         )
-    texts: list[str] = []
-    outcome = runner.run(
-        spec,
-        prepare=lambda: _prepared(spec, costs, tflops),
-        say=log.info,
-        report=lambda folder: texts.append(report(folder)),
-        reopen_test=reopen_test,
+    with contextlib.chdir(working_dir):
+        specs = _job_specs(ctx.find_root().command, command)
+    from orchestrator.ops import jobs
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        log.info(f"the job is given MLFLOW_TRACKING_URI={uri}")
+    more = f"-and-{len(specs) - 1}-more" if len(specs) > 1 else ""
+    name = job_id or f"{specs[0].name}{more}"
+    env = {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    job = jobs.Job(run=name, arguments=command, working_dir=working_dir, env=env)
+    ctx.exit(_follow(job, jobs.head_address(address), specs[0]))
+
+
+def _follow(job: Job, address: str, spec: RunSpec) -> int:
+    """Submit the job or find it at work, print its log; its exit code, 130 after Ctrl-C."""
+    from orchestrator.ops import jobs
+
+    client = jobs.connect(address)
+    job_id, at_work = jobs.start(client, job)
+    log.info(
+        f"job {job_id} at {address}: {'at work already, its log:' if at_work else 'submitted'}"
     )
-    return outcome, "".join(texts)
+    stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
+    try:
+        code, how_it_ended = jobs.follow(client, job_id, show=_echo)
+    except KeyboardInterrupt:
+        log.info(f"no longer following job {job_id}; it goes on")
+        log.info(
+            f"next: the same command follows it again; {stop} stops it, and so does, "
+            f"within seconds, ray job stop --address {address} {job_id}"
+        )
+        return 130
+    log.info(f"job {job_id} {how_it_ended}")
+    if code == 130:
+        log.info("next: the same command goes on")
+    return code
 
 
-def _prepared(spec: RunSpec, costs: Costs | None, tflops: float | None) -> Prepared:
-    datasets, geometry = prepare_all(spec)
-    data = [absolute_data(sweep.data) for sweep in spec.sweeps]
-    replication.share_stores(spec.folder, data, log.info)
-    for sweep in spec.sweeps:
-        one = geometry[sweep.family]
-        log.info(f"{sweep.family}: {geometry_line(one)}; weights {sweep.backbone.weights}")
-        for warning in one["warnings"]:
-            log.warning(f"warning: {warning}")
-    if costs is None:
-        images = images_in(datasets)
-        costs = costs_of(spec, images, geometry, measure=False, tflops=tflops)
-    return datasets, geometry, costs
+def _echo(text: str) -> None:
+    click.echo(text, nl=False)
 
 
-def report(run_folder: Path) -> str:
-    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
+def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
+    """The runs that the command would carry out, validated; raises whatever is wrong with it."""
+    from orchestrator.cli.claims import specs_of
+    from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
+    from orchestrator.launch.validation import validate
 
-    Returns its comparison, or its verdict where it tests a claim, for the terminal.
-    """
-    from orchestrator.claims.verdict import conclude
-    from orchestrator.compare import compare, load, table_text, write_report
+    command, params = _parsed(root, arguments)
+    if params.pop("dry_run", False):
+        raise UserError("--dry-run needs no job. Fix: the command without `submit`")
+    if command == "claims run":
+        return specs_of(params["claim"], params, as_job=True)[0]
+    if command == "demo":
+        spec = demo_spec(RunOptions(**params))
+    elif command == "tournament":
+        spec = tournament_spec(params.pop("family"), RunOptions(**params))
+    else:
+        spec = spec_of([params.pop("target")], RunOptions(**params))
+    validate(spec, as_job=True)
+    return [spec]
 
-    replication.pull_finals(run_folder)
-    verdict = conclude(run_folder)
-    runs = [load(run_folder)]
-    comparison = compare(runs)
-    (run_folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
-    write_report(runs, comparison, run_folder)
-    replication.push_reports(run_folder)
-    return verdict or table_text(comparison)
+
+def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """The command's name and its options, as the job will read them."""
+    command, rest = root, list(arguments)
+    words: list[str] = []
+    while isinstance(command, click.Group):
+        if not rest:
+            raise UserError(f"a job needs a whole command; got {words!r}. Fix: {JOB_EXAMPLE}")
+        above = click.Context(command, info_name="orchestrator")
+        word, inner, rest = command.resolve_command(above, rest)
+        words.append(str(word))
+        command = inner or command  # click fails where there is none
+    name = " ".join(words)
+    if name not in JOBS:
+        raise UserError(f"a job is one of {', '.join(JOBS)}; got {name!r}. Fix: {JOB_EXAMPLE}")
+    return name, command.make_context(name, rest).params
+
+
+COMMANDS = (demo, sweep, tournament, plan, submit)

@@ -20,7 +20,6 @@ from orchestrator.ledger.cost import epoch_seconds, resources_of
 from orchestrator.ledger.state import TERMINAL, Record, State
 from orchestrator.spec import limits
 
-MARGIN = 1.2
 ESTIMATE_MARGIN = 5.0
 
 Answer = dict[str, Any]
@@ -137,7 +136,8 @@ class BudgetGuard:
 
     def _each_s(self, family: str) -> float:
         """What one more epoch may come to; infinite where nothing is known of it."""
-        return MARGIN * self._largest_s.get(family, self._planned_s.get(family, math.inf))
+        largest_s = self._largest_s.get(family, self._planned_s.get(family, math.inf))
+        return limits.EPOCH_MARGIN * largest_s
 
     def _family(self, trial: str) -> str:
         return self._state.trials[trial].family

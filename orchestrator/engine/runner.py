@@ -5,30 +5,31 @@ How a run ended, as its ledger tells it and as an exit code.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import wait
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.claims.verdict import conclude
+from orchestrator.compare import compare, load, table_text, write_report
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.watchdog import Watch, stop_on_signals
 from orchestrator.launch import plan
-from orchestrator.launch.forecast import Cost, forecast
+from orchestrator.launch.forecast import forecast
+from orchestrator.launch.prepare import PreparedRun
 from orchestrator.ledger import lease, replication, retention, session
 from orchestrator.ledger.state import State
-from orchestrator.ops.status import live_view
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
-from orchestrator.tracking import store
 from trainables.errors import StorageError, UserError, one_line, raise_if_any
-from trainables.storage.waiting import in_background
 
 if TYPE_CHECKING:
     from orchestrator.engine.slots import Pool
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended; counts are over all families. ``stop_reason`` is of a run that was stopped
-    by something other than its user: its budget, or slots that are not there."""
+    by something other than its user: its budget, or slots that are not there. ``text`` is what an
+    ended run found, for the terminal: see :func:`write_results`."""
 
     finished: int
     pruned: int
@@ -45,6 +47,7 @@ class Outcome:
     interrupted: bool
     run_folder: Path
     stop_reason: str | None = None
+    text: str | None = None
 
     @classmethod
     def of(cls, folder: Path) -> Outcome:
@@ -70,80 +73,83 @@ class Outcome:
         return 0
 
 
+log = logging.getLogger(__name__)
+
 TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
 LEAVE_PATIENCE_S = 15.0
 STOP_PATIENCE_S = 5.0
-# Data that take longer than this to prepare are prepared while Ray and its slots start. Most
-# mistakes in them show sooner, and then there is nothing to take down.
-HEAD_START_S = 2.0
-
-Say = Callable[[str], None]
-# Datasets, geometry and costs, by family.
-Prepared = tuple[dict[str, Any], dict[str, Any], dict[str, Cost | None]]
 
 
-def run(
-    spec: RunSpec,
-    *,
-    prepare: Callable[[], Prepared],
-    say: Say,
-    report: Callable[[Path], None],
-    reopen_test: bool = False,
-) -> Outcome:
+def run(prepared: PreparedRun) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
-    ``prepare`` makes the pixel stores; where that takes long, Ray and the slots start beside it.
-    ``report`` is given the run's folder once the ledger is complete: what it writes there
-    still reaches MLflow.
+    Its images are prepared first; where that takes long, Ray and the slots start meanwhile.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
-    open its test split again without ``reopen_test``, when a node holds other versions than this
-    process of what trains (exit code 2), and when the cluster can never hold one worker (exit
-    code 3); ``StorageError`` when object storage does not answer.
+    open its test split again unasked, when a node holds other versions than this process of what
+    trains (exit code 2), and when the cluster can never hold one worker (exit code 3);
+    ``StorageError`` when object storage does not answer.
     """
+    spec, reopen_test = prepared.spec, prepared.reopen_test
     with ExitStack() as held:
-        claim = held.enter_context(session.claimed(spec, say))
+        claim = held.enter_context(session.claimed(spec, log.info))
         folder = claim.folder
         raise_if_any(session.name_mistakes(spec))
-        uri = spec.tracking_uri or store.default_uri(spec.storage)
+        uri = prepared.tracking_uri
         before = session.state_of(folder)
         searched = session.searched(spec, before)
         if before.test_openings and not searched and not reopen_test:
             raise UserError(finals.reopening_refused(spec.name))
         waiting = session.open_trials(before)
         if searched and not waiting and not finals.due(spec, before, reopen=reopen_test):
-            say(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
-            with _tracker(spec, folder, uri, say):
-                report(folder)
-            return Outcome.of(folder)
-        preparing = in_background(prepare)
-        if not wait([preparing], HEAD_START_S).not_done:
-            preparing.result()
-        say("starting Ray")
-        totals = _attach(spec, held, say)
+            log.info(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
+            with _tracker(spec, folder, uri):
+                return replace(Outcome.of(folder), text=write_results(folder))
+        preparing = prepared.prepare_images()
+        log.info("starting Ray")
+        totals = _attach(spec, held)
         name = session.session_name(folder)
         pool = _pool(spec, folder, name, session.to_train(spec, before), totals)
         pool.start()
         try:
-            datasets, geometry, costs = preparing.result()
-            told = forecast(spec, costs, slots=pool.num_slots)
-            header = {"datasets": datasets, "geometry": geometry, "forecast": told}
+            images = preparing.result()
+            header = {
+                "datasets": {family: info.as_dict() for family, info in images.datasets.items()},
+                "geometry": {family: one.as_dict() for family, one in images.geometry.items()},
+                "forecast": forecast(spec, images.costs, slots=pool.num_slots),
+            }
             state = session.begin(spec, folder, name, header)
             _tidy(folder)
             pool.open()
         except BaseException:
             pool.abandon()
             raise
-        held.enter_context(_tracker(spec, folder, uri, say))
-        reason = _phases(spec, claim, state, pool, say, reopen_test)
+        held.enter_context(_tracker(spec, folder, uri))
+        reason = _phases(spec, claim, state, pool, reopen_test)
         if claim.lease is None or reason is None:
             _tidy(folder)
-        if not session.open_trials(session.state_of(folder)):
-            report(folder)
-    return Outcome.of(folder)
+        # Written while MLflow still follows: what is in the run's folder reaches it.
+        ended = not session.open_trials(session.state_of(folder))
+        text = write_results(folder) if ended else None
+    return replace(Outcome.of(folder), text=text)
 
 
-def _attach(spec: RunSpec, held: ExitStack, say: Say) -> Mapping[str, float]:
+def write_results(run_folder: Path) -> str:
+    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
+
+    Returns its comparison, or its verdict where it tests a claim, for the terminal.
+    """
+    replication.pull_finals(run_folder)
+    verdict = conclude(run_folder)
+    runs = [load(run_folder)]
+    comparison = compare(runs)
+    (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
+    write_report(runs, comparison, run_folder)
+    replication.push_reports(run_folder)
+    return verdict or table_text(comparison)
+
+
+def _attach(spec: RunSpec, held: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out, for as long as ``held``; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = held.enter_context(attach.attached(namespace="backbone-tournament"))
@@ -153,7 +159,7 @@ def _attach(spec: RunSpec, held: ExitStack, say: Say) -> Mapping[str, float]:
     if shared:
         from orchestrator.ray_cluster.nodes import refuse_other_versions
 
-        refuse_other_versions(say)
+        refuse_other_versions(log.info)
     return totals
 
 
@@ -167,22 +173,22 @@ def _pool(
 
 
 def _phases(
-    spec: RunSpec, claim: session.RunLock, state: State, pool: Pool, say: Say, reopen_test: bool
+    spec: RunSpec, claim: session.RunLock, state: State, pool: Pool, reopen_test: bool
 ) -> str | None:
     """Search, then finals, each trial to its end or until the stop file appears; why it did, where
     that was no user's wish."""
     folder = claim.folder
     trials, slots = session.open_trials(state), pool.num_slots
-    say(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
+    log.info(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
     stop_file = folder / lease.STOP_FILE
     watch = Watch(pool, spec.sweeps[0].resources, stop_file, claim.lost)
-    with live_view(folder), stop_on_signals(stop_file):
+    with stop_on_signals(stop_file):
         watch.start()
         try:
             _fit(spec, state, trials, pool, stop_file)
             if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
                 records = finals.due(spec, session.state_of(folder), reopen=reopen_test)
-                replication.share_stores(folder, finals.data_of(records), say)
+                replication.share_stores(folder, finals.data_of(records))
                 pool.submit(records)
                 state = session.state_of(folder)
                 _fit(spec, state, session.open_trials(state), pool, stop_file)
@@ -256,7 +262,7 @@ def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: 
 
 
 @contextmanager
-def _tracker(spec: RunSpec, folder: Path, uri: str, say: Say) -> Iterator[None]:
+def _tracker(spec: RunSpec, folder: Path, uri: str) -> Iterator[None]:
     """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
     command = [
         sys.executable,
@@ -269,9 +275,9 @@ def _tracker(spec: RunSpec, folder: Path, uri: str, say: Say) -> Iterator[None]:
     ]
     if spec.experiment:
         command += ["--experiment", spec.experiment]
-    with (folder / "tracking.log").open("ab") as log:
+    with (folder / "tracking.log").open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
         )
         try:
             yield
@@ -283,7 +289,7 @@ def _tracker(spec: RunSpec, folder: Path, uri: str, say: Say) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
             if process.returncode != 0:
-                say(
+                log.info(
                     f"MLflow at {uri} is behind the ledger (see {folder / 'tracking.log'}); "
                     "nothing is lost: the same command again brings it up to date"
                 )

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
+from trainables.backbones import Geometry
 from trainables.backbones.sizes import size_of
 
 
@@ -65,6 +66,8 @@ STEP_PASSES = 3
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per parameter
 FP32_BYTES = 4
 CASES = ("expected", "worst")
+
+Forecast = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +124,14 @@ def measured(
 def estimated(
     sweep: SweepSpec,
     counts: Mapping[str, int],
-    geometry: Mapping[str, Any],
+    geometry: Geometry,
     tflops: float | None = None,
 ) -> Cost | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 
     ``tflops`` is what one device sustains, 1e12 a second; ``None`` takes ``TFLOPS``.
     """
-    size = size_of(geometry)
+    size = size_of(geometry.as_dict())
     if size is None:
         return None
     recipe, resources = sweep.recipe, sweep.resources
@@ -158,9 +161,7 @@ def estimated(
     )
 
 
-def forecast(
-    spec: RunSpec, costs: Mapping[str, Cost | None], *, slots: int | None
-) -> dict[str, Any]:
+def forecast(spec: RunSpec, costs: Mapping[str, Cost | None], *, slots: int | None) -> Forecast:
     """The forecast as JSON; what is not known is ``None``. ``slots`` is ``None`` where only the
     cluster can tell how many it holds. Hours and dollars include the finals."""
     resources = spec.sweeps[0].resources

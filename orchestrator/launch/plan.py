@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.launch.forecast import (
@@ -19,6 +20,7 @@ from orchestrator.launch.forecast import (
     COLD_START_S,
     TFLOPS,
     Cost,
+    Forecast,
     expected_epochs,
     forecast,
 )
@@ -26,6 +28,7 @@ from orchestrator.ray_cluster.capacity import room_of
 from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration, size, span
+from trainables.backbones import Geometry
 
 
 def local_totals() -> dict[str, float]:
@@ -98,100 +101,157 @@ def slots_of(spec: RunSpec, trials: int, total: Mapping[str, float]) -> int:
     return min(most, capacity(spec.sweeps[0].resources, total))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchedAxis:
+    """The values that trials draw from, and why these."""
+
+    range: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyPlan:
+    """One family's part of a run; epochs are over all of its trials."""
+
+    family: str
+    dataset: str
+    scale: str
+    weights: str
+    geometry: Geometry
+    trials: int
+    scheduler: str
+    rungs: tuple[int, ...]
+    max_epochs: int
+    expected_epochs: float
+    worst_epochs: int
+    space: Mapping[str, SearchedAxis]
+
+    @classmethod
+    def of(cls, sweep: SweepSpec, geometry: Geometry) -> FamilyPlan:
+        """What ``sweep`` will do with a backbone of this geometry."""
+        scheduler = sweep.scheduler
+        return cls(
+            family=sweep.family,
+            dataset=sweep.data.source,
+            scale=sweep.backbone.scale,
+            weights=sweep.backbone.weights,
+            geometry=geometry,
+            trials=sweep.trials,
+            scheduler=scheduler.kind,
+            rungs=scheduler.rungs(),
+            max_epochs=scheduler.max_epochs,
+            expected_epochs=round(expected_epochs(scheduler, sweep.trials), 1),
+            worst_epochs=sweep.trials * scheduler.max_epochs,
+            space={
+                path: SearchedAxis(range=str(domain), why=domain.why)
+                for path, domain in sweep.space.items()
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do. ``cluster`` and ``slots`` are ``None`` where only the cluster can tell;
+    ``slot`` is what one slot asks for, ``tflops`` what estimates took a device to sustain (1e12 a
+    second; ``None``: the default)."""
+
+    name: str
+    folder: str
+    spec_hash: str
+    cluster: Mapping[str, float] | None
+    slot: Mapping[str, float]
+    workers: Mapping[str, int]
+    slots: int | None
+    trials: int
+    expected_epochs: float
+    worst_epochs: int
+    final_seeds: int
+    final_epochs: int
+    budget: Mapping[str, float] | None
+    prices: Mapping[str, float] | None
+    tflops: float | None
+    forecast: Forecast
+    families: tuple[FamilyPlan, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON of schema 1."""
+        families = [
+            {**asdict(family), "geometry": family.geometry.as_dict(), "rungs": list(family.rungs)}
+            | {"warnings": list(family.geometry.warnings)}
+            for family in self.families
+        ]
+        plain = {**vars(self), "cluster": self.cluster and dict(self.cluster)}
+        return {"schema": 1, **plain, "families": families}
+
+
 def plan(
     spec: RunSpec,
     *,
-    total: Mapping[str, float] | None,
-    geometry: Mapping[str, Mapping[str, Any]],
+    totals: Mapping[str, float] | None,
+    geometry: Mapping[str, Geometry],
     costs: Mapping[str, Cost | None],
     tflops: float | None = None,
-) -> dict[str, Any]:
-    """The plan as JSON. ``total`` is ``None`` where only the cluster can tell what it holds;
-    ``geometry`` is each family's ``Geometry`` as a dict, ``costs`` what its epochs
-    cost and ``tflops`` what estimates among them took a device to sustain (``None``: the default).
-    """
-    families = [_family_plan(sweep, geometry[sweep.family]) for sweep in spec.sweeps]
+) -> Plan:
+    """``geometry`` and ``costs`` are by family; ``totals`` is ``None`` where only the cluster can
+    tell what it holds."""
+    families = tuple(FamilyPlan.of(sweep, geometry[sweep.family]) for sweep in spec.sweeps)
     trials, resources = sum(sweep.trials for sweep in spec.sweeps), spec.sweeps[0].resources
-    slots = None if total is None else slots_of(spec, trials, total)
-    return {
-        "schema": 1,
-        "name": spec.name,
-        "folder": str(spec.folder),
-        "spec_hash": spec.hash(),
-        "cluster": None if total is None else dict(total),
-        "slot": slot_asks(resources),
-        "workers": {"least": resources.least_workers, "most": resources.num_workers},
-        "slots": slots,
-        "trials": trials,
-        "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),
-        "worst_epochs": sum(family["worst_epochs"] for family in families),
-        "final_seeds": spec.final_seeds,
-        "final_epochs": sum(spec.final_seeds * sweep.scheduler.max_epochs for sweep in spec.sweeps),
-        "budget": spec.budget,
-        "prices": spec.prices,
-        "tflops": tflops,
-        "forecast": forecast(spec, costs, slots=slots),
-        "families": families,
-    }
+    slots = None if totals is None else slots_of(spec, trials, totals)
+    return Plan(
+        name=spec.name,
+        folder=str(spec.folder),
+        spec_hash=spec.hash(),
+        cluster=totals,
+        slot=slot_asks(resources),
+        workers={"least": resources.least_workers, "most": resources.num_workers},
+        slots=slots,
+        trials=trials,
+        expected_epochs=round(sum(family.expected_epochs for family in families), 1),
+        worst_epochs=sum(family.worst_epochs for family in families),
+        final_seeds=spec.final_seeds,
+        final_epochs=sum(spec.final_seeds * family.max_epochs for family in families),
+        budget=spec.budget,
+        prices=spec.prices,
+        tflops=tflops,
+        forecast=forecast(spec, costs, slots=slots),
+        families=families,
+    )
 
 
-def _family_plan(sweep: SweepSpec, geometry: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "family": sweep.family,
-        "dataset": sweep.data.source,
-        "scale": sweep.backbone.scale,
-        "weights": sweep.backbone.weights,
-        "geometry": dict(geometry),
-        "warnings": list(geometry["warnings"]),
-        "trials": sweep.trials,
-        "scheduler": sweep.scheduler.kind,
-        "rungs": list(sweep.scheduler.rungs()),
-        "max_epochs": sweep.scheduler.max_epochs,
-        "expected_epochs": round(expected_epochs(sweep.scheduler, sweep.trials), 1),
-        "worst_epochs": sweep.trials * sweep.scheduler.max_epochs,
-        "space": {
-            path: {"range": str(domain), "why": domain.why} for path, domain in sweep.space.items()
-        },
-    }
+def geometry_line(geometry: Geometry) -> str:
+    """How the model meets the images: size, patch, tokens, stem and adaptation."""
+    parts = [geometry.model, f"{geometry.image_size} px"]
+    if geometry.patch:
+        parts.append(f"patch {geometry.patch}")
+    if geometry.tokens:
+        parts.append(f"{geometry.tokens} tokens")
+    if geometry.stem:
+        parts.append(f"stem {geometry.stem}")
+    return ", ".join([*parts, geometry.road])
 
 
-def geometry_line(geometry: Mapping[str, Any]) -> str:
-    """How the model meets the images: size, patch, tokens, stem and the road taken."""
-    parts = [str(geometry["model"]), f"{geometry['image_size']} px"]
-    if geometry.get("patch"):
-        parts.append(f"patch {geometry['patch']}")
-    if geometry.get("tokens"):
-        parts.append(f"{geometry['tokens']} tokens")
-    if geometry.get("stem"):
-        parts.append(f"stem {geometry['stem']}")
-    return ", ".join([*parts, str(geometry["road"])])
-
-
-Plan = Mapping[str, Any]
-
-
-def plan_text(made: Plan) -> str:
-    """What :func:`orchestrator.launch.plan.plan` made, line by line."""
-    asks = " + ".join(f"{count:g} {kind}" for kind, count in made["slot"].items() if count)
-    if made["cluster"] is None:
-        held = "as many as the cluster holds"
+def plan_text(planned: Plan) -> str:
+    """The plan for a terminal, line by line."""
+    asks = " + ".join(f"{count:g} {kind}" for kind, count in planned.slot.items() if count)
+    if planned.cluster is None:
+        slots = "as many as the cluster holds"
     else:
-        there = ", ".join(f"{made['cluster'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-        held = f"{made['slots']} at once, of {there}"
+        total = ", ".join(f"{planned.cluster.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+        slots = f"{planned.slots} at once, of {total}"
     lines = [
-        f"run       {made['name']} in {made['folder']}, spec {made['spec_hash']}",
-        f"slots     {held}; each {_workers(made['workers'])}{asks}",
-        f"epochs    {made['expected_epochs']:g} expected, {made['worst_epochs']} at worst, "
-        f"over {made['trials']} trials",
+        f"run       {planned.name} in {planned.folder}, spec {planned.spec_hash}",
+        f"slots     {slots}; each {_workers(planned.workers)}{asks}",
+        f"epochs    {planned.expected_epochs:g} expected, {planned.worst_epochs} at worst, "
+        f"over {planned.trials} trials",
     ]
-    if made["final_seeds"]:
+    if planned.final_seeds:
         lines.append(
-            f"finals    {made['final_epochs']} epochs more: each winner over {made['final_seeds']} "
-            "seeds, then the test split is opened"
+            f"finals    {planned.final_epochs} epochs more: each winner over "
+            f"{planned.final_seeds} seeds, then the test split is opened"
         )
-    lines += _forecast_lines(made)
-    for family in made["families"]:
-        lines += ["", *_family_lines(family, made["forecast"])]
+    lines += _forecast_lines(planned)
+    for family in planned.families:
+        lines += ["", *_family_lines(family, planned.forecast)]
     return "\n".join(lines)
 
 
@@ -202,68 +262,67 @@ def _workers(workers: Mapping[str, int]) -> str:
     return f"{most} workers, " if most > 1 else ""
 
 
-def _forecast_lines(made: Plan) -> list[str]:
-    forecast = made["forecast"]
+def _forecast_lines(planned: Plan) -> list[str]:
+    forecast = planned.forecast
     unit, hours, wall = forecast["device"], forecast["device_hours"], forecast["wall_hours"]
     if hours is None:
         unknown = [family for family, cost in forecast["families"].items() if cost is None]
         return [f"cost      unknown: {', '.join(unknown)} neither measured here nor of known size"]
-    finals = ", finals included" if made["final_seeds"] else ""
-    told = span(*(f"{hours[case]:.3g}" for case in CASES))
-    cost = f"cost      {told} {unit}-hours{finals} ({forecast['basis']})"
+    finals = ", finals included" if planned.final_seeds else ""
+    cost = f"cost      {_cases(hours)} {unit}-hours{finals} ({forecast['basis']})"
     if ESTIMATED in forecast["basis"]:
-        cost += f"; by {made['tflops'] or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
+        cost += f"; by {planned.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
     lines = [cost]
     if wall is not None:
-        told = span(*(duration(wall[case] * HOUR_S) for case in CASES))
-        lines.append(f"time      {told} with {COLD_START_S:g} s of cold start")
-    lines += [f"money     {_money(forecast)}", *_budget_lines(made)]
-    disk = forecast["checkpoint_bytes"]
+        times = span(*(duration(wall[case] * HOUR_S) for case in CASES))
+        lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
+    usd, disk = forecast["usd"], forecast["checkpoint_bytes"]
+    price = f"missing: --price {unit.lower()}_hour=DOLLARS"
     return [
         *lines,
+        f"money     {price if usd is None else f'{_cases(usd)} USD'}",
+        *_budget_lines(planned),
         f"disk      checkpoints: {size(disk['at_most'])} at most, {size(disk['kept'])} at the end",
     ]
 
 
-def _money(forecast: Plan) -> str:
-    if forecast["usd"] is None:
-        return f"missing: --price {forecast['device'].lower()}_hour=DOLLARS"
-    return span(*(f"{forecast['usd'][case]:.3g}" for case in CASES)) + " USD"
+def _cases(values: Mapping[str, float]) -> str:
+    return span(*(f"{values[case]:.3g}" for case in CASES))
 
 
-def _budget_lines(made: Plan) -> list[str]:
-    families = len(made["families"])
+def _budget_lines(planned: Plan) -> list[str]:
+    families = len(planned.families)
     each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
     return [
         f"budget    {amount:g} {unit}{each}: the run stops before it is passed"
-        for unit, amount in (made["budget"] or {}).items()
+        for unit, amount in (planned.budget or {}).items()
     ]
 
 
-def _family_lines(family: Plan, forecast: Plan) -> list[str]:
-    rungs = ", ".join(map(str, family["rungs"])) or "none: every trial trains to the end"
+def _family_lines(family: FamilyPlan, forecast: Forecast) -> list[str]:
+    rungs = ", ".join(map(str, family.rungs)) or "none: every trial trains to the end"
     return [
-        f"{family['family']:<9} {geometry_line(family['geometry'])}",
-        f"  weights   {weights_line(family['weights'])}",
-        f"  trials    {family['trials']} of at most {family['max_epochs']} epochs; rungs {rungs}",
-        *_cost_lines(forecast["families"][family["family"]]),
-        *(f"  warning   {warning}" for warning in family["warnings"]),
+        f"{family.family:<9} {geometry_line(family.geometry)}",
+        f"  weights   {weights_line(family.weights)}",
+        f"  trials    {family.trials} of at most {family.max_epochs} epochs; rungs {rungs}",
+        *_cost_lines(forecast["families"][family.family]),
+        *(f"  warning   {warning}" for warning in family.geometry.warnings),
         *(
-            f"  search    {path} {axis['range']}" + (f": {axis['why']}" if axis["why"] else "")
-            for path, axis in family["space"].items()
+            f"  search    {path} {axis.range}" + (f": {axis.why}" if axis.why else "")
+            for path, axis in family.space.items()
         ),
     ]
 
 
-def _cost_lines(cost: Plan | None) -> list[str]:
+def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
     if cost is None:
         return ["  cost      unknown until the model is built"]
     memory = cost["memory"]
-    held = ", ".join(f"{size(count)} {name}" for name, count in memory.items() if count)
+    purposes = ", ".join(f"{size(count)} {name}" for name, count in memory.items() if count)
     return [
         f"  cost      {duration(cost['epoch_seconds'])} an epoch, {cost['basis']}; "
         f"{cost['params_m']:.3g} M parameters, {cost['gflops_per_image']:.3g} GFLOPs an image",
-        f"  memory    about {size(sum(memory.values()))} a worker: {held}",
+        f"  memory    about {size(sum(memory.values()))} a worker: {purposes}",
         f"  storage   {size(cost['checkpoint_bytes'])} a checkpoint",
     ]
 

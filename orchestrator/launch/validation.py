@@ -1,62 +1,102 @@
 """Every check of a run that needs neither an image nor Ray, all mistakes at once.
 
-What can be checked here of a run that is to go on elsewhere, as a job: no folder of the cluster
-is looked for on this machine.
+Also what is known of a run before anything is read: a named dataset's images, and how a backbone
+meets them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from orchestrator.launch import plan
+from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach
-from orchestrator.spec.paths import NAMED_DATASETS
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from orchestrator.spec.spaces import Choice
+from orchestrator.tracking import store
+from trainables.backbones import Geometry, check_backbone, check_weights, describe
 from trainables.config import BackboneSpec, DataSpec
-from trainables.errors import UserError, raise_if_any
+from trainables.data.sources import KNOWN_DATASETS, check_source
+from trainables.errors import UserError
+from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
-from trainables.storage.object_storage import mistakes as stored_mistakes
 
-# Sides in pixels that are known before anything is read or downloaded.
-KNOWN_SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 NETWORK_TIMEOUT_S = 5.0
 
 
-def check(spec: RunSpec) -> dict[str, float] | None:
-    """Raise ``UserError`` with every mistake that shows without reading an image or starting Ray.
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Stored images: ``height`` and ``width`` in pixels, and ``counts`` by split."""
 
-    Returns the totals of this machine, or ``None`` where a running cluster must tell them.
+    height: int
+    width: int
+    classes: int
+    counts: Mapping[str, int]
+
+
+def known_images(data: DataSpec) -> ImageFacts | None:
+    """What the dataset's name alone tells; ``None`` for a path."""
+    known = KNOWN_DATASETS.get(data.source)
+    if known is None:
+        return None
+    side = known.stored_side_px(data)
+    return ImageFacts(height=side, width=side, classes=known.classes, counts=known.counts(data))
+
+
+def geometry_of(sweep: SweepSpec, *, height: int, width: int) -> Geometry:
+    """How the sweep's backbone meets stored images, with the warnings of each searched variant.
+
+    Raises ``UserError`` when a variant cannot be adapted to ``height`` x ``width`` pixels.
     """
-    from orchestrator.ledger import replication, session
+    variants = [_described(one.backbone, height, width) for one in _variants(sweep, "backbone")]
+    warnings = dict.fromkeys(line for geometry in variants for line in geometry.warnings)
+    return replace(variants[0], warnings=tuple(warnings))
 
-    found = spec.mistakes() + storage_mistakes(spec.storage)
-    if not found and is_remote(spec.storage):
-        replication.pull(spec.storage, spec.name)
-    backbones = [line for sweep in spec.sweeps for line in backbone_mistakes(sweep)]
-    found += [line for sweep in spec.sweeps for line in _data_mistakes(sweep)] + backbones
-    found += _network_mistakes(spec, weights=not backbones)
-    if not found:
-        found = session.name_mistakes(spec)
-    total = None if attach.known_address() else plan.local_totals()
-    lacking = (
-        []
-        if total is None
-        else [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, total)]
-    )
-    if found or lacking:
-        raise UserError(*dict.fromkeys([*found, *lacking]), exit_code=2 if found else 3)
-    return total
+
+@cache
+def _described(backbone: BackboneSpec, height: int, width: int) -> Geometry:
+    return describe(backbone, height=height, width=width)
+
+
+def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | None:
+    """Raise ``UserError`` with every mistake of ``specs`` that shows without reading an image or
+    starting Ray; its exit code is 3 where all that is wrong is that there is no room for a slot.
+
+    With ``as_job`` the runs go on elsewhere: their paths must be absolute, and no folder, server
+    or CPU of the cluster is looked for from here. Returns the CPUs and GPUs of this machine, or
+    ``None`` where a running cluster must tell.
+    """
+    mistakes: list[str] = []
+    for spec in specs:
+        mistakes += _job_mistakes(spec) if as_job else _place_mistakes(spec)
+        mistakes += [line for sweep in spec.sweeps for line in _data_mistakes(sweep, as_job)]
+    sweeps = [sweep for spec in specs for sweep in spec.sweeps]
+    backbones = [line for sweep in sweeps for line in _backbone_mistakes(sweep)]
+    mistakes += backbones
+    if not as_job:
+        mistakes += _network_mistakes(specs, weights=not backbones)
+    if not mistakes:
+        local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
+        mistakes = [line for spec in local for line in session.name_mistakes(spec)]
+    totals = None if as_job or attach.known_address() else plan.local_totals()
+    no_room = [line for sweep in sweeps for line in plan.feasible(sweep.resources, totals or {})]
+    if totals is None:
+        no_room = []
+    if mistakes or no_room:
+        every = dict.fromkeys([*mistakes, *no_room])
+        raise UserError(*every, exit_code=2 if mistakes else 3)
+    return totals
 
 
 def storage_mistakes(storage: str) -> list[str]:
     """Why runs cannot be kept under ``storage``; empty when they can."""
     if is_remote(storage):
-        return stored_mistakes(storage.rstrip("/"))
+        return object_storage.mistakes(storage.rstrip("/"))
     place = Path(storage).expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -67,10 +107,12 @@ def storage_mistakes(storage: str) -> list[str]:
     return []
 
 
-def known_side(data: DataSpec) -> int | None:
-    """Side in pixels of the stored images, where the dataset's name tells it."""
-    side = KNOWN_SIDES.get(data.source)
-    return None if side is None else min(side, data.short_side or side)
+def _place_mistakes(spec: RunSpec) -> list[str]:
+    """Of the spec alone and of where it is kept, whose copy of the run is brought up to date."""
+    mistakes = spec.mistakes() + storage_mistakes(spec.storage)
+    if not mistakes and is_remote(spec.storage):
+        replication.pull(spec.storage, spec.name)
+    return mistakes
 
 
 def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
@@ -83,69 +125,55 @@ def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
                 yield with_axes(sweep, {path: value})
 
 
-def _data_mistakes(sweep: SweepSpec) -> list[str]:
-    from trainables.data import check_source
-
+def _data_mistakes(sweep: SweepSpec, as_job: bool) -> list[str]:
+    paths = [sweep.data.archive]
+    if sweep.data.source not in KNOWN_DATASETS:
+        paths.append(sweep.data.source)
+    if as_job and any(path and _is_absolute(path) and not _exists(path) for path in paths):
+        return []  # it is where the job runs, or nowhere
     return [line for one in _variants(sweep, "data") for line in check_source(one.data)]
 
 
-def backbone_mistakes(sweep: SweepSpec) -> list[str]:
+def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     """Why the backbone, or one that is searched, cannot be; where the images' side is known, on
     such images."""
-    from trainables.backbones import check_backbone
-
-    found = [line for one in _variants(sweep, "backbone") for line in check_backbone(one.backbone)]
-    side = known_side(sweep.data)
-    if not found and side is not None:
+    variants = _variants(sweep, "backbone")
+    mistakes = [line for one in variants for line in check_backbone(one.backbone)]
+    images = known_images(sweep.data)
+    if not mistakes and images is not None:
         try:
-            describe_all(sweep, height=side, width=side)
+            geometry_of(sweep, height=images.height, width=images.width)
         except UserError as error:
-            found += error.mistakes
-    return found
+            mistakes += error.mistakes
+    return mistakes
 
 
-def _network_mistakes(spec: RunSpec, *, weights: bool) -> list[str]:
+def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
     """Hub and tracking server asked at once, so that two silent ones cost one time-out."""
-    from orchestrator.tracking import store
-    from trainables.backbones import check_weights
-
-    def ask(backbone: BackboneSpec) -> list[str]:
-        return check_weights(backbone, timeout_s=NETWORK_TIMEOUT_S)
-
-    asked = {sweep.backbone for sweep in spec.sweeps} if weights else set()
+    uris = {spec.tracking_uri or store.default_uri(spec.storage) for spec in specs}
+    backbones = {sweep.backbone for spec in specs for sweep in spec.sweeps} if weights else set()
+    checks = [
+        *(partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones),
+        *(partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris),
+    ]
     with ThreadPoolExecutor() as threads:
-        answers = [threads.submit(ask, backbone) for backbone in asked]
-        uri = spec.tracking_uri or store.default_uri(spec.storage)
-        answers.append(threads.submit(store.check, uri, timeout_s=NETWORK_TIMEOUT_S))
+        answers = [threads.submit(check) for check in checks]
         return [line for answer in answers for line in answer.result()]
 
 
-def describe_all(sweep: SweepSpec, *, height: int, width: int) -> dict[str, Any]:
-    """The backbone's geometry as a dict, with the warnings of each searched variant.
-
-    Raises ``UserError`` when a variant cannot be adapted to ``height`` x ``width`` pixels.
-    """
-    from trainables.backbones import describe
-
-    seen = [
-        describe(one.backbone, height=height, width=width) for one in _variants(sweep, "backbone")
-    ]
-    warnings = dict.fromkeys(line for geometry in seen for line in geometry.warnings)
-    return {**seen[0].as_dict(), "warnings": list(warnings)}
-
-
-def check_job(spec: RunSpec) -> None:
-    """Raise ``UserError`` with every mistake that shows before the job is submitted."""
-    found = spec.mistakes()
-    for sweep in spec.sweeps:
-        found += backbone_mistakes(sweep) + _job_data_mistakes(sweep.data)
-    found += [_relative(option, path) for option, path in _paths(spec) if not _absolute(path)]
-    found += _tracking_mistakes(spec.tracking_uri)
-    if not found and not is_remote(spec.storage) and spec.folder.is_dir():
-        from orchestrator.ledger import session
-
-        found = session.name_mistakes(spec)
-    raise_if_any(dict.fromkeys(found))
+def _job_mistakes(spec: RunSpec) -> list[str]:
+    """Of the spec alone, and of its paths, which another machine must understand."""
+    mistakes = spec.mistakes()
+    mistakes += [_relative(option, path) for option, path in _paths(spec) if not _is_absolute(path)]
+    uri = spec.tracking_uri
+    if uri is None or uri.partition(":")[0] in store.SERVER_SCHEMES:
+        return mistakes
+    scheme, _, path = uri.partition(":///")
+    if scheme.partition("+")[0] != "sqlite":
+        return mistakes + store.check(uri)
+    if not _is_absolute(path):
+        mistakes.append(_relative("--tracking-uri sqlite:///", path))
+    return mistakes
 
 
 def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
@@ -153,7 +181,7 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "--storage ", spec.storage
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights
-        if data.source not in NAMED_DATASETS and Path(data.source).exists():
+        if data.source not in KNOWN_DATASETS and Path(data.source).exists():
             yield "--dataset ", data.source
         if data.archive is not None:
             yield "--set data.archive=", data.archive
@@ -163,8 +191,12 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
             yield "--weights ", weights
 
 
-def _absolute(path: str) -> bool:
+def _is_absolute(path: str) -> bool:
     return Path(path).expanduser().is_absolute()
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
 
 
 def _relative(option: str, path: str) -> str:
@@ -175,26 +207,3 @@ def _relative(option: str, path: str) -> str:
         f"a job runs in a copy of its folder, so a path must be absolute; got {option}{path}. "
         f"Fix: {fix}"
     )
-
-
-def _job_data_mistakes(data: DataSpec) -> list[str]:
-    """Of a source with a name, of one that is here too, and of one that is a slip of the pen."""
-    from trainables.data import check_source
-
-    elsewhere = [
-        path
-        for path in (data.archive, data.source if data.source not in NAMED_DATASETS else None)
-        if path is not None and _absolute(path) and not Path(path).expanduser().exists()
-    ]
-    return [] if elsewhere else check_source(data)
-
-
-def _tracking_mistakes(uri: str | None) -> list[str]:
-    from orchestrator.tracking.store import SERVER_SCHEMES, check
-
-    if uri is None or uri.partition(":")[0] in SERVER_SCHEMES:
-        return []
-    scheme, _, path = uri.partition(":///")
-    if scheme.partition("+")[0] != "sqlite":
-        return check(uri)
-    return [] if _absolute(path) else [_relative("--tracking-uri sqlite:///", path)]

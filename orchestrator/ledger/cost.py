@@ -51,7 +51,7 @@ def checkpoint_bytes(run_folder: Path) -> int:
     """Bytes of all checkpoints in the run's folder, or in object storage where it is kept there;
     0 where there are none. Raises ``StorageError``."""
     if remote := object_storage.origin(run_folder):
-        return sum(one.size for one in object_storage.listed(f"{remote}/{FOLDER}"))
+        return sum(one.size for one in object_storage.list_files(f"{remote}/{FOLDER}"))
     total = 0
     for folder, _, names in os.walk(run_folder / FOLDER):
         for name in names:

@@ -106,9 +106,11 @@ def read(remote: str) -> bytes:
         return b"".join(_joined(list(parts)))
 
 
-def _segments(remote: str) -> list[object_storage.Stored]:
+def _segments(remote: str) -> list[object_storage.StoredFile]:
     return [
-        one for one in object_storage.listed(f"{remote}/{FOLDER}") if one.name.endswith(".jsonl")
+        one
+        for one in object_storage.list_files(f"{remote}/{FOLDER}")
+        if one.name.endswith(".jsonl")
     ]
 
 
@@ -207,7 +209,7 @@ def pull(place: str, name: str) -> Path:
 
 def pull_all(place: str) -> list[Path]:
     """The folders of all runs kept at the URI ``place``, each brought in line."""
-    found = [pull(place, name) for name in object_storage.folders(place.rstrip("/"))]
+    found = [pull(place, name) for name in object_storage.list_folders(place.rstrip("/"))]
     return [folder for folder in found if (folder / FILE_NAME).is_file()]
 
 
@@ -233,14 +235,14 @@ def pull_finals(folder: Path) -> None:
         _fetch_new(folder, remote, _small(remote, FINALS))
 
 
-def share_stores(folder: Path, specs: Iterable[DataSpec], say: Callable[[str], None]) -> None:
+def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
     """Put the pixel stores of ``specs`` where the run's nodes find them, if it is kept in object
     storage; those that are not there are built. Raises ``StorageError``."""
     if remote := object_storage.origin(folder):
-        from trainables.data import prepare
+        from trainables.data.build import prepare
         from trainables.data.store import put_stores
 
-        put_stores(remote, {spec: prepare(spec, say=say) for spec in dict.fromkeys(specs)})
+        put_stores(remote, {spec: prepare(spec) for spec in dict.fromkeys(specs)})
 
 
 def _bring(folder: Path, remote: str, content: bytes) -> None:
@@ -252,16 +254,16 @@ def _bring(folder: Path, remote: str, content: bytes) -> None:
         half = path.with_name(f".{FILE_NAME}.{os.getpid()}")
         half.write_bytes(content)
         half.replace(path)
-    reports = [one for one in object_storage.listed(remote, deep=False) if one.name in REPORTS]
+    reports = [one for one in object_storage.list_files(remote, deep=False) if one.name in REPORTS]
     _fetch_new(folder, remote, [*reports, *_small(remote, FINALS)])
 
 
-def _small(remote: str, below: str) -> list[object_storage.Stored]:
-    found = object_storage.listed(f"{remote}/{below}")
-    return [object_storage.Stored(f"{below}/{one.name}", one.size, one.time) for one in found]
+def _small(remote: str, below: str) -> list[object_storage.StoredFile]:
+    found = object_storage.list_files(f"{remote}/{below}")
+    return [object_storage.StoredFile(f"{below}/{one.name}", one.size, one.time) for one in found]
 
 
-def _fetch_new(folder: Path, remote: str, files: Iterable[object_storage.Stored]) -> None:
+def _fetch_new(folder: Path, remote: str, files: Iterable[object_storage.StoredFile]) -> None:
     for one in files:
         target = folder / one.name
         known = target.stat() if target.exists() else None

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from orchestrator.ledger.state import State, TrialState
 from trainables.storage import object_storage, trial_files
-from trainables.storage.trial_files import keep_only, place
+from trainables.storage.trial_files import checkpoint_path, delete_checkpoints_except
 
 FOLDER = trial_files.FOLDER
 _DISK = ThreadPoolExecutor(1, thread_name_prefix="retention")
@@ -66,13 +66,13 @@ def at_rest(run_folder: Path, state: State, winners: Collection[str]) -> None:
         done = trial.stage == "search" and trial.status == "finished"
         beaten = state.closed and done and trial.trial not in winners
         wanted = [] if beaten else kept(run_folder, trial)
-        keep_only(trial_folder(run_folder, trial.trial), wanted)
+        delete_checkpoints_except(trial_folder(run_folder, trial.trial), wanted)
         if names := stored.get(trial.trial):
-            trial_files.keep_only_stored(f"{uri}/{FOLDER}/{trial.trial}", wanted, names=names)
+            trial_files.delete_stored_except(f"{uri}/{FOLDER}/{trial.trial}", wanted, names=names)
 
 
 def _first_there(run_folder: Path, trial: TrialState, recorded: Iterable[str]) -> str | None:
-    places = (place(trial_folder(run_folder, trial.trial), path) for path in recorded)
+    places = (checkpoint_path(trial_folder(run_folder, trial.trial), path) for path in recorded)
     # A worker finds out whether the storage has lost one: here, that would be a request each time.
     trusted = object_storage.origin(run_folder) is not None
     return next((str(path) for path in places if trusted or path.is_dir()), None)
@@ -84,6 +84,6 @@ def clear(run_folder: Path, trial: TrialState) -> Future[None]:
 
 
 def _clear(run_folder: Path, trial: str, wanted: list[str]) -> None:
-    keep_only(trial_folder(run_folder, trial), wanted)
+    delete_checkpoints_except(trial_folder(run_folder, trial), wanted)
     if uri := object_storage.origin(run_folder):
-        trial_files.keep_only_stored(f"{uri}/{FOLDER}/{trial}", wanted)
+        trial_files.delete_stored_except(f"{uri}/{FOLDER}/{trial}", wanted)

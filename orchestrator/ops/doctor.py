@@ -332,7 +332,7 @@ def examine(
     from orchestrator.tracking import store
     from orchestrator.tracking.store import age_mistakes
     from trainables.backbones import check_weights
-    from trainables.data import default_folder
+    from trainables.data.store import default_folder
 
     machine, total = environment(), plan.local_totals()
     uri = tracking_uri or store.default_uri(storage)

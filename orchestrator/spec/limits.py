@@ -143,6 +143,8 @@ PRICES = ("gpu_hour", "cpu_hour")
 HOUR_S = 3600.0
 # Where a cost comes from: of one that was measured, budgets are sure.
 MEASURED, ESTIMATED = "measured here", "estimated from FLOPs"
+# How much more an epoch may take than the costliest one that was measured or seen.
+EPOCH_MARGIN = 1.2
 
 Amounts = Mapping[str, float]
 

@@ -18,6 +18,7 @@ from orchestrator.spec import spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import SweepSpec
 from trainables.config import BackboneSpec, DataSpec, Recipe
+from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import UserError
 
 
@@ -27,13 +28,15 @@ def default_weights(family: str, scale: str) -> str:
 
 
 def default_flip(source: str) -> bool:
-    """Mirroring is off for digits: a mirrored digit is another sign."""
-    return source != "digits"
+    """Mirroring is off where a mirrored image is another sign (digits)."""
+    known = KNOWN_DATASETS.get(source)
+    return known is None or known.mirror_safe
 
 
 def default_batch_size(source: str) -> int:
-    """Images a step and worker: 16 on digits, whose 1,437 would make 22 steps an epoch of 64."""
-    return 16 if source == "digits" else 64
+    """Images a step and worker."""
+    known = KNOWN_DATASETS.get(source)
+    return 64 if known is None else known.batch_size_per_worker
 
 
 def default_space(sweep: SweepSpec) -> dict[str, spaces.Domain]:

@@ -6,21 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainables.config import DataSpec
+from trainables.data.sources import KNOWN_DATASETS
 from trainables.storage.object_storage import is_remote, working_copy
-
-NAMED_DATASETS = ("digits", "cifar10", "cifar100")
 
 
 def absolute_data(data: DataSpec) -> DataSpec:
     """Paths made absolute: a worker's working directory is not the user's."""
     source = data.source
-    if source not in NAMED_DATASETS:
+    if source not in KNOWN_DATASETS:
         source = str(Path(source).expanduser().resolve())
     archive, folder = (
         None if path is None else str(Path(path).expanduser().resolve())
         for path in (data.archive, data.folder)
     )
     return replace(data, source=source, archive=archive, folder=folder)
+
+
+def dataset_name(source: str) -> str:
+    """The data's part of a run's default name: its own name, or its path's last one."""
+    return source if source in KNOWN_DATASETS else Path(source).resolve().stem
 
 
 def absolute_weights(weights: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec, at_least
-from orchestrator.spec.paths import NAMED_DATASETS, absolute_data, absolute_weights, run_folder
+from orchestrator.spec.paths import absolute_data, absolute_weights, run_folder
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, stable_hash
 
 # How a run is carried out, not what it trains: may change when it is resumed.
@@ -86,7 +86,6 @@ def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 __all__ = [
-    "NAMED_DATASETS",
     "ResourceSpec",
     "RunSpec",
     "SchedulerSpec",
@@ -142,14 +141,16 @@ class SweepSpec:
     def submission(self, index: int) -> dict[str, Any]:
         """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
-        whole = self.assignment(index).as_dict()
         if self.scheduler.sampler == "tpe" and self.space and not self.grid:
-            return {"assignment": spaces.without(whole, self.space)}
-        return {"assignment": whole, "axes": self.axes(index)}
+            plain = self.assignment(index, axes={}).as_dict()
+            return {"assignment": spaces.without(plain, self.space)}
+        axes = self.axes(index)
+        return {"assignment": self.assignment(index, axes).as_dict(), "axes": axes}
 
-    def assignment(self, index: int) -> Assignment:
-        """Trial ``index`` complete, its searched axes drawn, paths absolute for any worker."""
-        own = self.grid[index] if self.grid else self.axes(index)
+    def assignment(self, index: int, axes: Mapping[str, Any] | None = None) -> Assignment:
+        """Trial ``index`` complete, paths absolute for any worker; its searched ``axes`` are drawn
+        where they are not given."""
+        own = self.grid[index] if self.grid else self.axes(index) if axes is None else axes
         drawn = with_axes(self, {path: value for path, value in own.items() if "." in path})
         made = Assignment(
             trial_id=self.trial_name(index),
@@ -234,6 +235,12 @@ class RunSpec:
     def folder(self) -> Path:
         """Where the run keeps its ledger, checkpoints and report."""
         return run_folder(self.storage, self.name)
+
+    def family_share_s(self) -> float | None:
+        """Seconds of slots that each family may spend of the budget; ``None`` without one."""
+        resources = self.sweeps[0].resources
+        cap_s = limits.cap_worker_seconds(self.budget, resources, self.prices)
+        return None if cap_s is None else cap_s / resources.num_workers / len(self.sweeps)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready mapping."""

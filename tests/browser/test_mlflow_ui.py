@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from orchestrator.cli.run import report
+from orchestrator.engine.runner import write_results
 from orchestrator.tracking import follow
 from tests.browser.conftest import SCREENSHOTS
 from tests.integration.mlflow_server import Server
@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
     storage = tmp_path_factory.mktemp("ui") / "runs"
     folder = tournament_run(storage / "three", trials=8, seeds=2)
-    report(folder)
+    write_results(folder)
     database = f"sqlite:///{storage / 'mlflow.db'}"
     follow.sync(folder, database)
     client = MlflowClient(database)

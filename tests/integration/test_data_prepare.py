@@ -19,20 +19,26 @@ from PIL import Image
 
 from tests.integration.conftest import NATURAL, ROOT, line_of
 from trainables.config import DataSpec
-from trainables.data import cifar, prepare, train_indices
+from trainables.data import cifar
+from trainables.data.build import prepare
+from trainables.data.splits import train_indices
 
 PREPARE = """
-import json, sys
+import json, logging, sys
 from trainables.config import DataSpec
-from trainables.data import prepare
+from trainables.data.build import prepare
 source, folder, hold = sys.argv[1:]
 lines = []
-def say(line):
-    lines.append(line)
-    print(line, file=sys.stderr, flush=True)
-    if hold == "hold" and "images read" in line:
-        sys.stdin.readline()
-store = prepare(DataSpec(source=source, folder=folder), say=say)
+class Lines(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+        print(lines[-1], file=sys.stderr, flush=True)
+        if hold == "hold" and "images read" in lines[-1]:
+            sys.stdin.readline()
+logger = logging.getLogger("trainables")
+logger.setLevel("INFO")
+logger.addHandler(Lines())
+store = prepare(DataSpec(source=source, folder=folder))
 heavy = [m for m in ("torch", "torchvision", "PIL", "sklearn", "scipy", "pandas", "pyarrow.parquet")
          if m in sys.modules]
 print(json.dumps({"lines": lines, "info": store.info.as_dict(), "heavy": heavy}))

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.cli.options import log_to_stderr
 from orchestrator.cli.read import export
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import State, replay
 from orchestrator.tracking import follow
 from orchestrator.tracking import store as tracking_store
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 from trainables.errors import UserError
 from trainables.finetune import evaluate_split, fine_tune
 
@@ -111,7 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     store = prepare(data)
     header = {
         "schema": 1, "run": NAME, "spec": {"name": NAME}, "spec_hash": "abc",
-        "datasets": dict.fromkeys(FAMILIES, tracking_store.info.as_dict()),
+        "datasets": dict.fromkeys(FAMILIES, store.info.as_dict()),
         "geometry": {family: {"model": family} for family in FAMILIES},
     }  # fmt: skip
     ledger = Ledger(folder / FILE_NAME)
@@ -145,6 +147,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
 def exported(trained: Trained, *more: str) -> tuple[str, str]:
     """Standard output and error of the command."""
     arguments = [NAME, "--storage", str(trained.folder.parent), *more]
+    log_to_stderr()
     ran = CliRunner().invoke(export, arguments, catch_exceptions=False)
     assert ran.exit_code == 0
     return ran.stdout.strip(), ran.stderr

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 import click
 
 from orchestrator.cli.main import group
-from orchestrator.cli.run import spec_of
+from orchestrator.launch.prepare import RunOptions, spec_of
 
 RUNS = ("sweep", "tournament", "plan")
+OPTIONS = {field.name for field in fields(RunOptions)}
 _ENDS = {"&&", "||", ";", "|", "&"}
 
 
@@ -50,8 +52,8 @@ def check_ours(arguments: Sequence[str]) -> None:
     if context.info_name == "submit":
         return check_ours(context.params["command"])
     if context.info_name in RUNS:
-        params = context.params
-        targets = params.get("target") or params["family"]
-        spec = spec_of([targets] if isinstance(targets, str) else targets, params)
+        params = {name: value for name, value in context.params.items() if name in OPTIONS}
+        targets = context.params.get("target") or context.params["family"]
+        spec = spec_of([targets] if isinstance(targets, str) else targets, RunOptions(**params))
         assert spec.mistakes() == []
     return None

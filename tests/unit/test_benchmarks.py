@@ -23,7 +23,7 @@ from orchestrator.ledger.events import Ledger, read
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.backbones import build
 from trainables.config import BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.train.optimizer import schedule_of
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.spec import named_sweeps
 from trainables.backbones.catalog import check_backbone
 from trainables.config import DataSpec
-from trainables.data import prepare
+from trainables.data.build import prepare
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

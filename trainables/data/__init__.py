@@ -1,17 +1,7 @@
-"""Images: any source -> the pixel store that all workers of a node map."""
+"""Images: any source -> the pixel store that all workers of a node map -> batches on the device.
 
-from trainables.data.build import prepare
-from trainables.data.reading import default_folder
-from trainables.data.sources import check_source
-from trainables.data.splits import train_indices
-from trainables.data.store import DatasetInfo, PixelStore, Split
-
-__all__ = [
-    "DatasetInfo",
-    "PixelStore",
-    "Split",
-    "check_source",
-    "default_folder",
-    "prepare",
-    "train_indices",
-]
+``sources.py`` finds the source (and knows the named ones), ``folder.py``, ``parquet.py`` and
+``cifar.py`` read it, ``decode.py`` decodes pictures, ``build.py`` builds the store (``prepare``),
+``splits.py`` cuts it, ``batches.py`` feeds a device. May import ``storage``, ``config`` and
+``errors``. Read ``sources.py`` first, then ``build.py``.
+"""

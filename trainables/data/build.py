@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import hashlib
+import logging
 import re
 import shutil
 import tempfile
@@ -15,7 +15,6 @@ import filelock
 import numpy as np
 
 from trainables.config import DataSpec, stable_hash
-from trainables.data.reading import Reading, Say, Source, default_folder, refuse_one_class
 from trainables.data.sources import locate
 from trainables.data.splits import assign_splits
 from trainables.data.store import (
@@ -26,31 +25,45 @@ from trainables.data.store import (
     Images,
     Labels,
     PixelStore,
+    Reading,
+    Source,
+    content_hash,
+    default_folder,
     digests_of,
-    entry,
     fetch,
+    find_entry,
+    open_entry,
     open_store,
-    opened,
+    require_two_classes,
     seal,
     write_split,
 )
 from trainables.errors import UserError
 
+log = logging.getLogger(__name__)
+
 LOCK_TIMEOUT_S = 3600.0
+NOT_WRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
-def prepare(
-    spec: DataSpec, *, remote: str | None = None, say: Say = lambda line: None
-) -> PixelStore:
+def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
     """Open the pixel store of ``spec``, building it first where there is none.
 
     One process builds, under a file lock, into a temporary folder that is renamed when it is
     complete; the others wait for it. The store of a run that is kept at ``remote`` is fetched from
-    there: the source is asked for only where that fails. ``say`` gets lines of progress. Raises
+    there: the source is asked for only where that fails. Progress is logged. Raises
     ``UserError`` on every mistake in the source, on a full disk and on a lock held for an hour,
     ``StorageError`` where the storage does not answer.
     """
-    stored = None if remote is None else _from_storage(spec, remote, say)
+    stored = None if remote is None else _from_storage(spec, remote)
     if stored is not None:
         return stored
     source = locate(spec)
@@ -65,84 +78,69 @@ def prepare(
     path = default_folder(spec) / f"{slug}-{stable_hash(key)}"
     store = open_store(path)
     if store is None:
-        with _writable(path.parent), _locked(path, say):
-            store = open_store(path)
-            if store is None:
-                store = _build_and_rename(source, spec, path, key, say)
-    if spec.train_limit is not None and spec.train_limit > store.info.counts["train"]:
-        say(
-            f"data.train_limit={spec.train_limit} is more than the {store.info.counts['train']} "
-            "training images there are: all are used"
+        with _locked(path):
+            store = open_store(path) or _build_and_rename(source, spec, path, key)
+    train_images = store.info.counts["train"]
+    if spec.train_limit is not None and spec.train_limit > train_images:
+        log.warning(
+            f"data.train_limit={spec.train_limit} is more than the {train_images} training images "
+            "there are: all are used"
         )
     return store
 
 
-def _from_storage(spec: DataSpec, remote: str, say: Say) -> PixelStore | None:
-    wanted = entry(spec, remote)
-    if wanted is None:
+def _from_storage(spec: DataSpec, remote: str) -> PixelStore | None:
+    entry = find_entry(spec, remote)
+    if entry is None:
         return None
-    path = default_folder(spec) / wanted["folder"]
-    store = opened(path, wanted)
+    path = default_folder(spec) / entry.folder
+    store = open_entry(path, entry)
     if store is None:
-        with _writable(path.parent), _locked(path, say):
-            store = opened(path, wanted) or fetch(path, wanted, remote)
+        with _locked(path):
+            store = open_entry(path, entry) or fetch(path, entry, remote)
     return store
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise
-        raise UserError(
-            f"pixel stores need a folder with room to write in; {folder} refused "
-            f"({error.strerror}). Fix: --set data.folder=PATH or ORCHESTRATOR_DATA=PATH"
-        ) from None
-
-
-@contextmanager
-def _locked(path: Path, say: Say) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
+    """The only process that writes ``path``, in a folder that can be written to."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=1)
         except filelock.Timeout:
-            say(f"another process is building {path.name}: waiting for it")
+            log.info(f"another process is building {path.name}: waiting for it")
             lock.acquire(timeout=LOCK_TIMEOUT_S)
+        yield
     except filelock.Timeout:
         raise UserError(
             f"the lock {lock.lock_file} must be free within {LOCK_TIMEOUT_S:.0f} s; another "
             "process still holds it. Fix: stop that process, or use another --set data.folder=PATH"
         ) from None
-    try:
-        yield
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise UserError(
+            f"pixel stores need a folder with room to write in; {path.parent} refused "
+            f"({error.strerror}). Fix: --set data.folder=PATH or ORCHESTRATOR_DATA=PATH"
+        ) from None
     finally:
         lock.release()
 
 
 def _build_and_rename(
-    source: Source, spec: DataSpec, path: Path, key: dict[str, object], say: Say
+    source: Source, spec: DataSpec, path: Path, key: dict[str, object]
 ) -> PixelStore:
     for stale in path.parent.glob(f".{path.name}.building-*"):
         shutil.rmtree(stale, ignore_errors=True)  # its builder is dead: we hold the lock
     if path.exists():
-        say(f"the pixel store {path} is damaged: building it again")
+        log.info(f"the pixel store {path} is damaged: building it again")
         shutil.rmtree(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
     try:
-        say(f"building the pixel store of {source.name} in {path}")
-        info = _build(source, spec, temporary, say)
+        log.info(f"building the pixel store of {source.name} in {path}")
+        info = _build(source, spec, temporary)
         seal(temporary, info, key)
         temporary.chmod(0o755)
         temporary.rename(path)
@@ -150,27 +148,26 @@ def _build_and_rename(
         shutil.rmtree(temporary, ignore_errors=True)
     counts = ", ".join(f"{info.counts[name]} {name}" for name in SPLITS)
     skipped = f"; {info.skipped} corrupt images left out" if info.skipped else ""
-    say(f"{info.name}: {counts} images of {info.height}x{info.width} px{skipped}")
+    log.info(f"{info.name}: {counts} images of {info.height}x{info.width} px{skipped}")
     return PixelStore(info=info, path=path)
 
 
-def _build(source: Source, spec: DataSpec, folder: Path, say: Say) -> DatasetInfo:
-    reading = source.read(say)
-    refuse_small_disk(reading, folder)
-    labels, digests, skipped = _spool(reading, folder, say)
-    held = [reading.class_names[index] for index in np.unique(labels["train"])]
-    refuse_one_class(spec.source, held)
+def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
+    reading = source.read()
+    require_disk_space(reading, folder)
+    labels, digests, skipped = _spool(reading, folder)
+    require_two_classes(
+        spec.source, [reading.class_names[index] for index in np.unique(labels["train"])]
+    )
     shape = (reading.height, reading.width, 3)
-    content = hashlib.sha256(repr((reading.class_names, shape)).encode())
     assigned = assign_splits(labels, digests, spec)
+    columns = []
     for name in SPLITS:
         origin, rows = assigned[name]
         rows = rows[np.lexsort((labels[origin][rows], digests[origin][rows]))]
         pool: Images = np.memmap(_spooled(folder, origin), mode="r").reshape(-1, *shape)
-        chosen = labels[origin][rows], digests[origin][rows]
-        write_split(folder / f"{name}.arrow", pool, rows, *chosen)
-        for column in chosen:
-            content.update(f"{name} {len(rows)}".encode() + column.tobytes())
+        columns.append((name, labels[origin][rows], digests[origin][rows]))
+        write_split(folder / f"{name}.arrow", pool, rows, *columns[-1][1:])
     for origin in labels:
         _spooled(folder, origin).unlink()
     return DatasetInfo(
@@ -180,7 +177,7 @@ def _build(source: Source, spec: DataSpec, folder: Path, say: Say) -> DatasetInf
         width=reading.width,
         channels=3,
         counts={name: len(assigned[name][1]) for name in SPLITS},
-        content_hash=content.hexdigest()[:16],
+        content_hash=content_hash(reading.class_names, shape, columns),
         mirror_safe=reading.mirror_safe,
         skipped=skipped,
     )
@@ -190,13 +187,14 @@ def _spooled(folder: Path, split: str) -> Path:
     return folder / f"{split}.pixels"
 
 
-def _spool(
-    reading: Reading, folder: Path, say: Say
-) -> tuple[dict[str, Labels], dict[str, Digests], int]:
-    """Write decoded pixels in source order, so that a set larger than memory can be split."""
-    labels: dict[str, list[Labels]] = {"train": []}
-    digests: dict[str, list[Digests]] = {"train": []}
-    skipped = done = told = 0
+def _spool(reading: Reading, folder: Path) -> tuple[dict[str, Labels], dict[str, Digests], int]:
+    """Write decoded pixels in source order, so that a set larger than memory can be split.
+
+    Labels (N,) and digests (N,) of each split, and how many images were skipped.
+    """
+    labels: dict[str, list[Labels]] = {"train": [np.empty(0, np.int64)]}
+    digests: dict[str, list[Digests]] = {"train": [np.empty(0, np.uint64)]}
+    skipped = done = tenths = 0
     for chunk in reading.chunks:
         skipped += chunk.skipped
         done += len(chunk.labels) + chunk.skipped
@@ -206,18 +204,17 @@ def _spool(
         digests.setdefault(chunk.split, []).append(digests_of(chunk.images))
         with _spooled(folder, chunk.split).open("ab") as file:
             file.write(np.ascontiguousarray(chunk.images).data)
-        if done * 10 // reading.count > told and done < reading.count:
-            told = done * 10 // reading.count
-            say(f"{done} of {reading.count} images read")
-    none_labels, none_digests = np.empty(0, np.int64), np.empty(0, np.uint64)
+        if tenths < done * 10 // reading.count < 10:
+            tenths = done * 10 // reading.count
+            log.info(f"{done} of {reading.count} images read")
     return (
-        {split: np.concatenate([none_labels, *parts]) for split, parts in labels.items()},
-        {split: np.concatenate([none_digests, *parts]) for split, parts in digests.items()},
+        {split: np.concatenate(parts) for split, parts in labels.items()},
+        {split: np.concatenate(parts) for split, parts in digests.items()},
         skipped,
     )
 
 
-def refuse_small_disk(reading: Reading, folder: Path) -> None:
+def require_disk_space(reading: Reading, folder: Path) -> None:
     """Raise ``UserError`` where ``folder`` has no room to build the store of ``reading``."""
     per_image = reading.height * reading.width * 3 + 16
     need = 2 * reading.count * per_image + 2**20  # decoded once, then written by split

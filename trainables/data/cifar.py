@@ -1,15 +1,22 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official archives, packed or unpacked.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official archives: packed, unpacked, or
+downloaded on first use.
 
-A pickle reader for CIFAR's python archives that admits numpy arrays and containers only.
-
-The official CIFAR archives: what is in them, and which of them a path holds.
+torchvision's reader takes only archives of the official hash and unpickles them whole; this one
+takes any archive of the official layout and a mirror's download, and its pickle reader admits
+numpy arrays and containers only.
 """
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+import logging
 import os
 import pickle
 import tarfile
+import time
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +25,209 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
 
+import filelock
 import numpy as np
 from numpy._core import numeric
 from numpy._core.multiarray import _reconstruct
 
 from trainables.config import DataSpec
-from trainables.data.download import fetch
-from trainables.data.reading import Chunk, Reading, Say, Source, default_folder
-from trainables.data.store import Images, Labels
-from trainables.errors import UserError
+from trainables.data.store import (
+    Chunk,
+    Images,
+    Labels,
+    Reading,
+    Source,
+    default_folder,
+    file_identity,
+)
+from trainables.errors import UserError, one_line
+from trainables.storage.waiting import bounded
+
+log = logging.getLogger(__name__)
+
+PIXELS = 3 * 32 * 32
+LARGEST_MEMBER_BYTES = 2**29
+BROKEN = (
+    pickle.UnpicklingError,
+    tarfile.TarError,
+    zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One official archive: its folder, its files, and where labels and names are in them."""
+
+    dataset: str
+    archive: str
+    md5: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    names_key: str = ""  # of the pickled dicts; the binary form has none
+    labels_key: str = ""
+    label_bytes: int = 1
+
+    @property
+    def binary(self) -> bool:
+        """Whether rows are bytes and not pickled."""
+        return not self.names_key
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of all files in the archive that are read."""
+        return (*self.train, self.test, self.names)
+
+
+BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+# fmt: off
+FORMS = (
+    Form("cifar10", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a",
+         "cifar-10-batches-py", BATCHES, "test_batch", "batches.meta",
+         names_key="label_names", labels_key="labels"),
+    Form("cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530",
+         "cifar-10-batches-bin", tuple(f"{name}.bin" for name in BATCHES), "test_batch.bin",
+         "batches.meta.txt"),
+    Form("cifar100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85",
+         "cifar-100-python", ("train",), "test", "meta",
+         names_key="fine_label_names", labels_key="fine_labels"),
+    Form("cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
+         "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", label_bytes=2),
+)
+# fmt: on
+
+
+def locate(spec: DataSpec, official_url: str) -> Source:
+    """CIFAR from ``data.archive``, or to be downloaded on first use; opens nothing large.
+
+    Raises ``UserError`` where the archive is missing or of another kind.
+    """
+    if spec.archive is None:
+        form = next(form for form in FORMS if form.dataset == spec.source and not form.binary)
+        return Source(
+            name=spec.source,
+            identity=lambda: [form.archive, form.md5],
+            read=lambda: _read(form, _download(form, spec, official_url)),
+        )
+    place, form = _find_archive(Path(spec.archive).expanduser(), spec.source)
+    files = [place] if place.is_file() else [place / member for member in form.members]
+    return Source(
+        name=spec.source,
+        identity=lambda: [file_identity(file) for file in files],
+        read=lambda: _read(form, place),
+    )
+
+
+def _find_archive(path: Path, dataset: str) -> tuple[Path, Form]:
+    """The file or folder to read in ``path``, and its form."""
+    forms = [form for form in FORMS if form.dataset == dataset]
+    choices = ", ".join(f"{form.archive} or {form.folder}/" for form in forms)
+    if not path.exists():
+        raise UserError(f"data.archive must exist; there is no {path}. Fix: give one of {choices}")
+    for form in forms:
+        if path.is_file() and form.folder in _first_folders(path):
+            return path, form
+        for folder in (path, path / form.folder):
+            if all((folder / member).is_file() for member in form.members):
+                return folder, form
+        if (path / form.archive).is_file():
+            return path / form.archive, form
+    raise UserError(
+        f"data.archive must be an archive of {dataset}; {path} is not. Fix: give one of {choices}"
+    )
+
+
+def _first_folders(path: Path) -> set[str]:
+    """Of the first names in the archive: a renamed file is read all the same."""
+    try:
+        with tarfile.open(path) as tar:
+            members = [tar.next() for _ in range(3)]
+    except (tarfile.TarError, OSError, EOFError):
+        return set()
+    return {Path(member.name).parts[0] for member in members if member and member.name}
+
+
+def _read(form: Form, place: Path) -> Reading:
+    names: tuple[str, ...] = ()
+    batches: dict[str, tuple[Images, Labels]] = {}
+    try:
+        with _members(form, place) as members:
+            for member, file in members:
+                with file:
+                    if member == form.names:
+                        names = _names(form, file)
+                    else:
+                        batches[member] = _batch(form, file)
+    except BROKEN as error:
+        raise _damaged(place, str(error)) from None
+    missing = [member for member in (*form.train, form.test) if member not in batches]
+    if missing or not names:
+        raise _damaged(place, f"no {(missing or [form.names])[0]}")
+    if any(len(y) and not (y.min() >= 0 and y.max() < len(names)) for _, y in batches.values()):
+        raise _damaged(place, f"a label outside [0, {len(names) - 1}]")
+    splits = [("train", *batches[member]) for member in form.train]
+    splits.append(("test", *batches[form.test]))
+    return Reading(
+        class_names=names,
+        height=32,
+        width=32,
+        count=sum(len(labels) for _, _, labels in splits),
+        chunks=(Chunk(split=split, images=x, labels=y) for split, x, y in splits),
+    )
+
+
+@contextmanager
+def _members(form: Form, place: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+    """The form's files by name, read in place: nothing is unpacked to disk."""
+    if place.is_dir():
+        yield ((member, (place / member).open("rb")) for member in form.members)
+        return
+    with tarfile.open(place) as tar:
+
+        def packed() -> Iterator[tuple[str, IO[bytes]]]:
+            for member in tar:
+                parts = Path(member.name).parts
+                if parts[:1] != (form.folder,) or parts[-1] not in form.members:
+                    continue
+                file = tar.extractfile(member) if member.size <= LARGEST_MEMBER_BYTES else None
+                if file is not None:
+                    yield parts[-1], file
+
+        yield packed()
+
+
+def _names(form: Form, file: IO[bytes]) -> tuple[str, ...]:
+    if form.binary:
+        return tuple(file.read().decode("utf-8").split())
+    return tuple(str(name) for name in load_arrays(file).get(form.names_key, ()))
+
+
+def _batch(form: Form, file: IO[bytes]) -> tuple[Images, Labels]:
+    """One file's images (N, 32, 32, 3) and labels (N,). Raises ``ValueError`` on another shape."""
+    if form.binary:
+        rows = np.frombuffer(file.read(), dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
+        labels = rows[:, form.label_bytes - 1].astype(np.int64)  # CIFAR-100: coarse, then fine
+        flat = rows[:, form.label_bytes :]
+    else:
+        values = load_arrays(file)
+        flat = np.asarray(values.get("data"))
+        labels = np.asarray(values.get(form.labels_key), dtype=np.int64)
+    if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
+        raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
+    return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels  # (N, 32, 32, 3)
+
+
+def _damaged(place: Path, reason: str) -> UserError:
+    return UserError(
+        f"the CIFAR archive {place} cannot be read: {reason}. "
+        "Fix: put the official one in its place, or give it as --set data.archive=PATH"
+    )
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -36,16 +237,14 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_frombuffer = vars(numeric)["_frombuffer"]  # private, so unknown to the type stubs
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _latin1,
 }
+for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
+    ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    ADMITTED[f"{_core}.numeric", "_frombuffer"] = vars(numeric)["_frombuffer"]  # not in the stubs
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -73,162 +272,18 @@ def load_arrays(file: IO[bytes]) -> dict[str, Any]:
     return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in value.items()}
 
 
-PIXELS = 3 * 32 * 32
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 7.0, 20.0
+TRIES_WITHOUT_PROGRESS = 3
+BLOCK_BYTES = 2**18
+LOG_EVERY_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """One official archive: its folder, its files, and where labels and names are in them."""
-
-    dataset: str
-    binary: bool
-    archive: str
-    md5: str
-    folder: str
-    train: tuple[str, ...]
-    test: str
-    names: str
-    names_key: str = ""
-    labels_key: str = "labels"
-    label_bytes: int = 1
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Names of all files in the archive that are read."""
-        return (*self.train, self.test, self.names)
-
-
-FORMS = (
-    Form(
-        dataset="cifar10",
-        binary=False,
-        archive="cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",
-        folder="cifar-10-batches-py",
-        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test="test_batch",
-        names="batches.meta",
-        names_key="label_names",
-    ),
-    Form(
-        dataset="cifar10",
-        binary=True,
-        archive="cifar-10-binary.tar.gz",
-        md5="c32a1d4ab5d03f1284b67883e8d87530",
-        folder="cifar-10-batches-bin",
-        train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        test="test_batch.bin",
-        names="batches.meta.txt",
-    ),
-    Form(
-        dataset="cifar100",
-        binary=False,
-        archive="cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85",
-        folder="cifar-100-python",
-        train=("train",),
-        test="test",
-        names="meta",
-        names_key="fine_label_names",
-        labels_key="fine_labels",
-    ),
-    Form(
-        dataset="cifar100",
-        binary=True,
-        archive="cifar-100-binary.tar.gz",
-        md5="03b5dce01913d631647c71ecec9e9cb8",
-        folder="cifar-100-binary",
-        train=("train.bin",),
-        test="test.bin",
-        names="fine_label_names.txt",
-        label_bytes=2,
-    ),
-)
-
-
-def find_archive(path: Path, dataset: str) -> tuple[Path, Form]:
-    """The file or folder to read in ``path``, and its form.
-
-    Raises ``UserError`` where there is none of ``dataset``.
-    """
-    forms = [form for form in FORMS if form.dataset == dataset]
-    choices = ", ".join(f"{form.archive} or {form.folder}/" for form in forms)
-    if not path.exists():
-        raise UserError(f"data.archive must exist; there is no {path}. Fix: give one of {choices}")
-    if path.is_file():
-        return path, _packed_form(path, dataset, forms, choices)
-    for form in forms:
-        for folder in (path, path / form.folder):
-            if all((folder / member).is_file() for member in form.members):
-                return folder, form
-        if (path / form.archive).is_file():
-            return path / form.archive, form
-    raise UserError(_wrong_kind(path, dataset, choices))
-
-
-def _packed_form(path: Path, dataset: str, forms: list[Form], choices: str) -> Form:
-    """Told by the first names in the archive, so that a renamed file is read all the same."""
-    try:
-        with tarfile.open(path) as tar:
-            for _ in range(3):
-                member = tar.next()
-                folder = Path(member.name).parts[0] if member and member.name else None
-                for form in forms:
-                    if folder == form.folder:
-                        return form
-    except (tarfile.TarError, OSError, EOFError):
-        pass
-    raise UserError(_wrong_kind(path, dataset, choices))
-
-
-def _wrong_kind(path: Path, dataset: str, choices: str) -> str:
-    return (
-        f"data.archive must be an archive of {dataset}; {path} is not. Fix: give one of {choices}"
-    )
-
-
-BASE_URL = "https://www.cs.toronto.edu/~kriz"
-LARGEST_MEMBER_BYTES = 2**29
-BROKEN = (
-    pickle.UnpicklingError,
-    tarfile.TarError,
-    zlib.error,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    OverflowError,
-)
-
-
-def locate(spec: DataSpec) -> Source:
-    """CIFAR from ``data.archive``, or to be downloaded on first use; opens nothing large.
-
-    Raises ``UserError`` where the archive is missing or of another kind.
-    """
-    if spec.archive is None:
-        form = next(form for form in FORMS if form.dataset == spec.source and not form.binary)
-        return Source(
-            name=spec.source,
-            identity=lambda: [form.archive, form.md5],
-            read=lambda say: _read(form, _download(form, spec, say)),
-        )
-    place, form = find_archive(Path(spec.archive).expanduser(), spec.source)
-    files = [place] if place.is_file() else [place / member for member in form.members]
-
-    def identity() -> list[Any]:
-        stats = [(file, file.stat()) for file in files]
-        return [[str(file.resolve()), s.st_size, s.st_mtime_ns] for file, s in stats]
-
-    return Source(name=spec.source, identity=identity, read=lambda say: _read(form, place))
-
-
-def base_url() -> str:
+def base_url(official_url: str) -> str:
     """Where archives come from: $ORCHESTRATOR_CIFAR_URL (a mirror's folder) or the author's site.
 
     Raises ``UserError`` on a URL that is not HTTP.
     """
-    url = os.environ.get("ORCHESTRATOR_CIFAR_URL", BASE_URL).rstrip("/")
+    url = os.environ.get("ORCHESTRATOR_CIFAR_URL", official_url).rstrip("/")
     if urlparse(url).scheme not in ("http", "https"):
         raise UserError(
             f"ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got {url!r}. "
@@ -237,98 +292,98 @@ def base_url() -> str:
     return url
 
 
-def _download(form: Form, spec: DataSpec, say: Say) -> Path:
+def _download(form: Form, spec: DataSpec, official_url: str) -> Path:
+    fix = f"give {form.archive}, or its unpacked folder, from elsewhere as --set data.archive=PATH"
     target = default_folder(spec) / "downloads" / form.archive
-    other_way = (
-        f"give {form.archive}, or its unpacked folder, from elsewhere as --set data.archive=PATH"
-    )
-    url = f"{base_url()}/{form.archive}"
-    return fetch(url, target, md5=form.md5, other_way=other_way, say=say)
+    return download(f"{base_url(official_url)}/{form.archive}", target, md5=form.md5, fix=fix)
 
 
-def _read(form: Form, place: Path) -> Reading:
-    with _members(form, place) as members:
-        names, splits = _parse(form, place, members)
-    for _, labels in splits.values():
-        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
-            raise UserError(_damaged(place, f"a label outside [0, {len(names) - 1}]"))
+def download(
+    url: str, target: Path, *, md5: str, fix: str, connect_timeout_s: float = CONNECT_TIMEOUT_S
+) -> Path:
+    """Download ``url`` to ``target`` unless it is there; returns ``target``.
 
-    def chunks() -> Iterator[Chunk]:
-        for split, (images, labels) in splits.items():
-            yield Chunk(split=split, images=images, labels=labels)
+    Bytes gather in ``target.part``; a later call, or the next try after a cut connection, asks
+    for the rest with an HTTP Range. ``target`` appears complete and only with the right ``md5``
+    (hex). ``fix`` ends each error: what to do without the network. Raises ``UserError``
+    where the server cannot be reached within about 8 s, refuses, keeps cutting, or the sum is
+    wrong (then the partial file is removed).
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(target.with_name(f".{target.name}.lock")):
+        if target.exists():
+            return target
+        part = target.with_name(f"{target.name}.part")
+        failures, reached = 0, False
+        while True:
+            before = _size(part)
+            problem = _download_rest(url, part, target.name, connect_timeout_s)
+            if problem is None:
+                break
+            progress = _size(part) > before
+            reached = reached or progress
+            failures = 0 if progress else failures + 1
+            # A server that gave nothing yet is not worth more waiting; one that did is.
+            if not reached or failures >= TRIES_WITHOUT_PROGRESS:
+                raise UserError(f"cannot download {url}: {problem}. Fix: {fix}")
+            log.info(f"{target.name}: {problem}; going on at {_size(part) / 1e6:.1f} MB")
+        with part.open("rb") as file:
+            checksum = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        if checksum.hexdigest() != md5:
+            part.unlink()
+            raise UserError(
+                f"the checksum of {url} must be md5 {md5}; got {checksum.hexdigest()}: the file is "
+                f"not the official one or was damaged on its way, and was removed. Fix: {fix}"
+            )
+        part.rename(target)
+    return target
 
-    count = sum(len(labels) for _, labels in splits.values())
-    return Reading(class_names=names, height=32, width=32, count=count, chunks=chunks())
 
-
-@contextmanager
-def _members(form: Form, place: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    """The form's files by name, read in place: nothing is unpacked to disk."""
-    if place.is_dir():
-        yield ((member, (place / member).open("rb")) for member in form.members)
-        return
-    with tarfile.open(place) as tar:
-
-        def wanted() -> Iterator[tuple[str, IO[bytes]]]:
-            for member in tar:
-                parts = Path(member.name).parts
-                if parts[:1] != (form.folder,) or parts[-1] not in form.members:
-                    continue
-                file = tar.extractfile(member) if member.size <= LARGEST_MEMBER_BYTES else None
-                if file is not None:
-                    yield parts[-1], file
-
-        yield wanted()
-
-
-def _parse(
-    form: Form, place: Path, members: Iterator[tuple[str, IO[bytes]]]
-) -> tuple[tuple[str, ...], dict[str, tuple[Images, Labels]]]:
-    names: tuple[str, ...] = ()
-    batches: dict[str, tuple[Images, Labels]] = {}
+def _download_rest(url: str, part: Path, name: str, connect_timeout_s: float) -> str | None:
+    """Append what is missing to ``part``; None when complete, else what went wrong."""
+    done = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
-        for member, file in members:
-            with file:
-                if member == form.names:
-                    names = _names(form, file)
-                else:
-                    batches[member] = _batch(form, file)
-    except BROKEN as error:
-        raise UserError(_damaged(place, str(error))) from None
-    missing = [m for m in (*form.train, form.test) if m not in batches]
-    if missing or not names:
-        raise UserError(_damaged(place, f"no {(missing or [form.names])[0]}"))
-    train = [batches[member] for member in form.train]
-    splits = {
-        "train": (np.concatenate([i for i, _ in train]), np.concatenate([y for _, y in train])),
-        "test": batches[form.test],
-    }
-    return names, splits
+        # One bound on all before the body: look-up (which knows none), each address, headers.
+        response: http.client.HTTPResponse = bounded(
+            lambda: urllib.request.urlopen(request, timeout=READ_TIMEOUT_S), connect_timeout_s
+        )
+        with response:
+            if done and response.status != 206:
+                done = 0  # the server does not resume: it sends everything again
+            total = done + int(response.headers.get("Content-Length") or 0)
+            with part.open("ab" if done else "wb") as file:
+                _copy(response, file, done, total, name)
+        missing = total - _size(part)
+        return f"the connection was cut, {missing} bytes are missing" if missing > 0 else None
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and done:
+            if error.headers.get("Content-Range") == f"bytes */{done}":
+                return None
+            part.unlink()
+        return f"the server answered {error.code} {error.reason}"
+    except urllib.error.URLError as error:
+        return f"{error.reason}"
+    except TimeoutError as error:
+        return str(error) or f"no answer within {connect_timeout_s:g} s"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return one_line(error)
 
 
-def _names(form: Form, file: IO[bytes]) -> tuple[str, ...]:
-    if form.binary:
-        return tuple(file.read().decode("utf-8").split())
-    return tuple(str(name) for name in load_arrays(file).get(form.names_key, ()))
+def _copy(source: IO[bytes], file: IO[bytes], start: int, total: int, name: str) -> None:
+    done, began = start, time.monotonic()
+    logged = began
+    while block := source.read(BLOCK_BYTES):
+        file.write(block)
+        done += len(block)
+        now = time.monotonic()
+        if now - logged >= LOG_EVERY_S or done == total:
+            logged = now
+            share = f" of {total / 1e6:.1f}" if total else ""
+            rate = (done - start) / 1e6 / max(now - began, 1e-3)
+            log.info(f"{name}: {done / 1e6:.1f}{share} MB, {rate:.1f} MB/s")
 
 
-def _batch(form: Form, file: IO[bytes]) -> tuple[Images, Labels]:
-    """One file's images (N, 32, 32, 3) and labels (N,). Raises ``ValueError`` on another shape."""
-    if form.binary:
-        rows = np.frombuffer(file.read(), dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
-        labels = rows[:, form.label_bytes - 1].astype(np.int64)  # CIFAR-100: coarse, then fine
-        flat = rows[:, form.label_bytes :]
-    else:
-        values = load_arrays(file)
-        flat = np.asarray(values.get("data"))
-        labels = np.asarray(values.get(form.labels_key), dtype=np.int64)
-    if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
-        raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
-    return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels  # (N, 32, 32, 3)
-
-
-def _damaged(place: Path, reason: str) -> str:
-    return (
-        f"the CIFAR archive {place} cannot be read: {reason}. "
-        "Fix: put the official one in its place, or give it as --set data.archive=PATH"
-    )
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import DataSpec
-from trainables.data.reading import Chunk, Reading, Say, Source
+from trainables.data.store import Chunk, Reading, Source
 from trainables.errors import UserError
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -70,7 +73,7 @@ def locate(path: Path, spec: DataSpec) -> Source:
     return Source(
         name=path.resolve().name,
         identity=identity,
-        read=lambda say: _read(splits, tuple(names), spec, say),
+        read=lambda: _read(splits, tuple(names), spec),
     )
 
 
@@ -137,19 +140,19 @@ def _list(splits: dict[str, Path]) -> Listing:
     return Listing(images=images, ignored=ignored)
 
 
-def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec, say: Say) -> Reading:
-    from trainables.data.reading import common_side
+def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec) -> Reading:
+    from trainables.data.decode import common_side  # PIL only to build
 
     listing = _list(splits)
     if listing.ignored:
-        say(f"{listing.ignored} files are no pictures by their names: ignored")
+        log.info(f"{listing.ignored} files ignored: their names are not those of pictures")
     if splits["train"].name.lower() in SPLIT_FOLDERS["train"]:
         for folder in _folders(splits["train"].parent):
             if folder not in splits.values():
-                say(f"{folder} is no split with class folders: not used")
+                log.info(f"{folder} is not used: it is not a split with class folders")
     empty = [f.name for f in _folders(splits["train"]) if f.name not in names]
     if empty:
-        say(f"{len(empty)} folders hold no picture and are no class: {', '.join(empty[:5])}")
+        log.info(f"{len(empty)} folders without a picture are no class: {', '.join(empty[:5])}")
     train = [file for (split, _), fs in listing.images.items() if split == "train" for file in fs]
     side = common_side(train[:: -(-len(train) // SAMPLED_IMAGES)], spec.short_side)
     return Reading(
@@ -164,7 +167,7 @@ def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec, say: 
 def _chunks(
     listing: Listing, names: tuple[str, ...], side: int, skip_corrupt: bool
 ) -> Iterator[Chunk]:
-    from trainables.data.reading import decode_chunks
+    from trainables.data.decode import decode_chunks
 
     for wanted in SPLIT_FOLDERS:
         items = (

@@ -1,11 +1,9 @@
-"""Where images and labels are in Parquet: files by split, columns, Hugging Face's class names.
-
-Parquet files with encoded images and labels, in Hugging Face's layout or a plain one.
-"""
+"""Parquet files with encoded images and labels, in Hugging Face's layout or a plain one."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.config import DataSpec
-from trainables.data.reading import Chunk, Reading, Say, Source, refuse_one_class
-from trainables.errors import UserError
+from trainables.data.store import Chunk, Reading, Source, file_identity, require_two_classes
+from trainables.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixels")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category", "label_name", "y")
@@ -65,11 +65,11 @@ def find_layout(path: Path) -> Layout:
             f"{', '.join(sorted(files)) or 'no split'} only. "
             "Fix: name its files train-*.parquet, or give one file as --dataset"
         )
-    schemas = [_schema(file) for group in files.values() for file in group]
-    schema = schemas[0]
+    schemas = {file: _schema(file) for group in files.values() for file in group}
+    schema = next(iter(schemas.values()))
     image = _image_column(path, schema)
     label = _label_column(path, schema, image)
-    for other, file in zip(schemas, [f for g in files.values() for f in g], strict=True):
+    for file, other in schemas.items():
         for column in (image, label):
             if column not in other.names:
                 raise UserError(
@@ -89,9 +89,8 @@ def _schema(file: Path) -> Any:
     try:
         return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"data.source must be readable as Parquet; {file} is not ({reason}). "
+            f"data.source must be readable as Parquet; {file} is not ({one_line(error)}). "
             "Fix: copy or download the file again"
         ) from None
 
@@ -165,24 +164,24 @@ def locate(path: Path, spec: DataSpec) -> Source:
     return Source(
         name=path.stem if path.is_file() else path.name,
         identity=lambda: [
-            [split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+            [split, *file_identity(file)]
             for split, files in sorted(layout.files.items())
             for file in files
         ],
-        read=lambda say: _read(path, spec, layout, say),
+        read=lambda: _read(path, spec, layout),
     )
 
 
-def _read(path: Path, spec: DataSpec, layout: Layout, say: Say) -> Reading:
-    from trainables.data.reading import common_side
+def _read(path: Path, spec: DataSpec, layout: Layout) -> Reading:
+    from trainables.data.decode import common_side  # PIL only to build
 
     values = {split: _labels(files, layout) for split, files in layout.files.items()}
     if layout.names and all(value == -1 for value in values.get("test", [0])):
-        say("the test files carry no labels (-1): left out, a test split is carved from train")
+        log.info("the test files carry no labels (-1): left out, a test split is carved from train")
         layout = replace(layout, files={k: v for k, v in layout.files.items() if k != "test"})
         del values["test"]
     names, index = _index(path, layout, values)
-    refuse_one_class(spec.source, [names[index[value]] for value in set(values["train"])])
+    require_two_classes(spec.source, [names[index[value]] for value in set(values["train"])])
     side = common_side(_sample(layout), spec.short_side)
     return Reading(
         class_names=names,
@@ -241,16 +240,13 @@ def _sample(layout: Layout) -> Iterator[bytes | None]:
 
 
 def _encoded(column: Any, layout: Layout) -> list[bytes | None]:
-    pictures: list[bytes | None] = (
-        column.field("bytes") if layout.in_struct else column
-    ).to_pylist()
-    return pictures
+    return list((column.field("bytes") if layout.in_struct else column).to_pylist())
 
 
 def _chunks(
     layout: Layout, index: dict[Any, int], side: int, skip_corrupt: bool
 ) -> Iterator[Chunk]:
-    from trainables.data.reading import decode_chunks
+    from trainables.data.decode import decode_chunks
 
     for split, files in layout.files.items():
         yield from decode_chunks(
@@ -261,13 +257,12 @@ def _chunks(
 def _items(
     files: list[Path], layout: Layout, index: dict[Any, int]
 ) -> Iterator[tuple[str, bytes | None, int]]:
+    columns = [layout.image, layout.label]
     for file in files:
         row = 0
-        columns = [layout.image, layout.label]
         for batch in pq.ParquetFile(file).iter_batches(batch_size=512, columns=columns):
+            labels = batch.column(layout.label).to_pylist()
             pictures = _encoded(batch.column(layout.image), layout)
-            for picture, label in zip(
-                pictures, batch.column(layout.label).to_pylist(), strict=True
-            ):
+            for picture, label in zip(pictures, labels, strict=True):
                 yield f"{file} row {row}", picture, index[label]
                 row += 1

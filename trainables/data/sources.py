@@ -1,49 +1,106 @@
 """From ``data.source`` to the reader of that kind, and the cheap checks before anything is read.
 
-scikit-learn's handwritten digits: 1,797 images of 8x8, the only dataset that is embedded.
+The table of data sets that are known by name is here and nowhere else. Importing this file loads
+neither numpy nor a reader: the command line does.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from trainables.config import DataSpec
-from trainables.data import folder
-from trainables.data.reading import Chunk, Reading, Say, Source
 from trainables.errors import UserError, raise_if_any
 
-
-def locate_digits() -> Source:
-    """The embedded dataset; always there."""
-    return Source(name="digits", identity=lambda: "load_digits", read=_read_digits)
+if TYPE_CHECKING:
+    from trainables.data.store import Reading, Source
 
 
-def _read_digits(say: Say) -> Reading:
+@dataclass(frozen=True, kw_only=True)
+class KnownDataset:
+    """What is known of a data set by its name, before anything is read or downloaded.
+
+    Images are squares of ``side_px``, ``train_images`` and ``test_images`` of them in the source's
+    own splits (0: there is no such split). ``mirror_safe`` is False where a mirrored image is
+    another sign. ``url`` is the folder that its archives are downloaded from.
+    """
+
+    name: str
+    classes: int
+    side_px: int
+    train_images: int
+    test_images: int
+    mirror_safe: bool = True
+    batch_size_per_worker: int = 64  # the default of a recipe
+    url: str | None = None
+
+    def stored_side_px(self, data: DataSpec) -> int:
+        """Side of the stored images."""
+        return min(self.side_px, data.short_side or self.side_px)
+
+    def counts(self, data: DataSpec) -> dict[str, int]:
+        """Stored images by split: val, and test where there is none, are carved from train."""
+        val = round(data.val_fraction * self.train_images)
+        carved = 0 if self.test_images else round(data.test_fraction * self.train_images)
+        train = self.train_images - val - carved
+        return {"train": train, "val": val, "test": self.test_images or carved}
+
+
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
+KNOWN_DATASETS = {
+    known.name: known
+    for known in (
+        # 16 images a step: the 1,437 training images would make 22 steps an epoch of 64.
+        KnownDataset(
+            name="digits",
+            classes=10,
+            side_px=8,
+            train_images=1797,
+            test_images=0,
+            mirror_safe=False,
+            batch_size_per_worker=16,
+        ),
+        KnownDataset(
+            name="cifar10",
+            classes=10,
+            side_px=32,
+            train_images=50_000,
+            test_images=10_000,
+            url=CIFAR_URL,
+        ),
+        KnownDataset(
+            name="cifar100",
+            classes=100,
+            side_px=32,
+            train_images=50_000,
+            test_images=10_000,
+            url=CIFAR_URL,
+        ),
+    )
+}
+
+
+def _read_digits() -> Reading:
+    """scikit-learn's handwritten digits, 1,797 images of 8x8: always there."""
+    import numpy as np
     from sklearn.datasets import load_digits  # a second of imports, needed once
+
+    from trainables.data.store import Chunk, Reading
 
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), values were 0..16
     images = np.repeat(grey[..., None], 3, axis=-1)  # (N, 8, 8, 3)
     labels = digits.target.astype(np.int64)
-
-    def chunks() -> Iterator[Chunk]:
-        yield Chunk(split="train", images=images, labels=labels)
-
     return Reading(
         class_names=tuple(str(digit) for digit in digits.target_names),
         height=8,
         width=8,
         count=len(images),
-        chunks=chunks(),
-        mirror_safe=False,
+        chunks=iter([Chunk(split="train", images=images, labels=labels)]),
+        mirror_safe=KNOWN_DATASETS["digits"].mirror_safe,
     )
-
-
-NAMES = ("digits", "cifar10", "cifar100")
 
 
 def check_source(spec: DataSpec) -> list[str]:
@@ -71,17 +128,20 @@ def locate(spec: DataSpec) -> Source:
 
 def _locate(spec: DataSpec) -> Source:
     name = spec.source
-    if name in ("cifar10", "cifar100"):
+    known = KNOWN_DATASETS.get(name)
+    if known is not None and known.url is not None:
         from trainables.data import cifar
 
-        return cifar.locate(spec)
+        return cifar.locate(spec, known.url)
     if spec.archive is not None:
         raise UserError(
             f"data.archive is for cifar10 and cifar100; got it with data.source {name!r}. "
             "Fix: leave data.archive out, or use --dataset cifar10"
         )
-    if name == "digits":
-        return locate_digits()
+    if known is not None:
+        from trainables.data.store import Source
+
+        return Source(name="digits", identity=lambda: "load_digits", read=_read_digits)
     path = Path(name).expanduser()
     if not path.exists():
         raise UserError(_missing(name, path))
@@ -96,6 +156,8 @@ def _locate(spec: DataSpec) -> Source:
 
 def _at_path(path: Path, spec: DataSpec) -> Source:
     if path.is_dir() and not _holds_parquet(path):
+        from trainables.data import folder
+
         _refuse_cifar_folder(path)
         return folder.locate(path, spec)
     if path.is_dir() or path.suffix.lower() in (".parquet", ".pq"):
@@ -103,51 +165,52 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
 
         return parquet.locate(path, spec)
     raise UserError(
-        f"data.source must be {', '.join(NAMES)}, an image folder, or a Parquet file or folder; "
-        f"{path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an archive of pictures "
-        "and give its folder, or give a CIFAR archive as --dataset cifar10 --set data.archive=PATH"
+        f"data.source must be {', '.join(KNOWN_DATASETS)}, an image folder, or a Parquet file or "
+        f"folder; {path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an archive "
+        "of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 "
+        "--set data.archive=PATH"
     )
 
 
+# Lowest and highest value, whether the lowest is left out, and whether it is a whole number.
+BOUNDS = {
+    "fraction": (0, 1, True, False),
+    "val_fraction": (0, 0.5, True, False),
+    "test_fraction": (0, 0.5, True, False),
+    "split_seed": (0, 2**63 - 1, False, True),
+    "val_seed": (0, 2**63 - 1, False, True),
+    "train_limit": (1, 1e9, False, True),
+    "short_side": (8, 1024, False, True),
+}
+OPTIONAL = ("val_seed", "train_limit", "short_side")
+
+
 def _bounds(spec: DataSpec) -> list[str]:
-    found: list[str] = []
-
-    def number(name: str, low: float, high: float, *, whole: bool, open_low: bool = False) -> None:
+    mistakes: list[str] = []
+    for name, (low, high, low_is_out, whole) in BOUNDS.items():
         value = getattr(spec, name)
+        if value is None and name in OPTIONAL:
+            continue
         kinds = (int,) if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            good = False
-        else:
-            good = (low < value if open_low else low <= value) and value <= high
-        if not good:
-            kind = "a whole number in" if whole else "in"
-            found.append(
-                f"data.{name} must be {kind} {'(' if open_low else '['}{low:g}, {high:g}]; got "
-                f"{value!r}. Fix: --set data.{name}=VALUE with a VALUE in that range"
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high or (low_is_out and value == low):
+            mistakes.append(
+                f"data.{name} must be {'a whole number in' if whole else 'in'} "
+                f"{'(' if low_is_out else '['}{low:g}, {high:g}]; got {value!r}. "
+                f"Fix: --set data.{name}=VALUE with a VALUE in that range"
             )
-
-    number("fraction", 0, 1, whole=False, open_low=True)
-    number("val_fraction", 0, 0.5, whole=False, open_low=True)
-    number("test_fraction", 0, 0.5, whole=False, open_low=True)
-    number("split_seed", 0, 2**63 - 1, whole=True)
-    if spec.val_seed is not None:
-        number("val_seed", 0, 2**63 - 1, whole=True)
-    if spec.train_limit is not None:
-        number("train_limit", 1, 1e9, whole=True)
-    if spec.short_side is not None:
-        number("short_side", 8, 1024, whole=True)
-    return found
+    return mistakes
 
 
 def _missing(name: str, path: Path) -> str:
     looks_like_path = len(path.parts) > 1 or path.suffix or name.startswith((".", "~", "/"))
     if not looks_like_path:
-        near = difflib.get_close_matches(name, NAMES, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(name, KNOWN_DATASETS, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "no known name is near."
         return (
-            f"data.source must be one of {', '.join(NAMES)}, or the path of an image folder or of "
-            f"Parquet; {name!r} is neither: {hint} "
-            f"Fix: --dataset {near[0] if near else 'PATH'}"
+            f"data.source must be one of {', '.join(KNOWN_DATASETS)}, or the path of an image "
+            f"folder or of Parquet; {name!r} is neither: {hint} Fix: "
+            f"--dataset {near[0] if near else 'PATH'}"
         )
     parent = path.parent
     while not parent.is_dir():
@@ -172,9 +235,8 @@ def _holds_parquet(path: Path) -> bool:
 
 
 def _refuse_cifar_folder(path: Path) -> None:
-    for file, name in (("data_batch_1", "cifar10"), ("data_batch_1.bin", "cifar10")):
-        if (path / file).is_file():
-            raise UserError(
-                f"{path} is an unpacked CIFAR archive, not an image folder. "
-                f"Fix: --dataset {name} --set data.archive={path}"
-            )
+    if any((path / name).is_file() for name in ("data_batch_1", "data_batch_1.bin")):
+        raise UserError(
+            f"{path} is an unpacked CIFAR archive, not an image folder. "
+            f"Fix: --dataset cifar10 --set data.archive={path}"
+        )

@@ -1,7 +1,6 @@
 """The pixel store: fixed-size uint8 rows in Arrow IPC files that every worker of a node maps.
 
-Pixel stores in object storage: put there once by the driver, fetched once by each node.
-
+The driver puts a store into object storage once and each node fetches it once.
 ``STORAGE/stores/FOLDER`` is a store, whatever run it serves; ``STORAGE/RUN/stores.json`` says
 which one holds the images of each of the run's data specs, so that a node needs no dataset.
 """
@@ -10,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,16 +21,69 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainables.config import DataSpec, stable_hash
+from trainables.errors import UserError
 from trainables.storage import object_storage
 
 STORE_SCHEMA = 1
 SPLITS = ("train", "val", "test")
+INFO = "info.json"  # the last file of a store: with it, it is whole
+BLOCK_ROWS = 4096
 
 T = TypeVar("T", bound=np.generic)
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out."""
+
+    split: str
+    images: Images
+    labels: Labels
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A source opened for reading: sizes in pixels, ``count`` images at most in all chunks."""
+
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    count: int
+    chunks: Iterator[Chunk]
+    mirror_safe: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set that was found and passed the cheap checks, not read yet.
+
+    ``identity`` is JSON-ready and changes when the content does; computing it opens no image.
+    """
+
+    name: str
+    identity: Callable[[], Any]
+    read: Callable[[], Reading]
+
+
+def file_identity(file: Path) -> list[Any]:
+    """Path, bytes and time in ns: what changes when a file's content does."""
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def require_two_classes(source: str, classes: Sequence[str]) -> None:
+    """Raise ``UserError`` unless the training images are of at least two ``classes``."""
+    if len(classes) < 2:
+        raise UserError(
+            f"a dataset needs readable training images of at least two classes; {source} holds "
+            f"{repr(classes[0]) if classes else 'none'} only. "
+            "Fix: give data with two classes or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +186,8 @@ def write_split(
     target = np.memmap(
         path, mode="r+", offset=_image_offset(path), shape=(len(rows), *pool.shape[1:])
     )
-    for start in range(0, len(rows), 4096):
-        target[start : start + 4096] = pool[rows[start : start + 4096]]
+    for start in range(0, len(rows), BLOCK_ROWS):
+        target[start : start + BLOCK_ROWS] = pool[rows[start : start + BLOCK_ROWS]]
     target.flush()
 
 
@@ -152,16 +205,35 @@ def digests_of(images: Images) -> Digests:
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
 
 
+def content_hash(
+    class_names: tuple[str, ...],
+    shape: tuple[int, ...],
+    splits: Iterable[tuple[str, Labels, Digests]],
+) -> str:
+    """Of images of ``shape`` (H, W, C): each split's name, labels (N,) and pixel digests (N,)."""
+    content = hashlib.sha256(repr((class_names, shape)).encode())
+    for name, *columns in splits:
+        for column in columns:
+            content.update(f"{name} {len(column)}".encode() + column.tobytes())
+    return content.hexdigest()[:16]
+
+
+def default_folder(spec: DataSpec) -> Path:
+    """Where stores are kept: ``data.folder``, else $ORCHESTRATOR_DATA, else the user's cache."""
+    chosen = spec.folder or os.environ.get("ORCHESTRATOR_DATA") or "~/.cache/backbone-tournament"
+    return Path(chosen).expanduser().absolute()
+
+
 def seal(folder: Path, info: DatasetInfo, key: Mapping[str, Any]) -> None:
     """Write ``info.json``: what the store holds, and the ``key`` that it was built for."""
     record = {"schema": STORE_SCHEMA, "info": info.as_dict(), "key": dict(key)}
-    (folder / "info.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / INFO).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def open_store(path: Path) -> PixelStore | None:
     """The store in ``path``, or None where there is none or it is damaged."""
     try:
-        record = json.loads((path / "info.json").read_text(encoding="utf-8"))
+        record = json.loads((path / INFO).read_text(encoding="utf-8"))
         if record["schema"] != STORE_SCHEMA:
             return None
         store = PixelStore(info=DatasetInfo.from_dict(record["info"]), path=path)
@@ -174,16 +246,21 @@ def open_store(path: Path) -> PixelStore | None:
 
 
 INDEX = "stores.json"
-INFO = "info.json"
-ROWS = 4096
 
-Entry = dict[str, Any]
 
-_known: dict[tuple[str, str], Entry] = {}  # a request to the storage would be felt in every start
+@dataclass(frozen=True)
+class StoreEntry:
+    """What a run in object storage says of a data spec's store: its folder and content hash."""
+
+    folder: str
+    content: str
+
+
+_known: dict[tuple[str, str], StoreEntry] = {}  # asked once: a request delays every trial's start
 
 
 def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
-    """Bring stores that are not there yet into the storage, then enter them for the run at
+    """Put stores into the storage that are not there yet, then enter them for the run at
     ``remote``. Raises ``StorageError``."""
     for store in stores.values():
         uri = _uri(remote, store.path.name)
@@ -191,34 +268,35 @@ def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
             object_storage.put_folder(store.path, uri, marker=INFO)
     entries = _index(remote)
     for spec, store in stores.items():
-        entries[_key(spec)] = {"folder": store.path.name, "content": store.info.content_hash}
-    object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(entries, indent=1).encode())
+        entries[_key(spec)] = StoreEntry(store.path.name, store.info.content_hash)
+    index = {key: asdict(entry) for key, entry in entries.items()}
+    object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(index, indent=1).encode())
 
 
-def entry(spec: DataSpec, remote: str) -> Entry | None:
-    """``folder`` and ``content`` hash of the store of ``spec`` that the run at ``remote`` uses."""
-    known = (remote, _key(spec))
-    if known not in _known:
-        found = _index(remote).get(known[1])
-        if found is None:
+def find_entry(spec: DataSpec, remote: str) -> StoreEntry | None:
+    """The store of ``spec`` that the run at ``remote`` uses. Raises ``StorageError``."""
+    key = (remote, _key(spec))
+    if key not in _known:
+        entry = _index(remote).get(key[1])
+        if entry is None:
             return None
-        _known[known] = found
-    return _known[known]
+        _known[key] = entry
+    return _known[key]
 
 
-def opened(path: Path, wanted: Entry) -> PixelStore | None:
-    """The store in ``path``, if it is the wanted one."""
+def open_entry(path: Path, entry: StoreEntry) -> PixelStore | None:
+    """The store in ``path``, if it is that of the entry."""
     store = open_store(path)
-    return store if store and store.info.content_hash == wanted["content"] else None
+    return store if store and store.info.content_hash == entry.content else None
 
 
-def fetch(path: Path, wanted: Entry, remote: str) -> PixelStore | None:
-    """The wanted store, fetched to ``path`` and verified; ``None`` where it is not there, or is
-    not what it should be. The caller holds the store's lock. Raises ``StorageError``."""
+def fetch(path: Path, entry: StoreEntry, remote: str) -> PixelStore | None:
+    """The store of the entry, fetched to ``path`` and verified; ``None`` where it is not there, or
+    is not what it should be. The caller holds the store's lock. Raises ``StorageError``."""
     half = path.with_name(f".{path.name}.fetched")
     try:
-        object_storage.get_folder(_uri(remote, wanted["folder"]), half, marker=INFO)
-        store = opened(half, wanted)
+        object_storage.get_folder(_uri(remote, entry.folder), half, marker=INFO)
+        store = open_entry(half, entry)
         if store is None or not _intact(store):
             return None
         shutil.rmtree(path, ignore_errors=True)
@@ -227,31 +305,29 @@ def fetch(path: Path, wanted: Entry, remote: str) -> PixelStore | None:
         return None
     finally:
         shutil.rmtree(half, ignore_errors=True)
-    return opened(path, wanted)
+    return open_entry(path, entry)
 
 
 def _intact(store: PixelStore) -> bool:
-    """Whether the content hash is that of the pixels and labels that are there."""
+    """Whether the digests and the content hash are those of the pixels and labels there."""
     info = store.info
-    shape = (info.height, info.width, info.channels)
-    content = hashlib.sha256(repr((info.class_names, shape)).encode())
-    for name in SPLITS:
-        split, digests = store.split(name), store.digests(name)
-        for start in range(0, len(digests), ROWS):
-            rows = slice(start, start + ROWS)
-            if (digests_of(split.images[rows]) != digests[rows]).any():
+    columns = [(name, store.split(name).labels, store.digests(name)) for name in SPLITS]
+    for name, _, digests in columns:
+        images = store.split(name).images
+        for start in range(0, len(digests), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            if (digests_of(images[rows]) != digests[rows]).any():
                 return False
-        for column in (split.labels, digests):
-            content.update(f"{name} {len(digests)}".encode() + column.tobytes())
-    return content.hexdigest()[:16] == info.content_hash
+    shape = (info.height, info.width, info.channels)
+    return content_hash(info.class_names, shape, columns) == info.content_hash
 
 
-def _index(remote: str) -> dict[str, Entry]:
+def _index(remote: str) -> dict[str, StoreEntry]:
     try:
-        found: dict[str, Entry] = json.loads(object_storage.read_bytes(f"{remote}/{INDEX}"))
+        index = json.loads(object_storage.read_bytes(f"{remote}/{INDEX}"))
     except FileNotFoundError:
         return {}
-    return found
+    return {key: StoreEntry(**entry) for key, entry in index.items()}
 
 
 def _uri(remote: str, folder: str) -> str:

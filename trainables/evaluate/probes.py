@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from trainables.backbones import Geometry
 from trainables.config import SHIFT_IMAGES, Assignment
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 from trainables.evaluate.attention import attention_distances
 from trainables.evaluate.behaviour import (
     DIRECTIONS,

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from trainables.config import Assignment
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 from trainables.evaluate import probe_trial
 from trainables.finetune import evaluate_split, resumed
 from trainables.train.loop import World, evaluate

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainables.config import Assignment
-from trainables.data import PixelStore, prepare
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
 from trainables.export.timm_classifier import Classifier
 from trainables.finetune import evaluate_split
 

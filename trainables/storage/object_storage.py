@@ -5,11 +5,8 @@ where the storage answers come from the usual variables (``AWS_ACCESS_KEY_ID``,
 ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ``AWS_REGION`` ...) or from the node's role.
 
 A put is seen whole or not at all. A folder is put with its marker file last, and is there only
-where the marker is. Whatever fails is tried again (:func:`retried`), in
-the end ``StorageError`` is raised. What is not there is ``FileNotFoundError`` at once. No torch,
-no ray; pyarrow is loaded at the first question.
-
-The way to object storage: file systems, endpoint, and patience with what fails.
+where the marker is. Whatever fails is tried again for ``patience_s``, then ``StorageError`` is
+raised. What is not there is ``FileNotFoundError`` at once. pyarrow is loaded at the first request.
 """
 
 from __future__ import annotations
@@ -30,24 +27,35 @@ from trainables.config import stable_hash
 from trainables.errors import StorageError, one_line
 from trainables.storage.waiting import bounded, retry
 
-PATIENCE_S = (
-    90.0  # less than that of those who wait for our answer: see trainables.worker.actor_client
-)
-FIRST_PAUSE_S = 0.2
+# Less than the patience of those who wait for our answer: see trainables.worker.actor_client.
+PATIENCE_S, FIRST_PAUSE_S = 90.0, 0.2
 CONNECT_TIMEOUT_S = 5.0
+CHECK_PATIENCE_S, CHECK_LIMIT_S = 4.0, 20.0
+BLOCK_BYTES = 8 * 2**20
+SCHEMES = ("s3", "file")
+ORIGIN_FILE = ".storage"  # in a working copy: the URI that it is a copy of
 
 T = TypeVar("T")
 
 
-def retried(doing: str, work: Callable[[], T], patience_s: float | None = None) -> T:
-    """What ``work`` returns, tried again when it fails, for at most ``PATIENCE_S``.
+@dataclass(frozen=True)
+class StoredFile:
+    """A file under a URI: ``name`` relative to it, ``size`` in bytes, ``time`` in unix seconds."""
+
+    name: str
+    size: int
+    time: float
+
+
+def retried(doing: str, call: Callable[[], T], patience_s: float | None = None) -> T:
+    """What ``call`` returns, called again while it raises ``OSError``, for ``PATIENCE_S`` at most.
 
     Raises ``FileNotFoundError`` at once, and :class:`StorageError` once patience is over.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         return retry(
-            work,
+            call,
             on=OSError,
             never=FileNotFoundError,
             patience_s=patience_s,
@@ -59,29 +67,20 @@ def retried(doing: str, work: Callable[[], T], patience_s: float | None = None) 
         raise StorageError(f"{doing} failed for {patience_s:g} s: {one_line(error)}") from error
 
 
-def opened(uri: str) -> tuple[Any, str]:
-    """The file system behind ``uri`` and the path in it."""
+def _ask(
+    doing: str, uri: str, request: Callable[[Any, str], T], patience_s: float | None = None
+) -> T:
+    """``request`` made of the file system behind ``uri`` and the path in it."""
+    return retried(f"{doing} {uri}", lambda: request(*_filesystem(uri)), patience_s)
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     scheme, _, path = uri.partition("://")
     if scheme == "file":
         return fs.LocalFileSystem(), path.rstrip("/")
     return _s3(path.partition("/")[0]), path.strip("/")
-
-
-@contextmanager
-def sink(uri: str) -> Iterator[Any]:
-    """A stream to a file that is seen whole, once the stream is closed, or not at all."""
-    files, path = opened(uri)
-    if not uri.startswith("file:"):
-        with files.open_output_stream(path) as stream:
-            yield stream
-        return
-    half = f"{path}.{uuid.uuid4().hex[:8]}.part"
-    files.create_dir(str(Path(path).parent))
-    with files.open_output_stream(half) as stream:
-        yield stream
-    files.move(half, path)
 
 
 def endpoint() -> str | None:
@@ -104,19 +103,19 @@ def _s3(bucket: str) -> Any:
     )
 
 
-CHECK_PATIENCE_S, CHECK_LIMIT_S = 4.0, 20.0
-BLOCK_BYTES = 8 * 2**20
-SCHEMES = ("s3", "file")
-ORIGIN_FILE = ".storage"  # in a working copy: the URI that it is a copy of
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file under a URI: ``name`` relative to it, ``size`` in bytes, ``time`` in unix seconds."""
-
-    name: str
-    size: int
-    time: float
+@contextmanager
+def _output_stream(uri: str) -> Iterator[Any]:
+    """A stream to a file that is seen whole, once the stream is closed, or not at all."""
+    files, path = _filesystem(uri)
+    if not uri.startswith("file:"):
+        with files.open_output_stream(path) as stream:
+            yield stream
+        return
+    half = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    files.create_dir(str(Path(path).parent))
+    with files.open_output_stream(half) as stream:
+        yield stream
+    files.move(half, path)
 
 
 def is_remote(place: str) -> bool:
@@ -144,32 +143,31 @@ def origin(folder: Path) -> str | None:
 def read_bytes(uri: str, *, patience_s: float | None = None) -> bytes:
     """The file's content."""
 
-    def work() -> bytes:
-        files, path = opened(uri)
+    def read(files: Any, path: str) -> bytes:
         with files.open_input_stream(path) as stream:
             return bytes(stream.read())
 
-    return retried(f"reading {uri}", work, patience_s)
+    return _ask("reading", uri, read, patience_s)
 
 
 def write_bytes(uri: str, content: bytes, *, patience_s: float | None = None) -> None:
     """Put ``content`` as a file; another of the name is replaced."""
 
-    def work() -> None:
-        with sink(uri) as stream:
+    def write() -> None:
+        with _output_stream(uri) as stream:
             stream.write(content)
 
-    retried(f"writing {uri}", work, patience_s)
+    retried(f"writing {uri}", write, patience_s)
 
 
 def put_file(source: Path, uri: str) -> None:
     """Put a copy of ``source``; another of the name is replaced."""
 
-    def work() -> None:
-        with source.open("rb") as stream, sink(uri) as target:
+    def write() -> None:
+        with source.open("rb") as stream, _output_stream(uri) as target:
             shutil.copyfileobj(stream, target, BLOCK_BYTES)
 
-    retried(f"writing {uri}", work)
+    retried(f"writing {uri}", write)
 
 
 def put_folder(source: Path, uri: str, *, marker: str) -> None:
@@ -184,13 +182,12 @@ def get_file(uri: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
 
-    def work() -> None:
-        files, path = opened(uri)
+    def read(files: Any, path: str) -> None:
         with files.open_input_stream(path) as stream, half.open("wb") as copy:
             shutil.copyfileobj(stream, copy, BLOCK_BYTES)
 
     try:
-        retried(f"reading {uri}", work)
+        _ask("reading", uri, read)
         half.replace(target)
     finally:
         half.unlink(missing_ok=True)
@@ -202,7 +199,7 @@ def get_folder(uri: str, target: Path, *, marker: str) -> None:
     Raises ``FileNotFoundError`` where it has no file ``marker``, ``StorageError`` where the place
     does not answer.
     """
-    names = [one.name for one in listed(uri)]
+    names = [file.name for file in list_files(uri)]
     if marker not in names:
         raise FileNotFoundError(f"{uri} has no {marker}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -217,72 +214,51 @@ def get_folder(uri: str, target: Path, *, marker: str) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def listed(uri: str, *, deep: bool = True) -> list[Stored]:
+def list_files(uri: str, *, deep: bool = True) -> list[StoredFile]:
     """All files below ``uri``, or only those in it, by name; empty where nothing is."""
-
-    def work() -> list[Stored]:
-        from pyarrow import fs
-
-        files, path = opened(uri)
-        found = files.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
-        return sorted(
-            (
-                Stored(one.path[len(path) + 1 :], one.size, (one.mtime_ns or 0) / 1e9)
-                for one in found
-                if one.type == fs.FileType.File
-            ),
-            key=lambda one: one.name,
-        )
-
-    return retried(f"listing {uri}", work)
+    start = len(_filesystem(uri)[1]) + 1
+    stored = (
+        StoredFile(info.path[start:], info.size, (info.mtime_ns or 0) / 1e9)
+        for info in _infos(uri, deep=deep)
+        if info.is_file
+    )
+    return sorted(stored, key=lambda file: file.name)
 
 
-def folders(uri: str) -> list[str]:
+def list_folders(uri: str) -> list[str]:
     """Names of the folders in ``uri``."""
+    return sorted(info.base_name for info in _infos(uri, deep=False) if not info.is_file)
 
-    def work() -> list[str]:
-        from pyarrow import fs
 
-        files, path = opened(uri)
-        found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(one.base_name for one in found if one.type == fs.FileType.Directory)
+def _infos(uri: str, *, deep: bool) -> Any:
+    from pyarrow import fs
 
-    return retried(f"listing {uri}", work)
+    def select(files: Any, path: str) -> Any:
+        return files.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
+
+    return _ask("listing", uri, select)
 
 
 def exists(uri: str, *, patience_s: float | None = None) -> bool:
     """Whether there is such a file."""
-
-    def work() -> bool:
-        files, path = opened(uri)
-        return bool(files.get_file_info(path).is_file)
-
-    return retried(f"looking for {uri}", work, patience_s)
+    return _ask(
+        "looking for", uri, lambda files, path: bool(files.get_file_info(path).is_file), patience_s
+    )
 
 
 def delete_file(uri: str, *, patience_s: float | None = None) -> None:
     """Remove a file; what is gone already is no error."""
-
-    def work() -> None:
-        files, path = opened(uri)
-        with suppress(FileNotFoundError):
-            files.delete_file(path)
-
     # S3 leaves an empty folder behind even where there was nothing.
     if exists(uri, patience_s=patience_s):
-        retried(f"deleting {uri}", work, patience_s)
+        with suppress(FileNotFoundError):
+            _ask("deleting", uri, lambda files, path: files.delete_file(path), patience_s)
 
 
 def delete_folder(uri: str, *, marker: str) -> None:
     """Remove a folder, its ``marker`` first: no half of it is taken for a whole one."""
     delete_file(f"{uri}/{marker}")
-
-    def work() -> None:
-        files, path = opened(uri)
-        with suppress(FileNotFoundError):
-            files.delete_dir(path)
-
-    retried(f"deleting {uri}", work)
+    with suppress(FileNotFoundError):
+        _ask("deleting", uri, lambda files, path: files.delete_dir(path))
 
 
 def mistakes(uri: str) -> list[str]:
@@ -295,14 +271,14 @@ def mistakes(uri: str) -> list[str]:
             "Fix: --storage s3://BUCKET/PREFIX, and AWS_ENDPOINT_URL for a server of your own"
         ]
 
-    def ask() -> None:
+    def try_out() -> None:
         probe = f"{uri}/.probe-{uuid.uuid4().hex[:8]}"
         write_bytes(probe, b"probe", patience_s=CHECK_PATIENCE_S)
         read_bytes(probe, patience_s=CHECK_PATIENCE_S)
         delete_file(probe, patience_s=CHECK_PATIENCE_S)
 
     try:
-        bounded(ask, CHECK_LIMIT_S)
+        bounded(try_out, CHECK_LIMIT_S)
         return []
     except TimeoutError:
         answer = f"no answer within {CHECK_LIMIT_S:g} s"

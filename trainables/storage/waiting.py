@@ -41,20 +41,19 @@ def retry(
     pause would end after the patience. ``on_failure`` gets each error that is waited for and the
     seconds since the first call; what it raises ends the wait.
     """
-    began = time.monotonic()
-    for pause_s in pauses(first_pause_s, longest_pause_s):
+    began, waits = time.monotonic(), pauses(first_pause_s, longest_pause_s)
+    while True:
         try:
             return call()
         except never:
             raise
         except on as error:
-            waited_s = time.monotonic() - began
+            pause_s, waited_s = next(waits), time.monotonic() - began
             if waited_s + pause_s > patience_s:
                 raise
             if on_failure is not None:
                 on_failure(error, waited_s)
         time.sleep(pause_s)
-    raise AssertionError("pauses() has no end")
 
 
 def wait_until(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from trainables.config import Assignment, DataSpec
-from trainables.data import DatasetInfo, PixelStore, Split
+from trainables.data.store import DatasetInfo, PixelStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
 from trainables.train.memory import freed_memory_kept

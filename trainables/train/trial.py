@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from trainables.config import Assignment
-from trainables.data import PixelStore, train_indices
 from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
+from trainables.data.splits import train_indices
+from trainables.data.store import PixelStore
 from trainables.errors import UserError
 from trainables.train import checkpoint
 from trainables.train.accounting import PURPOSES, Clock, peak_memory_gb

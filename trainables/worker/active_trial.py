@@ -16,7 +16,7 @@ from trainables.config import Assignment
 from trainables.errors import StorageError
 from trainables.finetune import EpochReport, fine_tune
 from trainables.storage import trial_files
-from trainables.storage.trial_files import keep_only, name_of
+from trainables.storage.trial_files import delete_checkpoints_except, name_of
 from trainables.train.loop import World, from_rank_zero
 
 PREEMPTION_POLL_S = 1.0
@@ -27,7 +27,7 @@ class ActiveTrial:
     """The trial in this worker's memory. ``local_rank`` 0 clears up on its node."""
 
     def __init__(self, assignment: Assignment, world: World, local_rank: int = 0) -> None:
-        self.assignment, self.world = trial_files.here(assignment), world
+        self.assignment, self.world = trial_files.with_local_paths(assignment), world
         self.checkpoint = self.assignment.checkpoint
         self.notice = PreemptionNotice(world.size)
         self._clears_up = local_rank == 0
@@ -44,9 +44,11 @@ class ActiveTrial:
             return None
         wanted, alone = self.checkpoint, self.world.size == 1
         asked = self.world.rank == 0
-        name = trial_files.choose(self.assignment, alone=alone) if asked else None
+        name = trial_files.choose_checkpoint(self.assignment, alone=alone) if asked else None
         name = from_rank_zero(name, self.world)
-        self.checkpoint = None if name is None else trial_files.bring(self.assignment, name)
+        self.checkpoint = (
+            None if name is None else trial_files.fetch_checkpoint(self.assignment, name)
+        )
         self.assignment = replace(self.assignment, checkpoint=self.checkpoint)
         self.reports, self._fetched = self._epochs(), True
         if self.checkpoint == wanted:
@@ -59,7 +61,7 @@ class ActiveTrial:
         ``StorageError``."""
         if self.assignment.remote is not None and self.world.rank == 0 and report.checkpoint:
             started = time.perf_counter()
-            trial_files.put(self.assignment, report.checkpoint)
+            trial_files.put_checkpoint(self.assignment, report.checkpoint)
             spent = time.perf_counter() - started
             seconds = report.metrics.get("checkpoint_seconds", 0.0)
             report.metrics["checkpoint_seconds"] = seconds + spent
@@ -68,7 +70,7 @@ class ActiveTrial:
         """The checkpoint that was written on leaving, if it outlives this node."""
         if self.assignment.remote is not None and checkpoint is not None:
             try:
-                trial_files.put(self.assignment, checkpoint)
+                trial_files.put_checkpoint(self.assignment, checkpoint)
             except StorageError:
                 return None
         return checkpoint
@@ -78,7 +80,7 @@ class ActiveTrial:
         assert self.checkpoint is not None
         if self.assignment.remote is None:
             return self.checkpoint
-        return trial_files.bring(self.assignment, name_of(self.checkpoint))
+        return trial_files.fetch_checkpoint(self.assignment, name_of(self.checkpoint))
 
     def keep_only(self, kept: list[str] | None, *, over: bool = False) -> None:
         """Remove the trial's other checkpoints: rank 0, which writes them. ``None``: not now. What
@@ -89,14 +91,15 @@ class ActiveTrial:
         folder = Path(assignment.checkpoint_folder).parent
         if assignment.remote is None:
             if kept is not None and writes:
-                keep_only(folder, kept, attempt=assignment.attempt)
+                delete_checkpoints_except(folder, kept, attempt=assignment.attempt)
             return
         if kept is not None and writes:
-            uri = f"{assignment.remote}/{trial_files.FOLDER}/{assignment.trial_id}"
-            trial_files.keep_only_stored(uri, kept, attempt=assignment.attempt)
+            uri = trial_files.stored_uri(assignment)
+            trial_files.delete_stored_except(uri, kept, attempt=assignment.attempt)
         if self._clears_up:
             newest = self.checkpoint if writes and not over else None
-            trial_files.forget(assignment, newest)
+            local, kept_here = trial_files.local_folder(assignment), [newest] if newest else []
+            delete_checkpoints_except(local, kept_here, attempt=assignment.attempt)
 
 
 class PreemptionNotice:

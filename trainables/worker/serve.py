@@ -193,7 +193,7 @@ def _examine(held: ActiveTrial, link: DispatcherClient, world: World, correct_fi
         with _watched(assignment.epoch_timeout_s):
             examined = examine(assignment, held.at_hand(), world, correct_file=file)
             if assignment.remote is not None and world.rank == 0:
-                trial_files.put_correct(assignment, file)
+                trial_files.put_correct_file(assignment, file)
     except Exception as error:
         _report_failure(held, link, error)
         return False

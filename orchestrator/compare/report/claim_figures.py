@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from orchestrator.compare.report.figures import (
     color,
     marker,
     new_plot,
-    sideways,
     to_svg,
-)
+)  # fmt: skip
+from orchestrator.compare.runs import Values
 from orchestrator.wording import NONE, count, p_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ FEW_POINTS = 12  # up to so many, each is marked
 UNIT_WORDS = {"points": "points", "ratio": "times", "decades": "decades"}
 
 
-def claim_figures(claim: Mapping[str, Any], verdict: Mapping[str, Any], name: str) -> list[Figure]:
+def claim_figures(claim: Values, verdict: Values, name: str) -> list[Figure]:
     """The effects, then every diagram of the verdict; nothing without effects."""
     if not verdict or not verdict["effects"]:
         return []
@@ -40,7 +40,7 @@ def on_axis(value: float, unit: str) -> float:
     return {"points": 100 * value, "ratio": 10**value}.get(unit, value)
 
 
-def _effects(claim: Mapping[str, Any], verdict: Mapping[str, Any], name: str) -> Figure:
+def _effects(claim: Values, verdict: Values, name: str) -> Figure:
     """Each effect with its interval and its seeds, against the smallest one of interest."""
     unit, effects = claim["unit"], [*verdict["effects"], *verdict["others"]]
     head = ["effect", "mean", "low", "high", "seeds", "p after Holm", "verdict", "unit"]
@@ -62,7 +62,7 @@ def _effects(claim: Mapping[str, Any], verdict: Mapping[str, Any], name: str) ->
     )
 
 
-def _effect_row(effect: Mapping[str, Any]) -> list[str]:
+def _effect_row(effect: Values) -> list[str]:
     unit, bound = effect["unit"], effect["bound"]
     values = [effect[key] for key in ("mean", "low", "high")]
     return [
@@ -75,11 +75,8 @@ def _effect_row(effect: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _effects_svg(
-    rows: Sequence[Mapping[str, Any]], *, smallest: float, unit: str, name: str
-) -> str:
-    with new_plot(size=(4.4, 0.8 + 0.48 * len(rows))) as (plot, axes):
-        sideways(axes)
+def _effects_svg(rows: Sequence[Values], *, smallest: float, unit: str, name: str) -> str:
+    with new_plot(size=(4.4, 0.8 + 0.48 * len(rows)), grid="x") as (plot, axes):
         for place, row in enumerate(rows[::-1]):
             ink = color(0) if "verdict" in row else MUTED
             seeds = [on_axis(value, unit) for value in row["values"]]
@@ -92,9 +89,8 @@ def _effects_svg(
                           fontsize=8.5)  # fmt: skip
         axes.axvline(on_axis(0.0, unit), color=MUTED, linewidth=0.9)
         axes.axvline(on_axis(smallest, unit), color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_yticks([])
+        axes.set(yticks=[], ylim=(-0.4, len(rows) - 0.1))
         axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.4, len(rows) - 0.1)
         if unit == "ratio":
             _plain_log(axes)
         axes.set_xlabel(UNIT_WORDS[unit])
@@ -118,7 +114,7 @@ def _plain_log(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _lines(diagram: Mapping[str, Any], name: str) -> Figure:
+def _lines(diagram: Values, name: str) -> Figure:
     """One diagram: a line a series, its interval shaded."""
     scale = 100.0 if diagram["y_unit"] == "percent" else 1.0
     with new_plot() as (plot, axes):
@@ -128,8 +124,7 @@ def _lines(diagram: Mapping[str, Any], name: str) -> Figure:
             _plain_log(axes)
         if diagram["ticks"]:
             axes.set_xticks(range(len(diagram["ticks"])), diagram["ticks"])
-        axes.set_xlabel(diagram["x_label"])
-        axes.set_ylabel(diagram["y_label"])
+        axes.set(xlabel=diagram["x_label"], ylabel=diagram["y_label"])
         names = [series["name"] for series in diagram["series"]]
         svg = to_svg(plot, name=name, label=f"{diagram['title']}: {', '.join(names)}")
     head = ["series", diagram["x_label"], diagram["y_label"], "low", "high", "seeds"]
@@ -138,7 +133,7 @@ def _lines(diagram: Mapping[str, Any], name: str) -> Figure:
     return Figure(name=name, title=diagram["title"], svg=svg, data=data, series=names)
 
 
-def _line(axes: Axes, series: Mapping[str, Any], scale: float) -> None:
+def _line(axes: Axes, series: Values, scale: float) -> None:
     ink, x = color(series["place"]), series["x"]
     mean = scale * np.array(series["mean"])
     if series["stepped"]:
@@ -151,7 +146,7 @@ def _line(axes: Axes, series: Mapping[str, Any], scale: float) -> None:
         axes.fill_between(x, low, high, color=ink, alpha=0.13, linewidth=0)
 
 
-def _points(series: Mapping[str, Any], ticks: Sequence[str], scale: float) -> list[list[str]]:
+def _points(series: Values, ticks: Sequence[str], scale: float) -> list[list[str]]:
     ends = [series["low"], series["high"]]
     return [
         [

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from markupsafe import Markup
 
 from orchestrator.compare.budget import spending
-from orchestrator.compare.curves import Array, Curve
+from orchestrator.compare.expected_best import BudgetCurve
+from orchestrator.compare.runs import Array, Curve
 from orchestrator.wording import MISSING, NONE, count, percent, recipe_text, seconds
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
 Families = Mapping[str, Sequence[Curve]]
+Places = Mapping[str, int]  # a family's place in the order of colours and marks
 
 INK = "#010203"
 MUTED = "#8b919b"
@@ -130,7 +131,9 @@ def marker(index: int) -> str:
 
 
 @contextmanager
-def new_plot(size: tuple[float, float] = (4.1, 2.9)) -> Iterator[tuple[Plot, Axes]]:
+def new_plot(
+    size: tuple[float, float] = (4.1, 2.9), *, grid: Literal["x", "y"] | None = "y"
+) -> Iterator[tuple[Plot, Axes]]:
     """A matplotlib figure of ``size`` inches and its axes, in the report's style."""
     import matplotlib
     from matplotlib.figure import Figure as Plot
@@ -138,7 +141,8 @@ def new_plot(size: tuple[float, float] = (4.1, 2.9)) -> Iterator[tuple[Plot, Axe
     with matplotlib.rc_context(STYLE):
         plot = Plot(figsize=size, layout="constrained", facecolor="none")
         axes = plot.add_subplot(facecolor="none")
-        axes.grid(axis="y")
+        if grid:
+            axes.grid(axis=grid)
         yield plot, axes
 
 
@@ -166,69 +170,40 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, low - margin), min(101.0, high + margin)
 
 
-def sideways(axes: Axes) -> None:
-    """Grid lines for a figure whose values run along x."""
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x")
-
-
-# Accuracy against cost
-
-
 def against_cost(search: Families) -> list[Figure]:
     """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
-    finished = _finished_best(search)
-    if not finished:
-        return []
-    made = []
-    for cost, title, write in (("seconds", "Device seconds", seconds), ("flops", "FLOPs", count)):
-        points = [_cost_points(curves, cost) for curves in search.values()]
-        rows = [
-            [c.trial, c.family, percent(value), write(spent) if np.isfinite(spent) else MISSING]
-            for spent, value, c in sorted(chain(*points), key=lambda point: -point[1])
-        ]
-        data = Table(["trial", "family", "best val", title], rows, "Finished trials, best first")
-        name = f"cost-{cost}"
-        svg = _cost_svg(points, cost=cost, name=name, limits=share_limits(finished))
-        made.append(Figure(name=name, title=title, svg=svg, data=data))
-    return made
+    best = _finished_best(search)
+    units = (("seconds", "Device seconds", seconds), ("flops", "FLOPs", count))
+    limits = share_limits(best)
+    return [_against_cost(search, *unit, limits=limits) for unit in units] if best else []
 
 
-def _finished_best(search: Families) -> list[float]:
-    finished = [c for curves in search.values() for c in curves if c.status == "finished"]
-    return [c.best[0] for c in finished if c.best]
-
-
-def _cost_points(curves: Sequence[Curve], cost: str) -> list[tuple[float, float, Curve]]:
-    """``(cost, best accuracy, trial)`` of each finished trial; NaN is a cost that is missing."""
-    finished = [(c, c.best) for c in curves if c.status == "finished" and c.best]
-    return [(float(getattr(c, cost)[-1]), best[0], c) for c, best in finished]
-
-
-def _cost_svg(
-    families: Sequence[Sequence[tuple[float, float, Curve]]],
-    *,
+def _against_cost(
+    search: Families,
     cost: str,
-    name: str,
+    title: str,
+    write: Callable[[float], str],
+    *,
     limits: tuple[float, float],
-) -> str:
+) -> Figure:
     from matplotlib.ticker import EngFormatter
 
     what = "device seconds" if cost == "seconds" else "FLOPs"
-    everything: list[tuple[float, float]] = []
+    trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; best accuracy; trial
     with new_plot() as (plot, axes):
-        for index, curves in enumerate(families):
-            points = [(spent, value) for spent, value, _ in curves if np.isfinite(spent)]
-            everything += points
-            if points:
-                x, y = zip(*points, strict=True)
+        for index, curves in enumerate(search.values()):
+            finished = [(c, c.best[0]) for c in curves if c.status == "finished" and c.best]
+            points = [(float(getattr(c, cost)[-1]), value, c) for c, value in finished]
+            trials += points
+            if known := [(spent, 100 * value) for spent, value, _ in points if np.isfinite(spent)]:
                 axes.plot(
-                    x, 100 * np.array(y), marker(index), color=color(index), markersize=5.5,
-                    alpha=0.85, linestyle="none", rasterized=len(x) > VECTOR_MARKS,
+                    *np.transpose(known), marker(index), color=color(index), markersize=5.5,
+                    alpha=0.85, linestyle="none", rasterized=len(known) > VECTOR_MARKS,
                 )  # fmt: skip
+        everything = [(spent, value) for spent, value, _ in trials if np.isfinite(spent)]
         if everything:
-            x, y = zip(*pareto(everything), strict=True)
-            axes.step(x, 100 * np.array(y), where="post", color=MUTED, linewidth=1.2, zorder=1)
+            x, y = np.transpose(pareto(everything))
+            axes.step(x, 100 * y, where="post", color=MUTED, linewidth=1.2, zorder=1)
         positive = [spent for spent, _ in everything if spent > 0]
         if positive and max(positive) > 20 * min(positive):
             axes.set_xscale("log")
@@ -236,11 +211,22 @@ def _cost_svg(
             axes.set_xlim(left=0)
         if cost == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set_ylim(*limits)
-        axes.set_xlabel(f"{what} of one training")
-        axes.set_ylabel("best validation accuracy, %")
+        axes.set(
+            ylim=limits, xlabel=f"{what} of one training", ylabel="best validation accuracy, %"
+        )
         label = f"Best validation accuracy of {len(everything)} finished trials against {what}"
-        return to_svg(plot, name=name, label=label)
+        svg = to_svg(plot, name=f"cost-{cost}", label=label)
+    rows = [
+        [c.trial, c.family, percent(value), write(spent) if np.isfinite(spent) else MISSING]
+        for spent, value, c in sorted(trials, key=lambda trial: -trial[1])
+    ]
+    data = Table(["trial", "family", "best val", title], rows, "Finished trials, best first")
+    return Figure(name=f"cost-{cost}", title=title, svg=svg, data=data)
+
+
+def _finished_best(search: Families) -> list[float]:
+    finished = [c for curves in search.values() for c in curves if c.status == "finished"]
+    return [c.best[0] for c in finished if c.best]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -252,17 +238,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-# Learning curves
-
-
 def learning_curves(search: Families) -> list[Figure]:
     """A figure a family, all on the same axes; families without a reported epoch are left out."""
     reported = [c for curves in search.values() for c in curves if c.epoch.size]
-    if not reported:
-        return []
-    values = np.concatenate([c.val_top1 for c in reported])
-    limits = share_limits(values[np.isfinite(values)].tolist())
-    epochs = max(int(c.epoch[-1]) for c in reported)
+    values = [value for c in reported for value in c.val_top1.tolist() if np.isfinite(value)]
+    limits, epochs = share_limits(values), max((int(c.epoch[-1]) for c in reported), default=0)
     return [
         Figure(
             name=f"curve-{index}",
@@ -299,36 +279,33 @@ def _curves_svg(
     from matplotlib.ticker import MaxNLocator
 
     finished = [c for c in curves if c.status == "finished" and c.best]
-    best = max(finished, key=lambda c: c.best[0] if c.best else -np.inf, default=None)
+    best = max(finished, key=lambda c: c.best or (0.0, 0), default=None)
     styles: dict[str, dict[str, Any]] = {
         "pruned": {"color": MUTED, "linewidth": 0.9, "alpha": 0.7},
         "failed": {"color": BAD, "linewidth": 0.9, "alpha": 0.8},
         "running": {"color": color(index), "linewidth": 1.0, "linestyle": "dashed"},
         "finished": {"color": color(index), "linewidth": 1.1, "alpha": 0.65},
     }
-    by_status = {status: [c for c in curves if c.status == status] for status in styles}
     with new_plot() as (plot, axes):
         for rung in sorted({rung for curve in curves for rung in curve.rungs}):
             axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for status, style in styles.items():
-            lines = [(c.epoch, c.val_top1) for c in by_status[status] if c is not best]
-            _lines(axes, lines, **style)
+            others = [c for c in curves if c.status == status and c is not best]
+            _lines(axes, [(c.epoch, c.val_top1) for c in others], **style)
         after_rung = [
             (np.r_[c.epoch[-1:], c.audit.epoch], np.r_[c.val_top1[-1:], c.audit.val_top1])
             for c in curves
             if c.audit and c.audit.epoch.size
         ]
         _lines(axes, after_rung, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
-        _ends(axes, by_status["pruned"], "x", MUTED)
-        _ends(axes, by_status["failed"], "+", BAD)
+        _ends(axes, [c for c in curves if c.status == "pruned"], "x", MUTED)
+        _ends(axes, [c for c in curves if c.status == "failed"], "+", BAD)
         if best is not None:
             axes.plot(best.epoch, 100 * best.val_top1, color=color(index), linewidth=2.6)
             _ends(axes, [best], "o", color(index))
-        axes.set_xlim(0.5, epochs + 0.5)
-        axes.set_ylim(*limits)
+        axes.set(xlim=(0.5, epochs + 0.5), ylim=limits)
+        axes.set(xlabel="epoch", ylabel="validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("validation accuracy, %")
         states = [curve.status for curve in curves]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         label = f"Learning curves of {curves[0].family}: validation accuracy by epoch of {counts}"
@@ -337,25 +314,19 @@ def _curves_svg(
 
 def _lines(axes: Axes, lines: Sequence[tuple[Array, Array]], **style: Any) -> None:
     """All ``(epoch, accuracy)`` as one path: a NaN between two trials lifts the pen."""
-    pen_up = [np.nan]
-    known = [(x, y) for x, y in lines if x.size]
-    if known:
-        x = np.concatenate([part for x, _ in known for part in (x, pen_up)])
-        y = np.concatenate([part for _, y in known for part in (y, pen_up)])
-        axes.plot(x, 100 * y, rasterized=x.size > VECTOR_POINTS, **style)
+    parts = [np.c_[[x, 100 * y], [np.nan, np.nan]] for x, y in lines if x.size]
+    if parts:
+        path = np.concatenate(parts, axis=1)  # (2, P)
+        axes.plot(*path, rasterized=path.shape[1] > VECTOR_POINTS, **style)
 
 
 def _ends(axes: Axes, curves: Sequence[Curve], mark: str, ink: str) -> None:
     ends = [(c.epoch[-1], 100 * c.val_top1[-1]) for c in curves if c.epoch.size]
     if ends:
-        x, y = zip(*ends, strict=True)
         axes.plot(
-            x, y, mark, color=ink, markersize=5, linestyle="none", zorder=3,
+            *np.transpose(ends), mark, color=ink, markersize=5, linestyle="none", zorder=3,
             rasterized=len(ends) > VECTOR_MARKS,
         )  # fmt: skip
-
-
-# Over budget
 
 
 def best_so_far(search: Families) -> list[Figure]:
@@ -366,41 +337,38 @@ def best_so_far(search: Families) -> list[Figure]:
         ("gpu_seconds", "By device time", "device seconds spent", seconds),
         ("flops", "By FLOPs", "FLOPs spent", count),
     )
-    made = []
-    for unit, title, what, write in units:
-        steps = {f: changes(*spending(curves, unit)) for f, curves in search.items()}
-        rows = [
-            [family, write(float(at)), percent(float(value))]
-            for family, (spent, best) in steps.items()
-            for at, value in zip(spent, best, strict=True)
-        ]
-        data = Table(
-            ["family", what, "best finished"], rows, "Where the best improved, and the end"
-        )
-        svg = _spent_svg(list(steps.values()), unit=unit, what=what, limits=limits)
-        made.append(Figure(name=f"budget-{unit}", title=title, svg=svg, data=data))
-    return made
+    return [_best_so_far(search, *unit, limits=limits) for unit in units]
 
 
-def _spent_svg(
-    steps: Sequence[tuple[Array, Array]], *, unit: str, what: str, limits: tuple[float, float]
-) -> str:
+def _best_so_far(
+    search: Families,
+    unit: str,
+    title: str,
+    what: str,
+    write: Callable[[float], str],
+    *,
+    limits: tuple[float, float],
+) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    rows = []
     with new_plot() as (plot, axes):
-        for index, (spent, best) in enumerate(steps):
+        for index, (family, curves) in enumerate(search.items()):
+            spent, best = changes(*spending(curves, unit))
             axes.step(spent, 100 * best, where="post", color=color(index), linewidth=1.8)
             axes.plot(spent[-1:], 100 * best[-1:], marker(index), color=color(index),
                       markersize=5.5)  # fmt: skip
+            steps = zip(spent.tolist(), best.tolist(), strict=True)
+            rows += [[family, write(at), percent(value)] for at, value in steps]
         axes.set_xlim(left=0)
-        axes.set_ylim(*limits)
+        axes.set(ylim=limits, xlabel=what, ylabel="best finished, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
         if unit == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set_xlabel(what)
-        axes.set_ylabel("best finished, %")
         label = f"Best validation accuracy of a finished trial against {what}"
-        return to_svg(plot, name=f"budget-{unit}", label=label)
+        svg = to_svg(plot, name=f"budget-{unit}", label=label)
+    head, caption = ["family", what, "best finished"], "Where the best improved, and the end"
+    return Figure(name=f"budget-{unit}", title=title, svg=svg, data=Table(head, rows, caption))
 
 
 def changes(spent: Array, best: Array) -> tuple[Array, Array]:
@@ -414,95 +382,79 @@ def changes(spent: Array, best: Array) -> tuple[Array, Array]:
     return spent[keep], best[keep]
 
 
-def expected_best(places: Mapping[str, int], curves: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
     """Each family's expected best with its band; cut off where the bands are widest."""
-    means = [value for entry in curves for value in entry["expected_best"]]
-    ends = [entry[edge][-1] for entry in curves for edge in ("low", "high")]
-    limits = share_limits([*means, *ends])
+    ends = [float(edge[-1]) for curve in curves for edge in (curve.low, curve.high)]
+    limits = share_limits([*ends, *[v for c in curves for v in c.expected_best.tolist()]])
     return [
         Figure(
-            name=f"expected-{places[entry['family']]}",
-            title=entry["family"],
-            family=places[entry["family"]],
-            svg=_banded_svg(entry, index=places[entry["family"]], limits=limits),
-            data=_expected_table([entry], "trials"),
+            name=f"expected-{places[curve.family]}",
+            title=curve.family,
+            family=places[curve.family],
+            svg=_banded_svg(curve, index=places[curve.family], limits=limits),
+            data=_expected_table([curve], "trials"),
         )
-        for entry in curves
+        for curve in curves
     ]
 
 
-def expected_together(
-    places: Mapping[str, int], curves: Sequence[Mapping[str, Any]]
-) -> list[Figure]:
-    """The expected best of several families in one figure, by trials and by device time."""
-    if len(curves) < 2:
-        return []
-    return [
-        Figure(
-            name=f"expected-{unit}",
-            title=title,
-            svg=_together_svg(places, curves, unit),
-            data=_expected_table(curves, unit),
-        )
-        for unit, title in (("trials", "All by trials"), ("seconds", "All by device time"))
-    ]
-
-
-def _expected_table(curves: Sequence[Mapping[str, Any]], unit: str) -> Table:
+def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
     write: Callable[[float], str] = "{:.0f}".format if unit == "trials" else seconds
     rows = [
-        [entry["family"], write(x), percent(mean), percent(low), percent(high)]
-        for entry in curves
-        for x, mean, low, high in zip(
-            entry[unit] or (), entry["expected_best"], entry["low"], entry["high"], strict=False
+        [curve.family, write(float(at)), *[percent(float(share)) for share in shares]]
+        for curve in curves
+        if getattr(curve, unit) is not None
+        for at, *shares in np.transpose(
+            [getattr(curve, unit), curve.expected_best, curve.low, curve.high]
         )
     ]
     head = ["family", "trials" if unit == "trials" else "device time", "expected", "low", "high"]
     return Table(head, rows, "Expected best and its 95 % simultaneous band")
 
 
-def _banded_svg(entry: Mapping[str, Any], *, index: int, limits: tuple[float, float]) -> str:
+def _banded_svg(curve: BudgetCurve, *, index: int, limits: tuple[float, float]) -> str:
     """One family's expected best and its band against trials, device seconds on top."""
     from matplotlib.ticker import MaxNLocator
 
-    ink, x = color(index), entry["trials"]
-    mean, low, high = (100 * np.array(entry[key]) for key in ("expected_best", "low", "high"))
+    ink, x, low, high = color(index), curve.trials, 100 * curve.low, 100 * curve.high
     with new_plot() as (plot, axes):
-        if entry["valid"]:
+        if curve.valid:
             axes.fill_between(x, low, high, color=ink, alpha=0.16, linewidth=0)
         for edge in (low, high):
             axes.plot(x, edge, color=ink, linewidth=0.8, alpha=0.7)
-        style = "solid" if entry["valid"] else "dashed"
-        axes.plot(x, mean, color=ink, linewidth=2.2, linestyle=style)
-        axes.set_xlim(0, 1.04 * x[-1])
-        axes.set_ylim(*limits)
+        style = "solid" if curve.valid else "dashed"
+        axes.plot(x, 100 * curve.expected_best, color=ink, linewidth=2.2, linestyle=style)
+        axes.set(xlim=(0, 1.04 * x[-1]), ylim=limits, xlabel="trials", ylabel="expected best, %")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_xlabel("trials")
-        axes.set_ylabel("expected best, %")
-        if entry["seconds"]:
-            price = entry["seconds"][-1] / x[-1]
+        if curve.seconds is not None:
+            price = curve.seconds[-1] / x[-1]
             top = axes.secondary_xaxis("top", functions=(lambda k: k * price, lambda s: s / price))
             top.xaxis.set_major_locator(MaxNLocator(4))
             top.set_xlabel("device seconds")
-        label = f"Expected best of {entry['family']} against trials, with its 95 % band"
+        label = f"Expected best of {curve.family} against trials, with its 95 % band"
         return to_svg(plot, name=f"expected-{index}", label=label)
 
 
-def _together_svg(places: Mapping[str, int], curves: Sequence[Mapping[str, Any]], unit: str) -> str:
-    """The families' lines alone, to be compared; their bands stand in the figures before."""
-    what = "trials" if unit == "trials" else "device seconds"
-    with new_plot() as (plot, axes):
-        for entry in curves:
-            if entry[unit]:
-                index = places[entry["family"]]
-                mean = 100 * np.array(entry["expected_best"])
-                style = "solid" if entry["valid"] else "dashed"
-                axes.plot(entry[unit], mean, color=color(index), linewidth=2.0, linestyle=style)
-                axes.plot(entry[unit][-1:], mean[-1:], marker(index), color=color(index),
-                          markersize=5.5)  # fmt: skip
-        axes.set_xlim(left=0)
-        axes.set_ylim(*share_limits([v for entry in curves for v in entry["expected_best"]]))
-        axes.set_xlabel(what)
-        axes.set_ylabel("expected best, %")
-        label = f"Expected best validation accuracy of every family against {what}"
-        return to_svg(plot, name=f"expected-{unit}", label=label)
+def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
+    """The lines of several families alone, to be compared, by trials and by device time."""
+    units = (
+        ("trials", "All by trials", "trials"),
+        ("seconds", "All by device time", "device seconds"),
+    )
+    made = []
+    for unit, title, what in units if len(curves) > 1 else ():
+        with new_plot() as (plot, axes):
+            for curve in curves:
+                index, x, y = places[curve.family], getattr(curve, unit), 100 * curve.expected_best
+                if x is not None:
+                    style = "solid" if curve.valid else "dashed"
+                    axes.plot(x, y, color=color(index), linewidth=2.0, linestyle=style)
+                    axes.plot(x[-1:], y[-1:], marker(index), color=color(index), markersize=5.5)
+            axes.set_xlim(left=0)
+            axes.set_ylim(*share_limits([v for c in curves for v in c.expected_best.tolist()]))
+            axes.set(xlabel=what, ylabel="expected best, %")
+            label = f"Expected best validation accuracy of every family against {what}"
+            svg = to_svg(plot, name=f"expected-{unit}", label=label)
+        data = _expected_table(curves, unit)
+        made.append(Figure(name=f"expected-{unit}", title=title, svg=svg, data=data))
+    return made

@@ -18,17 +18,17 @@ from markupsafe import Markup
 
 from orchestrator import wording
 from orchestrator.compare.answer import describe_verdict
-from orchestrator.compare.curves import collect
-from orchestrator.compare.forecast import line as forecast_line
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.finals import PooledProbes
 from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, reproduce
 from orchestrator.compare.report.claim_figures import claim_figures, on_axis
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.report.probe_figures import number, probe_figures
 from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
-from orchestrator.compare.runs import RunData
-from orchestrator.compare.statistics import POWER
-from orchestrator.compare.table import budget_lines, edge_text, unfinished_text
+from orchestrator.compare.runs import RunData, Values, collect, search_trials
+from orchestrator.compare.statistics import POWER, MeanInterval
+from orchestrator.compare.table import budget_lines, checkpoints_text, edge_text, unfinished_text
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -42,21 +42,19 @@ SECTIONS = {
 }  # fmt: skip
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 FILTERS = (
-    wording.axis_name, wording.count, wording.day, wording.interval, wording.p_text,
+    wording.axis_name, wording.count, wording.day, wording.p_text,
     wording.percent, wording.points, wording.recipe_text, wording.seconds, wording.signed,
     wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
     on_axis, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
 
 
-def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
+def report_html(runs: Sequence[RunData], comparison: Comparison) -> str:
     """One self-contained offline page of a comparison of ``runs``."""
     return _page(runs, comparison, figures_of(runs, comparison))
 
 
-def write_report(
-    runs: Sequence[RunData], comparison: Mapping[str, Any], folder: Path
-) -> list[Path]:
+def write_report(runs: Sequence[RunData], comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``report.html`` and each of its figures as ``plots/*.svg`` into ``folder``.
 
     Returns the files, the page last: whoever sees it finds the figures beside it.
@@ -73,27 +71,27 @@ def write_report(
     return list(files)
 
 
-def figures_of(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> dict[str, list[Figure]]:
+def figures_of(runs: Sequence[RunData], comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
     families = collect(runs)
-    search = {f: [c for c in of if c.stage == "search"] for f, of in families.items()}
+    search = {family: search_trials(curves) for family, curves in families.items()}
     made = {name: claim_figures(claim, run.verdict, name) for name, claim, run in _claims(runs)}
     made["cost"] = figures.against_cost(search)
     made["curves"] = figures.learning_curves(search)
-    if comparison["claims"]:
+    if comparison.claims:
         return made
     places = {family: index for index, family in enumerate(families)}
-    if curves := comparison["curves_over_budget"]:
-        made["expected"] = figures.expected_best(places, curves)
-        made["together"] = figures.expected_together(places, curves)
+    if curves := comparison.curves_over_budget:
+        made["expected"] = figures.expected_best(curves, places)
+        made["together"] = figures.expected_together(curves, places)
         made["spent"] = figures.best_so_far(search)
-    if comparison["importance"]:
+    if comparison.importance:
         made["importance"], made["lines"] = recipe_figures(families, comparison)
     made["probes"] = probe_figures(_pooled(comparison), places)
     return made
 
 
-def _claims(runs: Sequence[RunData]) -> list[tuple[str, Mapping[str, Any], RunData]]:
+def _claims(runs: Sequence[RunData]) -> list[tuple[str, Values, RunData]]:
     """``(section id, declared claim, run)`` of each run that declared one."""
     return [
         ("claim" if len(runs) == 1 else f"claim-{place}", claim, run)
@@ -102,36 +100,38 @@ def _claims(runs: Sequence[RunData]) -> list[tuple[str, Mapping[str, Any], RunDa
     ]
 
 
-def _pooled(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _pooled(comparison: Comparison) -> dict[str, PooledProbes]:
     """The pooled probes of each family whose finals were probed."""
-    finals = {e["family"]: e["final"]["probes"] for e in comparison["families"] if e["final"]}
+    finals = {e.family: e.final.probes for e in comparison.families if e.final}
     return {family: probes for family, probes in finals.items() if probes}
 
 
 def _page(
-    runs: Sequence[RunData], comparison: Mapping[str, Any], made: Mapping[str, Sequence[Figure]]
+    runs: Sequence[RunData], comparison: Comparison, made: Mapping[str, Sequence[Figure]]
 ) -> str:
-    entries = comparison["families"]
-    by_test = [entry for entry in entries if entry["final"]]
+    entries = comparison.families
+    finals = [(entry.final.test_top1.mean, entry) for entry in entries if entry.final]
     sections = dict(SECTIONS)
-    hidden = OF_A_SEARCH if comparison["claims"] else ()
-    for name in (*hidden, *([] if comparison["forecast"] else ["forecast"])):
+    hidden = OF_A_SEARCH if comparison.claims else ()
+    for name in (*hidden, *([] if comparison.forecast else ["forecast"])):
         del sections[name]
     return (
         _environment()
         .get_template("page.html")
         .render(
-            comparison,
+            vars(comparison),
+            answer=comparison.answer,
+            dataset_name=comparison.dataset_name,
             sections=sections,
             loaded=runs,
             claims=_claims(runs),
             figures=made,
-            ranked=sorted(entries, key=lambda entry: -(entry["best_val_top1"] or -1)),
-            finals=sorted(by_test, key=lambda entry: -entry["final"]["test_top1"]["mean"]),
+            ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
+            finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
             pooled=_pooled(comparison),
-            labels=[entry["family"] for entry in entries],
+            labels=[entry.family for entry in entries],
             embedded=reproduce.embedded(runs),
-            checkpoints=forecast_line(None, comparison["runs"]),
+            checkpoints=checkpoints_text(comparison.runs),
         )
     )
 
@@ -149,12 +149,16 @@ def _environment() -> Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters |= {function.__name__: function for function in FILTERS}
-    environment.filters["column_classes"] = _column_classes
+    environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
         "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES,
     }  # fmt: skip
     return environment
+
+
+def _mean_interval(mean: MeanInterval) -> str:
+    return wording.interval(**vars(mean))
 
 
 def _unbroken(value: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.compare.curves import Array
-from orchestrator.compare.importance import Trials, at_equal_budget
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.importance import AxisImportance, Importance, Trials, at_equal_budget
 from orchestrator.compare.report.figures import (
     INK,
     MUTED,
@@ -17,9 +17,9 @@ from orchestrator.compare.report.figures import (
     Table,
     color,
     new_plot,
-    sideways,
     to_svg,
-)
+)  # fmt: skip
+from orchestrator.compare.runs import Array
 from orchestrator.wording import axis_name, percent, recipe_text, value_text
 
 if TYPE_CHECKING:
@@ -29,39 +29,37 @@ LEVELS = 6  # choices that are written beside an axis
 LINES = 300  # beyond it, the best third of so many is drawn and the rest at random
 
 
-def recipe_figures(
-    families: Families, comparison: Mapping[str, Any]
-) -> tuple[list[Figure], list[Figure]]:
+def recipe_figures(families: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
     """For each family with known importance its bars, and its trials across the axes."""
-    important = {entry["family"]: entry for entry in comparison["importance"]}
-    limits = _bar_limits(list(important.values()))
+    important = {entry.family: entry for entry in comparison.importance}
+    limits = _bar_limits(comparison.importance)
     bars, lines = [], []
     for index, (family, curves) in enumerate(families.items()):
-        trials = at_equal_budget(curves, comparison["spaces"].get(family, {}))
+        trials = at_equal_budget(curves, comparison.spaces.get(family, {}))
         entry = important.get(family)
         if entry is None or trials is None:
             continue
         title = f"{family}, after epoch {trials.epoch}"
-        svg = _bars_svg(entry["axes"], index=index, limits=limits)
+        svg = _bars_svg(entry.axes, index=index, limits=limits)
         bars.append(
             Figure(
                 name=f"axes-{index}", title=title, family=index, svg=svg, data=_bars_table(entry)
             )
         )
-        order = [axis["axis"] for axis in entry["axes"]]
+        order = [axis.axis for axis in entry.axes]
         svg = _lines_svg(trials, order, index=index)
         data = _trials_table(trials, order)
         lines.append(Figure(name=f"lines-{index}", title=title, family=index, svg=svg, data=data))
     return bars, lines
 
 
-def _bars_table(entry: Mapping[str, Any]) -> Table:
+def _bars_table(entry: Importance) -> Table:
     rows = [
-        [axis_name(axis["axis"]), *[percent(axis[key]) for key in ("share", "low", "high")]]
-        for axis in entry["axes"]
+        [axis_name(axis.axis), percent(axis.share), percent(axis.low), percent(axis.high)]
+        for axis in entry.axes
     ]
     caption = (
-        f"{entry['n']} trials; the forest explains {percent(entry['explained'])} of the variance "
+        f"{entry.n} trials; the forest explains {percent(entry.explained)} of the variance "
         "of held-out ones"
     )
     return Table(["axis", "share of variance", "lowest", "highest"], rows, caption)
@@ -77,29 +75,25 @@ def _trials_table(trials: Trials, order: Sequence[str]) -> Table:
     return Table(["trial", "accuracy", "recipe"], rows, caption)
 
 
-def _bars_svg(
-    entries: Sequence[Mapping[str, Any]], *, index: int, limits: tuple[float, float]
-) -> str:
+def _bars_svg(entries: Sequence[AxisImportance], *, index: int, limits: tuple[float, float]) -> str:
     """Importance of each axis, the most important on top, with its range over seeds."""
     upwards = entries[::-1]
-    with new_plot(size=(4.1, 1.1 + 0.3 * len(entries))) as (plot, axes):
-        sideways(axes)
-        share = 100 * np.array([entry["share"] for entry in upwards])
-        ends = 100 * np.array([[entry["low"], entry["high"]] for entry in upwards])
+    with new_plot(size=(4.1, 1.1 + 0.3 * len(entries)), grid="x") as (plot, axes):
+        share = 100 * np.array([entry.share for entry in upwards])
+        ends = 100 * np.array([[entry.low, entry.high] for entry in upwards])
         rows = np.arange(len(entries))
         axes.barh(rows, np.maximum(share, 0), color=color(index), alpha=0.55, height=0.6)
         axes.hlines(rows, ends[:, 0], ends[:, 1], color=INK, linewidth=1.2)
         axes.axvline(0, color=MUTED, linewidth=0.9)
-        axes.set_xlim(*limits)
-        axes.set_yticks(rows, [axis_name(entry["axis"]) for entry in upwards])
-        axes.set_xlabel("share of the variance, %")
-        label = ", ".join(f"{axis_name(e['axis'])} {100 * e['share']:.0f} %" for e in entries)
+        axes.set(xlim=limits, xlabel="share of the variance, %")
+        axes.set_yticks(rows, [axis_name(entry.axis) for entry in upwards])
+        label = ", ".join(f"{axis_name(e.axis)} {100 * e.share:.0f} %" for e in entries)
         return to_svg(plot, name=f"axes-{index}", label=f"Importance of recipe axes: {label}")
 
 
-def _bar_limits(important: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def _bar_limits(important: Sequence[Importance]) -> tuple[float, float]:
     """Limits in percent that hold every bar and range."""
-    ends = [100 * axis[end] for e in important for axis in e["axes"] for end in ("low", "high")]
+    ends = [100 * end for e in important for axis in e.axes for end in (axis.low, axis.high)]
     return max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
 
 
@@ -109,8 +103,7 @@ def _lines_svg(trials: Trials, order: Sequence[str], *, index: int) -> str:
     lines = np.column_stack(heights)  # (N, axes + 1)
     ranked = _shown(trials.values)
     rank = np.linspace(0, 1, len(ranked))
-    with new_plot(size=(4.1, 3.3)) as (plot, axes):
-        axes.grid(visible=False)
+    with new_plot(size=(4.1, 3.3), grid=None) as (plot, axes):
         axes.spines[["left", "bottom"]].set_visible(False)
         for part in np.array_split(np.arange(len(ranked)), min(8, len(ranked))):
             _strokes(axes, lines[ranked[part]], float(rank[part].mean()), index)
@@ -122,9 +115,7 @@ def _lines_svg(trials: Trials, order: Sequence[str], *, index: int) -> str:
         worst, best = 100 * trials.values.min(), 100 * trials.values.max()
         _note(axes, places[-1], 0, f"{worst:.0f} %")
         _note(axes, places[-1], 1, f"{best:.0f} %")
-        axes.set_xlim(-0.35, places[-1] + 0.35)
-        axes.set_ylim(-0.14, 1.12)
-        axes.set_yticks([])
+        axes.set(xlim=(-0.35, places[-1] + 0.35), ylim=(-0.14, 1.12), yticks=[])
         names = [*map(axis_name, order), "accuracy"]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)

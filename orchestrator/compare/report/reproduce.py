@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.curves import sweeps
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.comparison import RunSummary
+from orchestrator.compare.runs import RunData, Values, sweeps
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
 
 
-def embedded(runs: Sequence[RunData]) -> dict[str, Any]:
+def embedded(runs: Sequence[RunData]) -> Values:
     """Name, spec, spec hash and command of each run, which the page carries as JSON."""
     entries = [
         {
@@ -48,7 +48,7 @@ class _Embedded(HTMLParser):
             self.text = (self.text or "") + data
 
 
-def read_report(path: Path, *, run: str | None = None) -> dict[str, Any]:
+def read_report(path: Path, *, run: str | None = None) -> Values:
     """``{"name", "spec", "spec_hash", "command"}`` of the run that a report was made of.
 
     ``run`` names it where the report compares several. Raises ``UserError`` for a file that is no
@@ -79,14 +79,14 @@ def read_report(path: Path, *, run: str | None = None) -> dict[str, Any]:
     return dict(entries[run])
 
 
-def record(entry: Mapping[str, Any]) -> list[list[str]]:
+def record(run: RunSummary) -> list[list[str]]:
     """Facts of a run, each with its value."""
     return [
-        ["spec hash", entry["spec_hash"] or MISSING],
-        ["code version", entry["code_version"] or MISSING],
-        ["created (UTC)", day(entry["created_at"]) if entry["created_at"] else MISSING],
-        ["status", entry["status"]],
-        *[[name, str(value)] for name, value in _flat(entry["environment"] or {})],
+        ["spec hash", run.spec_hash or MISSING],
+        ["code version", run.code_version or MISSING],
+        ["created (UTC)", day(run.created_at) if run.created_at else MISSING],
+        ["status", run.status],
+        *[[name, str(value)] for name, value in _flat(run.environment or {})],
     ]
 
 
@@ -95,7 +95,7 @@ def spec_text(run: RunData) -> str:
     return json.dumps(run.header.get("spec", {}), indent=1)
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(values: Values) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value)
@@ -134,14 +134,14 @@ def command(run: RunData) -> str:
     return shlex.join(words)
 
 
-def _workers(resources: Mapping[str, Any]) -> str | None:
+def _workers(resources: Values) -> str | None:
     most, least = resources.get("num_workers"), resources.get("min_workers")
     if least is not None and least != most:
         return f"{least}..{most}"
     return None if most in (None, 1) else str(most)
 
 
-def _claim_command(name: str, claim: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+def _claim_command(name: str, claim: Values, first: Values) -> str:
     words = ["orchestrator", "claims", "run", claim["name"], "--name", name]
     words += ["--dataset", str(first["data"]["source"]), "--scale", str(first["backbone"]["scale"])]
     words += ["--weights", str(first["backbone"]["weights"]), "--preset", str(claim["preset"])]

@@ -17,10 +17,10 @@ from orchestrator.claims.design import KNOWN, Facts, run_spec
 from orchestrator.claims.experiments import CLAIMS, PRESETS, small_patches_help
 from orchestrator.claims.price import price, price_lines
 from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
-from orchestrator.cli import run
 from orchestrator.cli.main import main
+from orchestrator.engine.runner import write_results
 from orchestrator.launch.forecast import COLD_START_S, estimated
-from orchestrator.launch.validation import describe_all
+from orchestrator.launch.validation import geometry_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec.run import RunSpec, diff
@@ -258,7 +258,7 @@ class Page(HTMLParser):
 
 def test_the_verdict_is_on_record_once_and_leads_the_report(tmp_path: Path) -> None:
     folder = written(tmp_path / "run", PATCHES, max_epochs=2)
-    told = run.report(folder)
+    told = write_results(folder)
     assert "verdict    supported" in told
     records = list(read(folder / FILE_NAME))
     assert records[-1]["event"] == "verdict"
@@ -322,7 +322,7 @@ def test_a_plan_prices_each_arm_by_its_own_backbone_and_length() -> None:
     def cost_of(one: RunSpec) -> tuple[dict[str, int], Any]:
         asked.append(one)
         (sweep,) = one.sweeps
-        return counts, estimated(sweep, counts, describe_all(sweep, height=32, width=32))
+        return counts, estimated(sweep, counts, geometry_of(sweep, height=32, width=32))
 
     spec = spec_of(PATCHES)
     made = price(spec, cost_of, total={"CPU": 2.0, "GPU": 0.0})

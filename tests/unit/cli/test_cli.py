@@ -17,13 +17,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.cli.run import default_name, spec_of
+from orchestrator.launch.prepare import RunOptions, default_name, spec_of
 from orchestrator.ledger.events import Ledger
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.errors import UserError
 
 Run = Callable[..., tuple[int, str, list[str]]]
-OPTIONS = {"set": (), "storage": "runs"}
 QUICK = ("--dry-run", "--no-measure")
 
 
@@ -59,7 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def recorded(storage: Path, name: str = "r", trials: int = 2) -> Path:
     """A run folder with a true ledger: one trial finished, one pruned, the others queued."""
-    spec = spec_of(["vit"], {**OPTIONS, "name": name, "trials": trials, "storage": str(storage)})
+    spec = spec_of(["vit"], RunOptions(name=name, trials=trials, storage=str(storage)))
     ledger = Ledger(storage / name / "ledger.jsonl")
     header = {"schema": 1, "run": name, "spec": spec.as_dict(), "spec_hash": spec.hash()}
     ledger.append("created", detail=header)
@@ -200,13 +199,9 @@ def test_dry_run_warns_of_few_tokens_of_any_searched_patch(run: Run) -> None:
 
 
 def test_options_are_short_for_set_and_set_wins() -> None:
-    given = {
-        **OPTIONS,
-        "dataset": "cifar10",
-        "max_epochs": 3,
-        "workers": 2,
-        "set": ("scheduler.max_epochs=5",),
-    }
+    given = RunOptions(
+        dataset="cifar10", max_epochs=3, workers="2", set=("scheduler.max_epochs=5",)
+    )
     (sweep,) = spec_of(["vit"], given).sweeps
     assert (sweep.data.source, sweep.scheduler.max_epochs) == ("cifar10", 5)
     assert (sweep.resources.min_workers, sweep.resources.num_workers) == (None, 2)
@@ -214,17 +209,17 @@ def test_options_are_short_for_set_and_set_wins() -> None:
 
 
 def test_a_range_of_workers_is_the_least_and_the_most() -> None:
-    made = spec_of(["vit"], {**OPTIONS, "workers": "2..4"})
+    made = spec_of(["vit"], RunOptions(workers="2..4"))
     (sweep,) = made.sweeps
     assert (sweep.resources.min_workers, sweep.resources.num_workers) == (2, 4)
     assert made.mistakes() == []
     # how a run is carried out: a resumed one may have fewer at least
-    assert made.hash() == spec_of(["vit"], {**OPTIONS, "workers": 4}).hash()
-    assert made.hash() != spec_of(["vit"], {**OPTIONS, "workers": "2..5"}).hash()
-    (line,) = spec_of(["vit"], {**OPTIONS, "workers": "4..2"}).mistakes()
+    assert made.hash() == spec_of(["vit"], RunOptions(workers="4")).hash()
+    assert made.hash() != spec_of(["vit"], RunOptions(workers="2..5")).hash()
+    (line,) = spec_of(["vit"], RunOptions(workers="4..2")).mistakes()
     assert "--workers 2..4" in line
     with pytest.raises(UserError, match="whole number"):
-        spec_of(["vit"], {**OPTIONS, "workers": "2.."})
+        spec_of(["vit"], RunOptions(workers="2.."))
 
 
 def test_the_default_name_is_target_and_dataset() -> None:
@@ -238,14 +233,14 @@ def test_the_default_name_is_target_and_dataset() -> None:
 
 def test_the_environment_names_the_tracking_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one")
-    assert spec_of(["vit"], OPTIONS).tracking_uri == "http://one"
-    assert spec_of(["vit"], {**OPTIONS, "tracking_uri": "http://two"}).tracking_uri == "http://two"
+    assert spec_of(["vit"], RunOptions()).tracking_uri == "http://one"
+    assert spec_of(["vit"], RunOptions(tracking_uri="http://two")).tracking_uri == "http://two"
 
 
 def test_families_that_differ_beyond_their_recipes_are_no_tournament() -> None:
     with pytest.raises(UserError, match=r"equal data\.fraction; got vit 0\.5, resnet 1\.0"):
-        spec_of(["vit", "resnet"], {**OPTIONS, "set": ("vit.data.fraction=0.5",)})
-    spec = spec_of(["vit", "resnet"], {**OPTIONS, "set": ("vit.backbone.patch=8",)})
+        spec_of(["vit", "resnet"], RunOptions(set=("vit.data.fraction=0.5",)))
+    spec = spec_of(["vit", "resnet"], RunOptions(set=("vit.backbone.patch=8",)))
     assert [sweep.backbone.patch for sweep in spec.sweeps] == [8, None]
 
 
@@ -359,7 +354,7 @@ def test_reproduce_prints_the_command_of_a_report(run: Run, tmp_path: Path) -> N
     code, out, err = run("reproduce", "r.html")
     assert code == 0
     assert "vit" in out
-    assert spec_of(["vit"], {**OPTIONS, "name": "r", "trials": 2}).hash() in err[-1]
+    assert spec_of(["vit"], RunOptions(name="r", trials=2)).hash() in err[-1]
     code, _, err = run("reproduce", "missing.html")
     assert code == 2
     assert "Fix:" in err[0]

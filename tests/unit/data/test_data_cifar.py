@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from trainables.config import DataSpec
-from trainables.data import check_source, cifar, prepare
+from trainables.data import cifar
+from trainables.data.build import prepare
 from trainables.data.cifar import FORMS, load_arrays
+from trainables.data.sources import KNOWN_DATASETS, check_source
 from trainables.errors import UserError
 
 PER_FILE = 20
@@ -258,4 +260,5 @@ def test_a_mirror_must_be_http(tmp_path, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_CIFAR_URL", "file:///etc")
     assert "ORCHESTRATOR_CIFAR_URL" in mistake_of(DataSpec(source="cifar10", folder=str(tmp_path)))
     monkeypatch.delenv("ORCHESTRATOR_CIFAR_URL")
-    assert cifar.base_url() == "https://www.cs.toronto.edu/~kriz"
+    official = KNOWN_DATASETS["cifar10"].url
+    assert cifar.base_url(official) == official == "https://www.cs.toronto.edu/~kriz"

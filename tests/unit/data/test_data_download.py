@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from trainables.config import DataSpec
-from trainables.data import download, prepare
-from trainables.data.download import fetch
+from trainables.data.build import prepare
+from trainables.data.cifar import download
 from trainables.errors import UserError
 
 BODY = np.random.default_rng(0).bytes(1_000_000)
 MD5 = hashlib.md5(BODY).hexdigest()
-OTHER_WAY = "give it as --set data.archive=PATH"
+FIX = "give it as --set data.archive=PATH"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,27 +65,27 @@ def server():
         thread.join()
 
 
-def get(server, target, md5=MD5, say=lambda line: None):
-    return fetch(f"{server.url}/file.tar.gz", target, md5=md5, other_way=OTHER_WAY, say=say)
+def get(server, target, md5=MD5, **options):
+    return download(f"{server.url}/file.tar.gz", target, md5=md5, fix=FIX, **options)
 
 
-def test_a_file_is_fetched_once_with_progress(server, tmp_path):
-    lines = []
+def test_a_file_is_fetched_once_with_progress(server, tmp_path, caplog):
+    caplog.set_level("INFO", logger="trainables")
     target = tmp_path / "downloads" / "file.tar.gz"
-    assert get(server, target, say=lines.append) == target
+    assert get(server, target) == target
     assert target.read_bytes() == BODY
-    assert re.search(r"file.tar.gz: 1.0 of 1.0 MB", lines[-1])
+    assert re.search(r"file.tar.gz: 1.0 of 1.0 MB", caplog.messages[-1])
     get(server, target)
     assert server.starts == [None]
 
 
-def test_cut_connections_are_resumed_where_they_broke(server, tmp_path):
+def test_cut_connections_are_resumed_where_they_broke(server, tmp_path, caplog):
+    caplog.set_level("INFO", logger="trainables")
     server.cuts = [300_000, 200_000, 100_000, 100_000]
-    lines = []
-    target = get(server, tmp_path / "file.tar.gz", say=lines.append)
+    target = get(server, tmp_path / "file.tar.gz")
     assert target.read_bytes() == BODY
     assert server.starts == [None, 300_000, 500_000, 600_000, 700_000]
-    assert any("cut" in line for line in lines)
+    assert any("cut" in line for line in caplog.messages)
 
 
 def test_a_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
@@ -110,7 +110,7 @@ def refused(server, tmp_path, **options):
         get(server, tmp_path / "file.tar.gz", **options)
     (mistake,) = caught.value.mistakes
     assert "\n" not in mistake
-    assert mistake.endswith(f"Fix: {OTHER_WAY}")
+    assert mistake.endswith(f"Fix: {FIX}")
     assert not (tmp_path / "file.tar.gz").exists()
     return mistake
 
@@ -146,11 +146,10 @@ def test_no_server_at_all(server, tmp_path):
         assert "refused" in refused(server, tmp_path)
 
 
-def test_a_server_that_never_answers(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "CONNECT_TIMEOUT_S", 0.3)
+def test_a_server_that_never_answers(server, tmp_path):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
         server.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert "no answer within 0.3 s" in refused(server, tmp_path)
+        assert "no answer within 0.3 s" in refused(server, tmp_path, connect_timeout_s=0.3)
 
 
 def test_cifar_comes_from_the_mirror_and_must_be_official(server, tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from trainables.config import DataSpec
-from trainables.data import check_source, prepare
-from trainables.data.reading import decode
+from trainables.data.build import prepare
+from trainables.data.decode import decode
+from trainables.data.sources import check_source
 from trainables.errors import UserError
 
 GREEN, RED = (0, 200, 0), (200, 0, 0)
@@ -29,8 +30,8 @@ def classes(root, names=("cat", "dog"), count=10, **options):
             picture(root / name / f"{index}.png", **options)
 
 
-def store_of(root, tmp_path, say=lambda line: None, **spec):
-    return prepare(DataSpec(source=str(root), folder=str(tmp_path / "stores"), **spec), say=say)
+def store_of(root, tmp_path, **spec):
+    return prepare(DataSpec(source=str(root), folder=str(tmp_path / "stores"), **spec))
 
 
 def mistake_of(root, tmp_path, **spec):
@@ -130,14 +131,14 @@ def test_given_splits_are_kept(tmp_path, val):
         assert (store.split(name).images == value).all()
 
 
-def test_a_missing_test_split_is_carved_from_train(tmp_path):
+def test_a_missing_test_split_is_carved_from_train(tmp_path, caplog):
     classes(tmp_path / "x" / "train")
     classes(tmp_path / "x" / "val", count=3)
     (tmp_path / "x" / "test").mkdir()
-    lines = []
-    store = store_of(tmp_path / "x", tmp_path, say=lines.append)
+    caplog.set_level("INFO", logger="trainables")
+    store = store_of(tmp_path / "x", tmp_path)
     assert store.info.counts == {"train": 18, "val": 6, "test": 2}
-    assert any("test is no split" in line for line in lines)
+    assert any("test is not used" in line for line in caplog.messages)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -145,18 +146,18 @@ def test_a_class_may_be_called_train(tmp_path):
     assert store_of(tmp_path / "vehicles", tmp_path).info.class_names == ("bus", "train")
 
 
-def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path):
+def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path, caplog):
     root = tmp_path / "x"
     classes(root)
     for name in ("notes.txt", "cat/Thumbs.db", "cat/.hidden.png"):
         (root / name).write_text("no picture")
     (root / ".git").mkdir()
     (root / "empty").mkdir()
-    lines = []
-    store = store_of(root, tmp_path, say=lines.append)
+    caplog.set_level("INFO", logger="trainables")
+    store = store_of(root, tmp_path)
     assert sum(store.info.counts.values()) == 20
-    assert any(line.startswith("2 files are no pictures") for line in lines)
-    assert any("empty" in line for line in lines)
+    assert any(line.startswith("2 files ignored") for line in caplog.messages)
+    assert any("are no class: empty" in line for line in caplog.messages)
 
 
 def test_links_are_followed_and_circles_end(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from trainables.config import DataSpec
-from trainables.data import check_source, prepare
+from trainables.data.build import prepare
 from trainables.data.parquet import split_of
+from trainables.data.sources import check_source
 from trainables.errors import UserError
 
 
@@ -45,8 +46,8 @@ def write(path, made, **options):
     return path
 
 
-def store_of(path, tmp_path, say=lambda line: None, **spec):
-    return prepare(DataSpec(source=str(path), folder=str(tmp_path / "stores"), **spec), say=say)
+def store_of(path, tmp_path, **spec):
+    return prepare(DataSpec(source=str(path), folder=str(tmp_path / "stores"), **spec))
 
 
 def mistake_of(path, tmp_path, **spec):
@@ -143,14 +144,14 @@ def test_a_single_file_is_train_whatever_its_name(tmp_path):
     assert store.info.counts == {"train": 16, "val": 2, "test": 2}
 
 
-def test_unlabelled_test_files_are_left_out_and_said(tmp_path):
+def test_unlabelled_test_files_are_left_out_and_said(tmp_path, caplog):
     names = ["cat", "dog"]
     write(tmp_path / "x" / "train-0.parquet", table(names=names))
     write(tmp_path / "x" / "test-0.parquet", table(4, labels=[-1] * 4, names=names))
-    lines = []
-    store = store_of(tmp_path / "x", tmp_path, say=lines.append)
+    caplog.set_level("INFO", logger="trainables")
+    store = store_of(tmp_path / "x", tmp_path)
     assert store.info.counts == {"train": 16, "val": 2, "test": 2}
-    assert any("no labels" in line for line in lines)
+    assert any("no labels" in line for line in caplog.messages)
 
 
 def test_the_order_of_rows_changes_nothing(tmp_path):

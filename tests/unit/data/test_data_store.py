@@ -11,10 +11,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 
 from trainables.config import DataSpec
-from trainables.data import DatasetInfo, check_source, prepare
-from trainables.data.build import refuse_small_disk
-from trainables.data.reading import Reading
-from trainables.data.store import open_store, seal, write_split
+from trainables.data.build import prepare, require_disk_space
+from trainables.data.sources import check_source
+from trainables.data.store import DatasetInfo, Reading, open_store, seal, write_split
 from trainables.errors import UserError
 
 
@@ -59,18 +58,18 @@ def test_splits_are_read_only_views(digits):
         digits.split("validation")
 
 
-def test_a_second_prepare_opens_the_first_ones_store(digits, folder):
-    lines = []
-    again = prepare(DataSpec(folder=str(folder), train_limit=50, fraction=0.5), say=lines.append)
+def test_a_second_prepare_opens_the_first_ones_store(digits, folder, caplog):
+    caplog.set_level("INFO", logger="trainables")
+    again = prepare(DataSpec(folder=str(folder), train_limit=50, fraction=0.5))
     assert again == digits
-    assert lines == []
+    assert caplog.messages == []
 
 
-def test_a_limit_above_the_data_is_said(folder, digits):
-    lines = []
-    prepare(DataSpec(folder=str(folder), train_limit=10_000), say=lines.append)
-    assert "10000" in lines[0]
-    assert "1437" in lines[0]
+def test_a_limit_above_the_data_is_said(folder, digits, caplog):
+    caplog.set_level("INFO", logger="trainables")
+    prepare(DataSpec(folder=str(folder), train_limit=10_000))
+    assert "10000" in caplog.messages[0]
+    assert "1437" in caplog.messages[0]
 
 
 def test_split_seed_gives_another_store_of_other_content(digits, folder):
@@ -85,7 +84,7 @@ def test_content_hash_is_the_same_in_another_folder(digits, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "no info", "info cut", "split missing", "other schema"])
-def test_a_damaged_store_is_built_again(digits, tmp_path, damage):
+def test_a_damaged_store_is_built_again(digits, tmp_path, damage, caplog):
     shutil.copytree(digits.path, tmp_path / digits.path.name)
     copy = tmp_path / digits.path.name
     info = (copy / "info.json").read_text()
@@ -101,11 +100,11 @@ def test_a_damaged_store_is_built_again(digits, tmp_path, damage):
     else:
         (copy / "info.json").write_text(json.dumps({**json.loads(info), "schema": 0}))
     assert open_store(copy) is None
-    lines = []
-    rebuilt = prepare(DataSpec(folder=str(tmp_path)), say=lines.append)
+    caplog.set_level("INFO", logger="trainables")
+    rebuilt = prepare(DataSpec(folder=str(tmp_path)))
     assert rebuilt.path == copy
     assert rebuilt.info == digits.info
-    assert any("damaged" in line for line in lines)
+    assert any("damaged" in line for line in caplog.messages)
 
 
 def test_remains_of_a_killed_builder_are_not_seen_and_are_removed(digits, tmp_path):
@@ -163,7 +162,7 @@ def test_info_is_json_both_ways(digits):
 def test_a_disk_too_small_is_refused_before_anything_is_read(tmp_path):
     reading = Reading(class_names=("a", "b"), height=512, width=512, count=10**12, chunks=iter(()))
     with pytest.raises(UserError, match=r"needs .* GB of disk") as caught:
-        refuse_small_disk(reading, tmp_path)
+        require_disk_space(reading, tmp_path)
     assert "--set data.short_side=256" in str(caught.value)
 
 

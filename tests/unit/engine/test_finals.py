@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.run import spec_of
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.dispatcher_state import DispatcherState
+from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger import session
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import State, replay
@@ -22,7 +22,7 @@ from trainables.errors import UserError
 
 def searched(folder: Path, values: dict[str, tuple[str, float]], seeds: int = 2) -> RunSpec:
     """A run whose search is over: trial -> (how it ended, validation accuracy)."""
-    spec = spec_of(["vit", "resnet"], {"set": (), "storage": str(folder), "name": "r"})
+    spec = spec_of(["vit", "resnet"], RunOptions(storage=str(folder), name="r"))
     spec = replace(spec, final_seeds=seeds)
     sweeps = {sweep.family: sweep for sweep in spec.sweeps}
     ledger = Ledger(folder / "ledger.jsonl")

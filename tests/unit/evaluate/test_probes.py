@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trainables.backbones import build, describe
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.evaluate import (
     Subject,
     agreement,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.evaluate.test_evaluation import examine
 from trainables.finetune import evaluate_split, fine_tune
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.launch import costs
+from orchestrator.launch.validation import ImageFacts
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
@@ -20,6 +21,7 @@ from trainables.train.measure import measure
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIGITS = {"height": 8, "width": 8, "classes": 10}
+FACTS = ImageFacts(**DIGITS, counts={})
 
 
 def plain(family: str, **recipe: object) -> SweepSpec:
@@ -70,7 +72,7 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
     sweep = replace(sweep, space={"backbone.patch": Choice((4, 8))})
     broken = plain("resnet", learning_rate=1e30, clip_grad_norm=None)
     spec = RunSpec(name="r", sweeps=(sweep, broken))
-    rows = costs.measure_steps(spec, {"vit": DIGITS, "resnet": DIGITS})
+    rows = costs.measure_steps(spec, {"vit": FACTS, "resnet": FACTS})
     patches = [sweep.axes(index)["backbone.patch"] for index in range(5)]
     flops = sorted(row["gflops_per_image"] for row in rows["vit"])
     assert len(flops) == 5
@@ -80,7 +82,7 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
 
 def test_what_takes_too_long_is_not_waited_for() -> None:
     spec = RunSpec(name="r", sweeps=(plain("vit"),))
-    assert costs.measure_steps(spec, {"vit": DIGITS}, timeout_s=0.01) == {"vit": []}
+    assert costs.measure_steps(spec, {"vit": FACTS}, timeout_s=0.01) == {"vit": []}
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "hybrid", "convnext"])

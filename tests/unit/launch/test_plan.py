@@ -27,18 +27,20 @@ from orchestrator.launch.plan import capacity, feasible, local_totals, plan, pla
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
+from trainables.backbones import Geometry
 
-GEOMETRY = {
-    "family": "vit",
-    "scale": "tiny",
-    "model": "test_vit",
-    "image_size": 32,
-    "patch": 8,
-    "tokens": 16,
-    "stem": None,
-    "road": "resized patches",
-    "warnings": ["8 tokens are few"],
-}
+GEOMETRY = Geometry(
+    family="vit",
+    scale="tiny",
+    model="test_vit",
+    weights="none",
+    image_size=32,
+    patch=8,
+    tokens=16,
+    stem=None,
+    road="resized patches",
+    warnings=("8 tokens are few",),
+)
 COUNTS = {"train": 1000, "val": 100, "test": 100}
 
 
@@ -160,7 +162,7 @@ def test_images_of_an_epoch_are_whole_steps_of_what_a_worker_gets() -> None:
 
 def test_an_estimate_is_flops_over_throughput() -> None:
     sweep = spec().sweeps[0]
-    whole = {**GEOMETRY, "patch": 4, "tokens": 64}
+    whole = replace(GEOMETRY, patch=4, tokens=64)
     made, quarter = estimated(sweep, COUNTS, whole), estimated(sweep, COUNTS, GEOMETRY)
     assert made is not None
     assert quarter is not None
@@ -175,7 +177,7 @@ def test_an_estimate_is_flops_over_throughput() -> None:
     assert faster is not None
     assert faster.epoch_seconds == pytest.approx(made.epoch_seconds / 2)
     assert made.checkpoint_bytes == 3 * made.memory["parameters"]  # and Adam's two moments
-    assert estimated(sweep, COUNTS, {**GEOMETRY, "family": "timm", "scale": None}) is None
+    assert estimated(sweep, COUNTS, replace(GEOMETRY, family="timm", scale=None)) is None
 
 
 def test_a_measured_cost_is_the_mean_over_the_trials_drawn_and_leaves_errors_out() -> None:
@@ -228,14 +230,15 @@ def test_what_is_not_known_of_one_family_is_not_known_of_the_run() -> None:
 def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     asked = replace(spec(), budget={"cpu_hours": 1.5})
     total = {"CPU": 2.0, "GPU": 0.0}
-    made = plan(asked, total=total, geometry={"vit": GEOMETRY}, costs={"vit": cost()})
-    assert json.loads(json.dumps(made)) == made
-    assert made["schema"] == 1
-    assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
-    (family,) = made["families"]
+    made = plan(asked, totals=total, geometry={"vit": GEOMETRY}, costs={"vit": cost()})
+    plain = made.as_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["schema"] == 1
+    assert (plain["slots"], plain["trials"], plain["worst_epochs"]) == (2, 8, 72)
+    (family,) = plain["families"]
     assert family["rungs"] == [1, 3]
     text = plan_text(made)
-    hours = made["forecast"]["device_hours"]
+    hours = made.forecast["device_hours"]
     for said in (
         "16 tokens",
         "patch 8",
@@ -255,15 +258,15 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
 
 
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
-    made = plan(spec(), total=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
-    assert made["slots"] is None
-    assert made["forecast"]["device_hours"] is None
+    made = plan(spec(), totals=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
+    assert made.slots is None
+    assert made.forecast["device_hours"] is None
     text = plan_text(made)
     assert "as many as the cluster holds" in text
     assert "unknown: vit" in text
     made = plan(
         spec(),
-        total=None,
+        totals=None,
         geometry={"vit": GEOMETRY},
         costs={"vit": estimated(spec().sweeps[0], COUNTS, GEOMETRY, 0.5)},
         tflops=0.5,

@@ -19,7 +19,7 @@ from tests.unit.crashes import killed
 from tests.unit.train.engine_store import assignment, small_store
 from trainables.config import Assignment
 from trainables.finetune import EpochReport, fine_tune
-from trainables.storage.trial_files import keep_only
+from trainables.storage.trial_files import delete_checkpoints_except
 from trainables.train.loop import World
 from trainables.worker import active_trial
 
@@ -46,17 +46,17 @@ def written(run_folder: Path, trial: str, *names: str) -> list[str]:
 def test_the_others_go_and_later_attempts_stay(tmp_path: Path) -> None:
     names = ["attempt-1/epoch-0001", "attempt-2/epoch-0002", "attempt-2/.epoch-0003.1f"]
     first, *_ = written(tmp_path, "vit-0000", *names, "attempt-3/epoch-0003", "attempt-11/x")
-    keep_only(tmp_path / "checkpoints" / "vit-0000", [first], attempt=2)
+    delete_checkpoints_except(tmp_path / "checkpoints" / "vit-0000", [first], attempt=2)
     assert on_disk(tmp_path) == {"attempt-1/epoch-0001", "attempt-3/epoch-0003", "attempt-11/x"}
     # The path was written down before the run's folder was moved.
     moved = tmp_path / "moved"
     moved.mkdir()
     (tmp_path / "checkpoints").rename(moved / "checkpoints")
-    keep_only(moved / "checkpoints" / "vit-0000", [first])
+    delete_checkpoints_except(moved / "checkpoints" / "vit-0000", [first])
     assert on_disk(moved) == {"attempt-1/epoch-0001"}
-    keep_only(moved / "checkpoints" / "vit-0000", [])
+    delete_checkpoints_except(moved / "checkpoints" / "vit-0000", [])
     assert list((moved / "checkpoints").iterdir()) == []
-    keep_only(moved / "checkpoints" / "vit-0000", [])
+    delete_checkpoints_except(moved / "checkpoints" / "vit-0000", [])
 
 
 def test_a_crash_in_the_middle_of_removing_leaves_no_half_of_a_checkpoint(tmp_path: Path) -> None:
@@ -65,12 +65,12 @@ def test_a_crash_in_the_middle_of_removing_leaves_no_half_of_a_checkpoint(tmp_pa
     child = os.fork()
     if not child:
         os.unlink = os.remove = lambda *_, **__: os._exit(9)  # type: ignore[assignment]
-        keep_only(tmp_path / "checkpoints" / "vit-0000", [])
+        delete_checkpoints_except(tmp_path / "checkpoints" / "vit-0000", [])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     (left,) = on_disk(tmp_path)
     assert left.startswith("attempt-1/.")
-    keep_only(tmp_path / "checkpoints" / "vit-0000", [])
+    delete_checkpoints_except(tmp_path / "checkpoints" / "vit-0000", [])
     assert on_disk(tmp_path) == set()
 
 
@@ -191,7 +191,7 @@ class Slot:
         assert order is not None
         wanted = Assignment.from_dict(order["assignment"])
         epochs = fine_tune(wanted, store=small_store())
-        held = active_trial.Held(wanted, World())
+        held = active_trial.ActiveTrial(wanted, World())
         while self.books.state.trials[trial].epoch < until:
             report = next(epochs)
             self.reports.append(report)
@@ -259,7 +259,7 @@ def test_whatever_crashes_the_newest_and_the_best_on_record_are_there(
             assert order is not None
             assert order["assignment"]["checkpoint"] == state.checkpoint
             wanted = Assignment.from_dict(order["assignment"])
-        held = active_trial.Held(wanted, World())
+        held = active_trial.ActiveTrial(wanted, World())
         attempt = f"attempt-{wanted.attempt}"
         if event == "dies writing":
             written(folder, "vit-0000", f"{attempt}/.epoch.{state.epoch}", f"{attempt}/unreported")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare
+from trainables.data.build import prepare
 from trainables.finetune import EpochReport, evaluate_split, fine_tune
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
@@ -78,7 +78,7 @@ def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
     _, last = (str(report.checkpoint) for report in fine_tune(final))
     labels = prepare(final.data).split("test").labels
     wanted = evaluate_split(final, last, "test") == labels
-    trial_files.put(replace(final, remote=uri), last)
+    trial_files.put_checkpoint(replace(final, remote=uri), last)
     shutil.rmtree(tmp_path / "checkpoints")
     told = Dispatcher()
     held = active_trial.Held(replace(final, attempt=2, checkpoint=last, remote=uri), World())
@@ -89,5 +89,7 @@ def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
     found = pa.ipc.open_file(tmp_path / "correct.arrow").read_all()["correct"]
     assert found.to_pylist() == wanted.tolist()
     # It stays there and is gone here.
-    assert trial_files.stored(f"{uri}/checkpoints/resnet-final-00") == ["attempt-1/epoch-0002"]
+    assert trial_files.stored_checkpoints(f"{uri}/checkpoints/resnet-final-00") == [
+        "attempt-1/epoch-0002"
+    ]
     assert list((tmp_path / "node").rglob("*.safetensors")) == []

@@ -31,7 +31,8 @@ from orchestrator.ledger.lease import Lease, holder
 from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
 from orchestrator.ledger.state import replay
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import prepare, store
+from trainables.data import store
+from trainables.data.build import prepare
 from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
@@ -98,7 +99,7 @@ def test_a_folder_is_there_once_its_marker_is(
     monkeypatch.setattr(object_storage, "put_file", no_marker)
     with pytest.raises(StorageError):
         object_storage.put_folder(source, f"{place}/x", marker=WHOLE)
-    assert [one.name for one in object_storage.listed(f"{place}/x")] == [
+    assert [one.name for one in object_storage.list_files(f"{place}/x")] == [
         "deep/zz",
         "model.safetensors",
     ]
@@ -114,7 +115,7 @@ def test_a_folder_is_there_once_its_marker_is(
     there = {p.relative_to(tmp_path / "got").as_posix() for p in (tmp_path / "got").rglob("*")}
     assert there == {"deep", "deep/zz", "model.safetensors", WHOLE}
     object_storage.delete_folder(f"{place}/x", marker=WHOLE)
-    assert object_storage.listed(f"{place}/x") == []
+    assert object_storage.list_files(f"{place}/x") == []
     object_storage.delete_folder(f"{place}/x", marker=WHOLE)
 
 
@@ -128,7 +129,7 @@ def test_a_place_that_is_none_is_refused(uri: str) -> None:
 def test_a_place_that_cannot_be_written_is_named_with_its_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert object_storage.mistakes(f"file://{tmp_path}/new") == []
-    assert object_storage.listed(f"file://{tmp_path}/new") == []
+    assert object_storage.list_files(f"file://{tmp_path}/new") == []
     (line,) = object_storage.mistakes(f"file://{tmp_path}/file/below")
     assert "must be writable" in line
     assert "AWS_ENDPOINT_URL" in line
@@ -315,7 +316,7 @@ def test_weights_of_a_trial_that_ends_with_no_slot_go_once_that_is_stored(
     object_storage.write_bytes(f"{weights}/{WHOLE}", b"{}")
     asyncio.run(books.record("pruned", "vit-0000", rung=1, epoch=1))
     retention._DISK.submit(lambda: None).result(10)
-    assert object_storage.listed(weights) == []
+    assert object_storage.list_files(weights) == []
 
 
 def test_a_copy_elsewhere_has_what_is_read_of_a_run(
@@ -430,14 +431,14 @@ def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path)
     held.checkpoint = str(home / "attempt-2" / "epoch-0004")
     Path(held.checkpoint).mkdir(parents=True)
     (Path(held.checkpoint) / WHOLE).write_text("{}")
-    trial_files.put(held.assignment, held.checkpoint)
+    trial_files.put_checkpoint(held.assignment, held.checkpoint)
     held.keep_only(["/head/attempt-1/epoch-0001", held.checkpoint])
     assert sorted(path.name for path in home.glob("*/*")) == ["epoch-0004"]
-    there = trial_files.stored(f"{place}/run/checkpoints/vit-0000")
+    there = trial_files.stored_checkpoints(f"{place}/run/checkpoints/vit-0000")
     assert there == ["attempt-1/epoch-0001", "attempt-2/epoch-0004"]
     held.keep_only(None, over=True)
     assert not home.exists()
-    assert trial_files.stored(f"{place}/run/checkpoints/vit-0000") == there
+    assert trial_files.stored_checkpoints(f"{place}/run/checkpoints/vit-0000") == there
 
 
 def test_where_a_checkpoint_is_lost_an_earlier_one_serves_and_that_is_said(place: str) -> None:
@@ -466,9 +467,9 @@ def test_a_node_without_the_dataset_fetches_its_store_and_looks_it_through(
     spec = DataSpec(source=str(tmp_path / "pictures"), folder=str(tmp_path / "driver"))
     uri, built = f"{place}/run", prepare(spec)
     store.put_stores(uri, {spec: built})
-    put = object_storage.listed(f"{place}/stores")
+    put = object_storage.list_files(f"{place}/stores")
     store.put_stores(uri, {spec: built})
-    assert object_storage.listed(f"{place}/stores") == put
+    assert object_storage.list_files(f"{place}/stores") == put
     shutil.rmtree(tmp_path / "pictures")
 
     there = replace(spec, folder=str(tmp_path / "worker"), train_limit=10)

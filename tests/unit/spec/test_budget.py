@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.engine.budget_guard import MARGIN
 from orchestrator.engine.dispatcher_state import DispatcherState
 from orchestrator.ledger.cost import checkpoint_bytes, worker_seconds
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec import limits
-from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.spec.limits import EPOCH_MARGIN, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
 from tests.unit.crashes import killed
@@ -195,7 +194,7 @@ def test_the_cap_is_never_passed_and_all_that_fits_is_trained(
     base = {family: draw.uniform(1, 20) for family in families}
     path = begun(tmp_path_factory.mktemp("run"), run_spec(cap_s, *families))
     cluster = Cluster(path, slots, draw)
-    cluster.run(lambda family: base[family] * draw.uniform(1 / MARGIN, 1))
+    cluster.run(lambda family: base[family] * draw.uniform(1 / EPOCH_MARGIN, 1))
 
     share = cap_s / len(families)
     state = replay(read(path))
@@ -203,7 +202,7 @@ def test_the_cap_is_never_passed_and_all_that_fits_is_trained(
         assert spent(path, family) <= max(share, base[family])  # the first one is a surprise
         left = [t for t in state.trials.values() if t.family == family and t.status != "finished"]
         if left:
-            assert spent(path, family) + base[family] * MARGIN > share
+            assert spent(path, family) + base[family] * EPOCH_MARGIN > share
     unfinished = {t.family for t in state.trials.values() if t.status != "finished"}
     over = cluster.orders.purse.over()
     assert (over is not None) == bool(unfinished)

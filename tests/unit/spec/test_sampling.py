@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
-from orchestrator.cli.run import spec_of
 from orchestrator.compare import compare, load, table_text
-from orchestrator.compare.curves import collect
 from orchestrator.compare.report.reproduce import command
+from orchestrator.compare.runs import collect
 from orchestrator.engine import dispatcher_state
 from orchestrator.engine.dispatcher_state import DispatcherState
+from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec import spaces
@@ -156,12 +156,12 @@ def test_tpe_keeps_away_from_where_others_train_now() -> None:
 
 def spec(folder: Path, *settings: str, trials: int = TPE_STARTUP_TRIALS + 4) -> RunSpec:
     texts = ("scheduler.sampler=tpe", "scheduler.max_epochs=1", f"trials={trials}", *settings)
-    return spec_of(["vit"], {"set": texts, "storage": str(folder), "name": "r"})
+    return spec_of(["vit"], RunOptions(set=tuple(texts), storage=str(folder), name="r"))
 
 
 def test_the_sampler_is_part_of_what_makes_a_run() -> None:
     one, other = (
-        spec_of(["vit"], {"set": texts, "storage": "runs", "name": "r"})
+        spec_of(["vit"], RunOptions(set=tuple(texts), name="r"))
         for texts in ((), ("scheduler.sampler=sobol",))
     )
     assert one.hash() != other.hash()
@@ -274,8 +274,8 @@ def test_a_trial_that_was_never_drawn_is_missing_to_every_reader(tmp_path: Path)
     curves = {curve.trial: curve for curve in collect([run])["vit"]}
     assert [curves[name].drawn for name in books.state.trials] == [True, False, False]
     comparison = compare([run])
-    assert comparison["families"][0]["best_trial"] == "vit-0000"
-    assert comparison["families"][0]["unfinished"] == 1
+    assert comparison.families[0].best.trial == "vit-0000"
+    assert comparison.families[0].unfinished == 1
     assert "vit" in table_text(comparison)
     assert command(run).endswith("--set scheduler.sampler=tpe")
 

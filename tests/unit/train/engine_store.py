@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data import DatasetInfo, PixelStore, Split
+from trainables.data.store import DatasetInfo, PixelStore, Split
 
 
 @dataclass(frozen=True)

@@ -1,76 +1,19 @@
-"""Encoded pictures of any size and mode -> square RGB pixels. The only file that imports PIL.
-
-What a source of images hands to the builder of a store.
-"""
+"""Encoded pictures of any size and mode -> square RGB pixels. The only file that imports PIL."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from trainables.config import DataSpec
-from trainables.data.store import Images, Labels
-from trainables.errors import UserError
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out."""
-
-    split: str
-    images: Images
-    labels: Labels
-    skipped: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A source opened for reading: sizes in pixels, ``count`` images at most in all chunks."""
-
-    class_names: tuple[str, ...]
-    height: int
-    width: int
-    count: int
-    chunks: Iterator[Chunk]
-    mirror_safe: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A dataset that was found and passed the cheap checks, not read yet.
-
-    ``identity`` is JSON-ready and changes when the content does; computing it opens no image.
-    """
-
-    name: str
-    identity: Callable[[], Any]
-    read: Callable[[Say], Reading]
-
-
-def refuse_one_class(source: str, held: Sequence[str]) -> None:
-    """Raise ``UserError`` unless at least two classes are ``held`` by the training images."""
-    if len(held) < 2:
-        raise UserError(
-            f"a dataset needs readable training images of at least two classes; {source} holds "
-            f"{repr(held[0]) if held else 'none'} only. Fix: give data with two classes or more"
-        )
-
-
-def default_folder(spec: DataSpec) -> Path:
-    """Where stores are kept: ``data.folder``, else $ORCHESTRATOR_DATA, else the user's cache."""
-    chosen = spec.folder or os.environ.get("ORCHESTRATOR_DATA") or "~/.cache/backbone-tournament"
-    return Path(chosen).expanduser().absolute()
-
+from trainables.data.store import Chunk, Images
+from trainables.errors import UserError, one_line
 
 DEFAULT_SIDE = 64
 SMALLEST_SIDE = 8
@@ -151,10 +94,11 @@ def decode_chunks(
         try:
             return decode(item[1], side)
         except Exception as error:  # PIL's readers raise anything on broken bytes
-            return f"{item[0]} ({_first_line(error)})"
+            return f"{item[0]} ({_reason(error)})"
 
+    items = iter(items)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batched(items, CHUNK_IMAGES):
+        while batch := list(islice(items, CHUNK_IMAGES)):
             yield _chunk(split, batch, list(pool.map(attempt, batch)), skip_corrupt)
 
 
@@ -177,18 +121,7 @@ def _chunk(
     )
 
 
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _reason(error: BaseException) -> str:
     # PIL names the in-memory buffer by its address, which helps nobody
-    return "not a picture" if text.startswith("cannot identify image file") else text
+    unknown = str(error).startswith("cannot identify image file")
+    return "not a picture" if unknown else one_line(error)
