@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,31 +15,17 @@ from orchestrator.compare.expected_best import BudgetCurve, curves_over_budget
 from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
 from orchestrator.compare.finals import Gap, PairResult, compare_pairs, gaps, summarise_finals
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
-from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels, sweeps
+from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
+from orchestrator.ledger.cost import epochs_by_workers, preemptions
 from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = 1
 # JSON keys of schema 1 that differ from the attributes' names.
 KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
         "dataset": "dataset_info"}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """A run that was compared. ``created_at`` is in unix seconds; ``device_hours`` is all that it
-    has cost, ``checkpoint_bytes`` what its checkpoints take on disk."""
-
-    name: str
-    status: str
-    spec_hash: str | None
-    code_version: str | None
-    created_at: float | None
-    test_openings: int
-    device_hours: float | None
-    preemptions: int
-    epochs_by_workers: Mapping[int, int]
-    checkpoint_bytes: int | None
-    environment: Values | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +50,7 @@ class Comparison:
 
     dataset: Values
     test_opened_at: float | None
-    runs: tuple[RunSummary, ...]
+    runs: tuple[RunData, ...]
     claims: tuple[Values, ...]
     families: tuple[FamilySummary, ...]
     pairs: tuple[PairResult, ...]
@@ -92,21 +78,25 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``."""
         return {
-            **_plain(self),
+            **_object(self),
             "schema": SCHEMA,
             "answer": self.answer,
             "dataset": self.dataset_name,
             "dataset_info": _plain(self.dataset) or None,
-            "families": [_family(entry) for entry in self.families],
-            "budget": _budget(self.budget),
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
 
 
 def _plain(value: object) -> Any:
     """``value`` as JSON holds it: dataclasses as objects, arrays and tuples as lists."""
-    if is_dataclass(value):
-        return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, RunData):
+        return _run(value)
+    if isinstance(value, FamilySummary):
+        return _family(value)
+    if isinstance(value, Budget):
+        return _budget(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _object(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, np.ndarray):
@@ -114,9 +104,28 @@ def _plain(value: object) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def _object(value: DataclassInstance) -> dict[str, Any]:
+    return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+
+
+def _run(run: RunData) -> dict[str, Any]:
+    state, header = run.state, run.header
+    return {
+        **{key: header.get(key) for key in ("spec_hash", "code_version", "environment")},
+        "name": run.name,
+        "status": run.status,
+        "created_at": state.created_at,
+        "test_openings": state.test_openings,
+        "device_hours": run.device_hours,
+        "preemptions": preemptions(state),
+        "epochs_by_workers": _plain(epochs_by_workers(state)),
+        "checkpoint_bytes": run.checkpoint_bytes,
+    }
+
+
 def _family(entry: FamilySummary) -> dict[str, Any]:
     keys = ("trial", "status", "val_top1", "epoch", "recipe", "axes")
-    family: dict[str, Any] = _plain(entry)
+    family = _object(entry)
     best, unfinished = family.pop("best"), family["best_unfinished"]
     family |= {f"best_{key}": best and best[key] for key in keys if key != "status"}
     family["best_unfinished"] = unfinished and {key: unfinished[key] for key in keys[:4]}
@@ -146,11 +155,11 @@ def compare(runs: Sequence[RunData]) -> Comparison:
         label: at_equal_budget(curves, spaces.get(label, {})) for label, curves in families.items()
     }
     importances = (importance(label, of_family) for label, of_family in trials.items())
-    opened = [run.test_opened_at for run in runs if run.test_opened_at is not None]
+    opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     return Comparison(
         dataset=dataset,
         test_opened_at=min(opened, default=None),
-        runs=tuple(map(_run_summary, runs)),
+        runs=tuple(runs),
         claims=tuple(_claims(runs)),
         families=tuple(
             summarise(
@@ -158,16 +167,16 @@ def compare(runs: Sequence[RunData]) -> Comparison:
                 curves,
                 spaces.get(label, {}),
                 trials=trials[label],
-                final=summarise_finals(curves, runs),
+                final=summarise_finals(curves),
             )
             for label, curves in families.items()
         ),
-        pairs=tuple(compare_pairs(families, runs)),
+        pairs=tuple(compare_pairs(families)),
         budget=budgets(families),
         forecast=score_forecast(runs),
         curves_over_budget=tuple(curves_over_budget(families)),
         importance=tuple(entry for entry in importances if entry is not None),
-        gaps=tuple(gaps(families, runs)),
+        gaps=tuple(gaps(families)),
         audit=tuple(audits(families)),
         failures=tuple(_failures(families)),
         confounds=tuple(confounds(families, runs)),
@@ -176,27 +185,11 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     )
 
 
-def _run_summary(run: RunData) -> RunSummary:
-    return RunSummary(
-        name=run.name,
-        status=run.status,
-        spec_hash=run.header.get("spec_hash"),
-        code_version=run.header.get("code_version"),
-        created_at=run.created_at,
-        test_openings=run.test_openings,
-        device_hours=run.device_hours,
-        preemptions=run.preemptions,
-        epochs_by_workers=run.epochs_by_workers,
-        checkpoint_bytes=run.checkpoint_bytes,
-        environment=run.header.get("environment"),
-    )
-
-
 def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
     """The verdicts of those runs that tested a claim, pictures left out."""
     for run in runs:
-        if run.verdict:
-            yield {key: value for key, value in run.verdict.items() if key != "pictures"}
+        if verdict := run.verdict:
+            yield {key: value for key, value in verdict.items() if key != "pictures"}
 
 
 def _one_dataset(runs: Sequence[RunData]) -> Values:
@@ -225,7 +218,7 @@ def _spaces(runs: Sequence[RunData]) -> dict[str, Values]:
     return {
         labels[index, sweep["backbone"]["family"]]: sweep.get("space", {})
         for index, run in enumerate(runs)
-        for sweep in sweeps(run)
+        for sweep in run.sweeps
     }
 
 

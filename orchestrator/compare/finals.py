@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.families import best_trial, device, total
-from orchestrator.compare.runs import Array, Curve, RunData, Values, search_trials
+from orchestrator.compare.runs import Array, Curve, Values, search_trials
 from orchestrator.compare.statistics import (
     ALPHA,
     Difference,
@@ -154,20 +154,19 @@ class Final:
         return float(self.test["top1"])
 
 
-def finals_of(curves: Sequence[Curve], runs: Sequence[RunData]) -> list[Final]:
+def finals_of(curves: Sequence[Curve]) -> list[Final]:
     """The family's finished finals of its newest round that measured test accuracy."""
     finals = []
     for curve in _newest_round(curves):
-        outcome = runs[curve.run].outcomes.get(curve.trial, {})
-        test = outcome.get("test") or {}
+        test = curve.outcome.get("test") or {}
         if curve.status == "finished" and _is_number(test.get("top1")):
             finals.append(
                 Final(
                     seed=curve.seed,
                     test=test,
                     val_top1=curve.best[0] if curve.best else None,
-                    probes=outcome.get("probes") or {},
-                    correct=runs[curve.run].correct.get(curve.trial),
+                    probes=curve.outcome.get("probes") or {},
+                    correct=curve.correct,
                 )
             )
     return finals
@@ -205,15 +204,15 @@ class FinalSummary:
     probes: PooledProbes | None
 
 
-def summarise_finals(curves: Sequence[Curve], runs: Sequence[RunData]) -> FinalSummary | None:
+def summarise_finals(curves: Sequence[Curve]) -> FinalSummary | None:
     """The family's finals over seeds; ``None`` without any."""
-    finals = finals_of(curves, runs)
+    finals = finals_of(curves)
     if not finals:
         return None
     trials = _newest_round(curves)
     return FinalSummary(
         seeds=tuple(final.seed for final in finals),
-        winner=next((runs[c.run].winners.get(c.trial) for c in trials), None),
+        winner=trials[0].winner,
         test_top1=mean_interval([final.top1 for final in finals], bounds=(0.0, 1.0)),
         test_top5=_test_mean(finals, "top5", 1.0),
         test_loss=_test_mean(finals, "loss", math.inf),
@@ -248,14 +247,14 @@ class Gap:
     to_test: MeanInterval
 
 
-def gaps(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> list[Gap]:
+def gaps(families: Mapping[str, Sequence[Curve]]) -> list[Gap]:
     """One of each family with finals."""
     entries = []
     for label, curves in families.items():
-        scores = [(f.val_top1, f.top1) for f in finals_of(curves, runs) if f.val_top1 is not None]
+        scores = [(f.val_top1, f.top1) for f in finals_of(curves) if f.val_top1 is not None]
         if not scores:
             continue
-        chosen = _winner_top1(curves, runs)
+        chosen = _winner_top1(curves)
         val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
         entries.append(
             Gap(
@@ -270,9 +269,9 @@ def gaps(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> li
     return entries
 
 
-def _winner_top1(curves: Sequence[Curve], runs: Sequence[RunData]) -> float | None:
+def _winner_top1(curves: Sequence[Curve]) -> float | None:
     """The winner's validation accuracy: as it was frozen, else of the best finished trial."""
-    winners = {runs[curve.run].winners.get(curve.trial) for curve in _newest_round(curves)}
+    winners = {curve.winner for curve in _newest_round(curves)}
     search = search_trials(curves)
     frozen = [curve for curve in search if curve.trial in winners]
     best = next(iter(frozen), None) or best_trial(search)
@@ -327,11 +326,9 @@ class PairResult:
         return (self.a, self.b) if self.verdict is PairVerdict.A_BETTER else (self.b, self.a)
 
 
-def compare_pairs(
-    families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]
-) -> list[PairResult]:
+def compare_pairs(families: Mapping[str, Sequence[Curve]]) -> list[PairResult]:
     """Every pair of families that has finals, with Holm's correction across the pairs."""
-    finals = {label: finals_of(curves, runs) for label, curves in families.items()}
+    finals = {label: finals_of(curves) for label, curves in families.items()}
     present = [label for label, trials in finals.items() if trials]
     pairs = [_pair(a, b, finals[a], finals[b]) for a, b in combinations(present, 2)]
     p_values = [pair.p_value for pair, _ in pairs if pair.p_value is not None]

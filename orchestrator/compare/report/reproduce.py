@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compare.comparison import RunSummary
-from orchestrator.compare.runs import RunData, Values, sweeps
+from orchestrator.compare.runs import RunData, Values
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
 
@@ -105,7 +105,7 @@ def _flat(values: Values) -> Iterator[tuple[str, Any]]:
 
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    asked = sweeps(run)
+    asked = run.sweeps
     if not asked:
         return ""
     first = asked[0]

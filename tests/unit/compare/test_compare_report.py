@@ -282,7 +282,7 @@ def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None
     changed = {"kind": "pasha", "max_epochs": 9, "audit": 0.1}
     spec["sweeps"] = [{**spec["sweeps"][0], "scheduler": changed, "resources": {"num_workers": 2}}]
     header = {**run.header, "spec": {**spec, "final_seeds": 3}}
-    asked = command(replace(run, header=header))
+    asked = command(replace(run, state=replace(run.state, header=header)))
     assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
     assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")
 
