@@ -49,33 +49,34 @@ FILTERS = (
 )  # fmt: skip
 
 
-def report_html(runs: Sequence[RunData], comparison: Comparison) -> str:
-    """One self-contained offline page of a comparison of ``runs``."""
-    return _page(runs, comparison, figures_of(runs, comparison))
+def report_html(comparison: Comparison) -> str:
+    """One self-contained offline page."""
+    return _page(comparison, figures_of(comparison))
 
 
-def write_report(runs: Sequence[RunData], comparison: Comparison, folder: Path) -> list[Path]:
+def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``report.html`` and each of its figures as ``plots/*.svg`` into ``folder``.
 
     Returns the files, the page last: whoever sees it finds the figures beside it.
     """
-    made = figures_of(runs, comparison)
+    made = figures_of(comparison)
     plots = folder / PLOTS
     plots.mkdir(parents=True, exist_ok=True)
     files = {plots / figure.file_name: figure.file_text for of in made.values() for figure in of}
     for earlier in set(plots.glob("*.svg")) - set(files):
         earlier.unlink()
-    files[folder / PAGE] = _page(runs, comparison, made)
+    files[folder / PAGE] = _page(comparison, made)
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")
     return list(files)
 
 
-def figures_of(runs: Sequence[RunData], comparison: Comparison) -> dict[str, list[Figure]]:
+def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
-    families = collect(runs)
+    families = collect(comparison.runs)
     search = {family: search_trials(curves) for family, curves in families.items()}
-    made = {name: claim_figures(claim, run.verdict, name) for name, claim, run in _claims(runs)}
+    claims = _claims(comparison)
+    made = {name: claim_figures(claim, run.verdict, name) for name, claim, run in claims}
     made["cost"] = figures.against_cost(search)
     made["curves"] = figures.learning_curves(search)
     if comparison.claims:
@@ -91,11 +92,11 @@ def figures_of(runs: Sequence[RunData], comparison: Comparison) -> dict[str, lis
     return made
 
 
-def _claims(runs: Sequence[RunData]) -> list[tuple[str, Values, RunData]]:
+def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
     """``(section id, declared claim, run)`` of each run that declared one."""
     return [
-        ("claim" if len(runs) == 1 else f"claim-{place}", claim, run)
-        for place, run in enumerate(runs)
+        ("claim" if len(comparison.runs) == 1 else f"claim-{place}", claim, run)
+        for place, run in enumerate(comparison.runs)
         if (claim := run.header.get("spec", {}).get("claim"))
     ]
 
@@ -106,9 +107,7 @@ def _pooled(comparison: Comparison) -> dict[str, PooledProbes]:
     return {family: probes for family, probes in finals.items() if probes}
 
 
-def _page(
-    runs: Sequence[RunData], comparison: Comparison, made: Mapping[str, Sequence[Figure]]
-) -> str:
+def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     entries = comparison.families
     finals = [(entry.final.test_top1.mean, entry) for entry in entries if entry.final]
     sections = dict(SECTIONS)
@@ -123,14 +122,13 @@ def _page(
             answer=comparison.answer,
             dataset_name=comparison.dataset_name,
             sections=sections,
-            loaded=runs,
-            claims=_claims(runs),
+            claims=_claims(comparison),
             figures=made,
             ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
             finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
             pooled=_pooled(comparison),
             labels=[entry.family for entry in entries],
-            embedded=reproduce.embedded(runs),
+            embedded=reproduce.embedded(comparison.runs),
             checkpoints=checkpoints_text(comparison.runs),
         )
     )

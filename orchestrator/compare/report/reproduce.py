@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.comparison import RunSummary
 from orchestrator.compare.runs import RunData, Values
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
@@ -79,14 +78,14 @@ def read_report(path: Path, *, run: str | None = None) -> Values:
     return dict(entries[run])
 
 
-def record(run: RunSummary) -> list[list[str]]:
+def record(run: RunData) -> list[list[str]]:
     """Facts of a run, each with its value."""
     return [
-        ["spec hash", run.spec_hash or MISSING],
-        ["code version", run.code_version or MISSING],
-        ["created (UTC)", day(run.created_at) if run.created_at else MISSING],
+        ["spec hash", run.header.get("spec_hash") or MISSING],
+        ["code version", run.header.get("code_version") or MISSING],
+        ["created (UTC)", day(run.state.created_at) if run.state.created_at else MISSING],
         ["status", run.status],
-        *[[name, str(value)] for name, value in _flat(run.environment or {})],
+        *[[name, str(value)] for name, value in _flat(run.header.get("environment") or {})],
     ]
 
 
