@@ -11,7 +11,6 @@ import difflib
 import fcntl
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,11 @@ import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.wording import size
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
 
 if TYPE_CHECKING:
-    from orchestrator.compare.winners import SelectedModel
-    from orchestrator.ledger.state import State
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -247,63 +245,23 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     from orchestrator.ops import export as exporting
 
     state = state_of(folder)
-    choice = select_model(state, family)
-    log.info(choice.why)
+    model = select_model(state, family)
+    log.info(model.why)
     if not state.closed:
         log.info(f"{name} has not ended: this is its best so far")
     if to == REGISTRY:
-        uri = tracking_uri or _uri(state, storage)
-        _register(state, choice, folder, uri, family or CHAMPION)
-        return
-    exporting.write(state, choice, folder, Path(to))
-    _check(choice, folder, Path(to))
-    click.echo(to)
-    log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
-
-
-def _uri(state: State, storage: str) -> str:
-    """Where the run was recorded."""
-    from orchestrator.tracking import store
-
-    asked = state.header.get("spec", {}).get("tracking_uri")
-    return asked or store.default_uri(storage)
-
-
-def _check(choice: SelectedModel, folder: Path, exported: Path) -> None:
-    from orchestrator.ops import export as exporting
-
-    try:
-        said = exporting.check(choice, folder, exported)
-    except exporting.Unchecked as error:
-        said = f"warning: not checked against the run's own evaluation: {error.mistakes[0]}"
-    log.info(said)
-
-
-def _register(state: State, choice: SelectedModel, folder: Path, uri: str, alias: str) -> None:
-    from orchestrator.ops import export as exporting
-    from orchestrator.tracking import follow, store
-
-    raise_if_any(store.check(uri))
-    with tempfile.TemporaryDirectory() as scratch:
-        exporting.write(state, choice, folder, Path(scratch) / "model")
-        _check(choice, folder, Path(scratch) / "model")
-    from orchestrator.tracking import best_model
-    from orchestrator.tracking.client import Outage
-
-    experiment = state.header.get("spec", {}).get("experiment")
-    try:
-        client, run = best_model.run_of(state, choice, uri, experiment)
-        if run is None:
-            follow.sync(folder, uri, experiment)
-            client, run = best_model.run_of(state, choice, uri, experiment)
-        assert run is not None
-        version = best_model.register(client, run, state, choice, folder, alias=alias)
-    except Outage as outage:
-        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
-    name = state.header["run"]
-    log.info(f"version {version} of {name}")
-    click.echo(f"models:/{name}@{alias}")
-    log.info(f"next: mlflow.pyfunc.load_model('models:/{name}@{alias}'), MLFLOW_TRACKING_URI={uri}")
+        alias = family or CHAMPION
+        uri, version = exporting.export_to_registry(
+            state, model, folder, storage=storage, uri=tracking_uri, alias=alias
+        )
+        log.info(f"version {version} of {name}")
+        click.echo(f"models:/{name}@{alias}")
+        load = f"mlflow.pyfunc.load_model('models:/{name}@{alias}')"
+        log.info(f"next: {load}, MLFLOW_TRACKING_URI={uri}")
+    else:
+        exporting.export_to_folder(state, model, folder, Path(to))
+        click.echo(to)
+        log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
 
 
 COMMANDS = (compare, reproduce, stop, export, status)

@@ -1,150 +1,83 @@
-"""The winner as a model that loads without this project; which one, ``compare.winners`` says."""
+"""``orchestrator export``: the winner as a folder or a registered model, checked against the run.
+
+Which model that is, ``compare.winners`` says; how it is written, ``tracking.best_model``.
+"""
 
 from __future__ import annotations
 
-import shutil
+import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from orchestrator.compare.winners import SelectedModel
-from orchestrator.ledger import retention
 from orchestrator.ledger.state import State
+from orchestrator.tracking import best_model, follow, store
+from orchestrator.tracking.best_model import checkpoint_of, write_model
 from trainables.config import Assignment
-from trainables.errors import UserError
+from trainables.errors import UserError, raise_if_any
 from trainables.storage import object_storage
-from trainables.storage.trial_files import fetch_checkpoint, name_of
 
 WORST_AGREEMENT = 0.99  # of an exported model with the run's own evaluation
 
-
-class Unchecked(UserError):
-    """An exported model could not be compared with the run's own evaluation."""
+log = logging.getLogger(__name__)
 
 
-def checkpoint_of(choice: SelectedModel, run_folder: Path) -> Path:
-    """The folder of the choice's epoch, also where the run's folder was moved.
+def export_to_folder(state: State, model: SelectedModel, run_folder: Path, folder: Path) -> None:
+    """Write the portable model into ``folder``, and check it.
 
-    Raises ``UserError`` where it is gone.
+    Raises ``UserError`` as :func:`write_model` and :func:`check` do.
     """
-    trial = choice.trial
-    if remote := object_storage.origin(run_folder):
-        return _fetched(choice, run_folder, remote)
-    find = retention.newest if trial.stage == "final" else retention.best
-    found, written = find(run_folder, trial), trial.reports[choice.epoch].get("checkpoint")
-    if found and written and Path(found).name == Path(written).name:
-        return Path(found)
-    raise _gone(choice, run_folder)
+    write_model(state, model, run_folder, folder)
+    log.info(check(model, run_folder, folder))
 
 
-def _fetched(choice: SelectedModel, run_folder: Path, remote: str) -> Path:
-    written = choice.trial.reports[choice.epoch].get("checkpoint")
-    assignment = replace(Assignment.from_dict(choice.trial.assignment), remote=remote)
-    try:
-        if written:
-            return Path(fetch_checkpoint(assignment, name_of(written)))
-    except FileNotFoundError:
-        pass
-    raise _gone(choice, remote)
+def export_to_registry(
+    state: State,
+    model: SelectedModel,
+    run_folder: Path,
+    *,
+    storage: str,
+    uri: str | None,
+    alias: str,
+) -> tuple[str, str]:
+    """Check the portable model, and register it in MLflow under the run's name and ``alias``, at
+    ``uri`` or else where the run was recorded; the URI, and the model's version.
 
-
-def _gone(choice: SelectedModel, place: object) -> UserError:
-    return UserError(
-        f"only a checkpoint that is kept can be exported; that of {choice.trial.trial}, epoch "
-        f"{choice.epoch}, is gone from {place}. Fix: --family OTHER, or reproduce the run"
-    )
-
-
-def write(state: State, choice: SelectedModel, run_folder: Path, folder: Path) -> None:
-    """Write the portable model into ``folder``: all of it, or nothing.
-
-    Raises ``UserError`` where ``folder`` is in use or the checkpoint is gone or damaged.
+    Raises ``UserError``, also where MLflow fails.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"--to must name a folder that is new or empty; {folder} is not. Fix: --to OTHER"
-        )
-    checkpoint = checkpoint_of(choice, run_folder)
-    from trainables.export import folder as portable
-
-    trial = choice.trial
-    info = state.header["datasets"][trial.family]
-    trained = facts(state, choice)
-    with _beside(folder) as temporary:
-        portable.write(
-            temporary,
-            checkpoint,
-            Assignment.from_dict(trial.assignment),
-            class_names=info["class_names"],
-            height=info["height"],
-            width=info["width"],
-            trained=trained,
-            said=_sentence(trained),
-        )
-
-
-def facts(state: State, choice: SelectedModel) -> dict[str, Any]:
-    """Where the model comes from and how good it was; unknown values are left out."""
-    trial, header = choice.trial, state.header
-    info = header["datasets"][trial.family]
-    test = trial.outcome.get("test", {}) if trial.stage == "final" else {}
-    known = {
-        "run": header.get("run"),
-        "trial": trial.trial,
-        "family": trial.family,
-        "epoch": choice.epoch,
-        "dataset": info.get("name"),
-        "dataset_hash": info.get("content_hash"),
-        "val_top1": choice.val_top1,
-        "test_top1": test.get("top1"),
-        "test_images": test.get("n"),
-        "recipe": trial.assignment.get("recipe"),
-        "spec_hash": header.get("spec_hash"),
-        "code_version": header.get("code_version"),
-    }
-    return {key: value for key, value in known.items() if value is not None}
-
-
-def _sentence(trained: Mapping[str, Any]) -> str:
-    test = ""
-    if "test_top1" in trained:
-        test = f", on {trained.get('test_images', 'the')} test images {trained['test_top1']:.4f}"
-    return (
-        f"Trial {trained['trial']} of {trained['run']}, epoch {trained['epoch']}, trained on "
-        f"{trained['dataset']}: accuracy {trained['val_top1']:.4f} on validation{test}."
+    spec = state.header.get("spec", {})
+    uri = uri or spec.get("tracking_uri") or store.default_uri(storage)
+    raise_if_any(store.check(uri))
+    with tempfile.TemporaryDirectory() as scratch:
+        export_to_folder(state, model, run_folder, Path(scratch) / "model")
+    experiment = spec.get("experiment")
+    register = partial(
+        best_model.register, state, model, run_folder, uri=uri, experiment=experiment, alias=alias
     )
+    version = register()
+    if version is None:
+        follow.sync(run_folder, uri, experiment)
+        version = register()
+    assert version is not None
+    return uri, version
 
 
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A folder that takes the place of ``folder`` once it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's are private
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check(choice: SelectedModel, run_folder: Path, folder: Path) -> str:
+def check(model: SelectedModel, run_folder: Path, folder: Path) -> str:
     """Let both classify validation images: the exported model, and the run's own evaluation.
 
-    Returns a sentence. Raises ``UserError`` where they disagree on more than one in a hundred,
-    and ``Unchecked`` where the images or the first weights are no longer there.
+    Returns a sentence; a warning where the images or the first weights are no longer there.
+    Raises ``UserError`` where they disagree on more than one in a hundred.
     """
     from trainables.export.agreement import agreement
 
-    assignment = Assignment.from_dict(choice.trial.assignment)
+    assignment = Assignment.from_dict(model.trial.assignment)
     assignment = replace(assignment, remote=object_storage.origin(run_folder))
     try:
-        same, count = agreement(assignment, str(checkpoint_of(choice, run_folder)), folder)
+        same, count = agreement(assignment, str(checkpoint_of(model, run_folder)), folder)
     except UserError as error:
-        raise Unchecked(*error.mistakes) from error
+        return f"warning: not checked against the run's own evaluation: {error.mistakes[0]}"
     if same < WORST_AGREEMENT * count:
         raise UserError(
             f"an exported model must classify as its run did; it does so for {same} of {count} "

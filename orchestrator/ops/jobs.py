@@ -1,43 +1,43 @@
 """A run as a job of a Ray head: started or found there, followed to its end, its exit code.
 
-Ray's client waits for an answer without an end; here every question to the head has a bound.
-
-A job's log as it comes, and its status until that is final.
-
-The status alone says that a job has ended: a log stream also ends when a head, or a proxy before
-it, closes the connection; then it is taken up where it broke off.
+Ray's client waits for an answer without an end; here every question to the head has a bound. The
+status alone says that a job has ended: a log stream also ends when a head, or a proxy before it,
+closes the connection; then another one is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shlex
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from trainables.errors import UserError
-from trainables.storage.waiting import in_background
+from trainables.storage.waiting import bounded, in_background, retry
 
 ANSWER_TIMEOUT_S = 20.0
 UPLOAD_TIMEOUT_S = 600.0  # of the working directory, which travels with the first question
 AGENT_PATIENCE_S = 60.0  # a head answers before what starts its jobs is there
-LONGEST_BACKOFF_S = 10.0
+OUTAGE_PATIENCE_S = 300.0
+QUIET_OUTAGE_S = 5.0  # a shorter one is not worth a line
+POLL_S, ANSWER_POLL_S = 1.0, 0.05
+STREAM_PAUSE_S = 1.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 RUN_KEY = "orchestrator_run"  # in a job's metadata: which run it carries out
 
-Answer = TypeVar("Answer")
-Silence = (OSError, RuntimeError, TimeoutError)  # also what Ray makes of a broken answer
+NO_ANSWER = (OSError, RuntimeError, TimeoutError)  # also what Ray makes of a broken answer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,9 @@ def head_address(given: str | None) -> str:
 
     Raises ``UserError`` for an address of another kind.
     """
-    known = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
-    address = next((one for one in known if one and one not in ("local", "auto")), DEFAULT_ADDRESS)
+    named = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
+    addresses = (address for address in named if address and address not in ("local", "auto"))
+    address = next(addresses, DEFAULT_ADDRESS)
     if urlsplit(address).scheme in ("http", "https"):
         return address.rstrip("/")
     raise UserError(
@@ -73,17 +74,18 @@ def head_address(given: str | None) -> str:
 
 def connect(address: str) -> JobSubmissionClient:
     """The jobs API of the head at ``address``. Raises ``UserError`` within seconds."""
-    logging.disable(logging.WARNING)  # Ray's client tells of each step, on the root's handler
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)  # Ray's client tells of each step
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)  # these overrule the address that Ray's client is given
     try:
-        return bounded(lambda: JobSubmissionClient(address))
+        return bounded(lambda: JobSubmissionClient(address), ANSWER_TIMEOUT_S)
     except AuthenticationError as error:
         raise refused(address, error) from None
-    except Silence as error:
+    except NO_ANSWER as error:
         raise UserError(
-            f"a Ray head must answer at {address}; nothing does ({_first(error)}). Fix: start it "
-            "(ray start --head), open a tunnel to its port 8265, or correct --address"
+            f"a Ray head must answer at {address}; nothing does ({_first_line(error)}). Fix: start "
+            "it (ray start --head), open a tunnel to its port 8265, or correct --address"
         ) from None
 
 
@@ -93,60 +95,57 @@ def start(client: JobSubmissionClient, job: Job) -> tuple[str, bool]:
     Raises ``UserError`` where the run is at work with other arguments, where the working
     directory cannot travel, and where the head takes no job within ``AGENT_PATIENCE_S``.
     """
-    deadline = time.monotonic() + AGENT_PATIENCE_S
-    for delay_s in backoff():
-        try:
-            return _found_or_submitted(client, job)
-        except AuthenticationError as error:
-            raise refused(client.get_address(), error) from None
-        except Silence as error:
-            # After a broken answer the job may be there: the next look finds it.
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"the head at {client.get_address()} takes no job ({_first(error)}). "
-                    "Fix: the same command again, or look into the head's dashboard_agent.log"
-                ) from None
-        time.sleep(delay_s)
-    raise AssertionError("backoff has no end")
+    try:
+        # After a broken answer the job may be there: the next look finds it.
+        return retry(
+            lambda: _found_or_submitted(client, job), on=NO_ANSWER, patience_s=AGENT_PATIENCE_S
+        )
+    except AuthenticationError as error:
+        raise refused(client.get_address(), error) from None
+    except NO_ANSWER as error:
+        raise UserError(
+            f"the head at {client.get_address()} takes no job ({_first_line(error)}). "
+            "Fix: the same command again, or look into the head's dashboard_agent.log"
+        ) from None
 
 
 def _found_or_submitted(client: JobSubmissionClient, job: Job) -> tuple[str, bool]:
-    there = [one for one in bounded(client.list_jobs) if one.submission_id]
-    for one in there:
-        if (one.metadata or {}).get(RUN_KEY) == job.run and not one.status.is_terminal():
-            if one.entrypoint != job.entrypoint:
+    answer = bounded(client.list_jobs, ANSWER_TIMEOUT_S)
+    submitted = {other.submission_id: other for other in answer if other.submission_id}
+    earlier = [
+        (name, other)
+        for name, other in submitted.items()
+        if (other.metadata or {}).get(RUN_KEY) == job.run
+    ]
+    for name, other in earlier:
+        if not other.status.is_terminal():
+            if other.entrypoint != job.entrypoint:
                 raise UserError(
                     f"one job at a time may carry a run out; {job.run!r} is at work as job "
-                    f"{one.submission_id}: {one.entrypoint}. Fix: submit that command to follow "
+                    f"{name}: {other.entrypoint}. Fix: submit that command to follow "
                     f"it, orchestrator stop {job.run}, or --name OTHER"
                 )
-            return one.submission_id, True
-    taken = {one.submission_id for one in there}
-    count = 1 + sum((one.metadata or {}).get(RUN_KEY) == job.run for one in there)
-    names = (f"{job.run}-{number}" if number > 1 else job.run for number in range(count, 10**9))
-    name = next(one for one in names if one not in taken)
-    environment = {"working_dir": str(job.working_dir), "env_vars": dict(job.env)}
-
-    def submit() -> str:
-        return str(
-            client.submit_job(
-                entrypoint=job.entrypoint,
-                submission_id=name,
-                runtime_env=environment,
-                metadata={RUN_KEY: job.run},
-            )
-        )
-
+            return name, True
+    number = 1 + len(earlier)
+    while (name := f"{job.run}-{number}" if number > 1 else job.run) in submitted:
+        number += 1
+    submit = partial(
+        client.submit_job,
+        entrypoint=job.entrypoint,
+        submission_id=name,
+        runtime_env={"working_dir": str(job.working_dir), "env_vars": dict(job.env)},
+        metadata={RUN_KEY: job.run},
+    )
     try:
         return bounded(submit, UPLOAD_TIMEOUT_S), False
     except ValueError as error:
         raise UserError(
-            f"--working-dir {job.working_dir} cannot travel to the head: {_first(error)}. "
+            f"--working-dir {job.working_dir} cannot travel to the head: {_first_line(error)}. "
             "Fix: name what the job does not need in .gitignore, or another --working-dir"
         ) from None
 
 
-def exit_code(info: Any) -> tuple[int, str]:
+def exit_code(info: JobDetails) -> tuple[int, str]:
     """The exit code of a job that has ended, and what to say of it.
 
     The run's own where it came to exit; 130, as for any interruption, where it was ended.
@@ -161,21 +160,8 @@ def exit_code(info: Any) -> tuple[int, str]:
     if code is not None:
         return 130, f"was ended by signal {-code if code < 0 else code - 128}"
     if info.error_type == "RUNTIME_ENV_SETUP_FAILURE":
-        return 2, f"could not start: {_first(info.message)}"
-    return 130, f"has lost its process: {_first(info.message)}"
-
-
-def bounded(call: Callable[[], Answer], timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
-    """What ``call`` returns. Raises ``TimeoutError`` when that takes longer than the bound."""
-    return in_background(call).result(timeout_s)
-
-
-def backoff() -> Iterator[float]:
-    """Seconds to wait before each next try, without an end."""
-    delay_s = 0.5
-    while True:
-        yield delay_s
-        delay_s = min(2 * delay_s, LONGEST_BACKOFF_S)
+        return 2, f"could not start: {_first_line(info.message)}"
+    return 130, f"has lost its process: {_first_line(info.message)}"
 
 
 def refused(address: str, error: Exception) -> UserError:
@@ -184,27 +170,20 @@ def refused(address: str, error: Exception) -> UserError:
         fix = "export RAY_AUTH_MODE=token, with the head's token in ~/.ray/auth_token"
     else:
         fix = "copy the head's ~/.ray/auth_token here, or name it in RAY_AUTH_TOKEN_PATH"
-    return UserError(f"the head at {address} asks for its token: {_first(error)}. Fix: {fix}")
+    return UserError(f"the head at {address} asks for its token: {_first_line(error)}. Fix: {fix}")
 
 
-def _first(error: object) -> str:
+def _first_line(error: object) -> str:
     """The start of what an error says, without the full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".")
 
 
-POLL_S = 1.0
-STREAM_PAUSE_S = 1.0
-OUTAGE_PATIENCE_S = 300.0
-SAID_AFTER_S = 5.0  # of silence: a shorter one is nobody's business
-
-
 def follow(
-    client: Any,
+    client: JobSubmissionClient,
     job: str,
     *,
     show: Callable[[str], None],
-    say: Callable[[str], None],
     patience_s: float = OUTAGE_PATIENCE_S,
     poll_s: float = POLL_S,
 ) -> tuple[int, str]:
@@ -213,94 +192,81 @@ def follow(
     Raises ``UserError`` with exit code 130 when the head says nothing for ``patience_s`` seconds,
     or no longer knows the job.
     """
-    log = Log(client, job, show)
-    log.start()
-    try:
+    return asyncio.run(_follow(client, job, show, patience_s, poll_s))
+
+
+async def _follow(
+    client: JobSubmissionClient,
+    job: str,
+    show: Callable[[str], None],
+    patience_s: float,
+    poll_s: float,
+) -> tuple[int, str]:
+    shown = 0  # characters of the log
+
+    def show_new(text: str, start: int) -> None:
+        nonlocal shown
+        if new := text[max(0, shown - start) :]:
+            show(new)
+            shown = start + len(text)
+
+    async def stream() -> None:
         while True:
-            info = _asked(client, job, say, patience_s)
-            if info.status.is_terminal():
-                break
-            time.sleep(poll_s)
-        log.complete()
-    finally:
-        log.close()
-    return exit_code(info)
+            start = 0  # every stream begins with the first character
+            # Whatever ends a stream, well or badly, says nothing of the job.
+            with suppress(Exception):
+                async for text in client.tail_job_logs(job):
+                    show_new(text, start)
+                    start += len(text)
+            await asyncio.sleep(STREAM_PAUSE_S)
+
+    streaming = asyncio.create_task(stream())
+    while True:
+        answer = in_background(lambda: _details(client, job, patience_s))
+        while not answer.done():  # not awaited: Ctrl-C would cancel what its thread still sets
+            await asyncio.sleep(ANSWER_POLL_S)
+        details = answer.result()
+        if details.status.is_terminal():
+            break
+        await asyncio.sleep(poll_s)
+    streaming.cancel()
+    with suppress(*NO_ANSWER, AuthenticationError):  # what no stream has brought
+        show_new(bounded(lambda: client.get_job_logs(job), ANSWER_TIMEOUT_S), 0)
+    return exit_code(details)
 
 
-def _asked(client: Any, job: str, say: Callable[[str], None], patience_s: float) -> Any:
+def _details(client: JobSubmissionClient, job: str, patience_s: float) -> JobDetails:
     """What the head says of the job, asked again while it says nothing."""
-    began, said = time.monotonic(), False
-    for delay_s in backoff():
-        try:
-            info = bounded(lambda: client.get_job_info(job))
-            if said:
-                say(f"the head is back after {time.monotonic() - began:.0f} s")
-            return info
-        except AuthenticationError as error:
-            raise refused(client.get_address(), error) from None
-        except Silence as error:
-            if "status code 404" in str(error):
-                raise UserError(
-                    f"the head no longer knows job {job}: it was started anew. "
-                    "Fix: the same command again goes on with the run",
-                    exit_code=130,
-                ) from None
-        silent_s = time.monotonic() - began
-        if silent_s > patience_s:
+    is_out = False
+
+    def wait(error: BaseException, waited_s: float) -> None:
+        nonlocal is_out
+        if "status code 404" in str(error):
             raise UserError(
-                f"the head has said nothing for {silent_s:.0f} s; job {job} may be at work. "
-                "Fix: the same command again follows it, or goes on with the run",
+                f"the head no longer knows job {job}: it was started anew. "
+                "Fix: the same command again goes on with the run",
                 exit_code=130,
             )
-        if silent_s > SAID_AFTER_S and not said:
-            said = True
-            say(f"the head does not answer; asking again for up to {patience_s:.0f} s")
-        time.sleep(min(delay_s, patience_s))
-    raise AssertionError("backoff has no end")
+        if waited_s > QUIET_OUTAGE_S and not is_out:
+            is_out = True
+            log.warning(f"the head does not answer; asking again for up to {patience_s:.0f} s")
 
-
-class Log(threading.Thread):
-    """Shows what the job has written, each character once, however often the stream breaks."""
-
-    def __init__(self, client: Any, job: str, show: Callable[[str], None]) -> None:
-        super().__init__(name="job-log", daemon=True)
-        self._client, self._job, self._show_text = client, job, show
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._shown = 0
-
-    def run(self) -> None:
-        """Stream after stream until closed."""
-        while not self._closed.is_set():
-            # Whatever ends a stream, well or badly, says nothing of the job.
-            with contextlib.suppress(Exception):
-                asyncio.run(self._stream())
-            self._closed.wait(STREAM_PAUSE_S)
-
-    async def _stream(self) -> None:
-        at = 0  # every stream begins with the first character
-        async for text in self._client.tail_job_logs(self._job):
-            if self._closed.is_set():
-                return
-            self._show(text, at)
-            at += len(text)
-
-    def complete(self) -> None:
-        """Show what no stream has brought, after the job's end."""
-        try:
-            whole = bounded(lambda: self._client.get_job_logs(self._job))
-        except (*Silence, AuthenticationError):
-            return
-        self._show(whole, 0)
-
-    def close(self) -> None:
-        """Show nothing more."""
-        with self._lock:
-            self._closed.set()
-
-    def _show(self, text: str, at: int) -> None:
-        with self._lock:
-            fresh = text[max(0, self._shown - at) :]
-            if fresh and not self._closed.is_set():
-                self._show_text(fresh)
-                self._shown = at + len(text)
+    began = time.monotonic()
+    try:
+        details = retry(
+            lambda: bounded(lambda: client.get_job_info(job), ANSWER_TIMEOUT_S),
+            on=NO_ANSWER,
+            patience_s=patience_s,
+            on_failure=wait,
+        )
+    except AuthenticationError as error:
+        raise refused(client.get_address(), error) from None
+    except NO_ANSWER:
+        raise UserError(
+            f"the head has said nothing for {time.monotonic() - began:.0f} s; job {job} may be at "
+            "work. Fix: the same command again follows it, or goes on with the run",
+            exit_code=130,
+        ) from None
+    if is_out:
+        log.info(f"the head is back after {time.monotonic() - began:.0f} s")
+    return details

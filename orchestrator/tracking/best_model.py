@@ -1,119 +1,180 @@
-"""Each family's best model in MLflow, as an output of the run that trained it."""
+"""Each family's best model: as a folder that others can load, and in MLflow as an output of the
+run that trained it. Loads mlflow only for the latter.
+"""
 
 from __future__ import annotations
 
+import logging
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.compare.winners import SelectedModel, best_models
+from orchestrator.ledger import retention
 from orchestrator.ledger.state import State
-from orchestrator.ops import export
 from orchestrator.tracking import view
-from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
 from trainables.config import Assignment
-from trainables.errors import one_line
+from trainables.errors import UserError, one_line
 from trainables.storage.object_storage import origin
+from trainables.storage.trial_files import fetch_checkpoint, name_of
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import Client, MlflowRun
 
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
 EXAMPLE_IMAGES = 2
 
+log = logging.getLogger(__name__)
 
-def log_best(
-    client: Client,
-    state: State,
-    run_folder: Path,
-    held: Mapping[str, MlflowRun],
-    say: Callable[[str], None],
+
+def checkpoint_of(model: SelectedModel, run_folder: Path) -> Path:
+    """The folder of the model's epoch, also where the run's folder was moved; brought here where
+    the run is kept in object storage.
+
+    Raises ``UserError`` where it is gone.
+    """
+    trial, remote = model.trial, origin(run_folder)
+    recorded = trial.reports[model.epoch].get("checkpoint")
+    if remote and recorded:
+        try:
+            assignment = replace(Assignment.from_dict(trial.assignment), remote=remote)
+            return Path(fetch_checkpoint(assignment, name_of(recorded)))
+        except FileNotFoundError:
+            pass
+    elif recorded:
+        kept = (retention.newest if trial.stage == "final" else retention.best)(run_folder, trial)
+        if kept and Path(kept).name == Path(recorded).name:
+            return Path(kept)
+    raise UserError(
+        f"only a checkpoint that is kept can be exported; that of {trial.trial}, epoch "
+        f"{model.epoch}, is gone from {remote or run_folder}. Fix: --family OTHER, or reproduce "
+        "the run"
+    )
+
+
+def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Path) -> None:
+    """Write the portable model into ``folder``: all of it, or nothing.
+
+    Raises ``UserError`` where ``folder`` is in use or the checkpoint is gone or damaged.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"--to must name a folder that is new or empty; {folder} is not. Fix: --to OTHER"
+        )
+    checkpoint = checkpoint_of(model, run_folder)
+    from trainables.export import folder as portable
+
+    dataset = state.header["datasets"][model.trial.family]
+    facts = view.model_facts(state, model)
+    test = ""
+    if "test_top1" in facts:
+        test = f", on {facts.get('test_images', 'the')} test images {facts['test_top1']:.4f}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        portable.write(
+            temporary,
+            checkpoint,
+            Assignment.from_dict(model.trial.assignment),
+            class_names=dataset["class_names"],
+            height=dataset["height"],
+            width=dataset["width"],
+            trained=facts,
+            said=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
+            f"{facts['dataset']}: accuracy {facts['val_top1']:.4f} on validation{test}.",
+        )
+        temporary.chmod(0o755)  # mkdtemp's are private
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def log_best_models(
+    client: Client, state: State, run_folder: Path, runs: Mapping[str, MlflowRun]
 ) -> None:
-    """Log every family's best model that is not logged yet. Raises ``Outage``; what else is in
-    the way of a model is said: it must not keep anything from being recorded."""
-    for family, choice in best_models(state).items():
-        run = held.get(choice.trial.trial)
-        if run is None or MODEL_TAG in run.tags or not choice.trial.checkpoint:
+    """Log every family's best model that is not logged yet under its trial's run.
+
+    Raises ``Outage``. What else is in the way of a model is logged as a warning: it must not keep
+    anything from being recorded.
+    """
+    from orchestrator.tracking.client import Outage
+
+    for family, model in best_models(state).items():
+        run = runs.get(model.trial.trial)
+        if run is None or MODEL_TAG in run.tags or not model.trial.checkpoint:
             continue
         try:
-            log_choice(client, state, choice, run_folder, run)
+            log_model(client, state, model, run_folder, run)
         except Exception as error:
             if isinstance(error, Outage) and not error.permanent:
                 raise
-            say(f"the best model of {family} is not logged: {one_line(error)}")
+            log.warning(f"the best model of {family} is not logged: {one_line(error)}")
 
 
-def log_choice(
-    client: Client, state: State, choice: SelectedModel, run_folder: Path, held: MlflowRun
+def log_model(
+    client: Client, state: State, model: SelectedModel, run_folder: Path, run: MlflowRun
 ) -> str:
-    """The id of the choice's model in MLflow, logged now if it was not.
+    """The id of the model in MLflow, logged now if it was not.
 
-    Raises ``Outage``, and ``UserError`` as :func:`orchestrator.ops.export.write` does.
+    Raises ``Outage``, and ``UserError`` as :func:`write_model` does.
     """
-    if MODEL_TAG in held.tags:
-        return held.tags[MODEL_TAG]
-    from orchestrator.tracking import client as mlflow_client
+    from orchestrator.tracking.client import talking
 
+    if MODEL_TAG in run.tags:
+        return run.tags[MODEL_TAG]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        export.write(state, choice, run_folder, folder)
-        example = _example(Assignment.from_dict(choice.trial.assignment), origin(run_folder))
+        write_model(state, model, run_folder, folder)
+        example = _example(Assignment.from_dict(model.trial.assignment), origin(run_folder))
         with talking():
-            model = mlflow_client.log_model(
-                client.mlflow,
-                client.experiment_id,
-                held.id,
+            model_id = client.log_model(
+                run,
                 folder,
-                name=f"{state.header['run']}-{choice.trial.family}",
+                name=f"{state.header['run']}-{model.trial.family}",
                 example=example,
-                tags=model_tags(state, choice),
-                metrics=view.final_metrics(choice.trial),
-                epoch=choice.epoch,
+                tags=view.model_tags(state, model),
+                metrics=view.final_metrics(model.trial),
+                epoch=model.epoch,
             )
-            client.log(held, [], {}, {MODEL_TAG: model})
-    return model
-
-
-def run_of(
-    state: State, choice: SelectedModel, uri: str, experiment: str | None
-) -> tuple[Client, MlflowRun | None]:
-    """MLflow's client and the run of the choice's trial there, if it has one. Raises ``Outage``."""
-    with talking():
-        client = Client(uri, experiment or str(state.header["run"]))
-        runs = client.find(view.RUN_ID_TAG, view.run_id(state), "trial")
-    return client, runs.get(choice.trial.trial)
+            client.log(run, [], {}, {MODEL_TAG: model_id})
+    return model_id
 
 
 def register(
-    client: Client,
-    held: MlflowRun,
     state: State,
-    choice: SelectedModel,
+    model: SelectedModel,
     run_folder: Path,
     *,
+    uri: str,
+    experiment: str | None,
     alias: str,
-) -> str:
-    """Make the choice's model a version of the registered model that has the run's name, under
-    ``alias``; the version. Raises as :func:`log_choice` does."""
-    from orchestrator.tracking import client as mlflow_client
+) -> str | None:
+    """Make the model a version of the registered model that has the run's name, under ``alias``;
+    the version, or ``None`` where MLflow does not hold the trial yet.
 
-    model = log_choice(client, state, choice, run_folder, held)
-    with talking():
-        return mlflow_client.register(
-            client.mlflow,
-            str(state.header["run"]),
-            model,
-            held.id,
-            alias=alias,
-            tags=model_tags(state, choice),
-        )
+    Raises ``UserError`` as :func:`write_model` does, and where MLflow fails.
+    """
+    from orchestrator.tracking.client import Client, Outage, talking
 
-
-def model_tags(state: State, choice: SelectedModel) -> dict[str, str]:
-    """Tags of a logged model and of its registered versions."""
-    told = {key: value for key, value in export.facts(state, choice).items() if key != "recipe"}
-    return view.texts({view.RUN_ID_TAG: view.run_id(state), **told}, view.MAX_TAG)
+    name = str(state.header["run"])
+    try:
+        with talking():
+            client = Client(uri, experiment or name)
+            run = client.runs_of(view.run_id(state)).get(model.trial.trial)
+        if run is None:
+            return None
+        model_id = log_model(client, state, model, run_folder, run)
+        with talking():
+            tags = view.model_tags(state, model)
+            return client.register(run, model_id, name=name, alias=alias, tags=tags)
+    except Outage as outage:
+        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
 
 
 def _example(assignment: Assignment, remote: str | None) -> npt.NDArray[np.uint8]:

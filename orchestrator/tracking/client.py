@@ -1,16 +1,12 @@
-"""MLflow's client, cut down to what the mirror needs. With tracking_models all that imports mlflow.
+"""MLflow's client, cut down to what the mirror needs: runs, their records, and logged models.
 
-Loading it takes seconds: it belongs into a process beside the run, never into the run's own.
-
-Exported models in MLflow: logged under the trial that trained them, registered by name.
-
-Plain client calls, no active run and no global tracking URI. What is logged holds no pickle: the
-portable folder as data, its one Python file as code.
+The only module that imports mlflow. Loading it takes seconds: it belongs into a process beside
+the run, never into the run's own. Plain client calls, no active run and no global tracking URI.
+A logged model holds no pickle: the portable folder as data, its one Python file as code.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,56 +15,57 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import mlflow.pyfunc
 import numpy as np
 import numpy.typing as npt
-from mlflow.entities import LoggedModelOutput, Metric
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
-
-from orchestrator.tracking.view import MetricRow
+from filelock import FileLock
 
 # Our own loop retries: MLflow's would repeat a run's creation, and wait for minutes. Its talk and
 # its usage reports to its makers are off. It reads these when it is imported.
-for _name, _value in {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}.items():
-    os.environ.setdefault(_name, _value)
+os.environ.update(
+    {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    | os.environ
+)
 
-from mlflow.entities import (  # noqa: E402
+import mlflow.pyfunc
+from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModelOutput,
+    Metric,
     Param,
     Run,
     RunTag,
 )
-from mlflow.store.artifact.artifact_repository_registry import (  # noqa: E402
-    get_artifact_repository,
-)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
 
-from orchestrator.tracking.store import artifact_root, database_path  # noqa: E402
-from orchestrator.tracking.view import milliseconds  # noqa: E402
-from trainables.errors import one_line  # noqa: E402
+from orchestrator.tracking.store import artifact_root, database_path
+from orchestrator.tracking.view import RUN_ID_TAG, DatasetView, MetricRow, milliseconds
+from trainables.errors import one_line
 
 MAX_METRICS = 800  # a request; MLflow takes 1000 entities, tags and params included
 MAX_SEARCH = 1000
 # Errors that come again however often the same request is sent.
 PERMANENT = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST")
+MODEL_CODE = "timm_classifier"
+MODEL_LIBRARIES = ("mlflow", "torch", "timm", "safetensors", "numpy")
 
 
 class Outage(RuntimeError):
     """MLflow did not answer, or refused. ``permanent``: the same request would fail again;
-    ``forgotten``: MLflow no longer knows the run, so it has to be made anew."""
+    ``forgotten``: MLflow no longer knows the run, so it has to be created again."""
 
     def __init__(self, message: str, *, permanent: bool, forgotten: bool) -> None:
         super().__init__(message)
@@ -91,7 +88,7 @@ def talking() -> Iterator[None]:
 
 @dataclass
 class MlflowRun:
-    """What MLflow holds of one run already."""
+    """What MLflow holds of one run already; ``artifacts`` are texts, or times of files."""
 
     id: str
     artifact_uri: str
@@ -99,7 +96,7 @@ class MlflowRun:
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     epochs: int = 0
-    artifacts: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, str | int] = field(default_factory=dict)
     has_datasets: bool = False
 
 
@@ -108,140 +105,209 @@ class Client:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self._uri = uri
-        self.mlflow = _open(uri)
-        self.experiment_id = self._experiment(experiment)
+        self._client = _open(uri)
+        self._experiment_id = self._find_or_create_experiment(experiment)
 
-    def _experiment(self, name: str) -> str:
-        found = self.mlflow.get_experiment_by_name(name)
-        if found is None:
+    def _find_or_create_experiment(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             root = artifact_root(self._uri)
             place = f"{root.as_uri()}/{quote(name, safe='')}" if root else None
             try:
-                return str(self.mlflow.create_experiment(name, place))
+                return str(self._client.create_experiment(name, place))
             except MlflowException:  # another run was first
-                found = self.mlflow.get_experiment_by_name(name)
-                if found is None:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        if found.lifecycle_stage == "deleted":
-            self.mlflow.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
-    def find(self, tag: str, value: str, key: str) -> dict[str, MlflowRun]:
-        """Runs whose ``tag`` is ``value`` by their tag ``key`` (``""`` without); of two for one
-        key, which an answer lost on its way can make, the younger is deleted."""
+    def runs_of(self, run_id: str) -> dict[str, MlflowRun]:
+        """Our run's runs there by trial, the parent as ``""``; of two for one trial, which an
+        answer lost on its way can make, the younger is deleted."""
         runs: list[Run] = []
         token: str | None = ""
         while token is not None:
-            page = self.mlflow.search_runs(
-                [self.experiment_id],
-                f"tags.`{tag}` = '{value}'",
+            page = self._client.search_runs(
+                [self._experiment_id],
+                f"tags.`{RUN_ID_TAG}` = '{run_id}'",
                 max_results=MAX_SEARCH,
                 page_token=token or None,
             )
             runs += page
             token = page.token or None
-        held: dict[str, MlflowRun] = {}
+        by_trial: dict[str, MlflowRun] = {}
         for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
-            name = run.data.tags.get(key, "")
-            if name in held:
-                self.mlflow.delete_run(run.info.run_id)
-            else:
-                held[name] = _held(run)
-        return held
+            tags = dict(run.data.tags)
+            trial = tags.get("trial", "")
+            if trial in by_trial:
+                self._client.delete_run(run.info.run_id)
+                continue
+            by_trial[trial] = MlflowRun(
+                id=run.info.run_id,
+                artifact_uri=run.info.artifact_uri,
+                status=run.info.status,
+                tags=tags,
+                params=set(run.data.params),
+                epochs=int(tags.get("epochs", 0)),
+                has_datasets=bool(run.inputs and run.inputs.dataset_inputs),
+            )
+        return by_trial
 
     def create(self, name: str, tags: Mapping[str, str], at: float | None) -> MlflowRun:
         """A new run, begun at unix second ``at``."""
         start = milliseconds(at) if at is not None else None
-        run = self.mlflow.create_run(self.experiment_id, start, dict(tags), name)
+        run = self._client.create_run(self._experiment_id, start, dict(tags), name)
         return MlflowRun(id=run.info.run_id, artifact_uri=run.info.artifact_uri, tags=dict(tags))
 
     def log(
         self,
-        held: MlflowRun,
+        run: MlflowRun,
         metrics: Sequence[MetricRow],
         params: Mapping[str, str],
         tags: Mapping[str, str],
     ) -> None:
         """Metrics, and what is new of params and tags: one request, none for nothing."""
-        due_params = [Param(k, v) for k, v in params.items() if k not in held.params]
-        due_tags = [RunTag(k, v) for k, v in tags.items() if held.tags.get(k) != v]
+        new_params = [Param(k, v) for k, v in params.items() if k not in run.params]
+        new_tags = [RunTag(k, v) for k, v in tags.items() if run.tags.get(k) != v]
         rows = [Metric(*row) for row in metrics]
         while len(rows) > MAX_METRICS:
-            self.mlflow.log_batch(held.id, metrics=rows[:MAX_METRICS])
+            self._client.log_batch(run.id, metrics=rows[:MAX_METRICS])
             rows = rows[MAX_METRICS:]
         # MLflow writes a request's tags after its metrics: no tag tells of what is not there.
-        self.mlflow.log_batch(held.id, metrics=rows, params=due_params, tags=due_tags)
-        held.params |= {param.key for param in due_params}
-        held.tags |= {tag.key: tag.value for tag in due_tags}
+        self._client.log_batch(run.id, metrics=rows, params=new_params, tags=new_tags)
+        run.params |= {param.key for param in new_params}
+        run.tags |= {tag.key: tag.value for tag in new_tags}
 
-    def put_text(self, held: MlflowRun, name: str, text: str) -> None:
+    def put_text(self, run: MlflowRun, name: str, text: str) -> None:
         """A text as artifact ``name``, unless it is there already."""
-        if held.artifacts.get(name) == text:
+        if run.artifacts.get(name) == text:
             return
         folder, _, file = name.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / file
             path.write_text(text, encoding="utf-8")
-            self._upload(held, path, folder or None)
-        held.artifacts[name] = text
+            self._upload(run, path, folder or None)
+        run.artifacts[name] = text
 
-    def lacks(self, held: MlflowRun, path: Path) -> bool:
+    def lacks(self, run: MlflowRun, path: Path) -> bool:
         """Whether ``path`` is a file that is not there in this version."""
-        version = path.stat().st_mtime_ns if path.is_file() else None
-        return version is not None and held.artifacts.get(path.name) != version
+        return path.is_file() and run.artifacts.get(path.name) != path.stat().st_mtime_ns
 
-    def put_file(self, held: MlflowRun, path: Path) -> None:
+    def put_file(self, run: MlflowRun, path: Path) -> None:
         """A file as artifact."""
         version = path.stat().st_mtime_ns
-        self._upload(held, path, None)
-        held.artifacts[path.name] = version
+        self._upload(run, path, None)
+        run.artifacts[path.name] = version
 
-    def _upload(self, held: MlflowRun, path: Path, folder: str | None) -> None:
+    def _upload(self, run: MlflowRun, path: Path, folder: str | None) -> None:
         # Not log_artifact: that asks first where the run's artifacts lie, for every run.
-        repository = get_artifact_repository(held.artifact_uri, tracking_uri=self._uri)
+        repository = get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
         repository.log_artifact(str(path), folder)
 
-    def log_datasets(self, held: MlflowRun, datasets: Sequence[Mapping[str, str]]) -> None:
+    def log_datasets(self, run: MlflowRun, datasets: Sequence[DatasetView]) -> None:
         """What the run trains on; the same again changes nothing."""
-        context = [InputTag("mlflow.data.context", "training")]
         inputs = [
             DatasetInput(
                 Dataset(
-                    name=one["name"],
-                    digest=one["digest"],
+                    name=dataset.name,
+                    digest=dataset.digest,
                     source_type="local",
-                    source=json.dumps({"uri": one["source"]}),
-                    profile=one["profile"],
+                    source=json.dumps({"uri": dataset.source}),
+                    profile=dataset.profile,
                 ),
-                context,
+                [InputTag("mlflow.data.context", "training")],
             )
-            for one in datasets
+            for dataset in datasets
         ]
         if inputs:
-            self.mlflow.log_inputs(held.id, inputs)
-        held.has_datasets = True
+            self._client.log_inputs(run.id, inputs)
+        run.has_datasets = True
 
-    def set_status(self, held: MlflowRun, status: str, at: float | None) -> None:
+    def set_status(self, run: MlflowRun, status: str, at: float | None) -> None:
         """``RUNNING``, or an end at unix second ``at``."""
         if status == "RUNNING":
-            self.mlflow.update_run(held.id, status)
+            self._client.update_run(run.id, status)
         else:
             end = milliseconds(at) if at is not None else None
-            self.mlflow.set_terminated(held.id, status, end)
-        held.status = status
+            self._client.set_terminated(run.id, status, end)
+        run.status = status
 
+    def log_model(
+        self,
+        run: MlflowRun,
+        folder: Path,
+        *,
+        name: str,
+        example: npt.NDArray[np.uint8],
+        tags: Mapping[str, str],
+        metrics: Sequence[MetricRow],
+        epoch: int,
+    ) -> str:
+        """Log the portable model in ``folder`` as an output of a run; its id.
 
-def _held(run: Run) -> MlflowRun:
-    tags = dict(run.data.tags)
-    return MlflowRun(
-        id=run.info.run_id,
-        artifact_uri=run.info.artifact_uri,
-        status=run.info.status,
-        tags=tags,
-        params=set(run.data.params),
-        epochs=int(tags.get("epochs", 0)),
-        has_datasets=bool(run.inputs and run.inputs.dataset_inputs),
-    )
+        ``example`` is (N, H, W, 3) as the dataset stores images; ``metrics`` are rows of the run
+        that describe the model too, which is of its ``epoch``.
+        """
+        logged = self._client.create_logged_model(
+            self._experiment_id,
+            name=name,
+            source_run_id=run.id,
+            tags=dict(tags),
+            model_type="classifier",
+        )
+        model_id = str(logged.model_id)
+        self._client.log_outputs(run.id, [LoggedModelOutput(model_id, step=epoch)])
+        with tempfile.TemporaryDirectory() as scratch:
+            place = str(Path(scratch) / "model")
+            mlflow.pyfunc.save_model(
+                place,
+                loader_module=MODEL_CODE,
+                data_path=str(folder),
+                code_paths=[str(folder / f"{MODEL_CODE}.py")],
+                signature=_signature(folder),
+                input_example=example,
+                pip_requirements=[
+                    f"{library}=={importlib.metadata.version(library)}"
+                    for library in MODEL_LIBRARIES
+                ],
+                mlflow_model=Model(
+                    artifact_path=logged.artifact_location,
+                    model_uuid=model_id,
+                    run_id=run.id,
+                    model_id=model_id,
+                ),
+            )
+            self._client.log_model_artifacts(model_id, place)
+        self._client.finalize_logged_model(model_id, "READY")
+        rows = [Metric(*row, model_id=model_id, run_id=run.id) for row in metrics]
+        self._client.log_batch(run.id, metrics=rows)
+        return model_id
+
+    def register(
+        self, run: MlflowRun, model_id: str, *, name: str, alias: str, tags: Mapping[str, str]
+    ) -> str:
+        """A new version of the registered model ``name`` under ``alias``; the version's number.
+
+        The version that this model has already is taken again.
+        """
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Not models:/ID: a local store looks that up wherever the process's global URI points.
+        source = self._client.get_logged_model(model_id).artifact_location
+        existing = self._client.search_model_versions(f"name = '{name}'")
+        versions = [model.version for model in existing if model.source == source]
+        if not versions:
+            created = self._client.create_model_version(
+                name, source, run.id, tags=dict(tags), model_id=model_id
+            )
+            versions = [created.version]
+        self._client.set_registered_model_alias(name, alias, versions[0])
+        return str(versions[0])
 
 
 def _open(uri: str) -> MlflowClient:
@@ -250,61 +316,10 @@ def _open(uri: str) -> MlflowClient:
     if database is None:
         return MlflowClient(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{database}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(f"{database}.lock"):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
-
-
-CODE = "timm_classifier"
-LIBRARIES = ("mlflow", "torch", "timm", "safetensors", "numpy")
-
-
-def log_model(
-    client: MlflowClient,
-    experiment_id: str,
-    run_id: str,
-    folder: Path,
-    *,
-    name: str,
-    example: npt.NDArray[np.uint8],
-    tags: Mapping[str, str],
-    metrics: Sequence[MetricRow],
-    epoch: int,
-) -> str:
-    """Log the portable model in ``folder`` as an output of a run; its id.
-
-    ``example`` is (N, H, W, 3) as the dataset stores images; ``metrics`` are rows of the run that
-    describe the model too, which is of its ``epoch``.
-    """
-    made = client.create_logged_model(
-        experiment_id, name=name, source_run_id=run_id, tags=dict(tags), model_type="classifier"
-    )
-    identity = str(made.model_id)
-    client.log_outputs(run_id, [LoggedModelOutput(identity, step=epoch)])
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch) / "model"
-        mlflow.pyfunc.save_model(
-            str(place),
-            loader_module=CODE,
-            data_path=str(folder),
-            code_paths=[str(folder / f"{CODE}.py")],
-            signature=_signature(folder),
-            input_example=example,
-            pip_requirements=[f"{one}=={importlib.metadata.version(one)}" for one in LIBRARIES],
-            mlflow_model=Model(
-                artifact_path=made.artifact_location,
-                model_uuid=identity,
-                run_id=run_id,
-                model_id=identity,
-            ),
-        )
-        client.log_model_artifacts(identity, str(place))
-    client.finalize_logged_model(identity, "READY")
-    rows = [Metric(*row, model_id=identity, run_id=run_id) for row in metrics]
-    client.log_batch(run_id, metrics=rows)
-    return identity
 
 
 def _signature(folder: Path) -> ModelSignature:
@@ -314,34 +329,3 @@ def _signature(folder: Path) -> ModelSignature:
     probabilities = TensorSpec(np.dtype(np.float32), (-1, classes), "probabilities")
     images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))
     return ModelSignature(inputs=Schema([images]), outputs=Schema([label, probabilities]))
-
-
-def register(
-    client: MlflowClient,
-    name: str,
-    model_id: str,
-    run_id: str,
-    *,
-    alias: str,
-    tags: Mapping[str, Any],
-) -> str:
-    """A new version of the registered model ``name`` under ``alias``; the version's number.
-
-    The version that this model has already is taken again.
-    """
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    # Not models:/ID: a local store looks that up wherever the process's global URI points.
-    source = client.get_logged_model(model_id).artifact_location
-    known = client.search_model_versions(f"name = '{name}'")
-    versions = [one.version for one in known if one.source == source]
-    if not versions:
-        made = client.create_model_version(
-            name, source, run_id, tags={k: str(v) for k, v in tags.items()}, model_id=model_id
-        )
-        versions = [made.version]
-    client.set_registered_model_alias(name, alias, versions[0])
-    return str(versions[0])

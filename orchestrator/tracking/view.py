@@ -1,6 +1,5 @@
-"""What MLflow should show of a run: a pure function of the ledger's state. No mlflow here.
-
-What MLflow shows of a claim's verdict on the run that tested it: a function of the state.
+"""What MLflow should show of a run: pure functions of the ledger's state and of the finished
+comparison. No mlflow here.
 """
 
 from __future__ import annotations
@@ -10,55 +9,41 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.state import Record, State, TrialState
+from orchestrator.wording import NONE, interval, percent, seconds
 from trainables.config import stable_hash
 
-ARTIFACT = "verdict.json"
-NO_VERDICT = "no verdict"
-
-
-def claim_tags(state: State) -> dict[str, Any]:
-    """The claim as soon as it is declared; its verdict with scope, rule and time once it is on
-    record."""
-    said = state.header.get("spec", {}).get("claim") or {}
-    found = {"claim": said.get("name"), "claim_hash": said.get("hash")}
-    if not state.verdict:
-        return found
-    verdict = state.verdict["detail"]
-    return {
-        **found,
-        "verdict": verdict["verdict"] or NO_VERDICT,
-        "verdict_scope": verdict["scope"],
-        "verdict_sentence": verdict["sentence"],
-        "verdict_at": state.verdict["time"],
-    }
-
-
-def claim_metrics(state: State) -> list[tuple[str, float, int, int]]:
-    """Every effect with its interval and its seeds: name, value, unix milliseconds, step."""
-    if not state.verdict:
-        return []
-    verdict, at = state.verdict["detail"], round(state.verdict["time"] * 1000)
-    rows = []
-    for effect in [*verdict["effects"], *verdict["others"]]:
-        name = "effect/" + re.sub(r"[^a-z0-9]+", "_", effect["name"].lower()).strip("_")[:180]
-        named = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
-        rows += [(k, float(effect[v]), at, 0) for k, v in named.items() if effect[v] is not None]
-    if verdict["seeds"] is not None:
-        rows.append(("claim_seeds", float(verdict["seeds"]), at, 0))
-    return rows
-
+if TYPE_CHECKING:
+    from orchestrator.compare.winners import SelectedModel
 
 RUN_ID_TAG = "orchestrator.run_id"
 GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "road")
 MAX_TAG, MAX_PARAM = 5000, 6000
+VERDICT = "verdict.json"
+NO_VERDICT = "no verdict"
+TABLE = "summary.json"
+# The UI shows artifacts that this tag names as tables, and compares them between runs.
+TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
+NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
+SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetView:
+    """A dataset as MLflow names one: the content hash as ``digest``, counts by split as JSON."""
+
+    name: str
+    digest: str
+    source: str
+    profile: str
 
 
 def run_id(state: State) -> str:
@@ -88,6 +73,8 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
     """Tags of a trial's run; they are on every child because MLflow cannot filter by a parent's."""
     backbone = trial.assignment.get("backbone", {})
     geometry = state.header.get("geometry", {}).get(trial.family, {})
+    dataset = state.header.get("datasets", {}).get(trial.family, {}).get("name")
+    source = trial.assignment.get("data", {}).get("source")
     tags = {
         RUN_ID_TAG: run_id(state),
         "mlflow.parentRunId": parent,
@@ -97,7 +84,7 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
         "family": trial.family,
         "backbone": trial.detail.get("model") or backbone.get("model") or geometry.get("model"),
         "scale": backbone.get("scale"),
-        "dataset": dataset_name(state, trial.family, trial.assignment.get("data", {})),
+        "dataset": dataset or (Path(source).stem if source else None),
         "winner": trial.winner,
         "stage": "audit" if "audited" in trial.rungs.values() else trial.stage,
         "status": trial_status(state, trial, interrupted),
@@ -108,28 +95,21 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
     return texts(tags, MAX_TAG)
 
 
-def dataset_name(state: State, family: str, data: Mapping[str, Any]) -> str | None:
-    """The dataset's name as its store gives it, else from where it came."""
-    info = state.header.get("datasets", {}).get(family, {})
-    source = data.get("source")
-    return info.get("name") or (Path(source).stem if source else None)
-
-
 def trial_params(trial: TrialState) -> dict[str, str]:
     """The flat recipe with seed and length, and the backbone's geometry once it is known."""
-    asked = trial.assignment
-    data = asked.get("data", {})
+    assignment = trial.assignment
+    data = assignment.get("data", {})
     params = {
-        **asked.get("recipe", {}),
-        "seed": asked.get("seed"),
-        "max_epochs": asked.get("epochs"),
+        **assignment.get("recipe", {}),
+        "seed": assignment.get("seed"),
+        "max_epochs": assignment.get("epochs"),
         "data_fraction": data.get("fraction"),
         "train_limit": data.get("train_limit"),
     }
     if "model" in trial.detail or trial.ended_at is not None:
-        known = {**asked.get("backbone", {}), **trial.detail}
+        details = {**assignment.get("backbone", {}), **trial.detail}
         names = (*GEOMETRY, "num_workers")
-        params |= {name: known[name] for name in names if known.get(name) is not None}
+        params |= {name: details[name] for name in names if details.get(name) is not None}
     return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
 
 
@@ -171,17 +151,17 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
 
 
 def _measured(outcome: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the sealed test and the probes of a final say in single numbers."""
+    """What the test evaluation and the probes of a final say in single numbers."""
     probes = outcome.get("probes", {})
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
-    hidden = occlusion.get("top1", ())
+    occluded = occlusion.get("top1", ())
     return {
         **{f"test_{name}": value for name, value in outcome.get("test", {}).items()},
         "latency_ms": probes.get("speed", {}).get("batch_1", {}).get("latency_ms"),
         "calibration_ece": probes.get("calibration", {}).get("ece"),
         "shift_consistency_1px": _at(consistency, shift.get("offsets_px", ()), 1),
-        "occluded_half_top1": _at(hidden, occlusion.get("shares", ()), 0.5),
+        "occluded_half_top1": _at(occluded, occlusion.get("shares", ()), 0.5),
     }
 
 
@@ -207,35 +187,35 @@ def _mean_height(curve: list[tuple[int, float]]) -> float | None:
 
 def learning_curve(trial: TrialState) -> str:
     """All reports of a trial as one JSON document."""
-    epochs = [{"epoch": epoch, **one["metrics"]} for epoch, one in sorted(trial.reports.items())]
+    reports = sorted(trial.reports.items())
+    epochs = [{"epoch": epoch, **report["metrics"]} for epoch, report in reports]
     rungs = {str(epoch): event for epoch, event in trial.rungs.items()}
-    document = {"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs}
-    return as_json(document)
+    return as_json({"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs})
 
 
-def as_json(document: Any) -> str:
+def as_json(document: object) -> str:
     """Text of a small JSON artifact."""
     return json.dumps(document, indent=1, default=str)
 
 
-def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:
-    """The run's datasets, or a trial's, as MLflow names one: content hash as digest, counts by
-    split. A final carves other validation images, hence another hash."""
+def datasets(state: State, trial: TrialState | None = None) -> list[DatasetView]:
+    """The run's datasets, or a trial's. A final carves other validation images, hence has another
+    hash."""
     sweeps = state.header.get("spec", {}).get("sweeps", ())
-    sources = {one["backbone"]["family"]: one["data"]["source"] for one in sweeps}
-    found = {}
+    sources = {sweep["backbone"]["family"]: sweep["data"]["source"] for sweep in sweeps}
+    by_digest = {}
     for family, info in state.header.get("datasets", {}).items():
         if trial is not None and trial.family != family:
             continue
-        known = trial.detail.get("dataset_hash") if trial else None
-        digest = str(known or info.get("content_hash") or "unknown")
-        found[digest] = {
-            "name": str(info.get("name")),
-            "digest": digest,
-            "source": str(sources.get(family, info.get("name"))),
-            "profile": json.dumps({"images": info.get("counts"), "skipped": info.get("skipped")}),
-        }
-    return list(found.values())
+        own_hash = trial.detail.get("dataset_hash") if trial else None
+        digest = str(own_hash or info.get("content_hash") or "unknown")
+        by_digest[digest] = DatasetView(
+            name=str(info.get("name")),
+            digest=digest,
+            source=str(sources.get(family, info.get("name"))),
+            profile=json.dumps({"images": info.get("counts"), "skipped": info.get("skipped")}),
+        )
+    return list(by_digest.values())
 
 
 def run_status(state: State, interrupted: bool) -> str:
@@ -280,6 +260,111 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
     return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]
 
 
-def texts(values: Mapping[str, Any], limit: int) -> dict[str, str]:
+def texts(values: Mapping[str, object], limit: int) -> dict[str, str]:
     """Known values as text MLflow accepts; a missing one is absent, never an empty tag."""
     return {name: str(value)[:limit] for name, value in values.items() if value not in (None, "")}
+
+
+def claim_tags(state: State) -> dict[str, object]:
+    """The claim as soon as it is declared; its verdict with scope, rule and time once it is on
+    record."""
+    claim = state.header.get("spec", {}).get("claim") or {}
+    tags = {"claim": claim.get("name"), "claim_hash": claim.get("hash")}
+    if not state.verdict:
+        return tags
+    verdict = state.verdict["detail"]
+    return {
+        **tags,
+        "verdict": verdict["verdict"] or NO_VERDICT,
+        "verdict_scope": verdict["scope"],
+        "verdict_sentence": verdict["sentence"],
+        "verdict_at": state.verdict["time"],
+    }
+
+
+def claim_metrics(state: State) -> list[MetricRow]:
+    """Every effect with its interval and its seeds."""
+    if not state.verdict:
+        return []
+    verdict, at = state.verdict["detail"], milliseconds(state.verdict["time"])
+    rows = []
+    for effect in [*verdict["effects"], *verdict["others"]]:
+        name = "effect/" + re.sub(r"[^a-z0-9]+", "_", effect["name"].lower()).strip("_")[:180]
+        named = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
+        rows += [(k, float(effect[v]), at, 0) for k, v in named.items() if effect[v] is not None]
+    if verdict["seeds"] is not None:
+        rows.append(("claim_seeds", float(verdict["seeds"]), at, 0))
+    return rows
+
+
+def model_facts(state: State, model: SelectedModel) -> dict[str, Any]:
+    """Where a model comes from and how good it was; unknown values are left out."""
+    trial, header = model.trial, state.header
+    dataset = header["datasets"][trial.family]
+    test = trial.outcome.get("test", {}) if trial.stage == "final" else {}
+    facts = {
+        "run": header.get("run"),
+        "trial": trial.trial,
+        "family": trial.family,
+        "epoch": model.epoch,
+        "dataset": dataset.get("name"),
+        "dataset_hash": dataset.get("content_hash"),
+        "val_top1": model.val_top1,
+        "test_top1": test.get("top1"),
+        "test_images": test.get("n"),
+        "recipe": trial.assignment.get("recipe"),
+        "spec_hash": header.get("spec_hash"),
+        "code_version": header.get("code_version"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def model_tags(state: State, model: SelectedModel) -> dict[str, str]:
+    """Tags of a logged model and of its registered versions."""
+    facts = {k: v for k, v in model_facts(state, model).items() if k != "recipe"}
+    return texts({RUN_ID_TAG: run_id(state), **facts}, MAX_TAG)
+
+
+def summary_table(comparison: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The comparison's families as ``log_table`` writes a table: best first, missing is null."""
+    rows = [_summary_row(entry) for entry in comparison["families"]]
+    rows.sort(key=lambda row: -(row["test_top1"] or row["best_val_top1"] or -1.0))
+    columns = list(rows[0]) if rows else []
+    return {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
+
+
+def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    final, speed = entry["final"] or {}, entry["convergence"] or {}
+    test = final.get("test_top1") or {}
+    numbers = (final.get("probes") or {}).get("numbers", {})
+    same = ("best_val_top1", "best_trial", "backbone", "trials", "finished", "pruned", "failed")
+    return {
+        "family": entry["family"],
+        "test_top1": test.get("mean"),
+        "test_top1_low": test.get("low"),
+        "test_top1_high": test.get("high"),
+        "test_seeds": test.get("n"),
+        **{name: entry[name] for name in same},
+        "epochs_to_90pct_of_best": speed.get("epochs"),
+        "convergence_auc": speed.get("auc"),
+        **{name: entry[name] for name in ("gpu_seconds", "flops", "images_seen")},
+        "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
+    }
+
+
+def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, str]:
+    """Tags of the run that was compared: its table, and a description unless a user wrote one."""
+    if not present.get(NOTE_TAG, SIGNATURE).endswith(SIGNATURE):
+        return TABLE_TAG
+    lines = ["family | test accuracy | best validation | trials | device time", "--|--|--|--|--"]
+    for entry in comparison["families"]:
+        cells = [
+            entry["family"],
+            interval(entry["final"]["test_top1"]) if entry["final"] else NONE,
+            percent(entry["best_val_top1"]),
+            str(entry["trials"]),
+            seconds(entry["gpu_seconds"]),
+        ]
+        lines.append(" | ".join(cells))
+    note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])
+    return {**TABLE_TAG, NOTE_TAG: note}

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.cli.options import log_to_stderr
 from orchestrator.cli.read import export
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import State, replay
@@ -112,7 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     store = prepare(data)
     header = {
         "schema": 1, "run": NAME, "spec": {"name": NAME}, "spec_hash": "abc",
-        "datasets": dict.fromkeys(FAMILIES, tracking_store.info.as_dict()),
+        "datasets": dict.fromkeys(FAMILIES, store.info.as_dict()),
         "geometry": {family: {"model": family} for family in FAMILIES},
     }  # fmt: skip
     ledger = Ledger(folder / FILE_NAME)
@@ -146,6 +147,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
 def exported(trained: Trained, *more: str) -> tuple[str, str]:
     """Standard output and error of the command."""
     arguments = [NAME, "--storage", str(trained.folder.parent), *more]
+    log_to_stderr()
     ran = CliRunner().invoke(export, arguments, catch_exceptions=False)
     assert ran.exit_code == 0
     return ran.stdout.strip(), ran.stderr

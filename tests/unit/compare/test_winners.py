@@ -9,7 +9,7 @@ import pytest
 from orchestrator.compare.winners import best_models, select_model
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import State, replay
-from orchestrator.ops import export
+from orchestrator.tracking.view import model_facts
 from tests.unit.compare.compare_runs import RunFolder, tournament_run
 from trainables.errors import UserError
 
@@ -51,7 +51,7 @@ def test_among_finals_the_test_split_has_no_say(tmp_path: Path) -> None:
     assert (choice.trial.family, choice.epoch, choice.val_top1) == ("vit", 2, 0.78)
     assert choice.trial.stage == "final"
     assert "vit has the best mean of 2 families" in choice.why
-    assert export.facts(state, choice)["test_top1"] == 0.20
+    assert model_facts(state, choice)["test_top1"] == 0.20
     resnet = select_model(state, "resnet")
     assert (resnet.val_top1, resnet.epoch) == (0.80, 2)
 

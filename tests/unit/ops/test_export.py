@@ -9,7 +9,7 @@ import pytest
 from orchestrator.compare.winners import select_model
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import State, replay
-from orchestrator.ops import export
+from orchestrator.tracking.best_model import checkpoint_of, write_model
 from tests.unit.compare.compare_runs import RunFolder
 from trainables.errors import UserError
 
@@ -31,11 +31,11 @@ def test_a_checkpoint_is_found_where_the_run_was_moved_to_and_its_loss_is_told(
     )  # fmt: skip
     run.ledger.append("finished", trial=trial)
     folder = run.close()
-    choice = select_model(state_of(folder))
+    model = select_model(state_of(folder))
     with pytest.raises(UserError, match=f"{trial}, epoch 1, is gone"):
-        export.checkpoint_of(choice, folder)
+        checkpoint_of(model, folder)
     (folder / inside).mkdir(parents=True)
-    assert export.checkpoint_of(choice, folder) == folder / inside
+    assert checkpoint_of(model, folder) == folder / inside
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
@@ -43,4 +43,4 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     run.trial("vit", [0.5])
     folder = run.close()
     with pytest.raises(UserError, match="new or empty"):
-        export.write(state_of(folder), select_model(state_of(folder)), folder, tmp_path)
+        write_model(state_of(folder), select_model(state_of(folder)), folder, tmp_path)

@@ -10,7 +10,6 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from orchestrator.ops import jobs
-from orchestrator.ops.jobs import follow
 from trainables.errors import UserError
 
 LOG = "starting Ray\ntrial 1\ntrial 2\ndone\n"
@@ -61,11 +60,10 @@ class Head:
         return LOG
 
 
-def followed(head: Head, patience_s: float = 20.0) -> tuple[tuple[int, str], str, list[str]]:
+def followed(head: Any, patience_s: float = 20.0) -> tuple[tuple[int, str], str]:
     shown: list[str] = []
-    said: list[str] = []
-    end = follow(head, "vit", show=shown.append, say=said.append, patience_s=patience_s, poll_s=0.1)
-    return end, "".join(shown), said
+    end = jobs.follow(head, "vit", show=shown.append, patience_s=patience_s, poll_s=0.1)
+    return end, "".join(shown)
 
 
 RUNNING = details("vit", "RUNNING")
@@ -75,7 +73,7 @@ FAILED = details("vit", "FAILED", driver_exit_code=5)
 def test_neither_a_broken_stream_nor_a_silent_head_is_an_end() -> None:
     silence = [ConnectionError("no route"), RuntimeError("status code 500"), RUNNING]
     head = Head([RUNNING, *silence, *[RUNNING] * 12, FAILED], [[LOG[:10], LOG[10:20]], [LOG[:27]]])
-    end, shown, _ = followed(head)
+    end, shown = followed(head)
     assert end == (5, "ended with exit code 5")
     assert shown == LOG
     assert head.streams == []

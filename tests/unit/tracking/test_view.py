@@ -74,8 +74,8 @@ def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
     ]
     header: dict[str, Any] = {"datasets": {"a": info, "b": dict(info)}, "spec": {"sweeps": sweeps}}
     (shown,) = view.datasets(State(header=header))
-    assert (shown["name"], shown["digest"], shown["source"]) == ("digits", "c0ffee", "digits")
-    assert '"val": 180' in shown["profile"]
+    assert (shown.name, shown.digest, shown.source) == ("digits", "c0ffee", "digits")
+    assert '"val": 180' in shown.profile
     header["datasets"]["b"]["content_hash"] = "decade"
     assert len(view.datasets(State(header=header))) == 2
 

@@ -133,8 +133,8 @@ def test_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_asking_loads_no_mlflow() -> None:
     script = (
-        "import sys; from orchestrator import tracking\n"
-        "tracking.check('http://127.0.0.1:9'); tracking.ui_command('runs', 'sqlite:///x.db')\n"
+        "import sys; from orchestrator.tracking import store\n"
+        "store.check('http://127.0.0.1:9'); store.ui_command('runs', 'sqlite:///x.db')\n"
         "print(sorted({'mlflow', 'torch', 'ray'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from orchestrator.compare import compare, load, write_report
-from orchestrator.tracking import report as tracking_report
+from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import tournament_run
 
 
@@ -31,7 +31,7 @@ def test_every_figure_of_the_report_is_a_file_that_stands_alone(
     finished: tuple[Path, dict[str, object]],
 ) -> None:
     folder, _ = finished
-    files = tracking_report.figures(folder)
+    files = {path.name: path.read_text() for path in (folder / "plots").glob("*.svg")}
     page = (folder / "report.html").read_text()
     assert len(files) == page.count("<svg")
     assert "figure-of-an-earlier-report.svg" not in files
@@ -46,7 +46,7 @@ def test_the_table_is_the_comparison_in_numbers(
     finished: tuple[Path, dict[str, object]],
 ) -> None:
     _, comparison = finished
-    table = json.loads(json.dumps(tracking_report.summary(comparison)))
+    table = json.loads(json.dumps(view.summary_table(comparison)))
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     entries = {entry["family"]: entry for entry in comparison["families"]}  # type: ignore[attr-defined]
     assert {row["family"] for row in rows} == set(entries)
@@ -67,21 +67,13 @@ def test_the_description_is_ours_until_a_user_writes_one(
     finished: tuple[Path, dict[str, object]],
 ) -> None:
     _, comparison = finished
-    ours = tracking_report.tags(comparison, {})
-    note = ours[tracking_report.NOTE_TAG]
+    ours = view.comparison_tags(comparison, {})
+    note = ours[view.NOTE_TAG]
     assert note.startswith(str(comparison["answer"]))
     assert note.count("n = 2) |") == 3  # no mean without n and interval
-    assert tracking_report.tags({**comparison, "answer": "B"}, ours)[
-        tracking_report.NOTE_TAG
-    ].startswith("B")
-    assert tracking_report.tags(comparison, {tracking_report.NOTE_TAG: "mine"}) == (
-        tracking_report.TABLE_TAG
-    )
+    assert view.comparison_tags({**comparison, "answer": "B"}, ours)[view.NOTE_TAG].startswith("B")
+    assert view.comparison_tags(comparison, {view.NOTE_TAG: "mine"}) == (view.TABLE_TAG)
 
 
 def test_a_run_without_families_is_an_empty_table() -> None:
-    assert tracking_report.summary({"families": []}) == {"columns": [], "data": []}
-
-
-def test_a_run_without_a_report_has_no_figures(tmp_path: Path) -> None:
-    assert tracking_report.figures(tmp_path) == {}
+    assert view.summary_table({"families": []}) == {"columns": [], "data": []}
