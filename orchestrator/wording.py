@@ -1,7 +1,4 @@
-"""Numbers as people read them; a missing one is the word ``missing``.
-
-Amounts as the terminal says them; one that is not known is ``missing``.
-"""
+"""Numbers as people read them: terminal, report and MLflow; a missing one is ``missing``."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "missing"
+NONE = "–"  # nothing to state, where nothing was asked for
 
 
 def duration(seconds: float | None) -> str:
@@ -42,10 +40,6 @@ def top1(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
-MISSING = "missing"
-NONE = "–"  # nothing to state, where nothing was asked for
-
-
 def percent(value: float | None) -> str:
     """A fraction as a percentage."""
     return MISSING if value is None else f"{100 * value:.1f} %"
@@ -68,14 +62,12 @@ def p_text(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
 
 
-def interval(summary: Mapping[str, Any]) -> str:
+def interval(mean: float, low: float | None, high: float | None, level: float, n: int) -> str:
     """``mean (interval, n seeds)`` of an accuracy."""
-    n = f"n = {summary['n']}"
-    if summary["low"] is None:
-        return f"{percent(summary['mean'])} ({n}, no interval)"
-    low, high = 100 * summary["low"], 100 * summary["high"]
-    level = f"{100 * summary['level']:.0f} %"
-    return f"{percent(summary['mean'])} ({level} interval {low:.1f}–{high:.1f}, {n})"
+    if low is None or high is None:
+        return f"{percent(mean)} (n = {n}, no interval)"
+    ends = f"{100 * low:.1f}–{100 * high:.1f}"
+    return f"{percent(mean)} ({100 * level:.0f} % interval {ends}, n = {n})"
 
 
 def day(time: float) -> str:

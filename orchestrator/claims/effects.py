@@ -25,7 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.statistics import POWER, holm, mean_interval, standard_error
+from orchestrator.compare.statistics import (
+    POWER,
+    holm,
+    mean_interval,
+    mean_series,
+    standard_error,
+    t_below,
+    t_quantile,
+)
 
 Array = np.ndarray
 Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a plan
@@ -58,7 +66,7 @@ class Effect:
             "unit": self.unit,
             "bound": self.bound,
             "values": [float(value) for value in self.values],
-            **mean_interval(self.values, 1 - 2 * alpha),
+            **vars(mean_interval(self.values, 1 - 2 * alpha)),
         }
 
 
@@ -80,23 +88,21 @@ class Series:
 
     def as_dict(self) -> Json:
         """JSON-ready: for each point the mean over seeds with its 95 % interval."""
-        means = [mean_interval(column.tolist()) for column in self.values.T]
+        mean = mean_series(self.values)
         return {
             "name": self.name,
             "place": self.place,
             "stepped": self.stepped,
             "x": [float(x) for x in self.x],
-            "n": len(self.values),
-            "mean": [_rounded(mean["mean"]) for mean in means],
-            **{
-                end: [_rounded(mean[end]) for mean in means] if len(self.values) > 1 else None
-                for end in ("low", "high")
-            },
+            "n": mean.n,
+            "mean": _rounded(mean.mean),
+            "low": _rounded(mean.low),
+            "high": _rounded(mean.high),
         }
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
+def _rounded(values: Array | None) -> list[float] | None:
+    return None if values is None else [float(f"{value:.5g}") for value in values]
 
 
 def lines(x: Iterable[float], rows: Mapping[str, Array]) -> list[Series]:
@@ -166,13 +172,11 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
     A cut-off effect speaks for one side only. Fewer than two seeds, and seeds without any
     spread, show nothing: no spread in a few values is no certainty.
     """
-    from scipy import special
-
     error = standard_error(effect.values)
     if not error:
         return 1.0, UNDETERMINED
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
-    below = float(special.stdtr(len(effect.values) - 1, t))
+    below = t_below(t, len(effect.values) - 1)
     against_support = 1 - below if effect.bound in ("exact", "at least") else 1.0
     against_refutation = below if effect.bound in ("exact", "at most") else 1.0
     if against_support < against_refutation:
@@ -182,11 +186,8 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
 
 def _detectable(effect: Effect, smallest: float, alpha: float) -> float | None:
     """The smallest true effect that as many seeds, as noisy, would support 4 times in 5."""
-    from scipy import special
-
     error = standard_error(effect.values)
     if not error:
         return None
     freedom = len(effect.values) - 1
-    steps = special.stdtrit(freedom, 1 - alpha) + special.stdtrit(freedom, POWER)
-    return float(smallest + steps * error)
+    return smallest + (t_quantile(1 - alpha, freedom) + t_quantile(POWER, freedom)) * error

@@ -107,7 +107,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
     runs = [comparing.load(folder) for folder in folders]
     comparison = comparing.compare(runs)
     if as_json:
-        show(comparison)
+        show(comparison.as_dict())
     else:
         click.echo(comparing.table_text(comparison))
     if out:

@@ -3,46 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.compare.curves import Array, Curve
+from orchestrator.compare.runs import Array, Curve, search_trials
 
 UNITS = ("trials", "gpu_seconds", "flops")
 COST = {"gpu_seconds": "seconds", "flops": "flops"}
 EQUAL_WITHIN = 0.05
 
 
-def budgets(families: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EqualBudget:
+    """The families at ``at`` units, the largest budget that all of them spent; ``None`` where a
+    cost is missing. ``ranking``: best first; ``unranked``: nothing finished by then, or its costs
+    are missing."""
+
+    unit: str
+    at: float | None
+    best_val_top1: Mapping[str, float | None]
+    ranking: tuple[str, ...]
+    unranked: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A ranking in each of ``UNITS``. ``equal_in``: the first unit in which all families spent
+    the same. ``flips``: two families change places between two of the rankings."""
+
+    equal_in: str | None
+    units: tuple[EqualBudget, ...]
+    flips: bool
+
+
+def budgets(families: Mapping[str, Sequence[Curve]]) -> Budget:
     """Rankings of the families at the largest budget that all of them spent.
 
     A family's value at a budget is the best validation accuracy among its trials *finished*
     by then; every epoch of every search trial is charged in the order it was reported, pruned
-    and failed ones too. For ``trials`` the first n that ended count. A family with nothing
-    finished by then, or with costs missing, is in ``unranked``. ``flips`` is true when two
-    families change places between two of the rankings.
+    and failed ones too. For ``trials`` the first n that ended count.
     """
-    search = {
-        label: [curve for curve in curves if curve.stage == "search"]
-        for label, curves in families.items()
+    search = {label: search_trials(curves) for label, curves in families.items()}
+    spent = {
+        unit: {label: spending(curves, unit) for label, curves in search.items()} for unit in UNITS
     }
-    spent = {unit: {f: spending(curves, unit) for f, curves in search.items()} for unit in UNITS}
-    at = {unit: _common(spent[unit].values()) for unit in UNITS}
-    best = {
-        unit: {label: _best_within(*steps, at[unit]) for label, steps in spent[unit].items()}
-        for unit in UNITS
-    }
-    ranking = {unit: _rank(values) for unit, values in best.items()}
-    return {
-        "equal_in": _equal_in(search, spent),
-        "at": at,
-        "best_val_top1": best,
-        "ranking": ranking,
-        "unranked": {unit: [f for f in search if f not in ranking[unit]] for unit in UNITS},
-        "flips": _flips(list(best.values())),
-    }
+    units = tuple(_equal_budget(unit, spent[unit]) for unit in UNITS)
+    flips = _flips([unit.best_val_top1 for unit in units])
+    return Budget(equal_in=_equal_in(search, spent), units=units, flips=flips)
+
+
+def _equal_budget(unit: str, spent: Mapping[str, tuple[Array, Array]]) -> EqualBudget:
+    at = min((float(steps[-1]) for steps, _ in spent.values() if steps.size), default=None)
+    best = {label: _best_within(*steps, at) for label, steps in spent.items()}
+    ranked = sorted((-value, label) for label, value in best.items() if value is not None)
+    return EqualBudget(
+        unit=unit,
+        at=at,
+        best_val_top1=best,
+        ranking=tuple(label for _, label in ranked),
+        unranked=tuple(label for label, value in best.items() if value is None),
+    )
 
 
 def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
@@ -84,15 +106,6 @@ def _value(curve: Curve) -> float:
 
 def _running_best(values: Array) -> Array:
     return np.fmax.accumulate(values) if values.size else values
-
-
-def _common(steps: Iterable[tuple[Array, Array]]) -> float | None:
-    return min((float(spent[-1]) for spent, _ in steps if spent.size), default=None)
-
-
-def _rank(values: Mapping[str, float | None]) -> list[str]:
-    ranked = [(-value, label) for label, value in values.items() if value is not None]
-    return [label for _, label in sorted(ranked)]
 
 
 def _equal_in(

@@ -1,131 +1,239 @@
-"""From runs to the compare JSON."""
+"""From runs to the comparison, and its JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from orchestrator.compare.answer import answer
-from orchestrator.compare.audit import audits
-from orchestrator.compare.budget import budgets
-from orchestrator.compare.confounds import arms
-from orchestrator.compare.curves import Curve, collect, family_labels, sweeps
-from orchestrator.compare.expected_best import curves_over_budget
-from orchestrator.compare.families import summarise
-from orchestrator.compare.finals import compare_pairs, gaps, summarise_finals
-from orchestrator.compare.forecast import scored
-from orchestrator.compare.importance import at_equal_budget, importance, learning_rate_fit
-from orchestrator.compare.report.claim_section import claims_of
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.budget import Budget, budgets
+from orchestrator.compare.confounds import Confound, ForecastScore, confounds, score_forecast
+from orchestrator.compare.expected_best import BudgetCurve, curves_over_budget
+from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
+from orchestrator.compare.finals import Gap, PairResult, compare_pairs, gaps, summarise_finals
+from orchestrator.compare.importance import Importance, at_equal_budget, importance
+from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
+from orchestrator.ledger.cost import epochs_by_workers, preemptions
 from trainables.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 SCHEMA = 1
+# JSON keys of schema 1 that differ from the attributes' names.
+KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
+        "dataset": "dataset_info"}  # fmt: skip
 
 
-def compare(runs: Sequence[RunData]) -> dict[str, Any]:
-    """The compare JSON: plain values, no NaN, a missing one is ``None``.
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Failed ``trials`` of a family for one reason, of every stage; their ``epochs`` are cost."""
+
+    family: str
+    reason: str
+    trials: int
+    first_trial: str
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that is said of the compared runs.
+
+    ``dataset``: facts of the one that all share; ``test_opened_at``: unix seconds; ``spaces``: the
+    families' search spaces; ``claims``: verdicts on the claims that the runs tested; ``audit``: of
+    the families that had one.
+    """
+
+    dataset: Values
+    test_opened_at: float | None
+    runs: tuple[RunData, ...]
+    claims: tuple[Values, ...]
+    families: tuple[FamilySummary, ...]
+    pairs: tuple[PairResult, ...]
+    budget: Budget
+    forecast: ForecastScore | None
+    curves_over_budget: tuple[BudgetCurve, ...]
+    importance: tuple[Importance, ...]
+    gaps: tuple[Gap, ...]
+    audit: tuple[AuditResult, ...]
+    failures: tuple[Failure, ...]
+    confounds: tuple[Confound, ...]
+    spaces: Mapping[str, Values]
+    notes: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """The result in two sentences."""
+        return answer(self)
+
+    @property
+    def dataset_name(self) -> str | None:
+        """Name of the dataset, where it is on record."""
+        return self.dataset.get("name")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``."""
+        return {
+            **_object(self),
+            "schema": SCHEMA,
+            "answer": self.answer,
+            "dataset": self.dataset_name,
+            "dataset_info": _plain(self.dataset) or None,
+            "audit": {"families": _plain(self.audit)} if self.audit else None,
+        }
+
+
+def _plain(value: object) -> Any:
+    """``value`` as JSON holds it: dataclasses as objects, arrays and tuples as lists."""
+    if isinstance(value, RunData):
+        return _run(value)
+    if isinstance(value, FamilySummary):
+        return _family(value)
+    if isinstance(value, Budget):
+        return _budget(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _object(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _object(value: DataclassInstance) -> dict[str, Any]:
+    return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+
+
+def _run(run: RunData) -> dict[str, Any]:
+    state, header = run.state, run.header
+    return {
+        **{key: header.get(key) for key in ("spec_hash", "code_version", "environment")},
+        "name": run.name,
+        "status": run.status,
+        "created_at": state.created_at,
+        "test_openings": state.test_openings,
+        "device_hours": run.device_hours,
+        "preemptions": preemptions(state),
+        "epochs_by_workers": _plain(epochs_by_workers(state)),
+        "checkpoint_bytes": run.checkpoint_bytes,
+    }
+
+
+def _family(entry: FamilySummary) -> dict[str, Any]:
+    keys = ("trial", "status", "val_top1", "epoch", "recipe", "axes")
+    family = _object(entry)
+    best, unfinished = family.pop("best"), family["best_unfinished"]
+    family |= {f"best_{key}": best and best[key] for key in keys if key != "status"}
+    family["best_unfinished"] = unfinished and {key: unfinished[key] for key in keys[:4]}
+    if entry.final:
+        family["final"]["probes"] = family["final"]["probes"] or {}
+    return family
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    by_unit = {
+        key: {unit.unit: _plain(getattr(unit, key)) for unit in budget.units}
+        for key in ("at", "best_val_top1", "ranking", "unranked")
+    }
+    return {"equal_in": budget.equal_in, **by_unit, "flips": budget.flips}
+
+
+def compare(runs: Sequence[RunData]) -> Comparison:
+    """Everything there is to say of ``runs``.
 
     Raises ``UserError`` for no run at all, and for runs on different images or splits.
     """
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
     dataset = _one_dataset(runs)
-    families = collect(runs)
-    spaces = _spaces(runs)
-    entries, important = [], []
-    for label, curves in families.items():
-        space = spaces.get(label, {})
-        trials = at_equal_budget(curves, space)
-        entry = summarise(label, curves, space)
-        entry["learning_rate_fit"] = learning_rate_fit(trials)
-        entries.append({**entry, "final": summarise_finals(curves, runs)})
-        found = importance(trials)
-        important += [{"family": label, **found}] if found else []
-    opened = [run.test_opened_at for run in runs if run.test_opened_at is not None]
-    comparison: dict[str, Any] = {
-        "schema": SCHEMA,
-        "answer": "",
-        "dataset": dataset.get("name"),
-        "dataset_info": dataset or None,
-        "test_opened_at": min(opened, default=None),
-        "runs": [_run_entry(run) for run in runs],
-        "claims": claims_of(runs),
-        "families": entries,
-        "pairs": compare_pairs(families, runs),
-        "budget": budgets(families),
-        "forecast": scored(runs),
-        "curves_over_budget": curves_over_budget(families),
-        "importance": important,
-        "gap": gaps(families, runs),
-        "audit": audits(families),
-        "failures": _failures(families),
-        "differences": arms(families, runs),
-        "spaces": spaces,
-        "notes": [note for run in runs for note in run.notes],
+    families, spaces = collect(runs), _spaces(runs)
+    trials = {
+        label: at_equal_budget(curves, spaces.get(label, {})) for label, curves in families.items()
     }
-    comparison["answer"] = answer(comparison)
-    return comparison
+    importances = (importance(label, of_family) for label, of_family in trials.items())
+    opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
+    return Comparison(
+        dataset=dataset,
+        test_opened_at=min(opened, default=None),
+        runs=tuple(runs),
+        claims=tuple(_claims(runs)),
+        families=tuple(
+            summarise(
+                label,
+                curves,
+                spaces.get(label, {}),
+                trials=trials[label],
+                final=summarise_finals(curves),
+            )
+            for label, curves in families.items()
+        ),
+        pairs=tuple(compare_pairs(families)),
+        budget=budgets(families),
+        forecast=score_forecast(runs),
+        curves_over_budget=tuple(curves_over_budget(families)),
+        importance=tuple(entry for entry in importances if entry is not None),
+        gaps=tuple(gaps(families)),
+        audit=tuple(audits(families)),
+        failures=tuple(_failures(families)),
+        confounds=tuple(confounds(families, runs)),
+        spaces=spaces,
+        notes=tuple(note for run in runs for note in run.notes),
+    )
 
 
-def _run_entry(run: RunData) -> dict[str, Any]:
-    header = run.header
-    return {
-        "name": run.name,
-        "status": run.status,
-        "spec_hash": header.get("spec_hash"),
-        "code_version": header.get("code_version"),
-        "created_at": run.created_at,
-        "test_openings": run.test_openings,
-        "device_hours": run.device_hours,
-        "preemptions": run.preemptions,
-        "epochs_by_workers": {str(k): epochs for k, epochs in run.epochs_by_workers.items()},
-        "checkpoint_bytes": run.checkpoint_bytes,
-        "environment": header.get("environment"),
-    }
+def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
+    """The verdicts of those runs that tested a claim, pictures left out."""
+    for run in runs:
+        if verdict := run.verdict:
+            yield {key: value for key, value in verdict.items() if key != "pictures"}
 
 
-def _one_dataset(runs: Sequence[RunData]) -> dict[str, Any]:
+def _one_dataset(runs: Sequence[RunData]) -> Values:
     """The dataset all runs share; images and split are told by the content hash."""
-    found: dict[tuple[Any, Any], tuple[dict[str, Any], set[str]]] = {}
+    facts: dict[tuple[str, str], Values] = {}
+    names: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         for info in run.header.get("datasets", {}).values():
             key = (info.get("name"), info.get("content_hash"))
-            found.setdefault(key, (dict(info), set()))[1].add(run.name)
-    if len(found) > 1:
-        names = ", ".join(
+            facts.setdefault(key, info)
+            names.setdefault(key, set()).add(run.name)
+    if len(facts) > 1:
+        got = ", ".join(
             f"{name} {str(content)[:8]} (run {', '.join(sorted(of))})"
-            for (name, content), (_, of) in found.items()
+            for (name, content), of in names.items()
         )
         raise UserError(
-            f"compare needs one dataset with one split; got {names}. "
+            f"compare needs one dataset with one split; got {got}. "
             "Fix: compare runs of one dataset at a time"
         )
-    return next((info for info, _ in found.values()), {})
+    return next(iter(facts.values()), {})
 
 
-def _spaces(runs: Sequence[RunData]) -> dict[str, dict[str, Any]]:
+def _spaces(runs: Sequence[RunData]) -> dict[str, Values]:
     labels = family_labels(runs)
     return {
-        labels[index, sweep["backbone"]["family"]]: dict(sweep.get("space", {}))
+        labels[index, sweep["backbone"]["family"]]: sweep.get("space", {})
         for index, run in enumerate(runs)
-        for sweep in sweeps(run)
+        for sweep in run.sweeps
     }
 
 
-def _failures(families: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
+def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:
     """Failed trials of every stage, grouped by family and reason."""
-    found: dict[tuple[str, str], list[Curve]] = {}
     for label, curves in families.items():
+        by_reason: dict[str, list[Curve]] = {}
         for curve in curves:
             if curve.status == "failed":
-                found.setdefault((label, curve.reason or "no reason on record"), []).append(curve)
-    return [
-        {
-            "family": label,
-            "reason": reason,
-            "trials": len(curves),
-            "first_trial": curves[0].trial,
-            "epochs": sum(curve.epoch.size for curve in curves),
-        }
-        for (label, reason), curves in found.items()
-    ]
+                by_reason.setdefault(curve.reason or "no reason on record", []).append(curve)
+        for reason, failed in by_reason.items():
+            yield Failure(
+                family=label,
+                reason=reason,
+                trials=len(failed),
+                first_trial=failed[0].trial,
+                epochs=sum(curve.epoch.size for curve in failed),
+            )

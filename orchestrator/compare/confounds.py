@@ -1,63 +1,115 @@
-"""What differed between the arms of a comparison besides the architecture."""
+"""What differed between the families of a comparison besides the architecture, and what the plan
+had forecast that the comparison would cost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.compare.curves import Curve, family_labels, sweeps
 from orchestrator.compare.families import best_trial
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.runs import Curve, RunData, Values, family_labels, search_trials
+from orchestrator.wording import span
 
 FACTS = (
     "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
-    "tokens", "road", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
+    "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
     "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
     "channels_last", "epochs", "num_workers", "device",
 )  # fmt: skip
 
+OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28
 
-def arms(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """One row a fact: ``{"what", "values": {family: value}, "same"}``.
+
+@dataclass(frozen=True, kw_only=True)
+class Confound:
+    """One fact by family; ``None`` where a family does not state it."""
+
+    what: str
+    values: Values
+    same: bool
+
+
+def confounds(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> list[Confound]:
+    """One row a fact that any family states.
 
     The facts are those of the family's best finished trial, else of its first one: what its
-    worker reported, then its recipe, the header's geometry and the sweep's spec. A fact that
-    no family states is left out; one that a family does not state is ``None`` there.
+    worker reported, then its recipe, the header's geometry and the sweep's spec.
     """
     headers = _header_facts(runs)
-    stated = {label: _facts(curves, headers[label]) for label, curves in families.items()}
+    facts = {label: _facts(curves, headers[label]) for label, curves in families.items()}
     rows = []
     for what in FACTS:
-        values = {label: facts.get(what) for label, facts in stated.items()}
-        known = [value for value in values.values() if value is not None]
-        if known:
-            same = len(known) == len(values) and all(value == known[0] for value in known)
-            rows.append({"what": what, "values": values, "same": same})
+        values = {label: stated.get(what) for label, stated in facts.items()}
+        first = next((value for value in values.values() if value is not None), None)
+        if first is not None:
+            same = all(value == first for value in values.values())
+            rows.append(Confound(what=what, values=values, same=same))
     return rows
 
 
-def _header_facts(runs: Sequence[RunData]) -> dict[str, dict[str, Any]]:
-    found = {}
+def _header_facts(runs: Sequence[RunData]) -> dict[str, Values]:
+    by_label = {}
     for (index, family), label in family_labels(runs).items():
-        header = runs[index].header
         facts: dict[str, Any] = {}
-        for sweep in sweeps(runs[index]):
+        for sweep in runs[index].sweeps:
             if sweep["backbone"]["family"] == family:
-                facts.update(sweep.get("data", {}))
-                facts.update(sweep["backbone"])
+                facts |= {**sweep.get("data", {}), **sweep["backbone"]}
                 facts["epochs"] = sweep.get("scheduler", {}).get("max_epochs")
-        found[label] = {**facts, **header.get("geometry", {}).get(family, {})}
-    return found
+        by_label[label] = facts | runs[index].header.get("geometry", {}).get(family, {})
+    return by_label
 
 
-def _facts(curves: Sequence[Curve], header: Mapping[str, Any]) -> dict[str, Any]:
-    search = [curve for curve in curves if curve.stage == "search"]
+def _facts(curves: Sequence[Curve], header: Values) -> Values:
+    search = search_trials(curves)
     chosen = best_trial(search) or next(iter(search), None)
-    layers: list[Mapping[str, Any]] = [header]
+    layers = [header]
     if chosen is not None:
-        drawn = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
-        layers += [chosen.recipe, drawn, chosen.detail]
-    facts: dict[str, Any] = {}
-    for layer in layers:
-        facts.update({key: value for key, value in layer.items() if value is not None})
-    return facts
+        axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
+        layers += [chosen.recipe, axes, chosen.detail]
+    stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
+    return {OLD_NAMES.get(key, key): value for key, value in stated}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastScore:
+    """Hours of ``device`` of all runs together, by the plan made before the first trial.
+
+    ``expected`` if trials are pruned as expected, ``worst`` if none is, and ``actual``; ``ratio``:
+    actual over expected, once every run is complete. ``basis`` says what the plan rested on.
+    """
+
+    device: str
+    basis: str
+    expected: float
+    worst: float
+    actual: float
+    ratio: float | None
+
+    @property
+    def sentence(self) -> str:
+        """Forecast and outcome."""
+        so_far = " so far" if self.ratio is None else f", {self.ratio:.2f} times the expected"
+        hours = f"{span(f'{self.expected:.3g}', f'{self.worst:.3g}')} {self.device}-hours"
+        return f"Forecast: {hours} ({self.basis}); {self.actual:.3g} were spent{so_far}."
+
+
+def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
+    """``None`` where a run has no forecast, or they count different devices."""
+    forecasts = [run.header.get("forecast") or {} for run in runs]
+    hours = [f["device_hours"] for f in forecasts if f.get("device_hours")]
+    devices = {forecast.get("device") for forecast in forecasts}
+    if len(hours) < len(runs) or len(devices) != 1:
+        return None
+    expected, worst = (sum(part[case] for part in hours) for case in ("expected", "worst"))
+    actual = sum(run.device_hours for run in runs)
+    complete = all(run.status == "complete" for run in runs)
+    return ForecastScore(
+        device=str(devices.pop()),
+        basis=" and ".join(sorted({forecast["basis"] for forecast in forecasts})),
+        expected=expected,
+        worst=worst,
+        actual=actual,
+        ratio=actual / expected if complete and expected else None,
+    )

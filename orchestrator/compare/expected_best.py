@@ -14,26 +14,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.curves import Curve
 from orchestrator.compare.families import total
+from orchestrator.compare.runs import Array, Curve, search_trials
 from orchestrator.compare.statistics import ALPHA, LEVEL
 
-Array = np.ndarray
 DRAWS = 1_000_000  # uniforms drawn to calibrate a band
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """Estimate and simultaneous bounds for each of ``trials``: shape (K,) each, in [0, 1]."""
+    """Expected best of k trials and its simultaneous bounds in [0, 1]: shape (K,) each."""
 
     trials: Array
-    mean: Array
+    expected_best: Array
     low: Array
     high: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetCurve(Band):
+    """What to expect of a budget of one family's trials, each trained to full length.
+
+    A failed trial is worth 0. ``seconds``, (K,): device seconds that so many trials cost on average
+    as this search ran them, pruned ones at what they took. Where the band's assumptions do not
+    hold, ``why`` says why and ``valid`` is false: then it describes and promises nothing.
+    """
+
+    family: str
+    n: int
+    finished: int
+    pruned: int
+    audited: int
+    level: float
+    valid: bool
+    why: str | None
+    seconds: Array | None
 
 
 @lru_cache(maxsize=64)
@@ -95,7 +113,7 @@ def best_of(
     low, high = cdf_bounds(n, alpha if exact else alpha / 2)
     return Band(
         trials=trials,
-        mean=expected_best(points, mean / n, trials),
+        expected_best=expected_best(points, mean / n, trials),
         low=expected_best(points, high[most.astype(int)], trials),
         high=expected_best(points, low[least.astype(int)], trials),
     )
@@ -128,25 +146,13 @@ OPEN = "trials still run"
 UNEQUAL = "the finished trials are of unequal length"  # PASHA's cap on epochs grew on the way
 
 
-def curves_over_budget(families: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
-    """One entry a family that has finished trials.
-
-    ``expected_best[i]``, with ``low`` and ``high`` simultaneous at ``level``, is the best
-    validation accuracy to expect from ``trials[i]`` random recipes, each trained to full length;
-    a failed trial is worth 0. ``seconds[i]`` is what so many trials cost on average as this
-    search ran them, pruned ones at what they took. ``valid`` is false, and ``why`` says why,
-    where the band's assumptions do not hold: then it describes and promises nothing.
-    """
-    entries = []
-    for label, curves in families.items():
-        search = [curve for curve in curves if curve.stage == "search"]
-        entry = _entry(search)
-        if entry:
-            entries.append({"family": label, **entry})
-    return entries
+def curves_over_budget(families: Mapping[str, Sequence[Curve]]) -> list[BudgetCurve]:
+    """A curve a family that has finished trials, its band simultaneous at ``LEVEL``."""
+    curves = (_budget_curve(label, search_trials(trials)) for label, trials in families.items())
+    return [curve for curve in curves if curve is not None]
 
 
-def _entry(search: Sequence[Curve]) -> dict[str, Any] | None:
+def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
     ended = [curve for curve in search if curve.ended]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     full = [c.full_top1 for c in ended if c.status != "pruned" and c.full_top1 is not None]
@@ -155,9 +161,9 @@ def _entry(search: Sequence[Curve]) -> dict[str, Any] | None:
     if not finished:
         return None
     auditing = sum(curve.audit is not None for curve in pruned) - len(audited)
-    known = audited or [min(finished)] * len(pruned)
+    assumed = audited or [min(finished)] * len(pruned)
     trials = _steps(len(full) + len(pruned))
-    band = best_of(full, known, len(pruned), trials=trials, alpha=ALPHA)
+    band = best_of(full, assumed, len(pruned), trials=trials, alpha=ALPHA)
     cost = total(ended, "seconds")
     lengths = {curve.epoch.size for curve in ended if curve.status == "finished"}
     reasons = {
@@ -166,20 +172,18 @@ def _entry(search: Sequence[Curve]) -> dict[str, Any] | None:
         OPEN: auditing > 0 or len(ended) < len(search),
     }
     why = "; ".join(reason for reason, holds in reasons.items() if holds)
-    return {
-        "n": len(full) + len(pruned),
-        "finished": len(finished),
-        "pruned": len(pruned),
-        "audited": len(audited),
-        "level": LEVEL,
-        "valid": not why,
-        "why": why or None,
-        "trials": trials.tolist(),
-        "seconds": None if cost is None else (trials * cost / len(ended)).tolist(),
-        "expected_best": band.mean.tolist(),
-        "low": band.low.tolist(),
-        "high": band.high.tolist(),
-    }
+    return BudgetCurve(
+        family=label,
+        n=len(full) + len(pruned),
+        finished=len(finished),
+        pruned=len(pruned),
+        audited=len(audited),
+        level=LEVEL,
+        valid=not why,
+        why=why or None,
+        seconds=None if cost is None else trials * cost / len(ended),
+        **vars(band),
+    )
 
 
 def _steps(n: int) -> Array:

@@ -1,55 +1,163 @@
-"""One family's search in numbers: counts, cost, the best finished trial, how fast it learned."""
+"""One family's search in numbers: counts, cost, the best finished trial, how fast it learned, and
+the audit of pruning: pruned trials finished anyway, drawn at random, tell what it got wrong.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.curves import Array, Curve
+from orchestrator.compare.importance import LearningRateFit, Trials, learning_rate_fit
+from orchestrator.compare.runs import Curve, Values, search_trials
+from orchestrator.compare.statistics import MeanInterval, share_interval
+
+if TYPE_CHECKING:
+    from orchestrator.compare.finals import FinalSummary
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
 BASIN_WITHIN = 0.02
+FEWEST = 3  # trials that an order needs
 
 
-def summarise(label: str, curves: Sequence[Curve], space: Mapping[str, Any]) -> dict[str, Any]:
-    """The family's entry in the compare JSON, over its search trials alone.
+@dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """A trial's best validation accuracy (fraction), the epoch it was first reached in, and what
+    the trial was: its whole recipe, and of it the searched axes."""
 
-    ``best_*`` is of finished trials only: a pruned trial is censored, never ranked beside them.
-    ``gpu_seconds`` are device seconds whatever the device, which ``device`` names. A cost is
-    ``None`` when any trial that reported left it out, since the sum would flatter the family.
+    trial: str
+    status: str
+    val_top1: float
+    epoch: int
+    recipe: Values
+    axes: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What it took until accuracy first reached ``share`` of the trial's best."""
+
+    share: float
+    epochs: int
+    images: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convergence(Reach):
+    """How fast one trial learned: to 90 % of its best, and ``to_share`` for other shares.
+
+    ``auc``: area under accuracy against epochs by the trapezoid rule, divided by the epochs
+    spanned: a mean accuracy in [0, 1].
     """
-    search = [curve for curve in curves if curve.stage == "search"]
+
+    trial: str
+    auc: float | None
+    to_share: tuple[Reach, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basin:
+    """Range of an axis over the ``n`` of ``finished`` trials that end ``within`` of the best."""
+
+    best: float
+    low: float
+    high: float
+    within: float
+    n: int
+    finished: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """An axis whose best value lies at the low or high ``end`` of its range."""
+
+    axis: str
+    value: float
+    end: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilySummary:
+    """A family in the comparison; all but ``final`` is of its search trials alone.
+
+    ``best`` is of finished trials only: a pruned trial is censored, never ranked beside them;
+    ``best_unfinished`` is stated where none finished. A cost is ``None`` when any trial that
+    reported left it out, since the sum would flatter the family. ``device`` is the kind of device
+    that ``device_seconds`` were spent on.
+    """
+
+    family: str
+    backbone: str | None
+    trials: int
+    finished: int
+    pruned: int
+    failed: int
+    unfinished: int
+    without_report: int
+    epochs: int
+    images_seen: int | None
+    device_seconds: float | None
+    device: str | None
+    flops: float | None
+    best: BestTrial | None
+    best_unfinished: BestTrial | None
+    convergence: Convergence | None
+    learning_rate_basin: Basin | None
+    edges: tuple[Edge, ...]
+    learning_rate_fit: LearningRateFit | None
+    final: FinalSummary | None
+
+    @property
+    def best_val_top1(self) -> float | None:
+        """Accuracy of the best finished trial."""
+        return self.best.val_top1 if self.best else None
+
+
+def summarise(
+    label: str,
+    curves: Sequence[Curve],
+    space: Values,
+    *,
+    trials: Trials | None,
+    final: FinalSummary | None,
+) -> FamilySummary:
+    """The family's entry in the comparison; ``trials`` are its trials at equal budget."""
+    search = search_trials(curves)
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
-    return {
-        "family": label,
-        "backbone": _backbone(best, search),
-        "trials": len(search),
-        "finished": status["finished"],
-        "pruned": status["pruned"],
-        "failed": status["failed"],
-        "unfinished": status["queued"] + status["running"],
-        "without_report": sum(curve.epoch.size == 0 for curve in search),
-        "epochs": sum(curve.epoch.size for curve in search),
-        "images_seen": _whole(total(search, "images")),
-        "gpu_seconds": total(search, "seconds"),
-        "device": device(search),
-        "flops": total(search, "flops"),
-        "best_val_top1": best.best[0] if best and best.best else None,
-        "best_epoch": best.best[1] if best and best.best else None,
-        "best_trial": best.trial if best else None,
-        "best_recipe": best.recipe if best else None,
-        "best_axes": best.axes if best else None,
-        "best_unfinished": None if best else _best_unfinished(search),
-        "convergence": convergence(best) if best else None,
-        "learning_rate_basin": basin(search, "recipe.learning_rate"),
-        "edges": edges(best.axes, space) if best else [],
-    }
+    reached = max((curve for curve in search if curve.best), key=_accuracy, default=None)
+    images = total(search, "images")
+    models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
+    return FamilySummary(
+        family=label,
+        backbone=models[0] if models else None,
+        trials=len(search),
+        finished=status["finished"],
+        pruned=status["pruned"],
+        failed=status["failed"],
+        unfinished=status["queued"] + status["running"],
+        without_report=sum(curve.epoch.size == 0 for curve in search),
+        epochs=sum(curve.epoch.size for curve in search),
+        images_seen=None if images is None else round(images),
+        device_seconds=total(search, "seconds"),
+        device=device(search),
+        flops=total(search, "flops"),
+        best=_best(best),
+        best_unfinished=None if best else _best(reached),
+        convergence=convergence(best) if best else None,
+        learning_rate_basin=basin(search, "recipe.learning_rate"),
+        edges=tuple(edges(best.axes, space)) if best else (),
+        learning_rate_fit=learning_rate_fit(trials),
+        final=final,
+    )
 
 
 def best_trial(curves: Sequence[Curve]) -> Curve | None:
@@ -62,17 +170,18 @@ def _accuracy(curve: Curve) -> float:
     return curve.best[0] if curve.best else -math.inf
 
 
-def _best_unfinished(curves: Sequence[Curve]) -> dict[str, Any] | None:
-    curve = max((curve for curve in curves if curve.best), key=_accuracy, default=None)
+def _best(curve: Curve | None) -> BestTrial | None:
     if curve is None or curve.best is None:
         return None
     value, epoch = curve.best
-    return {"trial": curve.trial, "status": curve.status, "val_top1": value, "epoch": epoch}
-
-
-def _backbone(best: Curve | None, curves: Sequence[Curve]) -> str | None:
-    known = [curve.backbone for curve in ([best] if best else curves) if curve.backbone]
-    return known[0] if known else None
+    return BestTrial(
+        trial=curve.trial,
+        status=curve.status,
+        val_top1=value,
+        epoch=epoch,
+        recipe=curve.recipe,
+        axes=curve.axes,
+    )
 
 
 def total(curves: Sequence[Curve], cost: str) -> float | None:
@@ -83,10 +192,6 @@ def total(curves: Sequence[Curve], cost: str) -> float | None:
     return math.fsum(ends)
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
-
-
 def device(curves: Sequence[Curve]) -> str | None:
     """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
     kinds = {
@@ -95,64 +200,62 @@ def device(curves: Sequence[Curve]) -> str | None:
     return " + ".join(sorted(kinds)) or None
 
 
-def convergence(curve: Curve) -> dict[str, Any]:
-    """How fast one trial learned.
-
-    ``epochs``, ``images`` and device ``seconds`` until validation accuracy first reached 90 %
-    of the trial's best; ``to_share`` the same for other shares. ``auc`` is the area under
-    accuracy against epochs by the trapezoid rule, divided by the epochs spanned: a mean
-    accuracy in [0, 1].
-    """
-    marks = [_reach(curve, share) for share in SHARES]
+def convergence(curve: Curve) -> Convergence:
+    """How fast one trial learned."""
+    marks = tuple(_reach(curve, share) for share in SHARES)
     at_90 = marks[SHARES.index(0.9)]
-    return {"trial": curve.trial, **at_90, "auc": area_under(curve), "to_share": marks}
+    return Convergence(trial=curve.trial, auc=area_under(curve), to_share=marks, **vars(at_90))
 
 
-def _reach(curve: Curve, share: float) -> dict[str, Any]:
-    goal = share * _accuracy(curve)
-    index = int(np.flatnonzero(curve.val_top1 >= goal)[0])
-    return {
-        "share": share,
-        "epochs": int(curve.epoch[index]),
-        "images": _whole(_known(curve.images, index)),
-        "seconds": _known(curve.seconds, index),
-    }
+def _reach(curve: Curve, share: float) -> Reach:
+    index = int(np.flatnonzero(curve.val_top1 >= share * _accuracy(curve))[0])
+    images = _finite(curve.images[index])
+    return Reach(
+        share=share,
+        epochs=int(curve.epoch[index]),
+        images=None if images is None else round(images),
+        seconds=_finite(curve.seconds[index]),
+    )
 
 
-def _known(values: Array, index: int) -> float | None:
-    value = float(values[index])
-    return value if math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def area_under(curve: Curve) -> float | None:
     """Mean accuracy over the epochs spanned; the accuracy itself when one epoch was reported."""
-    known = np.isfinite(curve.val_top1)
-    epoch, value = curve.epoch[known], curve.val_top1[known]
+    reported = np.isfinite(curve.val_top1)
+    epoch, value = curve.epoch[reported], curve.val_top1[reported]
     if epoch.size < 2:
         return float(value[0]) if epoch.size else None
     return float(np.trapezoid(value, epoch) / (epoch[-1] - epoch[0]))
 
 
-def basin(curves: Sequence[Curve], axis: str) -> dict[str, Any] | None:
-    """Range of ``axis`` over the ``n`` finished trials within 2 points of the best accuracy."""
+def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
+    """Range of ``axis`` over the finished trials within 2 points of the best accuracy."""
     finished = [c for c in curves if c.status == "finished" and c.best and axis in c.axes]
-    if not finished:
+    best = max(finished, key=_accuracy, default=None)
+    if best is None:
         return None
-    top = max(map(_accuracy, finished))
-    inside = [curve for curve in finished if _accuracy(curve) >= top - BASIN_WITHIN]
+    inside = [curve for curve in finished if _accuracy(curve) >= _accuracy(best) - BASIN_WITHIN]
     values = [float(curve.axes[axis]) for curve in inside]
-    best = max(finished, key=_accuracy).axes[axis]
-    return {"best": best, "low": min(values), "high": max(values), "within": BASIN_WITHIN,
-            "n": len(values), "finished": len(finished)}  # fmt: skip
+    return Basin(
+        best=best.axes[axis],
+        low=min(values),
+        high=max(values),
+        within=BASIN_WITHIN,
+        n=len(values),
+        finished=len(finished),
+    )
 
 
-def edges(axes: Mapping[str, Any], space: Mapping[str, Any]) -> list[dict[str, Any]]:
+def edges(axes: Values, space: Values) -> list[Edge]:
     """Axes whose best value lies on an edge of its range: the space was too small there.
 
     A range's edge is its outer 5 % (of the logarithm, for a log-uniform one); an ordered
     choice's is its first or last of three or more numbers. Zero is a limit, not an edge.
     """
-    found = []
+    on_edge = []
     for axis, value in axes.items():
         bounds = _bounds(space.get(axis))
         if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
@@ -160,8 +263,8 @@ def edges(axes: Mapping[str, Any], space: Mapping[str, Any]) -> list[dict[str, A
         low, high, log, margin = bounds
         end = _end(float(value), low, high, log=log, margin=margin)
         if end:
-            found.append({"axis": axis, "value": value, "end": end, "low": low, "high": high})
-    return found
+            on_edge.append(Edge(axis=axis, value=value, end=end, low=low, high=high))
+    return on_edge
 
 
 def _end(value: float, low: float, high: float, *, log: bool, margin: float) -> str | None:
@@ -186,3 +289,77 @@ def _bounds(domain: Any) -> tuple[float, float, bool, float] | None:
     if len(numbers) < 3 or len(numbers) < len(values):
         return None
     return float(min(numbers)), float(max(numbers)), False, 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungTau:
+    """Kendall's tau-b (1945) over ``n`` trials between accuracy at ``rung`` and at full length."""
+
+    rung: int
+    tau: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """One family's audit: of ``pruned`` trials, ``audited`` went on and ``ended`` have ended.
+
+    ``seconds``: device seconds that it took. ``regret_top1``: by how much the best audited trial
+    ended above the best finished one, 0 when none did; ``better``: the share of audited trials
+    that did, an estimate for all pruned ones. ``kendall_tau_by_rung`` is over the finished and the
+    audited trials.
+    """
+
+    family: str
+    pruned: int
+    audited: int
+    ended: int
+    seconds: float | None
+    kendall_tau_by_rung: tuple[RungTau, ...]
+    best_finished: float | None
+    best_audited: float | None
+    regret_top1: float | None
+    better: MeanInterval | None
+
+
+def audits(families: Mapping[str, Sequence[Curve]]) -> list[AuditResult]:
+    """The audit of each family that had one."""
+    search = {label: search_trials(curves) for label, curves in families.items()}
+    return [
+        _audit(label, curves) for label, curves in search.items() if any(c.audit for c in curves)
+    ]
+
+
+def _audit(label: str, search: Sequence[Curve]) -> AuditResult:
+    audits = [curve.audit for curve in search if curve.audit]
+    ended = [audit.top1 for audit in audits if audit.top1 is not None]
+    finished = [curve.best[0] for curve in search if curve.status == "finished" and curve.best]
+    at_full_length = [c for c in search if (c.audit or c).status == "finished"]
+    rungs = sorted({rung for curve in search for rung in curve.rungs})
+    regret, better = None, None
+    if ended and finished:
+        best = max(finished)
+        regret = max(0.0, max(ended) - best)
+        better = share_interval(sum(value > best for value in ended), len(ended))
+    return AuditResult(
+        family=label,
+        pruned=sum(curve.status == "pruned" for curve in search),
+        audited=len(audits),
+        ended=len(ended),
+        seconds=_finite(math.fsum(audit.seconds for audit in audits)),
+        kendall_tau_by_rung=tuple(_tau(at_full_length, rung) for rung in rungs),
+        best_finished=max(finished, default=None),
+        best_audited=max(ended, default=None),
+        regret_top1=regret,
+        better=better,
+    )
+
+
+def _tau(curves: Sequence[Curve], rung: int) -> RungTau:
+    from scipy import stats
+
+    pairs = [(at, c.full_top1) for c in curves if (at := c.at(rung)) is not None]
+    tau = math.nan
+    if len(pairs) >= FEWEST:
+        tau = float(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
+    return RungTau(rung=rung, tau=_finite(tau), n=len(pairs))

@@ -1,8 +1,5 @@
-"""The finals of a family: test accuracy over seeds, the gap from validation, the probes.
-
-Probes of the finals, pooled over seeds: numbers, series and the reliability table.
-
-Every pair of families tested on the accuracies of their finals.
+"""The finals: test accuracy over seeds, the gap from validation, the probes pooled over seeds, and
+every pair of families tested on the accuracies of their finals.
 """
 
 from __future__ import annotations
@@ -10,59 +7,91 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.curves import Array, Curve
 from orchestrator.compare.families import best_trial, device, total
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.runs import Array, Curve, Values, search_trials
 from orchestrator.compare.statistics import (
     ALPHA,
-    LEVEL,
     Difference,
+    Interval,
+    MeanInterval,
+    MeanSeries,
     difference,
     holm,
     mcnemar,
     mean_interval,
+    mean_series,
     paired_t,
     permutation,
+    standard_error,
 )
 
 BINS = "calibration.bins"
 SETTINGS = ("images", "image_size", "offsets_px", "shares", "n", "threads")  # asked, not measured
+UNTESTED = "not tested: one seed or no spread, and no correctness by image"
 
 
-def pool(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the probes of several finals say together; empty without any.
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Predictions with a confidence between ``low`` and ``high``: how many, and their means."""
 
-    Keys are the probes' paths with dots. ``numbers``: mean over the ``n`` seeds with interval.
-    ``series``: lists of numbers, nested or not, with ``mean``, ``low`` and ``high`` of the same
-    shape; those of unequal shape are left out. ``facts``: what is the same in all and no measure.
-    ``reliability``: rows ``{"low", "high", "count", "accuracy", "confidence"}`` over all seeds.
+    low: float
+    high: float
+    count: int
+    accuracy: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledProbes:
+    """What the probes of ``n`` finals say together, by their paths with dots.
+
+    ``numbers``: mean over the seeds with interval. ``series``: lists of numbers, nested or not, at
+    each place the same. ``facts``: what is the same in all and no measure. ``reliability``: all
+    seeds together.
+    """
+
+    n: int
+    numbers: Mapping[str, MeanInterval]
+    series: Mapping[str, MeanSeries]
+    facts: Values
+    reliability: tuple[ReliabilityBin, ...]
+
+
+def pool(probes: Sequence[Values]) -> PooledProbes | None:
+    """The probes of several finals pooled; ``None`` without any.
+
+    A path that not all of them have, and series of unequal shape, are left out.
     """
     if not probes:
-        return {}
+        return None
     flat = [_flatten(probe) for probe in probes]
-    shared = [path for path in flat[0] if all(path in other for other in flat) and path != BINS]
-    found: dict[str, Any] = {
-        "n": len(flat), "numbers": {}, "series": {}, "facts": {},
-        "reliability": reliability([row for one in flat for row in one.get(BINS, ())]),
-    }  # fmt: skip
-    for path in shared:
-        values = [one[path] for one in flat]
+    numbers: dict[str, MeanInterval] = {}
+    series: dict[str, MeanSeries] = {}
+    facts: dict[str, Any] = {}
+    for path in flat[0]:
+        if path == BINS or not all(path in other for other in flat):
+            continue
+        values = [probe[path] for probe in flat]
         if path.rpartition(".")[2] in SETTINGS or isinstance(values[0], str | bool):
             if all(value == values[0] for value in values):
-                found["facts"][path] = values[0]
+                facts[path] = values[0]
         elif all(isinstance(value, int | float) for value in values):
             if np.isfinite(values).all():
-                numbers = [float(value) for value in values]
-                found["numbers"][path] = mean_interval(numbers, bounds=_bounds(path))
-        elif (series := _series(values)) is not None:
-            found["series"][path] = series
-    return found
+                means = [float(value) for value in values]
+                numbers[path] = mean_interval(means, bounds=_bounds(path))
+        elif (stacked := _stacked(values)) is not None:
+            series[path] = mean_series(stacked)
+    bins = reliability([row for probe in flat for row in probe.get(BINS, ())])
+    return PooledProbes(
+        n=len(flat), numbers=numbers, series=series, facts=facts, reliability=tuple(bins)
+    )
 
 
 def _bounds(path: str) -> tuple[float, float]:
@@ -71,7 +100,7 @@ def _bounds(path: str) -> tuple[float, float]:
     return (0.0 if path.startswith("speed.") else -math.inf), math.inf
 
 
-def _flatten(probe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(probe: Values, prefix: str = "") -> Values:
     flat: dict[str, Any] = {}
     for key, value in probe.items():
         path = f"{prefix}{key}"
@@ -79,39 +108,33 @@ def _flatten(probe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _series(values: Sequence[Any]) -> dict[str, Any] | None:
+def _stacked(values: Sequence[Any]) -> Array | None:
+    """(seeds, ...) of lists of numbers; ``None`` of anything else, and of unequal shapes."""
     try:
-        stacked = np.array(values, dtype=float)  # (seeds, ...)
+        stacked = np.array(values, dtype=float)
     except (TypeError, ValueError):
         return None
     if stacked.ndim < 2 or not stacked.size or not np.isfinite(stacked).all():
         return None
-    flat = stacked.reshape(len(values), -1)
-    made = [mean_interval(column.tolist()) for column in flat.T]
-    shape = stacked.shape[1:]
-    parts: dict[str, Any] = {"n": len(values)}
-    for part in ("mean", "low", "high"):
-        known = [one[part] for one in made]
-        parts[part] = None if None in known else np.reshape(known, shape).tolist()
-    return parts
+    return stacked
 
 
-def reliability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def reliability(rows: Sequence[Values]) -> list[ReliabilityBin]:
     """Reliability rows of the same edges added up: counts, and means weighted by them."""
-    edges: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
+    by_edges: dict[tuple[float, float], list[Values]] = {}
     for row in rows:
-        edges.setdefault((row["low"], row["high"]), []).append(row)
-    made = []
-    for (low, high), same in sorted(edges.items()):
+        by_edges.setdefault((row["low"], row["high"]), []).append(row)
+    bins = []
+    for (low, high), same in sorted(by_edges.items()):
         counts = [row["count"] for row in same]
         if sum(counts):
             accuracy, confidence = (
                 float(np.average([row[key] for row in same], weights=counts))
                 for key in ("accuracy", "confidence")
             )
-            made.append({"low": low, "high": high, "count": sum(counts),
-                         "accuracy": accuracy, "confidence": confidence})  # fmt: skip
-    return made
+            bins.append(ReliabilityBin(low=low, high=high, count=sum(counts),
+                                       accuracy=accuracy, confidence=confidence))  # fmt: skip
+    return bins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,28 +145,31 @@ class Final:
     seed: int | None
     test: Mapping[str, float]
     val_top1: float | None
-    probes: Mapping[str, Any]
+    probes: Values
     correct: Array | None
 
+    @property
+    def top1(self) -> float:
+        """Test accuracy, a fraction."""
+        return float(self.test["top1"])
 
-def finals_of(curves: Sequence[Curve], runs: Sequence[RunData]) -> list[Final]:
+
+def finals_of(curves: Sequence[Curve]) -> list[Final]:
     """The family's finished finals of its newest round that measured test accuracy."""
-    found = []
+    finals = []
     for curve in _newest_round(curves):
-        run = runs[curve.run]
-        outcome = run.outcomes.get(curve.trial, {})
-        test = outcome.get("test") or {}
-        if curve.status == "finished" and _known(test.get("top1")):
-            found.append(
+        test = curve.outcome.get("test") or {}
+        if curve.status == "finished" and _is_number(test.get("top1")):
+            finals.append(
                 Final(
                     seed=curve.seed,
                     test=test,
                     val_top1=curve.best[0] if curve.best else None,
-                    probes=outcome.get("probes") or {},
-                    correct=run.correct.get(curve.trial),
+                    probes=curve.outcome.get("probes") or {},
+                    correct=curve.correct,
                 )
             )
-    return found
+    return finals
 
 
 def _newest_round(curves: Sequence[Curve]) -> list[Curve]:
@@ -154,85 +180,124 @@ def _newest_round(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def _round(trial: str) -> int:
-    found = re.search(r"-final(\d+)-\d+$", trial)
-    return int(found[1]) if found else 1
+    number = re.search(r"-final(\d+)-\d+$", trial)
+    return int(number[1]) if number else 1
 
 
-def _known(value: Any) -> bool:
-    return value is not None and bool(np.isfinite(value))
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
-def summarise_finals(curves: Sequence[Curve], runs: Sequence[RunData]) -> dict[str, Any] | None:
-    """The ``final`` entry of a family: means over seeds with n and interval; None without any."""
-    finals = finals_of(curves, runs)
+@dataclass(frozen=True, kw_only=True)
+class FinalSummary:
+    """A family's newest finals: means over ``seeds``, and what they cost, failed ones too."""
+
+    seeds: tuple[int | None, ...]
+    winner: str | None
+    test_top1: MeanInterval
+    test_top5: MeanInterval | None
+    test_loss: MeanInterval | None
+    device_seconds: float | None
+    device: str | None
+    flops: float | None
+    failed: int
+    probes: PooledProbes | None
+
+
+def summarise_finals(curves: Sequence[Curve]) -> FinalSummary | None:
+    """The family's finals over seeds; ``None`` without any."""
+    finals = finals_of(curves)
     if not finals:
         return None
-    ran = _newest_round(curves)
-    entry: dict[str, Any] = {"seeds": [final.seed for final in finals]}
-    entry["winner"] = next((runs[c.run].winners.get(c.trial) for c in ran), None)
-    for metric in ("top1", "top5", "loss"):
-        values = [float(f.test[metric]) for f in finals if _known(f.test.get(metric))]
-        bounds = (0.0, math.inf if metric == "loss" else 1.0)
-        entry[f"test_{metric}"] = mean_interval(values, bounds=bounds) if values else None
-    entry.update(
-        gpu_seconds=total(ran, "seconds"),
-        device=device(ran),
-        flops=total(ran, "flops"),
-        failed=sum(curve.status == "failed" for curve in ran),
+    trials = _newest_round(curves)
+    return FinalSummary(
+        seeds=tuple(final.seed for final in finals),
+        winner=trials[0].winner,
+        test_top1=mean_interval([final.top1 for final in finals], bounds=(0.0, 1.0)),
+        test_top5=_test_mean(finals, "top5", 1.0),
+        test_loss=_test_mean(finals, "loss", math.inf),
+        device_seconds=total(trials, "seconds"),
+        device=device(trials),
+        flops=total(trials, "flops"),
+        failed=sum(curve.status == "failed" for curve in trials),
         probes=pool([final.probes for final in finals if final.probes]),
     )
-    return entry
 
 
-def gaps(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """From validation to test, a family with finals an entry; differences of fractions.
+def _test_mean(finals: Sequence[Final], metric: str, highest: float) -> MeanInterval | None:
+    values = [float(f.test[metric]) for f in finals if _is_number(f.test.get(metric))]
+    return mean_interval(values, bounds=(0.0, highest)) if values else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """From validation to test; differences of fractions.
 
     ``search_val_top1`` is the winner's accuracy that it was chosen for, the best of many and so
     too high; ``final_val_top1`` that of the same recipe over fresh seeds and validation images.
     ``selection`` is the first less the second's mean, ``to_test`` the second less test accuracy,
     paired by seed. A final's own epoch was chosen on its validation images, test knew no choice.
     """
+
+    family: str
+    search_val_top1: float | None
+    final_val_top1: MeanInterval
+    test_top1: MeanInterval
+    selection: float | None
+    to_test: MeanInterval
+
+
+def gaps(families: Mapping[str, Sequence[Curve]]) -> list[Gap]:
+    """One of each family with finals."""
     entries = []
     for label, curves in families.items():
-        finals = [f for f in finals_of(curves, runs) if f.val_top1 is not None]
-        if not finals:
+        scores = [(f.val_top1, f.top1) for f in finals_of(curves) if f.val_top1 is not None]
+        if not scores:
             continue
-        chosen = _chosen(curves, runs)
-        val = [float(final.val_top1 or 0.0) for final in finals]
-        drop = [v - float(f.test["top1"]) for v, f in zip(val, finals, strict=True)]
-        mean = mean_interval(val, bounds=(0.0, 1.0))
+        chosen = _winner_top1(curves)
+        val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
         entries.append(
-            {
-                "family": label,
-                "search_val_top1": chosen,
-                "final_val_top1": mean,
-                "test_top1": mean_interval(
-                    [float(f.test["top1"]) for f in finals], bounds=(0.0, 1.0)
-                ),
-                "selection": None if chosen is None else chosen - mean["mean"],
-                "to_test": mean_interval(drop),
-            }
+            Gap(
+                family=label,
+                search_val_top1=chosen,
+                final_val_top1=val,
+                test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
+                selection=None if chosen is None else chosen - val.mean,
+                to_test=mean_interval([v - test for v, test in scores]),
+            )
         )
     return entries
 
 
-def _chosen(curves: Sequence[Curve], runs: Sequence[RunData]) -> float | None:
+def _winner_top1(curves: Sequence[Curve]) -> float | None:
     """The winner's validation accuracy: as it was frozen, else of the best finished trial."""
-    ran = _newest_round(curves)
-    winners = {runs[curve.run].winners.get(curve.trial) for curve in ran}
-    search = [curve for curve in curves if curve.stage == "search"]
-    named = [curve for curve in search if curve.trial in winners]
-    best = next(iter(named), None) or best_trial(search)
+    winners = {curve.winner for curve in _newest_round(curves)}
+    search = search_trials(curves)
+    frozen = [curve for curve in search if curve.trial in winners]
+    best = next(iter(frozen), None) or best_trial(search)
     return best.best[0] if best and best.best else None
 
 
-UNTESTED = "not tested: one seed or no spread, and no correctness by image"
+class PairVerdict(StrEnum):
+    """What the test of a pair shows, after Holm's correction."""
+
+    A_BETTER = "a better"
+    B_BETTER = "b better"
+    OPEN = "no difference shown"
 
 
-def compare_pairs(
-    families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]
-) -> list[dict[str, Any]]:
-    """Every pair of families that has finals, with Holm's correction across the pairs.
+@dataclass(frozen=True, kw_only=True)
+class PairSize:
+    """What a pair was tested on: finals of each family, and test images where known by image."""
+
+    seeds_a: int
+    seeds_b: int
+    images: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult:
+    """Two families tested on their finals; ``difference`` is a's test accuracy less b's.
 
     With two seeds or more each, the test covers seeds (and images, where correctness by image
     is there); with one seed each it is McNemar's on the images and speaks of those two trained
@@ -240,29 +305,61 @@ def compare_pairs(
     permutation of images, these trained models) and ``p_value_seeds`` (paired t over the seeds
     that both share) look at one source of chance each and decide nothing.
     """
-    finals = {label: finals_of(curves, runs) for label, curves in families.items()}
-    present = [label for label, found in finals.items() if found]
+
+    a: str
+    b: str
+    difference: Interval
+    n: PairSize
+    method: str
+    p_value: float | None
+    p_value_images: float | None
+    p_value_seeds: float | None
+    p_value_holm: float | None = None
+    verdict: PairVerdict = PairVerdict.OPEN
+    smallest_detectable: float | None = None
+
+    @property
+    def better_and_worse(self) -> tuple[str, str] | None:
+        """The families' names where one is shown to be better."""
+        if self.verdict is PairVerdict.OPEN:
+            return None
+        return (self.a, self.b) if self.verdict is PairVerdict.A_BETTER else (self.b, self.a)
+
+
+def compare_pairs(families: Mapping[str, Sequence[Curve]]) -> list[PairResult]:
+    """Every pair of families that has finals, with Holm's correction across the pairs."""
+    finals = {label: finals_of(curves) for label, curves in families.items()}
+    present = [label for label, trials in finals.items() if trials]
     pairs = [_pair(a, b, finals[a], finals[b]) for a, b in combinations(present, 2)]
-    tested = [pair for pair in pairs if pair["p_value"] is not None]
-    for pair, adjusted in zip(tested, holm([p["p_value"] for p in tested]), strict=True):
-        pair["p_value_holm"] = adjusted
-        if adjusted < ALPHA:
-            pair["verdict"] = "a better" if pair["difference"]["mean"] > 0 else "b better"
-    for pair in pairs:
-        estimate: Difference | None = pair.pop("estimate")
-        alpha = ALPHA / max(1, len(tested))
-        pair["smallest_detectable"] = estimate.detectable(alpha) if estimate else None
-    return pairs
+    p_values = [pair.p_value for pair, _ in pairs if pair.p_value is not None]
+    alpha = ALPHA / max(1, len(p_values))
+    adjusted = iter(holm(p_values))
+    return [
+        replace(
+            pair,
+            p_value_holm=(p_holm := None if pair.p_value is None else next(adjusted)),
+            verdict=_verdict(pair.difference.mean, p_holm),
+            smallest_detectable=estimate.detectable(alpha) if estimate else None,
+        )
+        for pair, estimate in pairs
+    ]
 
 
-def _pair(a: str, b: str, of_a: list[Final], of_b: list[Final]) -> dict[str, Any]:
-    accuracy_a = [float(final.test["top1"]) for final in of_a]
-    accuracy_b = [float(final.test["top1"]) for final in of_b]
+def _verdict(mean: float, p_holm: float | None) -> PairVerdict:
+    if p_holm is None or p_holm >= ALPHA:
+        return PairVerdict.OPEN
+    return PairVerdict.A_BETTER if mean > 0 else PairVerdict.B_BETTER
+
+
+def _pair(
+    a: str, b: str, of_a: Sequence[Final], of_b: Sequence[Final]
+) -> tuple[PairResult, Difference | None]:
+    top1_a, top1_b = ([final.top1 for final in side] for side in (of_a, of_b))
     images = _per_example(of_a, of_b)
     p_images = permutation(images) if images is not None else None
     estimate, p_value, method = None, None, UNTESTED
     if min(len(of_a), len(of_b)) > 1:
-        estimate = difference(accuracy_a, accuracy_b, images)
+        estimate = difference(top1_a, top1_b, images)
         if estimate is not None:
             p_value = estimate.p_value
             method = "Welch's t over seeds" if images is None else "t over seeds and images"
@@ -270,34 +367,25 @@ def _pair(a: str, b: str, of_a: list[Final], of_b: list[Final]) -> dict[str, Any
         estimate = _of_models(images)
         p_value = p_images = _mcnemar(of_a[0], of_b[0])
         method = "McNemar on these two trained models"
-    low, high = estimate.interval() if estimate else (None, None)
-    mean = sum(accuracy_a) / len(accuracy_a) - sum(accuracy_b) / len(accuracy_b)
-    return {
-        "a": a,
-        "b": b,
-        "difference": {"mean": mean, "low": low, "high": high, "level": LEVEL},
-        "n": {"seeds_a": len(of_a), "seeds_b": len(of_b), "images": _size(images)},
-        "method": method,
-        "p_value": p_value,
-        "p_value_holm": None,
-        "p_value_images": p_images,
-        "p_value_seeds": _over_seeds(of_a, of_b),
-        "verdict": "no difference shown",
-        "estimate": estimate,
-    }
+    mean = sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)
+    interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
+    by_seed = {final.seed: final.top1 for final in of_b}
+    pair = PairResult(
+        a=a,
+        b=b,
+        difference=replace(interval, mean=mean),
+        n=PairSize(
+            seeds_a=len(of_a), seeds_b=len(of_b), images=None if images is None else images.size
+        ),
+        method=method,
+        p_value=p_value,
+        p_value_images=p_images,
+        p_value_seeds=paired_t([f.top1 - by_seed[f.seed] for f in of_a if f.seed in by_seed]),
+    )
+    return pair, estimate
 
 
-def _over_seeds(of_a: list[Final], of_b: list[Final]) -> float | None:
-    by_seed = {final.seed: float(final.test["top1"]) for final in of_b}
-    pairs = [(float(f.test["top1"]), by_seed[f.seed]) for f in of_a if f.seed in by_seed]
-    return paired_t([a - b for a, b in pairs])
-
-
-def _size(images: Array | None) -> int | None:
-    return None if images is None else int(images.size)
-
-
-def _per_example(of_a: list[Final], of_b: list[Final]) -> Array | None:
+def _per_example(of_a: Sequence[Final], of_b: Sequence[Final]) -> Array | None:
     """(N,) difference of correctness, each averaged over its seeds; None unless all share N."""
     sides = [[final.correct for final in side] for side in (of_a, of_b)]
     sizes = {None if correct is None else correct.size for side in sides for correct in side}
@@ -314,6 +402,6 @@ def _mcnemar(a: Final, b: Final) -> float | None:
 
 
 def _of_models(images: Array) -> Difference | None:
-    n = images.size
-    error = float(np.std(images, ddof=1) / np.sqrt(n))
-    return Difference(mean=float(images.mean()), error=error, freedom=n - 1) if error else None
+    error = standard_error(images)
+    mean = float(images.mean())
+    return Difference(mean=mean, error=error, freedom=images.size - 1) if error else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.curves import Array, Curve
+from orchestrator.compare.runs import Array, Curve, Values
 
 FEWEST = 8  # trials below which nothing is said
 MOST = 300  # trials that a forest sees, drawn at random from more
@@ -37,7 +37,7 @@ class Trials:
     columns: dict[str, Array]
 
 
-def at_equal_budget(curves: Sequence[Curve], space: Mapping[str, Any]) -> Trials | None:
+def at_equal_budget(curves: Sequence[Curve], space: Values) -> Trials | None:
     """The family's trials after the last epoch that all of them reached; None without any."""
     ended = [c for c in curves if c.stage == "search" and c.status in ("finished", "pruned")]
     ended = [curve for curve in ended if curve.epoch.size and curve.axes]
@@ -45,13 +45,13 @@ def at_equal_budget(curves: Sequence[Curve], space: Mapping[str, Any]) -> Trials
         return None
     epoch = min(int(curve.epoch[-1]) for curve in ended)
     reached = [(curve, curve.at(epoch)) for curve in ended]
-    known = [(curve, value) for curve, value in reached if value is not None]
-    axes = list(dict.fromkeys(axis for curve, _ in known for axis in curve.axes))
-    columns = {a: _numbers([c.axes.get(a) for c, _ in known], space.get(a)) for a in axes}
+    at_epoch = [(curve, value) for curve, value in reached if value is not None]
+    axes = list(dict.fromkeys(axis for curve, _ in at_epoch for axis in curve.axes))
+    columns = {a: _numbers([c.axes.get(a) for c, _ in at_epoch], space.get(a)) for a in axes}
     return Trials(
         epoch=epoch,
-        curves=tuple(curve for curve, _ in known),
-        values=np.array([value for _, value in known]),
+        curves=tuple(curve for curve, _ in at_epoch),
+        values=np.array([value for _, value in at_epoch]),
         columns={axis: column for axis, column in columns.items() if np.ptp(column) > 0},
     )
 
@@ -66,14 +66,37 @@ def _numbers(values: Sequence[Any], domain: Any) -> Array:
     return np.array([order.index(str(value)) for value in values], dtype=float)
 
 
-def importance(trials: Trials | None) -> dict[str, Any] | None:
-    """Permutation importance (Breiman 2001) of each axis in a random forest, most important first.
+@dataclass(frozen=True, kw_only=True)
+class AxisImportance:
+    """The rise of the squared error on held-out trials when ``axis`` is shuffled, as a ``share`` of
+    the variance of the accuracies; ``low`` and ``high`` are its extremes over ``SEEDS`` seeds."""
 
-    ``share`` is the rise of the squared error on held-out trials when the axis is shuffled, over
-    the variance of the accuracies; ``low`` and ``high`` are its lowest and highest of ``SEEDS``
-    seeds of split, forest and shuffle. ``explained`` is the R² on held-out trials: where it is
-    not above 0, the forest learned nothing and the shares say nothing. ``None`` with fewer than
-    8 trials, without axes or without differences.
+    axis: str
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """A family's axes over ``n`` trials after ``epoch``, most important first.
+
+    ``explained`` is the R² on held-out trials: where it is not above 0, the forest learned
+    nothing and the shares say nothing.
+    """
+
+    family: str
+    epoch: int
+    n: int
+    explained: float
+    axes: tuple[AxisImportance, ...]
+
+
+def importance(label: str, trials: Trials | None) -> Importance | None:
+    """Permutation importance (Breiman 2001) of each axis in a random forest.
+
+    Means over ``SEEDS`` seeds of split, forest and shuffle. ``None`` with fewer than 8 trials,
+    without axes or without differences.
     """
     if trials is None or len(trials.values) < FEWEST or not trials.columns:
         return None
@@ -82,21 +105,26 @@ def importance(trials: Trials | None) -> dict[str, Any] | None:
     axes = list(trials.columns)
     x, y = np.column_stack(list(trials.columns.values())), trials.values
     if len(y) > MOST:
-        kept = np.random.default_rng(0).permutation(len(y))[:MOST]
-        x, y = x[kept], y[kept]
-    runs = [_one_forest(x, y, seed) for seed in range(SEEDS)]
-    shares = np.array([run[0] for run in runs])  # (SEEDS, axes)
+        chosen = np.random.default_rng(0).permutation(len(y))[:MOST]
+        x, y = x[chosen], y[chosen]
+    forests = [_one_forest(x, y, seed) for seed in range(SEEDS)]
+    shares = np.array([share for share, _ in forests])  # (SEEDS, axes)
     order = np.argsort(-shares.mean(axis=0), kind="stable")
-    return {
-        "epoch": trials.epoch,
-        "n": len(trials.values),
-        "explained": float(np.mean([run[1] for run in runs])),
-        "axes": [
-            {"axis": axes[i], "share": float(shares[:, i].mean()),
-             "low": float(shares[:, i].min()), "high": float(shares[:, i].max())}
+    return Importance(
+        family=label,
+        epoch=trials.epoch,
+        n=len(trials.values),
+        explained=float(np.mean([explained for _, explained in forests])),
+        axes=tuple(
+            AxisImportance(
+                axis=axes[i],
+                share=float(shares[:, i].mean()),
+                low=float(shares[:, i].min()),
+                high=float(shares[:, i].max()),
+            )
             for i in order
-        ],
-    }  # fmt: skip
+        ),
+    )
 
 
 def _one_forest(x: Array, y: Array, seed: int) -> tuple[Array, float]:
@@ -106,23 +134,40 @@ def _one_forest(x: Array, y: Array, seed: int) -> tuple[Array, float]:
 
     fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=HELD_OUT, random_state=seed)
     forest = RandomForestRegressor(TREES, random_state=seed, n_jobs=1).fit(fit_x, fit_y)
-    found = permutation_importance(
+    shuffled = permutation_importance(
         forest, held_x, held_y, scoring="neg_mean_squared_error", n_repeats=REPEATS,
         random_state=seed,
     )  # fmt: skip
     error = float(np.mean((forest.predict(held_x) - held_y) ** 2))
     variance = float(np.var(y))
-    return found.importances_mean / variance, 1 - error / variance
+    return shuffled.importances_mean / variance, 1 - error / variance
 
 
-def learning_rate_fit(trials: Trials | None) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class LearningRateFit:
+    """The top of a parabola through the trials near the best learning rate, and its basin.
+
+    ``best`` is cut to the rates tried; ``low`` to ``high``, the basin, is where the parabola lies
+    ``within`` of its top, cut likewise, and ``decades`` its width. ``at_edge`` names the end of the
+    tried rates where the accuracy still rises.
+    """
+
+    epoch: int
+    n: int
+    best: float
+    low: float
+    high: float
+    decades: float
+    within: float
+    at_edge: str | None
+
+
+def learning_rate_fit(trials: Trials | None) -> LearningRateFit | None:
     """Best learning rate at equal budget and the width of its basin, by a local fit.
 
     A parabola in log10 of the rate is fitted by least squares to the accuracies of the trials
-    within one decade of the best trial's rate. ``best`` is its top, cut to the rates tried;
-    ``low`` to ``high``, the basin, is where it lies within 2 points of the top, cut likewise, and
-    ``decades`` its width. ``at_edge`` names the end of the tried rates where the accuracy still
-    rises. ``None`` with fewer than 8 such trials, or where the parabola opens upward.
+    within one decade of the best trial's rate. ``None`` with fewer than 8 such trials, or where the
+    parabola opens upward.
     """
     if trials is None or RATE not in trials.columns or not trials.values.size:
         return None
@@ -140,13 +185,13 @@ def learning_rate_fit(trials: Trials | None) -> dict[str, Any] | None:
     top = np.polyval([square, slope, constant], best)
     half = math.sqrt((np.polyval([square, slope, constant], vertex) - top + WITHIN) / -square)
     basin = max(low, vertex - half), min(high, vertex + half)
-    return {
-        "epoch": trials.epoch,
-        "n": int(rate.size),
-        "best": 10**best,
-        "low": 10 ** basin[0],
-        "high": 10 ** basin[1],
-        "decades": basin[1] - basin[0],
-        "within": WITHIN,
-        "at_edge": "high" if vertex >= high else "low" if vertex <= low else None,
-    }
+    return LearningRateFit(
+        epoch=trials.epoch,
+        n=int(rate.size),
+        best=10**best,
+        low=10 ** basin[0],
+        high=10 ** basin[1],
+        decades=basin[1] - basin[0],
+        within=WITHIN,
+        at_edge="high" if vertex >= high else "low" if vertex <= low else None,
+    )

@@ -1,71 +1,79 @@
-"""A run folder as the comparison sees it: header, tables, notes and what the finals measured."""
+"""A run as arrays: its ledger read once, and each trial's learning curve, labelled by family."""
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.ledger import events
-from orchestrator.ledger.cost import (
-    checkpoint_bytes,
-    epochs_by_workers,
-    node_notes,
-    preemptions,
-    spent_device_hours,
-)
-from orchestrator.ledger.state import Record, replay
-from orchestrator.ledger.tables import tables
+from orchestrator.ledger import cost, events
+from orchestrator.ledger.state import Record, State, TrialState, replay
 from trainables.errors import UserError
+
+Array = np.ndarray
+Values = Mapping[str, Any]  # what a recipe, an axis or a worker's report names -> its value
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run. ``trials`` and ``reports`` are those of :func:`orchestrator.ledger.tables.tables`.
+    """One run: what its ledger adds up to, and what its folder holds beside the ledger.
 
-    ``outcomes`` holds, by trial, the detail of its ``finished`` record; a final's has
-    ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
-    final, one bool an image of the test split, in the split's order: shape (N,). ``frozen`` holds
-    what was frozen of each family's winner before its finals, ``winners`` each final's own.
-    Times are unix seconds. ``device_hours`` is all that the run has cost, ``checkpoint_bytes`` what
-    its checkpoints take on disk.
+    ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
+    ``checkpoint_bytes``: what its checkpoints take on disk.
     """
 
-    name: str
     folder: Path
-    header: Mapping[str, Any]
-    trials: pa.Table
-    reports: pa.Table
-    notes: tuple[str, ...] = ()
-    outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    correct: Mapping[str, np.ndarray] = field(default_factory=dict)
-    frozen: Mapping[str, Any] = field(default_factory=dict)
-    winners: Mapping[str, str] = field(default_factory=dict)
-    test_opened_at: float | None = None
-    test_openings: int = 0
-    preemptions: int = 0
-    epochs_by_workers: Mapping[int, int] = field(default_factory=dict)
-    device_hours: float | None = None
+    state: State
+    correct: Mapping[str, Array] = field(default_factory=dict)
     checkpoint_bytes: int | None = None
-    created_at: float | None = None
-    closed: bool = False
-    stopped: bool = False
-    verdict: Mapping[str, Any] = field(default_factory=dict)  # on the claim that it tested
+
+    @property
+    def name(self) -> str:
+        """The run's name; the folder's where the ledger has none."""
+        return str(self.header.get("run") or self.folder.resolve().name)
+
+    @property
+    def header(self) -> Values:
+        """The ledger's newest header."""
+        return self.state.header
 
     @property
     def status(self) -> str:
         """``complete``, ``interrupted``, ``empty`` or ``in progress``."""
-        if not self.trials.num_rows:
+        if not self.state.trials:
             return "empty"
-        if self.closed:
+        if self.state.closed:
             return "complete"
-        return "interrupted" if self.stopped else "in progress"
+        return "interrupted" if self.state.stopped else "in progress"
+
+    @property
+    def device_hours(self) -> float:
+        """All that the run has cost so far, in hours of its devices."""
+        return cost.spent_device_hours(self.state)
+
+    @property
+    def verdict(self) -> Values:
+        """The last verdict on the claim that the run tested; empty without one."""
+        return self.state.verdict.get("detail") or {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of how the run went, its nodes first."""
+        return [*cost.node_notes(self.state), *self.state.notes]
+
+    @property
+    def sweeps(self) -> list[Values]:
+        """The sweeps of the run's spec; empty where the header has none."""
+        return list(self.header.get("spec", {}).get("sweeps", ()))
 
 
 def load(run_folder: Path) -> RunData:
@@ -81,7 +89,6 @@ def load(run_folder: Path) -> RunData:
     gc.disable()
     try:
         state = replay(_records(path))
-        trials, reports = tables(state)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(
             f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
@@ -90,28 +97,11 @@ def load(run_folder: Path) -> RunData:
     finally:
         if collecting:
             gc.enable()
-    finals = [trial for trial in state.trials.values() if trial.stage == "final"]
     return RunData(
-        name=str(state.header.get("run") or run_folder.resolve().name),
         folder=run_folder,
-        header=state.header,
-        trials=trials,
-        reports=reports,
-        notes=(*node_notes(state), *state.notes),
-        preemptions=preemptions(state),
-        epochs_by_workers=epochs_by_workers(state),
-        outcomes={trial.trial: trial.outcome for trial in state.trials.values() if trial.outcome},
-        correct=_read_correct(run_folder, [trial.trial for trial in finals]),
-        frozen=state.frozen.get("winners", {}),
-        winners={trial.trial: trial.winner for trial in finals if trial.winner},
-        test_opened_at=state.test_opened_at,
-        test_openings=state.test_openings,
-        device_hours=spent_device_hours(state),
-        checkpoint_bytes=checkpoint_bytes(run_folder),
-        created_at=state.created_at,
-        closed=state.closed,
-        stopped=state.stopped,
-        verdict=state.verdict.get("detail", {}),
+        state=state,
+        correct=_read_correct(run_folder, state),
+        checkpoint_bytes=cost.checkpoint_bytes(run_folder),
     )
 
 
@@ -123,12 +113,197 @@ def _records(path: Path) -> list[Record]:
     return records
 
 
-def _read_correct(run_folder: Path, finals: list[str]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for trial in finals:
-        path = run_folder / "finals" / trial / "test_correct.arrow"
-        if path.is_file():
+def _read_correct(run_folder: Path, state: State) -> dict[str, Array]:
+    correct: dict[str, Array] = {}
+    for trial in state.trials.values():
+        path = run_folder / "finals" / trial.trial / "test_correct.arrow"
+        if trial.stage == "final" and path.is_file():
             with pa.memory_map(str(path)) as source:
                 column = pa.ipc.open_file(source).read_all()["correct"]
-                found[trial] = column.to_numpy(zero_copy_only=False).astype(bool)
-    return found
+                correct[trial.trial] = column.to_numpy(zero_copy_only=False).astype(bool)
+    return correct
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What became of a trial after ``rung``, where the search would have pruned it.
+
+    ``status``: how it stands now. ``top1``: its best validation accuracy over the whole trial,
+    0 when it failed, ``None`` while it runs. ``epoch`` and ``val_top1``: the epochs after the
+    rung, shape (E,). ``seconds``: device seconds of those epochs, not charged to the search.
+    """
+
+    rung: int
+    status: str
+    top1: float | None
+    epoch: Array
+    val_top1: Array
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One trial, of the ``run`` at that position. ``family`` is its label in the comparison.
+
+    Arrays have one element a reported epoch, shape (E,); NaN is missing. ``time`` is in unix
+    seconds; ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
+    ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it would
+    have been pruned, because the search did not see what came after; ``audit`` holds that rest. One
+    that is not ``drawn`` yet has no ``axes``, and a recipe without the searched values. A final has
+    a ``winner``, the search trial that it repeats, and ``correct``, bool (N,) by test image.
+    """
+
+    trial: str
+    family: str
+    run: int
+    stage: str
+    status: str
+    backbone: str | None
+    seed: int | None
+    reason: str | None
+    axes: Values
+    drawn: bool
+    recipe: Values
+    detail: Values
+    outcome: Values
+    rungs: Mapping[int, str]
+    winner: str | None
+    correct: Array | None
+    epoch: Array
+    time: Array
+    val_top1: Array
+    images: Array
+    seconds: Array
+    flops: Array
+    audit: Audit | None = None
+
+    @cached_property
+    def best(self) -> tuple[float, int] | None:
+        """Best validation accuracy (fraction) and the epoch it was first reached in."""
+        reported = np.flatnonzero(~np.isnan(self.val_top1))
+        if not reported.size:
+            return None
+        index = reported[np.argmax(self.val_top1[reported])]
+        return float(self.val_top1[index]), int(self.epoch[index])
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was finished, pruned or failed."""
+        return self.status in ("finished", "pruned", "failed")
+
+    @property
+    def full_top1(self) -> float | None:
+        """Best validation accuracy at full length, of a finished trial or a finished audit.
+
+        A failed one yields no model and is worth 0; ``None`` where a trial was pruned or runs.
+        """
+        if self.audit is not None:
+            return self.audit.top1
+        if self.status == "failed":
+            return 0.0
+        return self.best[0] if self.status == "finished" and self.best else None
+
+    def at(self, epoch: int) -> float | None:
+        """Validation accuracy after ``epoch``, its audit's epochs included."""
+        for part in (self, self.audit):
+            if part is not None:
+                row = int(np.searchsorted(part.epoch, epoch))
+                hit = row < part.epoch.size and part.epoch[row] == epoch
+                if hit and math.isfinite(part.val_top1[row]):
+                    return float(part.val_top1[row])
+        return None
+
+
+def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
+    """Label of each (run index, family): the family, with the run's name where two runs share it.
+
+    Families appear in the order of the runs' specs, then of their trials; a family of the spec
+    without a trial yet is included.
+    """
+    keys: list[tuple[int, str]] = []
+    for index, run in enumerate(runs):
+        families = [sweep["backbone"]["family"] for sweep in run.sweeps]
+        families += [trial.family for trial in run.state.trials.values()]
+        keys += [(index, family) for family in dict.fromkeys(families)]
+    shared = Counter(family for _, family in keys)
+    names = Counter(run.name for run in runs)
+
+    def label(index: int, family: str) -> str:
+        if shared[family] == 1:
+            return family
+        name = runs[index].name
+        return f"{family} ({name if names[name] == 1 else runs[index].folder})"
+
+    return {(index, family): label(index, family) for index, family in keys}
+
+
+def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:
+    """Every trial's curve by family label, in order of submission."""
+    labels = family_labels(runs)
+    families: dict[str, list[Curve]] = {label: [] for label in labels.values()}
+    for index, run in enumerate(runs):
+        for trial in run.state.trials.values():
+            label = labels[index, trial.family]
+            curve = _curve(trial, label, index, run.correct.get(trial.trial))
+            audited = [rung for rung, decision in curve.rungs.items() if decision == "audited"]
+            families[label].append(_cut_at_rung(curve, min(audited)) if audited else curve)
+    return families
+
+
+def search_trials(curves: Sequence[Curve]) -> list[Curve]:
+    """Those of the search, finals left out."""
+    return [curve for curve in curves if curve.stage == "search"]
+
+
+def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
+    epochs = sorted(trial.reports)
+    reports = [trial.reports[epoch] for epoch in epochs]
+    metrics = [report["metrics"] for report in reports]
+
+    def column(name: str, missing: float = math.nan) -> Array:
+        values = np.array([m.get(name, missing) for m in metrics], dtype=float)
+        return np.where(np.isfinite(values), values, missing)
+
+    usual = trial.detail.get("num_workers") or 1
+    workers = np.array([report.get("workers") or usual for report in reports], dtype=float)
+    spent = (column("train_seconds") + column("eval_seconds", 0.0)) * workers
+    return Curve(
+        trial=trial.trial,
+        family=label,
+        run=run,
+        stage=trial.stage,
+        status=trial.status,
+        backbone=trial.detail.get("model") or trial.assignment.get("backbone", {}).get("model"),
+        seed=trial.assignment.get("seed"),
+        reason=trial.reason,
+        axes=trial.axes or {},
+        drawn=trial.axes is not None,
+        recipe=trial.assignment.get("recipe", {}),
+        detail=trial.detail,
+        outcome=trial.outcome,
+        rungs={rung: trial.rungs[rung] for rung in epochs if rung in trial.rungs},
+        winner=trial.winner,
+        correct=correct,
+        epoch=np.array(epochs, dtype=int),
+        time=np.array([report["time"] for report in reports], dtype=float),
+        val_top1=column("val_top1"),
+        images=column("images_seen"),
+        seconds=np.cumsum(spent),
+        flops=column("flops"),
+    )
+
+
+def _cut_at_rung(curve: Curve, rung: int) -> Curve:
+    """The audited ``curve`` pruned at ``rung``, the rest in its ``audit``."""
+    cut = int(np.searchsorted(curve.epoch, rung, side="right"))
+    audit = Audit(
+        rung=rung,
+        status=curve.status,
+        top1=curve.full_top1,
+        epoch=curve.epoch[cut:],
+        val_top1=curve.val_top1[cut:],
+        seconds=float(curve.seconds[-1] - curve.seconds[cut - 1]),
+    )
+    columns = ("epoch", "time", "val_top1", "images", "seconds", "flops")
+    parts = {name: getattr(curve, name)[:cut] for name in columns}
+    return replace(curve, status="pruned", audit=audit, **parts)

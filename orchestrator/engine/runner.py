@@ -143,7 +143,7 @@ def write_results(run_folder: Path) -> str:
     verdict = conclude(run_folder)
     runs = [load(run_folder)]
     comparison = compare(runs)
-    (run_folder / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
+    (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
     write_report(runs, comparison, run_folder)
     replication.push_reports(run_folder)
     return verdict or table_text(comparison)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ROOT / "examples" / "cifar10-tournament"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def told() -> dict[str, Any]:
     """What ``comparison.json`` holds."""
     found: dict[str, Any] = json.loads((RUN / "comparison.json").read_text())
@@ -31,10 +31,12 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_the_comparison_follows_from_the_ledger(told: dict[str, Any]) -> None:
-    again = json.loads(json.dumps(compare([load(RUN)])))
-    assert again["families"] == told["families"]
-    assert again["pairs"] == told["pairs"]
-    assert again["budget"] == told["budget"]
+    again = json.loads(json.dumps(compare([load(RUN)]).as_dict()))
+    for comparison in (again, told):
+        # Not from the ledger, or told since: the folder's checkpoints and what nodes did to a run.
+        for key in ("checkpoint_bytes", "preemptions", "epochs_by_workers"):
+            comparison["runs"][0].pop(key, None)
+    assert again == told
 
 
 def test_each_familys_numbers_stand_in_the_ledger(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.budget import spending
-from orchestrator.compare.curves import Curve
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import color, drawing, inline, share_limits
 from orchestrator.compare.report.html import (
@@ -23,6 +22,7 @@ from orchestrator.compare.report.html import (
     text,
 )
 from orchestrator.compare.report.pictures import family_key, search_of
+from orchestrator.compare.runs import Curve
 from orchestrator.compare.table import budget_lines
 from orchestrator.wording import count, percent, seconds
 
@@ -94,7 +94,7 @@ def _equal_budgets(budget: Mapping[str, Any]) -> list[str]:
         else "The order is the same in every unit that ranks the families."
     )
     heading = "<h3>At the largest budget that all families spent</h3>"
-    return [heading, items(budget_lines(budget)), paragraph(flips)]
+    return [heading, items(budget_lines(budget)), paragraph(flips)]  # type: ignore[arg-type]
 
 
 def _validity(entry: Mapping[str, Any]) -> str:

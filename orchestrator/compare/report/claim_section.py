@@ -39,15 +39,6 @@ UNIT_WORDS = {
 }
 
 
-def claims_of(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The verdicts of those runs that tested a claim, pictures left out."""
-    return [
-        {key: value for key, value in run.verdict.items() if key != "pictures"}
-        for run in runs
-        if run.verdict
-    ]
-
-
 def claim(runs: Sequence[RunData]) -> str:
     """A section for each run that declared a claim; nothing for others."""
     return "".join(

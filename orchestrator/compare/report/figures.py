@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from orchestrator.compare.budget import spending
-from orchestrator.compare.curves import Array, Curve
+from orchestrator.compare.runs import Array, Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

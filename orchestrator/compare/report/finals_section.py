@@ -31,7 +31,7 @@ def finals(comparison: Comparison) -> str:
     rows = [
         [
             names[entry["family"]],
-            interval(entry["final"]["test_top1"]),
+            interval(**entry["final"]["test_top1"]),
             ", ".join(str(seed) for seed in entry["final"]["seeds"]),
             seconds(entry["final"]["gpu_seconds"]),
         ]
@@ -61,7 +61,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             f"{pair['a']} − {pair['b']}",
-            describe_verdict(pair),
+            describe_verdict(pair),  # type: ignore[arg-type]
             points(pair["difference"]["mean"]),
             _between(pair["difference"]),
             p_text(pair["p_value_holm"]),

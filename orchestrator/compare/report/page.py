@@ -7,6 +7,7 @@ failures, what differed between the arms, how to reproduce.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from html import unescape
@@ -14,15 +15,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.curves import Curve, collect
-from orchestrator.compare.forecast import forecast_section
+from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.report import claim_section, finals_section, pictures, reproduce, sections
 from orchestrator.compare.report.budget_section import over_budget
 from orchestrator.compare.report.figures import INK, VARIABLES
 from orchestrator.compare.report.html import paragraph, text
 from orchestrator.compare.report.probe_section import probes
 from orchestrator.compare.report.recipe_section import sensitivity
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.runs import Curve, RunData, collect
 from orchestrator.wording import MISSING, day, points, seconds
 
 # The page may show what it carries and fetch nothing, wherever it is opened.
@@ -32,9 +32,28 @@ _FIGURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", r
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
+class _View(dict[str, Any]):
+    """A step on the way to templates: the compare JSON whose keys are attributes as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def _view(comparison: Comparison) -> _View:
+    view: _View = json.loads(json.dumps(comparison.as_dict()), object_hook=_View)
+    view["budget"]["units"] = comparison.budget.units
+    for pair, typed in zip(view["pairs"], comparison.pairs, strict=True):
+        pair["better_and_worse"] = typed.better_and_worse
+    for family, summary in zip(view["families"], comparison.families, strict=True):
+        family["device_seconds"] = summary.device_seconds
+    if comparison.forecast:
+        view["forecast"]["sentence"] = comparison.forecast.sentence
+    return view
+
+
+def report_html(runs: Sequence[RunData], typed: Comparison) -> str:
     """One self-contained offline page of a comparison of ``runs``."""
-    families = collect(runs)
+    families, comparison = collect(runs), _view(typed)
     parts = [
         claim_section.claim(runs),
         sections.families(comparison),
@@ -42,7 +61,7 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
         pictures.against_cost(families),
         pictures.learning(families, sections.speed(comparison)),
         *([] if comparison["claims"] else _of_a_search(families, comparison)),
-        forecast_section(comparison),
+        sections.forecast(comparison),
         sections.failures(comparison),
         sections.differences(comparison),
         reproduce.how(runs, comparison),
@@ -62,9 +81,7 @@ def report_html(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
     )
 
 
-def write_report(
-    runs: Sequence[RunData], comparison: Mapping[str, Any], folder: Path
-) -> list[Path]:
+def write_report(runs: Sequence[RunData], comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``report.html`` and each of its figures as ``plots/*.svg`` into ``folder``.
 
     Returns the files, the page last: whoever sees it finds the figures beside it.

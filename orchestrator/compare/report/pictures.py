@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.compare.curves import Curve
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import share_limits
 from orchestrator.compare.report.html import (
@@ -19,6 +18,7 @@ from orchestrator.compare.report.html import (
     table,
     text,
 )
+from orchestrator.compare.runs import Curve
 from orchestrator.wording import MISSING, count, percent, recipe_text, seconds
 
 Families = Mapping[str, Sequence[Curve]]

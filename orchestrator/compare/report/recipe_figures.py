@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.curves import Array
 from orchestrator.compare.importance import Trials
 from orchestrator.compare.report.figures import INK, MUTED, color, drawing, inline
+from orchestrator.compare.runs import Array
 from orchestrator.wording import axis_name, value_text
 
 if TYPE_CHECKING:

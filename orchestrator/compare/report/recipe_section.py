@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.compare.curves import Curve
 from orchestrator.compare.importance import FEWEST, SEEDS, Trials, at_equal_budget
 from orchestrator.compare.report import recipe_figures
 from orchestrator.compare.report.html import (  # fmt: skip
@@ -19,6 +18,7 @@ from orchestrator.compare.report.html import (  # fmt: skip
     table,
     text,
 )
+from orchestrator.compare.runs import Curve
 from orchestrator.wording import axis_name, percent, recipe_text
 
 TITLE = "Recipe sensitivity"

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.curves import sweeps
 from orchestrator.compare.report.html import Markup, details, items, paragraph, section, table, text
 from orchestrator.compare.runs import RunData
 from orchestrator.wording import MISSING, day
@@ -104,7 +103,7 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    asked = sweeps(run)
+    asked = run.sweeps
     if not asked:
         return ""
     first = asked[0]

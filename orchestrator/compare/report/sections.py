@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.compare.report.html import details, items, named, paragraph, section, table
-from orchestrator.compare.table import edge_text, unfinished_text
+from orchestrator.compare.table import checkpoints_text, edge_text, unfinished_text
 from orchestrator.wording import MISSING, NONE, axis_name, count, percent, seconds, value_text
 
 Comparison = Mapping[str, Any]
@@ -85,7 +85,7 @@ def _remarks(entry: Mapping[str, Any]) -> list[str]:
             f"{basin['low']:.2g} to {basin['high']:.2g}."
         )
     if entry["best_trial"] is None:
-        found.append(f"{family}: no trial finished{unfinished_text(entry)}.")
+        found.append(f"{family}: no trial finished{unfinished_text(entry)}.")  # type: ignore[arg-type]
     if entry["without_report"]:
         found.append(f"{family}: {entry['without_report']} trials ended or wait without a report.")
     return found
@@ -172,3 +172,25 @@ def _domain_text(domain: Mapping[str, Any]) -> str:
         return f"one of {', '.join(value_text(value) for value in domain['values'])}"
     scale = " (log)" if domain.get("kind") == "log" else ""
     return f"{value_text(float(domain['low']))} to {value_text(float(domain['high']))}{scale}"
+
+
+def forecast(comparison: Mapping[str, Any]) -> str:
+    """The same as a table; a run without a forecast has no section."""
+    score = comparison["forecast"]
+    if score is None:
+        return ""
+    ratio = score["ratio"]
+    row = [f"{score['device']}-hours"]
+    row += [f"{score[name]:.3g}" for name in ("expected", "worst", "actual")]
+    row += [MISSING if ratio is None else f"{ratio:.2f}", score["basis"]]
+    head = ["unit", "expected", "at worst", "actual", "actual / expected", "basis"]
+    about = (
+        "Made before the first trial: expected, if trials are pruned as chance would have it; at "
+        "worst, if all train to full length; finals included in both. "
+    )
+    return section(
+        "forecast",
+        "Forecast",
+        paragraph(about + checkpoints_text(comparison["runs"])),
+        table(head, [row], caption="What the plan foretold, and what it cost"),
+    )

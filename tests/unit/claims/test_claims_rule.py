@@ -41,9 +41,8 @@ def test_p_values_and_intervals_are_students(smallest: float) -> None:
     assert one["p_value_holm"] == one["p_value"]
     assert verdict == ({"greater": "supported", "less": "refuted"}[side]
                        if expected <= 0.05 else "undetermined")  # fmt: skip
-    assert {key: one[key] for key in ("mean", "low", "high", "level", "n")} == mean_interval(
-        VALUES, 0.9
-    )
+    interval = vars(mean_interval(VALUES, 0.9))
+    assert {key: one[key] for key in interval} == interval
     # At one effect the interval and the verdict say the same thing.
     assert (one["low"] > smallest) == (verdict == "supported")
     assert (one["high"] < smallest) == (verdict == "refuted")
@@ -204,4 +203,4 @@ def test_a_picture_has_the_intervals_of_the_comparison() -> None:
     for i, column in enumerate(values.T):
         expected = mean_interval(list(column))
         for key in ("mean", "low", "high"):
-            assert drawn[key][i] == pytest.approx(expected[key], rel=1e-4)
+            assert drawn[key][i] == pytest.approx(getattr(expected, key), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.compare import compare, load, table_text
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 
@@ -23,6 +25,18 @@ DATASET = {
     "channels": 3, "counts": {"train": 1438, "val": 180, "test": 179}, "content_hash": "c0ffee00",
     "mirror_safe": False, "skipped": 0,
 }  # fmt: skip
+
+
+def compared(*folders: Path) -> dict[str, Any]:
+    """The compare JSON of runs, which is valid JSON."""
+    made = compare([load(folder) for folder in folders]).as_dict()
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    return made
+
+
+def shown(*folders: Path) -> str:
+    """The terminal's comparison of runs."""
+    return table_text(compare([load(folder) for folder in folders]))
 
 
 class RunFolder:
@@ -57,7 +71,7 @@ class RunFolder:
             "datasets": dict.fromkeys(families, dataset),
             "geometry": {
                 family: {"model": MODELS.get(family), "image_size": 32, "tokens": 64,
-                         "stem": "small" if family == "resnet" else None, "road": "upsampled",
+                         "stem": "small" if family == "resnet" else None, "adaptation": "upsampled",
                          "patch": None if family == "resnet" else 4, "warnings": []}
                 for family in families
             },

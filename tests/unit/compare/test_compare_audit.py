@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.compare import compare, load, table_text
+from orchestrator.compare import load
 from orchestrator.compare.statistics import mean_interval, share_interval
-from tests.unit.compare.compare_runs import RunFolder, probes
-
-
-def compared(folder: Path) -> dict[str, Any]:
-    made = compare([load(folder)])
-    json.dumps(made, allow_nan=False)
-    return made
+from tests.unit.compare.compare_runs import RunFolder, compared, probes, shown
 
 
 def test_an_audit_by_hand(tmp_path: Path) -> None:
@@ -41,7 +34,7 @@ def test_an_audit_by_hand(tmp_path: Path) -> None:
     assert (first["rung"], first["n"], second["rung"], second["n"]) == (1, 4, 2, 4)
     assert first["tau"] == pytest.approx(stats.kendalltau([0.5, 0.45, 0.4, 0.3], final).statistic)
     assert second["tau"] == pytest.approx(stats.kendalltau([0.7, 0.6, 0.65, 0.5], final).statistic)
-    assert vit["better"] == share_interval(1, 3)
+    assert vit["better"] == vars(share_interval(1, 3))
 
 
 def test_the_terminal_names_the_audit(tmp_path: Path) -> None:
@@ -49,9 +42,9 @@ def test_the_terminal_names_the_audit(tmp_path: Path) -> None:
     for value in (0.8, 0.7, 0.6):
         run.trial("vit", [value - 0.3, value], promoted=(1,))
     run.trial("vit", [0.2, 0.85], audited=1)
-    shown = " ".join(table_text(compared(run.close())).split())
-    assert "vit: 1 of 1 pruned trials finished anyway; regret 5.0 points; Kendall's tau" in shown
-    assert "0.00 at epoch 1" in shown
+    text = " ".join(shown(run.close()).split())
+    assert "vit: 1 of 1 pruned trials finished anyway; regret 5.0 points; Kendall's tau" in text
+    assert "0.00 at epoch 1" in text
 
 
 def test_pruning_that_lost_nothing_has_no_regret(tmp_path: Path) -> None:
@@ -76,7 +69,7 @@ def test_a_share_has_statsmodels_exact_interval(hits: int, n: int) -> None:
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     made = share_interval(hits, n)
     expected = proportion.proportion_confint(hits, n, method="beta")
-    assert (made["low"], made["high"]) == pytest.approx(expected)
+    assert (made.low, made.high) == pytest.approx(expected)
 
 
 def finals(folder: Path, **more: Any) -> RunFolder:
@@ -96,20 +89,20 @@ def finals(folder: Path, **more: Any) -> RunFolder:
 def test_the_gap_from_validation_to_test(tmp_path: Path) -> None:
     made = compared(finals(tmp_path / "run").close())
     vit = next(entry for entry in made["gap"] if entry["family"] == "vit")
-    tests = load(tmp_path / "run").outcomes
-    top1 = [tests[f"vit-final-{i:04d}"]["test"]["top1"] for i in (2, 3, 4)]
+    trials = load(tmp_path / "run").state.trials
+    top1 = [trials[f"vit-final-{i:04d}"].outcome["test"]["top1"] for i in (2, 3, 4)]
     assert vit["search_val_top1"] == 0.95
     assert vit["final_val_top1"]["mean"] == pytest.approx(0.9)
     assert vit["selection"] == pytest.approx(0.05)
-    assert vit["to_test"] == pytest.approx(mean_interval([0.9 - value for value in top1]))
+    assert vit["to_test"] == pytest.approx(vars(mean_interval([0.9 - value for value in top1])))
 
 
 def test_finals_seeds_are_paired(tmp_path: Path) -> None:
     folder = finals(tmp_path / "run").close()
     pair = compared(folder)["pairs"][0]
-    outcomes = load(folder).outcomes
+    trials = load(folder).state.trials
     accuracy = {
-        family: [outcomes[f"{family}-final-{i:04d}"]["test"]["top1"] for i in (2, 3, 4)]
+        family: [trials[f"{family}-final-{i:04d}"].outcome["test"]["top1"] for i in (2, 3, 4)]
         for family in ("resnet", "vit")
     }
     expected = stats.ttest_rel(accuracy["resnet"], accuracy["vit"]).pvalue
@@ -138,7 +131,7 @@ def test_probes_are_pooled_over_seeds(tmp_path: Path) -> None:
     vit = pooled["vit"]
     assert vit["n"] == 3
     eces = [one["calibration"]["ece"] for one in raw]
-    assert vit["numbers"]["calibration.ece"] == pytest.approx(mean_interval(eces))
+    assert vit["numbers"]["calibration.ece"] == pytest.approx(vars(mean_interval(eces)))
     axis = np.array([one["shift"]["consistency"]["axis"] for one in raw])
     assert vit["series"]["shift.consistency.axis"]["mean"] == pytest.approx(axis.mean(axis=0))
     assert np.shape(vit["series"]["attention_distance_px"]["mean"]) == (6, 2)

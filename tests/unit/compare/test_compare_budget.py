@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.compare import compare, load
 from orchestrator.compare.expected_best import best_of, cdf_bounds, expected_best
-from tests.unit.compare.compare_runs import RunFolder
+from tests.unit.compare.compare_runs import RunFolder, compared
 
 ALPHA = 0.1
 LAW = stats.beta(8, 2)  # of a trial's accuracy at full length
@@ -33,7 +31,7 @@ def truth(trials: np.ndarray) -> np.ndarray:
 def test_expected_best_is_the_mean_over_all_draws(values: list[float], k: int) -> None:
     every = np.array(np.meshgrid(*[values] * k)).reshape(k, -1).max(axis=0).mean()
     made = best_of(values, [], 0, trials=np.array([k]), alpha=0.5)
-    assert made.mean[0] == pytest.approx(every)
+    assert made.expected_best[0] == pytest.approx(every)
 
 
 @pytest.mark.parametrize("n", [1, 5, 40, 400])
@@ -89,9 +87,9 @@ def test_a_band_of_the_survivors_alone_would_not_cover() -> None:
 def test_an_audit_counts_for_all_that_were_pruned() -> None:
     kept, pruned = [0.8, 0.9], 8
     made = best_of(kept, [0.1, 0.5], pruned, trials=np.array([1, 10]), alpha=ALPHA)
-    assert made.mean[0] == pytest.approx((0.8 + 0.9 + 4 * 0.1 + 4 * 0.5) / 10)
-    assert np.all(made.low <= made.mean)
-    assert np.all(made.mean <= made.high)
+    assert made.expected_best[0] == pytest.approx((0.8 + 0.9 + 4 * 0.1 + 4 * 0.5) / 10)
+    assert np.all(made.low <= made.expected_best)
+    assert np.all(made.expected_best <= made.high)
     whole = best_of(kept, [0.1, 0.5] * 4, pruned, trials=np.array([1, 10]), alpha=ALPHA)
     assert np.all(made.low <= whole.low)
     assert np.all(whole.high <= made.high)
@@ -106,17 +104,15 @@ def test_the_bounds_of_an_audit_hold_what_is_true_of_every_sample(data: st.DataO
     kept = data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=6))
     trials = np.arange(1, 8)
     band = best_of(kept, lost[:seen], len(lost), trials=trials, alpha=ALPHA)
-    for curve in (band.low, band.mean, band.high):
+    for curve in (band.low, band.expected_best, band.high):
         assert np.all(np.diff(curve) >= -1e-12)
         assert np.all((curve >= -1e-12) & (curve <= 1 + 1e-12))
-    assert np.all(band.low <= band.mean + 1e-12)
-    assert np.all(band.mean <= band.high + 1e-12)
+    assert np.all(band.low <= band.expected_best + 1e-12)
+    assert np.all(band.expected_best <= band.high + 1e-12)
 
 
 def curve_of(run: RunFolder) -> dict[str, Any]:
-    made = compare([load(run.close())])
-    json.dumps(made, allow_nan=False)
-    return made["curves_over_budget"][0]
+    return compared(run.close())["curves_over_budget"][0]
 
 
 def test_without_pruning_the_curve_is_the_ledgers(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load
-from tests.unit.compare.compare_runs import RunFolder
+from tests.unit.compare.compare_runs import RunFolder, compared
 
 PEAK = 1e-3
 
@@ -33,7 +32,7 @@ def known_law(
             augment=("none", "light")[index % 3 == 0],
         )  # fmt: skip
     run.trial("vit", [0.01], end="failed", learning_rate=9e-3, weight_decay=0.1, augment="none")
-    made = compare([load(run.close())])
+    made = compared(run.close())
     json.dumps(made, allow_nan=False)
     return made
 
@@ -58,7 +57,7 @@ def test_noise_is_not_called_important(tmp_path: Path) -> None:
             learning_rate=float(10 ** draw.uniform(-4, -2)),
             weight_decay=float(draw.uniform(0, 0.2)),
         )  # fmt: skip
-    made = compare([load(run.close())])["importance"][0]
+    made = compared(run.close())["importance"][0]
     assert made["explained"] < 0.1
     assert all(entry["low"] < 0.05 for entry in made["axes"])
 
@@ -74,7 +73,7 @@ def test_equal_accuracies_say_nothing(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", ("vit",))
     for index in range(9):
         run.trial("vit", [0.5], learning_rate=1e-4 * (1 + index))
-    assert compare([load(run.close())])["importance"] == []
+    assert compared(run.close())["importance"] == []
 
 
 def test_the_basin_of_a_known_parabola(tmp_path: Path) -> None:

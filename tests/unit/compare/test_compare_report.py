@@ -125,12 +125,13 @@ def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
     run = load(search_run(tmp_path / "demo"))
     made = compare([run])
     said = " ".join(Page(report_html([run], made)).text).replace("\u00a0", " ")
-    assert made["answer"] in said
+    assert made.answer in said
     assert "Missing: no final was run" in said
     assert "5bec5bec5bec5bec" in said
-    for entry in made["families"]:
-        assert f"{100 * entry['best_val_top1']:.1f} %" in said
-        assert entry["best_trial"] in said
+    for entry in made.families:
+        assert entry.best
+        assert f"{100 * entry.best.val_top1:.1f} %" in said
+        assert entry.best.trial in said
     assert "below the cut-off 0.44 of 5 trials" in said
 
 
@@ -204,7 +205,7 @@ def test_a_whole_tournament_has_every_picture(whole: str) -> None:
 
 
 def test_the_audit_and_the_gap_are_those_of_the_comparison(tournament: Path, whole: str) -> None:
-    made = compare([load(tournament)])
+    made = compare([load(tournament)]).as_dict()
     said = "".join(Page(whole).text).replace("\u00a0", " ")
     for entry in made["audit"]["families"]:
         assert f"{entry['ended']} of {entry['pruned']}" in said
@@ -281,7 +282,7 @@ def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None
     changed = {"kind": "pasha", "max_epochs": 9, "audit": 0.1}
     spec["sweeps"] = [{**spec["sweeps"][0], "scheduler": changed, "resources": {"num_workers": 2}}]
     header = {**run.header, "spec": {**spec, "final_seeds": 3}}
-    asked = command(replace(run, header=header))
+    asked = command(replace(run, state=replace(run.state, header=header)))
     assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
     assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")
 

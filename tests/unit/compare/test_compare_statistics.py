@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.compare import compare, load, table_text
 from orchestrator.compare.statistics import (
+    MeanInterval,
     difference,
     holm,
     mcnemar,
@@ -22,22 +21,22 @@ from orchestrator.compare.statistics import (
     paired_t,
     permutation,
 )
-from tests.unit.compare.compare_runs import RunFolder
+from tests.unit.compare.compare_runs import RunFolder, compared, shown
 
 
 def test_mean_interval_is_scipys() -> None:
     values = [0.91, 0.93, 0.9, 0.94, 0.92]
     made = mean_interval(values, 0.9)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    assert (made["mean"], made["n"], made["level"]) == (pytest.approx(np.mean(values)), 5, 0.9)
-    assert (made["low"], made["high"]) == (
+    assert (made.mean, made.n, made.level) == (pytest.approx(np.mean(values)), 5, 0.9)
+    assert (made.low, made.high) == (
         pytest.approx(expected.low),
         pytest.approx(expected.high),
     )
 
 
 def test_one_value_has_no_interval() -> None:
-    assert mean_interval([0.5]) == {"mean": 0.5, "low": None, "high": None, "level": 0.95, "n": 1}
+    assert mean_interval([0.5]) == MeanInterval(mean=0.5, low=None, high=None, level=0.95, n=1)
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 3), (12, 4), (25, 60)])
@@ -77,7 +76,8 @@ def test_welch_is_scipys() -> None:
     assert made is not None
     expected = stats.ttest_ind(a, b, equal_var=False)
     assert made.p_value == pytest.approx(expected.pvalue)
-    assert made.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    interval = made.interval(0.9)
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected.confidence_interval(0.9)))
 
 
 def test_no_spread_makes_no_certainty(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_no_spread_makes_no_certainty(tmp_path: Path) -> None:
     for family, accuracy in (("vit", 0.9), ("resnet", 0.8)):
         for seed in (0, 1):
             run.trial(family, [0.5], stage="final", seed=seed, test={"top1": accuracy})
-    made = compare([load(run.close())])
+    made = compared(run.close())
     assert (made["pairs"][0]["p_value"], made["pairs"][0]["verdict"]) == (
         None, "no difference shown",
     )  # fmt: skip
@@ -94,8 +94,8 @@ def test_no_spread_makes_no_certainty(tmp_path: Path) -> None:
 
 def test_an_interval_ends_at_the_bounds_of_the_quantity() -> None:
     made = mean_interval([0.99, 1.0, 0.98], bounds=(0.0, 1.0))
-    assert made["high"] == 1.0
-    assert made["low"] == mean_interval([0.99, 1.0, 0.98])["low"]
+    assert made.high == 1.0
+    assert made.low == mean_interval([0.99, 1.0, 0.98]).low
 
 
 def test_detectable_difference_has_the_stated_power() -> None:
@@ -118,7 +118,7 @@ def test_interval_over_seeds_covers_at_its_level() -> None:
     covered = 0
     for values in draw.normal(0.9, 0.01, size=(2000, 4)):
         made = mean_interval(values.tolist(), 0.9)
-        covered += made["low"] <= 0.9 <= made["high"]
+        covered += made.low <= 0.9 <= made.high
     assert abs(covered / 2000 - 0.9) < 4 * np.sqrt(0.9 * 0.1 / 2000)
 
 
@@ -138,8 +138,8 @@ def test_no_difference_is_found_too_often_over_seeds_and_images() -> None:
         made = difference(accuracy[0].tolist(), accuracy[1].tolist(), mean[0] - mean[1])
         assert made is not None
         rejected += made.p_value < 0.05
-        low, high = made.interval(0.95)
-        covered += low <= 0 <= high
+        interval = made.interval(0.95)
+        covered += interval.low <= 0 <= interval.high
     assert rejected / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
     assert covered / runs >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / runs)
 
@@ -199,12 +199,11 @@ def run_with_finals(folder: Path, *, seeds: int, by_image: bool = True, n: int =
 
 
 def test_finals_have_n_and_an_interval(tmp_path: Path) -> None:
-    made = compare([load(run_with_finals(tmp_path / "run", seeds=3))])
-    json.dumps(made, allow_nan=False)
+    made = compared(run_with_finals(tmp_path / "run", seeds=3))
     expected = [correctness(0.7, 2000, 200 + seed).mean() for seed in range(3)]
     final = next(entry["final"] for entry in made["families"] if entry["family"] == "resnet")
     assert final["seeds"] == [0, 1, 2]
-    assert final["test_top1"] == pytest.approx(mean_interval(expected))
+    assert final["test_top1"] == pytest.approx(vars(mean_interval(expected)))
     assert final["gpu_seconds"] == pytest.approx(3 * 4.4)
     assert made["test_opened_at"] is not None
     vit = next(entry for entry in made["families"] if entry["family"] == "vit")
@@ -213,7 +212,7 @@ def test_finals_have_n_and_an_interval(tmp_path: Path) -> None:
 
 
 def test_pairs_over_seeds_and_images(tmp_path: Path) -> None:
-    made = compare([load(run_with_finals(tmp_path / "run", seeds=3))])
+    made = compared(run_with_finals(tmp_path / "run", seeds=3))
     pairs = {(pair["a"], pair["b"]): pair for pair in made["pairs"]}
     assert {pair: entry["verdict"] for pair, entry in pairs.items()} == {
         ("resnet", "vit"): "b better",
@@ -227,29 +226,29 @@ def test_pairs_over_seeds_and_images(tmp_path: Path) -> None:
     assert one["difference"]["low"] < one["difference"]["mean"] < one["difference"]["high"] < 0
     assert "vit better than resnet" in made["answer"]
     assert "no difference between vit and hybrid" in made["answer"]
-    assert "p (Holm)" in table_text(made)
+    assert "p (Holm)" in shown(tmp_path / "run")
 
 
 def test_one_seed_is_mcnemar_on_two_models(tmp_path: Path) -> None:
-    made = compare([load(run_with_finals(tmp_path / "run", seeds=1))])
+    made = compared(run_with_finals(tmp_path / "run", seeds=1))
     one = made["pairs"][0]
     assert one["method"] == "McNemar on these two trained models"
     a, b = correctness(0.7, 2000, 200), correctness(0.9, 2000, 0)
     assert one["p_value"] == pytest.approx(mcnemar(a, b))
     assert made["families"][0]["final"]["test_top1"]["low"] is None
-    assert "no interval" in table_text(made)
+    assert "no interval" in shown(tmp_path / "run")
 
 
 def test_one_seed_without_images_has_no_p_value(tmp_path: Path) -> None:
-    made = compare([load(run_with_finals(tmp_path / "run", seeds=1, by_image=False))])
+    made = compared(run_with_finals(tmp_path / "run", seeds=1, by_image=False))
     assert [(p["p_value"], p["p_value_holm"], p["verdict"]) for p in made["pairs"]] == [
         (None, None, "no difference shown")
     ] * 3
-    assert "missing" in table_text(made)
+    assert "missing" in shown(tmp_path / "run")
 
 
 def test_seeds_without_images_are_welchs_test(tmp_path: Path) -> None:
-    made = compare([load(run_with_finals(tmp_path / "run", seeds=3, by_image=False))])
+    made = compared(run_with_finals(tmp_path / "run", seeds=3, by_image=False))
     one = made["pairs"][0]
     seeds = [
         [correctness(p, 2000, 100 * k + s).mean() for s in range(3)]

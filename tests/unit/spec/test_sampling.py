@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from orchestrator.compare import compare, load, table_text
-from orchestrator.compare.curves import collect
 from orchestrator.compare.report.reproduce import command
+from orchestrator.compare.runs import collect
 from orchestrator.engine import dispatcher_state
 from orchestrator.engine.dispatcher_state import DispatcherState
 from orchestrator.launch.prepare import RunOptions, spec_of
@@ -274,8 +274,8 @@ def test_a_trial_that_was_never_drawn_is_missing_to_every_reader(tmp_path: Path)
     curves = {curve.trial: curve for curve in collect([run])["vit"]}
     assert [curves[name].drawn for name in books.state.trials] == [True, False, False]
     comparison = compare([run])
-    assert comparison["families"][0]["best_trial"] == "vit-0000"
-    assert comparison["families"][0]["unfinished"] == 1
+    assert comparison.families[0].best.trial == "vit-0000"
+    assert comparison.families[0].unfinished == 1
     assert "vit" in table_text(comparison)
     assert command(run).endswith("--set scheduler.sampler=tpe")
 

@@ -24,7 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     files = write_report(runs, comparison, folder)
     assert all(path.is_file() for path in files)
     assert files[-1] == folder / "report.html"
-    return folder, comparison
+    return folder, comparison.as_dict()
 
 
 def test_every_figure_of_the_report_is_a_file_that_stands_alone(
