@@ -6,13 +6,18 @@ import logging
 import socket
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
 from trainables.errors import UserError, raise_if_any
+
+if TYPE_CHECKING:
+    from trainables.config import BackboneSpec
+    from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,7 @@ def data() -> None:
     """Prepare a dataset ahead of a sweep, or look into it."""
 
 
-def _store(source: str, sets: tuple[str, ...]) -> Any:
+def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
     from trainables.data.build import prepare
@@ -111,7 +116,9 @@ def doctor(
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
-def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
+def _backbones(
+    families: tuple[str, ...], scale: str | None, weights: str | None
+) -> list[BackboneSpec]:
     from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
 
     spec = spec_of(families or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
@@ -119,11 +126,11 @@ def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None
     return [sweep.backbone for sweep in spec.sweeps]
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
+def _print_facts(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         if name not in ("versions", "nodes", "warnings", "problems"):
             click.echo(f"{name:<15} {'none' if value is None else value}")
-    versions = ", ".join(f"{one} {version}" for one, version in facts["versions"].items())
+    versions = ", ".join(f"{library} {version}" for library, version in facts["versions"].items())
     click.echo(f"{'versions':<15} {versions}")
     for node in facts.get("nodes", ()):
         role = "head" if node["head"] else "worker"
