@@ -318,7 +318,7 @@ def geometry_line(geometry: Geometry) -> str:
         parts.append(f"{geometry.tokens} tokens")
     if geometry.stem:
         parts.append(f"stem {geometry.stem}")
-    return ", ".join([*parts, geometry.road])
+    return ", ".join([*parts, geometry.adaptation])
 
 
 def weights_line(weights: str) -> str:

@@ -38,7 +38,7 @@ GEOMETRY = Geometry(
     patch=8,
     tokens=16,
     stem=None,
-    road="resized patches",
+    adaptation="resized patches",
     warnings=("8 tokens are few",),
 )
 COUNTS = {"train": 1000, "val": 100, "test": 100}
