@@ -7,7 +7,7 @@ import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,8 @@ from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
     from orchestrator.ops.doctor import Findings
+    from trainables.config import BackboneSpec
+    from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def data() -> None:
     """Prepare a dataset ahead of a sweep, or look into it."""
 
 
-def _store(source: str, sets: tuple[str, ...]) -> Any:
+def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
     from trainables.data.build import prepare
@@ -113,7 +115,9 @@ def doctor(
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
-def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
+def _backbones(
+    families: tuple[str, ...], scale: str | None, weights: str | None
+) -> list[BackboneSpec]:
     from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
 
     spec = spec_of(families or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
@@ -121,10 +125,18 @@ def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None
     return [sweep.backbone for sweep in spec.sweeps]
 
 
+<<<<<<< HEAD
 def _print_findings(findings: Findings) -> None:
     for name, value in findings.facts.items():
         click.echo(f"{name:<15} {'none' if value is None else value}")
     versions = ", ".join(f"{one} {version}" for one, version in findings.versions.items())
+=======
+def _print_facts(facts: MachineFacts) -> None:
+    for name, value in facts.as_dict().items():
+        if name not in ("versions", "nodes", "warnings", "problems"):
+            click.echo(f"{name:<15} {'none' if value is None else value}")
+    versions = ", ".join(f"{library} {version}" for library, version in facts.versions.items())
+>>>>>>> main
     click.echo(f"{'versions':<15} {versions}")
     for node in findings.nodes or ():
         role = "head" if node.head else "worker"
