@@ -125,18 +125,10 @@ def _backbones(
     return [sweep.backbone for sweep in spec.sweeps]
 
 
-<<<<<<< HEAD
 def _print_findings(findings: Findings) -> None:
     for name, value in findings.facts.items():
         click.echo(f"{name:<15} {'none' if value is None else value}")
-    versions = ", ".join(f"{one} {version}" for one, version in findings.versions.items())
-=======
-def _print_facts(facts: MachineFacts) -> None:
-    for name, value in facts.as_dict().items():
-        if name not in ("versions", "nodes", "warnings", "problems"):
-            click.echo(f"{name:<15} {'none' if value is None else value}")
-    versions = ", ".join(f"{library} {version}" for library, version in facts.versions.items())
->>>>>>> main
+    versions = ", ".join(f"{library} {version}" for library, version in findings.versions.items())
     click.echo(f"{'versions':<15} {versions}")
     for node in findings.nodes or ():
         role = "head" if node.head else "worker"
