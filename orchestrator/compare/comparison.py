@@ -157,32 +157,20 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     importances = (importance(label, of_family) for label, of_family in trials.items())
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     return Comparison(
-        dataset=dataset,
-        test_opened_at=min(opened, default=None),
-        runs=tuple(runs),
+        dataset=dataset, test_opened_at=min(opened, default=None), runs=tuple(runs),
         claims=tuple(_claims(runs)),
         families=tuple(
-            summarise(
-                label,
-                curves,
-                spaces.get(label, {}),
-                trials=trials[label],
-                final=summarise_finals(curves),
-            )
+            summarise(label, curves, spaces.get(label, {}), trials=trials[label],
+                      final=summarise_finals(curves))
             for label, curves in families.items()
         ),
-        pairs=tuple(compare_pairs(families)),
-        budget=budgets(families),
-        forecast=score_forecast(runs),
-        curves_over_budget=tuple(curves_over_budget(families)),
+        pairs=tuple(compare_pairs(families)), budget=budgets(families),
+        forecast=score_forecast(runs), curves_over_budget=tuple(curves_over_budget(families)),
         importance=tuple(entry for entry in importances if entry is not None),
-        gaps=tuple(gaps(families)),
-        audit=tuple(audits(families)),
-        failures=tuple(_failures(families)),
-        confounds=tuple(confounds(families, runs)),
-        spaces=spaces,
-        notes=tuple(note for run in runs for note in run.notes),
-    )
+        gaps=tuple(gaps(families)), audit=tuple(audits(families)),
+        failures=tuple(_failures(families)), confounds=tuple(confounds(families, runs)),
+        spaces=spaces, notes=tuple(note for run in runs for note in run.notes),
+    )  # fmt: skip
 
 
 def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
@@ -230,10 +218,6 @@ def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:
             if curve.status == "failed":
                 by_reason.setdefault(curve.reason or "no reason on record", []).append(curve)
         for reason, failed in by_reason.items():
-            yield Failure(
-                family=label,
-                reason=reason,
-                trials=len(failed),
-                first_trial=failed[0].trial,
-                epochs=sum(curve.epoch.size for curve in failed),
-            )
+            yield Failure(family=label, reason=reason, trials=len(failed),
+                          first_trial=failed[0].trial,
+                          epochs=sum(curve.epoch.size for curve in failed))  # fmt: skip
