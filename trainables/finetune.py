@@ -126,7 +126,7 @@ def evaluate_split(
         for logits, _ in predict(
             trial.learner.evaluated,
             some,
-            trial.learner.look,
+            trial.learner.transform,
             world=world,
             bf16=trial.learner.bf16,
         )

@@ -157,8 +157,8 @@ def _dry_run(
 
     def cost_of(spec: RunSpec) -> tuple[Any, Any]:
         family = spec.sweeps[0].family
-        images, geometry = images_of(spec)
-        costs = costs_of(spec, images, geometry, measure=measure, tflops=options["tflops"])
+        images = images_of(spec)
+        costs = costs_of(spec, images, measure=measure, tflops=options["tflops"])
         return images[family].counts, costs[family]
 
     made = [price(spec, cost_of, total=totals) for spec in specs]

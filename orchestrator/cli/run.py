@@ -105,14 +105,13 @@ def _start(
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
-    from orchestrator.launch.plan import plan_text
     from orchestrator.launch.prepare import plan_of
 
     planned = plan_of(spec, options)
     if as_json:
         show(planned.as_dict())
     else:
-        click.echo(plan_text(planned))
+        click.echo(planned.text())
     log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 

@@ -23,7 +23,7 @@ from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
 from orchestrator.ledger.replication import GroupCommit
 from orchestrator.ledger.state import TERMINAL
-from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster import nodes as cluster_nodes
 from trainables.storage.object_storage import origin
 
 PATIENCE_S = 10.0
@@ -46,7 +46,7 @@ class Dispatcher:
         ledger_path: str,
         *,
         session: str,
-        nodes: Nodes = attach,
+        nodes: Nodes = cluster_nodes,
         worker: Mapping[str, float] = MappingProxyType({}),
         **options: Any,
     ) -> None:

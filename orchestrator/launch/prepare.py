@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from orchestrator.launch.costs import (
     Costs,
     costs_of,
-    image_facts,
     images_of,
     measured_costs,
-    read_images,
+    read_datasets,
     refuse_unaffordable,
 )
 from orchestrator.launch.plan import Plan, geometry_line, plan
-from orchestrator.launch.validation import validate
+from orchestrator.launch.validation import ImageFacts, geometry_of, validate
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
 from orchestrator.spec.paths import absolute_data, dataset_name
@@ -203,18 +202,16 @@ class PreparedRun:
 
     def _images(self) -> RunImages:
         spec = self.spec
-        datasets, geometry = read_images(spec)
-        data = [absolute_data(sweep.data) for sweep in spec.sweeps]
-        replication.share_stores(spec.folder, data)
+        datasets = read_datasets(spec)
+        images = {family: ImageFacts.of(info) for family, info in datasets.items()}
+        geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
+        replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:
             own = geometry[sweep.family]
             log.info(f"{sweep.family}: {geometry_line(own)}; weights {sweep.backbone.weights}")
             for warning in own.warnings:
                 log.warning(f"warning: {warning}")
-        costs = self.costs
-        if costs is None:
-            facts = {family: image_facts(info) for family, info in datasets.items()}
-            costs = costs_of(spec, facts, geometry, measure=False, tflops=self.tflops)
+        costs = self.costs or costs_of(spec, images, measure=False, tflops=self.tflops)
         return RunImages(datasets=datasets, geometry=geometry, costs=costs)
 
 
@@ -251,8 +248,9 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
     """
     totals = validate(spec)
-    images, geometry = images_of(spec)
+    images = images_of(spec)
     measure = options.measure is not False and totals is not None
-    costs = costs_of(spec, images, geometry, measure=measure, tflops=options.tflops)
+    costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
     refuse_unaffordable(spec, costs)
+    geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
     return plan(spec, totals=totals, geometry=geometry, costs=costs, tflops=options.tflops)

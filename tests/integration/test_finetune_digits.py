@@ -29,7 +29,7 @@ def test_digits_by_name(family: str, tmp_path: Path) -> None:
     first = next(reports)
     assert first.detail["dataset"] == "digits"
     assert first.detail["image_size"] == 32
-    assert "upsampled" in first.detail["road"]
+    assert "upsampled" in first.detail["adaptation"]
     assert first.detail["train_images"] == 240
     rest = list(reports)
     resumed = list(fine_tune(replace(wanted, checkpoint=first.checkpoint, attempt=1)))

@@ -30,7 +30,7 @@ from trainables.evaluate.behaviour import (
     shifted_predictions,
 )
 from trainables.evaluate.speed import conditions, summary, timed
-from trainables.train.augmentation import InputTransform, fit, normalise
+from trainables.train.augmentation import InputTransform
 from trainables.train.learner import Learner
 from trainables.train.loop import World, from_rank_zero
 from trainables.train.step import autocast
@@ -44,10 +44,10 @@ SPEED_BUDGET_S = 5.0  # of each batch size
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A finished model: ``module`` maps what ``look`` makes of stored pixels to logits."""
+    """A finished model: ``module`` maps what ``transform`` makes of stored pixels to logits."""
 
     module: nn.Module
-    look: InputTransform
+    transform: InputTransform
     geometry: Geometry
     device: torch.device
     bf16: bool = False
@@ -57,7 +57,7 @@ class Subject:
         """What ``learner`` has learned so far: the moving average where its recipe keeps one."""
         return cls(
             module=learner.evaluated,
-            look=learner.look,
+            transform=learner.transform,
             geometry=learner.backbone.geometry,
             device=learner.device,
             bf16=learner.bf16,
@@ -66,7 +66,7 @@ class Subject:
     def inputs(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """Stored pixels (B, H, W, C) uint8 as the model takes them: (B, 3, S, S) float32."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return fit(normalise(pixels, self.look), self.look)
+        return self.transform(pixels)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, classes) float32 of (B, 3, S, S)."""
@@ -112,7 +112,7 @@ def probe(
     if not len(labels):
         raise ValueError("probes need an image at least; got 0")
     subject.module.eval()
-    side, patch = subject.look.image_size, subject.geometry.patch
+    side, patch = subject.transform.image_size, subject.geometry.patch
     offsets = range(1 + min(side - 1, max(patch or 1, side // 8)))
     truth = torch.from_numpy(np.array(labels)).to(subject.device)
     probabilities, moved, hidden = _predictions(subject, images, offsets)
@@ -164,11 +164,11 @@ def batches(subject: Subject, images: npt.NDArray[np.uint8]) -> Iterator[tuple[T
 
 
 def _speed(subject: Subject) -> dict[str, Any]:
-    side, device = subject.look.image_size, subject.device
+    side, device = subject.transform.image_size, subject.device
     found = conditions(device, bf16=subject.bf16)
     for size, n in SPEED_CALLS.items():
         batch = torch.randn(size, 3, side, side, device=device)
-        if subject.look.channels_last:
+        if subject.transform.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         run = partial(subject.logits, batch)
         seconds = timed(run, device=device, n=n, budget_s=SPEED_BUDGET_S)

@@ -61,7 +61,7 @@ def examine(
     opened = store or prepare(assignment.data, remote=assignment.remote)
     trial = Trial(resumed(assignment, checkpoint), world, opened)
     pixels, learner = trial.pixels("test"), trial.learner
-    scores = evaluate(learner.evaluated, pixels, learner.look, world=world, bf16=learner.bf16)
+    scores = evaluate(learner.evaluated, pixels, learner.transform, world=world, bf16=learner.bf16)
     predicted = evaluate_split(assignment, checkpoint, "test", world, store=opened)
     correct = predicted == opened.split("test").labels
     if correct_file is not None and world.rank == 0:

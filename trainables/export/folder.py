@@ -13,8 +13,7 @@ import timm
 from torch import nn
 
 from trainables.backbones.adaptation import Geometry
-from trainables.backbones.catalog import describe, member_of
-from trainables.backbones.families.hybrid import has_stages, stride_of
+from trainables.backbones.families import FAMILIES, describe, member_of
 from trainables.backbones.model import Backbone, build
 from trainables.backbones.weights import SUFFIXES
 from trainables.config import Assignment, BackboneSpec
@@ -111,7 +110,7 @@ def write(
             "crop_pct": 1.0,
         },
     )
-    exchanged = _tell_of_stem(folder / "config.json", spec, geometry, backbone.module)
+    exchanged = _record_stem(folder / "config.json", spec, geometry, backbone.module)
     shutil.copy(CODE, folder)
     texts = {
         **{"height": height, "width": width, "short": min(height, width), "side": side},
@@ -138,24 +137,19 @@ def _statistics(spec: BackboneSpec, backbone: Backbone) -> tuple[Any, Any]:
     return stored.get("mean", backbone.mean), stored.get("std", backbone.std)
 
 
-def _tell_of_stem(config: Path, spec: BackboneSpec, geometry: Geometry, module: nn.Module) -> bool:
+def _record_stem(config: Path, spec: BackboneSpec, geometry: Geometry, module: nn.Module) -> bool:
     """Name in timm's config what was exchanged for small images; ``False`` where nothing was."""
-    member, told = member_of(spec), json.loads(config.read_text(encoding="utf-8"))
-    stem: dict[str, Any] = {}
-    if spec.family == "convnext" and geometry.patch != member.patch:
-        stem["conv"] = "stem.0"
-    elif spec.family == "resnet" and geometry.stem == "small":
-        deep = isinstance(module.conv1, nn.Sequential)
-        stem |= {"conv": "conv1.0" if deep else "conv1", "pool": "maxpool"}
-    elif spec.family == "hybrid" and geometry.stem == "small":
-        place = "patch_embed.backbone" + (".stem" if has_stages(member) else "")
-        stem |= {"conv": f"{place}.conv", "pool": f"{place}.pool"}
-        # It is built at the side that leads through its own stem to the same grid.
-        stem["img_size"] = side = geometry.image_size
-        told["model_args"]["img_size"] = side * member.stride // stride_of(member, geometry.stem)
-    if not stem:
+    exchanged = FAMILIES[spec.family].exchanged_stem(geometry, member_of(spec), module)
+    if exchanged is None:
         return False
-    conv: Any = module.get_submodule(stem["conv"])
+    content = json.loads(config.read_text(encoding="utf-8"))
+    stem: dict[str, str | int | list[int]] = {"conv": exchanged.conv}
+    if exchanged.pool is not None:
+        stem["pool"] = exchanged.pool
+    if exchanged.built_image_size is not None:
+        stem["img_size"] = geometry.image_size
+        content["model_args"]["img_size"] = exchanged.built_image_size
+    conv: Any = module.get_submodule(exchanged.conv)
     stem |= {key: list(getattr(conv, key)) for key in ("kernel_size", "stride", "padding")}
-    config.write_text(json.dumps({**told, "stem": stem}, indent=2), encoding="utf-8")
+    config.write_text(json.dumps({**content, "stem": stem}, indent=2), encoding="utf-8")
     return True

@@ -73,7 +73,7 @@ class Learner:
         return self.module if self.ema is None else self.ema.module
 
     @property
-    def look(self) -> InputTransform:
+    def transform(self) -> InputTransform:
         """How pixels become this model's input."""
         return InputTransform(
             image_size=self.backbone.geometry.image_size,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trainables.data.batches import Pixels, shard
 from trainables.errors import Diverged
 from trainables.train.accounting import Clock
-from trainables.train.augmentation import InputTransform, fit, normalise
+from trainables.train.augmentation import InputTransform
 from trainables.train.rng import key_of
 from trainables.train.step import Batch, autocast
 
@@ -132,7 +132,7 @@ def _seed_torch(key: int, device: torch.device) -> None:
 
 @torch.inference_mode()
 def predict(
-    module: nn.Module, pixels: Pixels, look: InputTransform, *, world: World, bf16: bool
+    module: nn.Module, pixels: Pixels, transform: InputTransform, *, world: World, bf16: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, classes) float32 and labels (B,) of this worker's shard, in order."""
     module.eval()
@@ -140,14 +140,14 @@ def predict(
     device = torch.device(world.device)
     for low in range(start, end, EVAL_BATCH):
         high = min(low + EVAL_BATCH, end)
-        images = fit(normalise(pixels.images[low:high].to(device), look), look)
+        images = transform(pixels.images[low:high].to(device))
         with autocast(device, bf16):
             logits = module(images)
         yield logits.float(), pixels.labels[low:high]
 
 
 def evaluate(
-    module: nn.Module, pixels: Pixels, look: InputTransform, *, world: World, bf16: bool
+    module: nn.Module, pixels: Pixels, transform: InputTransform, *, world: World, bf16: bool
 ) -> dict[str, float]:
     """``loss``, ``top1`` and (from 5 classes on) ``top5`` over the whole split.
 
@@ -157,7 +157,7 @@ def evaluate(
     device = torch.device(world.device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
     classes = 0
-    for logits, labels in predict(module, pixels, look, world=world, bf16=bf16):
+    for logits, labels in predict(module, pixels, transform, world=world, bf16=bf16):
         classes = logits.shape[1]
         best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
         hits = best == labels[:, None]

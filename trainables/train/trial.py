@@ -102,7 +102,7 @@ class Trial:
             scores = evaluate(
                 learner.evaluated,
                 self._val_pixels,
-                learner.look,
+                learner.transform,
                 world=self.world,
                 bf16=learner.bf16,
             )
@@ -164,7 +164,7 @@ class Trial:
         recipe, seed, epoch = self.assignment.recipe, self.assignment.seed, self.progress.epoch
         augmentation = Augmentation(
             level=LEVELS[recipe.augment],
-            look=self.learner.look,
+            transform=self.learner.transform,
             seed=seed,
             mirror=recipe.flip and self.store.info.mirror_safe,
             erasing=recipe.random_erasing,
@@ -174,7 +174,7 @@ class Trial:
             mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
         )
         weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
-        rank, side = self.world.rank, self.learner.look.image_size
+        rank, side = self.world.rank, self.learner.transform.image_size
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
         )

@@ -20,7 +20,7 @@ from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
 from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
 from orchestrator.launch.forecast import COLD_START_S, estimated
-from orchestrator.launch.validation import geometry_of
+from orchestrator.launch.validation import ImageFacts, geometry_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec.run import RunSpec, diff
@@ -318,11 +318,12 @@ def test_claims_show_recomputes_and_tells_of_a_changed_rule(
 def test_a_plan_prices_each_arm_by_its_own_backbone_and_length() -> None:
     asked: list[RunSpec] = []
     counts = {"train": 45_000, "val": 1000}
+    images = ImageFacts(height=32, width=32, classes=10, counts=counts)
 
     def cost_of(one: RunSpec) -> tuple[dict[str, int], Any]:
         asked.append(one)
         (sweep,) = one.sweeps
-        return counts, estimated(sweep, counts, geometry_of(sweep, height=32, width=32))
+        return counts, estimated(sweep, counts, geometry_of(sweep, images))
 
     spec = spec_of(PATCHES)
     made = price(spec, cost_of, total={"CPU": 2.0, "GPU": 0.0})

@@ -251,7 +251,7 @@ def test_a_model_of_brightness_is_known_in_full() -> None:
     """Plain pictures do not change when they move; three of four labels are right."""
     subject = Subject(
         module=Brightness(),
-        look=InputTransform(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        transform=InputTransform(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         geometry=describe(BackboneSpec(family="resnet"), height=8, width=8),
         device=torch.device("cpu"),
     )
