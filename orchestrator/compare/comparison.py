@@ -26,6 +26,7 @@ SCHEMA = 1
 # JSON keys of schema 1 that differ from the attributes' names.
 KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
         "dataset": "dataset_info"}  # fmt: skip
+WHAT = {"adaptation": "road"}  # likewise the names of facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ def _plain(value: object) -> Any:
         return _family(value)
     if isinstance(value, Budget):
         return _budget(value)
+    if isinstance(value, Confound):
+        return _object(value) | {"what": WHAT.get(value.what, value.what)}
     if is_dataclass(value) and not isinstance(value, type):
         return _object(value)
     if isinstance(value, Mapping):
