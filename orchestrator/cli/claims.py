@@ -150,7 +150,7 @@ def _dry_run(
     options: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    from orchestrator.claims.price import price, price_lines
+    from orchestrator.claims.design import price, price_lines
     from orchestrator.launch.costs import costs_of, images_of
 
     measure = options["measure"] is not False

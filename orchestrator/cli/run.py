@@ -57,8 +57,8 @@ def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> 
     """
     from orchestrator.launch.prepare import RunOptions, spec_of
 
-    asked = RunOptions(**options)
-    _start(ctx, spec_of([target], asked), asked, dry_run=dry_run)
+    chosen = RunOptions(**options)
+    _start(ctx, spec_of([target], chosen), chosen, dry_run=dry_run)
 
 
 @click.command()
@@ -76,8 +76,8 @@ def tournament(
     """
     from orchestrator.launch.prepare import RunOptions, tournament_spec
 
-    asked = RunOptions(**options)
-    _start(ctx, tournament_spec(family, asked), asked, dry_run=dry_run)
+    chosen = RunOptions(**options)
+    _start(ctx, tournament_spec(family, chosen), chosen, dry_run=dry_run)
 
 
 @click.command()
@@ -88,9 +88,9 @@ def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
     from orchestrator.launch.prepare import RunOptions, spec_of, tournament_spec
 
-    asked = RunOptions(**options)
-    spec = tournament_spec(target, asked) if len(target) > 1 else spec_of(target, asked)
-    _show_plan(spec, asked, as_json=as_json)
+    chosen = RunOptions(**options)
+    spec = tournament_spec(target, chosen) if len(target) > 1 else spec_of(target, chosen)
+    _show_plan(spec, chosen, as_json=as_json)
 
 
 def _start(

@@ -144,7 +144,7 @@ def write_results(run_folder: Path) -> str:
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
-    write_report(runs, comparison, run_folder)
+    write_report(comparison, run_folder)
     replication.push_reports(run_folder)
     return verdict or table_text(comparison)
 

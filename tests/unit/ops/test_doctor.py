@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ops import doctor
-from orchestrator.ops.doctor import auth_mistakes, gpu_mistakes, status_of
+from orchestrator.ops.doctor import auth_mistakes, gpu_mistakes, http_status
 from orchestrator.tracking.store import age_mistakes
 
 
@@ -53,10 +53,10 @@ def test_a_tracking_server_must_be_as_new_as_the_client(server: HTTPServer) -> N
 def test_a_stranger_is_refused_or_let_in(server: HTTPServer) -> None:
     address = f"127.0.0.1:{server.server_port}"
     server.text = ""  # type: ignore[attr-defined]
-    assert status_of(address) == 401
+    assert http_status(address) == 401
     server.text = "{}"  # type: ignore[attr-defined]
-    assert status_of(address) == 200
-    assert status_of("127.0.0.1:9") is None
+    assert http_status(address) == 200
+    assert http_status("127.0.0.1:9") is None
 
 
 @pytest.mark.parametrize(

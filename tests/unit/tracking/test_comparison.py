@@ -21,7 +21,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (folder / "plots" / "figure-of-an-earlier-report.svg").write_text("<svg/>")
     runs = [load(folder)]
     comparison = compare(runs)
-    files = write_report(runs, comparison, folder)
+    files = write_report(comparison, folder)
     assert all(path.is_file() for path in files)
     assert files[-1] == folder / "report.html"
     return folder, comparison.as_dict()
