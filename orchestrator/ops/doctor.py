@@ -63,31 +63,23 @@ class ClusterFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineFacts:
-    """This machine. ``problems`` keep a run from its end, ``warnings`` may; one line each."""
+class Findings:
+    """``facts`` of this machine and of the cluster, by the names that they are printed under;
+    ``nodes`` is ``None`` without a cluster. ``problems`` keep a run from its end, ``warnings`` may;
+    one line each."""
 
-    python: str
-    platform: str
-    processor: str
-    cpus: int
-    gpus: int
-    memory_gb: float
-    cluster: str | None
-    tracking: str
-    storage: str
-    storage_free_gb: float | None
-    data_folder: str
-    data_free_gb: float
+    facts: Mapping[str, object]
     versions: Mapping[str, str | None]
+    nodes: list[NodeFacts] | None
     warnings: list[str]
-    cluster_facts: ClusterFacts | None
     problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Facts as ``doctor --json`` prints them, those of the cluster among them."""
-        facts = asdict(self)
-        cluster, problems = facts.pop("cluster_facts"), facts.pop("problems")
-        return {**facts, **(cluster or {}), "problems": problems}
+        """``doctor --json``, schema 1."""
+        found = asdict(self)
+        if self.nodes is None:
+            del found["nodes"]
+        return {**found.pop("facts"), **found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +322,7 @@ def auth_mistakes(dashboard: str | None, asks_token: bool | None) -> list[str]:
 
 def examine(
     storage: str, tracking_uri: str | None, backbones: Sequence[BackboneSpec], *, local: bool
-) -> MachineFacts:
+) -> Findings:
     """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
     from orchestrator.launch import plan
     from orchestrator.launch.validation import storage_mistakes
@@ -347,28 +339,31 @@ def examine(
     problems += [line for backbone in backbones for line in check_weights(backbone)]
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())
-    cluster = None
+    facts = {
+        "python": machine["python"],
+        "platform": machine["platform"],
+        "processor": machine["processor"],
+        "cpus": int(total["CPU"]),
+        "gpus": int(total["GPU"]),
+        "memory_gb": machine["memory_gb"],
+        "cluster": address,
+        "tracking": uri,
+        "storage": storage if is_remote(storage) else str(Path(storage).absolute()),
+        "storage_free_gb": None if is_remote(storage) else _free_gb(Path(storage)),
+        "data_folder": str(folder),
+        "data_free_gb": _free_gb(folder),
+    }
+    all_nodes = None
     if address is not None:
-        cluster, cluster_problems = examine_cluster(
-            storage=storage, tracking_uri=uri, backbones=backbones
-        )
-        problems += cluster_problems
-    return MachineFacts(
-        python=machine["python"],
-        platform=machine["platform"],
-        processor=machine["processor"],
-        cpus=int(total["CPU"]),
-        gpus=int(total["GPU"]),
-        memory_gb=machine["memory_gb"],
-        cluster=address,
-        tracking=uri,
-        storage=storage if is_remote(storage) else str(Path(storage).absolute()),
-        storage_free_gb=None if is_remote(storage) else _free_gb(Path(storage)),
-        data_folder=str(folder),
-        data_free_gb=_free_gb(folder),
+        cluster, more = examine_cluster(storage=storage, tracking_uri=uri, backbones=backbones)
+        problems += more
+        all_nodes = cluster.nodes
+        facts |= {"dashboard": cluster.dashboard, "auth": cluster.auth}
+    return Findings(
+        facts=facts,
         versions=machine["versions"],
+        nodes=all_nodes,
         warnings=pin_mistakes(PINS),
-        cluster_facts=cluster,
         problems=list(dict.fromkeys(problems)),
     )
 
