@@ -15,7 +15,7 @@ from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.ops.doctor import MachineFacts
+    from orchestrator.ops.doctor import Findings
     from trainables.config import BackboneSpec
     from trainables.data.store import PixelStore
 
@@ -104,14 +104,14 @@ def doctor(
     from orchestrator.ops.doctor import examine
 
     backbones = _backbones(family, scale, weights) if family or scale or weights else []
-    facts = examine(storage, tracking_uri, backbones, local=local)
+    findings = examine(storage, tracking_uri, backbones, local=local)
     if as_json:
-        show({"schema": 1, **facts.as_dict()})
+        show({"schema": 1, **findings.as_dict()})
     else:
-        _print_facts(facts)
-    for line in facts.warnings:
+        _print_findings(findings)
+    for line in findings.warnings:
         log.warning(f"warning: {line}")
-    raise_if_any(facts.problems)
+    raise_if_any(findings.problems)
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
@@ -125,13 +125,12 @@ def _backbones(
     return [sweep.backbone for sweep in spec.sweeps]
 
 
-def _print_facts(facts: MachineFacts) -> None:
-    for name, value in facts.as_dict().items():
-        if name not in ("versions", "nodes", "warnings", "problems"):
-            click.echo(f"{name:<15} {'none' if value is None else value}")
-    versions = ", ".join(f"{library} {version}" for library, version in facts.versions.items())
+def _print_findings(findings: Findings) -> None:
+    for name, value in findings.facts.items():
+        click.echo(f"{name:<15} {'none' if value is None else value}")
+    versions = ", ".join(f"{library} {version}" for library, version in findings.versions.items())
     click.echo(f"{'versions':<15} {versions}")
-    for node in facts.cluster_facts.nodes if facts.cluster_facts else ():
+    for node in findings.nodes or ():
         role = "head" if node.head else "worker"
         gpus = f", {node.gpus:g} GPU, torch sees {node.torch_gpus}" if node.gpus else ""
         answers = "" if node.answers else ", does not answer"

@@ -81,7 +81,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
     else:
         click.echo(comparing.table_text(comparison))
     if out:
-        Path(out).write_text(comparing.report_html(runs, comparison), encoding="utf-8")
+        Path(out).write_text(comparing.report_html(comparison), encoding="utf-8")
         log.info(f"wrote {out}")
         log.info(f"next: open {out} in a browser; it needs no network")
     else:

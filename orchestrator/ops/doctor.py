@@ -1,7 +1,7 @@
 """``orchestrator doctor``: what this machine and each node of the cluster have, and what is wrong.
 
 The nodes are asked all at once, with a bound. ``inspect_node``, ``inspect_from_head`` and
-``remove_probe`` run there; they travel by value and import there what they need, so that a node
+``remove_probe`` run there: they travel by value and import what they need there, so that a node
 that lacks it can say so.
 """
 
@@ -63,31 +63,23 @@ class ClusterFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineFacts:
-    """This machine. ``problems`` keep a run from its end, ``warnings`` may; one line each."""
+class Findings:
+    """``facts`` of this machine and of the cluster, by the names that they are printed under;
+    ``nodes`` is ``None`` without a cluster. ``problems`` keep a run from its end, ``warnings`` may;
+    one line each."""
 
-    python: str
-    platform: str
-    processor: str
-    cpus: int
-    gpus: int
-    memory_gb: float
-    cluster: str | None
-    tracking: str
-    storage: str
-    storage_free_gb: float | None
-    data_folder: str
-    data_free_gb: float
+    facts: Mapping[str, object]
     versions: Mapping[str, str | None]
+    nodes: list[NodeFacts] | None
     warnings: list[str]
-    cluster_facts: ClusterFacts | None
     problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Facts as ``doctor --json`` prints them, those of the cluster among them."""
-        facts = asdict(self)
-        cluster, problems = facts.pop("cluster_facts"), facts.pop("problems")
-        return {**facts, **(cluster or {}), "problems": problems}
+        """``doctor --json``, schema 1."""
+        document = asdict(self)
+        if self.nodes is None:
+            del document["nodes"]
+        return {**document.pop("facts"), **document}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +146,7 @@ def probe_place(storage: str, probe: str) -> str:
     if not storage.startswith("file://"):
         return f"{storage}/{probe}"
     folder = Path(storage.removeprefix("file://"))
-    return f"file://{next(one for one in (folder, *folder.parents) if one.exists()) / probe}"
+    return f"file://{next(place for place in (folder, *folder.parents) if place.exists()) / probe}"
 
 
 def torch_gpus() -> int | None:
@@ -238,8 +230,8 @@ class _Examination:
     def facts(self) -> ClusterFacts:
         everyone = nodes.alive()
         versions = self._ask(installed, {node: {} for node in everyone}, nodes.VERSIONS_TIMEOUT_S)
-        for node, found in versions.items():
-            self.problems += differences(installed(), found, node.name)
+        for node, theirs in versions.items():
+            self.problems += differences(installed(), theirs, node.name)
         same = {"storage": self._storage}
         probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
         answers = self._inspect(
@@ -254,7 +246,7 @@ class _Examination:
         dashboard = nodes.dashboard()
         question = {
             **same,
-            "probes": {probes[node]: node.name for node, said in answers.items() if said.wrote},
+            "probes": {probes[node]: node.name for node, answer in answers.items() if answer.wrote},
             "tracking_uri": self._tracking_uri,
             "dashboard": dashboard,
         }
@@ -330,7 +322,7 @@ def auth_mistakes(dashboard: str | None, asks_token: bool | None) -> list[str]:
 
 def examine(
     storage: str, tracking_uri: str | None, backbones: Sequence[BackboneSpec], *, local: bool
-) -> MachineFacts:
+) -> Findings:
     """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
     from orchestrator.launch import plan
     from orchestrator.launch.validation import storage_mistakes
@@ -347,28 +339,31 @@ def examine(
     problems += [line for backbone in backbones for line in check_weights(backbone)]
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())
-    cluster = None
+    facts = {
+        "python": machine["python"],
+        "platform": machine["platform"],
+        "processor": machine["processor"],
+        "cpus": int(total["CPU"]),
+        "gpus": int(total["GPU"]),
+        "memory_gb": machine["memory_gb"],
+        "cluster": address,
+        "tracking": uri,
+        "storage": storage if is_remote(storage) else str(Path(storage).absolute()),
+        "storage_free_gb": None if is_remote(storage) else _free_gb(Path(storage)),
+        "data_folder": str(folder),
+        "data_free_gb": _free_gb(folder),
+    }
+    all_nodes = None
     if address is not None:
-        cluster, cluster_problems = examine_cluster(
-            storage=storage, tracking_uri=uri, backbones=backbones
-        )
-        problems += cluster_problems
-    return MachineFacts(
-        python=machine["python"],
-        platform=machine["platform"],
-        processor=machine["processor"],
-        cpus=int(total["CPU"]),
-        gpus=int(total["GPU"]),
-        memory_gb=machine["memory_gb"],
-        cluster=address,
-        tracking=uri,
-        storage=storage if is_remote(storage) else str(Path(storage).absolute()),
-        storage_free_gb=None if is_remote(storage) else _free_gb(Path(storage)),
-        data_folder=str(folder),
-        data_free_gb=_free_gb(folder),
+        cluster, more = examine_cluster(storage=storage, tracking_uri=uri, backbones=backbones)
+        problems += more
+        all_nodes = cluster.nodes
+        facts |= {"dashboard": cluster.dashboard, "auth": cluster.auth}
+    return Findings(
+        facts=facts,
         versions=machine["versions"],
+        nodes=all_nodes,
         warnings=pin_mistakes(PINS),
-        cluster_facts=cluster,
         problems=list(dict.fromkeys(problems)),
     )
 
