@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.train.rng import key_of, uniforms
+from trainables.data.rng import key_of, uniforms
 
 BINS = 15
 

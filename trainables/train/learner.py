@@ -21,7 +21,7 @@ from trainables.train.accounting import Flops, count_flops
 from trainables.train.augmentation import InputTransform
 from trainables.train.loop import World, average_buffers
 from trainables.train.optimizer import Ema, build_optimizer, ready_momentum
-from trainables.train.rng import key_of
+from trainables.data.rng import key_of
 from trainables.train.step import Batch, Step
 
 _flops: dict[Any, Flops] = {}  # by geometry: counting would be felt in every warm start

@@ -16,7 +16,7 @@ from trainables.data.batches import Pixels, shard
 from trainables.errors import Diverged
 from trainables.train.accounting import Clock
 from trainables.train.augmentation import InputTransform
-from trainables.train.rng import key_of
+from trainables.data.rng import key_of
 from trainables.train.step import Batch, autocast
 
 T = TypeVar("T")
