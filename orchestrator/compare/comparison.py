@@ -26,6 +26,7 @@ SCHEMA = 1
 # JSON keys of schema 1 that differ from the attributes' names.
 KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
         "dataset": "dataset_info"}  # fmt: skip
+WHAT = {"adaptation": "road"}  # likewise the names of facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ def _plain(value: object) -> Any:
         return _family(value)
     if isinstance(value, Budget):
         return _budget(value)
+    if isinstance(value, Confound):
+        return _object(value) | {"what": WHAT.get(value.what, value.what)}
     if is_dataclass(value) and not isinstance(value, type):
         return _object(value)
     if isinstance(value, Mapping):
@@ -157,32 +160,20 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     importances = (importance(label, of_family) for label, of_family in trials.items())
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     return Comparison(
-        dataset=dataset,
-        test_opened_at=min(opened, default=None),
-        runs=tuple(runs),
+        dataset=dataset, test_opened_at=min(opened, default=None), runs=tuple(runs),
         claims=tuple(_claims(runs)),
         families=tuple(
-            summarise(
-                label,
-                curves,
-                spaces.get(label, {}),
-                trials=trials[label],
-                final=summarise_finals(curves),
-            )
+            summarise(label, curves, spaces.get(label, {}), trials=trials[label],
+                      final=summarise_finals(curves))
             for label, curves in families.items()
         ),
-        pairs=tuple(compare_pairs(families)),
-        budget=budgets(families),
-        forecast=score_forecast(runs),
-        curves_over_budget=tuple(curves_over_budget(families)),
+        pairs=tuple(compare_pairs(families)), budget=budgets(families),
+        forecast=score_forecast(runs), curves_over_budget=tuple(curves_over_budget(families)),
         importance=tuple(entry for entry in importances if entry is not None),
-        gaps=tuple(gaps(families)),
-        audit=tuple(audits(families)),
-        failures=tuple(_failures(families)),
-        confounds=tuple(confounds(families, runs)),
-        spaces=spaces,
-        notes=tuple(note for run in runs for note in run.notes),
-    )
+        gaps=tuple(gaps(families)), audit=tuple(audits(families)),
+        failures=tuple(_failures(families)), confounds=tuple(confounds(families, runs)),
+        spaces=spaces, notes=tuple(note for run in runs for note in run.notes),
+    )  # fmt: skip
 
 
 def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
@@ -230,10 +221,6 @@ def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:
             if curve.status == "failed":
                 by_reason.setdefault(curve.reason or "no reason on record", []).append(curve)
         for reason, failed in by_reason.items():
-            yield Failure(
-                family=label,
-                reason=reason,
-                trials=len(failed),
-                first_trial=failed[0].trial,
-                epochs=sum(curve.epoch.size for curve in failed),
-            )
+            yield Failure(family=label, reason=reason, trials=len(failed),
+                          first_trial=failed[0].trial,
+                          epochs=sum(curve.epoch.size for curve in failed))  # fmt: skip

@@ -106,10 +106,7 @@ def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
     actual = sum(run.device_hours for run in runs)
     complete = all(run.status == "complete" for run in runs)
     return ForecastScore(
-        device=str(devices.pop()),
+        device=str(devices.pop()), expected=expected, worst=worst, actual=actual,
         basis=" and ".join(sorted({forecast["basis"] for forecast in forecasts})),
-        expected=expected,
-        worst=worst,
-        actual=actual,
         ratio=actual / expected if complete and expected else None,
-    )
+    )  # fmt: skip

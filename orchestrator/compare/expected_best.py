@@ -173,17 +173,10 @@ def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
     }
     why = "; ".join(reason for reason, holds in reasons.items() if holds)
     return BudgetCurve(
-        family=label,
-        n=len(full) + len(pruned),
-        finished=len(finished),
-        pruned=len(pruned),
-        audited=len(audited),
-        level=LEVEL,
-        valid=not why,
-        why=why or None,
-        seconds=None if cost is None else trials * cost / len(ended),
-        **vars(band),
-    )
+        family=label, n=len(full) + len(pruned), finished=len(finished), pruned=len(pruned),
+        audited=len(audited), level=LEVEL, valid=not why, why=why or None,
+        seconds=None if cost is None else trials * cost / len(ended), **vars(band),
+    )  # fmt: skip
 
 
 def _steps(n: int) -> Array:

@@ -137,27 +137,20 @@ def summarise(
     images = total(search, "images")
     models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
-        family=label,
-        backbone=models[0] if models else None,
-        trials=len(search),
-        finished=status["finished"],
-        pruned=status["pruned"],
-        failed=status["failed"],
+        family=label, backbone=models[0] if models else None, trials=len(search),
+        finished=status["finished"], pruned=status["pruned"], failed=status["failed"],
         unfinished=status["queued"] + status["running"],
         without_report=sum(curve.epoch.size == 0 for curve in search),
         epochs=sum(curve.epoch.size for curve in search),
         images_seen=None if images is None else round(images),
-        device_seconds=total(search, "seconds"),
-        device=device(search),
+        device_seconds=total(search, "seconds"), device=device(search),
         flops=total(search, "flops"),
-        best=_best(best),
-        best_unfinished=None if best else _best(reached),
+        best=_best(best), best_unfinished=None if best else _best(reached),
         convergence=convergence(best) if best else None,
         learning_rate_basin=basin(search, "recipe.learning_rate"),
         edges=tuple(edges(best.axes, space)) if best else (),
-        learning_rate_fit=learning_rate_fit(trials),
-        final=final,
-    )
+        learning_rate_fit=learning_rate_fit(trials), final=final,
+    )  # fmt: skip
 
 
 def best_trial(curves: Sequence[Curve]) -> Curve | None:
@@ -174,14 +167,8 @@ def _best(curve: Curve | None) -> BestTrial | None:
     if curve is None or curve.best is None:
         return None
     value, epoch = curve.best
-    return BestTrial(
-        trial=curve.trial,
-        status=curve.status,
-        val_top1=value,
-        epoch=epoch,
-        recipe=curve.recipe,
-        axes=curve.axes,
-    )
+    return BestTrial(trial=curve.trial, status=curve.status, val_top1=value, epoch=epoch,
+                     recipe=curve.recipe, axes=curve.axes)  # fmt: skip
 
 
 def total(curves: Sequence[Curve], cost: str) -> float | None:
@@ -239,14 +226,8 @@ def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
         return None
     inside = [curve for curve in finished if _accuracy(curve) >= _accuracy(best) - BASIN_WITHIN]
     values = [float(curve.axes[axis]) for curve in inside]
-    return Basin(
-        best=best.axes[axis],
-        low=min(values),
-        high=max(values),
-        within=BASIN_WITHIN,
-        n=len(values),
-        finished=len(finished),
-    )
+    return Basin(best=best.axes[axis], low=min(values), high=max(values), within=BASIN_WITHIN,
+                 n=len(values), finished=len(finished))  # fmt: skip
 
 
 def edges(axes: Values, space: Values) -> list[Edge]:
@@ -342,17 +323,12 @@ def _audit(label: str, search: Sequence[Curve]) -> AuditResult:
         regret = max(0.0, max(ended) - best)
         better = share_interval(sum(value > best for value in ended), len(ended))
     return AuditResult(
-        family=label,
+        family=label, audited=len(audits), ended=len(ended), regret_top1=regret, better=better,
         pruned=sum(curve.status == "pruned" for curve in search),
-        audited=len(audits),
-        ended=len(ended),
         seconds=_finite(math.fsum(audit.seconds for audit in audits)),
         kendall_tau_by_rung=tuple(_tau(at_full_length, rung) for rung in rungs),
-        best_finished=max(finished, default=None),
-        best_audited=max(ended, default=None),
-        regret_top1=regret,
-        better=better,
-    )
+        best_finished=max(finished, default=None), best_audited=max(ended, default=None),
+    )  # fmt: skip
 
 
 def _tau(curves: Sequence[Curve], rung: int) -> RungTau:

@@ -268,29 +268,17 @@ def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Cu
     workers = np.array([report.get("workers") or usual for report in reports], dtype=float)
     spent = (column("train_seconds") + column("eval_seconds", 0.0)) * workers
     return Curve(
-        trial=trial.trial,
-        family=label,
-        run=run,
-        stage=trial.stage,
-        status=trial.status,
+        trial=trial.trial, family=label, run=run, stage=trial.stage, status=trial.status,
         backbone=trial.detail.get("model") or trial.assignment.get("backbone", {}).get("model"),
-        seed=trial.assignment.get("seed"),
-        reason=trial.reason,
-        axes=trial.axes or {},
-        drawn=trial.axes is not None,
-        recipe=trial.assignment.get("recipe", {}),
-        detail=trial.detail,
-        outcome=trial.outcome,
+        seed=trial.assignment.get("seed"), reason=trial.reason,
+        axes=trial.axes or {}, drawn=trial.axes is not None,
+        recipe=trial.assignment.get("recipe", {}), detail=trial.detail, outcome=trial.outcome,
         rungs={rung: trial.rungs[rung] for rung in epochs if rung in trial.rungs},
-        winner=trial.winner,
-        correct=correct,
-        epoch=np.array(epochs, dtype=int),
-        time=np.array([report["time"] for report in reports], dtype=float),
-        val_top1=column("val_top1"),
-        images=column("images_seen"),
-        seconds=np.cumsum(spent),
+        winner=trial.winner, correct=correct,
+        epoch=np.array(epochs, dtype=int), time=np.array([report["time"] for report in reports]),
+        val_top1=column("val_top1"), images=column("images_seen"), seconds=np.cumsum(spent),
         flops=column("flops"),
-    )
+    )  # fmt: skip
 
 
 def _cut_at_rung(curve: Curve, rung: int) -> Curve:

@@ -60,7 +60,7 @@ def test_it_meets_the_test_with_the_same_weights(tmp_path: Path, final: Assignme
     second = tmp_path / "checkpoints" / "resnet-final-00" / "attempt-2"
     again = replace(final, attempt=2, checkpoint=first, checkpoint_folder=str(second))
     told = Dispatcher()
-    held = active_trial.Held(again, World())
+    held = active_trial.ActiveTrial(again, World())
     file = tmp_path / "test_correct.arrow"
     assert not serve._examine(held, cast(serve.DispatcherClient, told), World(), file)
     assert [report.epoch for report in told.reports] == [2]
@@ -82,7 +82,7 @@ def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
     trial_files.put_checkpoint(replace(final, remote=uri), last)
     shutil.rmtree(tmp_path / "checkpoints")
     told = Dispatcher()
-    held = active_trial.Held(replace(final, attempt=2, checkpoint=last, remote=uri), World())
+    held = active_trial.ActiveTrial(replace(final, attempt=2, checkpoint=last, remote=uri), World())
     head = Path("/head/finals/resnet-final-00/test_correct.arrow")
     assert not serve._examine(held, cast(serve.DispatcherClient, told), World(), head)
     assert told.reports == []
