@@ -3,38 +3,51 @@ each of them will cost by its own backbone and length."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.claims.effects import Json
+from orchestrator.claims.experiments import claim_named
 from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, Cost, images_per_epoch
 from orchestrator.launch.plan import slots_of
+from orchestrator.launch.prepare import RunOptions
+from orchestrator.launch.validation import validate
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.paths import dataset_name
+from orchestrator.spec.paths import absolute_data, dataset_name
 from orchestrator.spec.run import RunSpec, SweepSpec, sanitised, with_axes
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
-from trainables.data.sources import KNOWN_DATASETS
+from trainables.data.build import prepare
+from trainables.data.sources import KNOWN_DATASETS, check_source
 from trainables.errors import UserError, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which ``Facts.val_images`` were carved by
-# Options that are short for a --set of this path; the claim lays out the others.
-OPTION_PATHS = {
-    "workers": "resources.num_workers",
-    "gpus_per_worker": "resources.gpus_per_worker",
-    "cpus_per_worker": "resources.cpus_per_worker",
-}
+OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
 LAID_OUT = ("trials", "seed", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
             "scheduler.audit", "data.source", "data.val_seed", "data.split_seed",
             "backbone.scale", "backbone.weights")  # fmt: skip
 
 
-Options = Mapping[str, Any]  # the command line's
+@dataclass(frozen=True, kw_only=True)
+class ClaimOptions(RunOptions):
+    """What ``claims run`` is asked for; ``seeds`` and ``max_epochs`` replace the preset's."""
+
+    preset: str = "smoke"
+    seeds: int | None = None
+
+    @property
+    def source(self) -> str:
+        """The data set's name or path."""
+        return self.dataset or "digits"
+
+    @property
+    def size(self) -> str:
+        """The scale of the backbones."""
+        return self.scale or "tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,77 +73,110 @@ KNOWN = {
 }
 
 
-def run_spec(claim: Claim, options: Options, facts: Facts) -> RunSpec:
-    """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it.
-
-    ``options`` are the command line's: ``dataset``, ``scale``, ``weights``, ``preset``, ``seeds``,
-    ``max_epochs``, ``seed``, ``name``, ``set`` and where things are kept.
-    """
-    caps, prices = limits.parse(options.get("budget"), options.get("price") or ())
+def run_spec(claim: Claim, options: ClaimOptions, facts: Facts) -> RunSpec:
+    """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it."""
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
     setting = _setting(preset, bases, facts)
     _require_enough(claim, setting, facts)
     arms = claim.arms(setting)
-    _refuse_laid_out(claim, arms, options["set"])
-    seeds = [_number(options.get("seed") or 0, index) for index in range(preset.seeds)]
+    _refuse_laid_out(claim, arms, options.set)
+    seeds = [_number(options.seed or 0, index) for index in range(preset.seeds)]
     sweeps = tuple(
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
-    return RunSpec(
-        name=options.get("name") or default_name(claim, options),
-        sweeps=sweeps,
-        storage=options["storage"],
-        tracking_uri=options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or None,
-        experiment=options.get("experiment"),
-        budget=caps,
-        prices=prices,
-        claim={
-            **claim.declaration(),
-            "preset": options["preset"],
-            "options": _own_options(options),
-            "departures": _departures(claim, preset, options),
-        },
+    declaration = {
+        **claim.declaration(),
+        "preset": options.preset,
+        "options": _own_options(options),
+        "departures": _departures(claim, preset, options),
+    }
+    return replace(options.run(default_name(claim, options), sweeps), claim=declaration)
+
+
+def specs_of(
+    names: Sequence[str], options: ClaimOptions, *, as_job: bool = False
+) -> tuple[list[RunSpec], Mapping[str, float] | None]:
+    """The runs of the claims of these names, validated all together before the first of them
+    starts, and what :func:`validate` returned. Raises ``UserError`` with all that is wrong."""
+    if options.name and len(names) > 1:
+        raise UserError(
+            f"--name is for one claim; got {len(names)} claims. Fix: leave it out, or name one"
+        )
+    chosen = [claim_named(name) for name in dict.fromkeys(names)]
+    facts = facts_of(options)
+    specs, totals = [], None
+    errors: list[UserError] = []
+    for claim in chosen:
+        try:
+            specs.append(run_spec(claim, options, facts))
+        except UserError as error:
+            errors.append(error)
+    try:
+        totals = validate(*specs, as_job=as_job)
+    except UserError as error:
+        errors.append(error)
+    if errors:
+        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
+        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
+    return specs, totals
+
+
+def facts_of(options: ClaimOptions) -> Facts:
+    """Of the data set; it is read into the pixel store where they are unknown."""
+    if options.source in KNOWN:
+        return KNOWN[options.source]
+    changes = [text for text in options.set if text.startswith("data.")]
+    data = overrides.apply_set(
+        named_sweeps.family_sweep("vit", dataset=options.source), changes
+    ).data
+    raise_if_any(check_source(data))
+    info = prepare(absolute_data(data)).info
+    return Facts(
+        side=min(info.height, info.width),
+        classes=len(info.class_names),
+        train_images=info.counts["train"],
+        val_images=info.counts["val"],
     )
 
 
-def default_name(claim: Claim, options: Options) -> str:
+def default_name(claim: Claim, options: ClaimOptions) -> str:
     """``claim-NAME-DATASET-SCALE-PRESET``: the same command typed again is the same run."""
-    dataset = dataset_name(options["dataset"])
-    parts = ("claim", claim.name, dataset, options["scale"], options["preset"])
+    dataset = dataset_name(options.source)
+    parts = ("claim", claim.name, dataset, options.size, options.preset)
     return sanitised("-".join(parts))
 
 
-def _preset(claim: Claim, options: Options) -> Preset:
-    preset = claim.presets[options["preset"]]
-    changes = {"seeds": options.get("seeds"), "epochs": options.get("max_epochs")}
-    mistakes = [
+def _preset(claim: Claim, options: ClaimOptions) -> Preset:
+    preset = claim.presets[options.preset]
+    seeds = preset.seeds if options.seeds is None else options.seeds
+    epochs = preset.epochs if options.max_epochs is None else options.max_epochs
+    raise_if_any(
         f"--{option} must be at least {low}, {why}; got {value}. Fix: --{option} {low}"
         for option, value, low, why in (
-            ("seeds", changes["seeds"], 2, "for an interval"),
-            ("max-epochs", changes["epochs"], 1, "to train at all"),
+            ("seeds", seeds, 2, "for an interval"),
+            ("max-epochs", epochs, 1, "to train at all"),
         )
-        if value is not None and value < low
-    ]
-    raise_if_any(mistakes)
-    return replace(preset, **{key: value for key, value in changes.items() if value is not None})
+        if value < low
+    )
+    return replace(preset, seeds=seeds, epochs=epochs)
 
 
-def _design_sets(options: Options) -> list[str]:
+def _design_sets(options: ClaimOptions) -> list[str]:
     """Each --set that changes the design; how a run is carried out is none of it."""
-    return [text for text in options["set"] if not text.startswith("resources.")]
+    return [text for text in options.set if not text.startswith("resources.")]
 
 
-def _own_options(options: Options) -> list[list[str]]:
+def _own_options(options: ClaimOptions) -> list[list[str]]:
     """The options that make this run another one than the preset's, for whoever repeats it."""
-    given = {name: options.get(name) for name in ("seeds", "max_epochs", "seed")}
+    given = {name: getattr(options, name) for name in ("seeds", "max_epochs", "seed")}
     own = [[f"--{k.replace('_', '-')}", str(v)] for k, v in given.items() if v is not None]
     return own + [["--set", text] for text in _design_sets(options)]
 
 
-def _departures(claim: Claim, preset: Preset, options: Options) -> list[str]:
+def _departures(claim: Claim, preset: Preset, options: ClaimOptions) -> list[str]:
     """What the command line changed in the declared design."""
-    declared = claim.presets[options["preset"]]
+    declared = claim.presets[options.preset]
     changed = [
         f"{name} {getattr(preset, name)} instead of {getattr(declared, name)}"
         for name in ("seeds", "epochs")
@@ -171,10 +217,12 @@ def _require_enough(claim: Claim, setting: Setting, facts: Facts) -> None:
         )
 
 
-def _bases(claim: Claim, preset: Preset, options: Options, facts: Facts) -> tuple[SweepSpec, ...]:
+def _bases(
+    claim: Claim, preset: Preset, options: ClaimOptions, facts: Facts
+) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
-    source, scale = options["dataset"], options["scale"]
-    weights = options.get("weights") or named_sweeps.default_weights("vit", scale)
+    source, scale = options.source, options.size
+    weights = options.weights or named_sweeps.default_weights("vit", scale)
     share = preset.val_images / (facts.val_images / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:
@@ -187,9 +235,7 @@ def _bases(claim: Claim, preset: Preset, options: Options, facts: Facts) -> tupl
         )
         scheduler = SchedulerSpec(kind="none")
         bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
-    given = {path: options.get(key) for key, path in OPTION_PATHS.items()}
-    texts = [f"{path}={value}" for path, value in given.items() if value is not None]
-    changed = overrides.apply_sets(bases, [*texts, *options["set"]])
+    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(

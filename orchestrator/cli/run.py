@@ -224,7 +224,7 @@ def _echo(text: str) -> None:
 
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
-    from orchestrator.cli.claims import specs_of
+    from orchestrator.claims.design import ClaimOptions, specs_of
     from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
     from orchestrator.launch.validation import validate
 
@@ -232,7 +232,8 @@ def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]
     if params.pop("dry_run", False):
         raise UserError("--dry-run needs no job. Fix: the command without `submit`")
     if command == "claims run":
-        return specs_of(params["claim"], params, as_job=True)[0]
+        params.pop("as_json")
+        return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
     if command == "demo":
         spec = demo_spec(RunOptions(**params))
     elif command == "tournament":

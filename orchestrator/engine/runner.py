@@ -153,7 +153,9 @@ def _attach(spec: RunSpec, held: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out, for as long as ``held``; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = held.enter_context(attach.attached(namespace="backbone-tournament"))
-    lacking = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
+    lacking = [
+        line for sweep in spec.sweeps for line in plan.capacity_mistakes(sweep.resources, totals)
+    ]
     if lacking:
         raise UserError(*dict.fromkeys(lacking), exit_code=3)
     if shared:

@@ -26,14 +26,14 @@ def server() -> Iterator[HTTPServer]:
             self.end_headers()
             self.wfile.write(text.encode())
 
-        def log_message(self, *said: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             pass
 
-    made = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    listening = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield listening
+    listening.shutdown()
+    listening.server_close()
 
 
 def test_a_tracking_server_must_be_as_new_as_the_client(server: HTTPServer) -> None:
@@ -60,7 +60,7 @@ def test_a_stranger_is_refused_or_let_in(server: HTTPServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dashboard", "token", "mine", "count"),
+    ("dashboard", "token", "mode", "count"),
     [
         ("127.0.0.1:8265", True, "token", 0),
         ("127.0.0.1:8265", False, "disabled", 0),
@@ -75,14 +75,14 @@ def test_a_stranger_is_refused_or_let_in(server: HTTPServer) -> None:
 def test_an_open_dashboard_is_a_problem_where_others_reach_it(
     dashboard: str | None,
     token: bool | None,
-    mine: str,
+    mode: str,
     count: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", mine)
-    found = auth_mistakes(dashboard, token)
-    assert len(found) == count
-    assert all("Fix: " in line for line in found)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    problems = auth_mistakes(dashboard, token)
+    assert len(problems) == count
+    assert all("Fix: " in line for line in problems)
 
 
 def test_gpus_that_torch_does_not_see() -> None:
