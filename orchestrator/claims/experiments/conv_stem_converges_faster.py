@@ -12,6 +12,7 @@ from orchestrator.claims.results import (
     RATE,
     TrialResult,
     all_seeds,
+    by_rate,
     final_or_chance,
     reached,
     select,
@@ -48,7 +49,7 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     if not any(times_to(result, SHARES[0], "epochs") is not None for result in results):
         raise NoVerdict(f"no run came {SHARES[0]:.0%} of the way from chance to perfect")
     by_unit = {unit: _restricted(results, seeds, unit) for unit in ("epochs", "seconds")}
-    shortfall = {family: _shortfall(results, seeds, family) for family in FAMILIES}
+    shortfall = {family: _shortfall(results, family) for family in FAMILIES}
     return Measured(
         seeds=len(seeds),
         effects=tuple(
@@ -98,12 +99,10 @@ def _restricted(
     return {family: np.array(values) for family, values in means.items()}
 
 
-def _shortfall(results: Sequence[TrialResult], seeds: Sequence[int], family: str) -> Array:
+def _shortfall(results: Sequence[TrialResult], family: str) -> Array:
     """Final accuracy at the best rate less the mean over rates, (n,); a failed one is at chance."""
-    table = np.array(
-        [[final_or_chance(r) for r in select(results, family=family, seed=seed)] for seed in seeds]
-    )
-    return np.asarray(table.max(axis=1) - table.mean(axis=1))
+    _, table = by_rate(select(results, family=family), final_or_chance)
+    return np.asarray(table.max(axis=0) - table.mean(axis=0))
 
 
 def events(results: Sequence[TrialResult], share: float) -> tuple[Array, Array]:
