@@ -89,10 +89,8 @@ class Geometry:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
         """Inverse of :meth:`as_dict`; ledgers of before 2026-11-28 call the adaptation ``road``."""
-        known = dict(values)
-        adaptation = known.pop("road", None)
-        known.setdefault("adaptation", adaptation)
-        return cls(**{**known, "warnings": tuple(known.get("warnings", ()))})
+        fields = {"adaptation" if key == "road" else key: v for key, v in values.items()}
+        return cls(**{**fields, "warnings": tuple(fields.get("warnings", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)

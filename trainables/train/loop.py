@@ -98,7 +98,9 @@ class Step:
         total = torch.zeros((), device=self.device)
         bounds = [len(batch) * i // self.accumulation for i in range(self.accumulation + 1)]
         largest = -(-len(batch) // self.accumulation)
-        with self._room(f"a micro-batch of {largest} images (accumulation {self.accumulation})"):
+        with self._named_oom(
+            f"a micro-batch of {largest} images (accumulation {self.accumulation})"
+        ):
             for start, end in itertools.pairwise(bounds):
                 if start < end:
                     total += self._part(batch, start, end)
@@ -115,7 +117,7 @@ class Step:
         return loss.detach() if share == 1 else loss.detach() * share
 
     @contextlib.contextmanager
-    def _room(self, purpose: str) -> Iterator[None]:
+    def _named_oom(self, purpose: str) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -128,7 +130,7 @@ class Step:
         set_learning_rate(self.optimizer, rate)
         if self.recipe.clip_grad_norm is not None:
             self._clip(self.recipe.clip_grad_norm)
-        with self._room("the optimizer's state"):
+        with self._named_oom("the optimizer's state"):
             self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
@@ -146,9 +148,9 @@ class Step:
             excess = None  # nothing to divide by; on an accelerator, asking would wait for it
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # fused kernels divide by a scale on their way: no pass of our own over gradients
-            found = None if excess is None else torch.zeros_like(excess)
+            no_inf = None if excess is None else torch.zeros_like(excess)
             self.optimizer.grad_scale = excess  # type: ignore[attr-defined]
-            self.optimizer.found_inf = found  # type: ignore[attr-defined]
+            self.optimizer.found_inf = no_inf  # type: ignore[attr-defined]
         elif excess is not None:
             torch._foreach_div_(gradients, excess)
 

@@ -173,10 +173,11 @@ class Trial:
         )
         size = self.plan.share_size(rank)
         for block in blocks(steps, size * 3 * side * side * 4):
-            images, positions = pixels.cut(every := torch.cat(block))
-            every = every.to(self.device)
-            ready = augmentation.apply(images, positions, every, epoch)
-            for rows, batch in zip(torch.split(every, size), torch.split(ready, size), strict=True):
+            images, positions = pixels.cut(in_block := torch.cat(block))
+            in_block = in_block.to(self.device)  # (steps * B,)
+            ready = augmentation.apply(images, positions, in_block, epoch)
+            parts = torch.split(in_block, size), torch.split(ready, size)
+            for rows, batch in zip(*parts, strict=True):
                 labels = pixels.labels[rows]
                 if weights is None:
                     yield Batch(batch, labels)
