@@ -135,11 +135,6 @@ class ExchangedStem:
     built_image_size: int | None = None
 
 
-def no_exchange(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
-    """For families that timm's arguments express in full."""
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family: ``adapt`` raises ``UserError`` for what cannot be; ``create`` imports timm.
@@ -149,7 +144,7 @@ class Family:
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
     asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation.
+    augmentation. ``exchanged_stem`` is ``None`` where timm's arguments express the model in full.
     """
 
     name: str
@@ -162,7 +157,7 @@ class Family:
     patches: tuple[int, ...] | None = None
     has_attention: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
-    exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] = no_exchange
+    exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] | None = None
 
 
 def few_tokens(model: str, tokens: int, fix: str) -> tuple[str, ...]:

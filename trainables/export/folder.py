@@ -106,7 +106,8 @@ def write(
 def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     """Name in timm's config what was exchanged for small images; ``False`` where nothing was."""
     geometry, module = model.geometry, model.module
-    exchanged = FAMILIES[spec.family].exchanged_stem(geometry, member_of(spec), module)
+    exchange = FAMILIES[spec.family].exchanged_stem
+    exchanged = exchange and exchange(geometry, member_of(spec), module)
     if exchanged is None:
         return False
     content = json.loads(config.read_text(encoding="utf-8"))
