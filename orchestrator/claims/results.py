@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.claims.effects import NoVerdict
-from orchestrator.ledger.state import TERMINAL, State, TrialState
+from orchestrator.ledger.state import State, TrialState
 
 Array = np.ndarray
 FEWEST_SEEDS = 2
@@ -49,7 +49,7 @@ class TrialResult:
     @property
     def asked_epochs(self) -> int:
         """Epochs that it was to train."""
-        return int(self.trial.assignment["epochs"])
+        return self.trial.assignment.epochs
 
     @cached_property
     def epochs(self) -> Array:
@@ -59,7 +59,7 @@ class TrialResult:
     def curve(self, metric: str) -> Array:
         """A metric by epoch, (E,); NaN is missing."""
         reports = self.trial.reports
-        return np.array([reports[e]["metrics"].get(metric, np.nan) for e in sorted(reports)])
+        return np.array([reports[e].metrics.get(metric, np.nan) for e in sorted(reports)])
 
     @cached_property
     def accuracy(self) -> Array:
@@ -70,13 +70,12 @@ class TrialResult:
 def cells_of(state: State) -> list[TrialResult]:
     """Every trial of the ledger. Seeds are numbered as they were submitted."""
     trials = list(state.trials.values())
-    numbers = list(dict.fromkeys(trial.assignment["seed"] for trial in trials))
-    datasets = state.header.get("datasets", {})
+    numbers = list(dict.fromkeys(trial.assignment.seed for trial in trials))
     return [
         TrialResult(
             trial=trial,
-            seed=numbers.index(trial.assignment["seed"]),
-            chance=1 / len(datasets[trial.family]["class_names"]),
+            seed=numbers.index(trial.assignment.seed),
+            chance=1 / len(state.header.datasets[trial.family].class_names),
         )
         for trial in trials
     ]
@@ -88,7 +87,7 @@ def ended(cells: Sequence[TrialResult]) -> None:
     if cells and len(failed) == len(cells):
         reason, times = Counter(trial.reason for trial in failed).most_common(1)[0]
         raise NoVerdict(f"all {len(cells)} trials failed, {times} of them with: {reason}")
-    waiting = sum(cell.trial.status not in TERMINAL for cell in cells)
+    waiting = sum(not cell.trial.status.is_final for cell in cells)
     if waiting or not cells:
         raise NoVerdict(f"{waiting} of {len(cells)} trials have not ended")
 

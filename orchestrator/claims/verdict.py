@@ -16,7 +16,8 @@ from orchestrator.claims.effects import Measured, NoVerdict, judge, summary
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.results import TrialResult, cells_of, ended
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import State, replay
+from orchestrator.ledger.header import DatasetFacts
+from orchestrator.ledger.state import State, TrialStatus, replay
 from orchestrator.wording import signed
 from trainables.errors import UserError
 
@@ -103,7 +104,7 @@ def state_of(run_folder: Path) -> State:
 
 def declared(state: State) -> Mapping[str, Any]:
     """What was declared before the run began; empty for a run that tests no claim."""
-    return state.header.get("spec", {}).get("claim") or {}
+    return state.spec.claim or {}
 
 
 def verdict_of(state: State, *, pictures: bool = True) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def verdict_of(state: State, *, pictures: bool = True) -> dict[str, Any]:
         "schema": SCHEMA,
         "claim": said["name"],
         "statement": said["statement"],
-        "run": state.header.get("run"),
+        "run": state.header.run,
         "hash": said["hash"],
         "rule_changes": rule_changes(state),
         "preset": said.get("preset"),
@@ -175,7 +176,7 @@ def _claim(state: State) -> Claim:
     name = str(declared(state)["name"])
     if name not in CLAIMS:
         raise UserError(
-            f"the run {state.header.get('run')} tests the claim {name!r}, which this version does "
+            f"the run {state.header.run} tests the claim {name!r}, which this version does "
             f"not have; valid: {', '.join(CLAIMS)}. Fix: use the version that ran it"
         )
     return CLAIMS[name]
@@ -195,48 +196,47 @@ def rule_changes(state: State) -> list[str]:
 
 
 def _counts(state: State, cells: Sequence[TrialResult]) -> dict[str, Any]:
-    environment = state.header.get("environment", {})
+    environment = state.header.environment
     statuses = [cell.trial.status for cell in cells]
     return {
         "trials": {
             "asked": len(cells),
-            **{status: statuses.count(status) for status in ("finished", "failed")},
+            **{one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
         },
         "device_seconds": round(sum(cell.trial.device_seconds for cell in cells), 1),
-        "dataset": _dataset(state).get("name"),
-        "scale": state.header["spec"]["sweeps"][0]["backbone"]["scale"],
+        "dataset": _dataset(state).name,
+        "scale": state.spec.sweeps[0].backbone.scale,
         "hardware": {
-            key: environment.get(key) for key in ("processor", "cpus", "memory_gb", "platform")
+            key: getattr(environment, key) for key in ("processor", "cpus", "memory_gb", "platform")
         }
         | {"device": next((d for c in cells if (d := c.trial.detail.get("device"))), None)},
-        "versions": {"python": environment.get("python"), **environment.get("versions", {})},
-        "code_version": state.header.get("code_version"),
+        "versions": {"python": environment.python, **environment.versions},
+        "code_version": state.header.code_version,
     }
 
 
-def _dataset(state: State) -> Mapping[str, Any]:
+def _dataset(state: State) -> DatasetFacts:
     """What the ledger says of the images; all families of a claim see the same."""
-    found: list[Mapping[str, Any]] = list(state.header.get("datasets", {}).values())
-    return found[0] if found else {}
+    return next(iter(state.header.datasets.values()))
 
 
 def scope(state: State, cells: Sequence[TrialResult]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
     details = [cell.trial.detail for cell in cells if cell.trial.detail.get("model")]
-    backbones = [cell.trial.assignment["backbone"] for cell in cells]
+    backbones = [cell.trial.assignment.backbone for cell in cells]
     models = sorted({str(detail["model"]) for detail in details})
-    starts = {"from scratch" if b["weights"] == "none" else "fine-tuned" for b in backbones}
+    starts = {"from scratch" if b.weights == "none" else "fine-tuned" for b in backbones}
     images = sorted({int(detail["train_images"]) for detail in details})
     info = _dataset(state)
     lengths = sorted({cell.asked_epochs for cell in cells})
-    val = info.get("counts", {}).get("val")
+    val = info.counts.get("val")
     shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in cells})
     return ", ".join(
         [
-            f"{backbones[0]['scale']} models" + (f" ({', '.join(models)})" if models else ""),
+            f"{backbones[0].scale} models" + (f" ({', '.join(models)})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
-            f"{_range(images)} images of {info.get('name')} at {info.get('height')} px",
+            f"{_range(images)} images of {info.name} at {info.height} px",
             f"{_range(lengths)} epochs",
             f"{val:,} validation images{' (the same for all seeds)' if shared else ' a seed'}",
             f"{len({cell.seed for cell in cells})} seeds",

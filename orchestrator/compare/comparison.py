@@ -15,7 +15,8 @@ from orchestrator.compare.expected_best import BudgetCurve, curves_over_budget
 from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
 from orchestrator.compare.finals import Gap, PairResult, compare_pairs, gaps, summarise_finals
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
-from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels, sweeps
+from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
+from orchestrator.spec import spaces as domains
 from trainables.errors import UserError
 
 SCHEMA = 1
@@ -180,15 +181,15 @@ def _run_summary(run: RunData) -> RunSummary:
     return RunSummary(
         name=run.name,
         status=run.status,
-        spec_hash=run.header.get("spec_hash"),
-        code_version=run.header.get("code_version"),
+        spec_hash=run.header.spec_hash,
+        code_version=run.header.code_version,
         created_at=run.created_at,
         test_openings=run.test_openings,
         device_hours=run.device_hours,
         preemptions=run.preemptions,
         epochs_by_workers=run.epochs_by_workers,
         checkpoint_bytes=run.checkpoint_bytes,
-        environment=run.header.get("environment"),
+        environment=run.header.environment.as_dict(),
     )
 
 
@@ -201,12 +202,12 @@ def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
 
 def _one_dataset(runs: Sequence[RunData]) -> Values:
     """The dataset all runs share; images and split are told by the content hash."""
-    facts: dict[tuple[str, str], Values] = {}
-    names: dict[tuple[str, str], set[str]] = {}
+    facts: dict[tuple[str | None, str | None], Values] = {}
+    names: dict[tuple[str | None, str | None], set[str]] = {}
     for run in runs:
-        for info in run.header.get("datasets", {}).values():
-            key = (info.get("name"), info.get("content_hash"))
-            facts.setdefault(key, info)
+        for info in run.header.datasets.values():
+            key = (info.name, info.content_hash)
+            facts.setdefault(key, info.as_dict())
             names.setdefault(key, set()).add(run.name)
     if len(facts) > 1:
         got = ", ".join(
@@ -223,9 +224,9 @@ def _one_dataset(runs: Sequence[RunData]) -> Values:
 def _spaces(runs: Sequence[RunData]) -> dict[str, Values]:
     labels = family_labels(runs)
     return {
-        labels[index, sweep["backbone"]["family"]]: sweep.get("space", {})
+        labels[index, sweep.family]: domains.as_dict(sweep.space)
         for index, run in enumerate(runs)
-        for sweep in sweeps(run)
+        for sweep in run.header.spec.sweeps
     }
 
 

@@ -22,6 +22,7 @@ from orchestrator.ledger.cost import (
     preemptions,
     spent_device_hours,
 )
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.state import Record, replay
 from orchestrator.ledger.tables import tables
 from trainables.errors import UserError
@@ -44,7 +45,7 @@ class RunData:
 
     name: str
     folder: Path
-    header: Values
+    header: RunHeader
     trials: pa.Table
     reports: pa.Table
     notes: tuple[str, ...] = ()
@@ -97,7 +98,7 @@ def load(run_folder: Path) -> RunData:
             gc.enable()
     finals = [trial for trial in state.trials.values() if trial.stage == "final"]
     return RunData(
-        name=str(state.header.get("run") or run_folder.resolve().name),
+        name=str(state.header.run or run_folder.resolve().name),
         folder=run_folder,
         header=state.header,
         trials=trials,
@@ -244,7 +245,7 @@ def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
     """
     keys: list[tuple[int, str]] = []
     for index, run in enumerate(runs):
-        families = [sweep["backbone"]["family"] for sweep in sweeps(run)]
+        families = [sweep.family for sweep in run.header.spec.sweeps]
         families += run.trials["family"].to_pylist()
         keys += [(index, family) for family in dict.fromkeys(families)]
     shared = Counter(family for _, family in keys)
@@ -257,11 +258,6 @@ def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
         return f"{family} ({name if names[name] == 1 else runs[index].folder})"
 
     return {(index, family): label(index, family) for index, family in keys}
-
-
-def sweeps(run: RunData) -> list[Values]:
-    """The sweeps of the run's spec; empty where the header has none."""
-    return list(run.header.get("spec", {}).get("sweeps", ()))
 
 
 def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:

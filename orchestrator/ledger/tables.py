@@ -69,10 +69,10 @@ def tables(state: State) -> tuple[pa.Table, pa.Table]:
             "family": trial.family,
             "stage": trial.stage,
             "epoch": epoch,
-            "time": report["time"],
-            "workers": report.get("workers") or trial.detail.get("num_workers") or 1,
+            "time": report.time,
+            "workers": report.workers or trial.detail.get("num_workers") or 1,
             "rung": trial.rungs.get(epoch),
-            **{name: _number(report["metrics"].get(name)) for name in REPORT_METRICS},
+            **{name: _number(report.metrics.get(name)) for name in REPORT_METRICS},
         }
         for trial in state.trials.values()
         for epoch, report in sorted(trial.reports.items())
@@ -85,16 +85,15 @@ def tables(state: State) -> tuple[pa.Table, pa.Table]:
 
 def _trial_row(trial: TrialState) -> dict[str, Any]:
     value, epoch = trial.best()
-    last: Mapping[str, Any] = trial.reports[trial.epoch]["metrics"] if trial.reports else {}
-    backbone = trial.assignment.get("backbone", {})
+    last: Mapping[str, Any] = trial.reports[trial.epoch].metrics if trial.reports else {}
     return {
         "trial": trial.trial,
         "family": trial.family,
         "stage": trial.stage,
         "status": trial.status,
-        "backbone": trial.detail.get("model") or backbone.get("model"),
-        "scale": backbone.get("scale"),
-        "seed": trial.assignment.get("seed"),
+        "backbone": trial.detail.get("model") or trial.assignment.backbone.model,
+        "scale": trial.assignment.backbone.scale,
+        "seed": trial.assignment.seed,
         "attempt": trial.attempt,
         "epochs": trial.epoch,
         "best_val_top1": value,
@@ -104,7 +103,7 @@ def _trial_row(trial: TrialState) -> dict[str, Any]:
         "flops": last.get("flops"),
         "reason": trial.reason,
         "axes": json.dumps(trial.axes),
-        "recipe": json.dumps(trial.assignment.get("recipe", {})),
+        "recipe": json.dumps(trial.recipe),
         "detail": json.dumps(trial.detail),
     }
 

@@ -343,19 +343,19 @@ def examine(
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())
     facts = {
-        "python": machine["python"],
-        "platform": machine["platform"],
-        "processor": machine["processor"],
+        "python": machine.python,
+        "platform": machine.platform,
+        "processor": machine.processor,
         "cpus": int(total["CPU"]),
         "gpus": int(total["GPU"]),
-        "memory_gb": machine["memory_gb"],
+        "memory_gb": machine.memory_gb,
         "cluster": address,
         "tracking": uri,
         "storage": storage if is_remote(storage) else str(Path(storage).absolute()),
         "storage_free_gb": None if is_remote(storage) else _free_gb(Path(storage)),
         "data_folder": str(folder),
         "data_free_gb": _free_gb(folder),
-        "versions": machine["versions"],
+        "versions": machine.versions,
         "warnings": pin_mistakes(PINS),
     }
     if address is not None:

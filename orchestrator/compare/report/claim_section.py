@@ -44,7 +44,7 @@ def claim(runs: Sequence[RunData]) -> str:
     return "".join(
         _section(said, run.verdict, "claim" if len(runs) == 1 else f"claim-{place}")
         for place, run in enumerate(runs)
-        if (said := run.header.get("spec", {}).get("claim"))
+        if (said := run.header.spec.claim)
     )
 
 

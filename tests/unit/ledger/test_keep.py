@@ -200,8 +200,8 @@ class Slot:
         epochs.close()
 
 
-def figures(report: EpochReport | dict[str, Any]) -> dict[str, float]:
-    metrics = report.metrics if isinstance(report, EpochReport) else report["metrics"]
+def figures(report: EpochReport | ReportedEpoch) -> dict[str, float]:
+    metrics = report.metrics
     return {k: v for k, v in metrics.items() if k not in SECONDS and k != "images_per_second"}
 
 
