@@ -27,7 +27,8 @@ from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import UserError
-from trainables.finetune import evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import fine_tune
 
 pytestmark = pytest.mark.mlflow
 
