@@ -177,8 +177,8 @@ def reached(result: TrialResult, accuracy: float, spent: Array) -> float | None:
 
 
 def best_on_other_seeds(table: Array) -> Array:
-    """For each seed the row of ``table`` (rows, seeds) that is best on the mean of the *other*
-    seeds, (seeds,).
+    """For each seed the row of ``table`` (rows, n) that is best on the mean of the *other* seeds,
+    (n,).
 
     To choose the best level and then report its value on the same seeds would flatter it; here
     no seed has a say in what it is read at.
@@ -187,13 +187,18 @@ def best_on_other_seeds(table: Array) -> Array:
     return np.asarray(others.argmax(axis=0))
 
 
-def elsewhere(values: Mapping[Any, Array]) -> Array:
-    """For each seed the value of the level that is best on the other seeds, (n,).
-
-    ``values``: (n,) by level.
-    """
-    table = np.stack(list(values.values()))  # (levels, seeds)
+def elsewhere(table: Array) -> Array:
+    """For each seed the value of the row of ``table`` (rows, n) best on the others, (n,)."""
     return np.asarray(table[best_on_other_seeds(table), np.arange(table.shape[1])])
+
+
+def by_rate(
+    results: Iterable[TrialResult], value: Callable[[TrialResult], float]
+) -> tuple[list[float], Array]:
+    """Learning rates, ascending, and ``value`` of one arm by rate and seed, (rates, n)."""
+    values = {(result.axes.get(RATE), result.seed): value(result) for result in results}
+    rates, seeds = (sorted(set(keys)) for keys in zip(*values, strict=True))
+    return rates, np.array([[values[rate, seed] for seed in seeds] for rate in rates])
 
 
 def by_arm(
@@ -202,16 +207,10 @@ def by_arm(
     value: Callable[[TrialResult], float],
 ) -> dict[Any, Array]:
     """``value`` by arm and seed, (n,); an arm's learning rate is the best on the other seeds."""
-    arms: dict[Any, dict[Any, dict[int, float]]] = {}
+    arms: dict[Any, list[TrialResult]] = {}
     for result in results:
-        rates = arms.setdefault(key(result), {})
-        rates.setdefault(result.axes.get(RATE), {})[result.seed] = value(result)
-    return {
-        arm: elsewhere(
-            {rate: np.array([seeds[s] for s in sorted(seeds)]) for rate, seeds in rates.items()}
-        )
-        for arm, rates in arms.items()
-    }
+        arms.setdefault(key(result), []).append(result)
+    return {arm: elsewhere(by_rate(group, value)[1]) for arm, group in arms.items()}
 
 
 def by_level(

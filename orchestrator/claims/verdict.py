@@ -13,7 +13,7 @@ from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.results import TrialResult, require_ended, results_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import State, replay
-from orchestrator.wording import signed
+from orchestrator.wording import signed, span
 from trainables.errors import UserError
 
 NO_VERDICT = "no verdict"
@@ -210,8 +210,7 @@ def _counts(state: State, results: Sequence[TrialResult]) -> Json:
 
 def _dataset(state: State) -> Json:
     """What the ledger says of the images; all families of a claim see the same."""
-    found: list[Json] = list(state.header.get("datasets", {}).values())
-    return found[0] if found else {}
+    return next(iter(state.header.get("datasets", {}).values()), {})
 
 
 def scope(state: State, results: Sequence[TrialResult]) -> str:
@@ -240,8 +239,7 @@ def scope(state: State, results: Sequence[TrialResult]) -> str:
 
 def _range(numbers: Sequence[int]) -> str:
     """``2,000`` or ``400 to 4,000``, of sorted numbers."""
-    ends = [*numbers[:1], *numbers[1:][-1:]]
-    return " to ".join(f"{number:,}" for number in ends) or "an unknown number of"
+    return span(f"{numbers[0]:,}", f"{numbers[-1]:,}") if numbers else "an unknown number of"
 
 
 def shown(state: State) -> Json:

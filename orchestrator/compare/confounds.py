@@ -8,8 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.compare.families import best_trial
-from orchestrator.compare.runs import Curve, RunData, Values, family_labels, search_trials
+from orchestrator.compare.runs import (
+    Curve,
+    RunData,
+    Values,
+    best_trial,
+    family_labels,
+    search_trials,
+)
 from orchestrator.wording import span
 
 FACTS = (

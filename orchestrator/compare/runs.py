@@ -255,6 +255,33 @@ def search_trials(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.stage == "search"]
 
 
+def best_trial(curves: Sequence[Curve]) -> Curve | None:
+    """The finished trial with the best validation accuracy; the earlier one of a tie."""
+    finished = [curve for curve in curves if curve.status == "finished" and curve.best]
+    return max(finished, key=accuracy, default=None)
+
+
+def accuracy(curve: Curve) -> float:
+    """Best validation accuracy, below all others where none was reported."""
+    return curve.best[0] if curve.best else -math.inf
+
+
+def total(curves: Sequence[Curve], cost: str) -> float | None:
+    """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
+    ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]
+    if not ends or not all(math.isfinite(end) for end in ends):
+        return None
+    return math.fsum(ends)
+
+
+def device(curves: Sequence[Curve]) -> str | None:
+    """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
+    kinds = {
+        str(curve.detail["device"]).split(":")[0] for curve in curves if "device" in curve.detail
+    }
+    return " + ".join(sorted(kinds)) or None
+
+
 def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]

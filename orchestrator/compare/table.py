@@ -5,11 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.budget import Budget, EqualBudget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
-from orchestrator.compare.finals import PairResult
+from orchestrator.compare.finals import PairResult, describe_verdict
 from orchestrator.compare.runs import RunData
 from orchestrator.wording import (
     MISSING,

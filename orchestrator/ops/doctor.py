@@ -1,7 +1,7 @@
 """``orchestrator doctor``: what this machine and each node of the cluster have, and what is wrong.
 
 The nodes are asked all at once, with a bound. ``inspect_node``, ``inspect_from_head`` and
-``remove_probe`` run there; they travel by value and import there what they need, so that a node
+``remove_probe`` run there: they travel by value and import what they need there, so that a node
 that lacks it can say so.
 """
 
@@ -76,10 +76,10 @@ class Findings:
 
     def as_dict(self) -> dict[str, Any]:
         """``doctor --json``, schema 1."""
-        found = asdict(self)
+        document = asdict(self)
         if self.nodes is None:
-            del found["nodes"]
-        return {**found.pop("facts"), **found}
+            del document["nodes"]
+        return {**document.pop("facts"), **document}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def probe_place(storage: str, probe: str) -> str:
     if not storage.startswith("file://"):
         return f"{storage}/{probe}"
     folder = Path(storage.removeprefix("file://"))
-    return f"file://{next(one for one in (folder, *folder.parents) if one.exists()) / probe}"
+    return f"file://{next(place for place in (folder, *folder.parents) if place.exists()) / probe}"
 
 
 def torch_gpus() -> int | None:
@@ -230,8 +230,8 @@ class _Examination:
     def facts(self) -> ClusterFacts:
         everyone = nodes.alive()
         versions = self._ask(installed, {node: {} for node in everyone}, nodes.VERSIONS_TIMEOUT_S)
-        for node, found in versions.items():
-            self.problems += differences(installed(), found, node.name)
+        for node, theirs in versions.items():
+            self.problems += differences(installed(), theirs, node.name)
         same = {"storage": self._storage}
         probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
         answers = self._inspect(
@@ -246,7 +246,7 @@ class _Examination:
         dashboard = nodes.dashboard()
         question = {
             **same,
-            "probes": {probes[node]: node.name for node, said in answers.items() if said.wrote},
+            "probes": {probes[node]: node.name for node, answer in answers.items() if answer.wrote},
             "tracking_uri": self._tracking_uri,
             "dashboard": dashboard,
         }

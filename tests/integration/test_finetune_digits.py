@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.finetune import evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import fine_tune
 
 
 @pytest.mark.parametrize("family", ["convnext", "resnet"])

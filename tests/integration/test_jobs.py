@@ -153,12 +153,15 @@ def test_a_node_with_another_version_is_named_before_anything_is_trained(
         assert not shell.folder("mixed").exists()
 
         code, out, err = there("doctor", "vit", "--json", "--storage", str(shell.cwd / "runs"))
-        told = json.loads(out)
+        findings = json.loads(out)
         assert code == 2
-        assert told["problems"] == [line.removeprefix("error: ")]
-        assert [one["head"] for one in told["nodes"]] == [True, False]
-        assert [one["versions"]["timm"] == "0.9.9" for one in told["nodes"]] == [False, True]
-        assert (told["auth"], told["dashboard"]) == ("token", at.dashboard.removeprefix("http://"))
+        assert findings["problems"] == [line.removeprefix("error: ")]
+        assert [node["head"] for node in findings["nodes"]] == [True, False]
+        assert [node["versions"]["timm"] == "0.9.9" for node in findings["nodes"]] == [False, True]
+        assert (findings["auth"], findings["dashboard"]) == (
+            "token",
+            at.dashboard.removeprefix("http://"),
+        )
         assert not list((shell.cwd / "runs").glob(".doctor-*"))
 
         ran = subprocess.run(

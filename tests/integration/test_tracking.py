@@ -108,9 +108,9 @@ def shown(uri: str, experiment: str) -> dict[str, Any]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs([found.experiment_id])
+    stored = client.get_experiment_by_name(experiment)
+    assert stored is not None
+    runs = client.search_runs([stored.experiment_id])
     names = [run.data.tags.get("trial", "") for run in runs]
     assert len(names) == len(set(names)), "a trial has two runs"
     return {
@@ -374,11 +374,11 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         (folder / "report.html").write_text("<html></html>")
         comparison = {"answer": "Nothing to choose.", "families": []}
         (folder / "comparison.json").write_text(json.dumps(comparison))
-        _, said = follower.communicate(timeout=PATIENCE_S)
+        _, errors = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
-    assert follower.returncode == 0, said
-    assert "MLflow is back" in said
+    assert follower.returncode == 0, errors
+    assert "MLflow is back" in errors
     runs = shown(server.uri, "outage")
     left = ["comparison.json", "plots", "report.html", "summary.json"]
     assert runs[""]["artifacts"] == sorted(["environment.json", "spec.json", *left])
@@ -393,9 +393,9 @@ def test_a_follower_whose_parent_is_gone_catches_up_and_leaves(
     folder = storage / "orphan"
     append(folder, [created("orphan"), *RECORDS[:3]])
     follower = start_follower(folder, server.uri, "--experiment", "elsewhere")
-    _, said = follower.communicate(timeout=PATIENCE_S)  # closes its standard input
-    assert follower.returncode == 0, said
-    assert said == ""
+    _, errors = follower.communicate(timeout=PATIENCE_S)  # closes its standard input
+    assert follower.returncode == 0, errors
+    assert errors == ""
     runs = shown(server.uri, "elsewhere")
     assert {run["status"] for run in runs.values()} == {"KILLED"}
     assert runs["vit-0000"]["metrics"]["val_top1"][0][:2] == (1, 0.5)

@@ -1,7 +1,7 @@
 """Batch augmentation on the device: uint8 pixels in, normalised floats out, each image its own.
 
 Every draw is a function of seed, epoch and the image's row in the dataset (see
-:mod:`trainables.train.rng`), so a seed gives the same pixels whatever batch size, number of
+:mod:`trainables.data.rng`), so a seed gives the same pixels whatever batch size, number of
 workers or moment of resume.
 
 Geometry and colour of float images, each by its own amounts, as torchvision defines them.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.train.rng import key_of, uniforms
+from trainables.data.rng import key_of, uniforms
 
 
 def warp(

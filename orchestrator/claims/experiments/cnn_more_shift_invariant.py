@@ -93,13 +93,11 @@ def measure(results: Sequence[TrialResult]) -> Measured:
 
 def _chosen(results: Sequence[TrialResult], family: str) -> list[TrialResult]:
     """A result a seed: at the learning rate with the best accuracy on the other seeds."""
-    by_rate = {
-        (result.axes[RATE], result.seed): result for result in select(results, family=family)
-    }
-    rates, seeds = (sorted(set(levels)) for levels in zip(*by_rate, strict=True))
-    table = np.array([[final(by_rate[rate, seed]) for seed in seeds] for rate in rates])
+    places = {(r.axes[RATE], r.seed): r for r in select(results, family=family)}
+    rates, seeds = (sorted(set(levels)) for levels in zip(*places, strict=True))
+    table = np.array([[final(places[rate, seed]) for seed in seeds] for rate in rates])
     best = best_on_other_seeds(table)
-    return [by_rate[rates[int(row)], seed] for row, seed in zip(best, seeds, strict=True)]
+    return [places[rates[row], seed] for row, seed in zip(best, seeds, strict=True)]
 
 
 def _consistency(result: TrialResult, accuracy: float, offsets: Sequence[int]) -> list[float]:

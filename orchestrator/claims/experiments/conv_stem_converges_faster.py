@@ -12,6 +12,7 @@ from orchestrator.claims.results import (
     RATE,
     TrialResult,
     all_seeds,
+    by_rate,
     final_or_chance,
     reached,
     select,
@@ -48,7 +49,7 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     if not any(times_to(result, SHARES[0], "epochs") is not None for result in results):
         raise NoVerdict(f"no run came {SHARES[0]:.0%} of the way from chance to perfect")
     by_unit = {unit: _restricted(results, seeds, unit) for unit in ("epochs", "seconds")}
-    shortfall = {family: _shortfall(results, seeds, family) for family in FAMILIES}
+    shortfall = {family: _shortfall(results, family) for family in FAMILIES}
     return Measured(
         seeds=len(seeds),
         effects=tuple(
@@ -98,19 +99,17 @@ def _restricted(
     return {family: np.array(values) for family, values in means.items()}
 
 
-def _shortfall(results: Sequence[TrialResult], seeds: Sequence[int], family: str) -> Array:
+def _shortfall(results: Sequence[TrialResult], family: str) -> Array:
     """Final accuracy at the best rate less the mean over rates, (n,); a failed one is at chance."""
-    table = np.array(
-        [[final_or_chance(r) for r in select(results, family=family, seed=seed)] for seed in seeds]
-    )
-    return np.asarray(table.max(axis=1) - table.mean(axis=1))
+    _, table = by_rate(select(results, family=family), final_or_chance)
+    return np.asarray(table.max(axis=0) - table.mean(axis=0))
 
 
 def events(results: Sequence[TrialResult], share: float) -> tuple[Array, Array]:
     """Epochs to the accuracy, or to the end of a run that never reached it, and whether it did."""
     took = [times_to(result, share, "epochs") for result in results]
     lasted = [float(c.asked_epochs) if t is None else t for c, t in zip(results, took, strict=True)]
-    return np.array(lasted), np.array([one is not None for one in took])
+    return np.array(lasted), np.array([time is not None for time in took])
 
 
 def _survival(results: Sequence[TrialResult]) -> Picture:
@@ -120,8 +119,8 @@ def _survival(results: Sequence[TrialResult]) -> Picture:
     curves, samples = [], []
     horizon = float(max(result.asked_epochs for result in results))
     for place, family in enumerate(FAMILIES):
-        lasted, there = events(select(results, family=family), SHOWN)
-        samples.append(CensoredData(uncensored=lasted[there], right=lasted[~there]))
+        lasted, arrived = events(select(results, family=family), SHOWN)
+        samples.append(CensoredData(uncensored=lasted[arrived], right=lasted[~arrived]))
         estimate = ecdf(samples[-1]).cdf
         x = (0.0, *map(float, estimate.quantiles), horizon)
         shares = (0.0, *estimate.probabilities, estimate.probabilities[-1])

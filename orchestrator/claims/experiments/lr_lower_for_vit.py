@@ -13,6 +13,7 @@ from orchestrator.claims.results import (
     RATE,
     TrialResult,
     all_seeds,
+    by_rate,
     final_or_chance,
     must_have_learned,
 )
@@ -88,19 +89,14 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     """By optimizer: log10 of the ResNet's best rate over the ViT's. A trial that failed has
     learned nothing and counts at chance."""
     seeds = all_seeds(results)
-    values: dict[tuple[str, str], dict[int, dict[float, float]]] = {}
+    arms_read: dict[tuple[str, str], list[TrialResult]] = {}
     for result in results:
-        key = result.family, result.axes["recipe.optimizer"]
-        by_rate = values.setdefault(key, {}).setdefault(result.seed, {})
-        by_rate[result.axes[RATE]] = final_or_chance(result)
-    tables = {
-        key: (
-            np.array(sorted(by_seed[seeds[0]])),
-            np.array([[by_seed[s][rate] for rate in sorted(by_seed[s])] for s in seeds]),
-        )
-        for key, by_seed in values.items()
+        arms_read.setdefault((result.family, result.axes["recipe.optimizer"]), []).append(result)
+    tables = {arm: by_rate(of_arm, final_or_chance) for arm, of_arm in arms_read.items()}
+    best = {
+        arm: [optimum(np.array(rates), row) for row in table.T]
+        for arm, (rates, table) in tables.items()
     }
-    best = {key: [optimum(rates, row) for row in rows] for key, (rates, rows) in tables.items()}
     must_have_learned(
         {
             f"{family} with {optimizer}": float(np.mean([optimum.top for optimum in optima]))
@@ -161,12 +157,12 @@ def _notes(
     return tuple(notes)
 
 
-def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[Array, Array]]) -> Picture:
+def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[list[float], Array]]) -> Picture:
     rates, _ = tables[FAMILIES[0], optimizer]  # the same for all families
     return Picture(
         title=f"Accuracy against learning rate, {optimizer}",
         x_label="learning rate",
-        series=lines(rates, {family: tables[family, optimizer][1] for family in FAMILIES}),
+        series=lines(rates, {family: tables[family, optimizer][1].T for family in FAMILIES}),
         x_log=True,
     )
 

@@ -65,7 +65,8 @@ def measure(results: Sequence[TrialResult]) -> Measured:
             must_have_learned({f"the best arm {where},": best}, results[0].chance)
             large, small = values[f"patch {LARGE}"], {p: values[f"patch {p}"] for p in SMALLER}
             upsampled = values[UPSAMPLED_NAME]
-            effects.append(points(f"patch 8 or 4 over 16, {where}", elsewhere(small) - large))
+            smaller = elsewhere(np.stack([*small.values()]))
+            effects.append(points(f"patch 8 or 4 over 16, {where}", smaller - large))
             others += [
                 *(points(f"patch {p} over 16, {where}", small[p] - large) for p in SMALLER),
                 points(f"patch 16 upsampled over 16, {where}", upsampled - large),

@@ -17,9 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator import wording
-from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.finals import PooledProbes
+from orchestrator.compare.finals import PooledProbes, describe_verdict
 from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, reproduce
 from orchestrator.compare.report.claim_figures import claim_figures, on_axis

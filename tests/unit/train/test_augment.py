@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from trainables.data.rng import key_of, uniforms
 from trainables.train import augmentation
 from trainables.train.augmentation import LEVELS, Augmentation, InputTransform, Level, Mixing
-from trainables.train.rng import key_of, uniforms
 
 CPU = torch.device("cpu")
 PLAIN = InputTransform(image_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
