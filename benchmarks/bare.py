@@ -25,6 +25,7 @@ from typing import Any
 
 from orchestrator.ledger.events import tail
 from orchestrator.ledger.state import State, TrialState, apply, replay
+from trainables.config import Assignment
 
 RAY_WORKER_NICENESS = 15  # what Ray gives its workers unless told otherwise
 

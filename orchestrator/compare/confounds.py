@@ -8,17 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.compare.families import best_trial
-from orchestrator.compare.runs import Curve, RunData, Values, family_labels, search_trials
+from orchestrator.compare.runs import (
+    Curve,
+    RunData,
+    Values,
+    best_trial,
+    family_labels,
+    search_trials,
+)
 from orchestrator.ledger.header import Forecast
 from orchestrator.wording import span
 
 FACTS = (
     "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
-    "tokens", "road", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
+    "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
     "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
     "channels_last", "epochs", "num_workers", "device",
 )  # fmt: skip
+
+OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +60,11 @@ def _header_facts(runs: Sequence[RunData]) -> dict[str, Values]:
     by_label: dict[str, Values] = {}
     for (index, family), label in family_labels(runs).items():
         facts: dict[str, Any] = {}
-        header = runs[index].header
-        for sweep in header.spec.sweeps:
+        for sweep in runs[index].sweeps:
             if sweep.family == family:
                 facts |= {**sweep.data.as_dict(), **sweep.backbone.as_dict()}
                 facts["epochs"] = sweep.scheduler.max_epochs
-        by_label[label] = {**facts, **header.geometry.get(family, {})}
+        by_label[label] = {**facts, **runs[index].header.geometry.get(family, {})}
     return by_label
 
 
@@ -68,7 +75,8 @@ def _facts(curves: Sequence[Curve], header: Values) -> Values:
     if chosen is not None:
         axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
         layers += [chosen.recipe, axes, chosen.detail]
-    return {key: value for layer in layers for key, value in layer.items() if value is not None}
+    stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
+    return {OLD_NAMES.get(key, key): value for key, value in stated}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +110,10 @@ def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
     if len(hours) < len(runs) or len(devices) != 1:
         return None
     expected, worst = (sum(getattr(part, case) for part in hours) for case in ("expected", "worst"))
-    actual = sum(run.device_hours or 0.0 for run in runs)
+    actual = sum(run.device_hours for run in runs)
     complete = all(run.status == "complete" for run in runs)
     return ForecastScore(
-        device=str(devices.pop()),
+        device=str(devices.pop()), expected=expected, worst=worst, actual=actual,
         basis=" and ".join(sorted({str(forecast.basis) for forecast in forecasts})),
-        expected=expected,
-        worst=worst,
-        actual=actual,
         ratio=actual / expected if complete and expected else None,
-    )
+    )  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.ledger import events
-from orchestrator.ledger.cost import (
-    checkpoint_bytes,
-    epochs_by_workers,
-    node_notes,
-    preemptions,
-    spent_device_hours,
-)
+from orchestrator.ledger import cost, events
 from orchestrator.ledger.header import RunHeader
-from orchestrator.ledger.state import Record, replay
-from orchestrator.ledger.tables import tables
+from orchestrator.ledger.state import Record, State, TrialState, replay
+from orchestrator.spec.run import SweepSpec
 from trainables.errors import UserError
 
 Array = np.ndarray
@@ -33,45 +27,55 @@ Values = Mapping[str, Any]  # what a recipe, an axis or a worker's report names 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run. ``trials`` and ``reports`` are those of :func:`orchestrator.ledger.tables.tables`.
+    """One run: what its ledger adds up to, and what its folder holds beside the ledger.
 
-    ``outcomes`` holds, by trial, the detail of its ``finished`` record; a final's has
-    ``{"test": {"top1": fraction, "top5": fraction, "loss": nats}}``. ``correct`` holds, by
-    final, one bool an image of the test split, in the split's order: shape (N,). ``frozen`` holds
-    what was frozen of each family's winner before its finals, ``winners`` each final's own.
-    Times are unix seconds. ``device_hours`` is all that the run has cost, ``checkpoint_bytes`` what
-    its checkpoints take on disk.
+    ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
+    ``checkpoint_bytes``: what its checkpoints take on disk.
     """
 
-    name: str
     folder: Path
-    header: RunHeader
-    trials: pa.Table
-    reports: pa.Table
-    notes: tuple[str, ...] = ()
-    outcomes: Mapping[str, Values] = field(default_factory=dict)
+    state: State
     correct: Mapping[str, Array] = field(default_factory=dict)
-    frozen: Values = field(default_factory=dict)
-    winners: Mapping[str, str] = field(default_factory=dict)
-    test_opened_at: float | None = None
-    test_openings: int = 0
-    preemptions: int = 0
-    epochs_by_workers: Mapping[int, int] = field(default_factory=dict)
-    device_hours: float | None = None
     checkpoint_bytes: int | None = None
-    created_at: float | None = None
-    closed: bool = False
-    stopped: bool = False
-    verdict: Values = field(default_factory=dict)  # on the claim that it tested
+
+    @property
+    def name(self) -> str:
+        """The run's name; the folder's where the ledger has none."""
+        return str(self.header.run or self.folder.resolve().name)
+
+    @property
+    def header(self) -> RunHeader:
+        """The ledger's newest header."""
+        return self.state.header
 
     @property
     def status(self) -> str:
         """``complete``, ``interrupted``, ``empty`` or ``in progress``."""
-        if not self.trials.num_rows:
+        if not self.state.trials:
             return "empty"
-        if self.closed:
+        if self.state.closed:
             return "complete"
-        return "interrupted" if self.stopped else "in progress"
+        return "interrupted" if self.state.stopped else "in progress"
+
+    @property
+    def device_hours(self) -> float:
+        """All that the run has cost so far, in hours of its devices."""
+        return cost.spent_device_hours(self.state)
+
+    @property
+    def verdict(self) -> Values:
+        """The last verdict on the claim that the run tested; empty without one."""
+        return self.state.verdict.get("detail") or {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of how the run went, its nodes first."""
+        return [*cost.node_notes(self.state), *self.state.notes]
+
+    @property
+    def sweeps(self) -> tuple[SweepSpec, ...]:
+        """The sweeps of the run's spec; empty where the header has none."""
+        return self.state.spec.sweeps
 
 
 def load(run_folder: Path) -> RunData:
@@ -87,7 +91,6 @@ def load(run_folder: Path) -> RunData:
     gc.disable()
     try:
         state = replay(_records(path))
-        trials, reports = tables(state)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(
             f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
@@ -96,28 +99,11 @@ def load(run_folder: Path) -> RunData:
     finally:
         if collecting:
             gc.enable()
-    finals = [trial for trial in state.trials.values() if trial.stage == "final"]
     return RunData(
-        name=str(state.header.run or run_folder.resolve().name),
         folder=run_folder,
-        header=state.header,
-        trials=trials,
-        reports=reports,
-        notes=(*node_notes(state), *state.notes),
-        preemptions=preemptions(state),
-        epochs_by_workers=epochs_by_workers(state),
-        outcomes={trial.trial: trial.outcome for trial in state.trials.values() if trial.outcome},
-        correct=_read_correct(run_folder, [trial.trial for trial in finals]),
-        frozen=state.frozen.get("winners", {}),
-        winners={trial.trial: trial.winner for trial in finals if trial.winner},
-        test_opened_at=state.test_opened_at,
-        test_openings=state.test_openings,
-        device_hours=spent_device_hours(state),
-        checkpoint_bytes=checkpoint_bytes(run_folder),
-        created_at=state.created_at,
-        closed=state.closed,
-        stopped=state.stopped,
-        verdict=state.verdict.get("detail", {}),
+        state=state,
+        correct=_read_correct(run_folder, state),
+        checkpoint_bytes=cost.checkpoint_bytes(run_folder),
     )
 
 
@@ -129,14 +115,14 @@ def _records(path: Path) -> list[Record]:
     return records
 
 
-def _read_correct(run_folder: Path, finals: list[str]) -> dict[str, Array]:
+def _read_correct(run_folder: Path, state: State) -> dict[str, Array]:
     correct: dict[str, Array] = {}
-    for trial in finals:
-        path = run_folder / "finals" / trial / "test_correct.arrow"
-        if path.is_file():
+    for trial in state.trials.values():
+        path = run_folder / "finals" / trial.trial / "test_correct.arrow"
+        if trial.stage == "final" and path.is_file():
             with pa.memory_map(str(path)) as source:
                 column = pa.ipc.open_file(source).read_all()["correct"]
-                correct[trial] = column.to_numpy(zero_copy_only=False).astype(bool)
+                correct[trial.trial] = column.to_numpy(zero_copy_only=False).astype(bool)
     return correct
 
 
@@ -159,13 +145,14 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One trial. Arrays have one element a reported epoch, shape (E,); NaN is missing.
+    """One trial, of the ``run`` at that position. ``family`` is its label in the comparison.
 
-    ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
-    ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it
-    would have been pruned, because the search did not see what came after; ``audit`` holds that
-    rest. ``run`` is the position of its run among those compared. One that is not ``drawn`` yet has
-    no ``axes``, and a recipe without the searched values.
+    Arrays have one element a reported epoch, shape (E,); NaN is missing. ``time`` is in unix
+    seconds; ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
+    ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it would
+    have been pruned, because the search did not see what came after; ``audit`` holds that rest. One
+    that is not ``drawn`` yet has no ``axes``, and a recipe without the searched values. A final has
+    a ``winner``, the search trial that it repeats, and ``correct``, bool (N,) by test image.
     """
 
     trial: str
@@ -174,13 +161,16 @@ class Curve:
     stage: str
     status: str
     backbone: str | None
-    scale: str | None
     seed: int | None
     reason: str | None
     axes: Values
+    drawn: bool
     recipe: Values
     detail: Values
-    rungs: dict[int, str]
+    outcome: Values
+    rungs: Mapping[int, str]
+    winner: str | None
+    correct: Array | None
     epoch: Array
     time: Array
     val_top1: Array
@@ -188,12 +178,15 @@ class Curve:
     seconds: Array
     flops: Array
     audit: Audit | None = None
-    drawn: bool = True
 
     @cached_property
     def best(self) -> tuple[float, int] | None:
         """Best validation accuracy (fraction) and the epoch it was first reached in."""
-        return _best(self.val_top1, self.epoch)
+        reported = np.flatnonzero(~np.isnan(self.val_top1))
+        if not reported.size:
+            return None
+        index = reported[np.argmax(self.val_top1[reported])]
+        return float(self.val_top1[index]), int(self.epoch[index])
 
     @property
     def ended(self) -> bool:
@@ -208,33 +201,19 @@ class Curve:
         """
         if self.audit is not None:
             return self.audit.top1
-        return _outcome(self.status, self.best)
+        if self.status == "failed":
+            return 0.0
+        return self.best[0] if self.status == "finished" and self.best else None
 
     def at(self, epoch: int) -> float | None:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
-        for epochs, values in self._parts():
-            row = int(np.searchsorted(epochs, epoch))
-            if row < epochs.size and epochs[row] == epoch and np.isfinite(values[row]):
-                return float(values[row])
+        for part in (self, self.audit):
+            if part is not None:
+                row = int(np.searchsorted(part.epoch, epoch))
+                hit = row < part.epoch.size and part.epoch[row] == epoch
+                if hit and math.isfinite(part.val_top1[row]):
+                    return float(part.val_top1[row])
         return None
-
-    def _parts(self) -> list[tuple[Array, Array]]:
-        parts = [(self.epoch, self.val_top1)]
-        return parts if self.audit is None else [*parts, (self.audit.epoch, self.audit.val_top1)]
-
-
-def _outcome(status: str, best: tuple[float, int] | None) -> float | None:
-    if status == "failed":
-        return 0.0
-    return best[0] if status == "finished" and best else None
-
-
-def _best(values: Array, epochs: Array) -> tuple[float, int] | None:
-    reported = np.flatnonzero(~np.isnan(values))
-    if not reported.size:
-        return None
-    index = reported[np.argmax(values[reported])]
-    return float(values[index]), int(epochs[index])
 
 
 def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
@@ -245,8 +224,8 @@ def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
     """
     keys: list[tuple[int, str]] = []
     for index, run in enumerate(runs):
-        families = [sweep.family for sweep in run.header.spec.sweeps]
-        families += run.trials["family"].to_pylist()
+        families = [sweep.family for sweep in run.sweeps]
+        families += [trial.family for trial in run.state.trials.values()]
         keys += [(index, family) for family in dict.fromkeys(families)]
     shared = Counter(family for _, family in keys)
     names = Counter(run.name for run in runs)
@@ -265,8 +244,11 @@ def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:
     labels = family_labels(runs)
     families: dict[str, list[Curve]] = {label: [] for label in labels.values()}
     for index, run in enumerate(runs):
-        for curve in _curves(run, index, labels):
-            families[curve.family].append(curve)
+        for trial in run.state.trials.values():
+            label = labels[index, trial.family]
+            curve = _curve(trial, label, index, run.correct.get(trial.trial))
+            audited = [rung for rung, decision in curve.rungs.items() if decision == "audited"]
+            families[label].append(_cut_at_rung(curve, min(audited)) if audited else curve)
     return families
 
 
@@ -275,47 +257,57 @@ def search_trials(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.stage == "search"]
 
 
-def _curves(run: RunData, index: int, labels: dict[tuple[int, str], str]) -> Iterator[Curve]:
-    reports = run.reports
-    columns = {
-        name: _finite(reports[name].to_numpy(zero_copy_only=False))
-        for name in ("val_top1", "images_seen", "train_seconds", "eval_seconds", "flops", "workers")
+def best_trial(curves: Sequence[Curve]) -> Curve | None:
+    """The finished trial with the best validation accuracy; the earlier one of a tie."""
+    finished = [curve for curve in curves if curve.status == "finished" and curve.best]
+    return max(finished, key=accuracy, default=None)
+
+
+def accuracy(curve: Curve) -> float:
+    """Best validation accuracy, below all others where none was reported."""
+    return curve.best[0] if curve.best else -math.inf
+
+
+def total(curves: Sequence[Curve], cost: str) -> float | None:
+    """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
+    ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]
+    if not ends or not all(math.isfinite(end) for end in ends):
+        return None
+    return math.fsum(ends)
+
+
+def device(curves: Sequence[Curve]) -> str | None:
+    """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
+    kinds = {
+        str(curve.detail["device"]).split(":")[0] for curve in curves if "device" in curve.detail
     }
-    columns["eval_seconds"] = np.nan_to_num(columns["eval_seconds"])
-    epoch = reports["epoch"].to_numpy()
-    time = reports["time"].to_numpy()
-    rungs = reports["rung"].to_pylist()
-    rows = _rows_by_trial(reports["trial"].to_pylist())
-    for row in run.trials.to_pylist():
-        start, stop = rows.get(row["trial"], (0, 0))
-        decisions = {int(epoch[i]): rungs[i] for i in range(start, stop) if rungs[i]}
-        whole = slice(start, stop)
-        spent = columns["train_seconds"][whole] + columns["eval_seconds"][whole]
-        seconds = np.cumsum(spent * columns["workers"][whole])
-        curve = Curve(
-            trial=row["trial"],
-            family=labels[index, row["family"]],
-            run=index,
-            stage=row["stage"],
-            status=row["status"],
-            backbone=row["backbone"],
-            scale=row["scale"],
-            seed=row["seed"],
-            reason=row["reason"],
-            axes=json.loads(row["axes"]) or {},
-            drawn=row["axes"] != "null",
-            recipe=json.loads(row["recipe"]),
-            detail=json.loads(row["detail"]),
-            rungs=decisions,
-            epoch=epoch[whole],
-            time=time[whole],
-            val_top1=columns["val_top1"][whole],
-            images=columns["images_seen"][whole],
-            seconds=seconds,
-            flops=columns["flops"][whole],
-        )
-        audited = [at for at, decision in decisions.items() if decision == "audited"]
-        yield _cut_at_rung(curve, min(audited)) if audited else curve
+    return " + ".join(sorted(kinds)) or None
+
+
+def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
+    epochs = sorted(trial.reports)
+    reports = [trial.reports[epoch] for epoch in epochs]
+    metrics = [report.metrics for report in reports]
+
+    def column(name: str, missing: float = math.nan) -> Array:
+        values = np.array([m.get(name, missing) for m in metrics], dtype=float)
+        return np.where(np.isfinite(values), values, missing)
+
+    usual = trial.detail.get("num_workers") or 1
+    workers = np.array([report.workers or usual for report in reports], dtype=float)
+    spent = (column("train_seconds") + column("eval_seconds", 0.0)) * workers
+    return Curve(
+        trial=trial.trial, family=label, run=run, stage=trial.stage, status=trial.status,
+        backbone=trial.detail.get("model") or trial.assignment.backbone.model,
+        seed=trial.assignment.seed, reason=trial.reason,
+        axes=trial.axes or {}, drawn=trial.axes is not None,
+        recipe=trial.recipe, detail=trial.detail, outcome=trial.outcome,
+        rungs={rung: trial.rungs[rung] for rung in epochs if rung in trial.rungs},
+        winner=trial.winner, correct=correct,
+        epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
+        val_top1=column("val_top1"), images=column("images_seen"), seconds=np.cumsum(spent),
+        flops=column("flops"),
+    )  # fmt: skip
 
 
 def _cut_at_rung(curve: Curve, rung: int) -> Curve:
@@ -324,7 +316,7 @@ def _cut_at_rung(curve: Curve, rung: int) -> Curve:
     audit = Audit(
         rung=rung,
         status=curve.status,
-        top1=_outcome(curve.status, curve.best),
+        top1=curve.full_top1,
         epoch=curve.epoch[cut:],
         val_top1=curve.val_top1[cut:],
         seconds=float(curve.seconds[-1] - curve.seconds[cut - 1]),
@@ -332,15 +324,3 @@ def _cut_at_rung(curve: Curve, rung: int) -> Curve:
     columns = ("epoch", "time", "val_top1", "images", "seconds", "flops")
     parts = {name: getattr(curve, name)[:cut] for name in columns}
     return replace(curve, status="pruned", audit=audit, **parts)
-
-
-def _finite(values: Array) -> Array:
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _rows_by_trial(names: list[str]) -> dict[str, tuple[int, int]]:
-    """First and last-plus-one row of each trial; a trial's rows lie together."""
-    rows: dict[str, tuple[int, int]] = {}
-    for position, name in enumerate(names):
-        rows[name] = (rows.get(name, (position, 0))[0], position + 1)
-    return rows

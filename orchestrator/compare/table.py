@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.budget import Budget, EqualBudget
-from orchestrator.compare.comparison import Comparison, RunSummary
+from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
-from orchestrator.compare.finals import PairResult
+from orchestrator.compare.finals import PairResult, describe_verdict
+from orchestrator.compare.runs import RunData
 from orchestrator.wording import (
     MISSING,
     axis_name,
@@ -76,7 +76,7 @@ def _dataset_and_runs(comparison: Comparison) -> str:
     return f"Dataset {comparison.dataset_name or MISSING}{images}. Run {', '.join(runs)}."
 
 
-def checkpoints_text(runs: Sequence[RunSummary]) -> str:
+def checkpoints_text(runs: Sequence[RunData]) -> str:
     """What the checkpoints of all runs take on disk."""
     sizes = [run.checkpoint_bytes for run in runs if run.checkpoint_bytes is not None]
     return f"Checkpoints on disk: {size(sum(sizes)) if len(sizes) == len(runs) else MISSING}."

@@ -22,7 +22,7 @@ from orchestrator.engine.dispatcher_state import Answer, DispatcherState
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
 from orchestrator.ledger.replication import GroupCommit
-from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster import nodes as cluster_nodes
 from trainables.storage.object_storage import origin
 
 PATIENCE_S = 10.0
@@ -45,7 +45,7 @@ class Dispatcher:
         ledger_path: str,
         *,
         session: str,
-        nodes: Nodes = attach,
+        nodes: Nodes = cluster_nodes,
         worker: Mapping[str, float] = MappingProxyType({}),
         **options: Any,
     ) -> None:

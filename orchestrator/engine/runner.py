@@ -150,7 +150,7 @@ def write_results(run_folder: Path) -> str:
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
-    write_report(runs, comparison, run_folder)
+    write_report(comparison, run_folder)
     replication.push_reports(run_folder)
     return verdict or table_text(comparison)
 
@@ -159,7 +159,9 @@ def _attach(spec: RunSpec, held: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out, for as long as ``held``; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = held.enter_context(attach.attached(namespace="backbone-tournament"))
-    lacking = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
+    lacking = [
+        line for sweep in spec.sweeps for line in plan.capacity_mistakes(sweep.resources, totals)
+    ]
     if lacking:
         raise UserError(*dict.fromkeys(lacking), exit_code=3)
     if shared:

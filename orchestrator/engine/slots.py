@@ -107,10 +107,11 @@ class SlotPool:
 
     def _fit(self, slot: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
 
         from trainables.worker.entry import serve_if_fit
 
-        result = trainer_class(self._resources)(
+        result = TorchTrainer(
             serve_if_fit,
             train_loop_config={**self._config, "slot": slot},
             scaling_config=ScalingConfig(
@@ -130,47 +131,6 @@ class SlotPool:
         ).fit()
         if result.return_value:
             raise UserError(result.return_value)
-
-
-def trainer_class(resources: ResourceSpec) -> Any:
-    """``TorchTrainer`` without the helpers that a slot has no use for. An idle process of Ray's
-    wakes a hundred times a second and takes about 1 % of a core, from the slots if all cores are
-    theirs. No slot has datasets to manage. One worker has no process group to be in. In a Ray that
-    ends with this process nobody need give back what a dead driver held, or ask an autoscaler for
-    nodes, and one worker there waits for no other."""
-    import ray
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-
-    ours, alone = attach.is_our_own(), num_workers(resources) == 1
-    unused = {"DatasetsCallback"}
-    unused |= {"PlacementGroupCleanerCallback"} if ours else set()
-    unused |= {"BackendSetupCallback"} if alone else set()
-
-    class WaitsForNobody(WorkerGroupCallback):  # type: ignore[misc]
-        def after_worker_group_start(self, worker_group: Any) -> None:
-            ray.kill(worker_group._worker_group_state.sync_actor)
-
-    class AsksNobody(FixedScalingPolicy):  # type: ignore[misc]
-        def after_controller_start(self, train_run_context: Any) -> None:
-            pass
-
-        def _maybe_send_resource_request(self) -> None:
-            pass
-
-    class SlotTrainer(TorchTrainer):  # type: ignore[misc]
-        def _initialize_and_run_controller(self, **parts: Any) -> Any:
-            if ours and type(parts["scaling_policy"]) is FixedScalingPolicy:
-                parts["scaling_policy"] = AsksNobody(self.scaling_config)
-            return super()._initialize_and_run_controller(**parts)
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            used = [one for one in callbacks if type(one).__name__ not in unused]
-            return [*used, WaitsForNobody()] if ours and alone else used
-
-    return SlotTrainer
 
 
 def num_workers(resources: ResourceSpec) -> int | tuple[int, int]:

@@ -11,8 +11,9 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import MEASURED
 from orchestrator.spec.paths import absolute_data
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
-from trainables.backbones import Geometry, describe
-from trainables.config import DataSpec, stable_hash
+from trainables.backbones import describe
+from trainables.config import BackboneSpec
 from trainables.data.build import prepare
-from trainables.data.store import DatasetInfo, PixelStore
+from trainables.data.store import DatasetInfo
 from trainables.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,57 +42,34 @@ SLOWEST_STEP_S = 5.0
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 Costs = Mapping[str, Cost | None]  # by family
 Images = Mapping[str, ImageFacts]  # by family
-Geometries = Mapping[str, Geometry]  # by family
 
 
-def read_images(spec: RunSpec) -> tuple[dict[str, DatasetInfo], Geometries]:
-    """``(datasets, geometry)`` by family; builds each pixel store that is not there yet."""
-    stores: dict[DataSpec, PixelStore] = {}
-    datasets, geometry = {}, {}
-    for sweep in spec.sweeps:
-        data = absolute_data(sweep.data)
-        if data not in stores:
-            stores[data] = prepare(data)
-        info = datasets[sweep.family] = stores[data].info
-        geometry[sweep.family] = geometry_of(sweep, height=info.height, width=info.width)
-    return datasets, geometry
+def read_datasets(spec: RunSpec) -> dict[str, DatasetInfo]:
+    """By family; builds each pixel store that is not there yet."""
+    data = {sweep.family: absolute_data(sweep.data) for sweep in spec.sweeps}
+    stores = {source: prepare(source) for source in dict.fromkeys(data.values())}
+    return {family: stores[source].info for family, source in data.items()}
 
 
-def images_of(spec: RunSpec) -> tuple[Images, Geometries]:
-    """``(images, geometry)`` by family; images of unknown size are read into the pixel store."""
+def images_of(spec: RunSpec) -> Images:
+    """By family; images of unknown size are read into the pixel store."""
     known = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
     images = {family: facts for family, facts in known.items() if facts is not None}
-    if len(images) < len(known):
-        datasets, geometry = read_images(spec)
-        return {family: image_facts(info) for family, info in datasets.items()}, geometry
-    return images, {
-        sweep.family: geometry_of(
-            sweep, height=images[sweep.family].height, width=images[sweep.family].width
-        )
-        for sweep in spec.sweeps
-    }
+    if len(images) == len(known):
+        return images
+    return {family: ImageFacts.of(info) for family, info in read_datasets(spec).items()}
 
 
-def image_facts(info: DatasetInfo) -> ImageFacts:
-    """The part of a prepared dataset's description that costs depend on."""
-    return ImageFacts(
-        height=info.height, width=info.width, classes=len(info.class_names), counts=info.counts
-    )
-
-
-def costs_of(
-    spec: RunSpec, images: Images, geometry: Geometries, *, measure: bool, tflops: float | None
-) -> Costs:
+def costs_of(spec: RunSpec, images: Images, *, measure: bool, tflops: float | None) -> Costs:
     """What an epoch of each family costs: measured on this machine where asked, else estimated."""
-    costs = {
-        sweep.family: estimated(sweep, images[sweep.family].counts, geometry[sweep.family], tflops)
-        for sweep in spec.sweeps
-    }
-    quick = [
-        sweep
-        for sweep in spec.sweeps
-        if measure and _is_quick(sweep, images[sweep.family], costs[sweep.family])
-    ]
+    costs: dict[str, Cost | None] = {}
+    quick = []
+    for sweep in spec.sweeps:
+        facts = images[sweep.family]
+        cost = estimated(sweep, facts.counts, geometry_of(sweep, facts), tflops)
+        costs[sweep.family] = cost
+        if measure and (cost is None or _step_s(sweep, facts, cost) < SLOWEST_STEP_S):
+            quick.append(sweep)
     if not quick:
         return costs
     names = ", ".join(sweep.family for sweep in quick)
@@ -106,13 +84,18 @@ def costs_of(
     return costs
 
 
+def _step_s(sweep: SweepSpec, images: ImageFacts, cost: Cost) -> float:
+    train, _ = images_per_epoch(sweep, images.counts)
+    return cost.epoch_seconds * sweep.recipe.batch_size_per_worker / train
+
+
 def measured_costs(spec: RunSpec, tflops: float | None) -> Costs | None:
     """What an epoch of each family costs, measured; ``None`` where the run has no new trial to
     forecast. Raises ``UserError`` where the budget of a run that has not begun affords none."""
     trials = state_of(spec.folder).trials
     if all(sweep.trial_name(sweep.trials - 1) in trials for sweep in spec.sweeps):
         return None
-    costs = costs_of(spec, *images_of(spec), measure=True, tflops=tflops)
+    costs = costs_of(spec, images_of(spec), measure=True, tflops=tflops)
     if not trials:
         refuse_unaffordable(spec, costs)
     return costs
@@ -141,72 +124,51 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
         raise UserError(*mistakes, exit_code=3)
 
 
-def _is_quick(sweep: SweepSpec, images: ImageFacts, cost: Cost | None) -> bool:
-    if cost is None:
-        return True
-    train, _ = images_per_epoch(sweep, images.counts)
-    step_s = cost.epoch_seconds * sweep.recipe.batch_size_per_worker / train
-    return step_s < SLOWEST_STEP_S
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """The sweep with a backbone that ``trials`` of its trials draw."""
-
-    sweep: SweepSpec
-    trials: int
-
-
 def measure_steps(
     spec: RunSpec, images: Images, *, timeout_s: float = TIMEOUT_S
 ) -> dict[str, list[Row]]:
     """By family, a row of :mod:`trainables.train.measure` for every trial whose backbone was
     measured; families that did not fit into ``timeout_s`` have none."""
     resources = spec.sweeps[0].resources
-    variants = {sweep.family: _variants(sweep) for sweep in spec.sweeps}
+    backbones: dict[str, object] = {}
+    trials: dict[str, tuple[str, int]] = {}
+    for sweep in spec.sweeps:
+        for backbone, count in _drawn_backbones(sweep).most_common(MOST_VARIANTS):
+            label = f"{sweep.family}-{len(trials)}"
+            backbones[label] = _measurement(sweep, backbone, images[sweep.family])
+            trials[label] = (sweep.family, count)
     request = {
         "device": "cuda" if resources.gpus_per_worker else "cpu",
         "threads": max(1, int(resources.cpus_per_worker)),
         "seconds": SECONDS_PER_BACKBONE,
-        "backbones": {
-            label: _measurement(variant.sweep, images[family])
-            for family, by_label in variants.items()
-            for label, variant in by_label.items()
-        },
+        "backbones": backbones,
     }
-    rows = {row["label"]: row for row in _run(request, timeout_s)}
-    return {
-        family: [
-            rows[label]
-            for label, variant in by_label.items()
-            if label in rows
-            for _ in range(variant.trials)
-        ]
-        for family, by_label in variants.items()
-    }
+    rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}
+    for row in _run(request, timeout_s):
+        family, count = trials[row["label"]]
+        rows[family] += [row] * count
+    return rows
 
 
-def _measurement(sweep: SweepSpec, images: ImageFacts) -> Mapping[str, object]:
-    """The sweep's backbone as it would be built, without fetching its weights."""
+def _drawn_backbones(sweep: SweepSpec) -> Counter[BackboneSpec]:
+    """The backbones that trials draw, and how many of them do."""
+    axes = {path: axis for path, axis in sweep.space.items() if path.startswith("backbone.")}
+    drawn = (
+        spaces.sample(axes, seed=sweep.seed, index=index, family=sweep.family)
+        for index in range(sweep.trials)
+    )
+    return Counter(with_axes(sweep, values).backbone for values in drawn)
+
+
+def _measurement(
+    sweep: SweepSpec, backbone: BackboneSpec, images: ImageFacts
+) -> Mapping[str, object]:
+    """The backbone as it would be built, without fetching its weights."""
     side = {"height": images.height, "width": images.width}
-    stem = describe(sweep.backbone, **side).stem or sweep.backbone.stem
-    fresh = replace(sweep.backbone, weights="none", stem=stem)
-    assignment = replace(sweep, backbone=fresh).assignment(0)
+    stem = describe(backbone, **side).stem or backbone.stem
+    fresh = replace(backbone, weights="none", stem=stem)
+    assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
     return {**side, "classes": images.classes, "assignment": assignment.as_dict()}
-
-
-def _variants(sweep: SweepSpec) -> dict[str, _Variant]:
-    """The backbones that the sweep's trials draw, the most common ones, by label."""
-    geometry = {path: axis for path, axis in sweep.space.items() if path.startswith("backbone.")}
-    variants: dict[str, _Variant] = {}
-    for index in range(sweep.trials):
-        drawn = spaces.sample(geometry, seed=sweep.seed, index=index, family=sweep.family)
-        plain = replace(with_axes(sweep, drawn), space={})
-        label = f"{sweep.family}-{stable_hash(asdict(plain.backbone))}"
-        trials = variants[label].trials + 1 if label in variants else 1
-        variants[label] = _Variant(plain, trials)
-    common = sorted(variants.items(), key=lambda item: -item[1].trials)
-    return dict(common[:MOST_VARIANTS])
 
 
 def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:

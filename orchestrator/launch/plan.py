@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.launch.forecast import (
@@ -53,135 +53,235 @@ def _local_gpus() -> int:
 
 
 def worker_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one worker holds, on one node."""
+    """What one worker takes, on one node."""
     return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
 
 
 def slot_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one slot of its full size holds while it lives."""
-    return {kind: resources.num_workers * one for kind, one in worker_asks(resources).items()}
+    """What one slot of its full size takes while it lives."""
+    return {kind: resources.num_workers * n for kind, n in worker_asks(resources).items()}
 
 
-def feasible(resources: ResourceSpec, total: Mapping[str, float]) -> list[str]:
-    """Why the smallest slot can never be placed, one line per resource: what is asked, what
-    there is. ``total`` is a :class:`ClusterCapacity`, or what one machine holds."""
-    least = resources.least_workers
-    found = []
-    for kind, one in worker_asks(resources).items():
-        asked, there = least * one, total.get(kind, 0.0)
-        if asked > there:
-            option = f"--{kind.lower()}s-per-worker"
-            found.append(
-                f"a slot must fit the cluster: {least} workers ask for "
-                f"{asked:g} {kind}, there is {there:g}. Fix: lower --workers or {option}"
-            )
-    room = room_of(total)
-    fitting = room.workers(worker_asks(resources))
-    if not found and fitting < least:
-        wanted = " + ".join(f"{n:g} {kind}" for kind, n in worker_asks(resources).items() if n)
-        found.append(
-            f"a worker must fit a node, {least} of them the cluster: a worker asks for {wanted}; "
-            f"there is room for {fitting} ({', '.join(map(str, room.kinds))}). "
+def capacity_mistakes(resources: ResourceSpec, totals: Mapping[str, float]) -> list[str]:
+    """Why the smallest slot can never be placed, a line for each resource that is short.
+
+    ``totals`` is a :class:`ClusterCapacity`, or what one machine has.
+    """
+    least, per_worker = resources.least_workers, worker_asks(resources)
+    mistakes = [
+        f"a slot must fit the cluster: {least} workers ask for {least * n:g} {kind}, there is "
+        f"{totals.get(kind, 0.0):g}. Fix: lower --workers or --{kind.lower()}s-per-worker"
+        for kind, n in per_worker.items()
+        if least * n > totals.get(kind, 0.0)
+    ]
+    cluster = room_of(totals)
+    workers = cluster.workers(per_worker)
+    if not mistakes and workers < least:
+        asks = " + ".join(f"{n:g} {kind}" for kind, n in per_worker.items() if n)
+        mistakes.append(
+            f"a worker must fit a node, {least} of them the cluster: a worker asks for {asks}; "
+            f"there is room for {workers} ({', '.join(map(str, cluster.kinds))}). "
             "Fix: lower --workers, --gpus-per-worker or --cpus-per-worker"
         )
-    return found
+    return mistakes
 
 
-def capacity(resources: ResourceSpec, total: Mapping[str, float]) -> int:
-    """Slots that the cluster can ever hold at once, and no more than ``max_slots``: of full size,
+def capacity(resources: ResourceSpec, totals: Mapping[str, float]) -> int:
+    """Slots that the cluster can ever have at once, and no more than ``max_slots``: of full size,
     and one more of what is left where that is enough for a smaller one."""
-    full, rest = divmod(room_of(total).workers(worker_asks(resources)), resources.num_workers)
-    held = full + (rest >= resources.least_workers)
-    return min(held, resources.max_slots) if resources.max_slots else held
+    full, rest = divmod(room_of(totals).workers(worker_asks(resources)), resources.num_workers)
+    slots = full + (rest >= resources.least_workers)
+    return min(slots, resources.max_slots) if resources.max_slots else slots
 
 
-def slots_of(spec: RunSpec, trials: int, total: Mapping[str, float]) -> int:
+def slots_of(spec: RunSpec, trials: int, totals: Mapping[str, float]) -> int:
     """Slots that a run of so many search trials will have."""
     most = max(trials, spec.final_seeds * len(spec.sweeps))
-    return min(most, capacity(spec.sweeps[0].resources, total))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchedAxis:
-    """The values that trials draw from, and why these."""
-
-    range: str
-    why: str
+    return min(most, capacity(spec.sweeps[0].resources, totals))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyPlan:
     """One family's part of a run; epochs are over all of its trials."""
 
-    family: str
-    dataset: str
-    scale: str
-    weights: str
+    sweep: SweepSpec
     geometry: Geometry
-    trials: int
-    scheduler: str
-    rungs: tuple[int, ...]
-    max_epochs: int
-    expected_epochs: float
-    worst_epochs: int
-    space: Mapping[str, SearchedAxis]
 
-    @classmethod
-    def of(cls, sweep: SweepSpec, geometry: Geometry) -> FamilyPlan:
-        """What ``sweep`` will do with a backbone of this geometry."""
-        scheduler = sweep.scheduler
-        return cls(
-            family=sweep.family,
-            dataset=sweep.data.source,
-            scale=sweep.backbone.scale,
-            weights=sweep.backbone.weights,
-            geometry=geometry,
-            trials=sweep.trials,
-            scheduler=scheduler.kind,
-            rungs=scheduler.rungs(),
-            max_epochs=scheduler.max_epochs,
-            expected_epochs=round(expected_epochs(scheduler, sweep.trials), 1),
-            worst_epochs=sweep.trials * scheduler.max_epochs,
-            space={
-                path: SearchedAxis(range=str(domain), why=domain.why)
+    @property
+    def expected_epochs(self) -> float:
+        """Epochs that the scheduler is expected to train."""
+        return round(expected_epochs(self.sweep.scheduler, self.sweep.trials), 1)
+
+    @property
+    def worst_epochs(self) -> int:
+        """Epochs when no trial is pruned."""
+        return self.sweep.trials * self.sweep.scheduler.max_epochs
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON of schema 1."""
+        sweep, scheduler = self.sweep, self.sweep.scheduler
+        return {
+            "family": sweep.family,
+            "dataset": sweep.data.source,
+            "scale": sweep.backbone.scale,
+            "weights": sweep.backbone.weights,
+            "geometry": self.geometry.as_dict(),
+            "warnings": list(self.geometry.warnings),
+            "trials": sweep.trials,
+            "scheduler": scheduler.kind,
+            "rungs": list(scheduler.rungs()),
+            "max_epochs": scheduler.max_epochs,
+            "expected_epochs": self.expected_epochs,
+            "worst_epochs": self.worst_epochs,
+            "space": {
+                path: {"range": str(domain), "why": domain.why}
                 for path, domain in sweep.space.items()
             },
-        )
+        }
+
+    def lines(self, cost: Mapping[str, Any] | None) -> list[str]:
+        """For a terminal; ``cost`` is the family's forecast."""
+        sweep, scheduler = self.sweep, self.sweep.scheduler
+        rungs = ", ".join(map(str, scheduler.rungs())) or "none: every trial trains to the end"
+        lines = [
+            f"{sweep.family:<9} {geometry_line(self.geometry)}",
+            f"  weights   {weights_line(sweep.backbone.weights)}",
+            f"  trials    {sweep.trials} of at most {scheduler.max_epochs} epochs; rungs {rungs}",
+        ]
+        if cost is None:
+            lines.append("  cost      unknown until the model is built")
+        else:
+            memory = cost["memory"]
+            uses = ", ".join(f"{size(count)} {name}" for name, count in memory.items() if count)
+            lines += [
+                f"  cost      {duration(cost['epoch_seconds'])} an epoch, {cost['basis']}; "
+                f"{cost['params_m']:.3g} M parameters, "
+                f"{cost['gflops_per_image']:.3g} GFLOPs an image",
+                f"  memory    about {size(sum(memory.values()))} a worker: {uses}",
+                f"  storage   {size(cost['checkpoint_bytes'])} a checkpoint",
+            ]
+        lines += [f"  warning   {warning}" for warning in self.geometry.warnings]
+        return lines + [
+            f"  search    {path} {domain}" + (f": {domain.why}" if domain.why else "")
+            for path, domain in sweep.space.items()
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will do. ``cluster`` and ``slots`` are ``None`` where only the cluster can tell;
-    ``slot`` is what one slot asks for, ``tflops`` what estimates took a device to sustain (1e12 a
-    second; ``None``: the default)."""
+    """What a run will do. ``totals`` and ``slots`` are ``None`` where only the cluster can tell;
+    ``tflops`` is what estimates took a device to sustain (1e12 a second; ``None``: the default)."""
 
-    name: str
-    folder: str
-    spec_hash: str
-    cluster: Mapping[str, float] | None
-    slot: Mapping[str, float]
-    workers: Mapping[str, int]
+    spec: RunSpec
+    totals: Mapping[str, float] | None
     slots: int | None
-    trials: int
-    expected_epochs: float
-    worst_epochs: int
-    final_seeds: int
-    final_epochs: int
-    budget: Mapping[str, float] | None
-    prices: Mapping[str, float] | None
     tflops: float | None
     forecast: Forecast
     families: tuple[FamilyPlan, ...]
 
+    @property
+    def trials(self) -> int:
+        """Search trials of all families."""
+        return sum(sweep.trials for sweep in self.spec.sweeps)
+
+    @property
+    def expected_epochs(self) -> float:
+        """Epochs that the schedulers are expected to train, without the finals."""
+        return round(sum(family.expected_epochs for family in self.families), 1)
+
+    @property
+    def worst_epochs(self) -> int:
+        """Epochs when no trial is pruned, without the finals."""
+        return sum(family.worst_epochs for family in self.families)
+
+    @property
+    def final_epochs(self) -> int:
+        """Epochs of the finals."""
+        seeds = self.spec.final_seeds
+        return sum(seeds * sweep.scheduler.max_epochs for sweep in self.spec.sweeps)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON of schema 1."""
-        families = [
-            {**asdict(family), "geometry": family.geometry.as_dict(), "rungs": list(family.rungs)}
-            | {"warnings": list(family.geometry.warnings)}
-            for family in self.families
+        spec, resources = self.spec, self.spec.sweeps[0].resources
+        return {
+            "schema": 1,
+            "name": spec.name,
+            "folder": str(spec.folder),
+            "spec_hash": spec.hash(),
+            "cluster": None if self.totals is None else dict(self.totals),
+            "slot": slot_asks(resources),
+            "workers": {"least": resources.least_workers, "most": resources.num_workers},
+            "slots": self.slots,
+            "trials": self.trials,
+            "expected_epochs": self.expected_epochs,
+            "worst_epochs": self.worst_epochs,
+            "final_seeds": spec.final_seeds,
+            "final_epochs": self.final_epochs,
+            "budget": spec.budget,
+            "prices": spec.prices,
+            "tflops": self.tflops,
+            "forecast": self.forecast,
+            "families": [family.as_dict() for family in self.families],
+        }
+
+    def text(self) -> str:
+        """For a terminal."""
+        spec, resources = self.spec, self.spec.sweeps[0].resources
+        least, most = resources.least_workers, resources.num_workers
+        workers = f"{most} workers, " if most > 1 else ""
+        if least < most:
+            workers = f"{least}..{most} workers at the global batch of {most}, at most "
+        asks = " + ".join(
+            f"{count:g} {kind}" for kind, count in slot_asks(resources).items() if count
+        )
+        slots = "as many as the cluster holds"
+        if self.totals is not None:
+            total = ", ".join(f"{self.totals.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+            slots = f"{self.slots} at once, of {total}"
+        lines = [
+            f"run       {spec.name} in {spec.folder}, spec {spec.hash()}",
+            f"slots     {slots}; each {workers}{asks}",
+            f"epochs    {self.expected_epochs:g} expected, {self.worst_epochs} at worst, "
+            f"over {self.trials} trials",
         ]
-        plain = {**vars(self), "cluster": self.cluster and dict(self.cluster)}
-        return {"schema": 1, **plain, "families": families}
+        if spec.final_seeds:
+            lines.append(
+                f"finals    {self.final_epochs} epochs more: each winner over {spec.final_seeds} "
+                "seeds, then the test split is opened"
+            )
+        lines += self._forecast_lines()
+        for family in self.families:
+            lines += ["", *family.lines(self.forecast["families"][family.sweep.family])]
+        return "\n".join(lines)
+
+    def _forecast_lines(self) -> list[str]:
+        forecast, families = self.forecast, len(self.families)
+        unit, hours, wall = forecast["device"], forecast["device_hours"], forecast["wall_hours"]
+        if hours is None:
+            unknown = ", ".join(f for f, cost in forecast["families"].items() if cost is None)
+            return [f"cost      unknown: {unknown} neither measured here nor of known size"]
+        finals = ", finals included" if self.spec.final_seeds else ""
+        cost = f"cost      {_cases(hours)} {unit}-hours{finals} ({forecast['basis']})"
+        if ESTIMATED in forecast["basis"]:
+            cost += f"; by {self.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
+        lines = [cost]
+        if wall is not None:
+            times = span(*(duration(wall[case] * HOUR_S) for case in CASES))
+            lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
+        usd, disk = forecast["usd"], forecast["checkpoint_bytes"]
+        no_price = f"missing: --price {unit.lower()}_hour=DOLLARS"
+        lines.append(f"money     {no_price if usd is None else f'{_cases(usd)} USD'}")
+        each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
+        lines += [
+            f"budget    {amount:g} {name}{each}: the run stops before it is passed"
+            for name, amount in (self.spec.budget or {}).items()
+        ]
+        kept, at_most = size(disk["kept"]), size(disk["at_most"])
+        return [*lines, f"disk      checkpoints: {at_most} at most, {kept} at the end"]
+
+
+def _cases(values: Mapping[str, float]) -> str:
+    return span(*(f"{values[case]:.3g}" for case in CASES))
 
 
 def plan(
@@ -194,27 +294,17 @@ def plan(
 ) -> Plan:
     """``geometry`` and ``costs`` are by family; ``totals`` is ``None`` where only the cluster can
     tell what it holds."""
-    families = tuple(FamilyPlan.of(sweep, geometry[sweep.family]) for sweep in spec.sweeps)
-    trials, resources = sum(sweep.trials for sweep in spec.sweeps), spec.sweeps[0].resources
+    trials = sum(sweep.trials for sweep in spec.sweeps)
     slots = None if totals is None else slots_of(spec, trials, totals)
     return Plan(
-        name=spec.name,
-        folder=str(spec.folder),
-        spec_hash=spec.hash(),
-        cluster=totals,
-        slot=slot_asks(resources),
-        workers={"least": resources.least_workers, "most": resources.num_workers},
+        spec=spec,
+        totals=totals,
         slots=slots,
-        trials=trials,
-        expected_epochs=round(sum(family.expected_epochs for family in families), 1),
-        worst_epochs=sum(family.worst_epochs for family in families),
-        final_seeds=spec.final_seeds,
-        final_epochs=sum(spec.final_seeds * family.max_epochs for family in families),
-        budget=spec.budget,
-        prices=spec.prices,
         tflops=tflops,
         forecast=forecast(spec, costs, slots=slots),
-        families=families,
+        families=tuple(
+            FamilyPlan(sweep=sweep, geometry=geometry[sweep.family]) for sweep in spec.sweeps
+        ),
     )
 
 
@@ -227,104 +317,7 @@ def geometry_line(geometry: Geometry) -> str:
         parts.append(f"{geometry.tokens} tokens")
     if geometry.stem:
         parts.append(f"stem {geometry.stem}")
-    return ", ".join([*parts, geometry.road])
-
-
-def plan_text(planned: Plan) -> str:
-    """The plan for a terminal, line by line."""
-    asks = " + ".join(f"{count:g} {kind}" for kind, count in planned.slot.items() if count)
-    if planned.cluster is None:
-        slots = "as many as the cluster holds"
-    else:
-        total = ", ".join(f"{planned.cluster.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-        slots = f"{planned.slots} at once, of {total}"
-    lines = [
-        f"run       {planned.name} in {planned.folder}, spec {planned.spec_hash}",
-        f"slots     {slots}; each {_workers(planned.workers)}{asks}",
-        f"epochs    {planned.expected_epochs:g} expected, {planned.worst_epochs} at worst, "
-        f"over {planned.trials} trials",
-    ]
-    if planned.final_seeds:
-        lines.append(
-            f"finals    {planned.final_epochs} epochs more: each winner over "
-            f"{planned.final_seeds} seeds, then the test split is opened"
-        )
-    lines += _forecast_lines(planned)
-    for family in planned.families:
-        lines += ["", *_family_lines(family, planned.forecast)]
-    return "\n".join(lines)
-
-
-def _workers(workers: Mapping[str, int]) -> str:
-    least, most = workers["least"], workers["most"]
-    if least < most:
-        return f"{least}..{most} workers at the global batch of {most}, at most "
-    return f"{most} workers, " if most > 1 else ""
-
-
-def _forecast_lines(planned: Plan) -> list[str]:
-    forecast = planned.forecast
-    unit, hours, wall = forecast["device"], forecast["device_hours"], forecast["wall_hours"]
-    if hours is None:
-        unknown = [family for family, cost in forecast["families"].items() if cost is None]
-        return [f"cost      unknown: {', '.join(unknown)} neither measured here nor of known size"]
-    finals = ", finals included" if planned.final_seeds else ""
-    cost = f"cost      {_cases(hours)} {unit}-hours{finals} ({forecast['basis']})"
-    if ESTIMATED in forecast["basis"]:
-        cost += f"; by {planned.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
-    lines = [cost]
-    if wall is not None:
-        times = span(*(duration(wall[case] * HOUR_S) for case in CASES))
-        lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
-    usd, disk = forecast["usd"], forecast["checkpoint_bytes"]
-    price = f"missing: --price {unit.lower()}_hour=DOLLARS"
-    return [
-        *lines,
-        f"money     {price if usd is None else f'{_cases(usd)} USD'}",
-        *_budget_lines(planned),
-        f"disk      checkpoints: {size(disk['at_most'])} at most, {size(disk['kept'])} at the end",
-    ]
-
-
-def _cases(values: Mapping[str, float]) -> str:
-    return span(*(f"{values[case]:.3g}" for case in CASES))
-
-
-def _budget_lines(planned: Plan) -> list[str]:
-    families = len(planned.families)
-    each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
-    return [
-        f"budget    {amount:g} {unit}{each}: the run stops before it is passed"
-        for unit, amount in (planned.budget or {}).items()
-    ]
-
-
-def _family_lines(family: FamilyPlan, forecast: Forecast) -> list[str]:
-    rungs = ", ".join(map(str, family.rungs)) or "none: every trial trains to the end"
-    return [
-        f"{family.family:<9} {geometry_line(family.geometry)}",
-        f"  weights   {weights_line(family.weights)}",
-        f"  trials    {family.trials} of at most {family.max_epochs} epochs; rungs {rungs}",
-        *_cost_lines(forecast["families"][family.family]),
-        *(f"  warning   {warning}" for warning in family.geometry.warnings),
-        *(
-            f"  search    {path} {axis.range}" + (f": {axis.why}" if axis.why else "")
-            for path, axis in family.space.items()
-        ),
-    ]
-
-
-def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
-    if cost is None:
-        return ["  cost      unknown until the model is built"]
-    memory = cost["memory"]
-    purposes = ", ".join(f"{size(count)} {name}" for name, count in memory.items() if count)
-    return [
-        f"  cost      {duration(cost['epoch_seconds'])} an epoch, {cost['basis']}; "
-        f"{cost['params_m']:.3g} M parameters, {cost['gflops_per_image']:.3g} GFLOPs an image",
-        f"  memory    about {size(sum(memory.values()))} a worker: {purposes}",
-        f"  storage   {size(cost['checkpoint_bytes'])} a checkpoint",
-    ]
+    return ", ".join([*parts, geometry.adaptation])
 
 
 def weights_line(weights: str) -> str:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
 from orchestrator.launch.costs import (
     Costs,
     costs_of,
-    image_facts,
     images_of,
     measured_costs,
-    read_images,
+    read_datasets,
     refuse_unaffordable,
 )
 from orchestrator.launch.plan import Plan, geometry_line, plan
-from orchestrator.launch.validation import validate
+from orchestrator.launch.validation import ImageFacts, geometry_of, validate
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
 from orchestrator.spec.paths import absolute_data, dataset_name
@@ -82,14 +81,29 @@ class RunOptions:
     tflops: float | None = None
     reopen_test: bool = False
 
-    def texts(self) -> list[str]:
-        """As ``PATH=VALUE``, those of ``set`` last."""
-        values = {path: getattr(self, option) for option, path in OPTION_PATHS.items()}
+    def texts(self, options: Iterable[str] = OPTION_PATHS) -> list[str]:
+        """These options and ``set`` as ``PATH=VALUE``, those of ``set`` last."""
+        values = {OPTION_PATHS[option]: getattr(self, option) for option in options}
         least, is_range, most = str(self.workers or "").partition("..")
         if is_range:
             values |= {"resources.min_workers": least, "resources.num_workers": most}
         given = [f"{path}={value}" for path, value in values.items() if value is not None]
         return [*given, *self.set]
+
+    def run(self, name: str, sweeps: tuple[SweepSpec, ...]) -> RunSpec:
+        """A run of ``sweeps``, called ``name`` unless another name was asked for. Raises
+        ``UserError`` for a budget or price that cannot be read."""
+        budget, prices = limits.parse(self.budget, self.price)
+        return RunSpec(
+            name=self.name or name,
+            sweeps=sweeps,
+            storage=self.storage,
+            tracking_uri=self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
+            experiment=self.experiment,
+            final_seeds=self.final_seeds or 0,
+            budget=budget,
+            prices=prices,
+        )
 
 
 def spec_of(targets: Sequence[str], options: RunOptions) -> RunSpec:
@@ -109,21 +123,12 @@ def spec_of(targets: Sequence[str], options: RunOptions) -> RunSpec:
     except UserError as error:
         mistakes += error.mistakes
     try:
-        budget, prices = limits.parse(options.budget, options.price)
+        run = options.run("", ())
     except UserError as error:
         mistakes += error.mistakes
     raise_if_any(mistakes)
     raise_if_any(_unequal(changed))
-    return RunSpec(
-        name=options.name or default_name(targets, changed),
-        sweeps=changed,
-        storage=options.storage,
-        tracking_uri=options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
-        experiment=options.experiment,
-        final_seeds=options.final_seeds or 0,
-        budget=budget,
-        prices=prices,
-    )
+    return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
 
 
 def tournament_spec(families: Sequence[str], options: RunOptions) -> RunSpec:
@@ -203,18 +208,16 @@ class PreparedRun:
 
     def _images(self) -> RunImages:
         spec = self.spec
-        datasets, geometry = read_images(spec)
-        data = [absolute_data(sweep.data) for sweep in spec.sweeps]
-        replication.share_stores(spec.folder, data)
+        datasets = read_datasets(spec)
+        images = {family: ImageFacts.of(info) for family, info in datasets.items()}
+        geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
+        replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:
             own = geometry[sweep.family]
             log.info(f"{sweep.family}: {geometry_line(own)}; weights {sweep.backbone.weights}")
             for warning in own.warnings:
                 log.warning(f"warning: {warning}")
-        costs = self.costs
-        if costs is None:
-            facts = {family: image_facts(info) for family, info in datasets.items()}
-            costs = costs_of(spec, facts, geometry, measure=False, tflops=self.tflops)
+        costs = self.costs or costs_of(spec, images, measure=False, tflops=self.tflops)
         return RunImages(datasets=datasets, geometry=geometry, costs=costs)
 
 
@@ -251,8 +254,9 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
     """
     totals = validate(spec)
-    images, geometry = images_of(spec)
+    images = images_of(spec)
     measure = options.measure is not False and totals is not None
-    costs = costs_of(spec, images, geometry, measure=measure, tflops=options.tflops)
+    costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
     refuse_unaffordable(spec, costs)
+    geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
     return plan(spec, totals=totals, geometry=geometry, costs=costs, tflops=options.tflops)

@@ -22,6 +22,7 @@ from orchestrator.tracking import store
 from trainables.backbones import Geometry, check_backbone, check_weights, describe
 from trainables.config import BackboneSpec, DataSpec
 from trainables.data.sources import KNOWN_DATASETS, check_source
+from trainables.data.store import DatasetInfo
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
@@ -38,6 +39,12 @@ class ImageFacts:
     classes: int
     counts: Mapping[str, int]
 
+    @classmethod
+    def of(cls, info: DatasetInfo) -> ImageFacts:
+        """Of a dataset that is prepared."""
+        classes = len(info.class_names)
+        return cls(height=info.height, width=info.width, classes=classes, counts=info.counts)
+
 
 def known_images(data: DataSpec) -> ImageFacts | None:
     """What the dataset's name alone tells; ``None`` for a path."""
@@ -48,12 +55,15 @@ def known_images(data: DataSpec) -> ImageFacts | None:
     return ImageFacts(height=side, width=side, classes=known.classes, counts=known.counts(data))
 
 
-def geometry_of(sweep: SweepSpec, *, height: int, width: int) -> Geometry:
-    """How the sweep's backbone meets stored images, with the warnings of each searched variant.
+def geometry_of(sweep: SweepSpec, images: ImageFacts) -> Geometry:
+    """How the sweep's backbone meets the images, with the warnings of each searched variant.
 
-    Raises ``UserError`` when a variant cannot be adapted to ``height`` x ``width`` pixels.
+    Raises ``UserError`` when a variant cannot be adapted to their size.
     """
-    variants = [_described(one.backbone, height, width) for one in _variants(sweep, "backbone")]
+    variants = [
+        _described(one.backbone, images.height, images.width)
+        for one in _variants(sweep, "backbone")
+    ]
     warnings = dict.fromkeys(line for geometry in variants for line in geometry.warnings)
     return replace(variants[0], warnings=tuple(warnings))
 
@@ -84,12 +94,10 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
     totals = None if as_job or attach.known_address() else plan.local_totals()
-    no_room = [line for sweep in sweeps for line in plan.feasible(sweep.resources, totals or {})]
-    if totals is None:
-        no_room = []
+    resources = [spec.sweeps[0].resources for spec in specs] if totals else []
+    no_room = [line for one in resources for line in plan.capacity_mistakes(one, totals or {})]
     if mistakes or no_room:
-        every = dict.fromkeys([*mistakes, *no_room])
-        raise UserError(*every, exit_code=2 if mistakes else 3)
+        raise UserError(*dict.fromkeys(mistakes + no_room), exit_code=2 if mistakes else 3)
     return totals
 
 
@@ -142,7 +150,7 @@ def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     images = known_images(sweep.data)
     if not mistakes and images is not None:
         try:
-            geometry_of(sweep, height=images.height, width=images.width)
+            geometry_of(sweep, images)
         except UserError as error:
             mistakes += error.mistakes
     return mistakes

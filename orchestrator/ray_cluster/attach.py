@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from orchestrator.ray_cluster import capacity
-from orchestrator.ray_cluster.capacity import ClusterCapacity, running_room
+from orchestrator.ray_cluster.capacity import ClusterCapacity
 from trainables.errors import UserError, one_line
 
 CONNECT_TIMEOUT_S = 3.0
@@ -50,7 +49,7 @@ def known_address() -> str | None:
     if address and address != "auto":
         return address
     if CURRENT_CLUSTER.exists() and (recorded := CURRENT_CLUSTER.read_text().strip()):
-        return recorded if _answers(recorded) else None
+        return recorded if answers(recorded) else None
     return None
 
 
@@ -64,7 +63,7 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
     import ray
 
     address = known_address()
-    if address is not None and not _answers(address):
+    if address is not None and not answers(address):
         raise UserError(
             f"RAY_ADDRESS must name a running cluster; nothing answers at {address!r} within "
             f"{CONNECT_TIMEOUT_S:g} s. Fix: start it, or unset RAY_ADDRESS to run on this machine"
@@ -74,6 +73,8 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
     else:
         for name, value in FRUGAL.items():
             os.environ.setdefault(name, value)
+        # The dashboard's State API would free the resources of a slot whose controller was killed;
+        # it takes ten processes and 2 % of a core, and such a Ray ends with this process.
         ray.init(
             address="local",
             namespace=namespace,
@@ -81,12 +82,11 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-        _stop_helpers()
     try:
         yield capacity.room()
     finally:
         if not slots_at_work():
-            _leave()
+            _leave(ours=address is None)
 
 
 def slots_at_work() -> bool:
@@ -109,67 +109,24 @@ def _attach(address: str, namespace: str) -> None:
         ) from None
 
 
-def _leave() -> None:
+def _leave(*, ours: bool) -> None:
     """Shut Ray down; of a Ray of our own nothing stays. Now and then a process of it hangs in its
     own exit, after its raylet has struck it off the list of those to kill."""
     import psutil  # Ray brings it along
     import ray
 
-    node, helpers = _own_node(), []
-    with suppress(psutil.NoSuchProcess):
-        for raylet in node.all_processes["raylet"] if node is not None else ():
-            helpers += psutil.Process(raylet.process.pid).children(recursive=True)
+    helpers: list[psutil.Process] = []
+    if ours:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process().children():
+                helpers += child.children(recursive=True) if child.name() == "raylet" else []
     ray.shutdown()
     for helper in psutil.wait_procs(helpers, timeout=EXIT_PATIENCE_S)[1]:
         with suppress(psutil.NoSuchProcess):
             helper.kill()
 
 
-def _stop_helpers() -> None:
-    """Of a Ray of our own, processes that serve nobody and take about 1 % of a core each: what
-    hands output on to drivers, the autoscaler of a cluster that never grows, the dashboard."""
-    node = _own_node()
-    node.kill_log_monitor()
-    node.kill_monitor()
-    node.kill_dashboard()
-
-
-def is_our_own() -> bool:
-    """Whether this process has started the Ray that it is attached to, which ends with it."""
-    return _own_node() is not None
-
-
-def _own_node() -> Any:
-    from ray._private import worker
-
-    node = worker._global_node
-    return node if node is not None and node.is_head() else None
-
-
-def gone(nodes: Sequence[str]) -> list[str]:
-    """Those of ``nodes`` (their ids) that are no longer there: Ray says so, or nobody answers.
-
-    Ray itself notices within half a minute; a worker group may be up again by then.
-    """
-    import ray
-
-    known = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    return [node for node in dict.fromkeys(nodes) if not _stands(known.get(node))]
-
-
-def fitting(worker: Mapping[str, float]) -> int:
-    """Workers that today's nodes hold when each asks for ``worker``."""
-    import ray
-
-    running = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return running_room(running).workers(worker)
-
-
-def _stands(node: Mapping[str, Any] | None) -> bool:
-    return node is not None and _answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-
-
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return True

@@ -8,9 +8,12 @@ the head was started with or, on Kubernetes, from the ``RayCluster`` resource.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import ssl
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +124,7 @@ def _times(there: Resources, asked: Resources) -> float:
 
 
 CONFIG_PATIENCE_S = 30.0
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of the pod, in Kubernetes
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +158,9 @@ def config_here(gcs_address: str) -> dict[str, Any] | None:
         import yaml
 
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    if "KUBERNETES_SERVICE_HOST" in os.environ and NAMESPACE_FILE.exists():
-        return _ray_cluster(os.environ.get("RAY_CLUSTER_NAME"), NAMESPACE_FILE.read_text().strip())
+    if "KUBERNETES_SERVICE_HOST" in os.environ and (ACCOUNT / "namespace").exists():
+        namespace = (ACCOUNT / "namespace").read_text().strip()
+        return _ray_cluster(os.environ.get("RAY_CLUSTER_NAME"), namespace)
     return None
 
 
@@ -176,24 +180,56 @@ def _cluster_file(gcs_address: str) -> Path | None:
 
 
 def _ray_cluster(name: str | None, namespace: str) -> dict[str, Any] | None:
-    """What Ray's autoscaler for Kubernetes makes of its ``RayCluster``. The pod of the head may
-    read it where KubeRay runs the autoscaler beside it."""
+    """What the ``RayCluster`` of this name allows. The pod of the head may read it where KubeRay
+    runs the autoscaler beside it."""
     if not name:
         return None
+    host, port = (os.environ[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
+    version = os.environ.get("KUBERAY_CRD_VER", "v1")
     try:
-        from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
-
-        resource = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
-    except Exception as error:
+        token = (ACCOUNT / "token").read_text()
+        request = urllib.request.Request(
+            f"https://{f'[{host}]' if ':' in host else host}:{port}/apis/ray.io/{version}"
+            f"/namespaces/{namespace}/rayclusters/{name}",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+        with urllib.request.urlopen(request, timeout=CONFIG_PATIENCE_S, context=trusted) as answer:
+            return of_ray_cluster(json.load(answer))
+    except (OSError, ValueError, KeyError) as error:
         log.warning("the RayCluster %s cannot be read (%s): today's nodes count", name, error)
         return None
-    return of_ray_cluster(resource)
 
 
-def of_ray_cluster(resource: dict[str, Any]) -> dict[str, Any] | None:
-    """A cluster file's form of a ``RayCluster``; ``None`` where it is not scaled."""
-    from ray.autoscaler._private.kuberay import autoscaling_config
-
-    if not resource["spec"].get("enableInTreeAutoscaling"):
+def of_ray_cluster(resource: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A cluster file's form of a ``RayCluster`` (CPUs and GPUs); ``None`` where it is not
+    scaled."""
+    spec = resource["spec"]
+    if not spec.get("enableInTreeAutoscaling"):
         return None
-    return dict(autoscaling_config._derive_autoscaling_config_from_ray_cr(resource))
+    types = {
+        group["groupName"]: {
+            "resources": _pod_resources(group),
+            "max_workers": int(group.get("maxReplicas", 0)) * int(group.get("numOfHosts", 1)),
+        }
+        for group in spec.get("workerGroupSpecs", [])
+    }
+    return {"available_node_types": types}
+
+
+def _pod_resources(group: Mapping[str, Any]) -> dict[str, float]:
+    """CPUs and GPUs that Ray announces for a pod: as its start parameters say, else what its
+    first container may use."""
+    parameters = group.get("rayStartParams") or {}
+    wanted = group["template"]["spec"]["containers"][0].get("resources") or {}
+    held = {**(wanted.get("requests") or {}), **(wanted.get("limits") or {})}
+    gpus = [amount for name, amount in held.items() if name.endswith("/gpu")]
+    cpu = parameters.get("num-cpus", held.get("cpu", 0))
+    gpu = parameters.get("num-gpus", sum(map(_quantity, gpus)))
+    return {"CPU": math.ceil(_quantity(cpu)), "GPU": _quantity(gpu)}
+
+
+def _quantity(amount: str | float) -> float:
+    """A Kubernetes quantity of processors: ``500m`` is half of one."""
+    text = str(amount)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.ray_cluster.capacity import HEAD
+from orchestrator.ray_cluster.attach import answers
+from orchestrator.ray_cluster.capacity import HEAD, running_room
 from trainables.errors import one_line, raise_if_any
 from trainables.versions import differences, installed
 
@@ -40,6 +41,26 @@ def alive() -> list[Node]:
         if one["Alive"]
     ]
     return sorted(found, key=lambda node: not node.is_head)
+
+
+def gone(nodes: Sequence[str]) -> list[str]:
+    """Those of ``nodes`` (their ids) that are no longer there: Ray says so, or nobody answers.
+
+    Ray itself notices within half a minute; a worker group may be up again by then.
+    """
+    standing = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    return [
+        node_id
+        for node_id in dict.fromkeys(nodes)
+        if (node := standing.get(node_id)) is None
+        or not answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+    ]
+
+
+def fitting(worker: Mapping[str, float]) -> int:
+    """Workers that today's nodes hold when each asks for ``worker``."""
+    running = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return running_room(running).workers(worker)
 
 
 def ask_all(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.compare.winners import SelectedModel
 
 RUN_ID_TAG = "orchestrator.run_id"
-GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "road")
+GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights")
 MAX_TAG, MAX_PARAM = 5000, 6000
 VERDICT = "verdict.json"
 NO_VERDICT = "no verdict"
@@ -108,6 +108,9 @@ def trial_params(trial: TrialState) -> dict[str, str]:
         details = {**assignment.backbone.as_dict(), **trial.detail}
         names = (*GEOMETRY, "num_workers")
         params |= {name: details[name] for name in names if details.get(name) is not None}
+        # "road" is MLflow's name for the adaptation, as in the runs that are there
+        if adaptation := details.get("adaptation", details.get("road")):
+            params["road"] = adaptation
     return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
 
 

@@ -74,7 +74,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, run_folder in folders.items():
         loaded = [load(run_folder)]
         made[name] = run_folder / "report.html"
-        made[name].write_text(report_html(loaded, compare(loaded)))
+        made[name].write_text(report_html(compare(loaded)))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,19 @@ def test_the_import_linter_finds_a_planted_violation(
     assert ran.returncode == 1
     broken = [line for line in ran.stdout.splitlines() if " BROKEN" in line]
     assert any(line.startswith(contract) for line in broken), ran.stdout
+
+
+def test_no_private_interface_of_a_library_is_imported() -> None:
+    private = re.compile(r"^\s*(from|import) .*\b_(internal|private)\b", re.MULTILINE)
+    for planted in ("from ray.train.v2._internal import a", "    import ray._private.worker"):
+        assert private.search(planted)
+    found = [
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if private.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

@@ -25,7 +25,7 @@ import torch.distributed
 
 from trainables.config import Assignment
 from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
-from trainables.evaluate.test_evaluation import examine
+from trainables.evaluate.model import evaluate_test
 from trainables.finetune import EpochReport
 from trainables.storage import trial_files
 from trainables.train.loop import World, from_every_rank, from_rank_zero
@@ -191,7 +191,7 @@ def _examine(held: ActiveTrial, link: DispatcherClient, world: World, correct_fi
             return False
     try:
         with _watched(assignment.epoch_timeout_s):
-            examined = examine(assignment, held.at_hand(), world, correct_file=file)
+            examined = evaluate_test(assignment, held.at_hand(), world, correct_file=file)
             if assignment.remote is not None and world.rank == 0:
                 trial_files.put_correct_file(assignment, file)
     except Exception as error:

@@ -71,7 +71,7 @@ class RunFolder:
             "datasets": dict.fromkeys(families, dataset),
             "geometry": {
                 family: {"model": MODELS.get(family), "image_size": 32, "tokens": 64,
-                         "stem": "small" if family == "resnet" else None, "road": "upsampled",
+                         "stem": "small" if family == "resnet" else None, "adaptation": "upsampled",
                          "patch": None if family == "resnet" else 4, "warnings": []}
                 for family in families
             },

@@ -89,8 +89,8 @@ def finals(folder: Path, **more: Any) -> RunFolder:
 def test_the_gap_from_validation_to_test(tmp_path: Path) -> None:
     made = compared(finals(tmp_path / "run").close())
     vit = next(entry for entry in made["gap"] if entry["family"] == "vit")
-    tests = load(tmp_path / "run").outcomes
-    top1 = [tests[f"vit-final-{i:04d}"]["test"]["top1"] for i in (2, 3, 4)]
+    trials = load(tmp_path / "run").state.trials
+    top1 = [trials[f"vit-final-{i:04d}"].outcome["test"]["top1"] for i in (2, 3, 4)]
     assert vit["search_val_top1"] == 0.95
     assert vit["final_val_top1"]["mean"] == pytest.approx(0.9)
     assert vit["selection"] == pytest.approx(0.05)
@@ -100,9 +100,9 @@ def test_the_gap_from_validation_to_test(tmp_path: Path) -> None:
 def test_finals_seeds_are_paired(tmp_path: Path) -> None:
     folder = finals(tmp_path / "run").close()
     pair = compared(folder)["pairs"][0]
-    outcomes = load(folder).outcomes
+    trials = load(folder).state.trials
     accuracy = {
-        family: [outcomes[f"{family}-final-{i:04d}"]["test"]["top1"] for i in (2, 3, 4)]
+        family: [trials[f"{family}-final-{i:04d}"].outcome["test"]["top1"] for i in (2, 3, 4)]
         for family in ("resnet", "vit")
     }
     expected = stats.ttest_rel(accuracy["resnet"], accuracy["vit"]).pvalue

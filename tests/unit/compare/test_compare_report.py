@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 def report(*folders: Path) -> str:
     runs = [load(folder) for folder in folders]
-    return report_html(runs, compare(runs))
+    return report_html(compare(runs))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_pictures_take_their_colours_from_the_page(demo: str) -> None:
 def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
     run = load(search_run(tmp_path / "demo"))
     made = compare([run])
-    said = " ".join(Page(report_html([run], made)).text).replace("\u00a0", " ")
+    said = " ".join(Page(report_html(made)).text).replace("\u00a0", " ")
     assert made.answer in said
     assert "Missing: no final was run" in said
     assert "5bec5bec5bec5bec" in said
@@ -285,7 +285,8 @@ def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None
         resources=ResourceSpec(num_workers=2),
     )
     spec = replace(run.header.spec, sweeps=(sweep,), final_seeds=3)
-    asked = command(replace(run, header=replace(run.header, spec=spec)))
+    header = replace(run.header, spec=spec)
+    asked = command(replace(run, state=replace(run.state, header=header)))
     assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
     assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")
 

@@ -23,7 +23,7 @@ from orchestrator.launch.forecast import (
     images_per_epoch,
     measured,
 )
-from orchestrator.launch.plan import capacity, feasible, local_totals, plan, plan_text
+from orchestrator.launch.plan import capacity, capacity_mistakes, local_totals, plan
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
@@ -38,7 +38,7 @@ GEOMETRY = Geometry(
     patch=8,
     tokens=16,
     stem=None,
-    road="resized patches",
+    adaptation="resized patches",
     warnings=("8 tokens are few",),
 )
 COUNTS = {"train": 1000, "val": 100, "test": 100}
@@ -77,11 +77,11 @@ def test_infeasible_exactly_where_no_slot_fits(
 ) -> None:
     resources = ResourceSpec(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     total = {"CPU": float(there[0]), "GPU": float(there[1])}
-    assert (feasible(resources, total) == []) == (capacity(resources, total) >= 1)
+    assert (capacity_mistakes(resources, total) == []) == (capacity(resources, total) >= 1)
 
 
 def test_infeasibility_says_what_is_asked_and_what_there_is() -> None:
-    (line,) = feasible(ResourceSpec(num_workers=64), {"CPU": 2.0})
+    (line,) = capacity_mistakes(ResourceSpec(num_workers=64), {"CPU": 2.0})
     assert "64 CPU, there is 2" in line
     assert "Fix:" in line
 
@@ -237,7 +237,7 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     assert (plain["slots"], plain["trials"], plain["worst_epochs"]) == (2, 8, 72)
     (family,) = plain["families"]
     assert family["rungs"] == [1, 3]
-    text = plan_text(made)
+    text = made.text()
     hours = made.forecast["device_hours"]
     for said in (
         "16 tokens",
@@ -261,7 +261,7 @@ def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
     made = plan(spec(), totals=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
     assert made.slots is None
     assert made.forecast["device_hours"] is None
-    text = plan_text(made)
+    text = made.text()
     assert "as many as the cluster holds" in text
     assert "unknown: vit" in text
     made = plan(
@@ -271,7 +271,7 @@ def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
         costs={"vit": estimated(spec().sweeps[0], COUNTS, GEOMETRY, 0.5)},
         tflops=0.5,
     )
-    assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in plan_text(made)
+    assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in made.text()
 
 
 def test_this_machine_has_a_cpu() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.engine.dispatcher_state import DispatcherState
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import State, replay
+from orchestrator.ledger.state import ReportedEpoch, State, replay
 from tests.unit.crashes import killed
 from tests.unit.train.engine_store import assignment, small_store
 from trainables.config import Assignment

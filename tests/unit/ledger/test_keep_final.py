@@ -12,7 +12,8 @@ import pytest
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.finetune import EpochReport, evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import EpochReport, fine_tune
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
 from trainables.worker import active_trial, serve
@@ -59,7 +60,7 @@ def test_it_meets_the_test_with_the_same_weights(tmp_path: Path, final: Assignme
     second = tmp_path / "checkpoints" / "resnet-final-00" / "attempt-2"
     again = replace(final, attempt=2, checkpoint=first, checkpoint_folder=str(second))
     told = Dispatcher()
-    held = active_trial.Held(again, World())
+    held = active_trial.ActiveTrial(again, World())
     file = tmp_path / "test_correct.arrow"
     assert not serve._examine(held, cast(serve.DispatcherClient, told), World(), file)
     assert [report.epoch for report in told.reports] == [2]
@@ -81,7 +82,7 @@ def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
     trial_files.put_checkpoint(replace(final, remote=uri), last)
     shutil.rmtree(tmp_path / "checkpoints")
     told = Dispatcher()
-    held = active_trial.Held(replace(final, attempt=2, checkpoint=last, remote=uri), World())
+    held = active_trial.ActiveTrial(replace(final, attempt=2, checkpoint=last, remote=uri), World())
     head = Path("/head/finals/resnet-final-00/test_correct.arrow")
     assert not serve._examine(held, cast(serve.DispatcherClient, told), World(), head)
     assert told.reports == []
