@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.compare import compare, load, read_report
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.reproduce import read_report
+from orchestrator.compare.runs import load
 from orchestrator.ledger.events import FILE_NAME
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from orchestrator.compare.budget import spending
 from orchestrator.compare.expected_best import BudgetCurve
 from orchestrator.compare.runs import Array, Curve
-from orchestrator.wording import MISSING, NONE, count, percent, recipe_text, seconds
+from orchestrator.wording import MISSING, NONE, count, duration, percent, recipe_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +173,7 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
 def against_cost(search: Families) -> list[Figure]:
     """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
     best = _finished_best(search)
-    units = (("seconds", "Device seconds", seconds), ("flops", "FLOPs", count))
+    units = (("seconds", "Device seconds", duration), ("flops", "FLOPs", count))
     limits = share_limits(best)
     return [_against_cost(search, *unit, limits=limits) for unit in units] if best else []
 
@@ -334,7 +334,7 @@ def best_so_far(search: Families) -> list[Figure]:
     limits = share_limits(_finished_best(search))
     units: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
         ("trials", "By trials", "trials ended", "{:.0f}".format),
-        ("gpu_seconds", "By device time", "device seconds spent", seconds),
+        ("gpu_seconds", "By device time", "device seconds spent", duration),
         ("flops", "By FLOPs", "FLOPs spent", count),
     )
     return [_best_so_far(search, *unit, limits=limits) for unit in units]
@@ -399,7 +399,7 @@ def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]
 
 
 def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
-    write: Callable[[float], str] = "{:.0f}".format if unit == "trials" else seconds
+    write: Callable[[float], str] = "{:.0f}".format if unit == "trials" else duration
     rows = [
         [curve.family, write(float(at)), *[percent(float(share)) for share in shares]]
         for curve in curves
