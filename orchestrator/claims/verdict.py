@@ -210,8 +210,7 @@ def _counts(state: State, results: Sequence[TrialResult]) -> Json:
 
 def _dataset(state: State) -> Json:
     """What the ledger says of the images; all families of a claim see the same."""
-    found: list[Json] = list(state.header.get("datasets", {}).values())
-    return found[0] if found else {}
+    return next(iter(state.header.get("datasets", {}).values()), {})
 
 
 def scope(state: State, results: Sequence[TrialResult]) -> str:
