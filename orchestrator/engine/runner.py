@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.claims.verdict import conclude
-from orchestrator.compare import compare, load, table_text, write_report
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import write_report
+from orchestrator.compare.runs import load
+from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.watchdog import Watch, stop_on_signals

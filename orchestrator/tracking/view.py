@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.state import ReportedEpoch, State, TrialState
-from orchestrator.wording import NONE, interval, percent, seconds
+from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
 if TYPE_CHECKING:
@@ -363,7 +363,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            seconds(entry["gpu_seconds"]),
+            duration(entry["gpu_seconds"]),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from orchestrator.compare.budget import spending
 from orchestrator.compare.expected_best import BudgetCurve
 from orchestrator.compare.runs import Array, Curve
-from orchestrator.wording import MISSING, NONE, count, percent, recipe_text, seconds
+from orchestrator.wording import MISSING, NONE, count, duration, percent, recipe_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +189,7 @@ def against_cost(search: Families) -> list[Figure]:
     if not _finished_best(search):
         return []
     return [
-        _against_cost(search, "seconds", "Device seconds", seconds),
+        _against_cost(search, "seconds", "Device seconds", duration),
         _against_cost(search, "flops", "FLOPs", count),
     ]
 
@@ -344,7 +344,7 @@ def best_so_far(search: Families) -> list[Figure]:
     """Best finished accuracy against what a family had spent, one step line a family."""
     return [
         _best_so_far(search, "trials", "By trials", "trials ended", "{:.0f}".format),
-        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent", seconds),
+        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent", duration),
         _best_so_far(search, "flops", "By FLOPs", "FLOPs spent", count),
     ]
 
@@ -395,7 +395,7 @@ def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]
 
 
 def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
-    write: Write = "{:.0f}".format if unit == "trials" else seconds
+    write: Write = "{:.0f}".format if unit == "trials" else duration
     rows = [
         [curve.family, write(float(at)), *[percent(float(share)) for share in shares]]
         for curve in curves

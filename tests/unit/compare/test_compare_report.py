@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load, read_report, report_html
+from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.figures import FAMILY, changes, pareto
-from orchestrator.compare.report.reproduce import command
+from orchestrator.compare.report.page import report_html
+from orchestrator.compare.report.reproduce import command, read_report
+from orchestrator.compare.runs import load
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
 from trainables.errors import UserError
