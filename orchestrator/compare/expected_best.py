@@ -17,8 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from orchestrator.compare.families import total
-from orchestrator.compare.runs import Array, Curve, search_trials
+from orchestrator.compare.runs import Array, Curve, search_trials, total
 from orchestrator.compare.statistics import ALPHA, LEVEL
 
 DRAWS = 1_000_000  # uniforms drawn to calibrate a band

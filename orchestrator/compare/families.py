@@ -8,16 +8,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.importance import LearningRateFit, Trials, learning_rate_fit
-from orchestrator.compare.runs import Curve, Values, search_trials
+from orchestrator.compare.runs import (
+    Curve,
+    Values,
+    accuracy,
+    best_trial,
+    device,
+    search_trials,
+    total,
+)
 from orchestrator.compare.statistics import MeanInterval, share_interval
-
-if TYPE_CHECKING:
-    from orchestrator.compare.finals import FinalSummary
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
@@ -133,7 +139,7 @@ def summarise(
     search = search_trials(curves)
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
-    reached = max((curve for curve in search if curve.best), key=_accuracy, default=None)
+    reached = max((curve for curve in search if curve.best), key=accuracy, default=None)
     images = total(search, "images")
     models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
@@ -153,38 +159,12 @@ def summarise(
     )  # fmt: skip
 
 
-def best_trial(curves: Sequence[Curve]) -> Curve | None:
-    """The finished trial with the best validation accuracy; the earlier one of a tie."""
-    finished = [curve for curve in curves if curve.status == "finished" and curve.best]
-    return max(finished, key=_accuracy, default=None)
-
-
-def _accuracy(curve: Curve) -> float:
-    return curve.best[0] if curve.best else -math.inf
-
-
 def _best(curve: Curve | None) -> BestTrial | None:
     if curve is None or curve.best is None:
         return None
     value, epoch = curve.best
     return BestTrial(trial=curve.trial, status=curve.status, val_top1=value, epoch=epoch,
                      recipe=curve.recipe, axes=curve.axes)  # fmt: skip
-
-
-def total(curves: Sequence[Curve], cost: str) -> float | None:
-    """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
-    ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]
-    if not ends or not all(math.isfinite(end) for end in ends):
-        return None
-    return math.fsum(ends)
-
-
-def device(curves: Sequence[Curve]) -> str | None:
-    """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
-    kinds = {
-        str(curve.detail["device"]).split(":")[0] for curve in curves if "device" in curve.detail
-    }
-    return " + ".join(sorted(kinds)) or None
 
 
 def convergence(curve: Curve) -> Convergence:
@@ -195,7 +175,7 @@ def convergence(curve: Curve) -> Convergence:
 
 
 def _reach(curve: Curve, share: float) -> Reach:
-    index = int(np.flatnonzero(curve.val_top1 >= share * _accuracy(curve))[0])
+    index = int(np.flatnonzero(curve.val_top1 >= share * accuracy(curve))[0])
     images = _finite(curve.images[index])
     return Reach(
         share=share,
@@ -221,10 +201,10 @@ def area_under(curve: Curve) -> float | None:
 def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
     """Range of ``axis`` over the finished trials within 2 points of the best accuracy."""
     finished = [c for c in curves if c.status == "finished" and c.best and axis in c.axes]
-    best = max(finished, key=_accuracy, default=None)
+    best = max(finished, key=accuracy, default=None)
     if best is None:
         return None
-    inside = [curve for curve in finished if _accuracy(curve) >= _accuracy(best) - BASIN_WITHIN]
+    inside = [curve for curve in finished if accuracy(curve) >= accuracy(best) - BASIN_WITHIN]
     values = [float(curve.axes[axis]) for curve in inside]
     return Basin(best=best.axes[axis], low=min(values), high=max(values), within=BASIN_WITHIN,
                  n=len(values), finished=len(finished))  # fmt: skip

@@ -14,8 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.families import best_trial, device, total
-from orchestrator.compare.runs import Array, Curve, Values, search_trials
+from orchestrator.compare.runs import (
+    Array,
+    Curve,
+    Values,
+    best_trial,
+    device,
+    search_trials,
+    total,
+)
 from orchestrator.compare.statistics import (
     ALPHA,
     Difference,
@@ -29,7 +36,6 @@ from orchestrator.compare.statistics import (
     mean_series,
     paired_t,
     permutation,
-    standard_error,
 )
 
 BINS = "calibration.bins"
@@ -312,6 +318,13 @@ class PairResult:
         return (self.a, self.b) if self.verdict is PairVerdict.A_BETTER else (self.b, self.a)
 
 
+def describe_verdict(pair: PairResult) -> str:
+    """The verdict with the families' names."""
+    if pair.better_and_worse is None:
+        return f"no difference between {pair.a} and {pair.b}"
+    return "{} better than {}".format(*pair.better_and_worse)
+
+
 def compare_pairs(families: Mapping[str, Sequence[Curve]]) -> list[PairResult]:
     """Every pair of families that has finals, with Holm's correction across the pairs."""
     finals = {label: finals_of(curves) for label, curves in families.items()}
@@ -383,6 +396,6 @@ def _mcnemar(a: Final, b: Final) -> float | None:
 
 
 def _of_models(images: Array) -> Difference | None:
-    error = standard_error(images)
+    error = float(np.std(images, ddof=1) / np.sqrt(images.size))
     mean = float(images.mean())
     return Difference(mean=mean, error=error, freedom=images.size - 1) if error else None

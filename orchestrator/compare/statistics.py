@@ -64,8 +64,7 @@ def mean_interval(
 
     ``bounds`` are those of the quantity itself: cutting the interval there loses no coverage.
     """
-    n, error = len(values), standard_error(values)
-    mean = math.fsum(values) / n
+    n, mean, error = len(values), math.fsum(values) / len(values), standard_error(values)
     if error is None:
         return MeanInterval(mean=mean, low=None, high=None, level=level, n=n)
     half = t_quantile(0.5 + level / 2, n - 1) * error
@@ -85,14 +84,14 @@ class MeanSeries:
 
 def mean_series(values: Array, level: float = LEVEL) -> MeanSeries:
     """:func:`mean_interval` at every place of ``values``, (n, ...)."""
-    places = [mean_interval(column, level) for column in values.reshape(len(values), -1).T.tolist()]
+    n, shape = len(values), values.shape[1:]
+    places = [mean_interval(column, level) for column in values.reshape(n, -1).T.tolist()]
     mean, low, high = (
-        np.reshape(np.array([getattr(place, part) for place in places]), values.shape[1:])
+        np.reshape([getattr(place, part) for place in places], shape)
         for part in ("mean", "low", "high")
     )
-    if len(values) < 2:
-        return MeanSeries(n=len(values), mean=mean, low=None, high=None)
-    return MeanSeries(n=len(values), mean=mean, low=low, high=high)
+    some = n > 1
+    return MeanSeries(n=n, mean=mean, low=low if some else None, high=high if some else None)
 
 
 def share_interval(hits: int, n: int, level: float = LEVEL) -> MeanInterval:

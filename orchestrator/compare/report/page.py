@@ -17,9 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator import wording
-from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.finals import PooledProbes
+from orchestrator.compare.finals import PooledProbes, describe_verdict
 from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, reproduce
 from orchestrator.compare.report.claim_figures import claim_figures, on_axis
@@ -43,7 +42,7 @@ SECTIONS = {
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
-    wording.percent, wording.points, wording.recipe_text, wording.seconds, wording.signed,
+    wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
     wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
     on_axis, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
@@ -97,7 +96,7 @@ def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
     return [
         ("claim" if len(comparison.runs) == 1 else f"claim-{place}", claim, run)
         for place, run in enumerate(comparison.runs)
-        if (claim := run.header.get("spec", {}).get("claim"))
+        if (claim := run.state.spec.claim)
     ]
 
 

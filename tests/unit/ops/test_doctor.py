@@ -99,3 +99,35 @@ def test_versions_that_nobody_tested_are_named(tmp_path: Path) -> None:
     (line,) = doctor.pin_mistakes(pins)
     assert line.startswith("click is ")
     assert doctor.pin_mistakes(tmp_path / "missing.txt") == []
+
+
+def test_a_probe_lies_in_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    for storage in ("shared", "shared/runs", "shared/a/b"):
+        place = doctor.probe_place(f"file://{tmp_path}/{storage}", "probe")
+        assert place == f"file://{tmp_path}/shared/probe"
+    assert doctor.probe_place("s3://bucket/runs", "probe") == "s3://bucket/runs/probe"
+
+
+def test_a_node_without_a_gpu_leaves_its_name_in_the_storage(tmp_path: Path) -> None:
+    storage = f"file://{tmp_path}"
+    answer = doctor.inspect_node("n", storage=storage, probe="probe", gpus=0, backbones=[])
+    assert (answer.wrote, answer.torch_gpus, answer.problems) == (True, None, ())
+    head = doctor.inspect_from_head(
+        storage=storage,
+        probes={"probe": "n", "nowhere": "m"},
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        dashboard=None,
+    )
+    (problem,) = head.problems
+    assert "does not see what node m wrote" in problem
+    doctor.remove_probe(storage=storage, probe="probe")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_cluster_the_json_has_no_nodes() -> None:
+    facts: dict[str, object] = {"python": "3", "cluster": None}
+    found = doctor.Findings(facts=facts, versions={}, nodes=None, warnings=["w"], problems=["p"])
+    assert found.as_dict() == {**facts, "versions": {}, "warnings": ["w"], "problems": ["p"]}
+    with_nodes = doctor.Findings(facts=facts, versions={}, nodes=[], warnings=[], problems=[])
+    assert with_nodes.as_dict()["nodes"] == []
