@@ -49,8 +49,8 @@ def locate(path: Path, spec: DataSpec) -> Source:
             f"a dataset needs at least two classes; {path} has only {names[0]!r} ({LAYOUT_HELP}). "
             "Fix: add the other classes' folders, or give the folder above"
         )
-    for split, found in classes.items():
-        unknown = sorted(set(found) - set(names))
+    for split, split_classes in classes.items():
+        unknown = sorted(set(split_classes) - set(names))
         if unknown:
             raise UserError(
                 f"classes of {split} must be classes of train; {splits[split]} has {unknown[0]!r}, "
@@ -71,18 +71,18 @@ def locate(path: Path, spec: DataSpec) -> Source:
 
 def _split_roots(path: Path) -> dict[str, Path]:
     """The folder of each split; the whole folder is train unless it has ``train/CLASS/``."""
-    found: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     folders = _folders(path)
     for split, names in SPLIT_FOLDERS.items():
         for folder in folders:
-            if split not in found and folder.name.lower() in names and _folders(folder):
-                found[split] = folder
-    if found and "train" not in found and len(found) == len(folders):
+            if split not in splits and folder.name.lower() in names and _folders(folder):
+                splits[split] = folder
+    if splits and "train" not in splits and len(splits) == len(folders):
         raise UserError(
-            f"an image folder with {' and '.join(f.name for f in found.values())} needs train/ "
+            f"an image folder with {' and '.join(f.name for f in splits.values())} needs train/ "
             f"beside them; {path} has none ({LAYOUT_HELP}). Fix: add train/CLASS/ folders"
         )
-    return found if "train" in found else {"train": path}
+    return splits if "train" in splits else {"train": path}
 
 
 def _folders(path: Path) -> list[Path]:

@@ -41,9 +41,9 @@ class Layout:
 def split_of(file: Path) -> str:
     """``train``, ``val`` or ``test`` from a file's name, or else its folders'; else ``train``."""
     for text in (file.stem, *reversed(file.parts[:-1])):
-        found = SPLIT_WORDS.search(text.lower())
-        if found:
-            return ("train", "val", "test")[found.lastindex - 1 if found.lastindex else 0]
+        match = SPLIT_WORDS.search(text.lower())
+        if match:
+            return ("train", "val", "test")[match.lastindex - 1 if match.lastindex else 0]
     return "train"
 
 
@@ -134,7 +134,7 @@ def _is_label(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def _features(schema: Any) -> dict[str, object]:
     """Hugging Face's description of the columns, kept as JSON in the schema's metadata."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]

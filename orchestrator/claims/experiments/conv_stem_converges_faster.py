@@ -109,7 +109,7 @@ def events(results: Sequence[TrialResult], share: float) -> tuple[Array, Array]:
     """Epochs to the accuracy, or to the end of a run that never reached it, and whether it did."""
     took = [times_to(result, share, "epochs") for result in results]
     lasted = [float(c.asked_epochs) if t is None else t for c, t in zip(results, took, strict=True)]
-    return np.array(lasted), np.array([one is not None for one in took])
+    return np.array(lasted), np.array([time is not None for time in took])
 
 
 def _survival(results: Sequence[TrialResult]) -> Picture:
@@ -119,8 +119,8 @@ def _survival(results: Sequence[TrialResult]) -> Picture:
     curves, samples = [], []
     horizon = float(max(result.asked_epochs for result in results))
     for place, family in enumerate(FAMILIES):
-        lasted, there = events(select(results, family=family), SHOWN)
-        samples.append(CensoredData(uncensored=lasted[there], right=lasted[~there]))
+        lasted, arrived = events(select(results, family=family), SHOWN)
+        samples.append(CensoredData(uncensored=lasted[arrived], right=lasted[~arrived]))
         estimate = ecdf(samples[-1]).cdf
         x = (0.0, *map(float, estimate.quantiles), horizon)
         shares = (0.0, *estimate.probabilities, estimate.probabilities[-1])

@@ -13,9 +13,9 @@ from orchestrator.compare.report.figures import (
     Figure,
     Table,
     color,
+    figure_of,
     marker,
     new_plot,
-    to_svg,
 )  # fmt: skip
 from orchestrator.compare.runs import Values
 from orchestrator.wording import NONE, count, p_text
@@ -43,21 +43,37 @@ def on_axis(value: float, unit: str) -> float:
 def _effects(claim: Values, verdict: Values, name: str) -> Figure:
     """Each effect with its interval and its seeds, against the smallest one of interest."""
     unit, effects = claim["unit"], [*verdict["effects"], *verdict["others"]]
-    head = ["effect", "mean", "low", "high", "seeds", "p after Holm", "verdict", "unit"]
+    shown = [effect for effect in effects if effect["unit"] == unit][::-1]
+    with new_plot(size=(4.4, 0.8 + 0.48 * len(shown)), grid="x") as (plot, axes):
+        for place, effect in enumerate(shown):
+            ink = color(0) if "verdict" in effect else MUTED
+            seeds = [on_axis(value, unit) for value in effect["values"]]
+            axes.plot(seeds, [place] * len(seeds), "|", color=MUTED, markersize=7)
+            if effect["low"] is not None:
+                low, high = (on_axis(effect[end], unit) for end in ("low", "high"))
+                axes.hlines(place, low, high, color=ink, linewidth=2.2)
+            axes.plot(on_axis(effect["mean"], unit), place, "o", color=ink, markersize=6)
+            axes.annotate(effect["name"], (0, place + 0.3), xycoords=axes.get_yaxis_transform(),
+                          fontsize=8.5)  # fmt: skip
+        smallest = on_axis(claim["smallest_effect"], unit)
+        axes.axvline(on_axis(0.0, unit), color=MUTED, linewidth=0.9)
+        axes.axvline(smallest, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set(yticks=[], ylim=(-0.4, len(shown) - 0.1))
+        axes.spines["left"].set_visible(False)
+        if unit == "ratio":
+            _plain_log(axes)
+        axes.set_xlabel(UNIT_WORDS[unit])
     caption = (
         f"Effects with their {100 * verdict['level']:g} % intervals over seeds, above "
         f"{'1' if unit == 'ratio' else '0'} in favour of the claim; only those with a verdict "
         "decide"
     )
-    return Figure(
+    head = ["effect", "mean", "low", "high", "seeds", "p after Holm", "verdict", "unit"]
+    return figure_of(
+        plot,
         name=f"{name}-effects",
         title="Effects",
-        svg=_effects_svg(
-            [effect for effect in effects if effect["unit"] == unit],
-            smallest=claim["smallest_effect"],
-            unit=unit,
-            name=f"{name}-effects",
-        ),
+        label=f"Effects with their intervals: {', '.join(e['name'] for e in shown[::-1])}",
         data=Table(head, [_effect_row(effect) for effect in effects], caption),
     )
 
@@ -73,29 +89,6 @@ def _effect_row(effect: Values) -> list[str]:
         effect.get("verdict", NONE),
         UNIT_WORDS[unit] + ("" if bound == "exact" else f" ({bound})"),
     ]
-
-
-def _effects_svg(rows: Sequence[Values], *, smallest: float, unit: str, name: str) -> str:
-    with new_plot(size=(4.4, 0.8 + 0.48 * len(rows)), grid="x") as (plot, axes):
-        for place, row in enumerate(rows[::-1]):
-            ink = color(0) if "verdict" in row else MUTED
-            seeds = [on_axis(value, unit) for value in row["values"]]
-            axes.plot(seeds, [place] * len(seeds), "|", color=MUTED, markersize=7)
-            if row["low"] is not None:
-                low, high = (on_axis(row[end], unit) for end in ("low", "high"))
-                axes.hlines(place, low, high, color=ink, linewidth=2.2)
-            axes.plot(on_axis(row["mean"], unit), place, "o", color=ink, markersize=6)
-            axes.annotate(row["name"], (0, place + 0.3), xycoords=axes.get_yaxis_transform(),
-                          fontsize=8.5)  # fmt: skip
-        axes.axvline(on_axis(0.0, unit), color=MUTED, linewidth=0.9)
-        axes.axvline(on_axis(smallest, unit), color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set(yticks=[], ylim=(-0.4, len(rows) - 0.1))
-        axes.spines["left"].set_visible(False)
-        if unit == "ratio":
-            _plain_log(axes)
-        axes.set_xlabel(UNIT_WORDS[unit])
-        label = f"Effects with their intervals: {', '.join(row['name'] for row in rows)}"
-        return to_svg(plot, name=name, label=label)
 
 
 def _plain_log(axes: Axes) -> None:
@@ -125,12 +118,17 @@ def _lines(diagram: Values, name: str) -> Figure:
         if diagram["ticks"]:
             axes.set_xticks(range(len(diagram["ticks"])), diagram["ticks"])
         axes.set(xlabel=diagram["x_label"], ylabel=diagram["y_label"])
-        names = [series["name"] for series in diagram["series"]]
-        svg = to_svg(plot, name=name, label=f"{diagram['title']}: {', '.join(names)}")
+    names = [series["name"] for series in diagram["series"]]
     head = ["series", diagram["x_label"], diagram["y_label"], "low", "high", "seeds"]
     rows = [row for series in diagram["series"] for row in _points(series, diagram["ticks"], scale)]
-    data = Table(head, rows, f"{diagram['title']}, mean and 95 % interval")
-    return Figure(name=name, title=diagram["title"], svg=svg, data=data, series=names)
+    return figure_of(
+        plot,
+        name=name,
+        title=diagram["title"],
+        label=f"{diagram['title']}: {', '.join(names)}",
+        data=Table(head, rows, f"{diagram['title']}, mean and 95 % interval"),
+        series=names,
+    )
 
 
 def _line(axes: Axes, series: Values, scale: float) -> None:

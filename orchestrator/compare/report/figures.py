@@ -21,13 +21,14 @@ from markupsafe import Markup
 from orchestrator.compare.budget import spending
 from orchestrator.compare.expected_best import BudgetCurve
 from orchestrator.compare.runs import Array, Curve
-from orchestrator.wording import MISSING, NONE, count, percent, recipe_text, seconds
+from orchestrator.wording import MISSING, NONE, count, duration, percent, recipe_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Plot
 
 Families = Mapping[str, Sequence[Curve]]
+Write = Callable[[float], str]
 Places = Mapping[str, int]  # a family's place in the order of colours and marks
 
 INK = "#010203"
@@ -146,10 +147,22 @@ def new_plot(
         yield plot, axes
 
 
-def to_svg(plot: Plot, *, name: str, label: str) -> str:
-    """``plot`` as an ``<svg>`` element: no ids but its own, no address, ``label`` as its alt."""
+def figure_of(
+    plot: Plot,
+    *,
+    name: str,
+    title: str,
+    label: str,
+    data: Table,
+    family: int | None = None,
+    series: Sequence[str] = (),
+) -> Figure:
+    """``plot`` as a figure: no ids but its own, no address, ``label`` as its alt text."""
+    import matplotlib
+
     target = io.StringIO()
-    plot.savefig(target, format="svg", transparent=True, dpi=160)
+    with matplotlib.rc_context(STYLE):
+        plot.savefig(target, format="svg", transparent=True, dpi=160)
     text = target.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
@@ -158,7 +171,8 @@ def to_svg(plot: Plot, *, name: str, label: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
     text = re.sub(r"font-family: [^;\"]+;?", "", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+    svg = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+    return Figure(name=name, title=title, svg=svg, data=data, family=family, series=series)
 
 
 def share_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -172,20 +186,15 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
 
 def against_cost(search: Families) -> list[Figure]:
     """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
-    best = _finished_best(search)
-    units = (("seconds", "Device seconds", seconds), ("flops", "FLOPs", count))
-    limits = share_limits(best)
-    return [_against_cost(search, *unit, limits=limits) for unit in units] if best else []
+    if not _finished_best(search):
+        return []
+    return [
+        _against_cost(search, "seconds", "Device seconds", duration),
+        _against_cost(search, "flops", "FLOPs", count),
+    ]
 
 
-def _against_cost(
-    search: Families,
-    cost: str,
-    title: str,
-    write: Callable[[float], str],
-    *,
-    limits: tuple[float, float],
-) -> Figure:
+def _against_cost(search: Families, cost: str, title: str, write: Write) -> Figure:
     from matplotlib.ticker import EngFormatter
 
     what = "device seconds" if cost == "seconds" else "FLOPs"
@@ -211,17 +220,19 @@ def _against_cost(
             axes.set_xlim(left=0)
         if cost == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set(
-            ylim=limits, xlabel=f"{what} of one training", ylabel="best validation accuracy, %"
-        )
-        label = f"Best validation accuracy of {len(everything)} finished trials against {what}"
-        svg = to_svg(plot, name=f"cost-{cost}", label=label)
+        axes.set(ylim=share_limits(_finished_best(search)), xlabel=f"{what} of one training")
+        axes.set_ylabel("best validation accuracy, %")
     rows = [
         [c.trial, c.family, percent(value), write(spent) if np.isfinite(spent) else MISSING]
         for spent, value, c in sorted(trials, key=lambda trial: -trial[1])
     ]
-    data = Table(["trial", "family", "best val", title], rows, "Finished trials, best first")
-    return Figure(name=f"cost-{cost}", title=title, svg=svg, data=data)
+    return figure_of(
+        plot,
+        name=f"cost-{cost}",
+        title=title,
+        label=f"Best validation accuracy of {len(everything)} finished trials against {what}",
+        data=Table(["trial", "family", "best val", title], rows, "Finished trials, best first"),
+    )
 
 
 def _finished_best(search: Families) -> list[float]:
@@ -244,14 +255,8 @@ def learning_curves(search: Families) -> list[Figure]:
     values = [value for c in reported for value in c.val_top1.tolist() if np.isfinite(value)]
     limits, epochs = share_limits(values), max((int(c.epoch[-1]) for c in reported), default=0)
     return [
-        Figure(
-            name=f"curve-{index}",
-            title=family,
-            family=index,
-            svg=_curves_svg(curves, index=index, limits=limits, epochs=epochs),
-            data=_curves_table(curves),
-        )
-        for index, (family, curves) in enumerate(search.items())
+        _curves(curves, index, limits, epochs)
+        for index, curves in enumerate(search.values())
         if any(c.epoch.size for c in curves)
     ]
 
@@ -272,9 +277,9 @@ def _curves_table(curves: Sequence[Curve]) -> Table:
     return Table(head, rows, "Trials, finished ones first")
 
 
-def _curves_svg(
-    curves: Sequence[Curve], *, index: int, limits: tuple[float, float], epochs: int
-) -> str:
+def _curves(
+    curves: Sequence[Curve], index: int, limits: tuple[float, float], epochs: int
+) -> Figure:
     """Accuracy against epoch: rungs dotted, × pruned, + failed, the best finished trial thick."""
     from matplotlib.ticker import MaxNLocator
 
@@ -306,10 +311,16 @@ def _curves_svg(
         axes.set(xlim=(0.5, epochs + 0.5), ylim=limits)
         axes.set(xlabel="epoch", ylabel="validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        states = [curve.status for curve in curves]
-        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        label = f"Learning curves of {curves[0].family}: validation accuracy by epoch of {counts}"
-        return to_svg(plot, name=f"curve-{index}", label=f"{label} trials")
+    family, states = curves[0].family, [curve.status for curve in curves]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    return figure_of(
+        plot,
+        name=f"curve-{index}",
+        title=family,
+        label=f"Learning curves of {family}: validation accuracy by epoch of {counts} trials",
+        data=_curves_table(curves),
+        family=index,
+    )
 
 
 def _lines(axes: Axes, lines: Sequence[tuple[Array, Array]], **style: Any) -> None:
@@ -331,24 +342,14 @@ def _ends(axes: Axes, curves: Sequence[Curve], mark: str, ink: str) -> None:
 
 def best_so_far(search: Families) -> list[Figure]:
     """Best finished accuracy against what a family had spent, one step line a family."""
-    limits = share_limits(_finished_best(search))
-    units: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
-        ("trials", "By trials", "trials ended", "{:.0f}".format),
-        ("gpu_seconds", "By device time", "device seconds spent", seconds),
-        ("flops", "By FLOPs", "FLOPs spent", count),
-    )
-    return [_best_so_far(search, *unit, limits=limits) for unit in units]
+    return [
+        _best_so_far(search, "trials", "By trials", "trials ended", "{:.0f}".format),
+        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent", duration),
+        _best_so_far(search, "flops", "By FLOPs", "FLOPs spent", count),
+    ]
 
 
-def _best_so_far(
-    search: Families,
-    unit: str,
-    title: str,
-    what: str,
-    write: Callable[[float], str],
-    *,
-    limits: tuple[float, float],
-) -> Figure:
+def _best_so_far(search: Families, unit: str, title: str, what: str, write: Write) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     rows = []
@@ -361,14 +362,18 @@ def _best_so_far(
             steps = zip(spent.tolist(), best.tolist(), strict=True)
             rows += [[family, write(at), percent(value)] for at, value in steps]
         axes.set_xlim(left=0)
-        axes.set(ylim=limits, xlabel=what, ylabel="best finished, %")
+        axes.set(ylim=share_limits(_finished_best(search)), xlabel=what, ylabel="best finished, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
         if unit == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-        label = f"Best validation accuracy of a finished trial against {what}"
-        svg = to_svg(plot, name=f"budget-{unit}", label=label)
     head, caption = ["family", what, "best finished"], "Where the best improved, and the end"
-    return Figure(name=f"budget-{unit}", title=title, svg=svg, data=Table(head, rows, caption))
+    return figure_of(
+        plot,
+        name=f"budget-{unit}",
+        title=title,
+        label=f"Best validation accuracy of a finished trial against {what}",
+        data=Table(head, rows, caption),
+    )
 
 
 def changes(spent: Array, best: Array) -> tuple[Array, Array]:
@@ -386,20 +391,11 @@ def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]
     """Each family's expected best with its band; cut off where the bands are widest."""
     ends = [float(edge[-1]) for curve in curves for edge in (curve.low, curve.high)]
     limits = share_limits([*ends, *[v for c in curves for v in c.expected_best.tolist()]])
-    return [
-        Figure(
-            name=f"expected-{places[curve.family]}",
-            title=curve.family,
-            family=places[curve.family],
-            svg=_banded_svg(curve, index=places[curve.family], limits=limits),
-            data=_expected_table([curve], "trials"),
-        )
-        for curve in curves
-    ]
+    return [_banded(curve, places[curve.family], limits) for curve in curves]
 
 
 def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
-    write: Callable[[float], str] = "{:.0f}".format if unit == "trials" else seconds
+    write: Write = "{:.0f}".format if unit == "trials" else duration
     rows = [
         [curve.family, write(float(at)), *[percent(float(share)) for share in shares]]
         for curve in curves
@@ -412,7 +408,7 @@ def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
     return Table(head, rows, "Expected best and its 95 % simultaneous band")
 
 
-def _banded_svg(curve: BudgetCurve, *, index: int, limits: tuple[float, float]) -> str:
+def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figure:
     """One family's expected best and its band against trials, device seconds on top."""
     from matplotlib.ticker import MaxNLocator
 
@@ -431,30 +427,43 @@ def _banded_svg(curve: BudgetCurve, *, index: int, limits: tuple[float, float]) 
             top = axes.secondary_xaxis("top", functions=(lambda k: k * price, lambda s: s / price))
             top.xaxis.set_major_locator(MaxNLocator(4))
             top.set_xlabel("device seconds")
-        label = f"Expected best of {curve.family} against trials, with its 95 % band"
-        return to_svg(plot, name=f"expected-{index}", label=label)
+    return figure_of(
+        plot,
+        name=f"expected-{index}",
+        title=curve.family,
+        label=f"Expected best of {curve.family} against trials, with its 95 % band",
+        data=_expected_table([curve], "trials"),
+        family=index,
+    )
 
 
 def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
-    """The lines of several families alone, to be compared, by trials and by device time."""
-    units = (
-        ("trials", "All by trials", "trials"),
-        ("seconds", "All by device time", "device seconds"),
+    """The lines of several families alone, to be compared; nothing for one family."""
+    if len(curves) < 2:
+        return []
+    return [
+        _together(curves, places, "trials", "All by trials", "trials"),
+        _together(curves, places, "seconds", "All by device time", "device seconds"),
+    ]
+
+
+def _together(
+    curves: Sequence[BudgetCurve], places: Places, unit: str, title: str, what: str
+) -> Figure:
+    with new_plot() as (plot, axes):
+        for curve in curves:
+            index, x, y = places[curve.family], getattr(curve, unit), 100 * curve.expected_best
+            if x is not None:
+                style = "solid" if curve.valid else "dashed"
+                axes.plot(x, y, color=color(index), linewidth=2.0, linestyle=style)
+                axes.plot(x[-1:], y[-1:], marker(index), color=color(index), markersize=5.5)
+        axes.set_xlim(left=0)
+        limits = share_limits([v for c in curves for v in c.expected_best.tolist()])
+        axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
+    return figure_of(
+        plot,
+        name=f"expected-{unit}",
+        title=title,
+        label=f"Expected best validation accuracy of every family against {what}",
+        data=_expected_table(curves, unit),
     )
-    made = []
-    for unit, title, what in units if len(curves) > 1 else ():
-        with new_plot() as (plot, axes):
-            for curve in curves:
-                index, x, y = places[curve.family], getattr(curve, unit), 100 * curve.expected_best
-                if x is not None:
-                    style = "solid" if curve.valid else "dashed"
-                    axes.plot(x, y, color=color(index), linewidth=2.0, linestyle=style)
-                    axes.plot(x[-1:], y[-1:], marker(index), color=color(index), markersize=5.5)
-            axes.set_xlim(left=0)
-            axes.set_ylim(*share_limits([v for c in curves for v in c.expected_best.tolist()]))
-            axes.set(xlabel=what, ylabel="expected best, %")
-            label = f"Expected best validation accuracy of every family against {what}"
-            svg = to_svg(plot, name=f"expected-{unit}", label=label)
-        data = _expected_table(curves, unit)
-        made.append(Figure(name=f"expected-{unit}", title=title, svg=svg, data=data))
-    return made

@@ -15,10 +15,10 @@ from orchestrator.compare.report.figures import (
     Places,
     Table,
     color,
+    figure_of,
     marker,
     new_plot,
     share_limits,
-    to_svg,
 )  # fmt: skip
 from orchestrator.compare.runs import Array
 from orchestrator.compare.statistics import MeanInterval
@@ -84,10 +84,13 @@ def _by_step(
             shares = zip(x, curve.mean.tolist(), strict=True)
             rows += [[family, f"{step:g}", percent(share)] for step, share in shares]
         axes.set(ylim=share_limits(means), xlabel=what[0], ylabel=what[1])
-        name = f"probe-{title.split()[0].lower()}"
-        svg = to_svg(plot, name=name, label=f"{what[1]} against {what[0]}: {', '.join(pooled)}")
-    data = Table(["family", what[0], what[1].removesuffix(", %")], rows, f"{what[1]}, mean")
-    return Figure(name=name, title=title, svg=svg, data=data)
+    return figure_of(
+        plot,
+        name=f"probe-{title.split()[0].lower()}",
+        title=title,
+        label=f"{what[1]} against {what[0]}: {', '.join(pooled)}",
+        data=Table(["family", what[0], what[1].removesuffix(", %")], rows, f"{what[1]}, mean"),
+    )
 
 
 def _steps(asked: Any, n: int, *, percent: bool) -> list[float]:
@@ -110,15 +113,18 @@ def _attention(heads: Mapping[str, Array], places: Places) -> Figure:
             axes.plot(layers, mean.mean(axis=1), color=color(place), linewidth=1.8)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="layer, first to last", ylabel="attention distance, pixels")
-        label = f"Mean attention distance by layer and head: {', '.join(heads)}"
-        svg = to_svg(plot, name="probe-attention", label=label)
     rows = [
         [family, str(layer), f"{np.mean(mean):.1f}", " ".join(f"{head:.1f}" for head in mean)]
         for family, means in heads.items()
         for layer, mean in enumerate(means, start=1)
     ]
-    data = Table(["family", "layer", "mean", "by head"], rows, "Pixels of the input")
-    return Figure(name="probe-attention", title="Attention distance", svg=svg, data=data)
+    return figure_of(
+        plot,
+        name="probe-attention",
+        title="Attention distance",
+        label=f"Mean attention distance by layer and head: {', '.join(heads)}",
+        data=Table(["family", "layer", "mean", "by head"], rows, "Pixels of the input"),
+    )
 
 
 def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -> Figure:
@@ -131,15 +137,18 @@ def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -
             axes.plot(x, y, f"{marker(places[family])}-", color=color(places[family]),
                       linewidth=1.6, markersize=4.5)  # fmt: skip
         axes.set(xlim=(0, 101), ylim=(0, 101), xlabel="confidence, %", ylabel="accuracy, %")
-        label = f"Accuracy against confidence: {', '.join(bins)}"
-        svg = to_svg(plot, name="probe-calibration", label=label)
     rows = [
         [family, percent(entry.confidence), percent(entry.accuracy), str(entry.count)]
         for family, entries in bins.items()
         for entry in entries
     ]
-    data = Table(["family", "confidence", "accuracy", "images"], rows, "All seeds together")
-    return Figure(name="probe-calibration", title="Calibration", svg=svg, data=data)
+    return figure_of(
+        plot,
+        name="probe-calibration",
+        title="Calibration",
+        label=f"Accuracy against confidence: {', '.join(bins)}",
+        data=Table(["family", "confidence", "accuracy", "images"], rows, "All seeds together"),
+    )
 
 
 def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
@@ -155,7 +164,11 @@ def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds for one image")
-        svg = to_svg(plot, name="probe-latency", label=f"Latency: {', '.join(values)}")
     rows = [[family, number(value, 1, " ms")] for family, value in values.items()]
-    data = Table(["family", "latency"], rows, "Median of the calls, mean over seeds")
-    return Figure(name="probe-latency", title="Latency", svg=svg, data=data)
+    return figure_of(
+        plot,
+        name="probe-latency",
+        title="Latency",
+        label=f"Latency: {', '.join(values)}",
+        data=Table(["family", "latency"], rows, "Median of the calls, mean over seeds"),
+    )

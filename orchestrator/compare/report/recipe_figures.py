@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.importance import AxisImportance, Importance, Trials, at_equal_budget
+from orchestrator.compare.importance import Importance, Trials, at_equal_budget
 from orchestrator.compare.report.figures import (
     INK,
     MUTED,
@@ -16,8 +16,8 @@ from orchestrator.compare.report.figures import (
     Figure,
     Table,
     color,
+    figure_of,
     new_plot,
-    to_svg,
 )  # fmt: skip
 from orchestrator.compare.runs import Array
 from orchestrator.wording import axis_name, percent, recipe_text, value_text
@@ -39,56 +39,38 @@ def recipe_figures(families: Families, comparison: Comparison) -> tuple[list[Fig
         entry = important.get(family)
         if entry is None or trials is None:
             continue
-        title = f"{family}, after epoch {trials.epoch}"
-        svg = _bars_svg(entry.axes, index=index, limits=limits)
-        bars.append(
-            Figure(
-                name=f"axes-{index}", title=title, family=index, svg=svg, data=_bars_table(entry)
-            )
-        )
-        order = [axis.axis for axis in entry.axes]
-        svg = _lines_svg(trials, order, index=index)
-        data = _trials_table(trials, order)
-        lines.append(Figure(name=f"lines-{index}", title=title, family=index, svg=svg, data=data))
+        bars.append(_bars(entry, index, limits))
+        lines.append(_lines(trials, [axis.axis for axis in entry.axes], index))
     return bars, lines
 
 
-def _bars_table(entry: Importance) -> Table:
-    rows = [
-        [axis_name(axis.axis), percent(axis.share), percent(axis.low), percent(axis.high)]
-        for axis in entry.axes
-    ]
-    caption = (
-        f"{entry.n} trials; the forest explains {percent(entry.explained)} of the variance "
-        "of held-out ones"
-    )
-    return Table(["axis", "share of variance", "lowest", "highest"], rows, caption)
-
-
-def _trials_table(trials: Trials, order: Sequence[str]) -> Table:
-    ranked = sorted(zip(trials.values, trials.curves, strict=True), key=lambda pair: -pair[0])
-    rows = [
-        [curve.trial, percent(float(value)), recipe_text({a: curve.axes.get(a) for a in order})]
-        for value, curve in ranked
-    ]
-    caption = f"Accuracy after epoch {trials.epoch}, best first"
-    return Table(["trial", "accuracy", "recipe"], rows, caption)
-
-
-def _bars_svg(entries: Sequence[AxisImportance], *, index: int, limits: tuple[float, float]) -> str:
+def _bars(entry: Importance, index: int, limits: tuple[float, float]) -> Figure:
     """Importance of each axis, the most important on top, with its range over seeds."""
-    upwards = entries[::-1]
-    with new_plot(size=(4.1, 1.1 + 0.3 * len(entries)), grid="x") as (plot, axes):
-        share = 100 * np.array([entry.share for entry in upwards])
-        ends = 100 * np.array([[entry.low, entry.high] for entry in upwards])
-        rows = np.arange(len(entries))
+    names, upwards = [axis_name(axis.axis) for axis in entry.axes], entry.axes[::-1]
+    with new_plot(size=(4.1, 1.1 + 0.3 * len(upwards)), grid="x") as (plot, axes):
+        share = 100 * np.array([axis.share for axis in upwards])
+        ends = 100 * np.array([[axis.low, axis.high] for axis in upwards])
+        rows = np.arange(len(upwards))
         axes.barh(rows, np.maximum(share, 0), color=color(index), alpha=0.55, height=0.6)
         axes.hlines(rows, ends[:, 0], ends[:, 1], color=INK, linewidth=1.2)
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set(xlim=limits, xlabel="share of the variance, %")
-        axes.set_yticks(rows, [axis_name(entry.axis) for entry in upwards])
-        label = ", ".join(f"{axis_name(e.axis)} {100 * e.share:.0f} %" for e in entries)
-        return to_svg(plot, name=f"axes-{index}", label=f"Importance of recipe axes: {label}")
+        axes.set_yticks(rows, names[::-1])
+    shares = [(n, a.share, a.low, a.high) for n, a in zip(names, entry.axes, strict=True)]
+    label = ", ".join(f"{name} {100 * share:.0f} %" for name, share, _, _ in shares)
+    explained = f"the forest explains {percent(entry.explained)} of the variance of held-out ones"
+    return figure_of(
+        plot,
+        name=f"axes-{index}",
+        title=f"{entry.family}, after epoch {entry.epoch}",
+        label=f"Importance of recipe axes: {label}",
+        data=Table(
+            ["axis", "share of variance", "lowest", "highest"],
+            [[name, *map(percent, values)] for name, *values in shares],
+            f"{entry.n} trials; {explained}",
+        ),
+        family=index,
+    )
 
 
 def _bar_limits(important: Sequence[Importance]) -> tuple[float, float]:
@@ -97,7 +79,7 @@ def _bar_limits(important: Sequence[Importance]) -> tuple[float, float]:
     return max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
 
 
-def _lines_svg(trials: Trials, order: Sequence[str], *, index: int) -> str:
+def _lines(trials: Trials, order: Sequence[str], index: int) -> Figure:
     """Every trial a line across the axes in ``order``, accuracy last; the better, the stronger."""
     heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(trials.values)]
     lines = np.column_stack(heights)  # (N, axes + 1)
@@ -119,9 +101,19 @@ def _lines_svg(trials: Trials, order: Sequence[str], *, index: int) -> str:
         names = [*map(axis_name, order), "accuracy"]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-        family = trials.curves[0].family
-        label = f"{len(ranked)} trials of {family} across {', '.join(names)}, after epoch"
-        return to_svg(plot, name=f"lines-{index}", label=f"{label} {trials.epoch}")
+    family, by_value = trials.curves[0].family, np.argsort(-trials.values, kind="stable")
+    curves = [(trials.curves[place], float(trials.values[place])) for place in by_value]
+    recipes = [recipe_text({axis: c.axes.get(axis) for axis in order}) for c, _ in curves]
+    rows = [[c.trial, percent(v), r] for (c, v), r in zip(curves, recipes, strict=True)]
+    after = f"after epoch {trials.epoch}"
+    return figure_of(
+        plot,
+        name=f"lines-{index}",
+        title=f"{family}, {after}",
+        label=f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}",
+        data=Table(["trial", "accuracy", "recipe"], rows, f"Accuracy {after}, best first"),
+        family=index,
+    )
 
 
 def _shown(values: Array) -> Array:
