@@ -86,7 +86,7 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
             height=dataset.height,
             width=dataset.width,
             trained=facts,
-            said=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
+            summary=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
             f"{facts['dataset']}: accuracy {facts['val_top1']:.4f} on validation{test}.",
         )
         temporary.chmod(0o755)  # mkdtemp's are private
