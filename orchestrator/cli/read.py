@@ -72,16 +72,19 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
     folders = [run_folder(run, storage) for run in dict.fromkeys(name)]
     if out and not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
-    from orchestrator import compare as comparing
+    from orchestrator.compare.comparison import compare as compare_runs
+    from orchestrator.compare.report.page import report_html
+    from orchestrator.compare.runs import load
+    from orchestrator.compare.table import table_text
 
-    runs = [comparing.load(folder) for folder in folders]
-    comparison = comparing.compare(runs)
+    runs = [load(folder) for folder in folders]
+    comparison = compare_runs(runs)
     if as_json:
         show(comparison.as_dict())
     else:
-        click.echo(comparing.table_text(comparison))
+        click.echo(table_text(comparison))
     if out:
-        Path(out).write_text(comparing.report_html(comparison), encoding="utf-8")
+        Path(out).write_text(report_html(comparison), encoding="utf-8")
         log.info(f"wrote {out}")
         log.info(f"next: open {out} in a browser; it needs no network")
     else:
@@ -128,7 +131,7 @@ def reproduce(
     tracking_uri: str | None,
 ) -> None:
     """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
-    from orchestrator.compare import read_report
+    from orchestrator.compare.report.reproduce import read_report
 
     record = read_report(report, run=run)
     if rerun is not None:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load, report_html
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import report_html
+from orchestrator.compare.runs import load
 from tests.browser.conftest import SCREENSHOTS
 from tests.unit.compare.compare_runs import RunFolder, search_run, tournament_run
 

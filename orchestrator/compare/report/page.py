@@ -42,7 +42,7 @@ SECTIONS = {
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
-    wording.percent, wording.points, wording.recipe_text, wording.seconds, wording.signed,
+    wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
     wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
     effect_text, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
@@ -96,7 +96,7 @@ def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
     return [
         ("claim" if len(comparison.runs) == 1 else f"claim-{place}", claim, run)
         for place, run in enumerate(comparison.runs)
-        if (claim := run.header.get("spec", {}).get("claim"))
+        if (claim := run.state.spec.claim)
     ]
 
 

@@ -79,11 +79,8 @@ def _by_step(
                 low, high = (100 * np.clip(edge, 0, 1) for edge in (curve.low, curve.high))
                 axes.fill_between(x, low, high, color=color(place), alpha=0.13, linewidth=0)
             shown[family] = x, curve.mean.tolist()
-        axes.set(
-            ylim=share_limits([v for _, mean in shown.values() for v in mean]),
-            xlabel=what[0],
-            ylabel=what[1],
-        )
+        limits = share_limits([share for _, mean in shown.values() for share in mean])
+        axes.set(ylim=limits, xlabel=what[0], ylabel=what[1])
     return figure_of(
         plot,
         name=f"probe-{title.split()[0].lower()}",

@@ -95,16 +95,13 @@ def _lines(trials: Trials, order: Sequence[str], index: int) -> Figure:
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
     family, after = trials.curves[0].family, f"after epoch {trials.epoch}"
-    ranked_trials = [
-        (trials.curves[i], float(trials.values[i]))
-        for i in np.argsort(-trials.values, kind="stable")
-    ]
+    by_value = sorted(zip(trials.values, trials.curves, strict=True), key=lambda pair: -pair[0])
     return figure_of(
         plot,
         name=f"lines-{index}",
         title=f"{family}, {after}",
         label=f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}",
-        data=(order, ranked_trials),
+        data=(order, by_value),
         family=index,
     )
 

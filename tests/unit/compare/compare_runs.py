@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.compare import compare, load, table_text
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.runs import load
+from orchestrator.compare.table import table_text
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 

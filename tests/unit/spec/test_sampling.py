@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
-from orchestrator.compare import compare, load, table_text
+from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.reproduce import command
-from orchestrator.compare.runs import collect
+from orchestrator.compare.runs import collect, load
+from orchestrator.compare.table import table_text
 from orchestrator.engine import dispatcher_state
 from orchestrator.engine.dispatcher_state import DispatcherState
 from orchestrator.launch.prepare import RunOptions, spec_of
@@ -225,8 +226,8 @@ def test_a_recipe_is_drawn_once_when_its_trial_starts_and_replay_keeps_it(tmp_pa
     names = list(books.state.trials)
     waiting = books.state.trials[names[0]]
     assert waiting.axes is None
-    assert "learning_rate" not in waiting.assignment["recipe"]
-    assert waiting.assignment["epochs"] == 1
+    assert "learning_rate" not in waiting.recipe
+    assert waiting.assignment.epochs == 1
     for name in names[:-2]:
         train(books, name)
     lost = start(books, names[-2])

@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.compare import compare, load, write_report
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import write_report
+from orchestrator.compare.runs import load
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import tournament_run
 
