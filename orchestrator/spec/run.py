@@ -223,6 +223,8 @@ class RunSpec(Spec):
 
     def family_share_s(self) -> float | None:
         """Seconds of slots that each family may spend of the budget; ``None`` without one."""
+        if not self.budget:
+            return None
         resources = self.sweeps[0].resources
         cap_s = limits.cap_worker_seconds(self.budget, resources, self.prices)
         return None if cap_s is None else cap_s / resources.num_workers / len(self.sweeps)
