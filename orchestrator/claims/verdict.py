@@ -11,6 +11,7 @@ from orchestrator.claims.claim import Claim
 from orchestrator.claims.effects import Json, Measured, NoVerdict, judge
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.results import TrialResult, require_ended, results_of
+from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.header import DatasetFacts
 from orchestrator.ledger.state import State, TrialStatus, replay
@@ -197,7 +198,7 @@ def _counts(state: State, results: Sequence[TrialResult]) -> Json:
             "asked": len(results),
             **{one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
         },
-        "device_seconds": round(sum(result.trial.device_seconds for result in results), 1),
+        "device_seconds": round(cost_of(result.trial for result in results).total, 1),
         "dataset": _dataset(state).name,
         "scale": state.spec.sweeps[0].backbone.scale,
         "hardware": {

@@ -54,6 +54,7 @@ class BudgetGuard:
         self._planned_s: dict[str, float] = {}
         self._sure: set[str] = set()  # families whose epochs were measured or seen
         self._share_s = _share(state)
+        self._num_workers = resources_of(state).num_workers
         forecast = state.header.forecast or Forecast()
         for family, cost in forecast.families.items():
             if cost:
@@ -63,7 +64,7 @@ class BudgetGuard:
                 else:
                     self._planned_s[family] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
-            self._spent_s[trial.family] += trial.other_seconds
+            self._spent_s[trial.family] += trial.unreported_s
             for report in trial.reports.values():
                 self.charge(trial.trial, report)
 
@@ -74,7 +75,7 @@ class BudgetGuard:
 
     def charge(self, trial: str, report: ReportedEpoch) -> None:
         """An epoch was reported."""
-        family, seconds = self._family(trial), epoch_seconds(report)
+        family, seconds = self._family(trial), epoch_seconds(report, self._num_workers)
         self._spent_s[family] += seconds
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
         self._sure.add(family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.ledger import replication
+from orchestrator.ledger import lease, replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
 from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, RunHeader
 from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
@@ -24,6 +25,7 @@ from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.paths import remote_of
 from orchestrator.spec.run import RunSpec, diff
 from trainables.errors import UserError
+from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
 
 RECORDED = (*LIBRARIES, "mlflow")
@@ -70,6 +72,21 @@ def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[RunLock]:
             for empty in (folder, folder.parent):
                 if not any(empty.iterdir()):
                     empty.rmdir()
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the run's lock or, in object storage, its lease."""
+    remote = object_storage.origin(folder)
+    if remote is not None and lease.is_held(remote):
+        return True
+    try:
+        with (folder / LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def state_of(folder: Path) -> State:

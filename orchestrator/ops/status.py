@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.launch.forecast import expected_rest
-from orchestrator.ledger.cost import epoch_seconds, preemptions, resources_of, worker_seconds
+from orchestrator.ledger.cost import device_seconds, epoch_seconds, preemptions, resources_of
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import Record, State, TrialState, apply
+from orchestrator.ledger.state import Record, State, TrialState, apply, run_status
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.wording import duration, span, top1
@@ -122,11 +122,11 @@ def view(state: State, *, running: bool) -> RunView:
     schedulers = _schedulers(state)
     names = dict.fromkeys([*schedulers, *(trial.family for trial in state.trials.values())])
     families = [_family_view(state, family, running) for family in names]
-    spent, resources = worker_seconds(state), resources_of(state)
+    spent, resources = device_seconds(state), resources_of(state)
     saved_hours = [family.saved_device_hours for family in families]
     finals = [trial for trial in state.trials.values() if trial.stage == "final"]
     return RunView(
-        status=status(state, running),
+        status=run_status(state, held=running),
         reason=state.stop_reason if state.stopped and not running else None,
         families=families,
         trials=len(state.trials) - len(finals),
@@ -144,15 +144,6 @@ def view(state: State, *, running: bool) -> RunView:
         budget=_budget(state, spent, resources),
         eta_seconds=_time_to_go(state, schedulers, families) if running else None,
     )
-
-
-def status(state: State, running: bool) -> str:
-    """``running``, ``done``, ``stopped`` (in order) or ``interrupted``."""
-    if running:
-        return "running"
-    if state.closed:
-        return "done"
-    return "stopped" if state.stopped else "interrupted"
 
 
 def _schedulers(state: State) -> dict[str, SchedulerSpec]:
@@ -179,7 +170,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
         best_val_top1=value,
         best_trial=None if best is None else best.trial,
         best_recipe=None if best is None else dict(best.axes or {}),
-        device_hours=limits.device_hours(worker_seconds(state, family), resources),
+        device_hours=limits.device_hours(device_seconds(state, family), resources),
         saved_device_hours=None if saved_s is None else limits.device_hours(saved_s, resources),
         seconds_per_epoch=seconds,
     )
@@ -199,7 +190,7 @@ def _shown_status(trial: TrialState, running: bool) -> str:
 def _seconds_per_epoch(state: State, family: str) -> float | None:
     """Mean over the epochs reported, else by the forecast; ``None`` where neither is known."""
     seconds = [
-        epoch_seconds(report)
+        epoch_seconds(report, trial.num_workers)
         for trial in state.trials.values()
         if trial.family == family
         for report in trial.reports.values()

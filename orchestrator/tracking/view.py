@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger.state import ReportedEpoch, State, TrialState
+from orchestrator.ledger.cost import cost_of
+from orchestrator.ledger.state import ReportedEpoch, RunStatus, State, TrialState, run_status
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
@@ -32,6 +33,12 @@ TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}
 NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
+RUN_STATUS = {
+    RunStatus.DONE: "FINISHED",
+    RunStatus.FAILED: "FAILED",
+    RunStatus.STOPPED: "KILLED",
+    RunStatus.INTERRUPTED: "KILLED",
+}
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
 
@@ -142,7 +149,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
         "best_val_top1": trial.best()[0],
         "epochs_to_90pct_of_best": _epochs_to(curve, 0.9),
         "convergence_auc": _mean_height(curve),
-        "gpu_seconds": trial.device_seconds if trial.reports else None,
+        "device_seconds": cost_of([trial]).total if trial.reports else None,
     }
     for name in ("params_m", "gflops_per_image"):
         values[name] = trial.detail.get(name)
@@ -218,14 +225,6 @@ def datasets(state: State, trial: TrialState | None = None) -> list[DatasetView]
     return list(by_digest.values())
 
 
-def run_status(state: State, interrupted: bool) -> str:
-    """``running``, ``stopped``, ``finished``, or ``failed`` when every trial failed."""
-    if state.closed:
-        ends = {trial.status for trial in state.trials.values()}
-        return "failed" if ends == {"failed"} else "finished"
-    return "stopped" if state.stopped or interrupted else "running"
-
-
 def run_tags(state: State, interrupted: bool) -> dict[str, str]:
     """Tags of the parent run."""
     header = state.header
@@ -235,7 +234,7 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
-        "status": run_status(state, interrupted),
+        "status": run_status(state, held=not (state.stopped or interrupted)),
         "families": ", ".join(sorted(header.geometry)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,
@@ -254,7 +253,7 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
         f"trials_{status}": sum(trial.status == status for trial in trials)
         for status in ("finished", "pruned", "failed")
     }
-    values["gpu_seconds"] = sum(trial.device_seconds for trial in trials)
+    values["device_seconds"] = cost_of(trials).total
     if best:
         values["best_val_top1"] = max(best)
     return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]
@@ -347,7 +346,8 @@ def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         **{name: entry[name] for name in same},
         "epochs_to_90pct_of_best": speed.get("epochs"),
         "convergence_auc": speed.get("auc"),
-        **{name: entry[name] for name in ("gpu_seconds", "flops", "images_seen")},
+        "device_seconds": entry.get("device_seconds", entry["gpu_seconds"]),
+        **{name: entry[name] for name in ("flops", "images_seen")},
         "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
     }
 
@@ -363,7 +363,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            duration(entry["gpu_seconds"]),
+            duration(entry.get("device_seconds", entry["gpu_seconds"])),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])
