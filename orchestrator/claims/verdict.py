@@ -250,9 +250,15 @@ def shown(state: State) -> Json:
     verdict, before = verdict_of(state), state.verdict
     if not before:
         return {**verdict, "recorded": None}
-    agrees = json.loads(json.dumps(verdict)) == before["detail"]
+    agrees = _same(verdict, before["detail"])
     recorded = {"verdict": before["detail"]["verdict"], "at": before["time"], "agrees": agrees}
     return {**verdict, "recorded": recorded}
+
+
+def _same(verdict: Json, recorded: Json) -> bool:
+    """But for the cost: earlier versions charged training and evaluation alone."""
+    plain = json.loads(json.dumps(verdict))
+    return bool({**plain, "device_seconds": recorded.get("device_seconds")} == recorded)
 
 
 def conclude(run_folder: Path) -> str | None:
@@ -265,7 +271,7 @@ def conclude(run_folder: Path) -> str | None:
     if not declared(state):
         return None
     verdict = verdict_of(state)
-    if state.verdict.get("detail") != json.loads(json.dumps(verdict)):
+    if not _same(verdict, state.verdict.get("detail", {})):
         ledger = Ledger(run_folder / FILE_NAME)
         ledger.append("verdict", detail=verdict, reason=verdict["sentence"])
         ledger.close()
