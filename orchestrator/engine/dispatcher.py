@@ -22,7 +22,6 @@ from orchestrator.engine.dispatcher_state import Answer, DispatcherState
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
 from orchestrator.ledger.replication import GroupCommit
-from orchestrator.ledger.state import TERMINAL
 from orchestrator.ray_cluster import nodes as cluster_nodes
 from trainables.storage.object_storage import origin
 
@@ -85,9 +84,9 @@ class Dispatcher:
         deadline = time.monotonic() + PATIENCE_S
         state = self._orders.state.trials[trial]
         while True:
-            ended = state.status in TERMINAL
+            ended = state.status.is_final
             if epoch in state.reports and (ended or not self._orders.to_examine(state)):
-                return {"epoch": epoch, "metrics": state.reports[epoch]["metrics"], "done": ended}
+                return {"epoch": epoch, "metrics": state.reports[epoch].metrics, "done": ended}
             if ended:
                 return {"ended": state.status, "reason": state.reason}
             if self._orders.closing:
@@ -169,7 +168,7 @@ class Dispatcher:
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
         """For the driver: a decision. An end frees the trial's slot at its next question."""
-        if trial is None or self._orders.state.trials[trial].status not in TERMINAL:
+        if trial is None or not self._orders.state.trials[trial].status.is_final:
             self._orders.record(event, trial=trial, **fields)
             self._tell(trial)
             await self._settled()

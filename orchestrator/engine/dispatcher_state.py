@@ -22,9 +22,8 @@ from typing import Any, Protocol
 from orchestrator.engine.budget_guard import BudgetGuard, Slot
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import TERMINAL, State, TrialState, apply, replay
+from orchestrator.ledger.state import State, TrialState, apply, replay
 from orchestrator.spec import spaces
-from orchestrator.spec.run import SweepSpec
 from trainables.storage.object_storage import origin
 
 
@@ -36,19 +35,18 @@ def prepare(state: State) -> None:
 
 def drawn(state: State, trial: TrialState) -> dict[str, Any]:
     """The ``drawn`` record's detail, a function of ``state``: ``axes`` and ``assignment``."""
-    plain = state.header["spec"]["sweeps"]
-    sweep = next(made for one in plain if (made := SweepSpec.from_dict(one)).family == trial.family)
+    sweep = next(sweep for sweep in state.spec.sweeps if sweep.family == trial.family)
     others = (t for t in state.trials.values() if t.family == trial.family and t.stage == "search")
     past = [_past(other) for other in others if other.axes is not None]
     axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
-    return {"axes": axes, "assignment": spaces.completed(trial.assignment, axes)}
+    return {"axes": axes, "assignment": trial.suggest(axes).as_dict()}
 
 
 def _past(trial: TrialState) -> spaces.Observation:
     values = {
-        epoch: float(report["metrics"]["val_top1"])
+        epoch: report.metrics["val_top1"]
         for epoch, report in trial.reports.items()
-        if "val_top1" in report["metrics"]
+        if "val_top1" in report.metrics
     }
     return spaces.Observation(axes=trial.axes or {}, values=values, status=trial.status)
 
@@ -102,7 +100,7 @@ class Losses:
         ``gone`` it was preempted, else it has failed."""
         trial, seconds = str(known.trial), self._books.purse.lose(known, waited=bool(gone))
         known.trial, state = None, self._books.state.trials[trial]
-        if state.status in TERMINAL:
+        if state.status.is_final:
             return
         state.slot = None
         times = self._too_often(trial, state.epoch, preempted=bool(gone))
@@ -213,7 +211,8 @@ class DispatcherState:
     def record(self, event: str, **fields: Any) -> None:
         """Write one record and know it; the weights of a trial that ends with no slot go."""
         trial = self.state.trials.get(fields.get("trial") or "")
-        alone = event in TERMINAL and trial is not None and trial.slot is None
+        ends = event in ("finished", "pruned", "failed")
+        alone = ends and trial is not None and trial.slot is None
         apply(self.state, self._ledger.append(event, **fields))
         if alone and trial is not None and self._remote is not None:
             self.ended_alone.append(trial)
@@ -222,7 +221,7 @@ class DispatcherState:
 
     def end(self, event: str, trial: str, **fields: Any) -> bool:
         """Write the trial's last record; ``False`` when it has ended before."""
-        if self.state.trials[trial].status in TERMINAL:
+        if self.state.trials[trial].status.is_final:
             return False
         self.record(event, trial=trial, epoch=self.state.trials[trial].epoch, **fields)
         return True
@@ -238,7 +237,7 @@ class DispatcherState:
         state = self.state.trials[trial]
         news = self.wanted.get(trial, 0) < epoch
         self.wanted[trial] = max(epoch, self.wanted.get(trial, 0))
-        if state.slot is None and trial not in self.queue and state.status not in TERMINAL:
+        if state.slot is None and trial not in self.queue and not state.status.is_final:
             self.queue.append(trial)
             return True
         return news
@@ -311,8 +310,8 @@ class DispatcherState:
 
     def to_examine(self, state: TrialState) -> bool:
         """A final that is trained, its test score still to come."""
-        trained = state.epoch >= state.assignment["epochs"]
-        return state.stage == "final" and trained and state.status not in TERMINAL
+        trained = state.epoch >= state.assignment.epochs
+        return state.stage == "final" and trained and not state.status.is_final
 
     def reported(self, slot: str, trial: str, attempt: int, report: Answer) -> bool:
         """One epoch done. Counts once: a repeated or outdated report is ``False``."""
@@ -322,10 +321,10 @@ class DispatcherState:
             return False
         held = self.growth.workers(state.nodes)
         self.record("reported", trial=trial, attempt=attempt, slot=slot, **held, **report)
-        self.purse.charge(state.reports[report["epoch"]])
+        self.purse.charge(trial, state.reports[report["epoch"]])
         if slot in self.slots:
             self.slots[slot].ordered_at = None
-        if report["epoch"] >= state.assignment["epochs"] and state.stage != "final":
+        if report["epoch"] >= state.assignment.epochs and state.stage != "final":
             self.end("finished", trial)
         return True
 
@@ -340,7 +339,7 @@ class DispatcherState:
         return retention.kept(self._folder, self.state.trials[trial])
 
     def _drop(self, trial: str) -> Answer:
-        ended = self.state.trials[trial].status in TERMINAL
+        ended = self.state.trials[trial].status.is_final
         return {"kind": "drop", "keep": self.kept(trial) if ended else None}
 
     def _leave(self, known: Slot) -> Answer:
@@ -361,7 +360,7 @@ class DispatcherState:
         told: Answer = {"attempt": attempt, "slot": slot, "waited_s": waited_s}
         self.record("started", trial=trial, **told, **({"nodes": nodes} if nodes else {}))
         assignment = {
-            **state.assignment,
+            **state.assignment.as_dict(),
             "attempt": attempt,
             "checkpoint": retention.newest(self._folder, state),
             "remote": self._remote,
@@ -372,7 +371,7 @@ class DispatcherState:
         return {"kind": "train", "epoch": state.epoch + 1, "assignment": assignment, **bound}
 
     def _examine(self, trial: str) -> Answer:
-        if self.state.sealed:
+        if not self.state.test_opened:
             self.record("test_opened", detail=self.state.frozen, reason=f"first for {trial}")
         file = self._folder / "finals" / trial / "test_correct.arrow"
         return {"kind": "examine", "correct_file": str(file)}
@@ -383,7 +382,7 @@ class DispatcherState:
         places = {trial: place for place, trial in enumerate(self.state.trials)}
         turns = sorted(self.queue, key=lambda t: (self.state.trials[t].attempt == 0, places[t]))
         for trial in turns:
-            ended = self.state.trials[trial].status in TERMINAL
+            ended = self.state.trials[trial].status.is_final
             if ended or self.purse.affords(trial):
                 self.queue.remove(trial)
                 if not ended:
@@ -394,6 +393,6 @@ class DispatcherState:
         """More slots than trials that could still need one."""
         if self._more_to_come:
             return False
-        open_trials = sum(t.status not in TERMINAL for t in self.state.trials.values())
+        open_trials = sum(not t.status.is_final for t in self.state.trials.values())
         busy = sum(s.trial is not None for name, s in self.slots.items() if name != slot)
         return open_trials <= busy

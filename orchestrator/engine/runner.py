@@ -29,7 +29,8 @@ from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun
 from orchestrator.ledger import lease, replication, retention, session
-from orchestrator.ledger.state import State
+from orchestrator.ledger.header import DatasetFacts
+from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
 from trainables.errors import StorageError, UserError, one_line, raise_if_any
@@ -58,9 +59,9 @@ class Outcome:
         state = session.state_of(folder)
         count = [trial.status for trial in state.trials.values()].count
         return cls(
-            finished=count("finished"),
-            pruned=count("pruned"),
-            failed=count("failed"),
+            finished=count(TrialStatus.FINISHED),
+            pruned=count(TrialStatus.PRUNED),
+            failed=count(TrialStatus.FAILED),
             interrupted=bool(session.open_trials(state)),
             run_folder=folder,
             stop_reason=state.stop_reason if state.stopped else None,
@@ -116,12 +117,17 @@ def run(prepared: PreparedRun) -> Outcome:
         pool.start()
         try:
             images = preparing.result()
-            header = {
-                "datasets": {family: info.as_dict() for family, info in images.datasets.items()},
-                "geometry": {family: one.as_dict() for family, one in images.geometry.items()},
-                "forecast": forecast(spec, images.costs, slots=pool.num_slots),
-            }
-            state = session.begin(spec, folder, name, header)
+            state = session.begin(
+                spec,
+                folder,
+                name,
+                datasets={
+                    family: DatasetFacts.from_dict(info.as_dict())
+                    for family, info in images.datasets.items()
+                },
+                geometry={family: one.as_dict() for family, one in images.geometry.items()},
+                forecast=forecast(spec, images.costs, slots=pool.num_slots),
+            )
             _tidy(folder)
             pool.open()
         except BaseException:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.ledger.state import TERMINAL, Record, State, TrialState, apply, replay
+from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from trainables.errors import UserError
 
 __all__ = ["hold"]
@@ -41,7 +41,6 @@ __all__ = [
     "EVENTS",
     "FILE_NAME",
     "SCHEMA",
-    "TERMINAL",
     "Ledger",
     "Record",
     "State",

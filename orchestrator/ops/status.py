@@ -24,7 +24,7 @@ from rich.text import Text
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.cost import epoch_seconds, preemptions, resources_of, worker_seconds
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import TERMINAL, Record, State, TrialState, apply
+from orchestrator.ledger.state import Record, State, TrialState, apply
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.wording import duration, span, top1
@@ -134,13 +134,13 @@ def view(state: State, *, running: bool) -> RunView:
         epochs=sum(len(trial.reports) for trial in state.trials.values()),
         full_epochs=sum(family.full_epochs for family in families),
         saved_epochs=sum(family.saved_epochs for family in families),
-        finals=FinalsView(trials=len(finals), ended=sum(t.status in TERMINAL for t in finals))
+        finals=FinalsView(trials=len(finals), ended=sum(t.status.is_final for t in finals))
         if finals
         else None,
         device=limits.device(resources),
         device_hours=limits.device_hours(spent, resources),
         saved_device_hours=None if None in saved_hours else sum(filter(None, saved_hours)),
-        usd=limits.usd(spent, resources, state.header.get("spec", {}).get("prices")),
+        usd=limits.usd(spent, resources, state.spec.prices),
         budget=_budget(state, spent, resources),
         eta_seconds=_time_to_go(state, schedulers, families) if running else None,
     )
@@ -156,8 +156,7 @@ def status(state: State, running: bool) -> str:
 
 
 def _schedulers(state: State) -> dict[str, SchedulerSpec]:
-    sweeps = state.header.get("spec", {}).get("sweeps", [])
-    return {sweep["backbone"]["family"]: SchedulerSpec(**sweep["scheduler"]) for sweep in sweeps}
+    return {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
 
 
 def _family_view(state: State, family: str, running: bool) -> FamilyView:
@@ -187,7 +186,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
 
 
 def _max_epochs(trial: TrialState) -> int:
-    return int(trial.assignment["epochs"])
+    return trial.assignment.epochs
 
 
 def _shown_status(trial: TrialState, running: bool) -> str:
@@ -207,15 +206,14 @@ def _seconds_per_epoch(state: State, family: str) -> float | None:
     ]
     if seconds:
         return sum(seconds) / len(seconds)
-    forecast = state.header.get("forecast") or {"families": {}}
-    cost = forecast["families"].get(family)
-    return None if cost is None else float(cost["epoch_seconds"])
+    forecast = state.header.forecast
+    cost = forecast.families.get(family) if forecast else None
+    return None if cost is None else cost.epoch_seconds
 
 
 def _budget(state: State, spent: float, resources: ResourceSpec) -> BudgetView | None:
-    spec = state.header.get("spec", {})
-    for unit, amount in (spec.get("budget") or {}).items():
-        so_far = limits.spent_in(unit, spent, resources, spec.get("prices"))
+    for unit, amount in (state.spec.budget or {}).items():
+        so_far = limits.spent_in(unit, spent, resources, state.spec.prices)
         return BudgetView(unit=unit, amount=amount, spent=so_far)
     return None
 
@@ -232,7 +230,7 @@ def _time_to_go(
             return None
         low += [expected * (seconds or 0.0) for expected, _ in rest]
         high += [most * (seconds or 0.0) for _, most in rest]
-    slots = (state.header.get("forecast") or {}).get("slots")
+    slots = state.header.forecast.slots if state.header.forecast else None
     slots = slots or max(1, sum(trial.slot is not None for trial in state.trials.values()))
     bounds = [max(sum(each) / slots, max(each, default=0.0)) for each in (low, high)]
     return TimeToGo(low=bounds[0], high=bounds[1])
@@ -242,18 +240,18 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
     """For each trial that is open or still to come: epochs to go as expected, and at most."""
     epochs: list[tuple[float, float]] = []
     for trial in state.trials.values():
-        if trial.family != family or trial.status in TERMINAL:
+        if trial.family != family or trial.status.is_final:
             continue
         most = float(_max_epochs(trial) - trial.epoch)
         if trial.stage == "final":
             epochs.append((most + 1, most + 1))  # and the test split
-        elif "audited" in trial.rungs.values():
+        elif trial.audited:
             epochs.append((most, most))
         else:
             epochs.append((min(most, expected_rest(scheduler, trial.epoch)), most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
-        epochs += [(full, full)] * state.header["spec"].get("final_seeds", 0)
+        epochs += [(full, full)] * state.spec.final_seeds
     return epochs
 
 
@@ -294,10 +292,10 @@ def event_line(record: Record, state: State) -> str | None:
         return "the test split is opened"
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
-    if event in TERMINAL and name in state.trials:
+    if event in ("finished", "pruned", "failed") and name in state.trials:
         trial = state.trials[name]
         why = f" ({trial.reason})" if event == "failed" else ""
-        epochs = f"{trial.epoch}/{trial.assignment.get('epochs', trial.epoch)}"
+        epochs = f"{trial.epoch}/{trial.assignment.epochs}"
         best = f"best val_top1 {top1(trial.best()[0])}"
         if trial.outcome.get("test"):
             best += f", test top1 {top1(trial.outcome['test']['top1'])}"

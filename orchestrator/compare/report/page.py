@@ -102,7 +102,7 @@ def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
     return [
         ("claim" if len(comparison.runs) == 1 else f"claim-{place}", claim, run)
         for place, run in enumerate(comparison.runs)
-        if (claim := run.header.get("spec", {}).get("claim"))
+        if (claim := run.state.spec.claim)
     ]
 
 
