@@ -222,8 +222,8 @@ def test_runs_with_nothing_finished_still_print(tmp_path: Path) -> None:
         assert "missing" in text
         assert all(entry["best_val_top1"] is None for entry in made["families"])
     assert status == {
-        "empty": "empty", "failed": "complete", "going": "in progress", "pruned": "complete",
-        "stopped": "interrupted",
+        "empty": "empty", "failed": "failed", "going": "interrupted", "pruned": "done",
+        "stopped": "stopped",
     }  # fmt: skip
 
 
