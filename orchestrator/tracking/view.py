@@ -14,7 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger.state import ReportedEpoch, State, TrialState
+from orchestrator.ledger.state import (
+    ReportedEpoch,
+    RunStatus,
+    State,
+    TrialState,
+    TrialStatus,
+    run_status,
+)
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
@@ -31,7 +38,16 @@ TABLE = "summary.json"
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
 NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
-STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
+# MLflow's status by that of a run or a trial of ours; RUNNING for all others.
+STATUS: Mapping[str, str] = {
+    TrialStatus.FINISHED: "FINISHED",
+    TrialStatus.PRUNED: "KILLED",
+    RunStatus.DONE: "FINISHED",
+    RunStatus.FAILED: "FAILED",  # of a trial too
+    RunStatus.STOPPED: "KILLED",
+    RunStatus.INTERRUPTED: "KILLED",
+    RunStatus.EMPTY: "KILLED",
+}
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
 
@@ -63,10 +79,9 @@ def has_begun(trial: TrialState) -> bool:
 
 
 def trial_status(state: State, trial: TrialState, interrupted: bool) -> str:
-    """``queued``, ``running``, ``stopped``, ``finished``, ``pruned`` or ``failed``."""
-    if trial.status in STATUS:
-        return trial.status
-    return "stopped" if state.stopped or state.closed or interrupted else trial.status
+    """The trial's status, or ``stopped`` where its run ended before it did."""
+    over = state.stopped or state.closed or interrupted
+    return RunStatus.STOPPED if over and not trial.status.is_final else trial.status
 
 
 def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) -> dict[str, str]:
@@ -218,14 +233,6 @@ def datasets(state: State, trial: TrialState | None = None) -> list[DatasetView]
     return list(by_digest.values())
 
 
-def run_status(state: State, interrupted: bool) -> str:
-    """``running``, ``stopped``, ``finished``, or ``failed`` when every trial failed."""
-    if state.closed:
-        ends = {trial.status for trial in state.trials.values()}
-        return "failed" if ends == {"failed"} else "finished"
-    return "stopped" if state.stopped or interrupted else "running"
-
-
 def run_tags(state: State, interrupted: bool) -> dict[str, str]:
     """Tags of the parent run."""
     header = state.header
@@ -235,7 +242,7 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
-        "status": run_status(state, interrupted),
+        "status": run_status(state, held=not (interrupted or state.stopped)),
         "families": ", ".join(sorted(header.geometry)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,
