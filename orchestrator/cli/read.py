@@ -83,6 +83,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 @STORAGE
 def stop(name: str, storage: str) -> None:
     """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
+
     folder = run_folder(name, storage)
     if not is_running(folder):
         raise UserError(
@@ -173,7 +174,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     name, newest = runs[0][0].name, runs[0][1]
     if newest.status == "running":
         log.info(f"next: orchestrator stop {name}")
-    elif newest.status == "done":
+    elif newest.status.is_complete:
         log.info(f"next: orchestrator compare {name}")
     else:
         larger = " with a larger --budget" if newest.reason and newest.budget else ""

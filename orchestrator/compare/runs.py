@@ -32,14 +32,15 @@ class RunData:
     """One run: what its ledger adds up to, and what its folder holds beside the ledger.
 
     ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
-    ``checkpoint_bytes``: what its checkpoints take on disk.
+    ``checkpoint_bytes``: what its checkpoints take on disk. ``running``: a process carried the run
+    out when it was read.
     """
 
     folder: Path
     state: State
     correct: Mapping[str, Array] = field(default_factory=dict)
     checkpoint_bytes: int | None = None
-    held: bool = False  # by a process that carries it out
+    running: bool = False
 
     @property
     def name(self) -> str:
@@ -53,8 +54,8 @@ class RunData:
 
     @property
     def status(self) -> RunStatus:
-        """How the run stands."""
-        return run_status(self.state, held=self.held)
+        """How the run stood when it was read."""
+        return run_status(self.state, held=self.running)
 
     @property
     def device_hours(self) -> float:
@@ -103,7 +104,7 @@ def load(run_folder: Path) -> RunData:
         state=state,
         correct=_read_correct(run_folder, state),
         checkpoint_bytes=cost.checkpoint_bytes(run_folder),
-        held=is_running(run_folder),
+        running=is_running(run_folder),
     )
 
 

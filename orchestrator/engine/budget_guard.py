@@ -53,7 +53,7 @@ class BudgetGuard:
         self._largest_s: dict[str, float] = {}
         self._planned_s: dict[str, float] = {}
         self._sure: set[str] = set()  # families whose epochs were measured or seen
-        self._share_s = _share(state)
+        self._share_s = state.spec.family_share_s()
         self._num_workers = resources_of(state).num_workers
         forecast = state.header.forecast or Forecast()
         for family, cost in forecast.families.items():
@@ -151,14 +151,3 @@ class BudgetGuard:
             for slot in self._slots.values()
             if slot.ordered_at is not None and slot.trial and self._family(slot.trial) == family
         ]
-
-
-def _share(state: State) -> float | None:
-    """Seconds of slots that each family may spend; ``None`` without a cap."""
-    spec = state.spec
-    if not spec.budget:
-        return None
-    resources = resources_of(state)
-    cap_s = limits.cap_worker_seconds(spec.budget, resources, spec.prices)
-    assert cap_s is not None, "RunSpec.mistakes() refuses dollars without their price"
-    return cap_s / resources.num_workers / len(spec.sweeps)

@@ -29,7 +29,7 @@ from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun
 from orchestrator.ledger import lease, replication, retention, session
-from orchestrator.ledger.header import DatasetFacts, Forecast
+from orchestrator.ledger.header import DatasetFacts
 from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
@@ -126,7 +126,7 @@ def run(prepared: PreparedRun) -> Outcome:
                     for family, info in images.datasets.items()
                 },
                 geometry={family: one.as_dict() for family, one in images.geometry.items()},
-                forecast=Forecast.from_dict(forecast(spec, images.costs, slots=pool.num_slots)),
+                forecast=forecast(spec, images.costs, slots=pool.num_slots),
             )
             _tidy(folder)
             pool.open()

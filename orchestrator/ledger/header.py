@@ -58,9 +58,9 @@ class FamilyForecast(Spec):
     epoch_seconds: float
     setup_seconds: float = 0.0
     first_setup_seconds: float = 0.0  # of a slot's first trial, which imports what it needs
-    checkpoint_bytes: int | None = None
-    params_m: float | None = None
-    gflops_per_image: float | None = None
+    checkpoint_bytes: int
+    params_m: float
+    gflops_per_image: float
     memory: Mapping[str, int] = field(default_factory=dict)
     slot_seconds: Mapping[str, float] = field(default_factory=dict)
 

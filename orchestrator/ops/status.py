@@ -24,12 +24,21 @@ from rich.text import Text
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.cost import device_seconds, epoch_seconds, preemptions, resources_of
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import Record, State, TrialState, apply, run_status
+from orchestrator.ledger.state import (
+    Record,
+    RunStatus,
+    Stage,
+    State,
+    TrialState,
+    TrialStatus,
+    apply,
+    run_status,
+)
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.wording import duration, span, top1
 
-STATUSES = ("queued", "running", "finished", "pruned", "failed")
+STATUSES = tuple(TrialStatus)
 REDRAW_S = 0.5
 HEARTBEAT_S = 30.0
 
@@ -92,7 +101,7 @@ class RunView:
     take to full length; ``saved_epochs`` is what those that ended earlier did not train.
     """
 
-    status: str
+    status: RunStatus
     reason: str | None
     families: list[FamilyView]
     trials: int
@@ -119,12 +128,12 @@ def view(state: State, *, running: bool) -> RunView:
     ``running`` says whether a process carries it out: if none does, a trial that has not ended
     is ``queued``, and nothing is expected to end.
     """
-    schedulers = _schedulers(state)
+    schedulers = {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
     names = dict.fromkeys([*schedulers, *(trial.family for trial in state.trials.values())])
     families = [_family_view(state, family, running) for family in names]
     spent, resources = device_seconds(state), resources_of(state)
     saved_hours = [family.saved_device_hours for family in families]
-    finals = [trial for trial in state.trials.values() if trial.stage == "final"]
+    finals = [trial for trial in state.trials.values() if trial.stage is Stage.FINAL]
     return RunView(
         status=run_status(state, held=running),
         reason=state.stop_reason if state.stopped and not running else None,
@@ -146,18 +155,14 @@ def view(state: State, *, running: bool) -> RunView:
     )
 
 
-def _schedulers(state: State) -> dict[str, SchedulerSpec]:
-    return {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
-
-
 def _family_view(state: State, family: str, running: bool) -> FamilyView:
-    trials = [t for t in state.trials.values() if t.family == family and t.stage == "search"]
+    trials = [t for t in state.trials.values() if t.family == family and t.stage is Stage.SEARCH]
     shown = [_shown_status(trial, running) for trial in trials]
     bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
     value, best = max(bests, key=lambda pair: pair[0], default=(None, None))
     resources, seconds = resources_of(state), _seconds_per_epoch(state, family)
-    ended = [trial for trial in trials if trial.status in ("pruned", "finished")]
-    saved = sum(_max_epochs(trial) - trial.epoch for trial in ended)
+    ended = [t for t in trials if t.status in (TrialStatus.PRUNED, TrialStatus.FINISHED)]
+    saved = sum(trial.assignment.epochs - trial.epoch for trial in ended)
     saved_s = None if seconds is None else saved * seconds * resources.num_workers
     return FamilyView(
         family=family,
@@ -165,7 +170,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
         **{status: shown.count(status) for status in STATUSES},
         preemptions=preemptions(state, family),
         epochs=sum(len(trial.reports) for trial in trials),
-        full_epochs=sum(map(_max_epochs, trials)),
+        full_epochs=sum(trial.assignment.epochs for trial in trials),
         saved_epochs=saved,
         best_val_top1=value,
         best_trial=None if best is None else best.trial,
@@ -176,15 +181,10 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
     )
 
 
-def _max_epochs(trial: TrialState) -> int:
-    return trial.assignment.epochs
-
-
-def _shown_status(trial: TrialState, running: bool) -> str:
+def _shown_status(trial: TrialState, running: bool) -> TrialStatus:
     """The trial's status; one that waits for a slot, or for a process to go on, is queued."""
-    if trial.status == "running" and (trial.slot is None or not running):
-        return "queued"
-    return trial.status
+    at_work = running and trial.slot is not None
+    return trial.status if trial.status.is_final or at_work else TrialStatus.QUEUED
 
 
 def _seconds_per_epoch(state: State, family: str) -> float | None:
@@ -233,8 +233,8 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
     for trial in state.trials.values():
         if trial.family != family or trial.status.is_final:
             continue
-        most = float(_max_epochs(trial) - trial.epoch)
-        if trial.stage == "final":
+        most = float(trial.assignment.epochs - trial.epoch)
+        if trial.stage is Stage.FINAL:
             epochs.append((most + 1, most + 1))  # and the test split
         elif trial.audited:
             epochs.append((most, most))
@@ -393,8 +393,8 @@ def render(run: RunView) -> Group:
     table.add_column("")
     for family in run.families:
         table.add_column(family.family, justify="right", overflow="fold")
-    rows = [(status, [str(getattr(f, status)) for f in run.families]) for status in STATUSES]
-    rows += [
+    rows: list[tuple[str, list[str]]] = [
+        *((status, [str(getattr(f, status)) for f in run.families]) for status in STATUSES),
         ("epochs", [str(family.epochs) for family in run.families]),
         (f"{run.device}-hours", [f"{family.device_hours:.3g}" for family in run.families]),
         ("best val_top1", [top1(family.best_val_top1) for family in run.families]),

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import RunStatus, State, TrialState, apply
+from orchestrator.ledger.state import State, TrialState, apply
 from orchestrator.tracking import view
 from orchestrator.tracking.best_model import log_best_models
 from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
@@ -167,7 +167,7 @@ class Mirror:
 
     def _show_parent(self, client: Client, run: MlflowRun) -> None:
         tags = view.run_tags(self.state, self._interrupted)
-        status = view.RUN_STATUS.get(RunStatus(tags["status"]), "RUNNING")
+        status = view.STATUS.get(tags["status"], "RUNNING")
         metrics: list[view.MetricRow] = []
         if run.status != status and self._ended_at:
             metrics += view.run_metrics(self.state, self._ended_at)

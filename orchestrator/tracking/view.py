@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.cost import cost_of
-from orchestrator.ledger.state import ReportedEpoch, RunStatus, State, TrialState, run_status
+from orchestrator.ledger.state import (
+    ReportedEpoch,
+    RunStatus,
+    State,
+    TrialState,
+    TrialStatus,
+    run_status,
+)
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
@@ -32,12 +39,15 @@ TABLE = "summary.json"
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
 NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
-STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
-RUN_STATUS = {
+# MLflow's status by that of a run or a trial of ours; RUNNING for all others.
+STATUS: Mapping[str, str] = {
+    TrialStatus.FINISHED: "FINISHED",
+    TrialStatus.PRUNED: "KILLED",
     RunStatus.DONE: "FINISHED",
-    RunStatus.FAILED: "FAILED",
+    RunStatus.FAILED: "FAILED",  # of a trial too
     RunStatus.STOPPED: "KILLED",
     RunStatus.INTERRUPTED: "KILLED",
+    RunStatus.EMPTY: "KILLED",
 }
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
@@ -70,10 +80,9 @@ def has_begun(trial: TrialState) -> bool:
 
 
 def trial_status(state: State, trial: TrialState, interrupted: bool) -> str:
-    """``queued``, ``running``, ``stopped``, ``finished``, ``pruned`` or ``failed``."""
-    if trial.status in STATUS:
-        return trial.status
-    return "stopped" if state.stopped or state.closed or interrupted else trial.status
+    """The trial's status, or ``stopped`` where its run ended before it did."""
+    over = state.stopped or state.closed or interrupted
+    return RunStatus.STOPPED if over and not trial.status.is_final else trial.status
 
 
 def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) -> dict[str, str]:
@@ -234,7 +243,7 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
-        "status": run_status(state, held=not (state.stopped or interrupted)),
+        "status": run_status(state, held=not (interrupted or state.stopped)),
         "families": ", ".join(sorted(header.geometry)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,

@@ -18,7 +18,6 @@ from orchestrator.ledger.state import (
     TrialState,
     TrialStatus,
     replay,
-    run_status,
 )
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
@@ -148,11 +147,29 @@ def test_status_of_a_trial(
 
 @pytest.mark.parametrize(
     ("statuses", "shown"),
-    [(("finished", "failed"), "done"), (("failed", "failed"), "failed")],
+    [
+        (("finished", "failed"), ("done", "FINISHED")),
+        (("failed", "failed"), ("failed", "FAILED")),
+    ],
 )
-def test_status_of_a_closed_run(statuses: tuple[str, ...], shown: str) -> None:
+def test_status_of_a_closed_run(statuses: tuple[str, ...], shown: tuple[str, str]) -> None:
     trials = {str(n): trial_of([], status=TrialStatus(status)) for n, status in enumerate(statuses)}
-    assert run_status(State(closed=True, trials=trials), held=False) == shown
+    status = view.run_tags(State(closed=True, trials=trials), False)["status"]
+    assert (status, view.STATUS[status]) == shown
+
+
+@pytest.mark.parametrize(
+    ("stopped", "interrupted", "shown"),
+    [
+        (False, False, ("running", "RUNNING")),
+        (True, False, ("stopped", "KILLED")),
+        (False, True, ("interrupted", "KILLED")),
+    ],
+)
+def test_status_of_an_open_run(stopped: bool, interrupted: bool, shown: tuple[str, str]) -> None:
+    state = State(stopped=stopped, trials={"vit-0000": trial_of([0.5])})
+    status = view.run_tags(state, interrupted)["status"]
+    assert (status, view.STATUS.get(status, "RUNNING")) == shown
 
 
 def test_long_texts_fit_mlflow_and_missing_ones_are_absent() -> None:
