@@ -20,7 +20,6 @@ last line of stdout.
 from __future__ import annotations
 
 import heapq
-import math
 import statistics
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from scipy import stats
 
 from benchmarks.common import arguments, finish
 from benchmarks.worlds import WORLDS, Trials, draw
+from orchestrator.compare.statistics import mean_interval
 from orchestrator.compare.winners import winners
 from orchestrator.engine.scheduler import CONTINUE, METRIC, PAUSE, FamilyScheduler
 from orchestrator.ledger.state import State, apply, replay
@@ -156,9 +156,9 @@ def _truth(curves: Trials, name: str) -> float:
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean with its 95 % Student interval, standard deviation and n."""
-    mean, sd, n = statistics.mean(values), statistics.stdev(values), len(values)
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "sd": sd, "n": n}
+    student = mean_interval(values, 0.95)
+    return {"mean": student.mean, "low": student.low, "high": student.high,
+            "sd": statistics.stdev(values), "n": student.n}  # fmt: skip
 
 
 def judge(repetitions: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 Any timm classifier can be swept by its name: `python -m orchestrator sweep timm:regnetx_002`.
 With a function you also give it a space of its own, in place of the generic one. A family that
-should stand beside resnet and vit, with members by scale, is one small file in
-trainables/backbones; convnext.py is the shortest to copy.
+should stand beside resnet and vit, with members by scale, is one file in
+trainables/backbones/families and one entry in the table of its __init__.py: members and their
+sizes, learning rates, how it adapts to small images; convnext.py is the shortest to copy.
 """
 
 from dataclasses import replace

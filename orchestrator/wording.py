@@ -85,15 +85,6 @@ def count(value: float | None) -> str:
     return f"{value:.4g}"
 
 
-def seconds(value: float | None) -> str:
-    """A duration in seconds, minutes or hours."""
-    if value is None:
-        return MISSING
-    if value < 120:
-        return f"{value:.3g} s"
-    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
-
-
 def value_text(value: Any) -> str:
     """A recipe's value, short."""
     if value is None:

@@ -1,33 +1,53 @@
-"""From a claim to the run that tests it: arms and seeds laid out as a grid of trials."""
+"""From a claim to the run that tests it: arms and seeds laid out as a grid of trials, and what
+each of them will cost by its own backbone and length."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.effects import Json
+from orchestrator.claims.experiments import claim_named
+from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, Cost, images_per_epoch
+from orchestrator.launch.plan import slots_of
+from orchestrator.launch.prepare import RunOptions
+from orchestrator.launch.validation import validate
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.paths import dataset_name
-from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
+from orchestrator.spec.paths import absolute_data, dataset_name
+from orchestrator.spec.run import RunSpec, SweepSpec, sanitised, with_axes
 from trainables.backbones import describe
-from trainables.config import DataSpec, stable_hash
-from trainables.data.sources import KNOWN_DATASETS
-from trainables.errors import UserError
+from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
+from trainables.data.build import prepare
+from trainables.data.sources import KNOWN_DATASETS, check_source
+from trainables.errors import UserError, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which ``Facts.val_images`` were carved by
-# Options that are short for a --set of this path; the claim lays out the others.
-OPTION_PATHS = {
-    "workers": "resources.num_workers",
-    "gpus_per_worker": "resources.gpus_per_worker",
-    "cpus_per_worker": "resources.cpus_per_worker",
-}
+OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
 LAID_OUT = ("trials", "seed", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
             "scheduler.audit", "data.source", "data.val_seed", "data.split_seed",
             "backbone.scale", "backbone.weights")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimOptions(RunOptions):
+    """What ``claims run`` is asked for; ``seeds`` and ``max_epochs`` replace the preset's."""
+
+    preset: str = "smoke"
+    seeds: int | None = None
+
+    @property
+    def source(self) -> str:
+        """The data set's name or path."""
+        return self.dataset or "digits"
+
+    @property
+    def size(self) -> str:
+        """The scale of the backbones."""
+        return self.scale or "tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,87 +73,122 @@ KNOWN = {
 }
 
 
-def run_spec(claim: Claim, options: Mapping[str, Any], facts: Facts) -> RunSpec:
-    """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it.
-
-    ``options`` are the command line's: ``dataset``, ``scale``, ``weights``, ``preset``, ``seeds``,
-    ``max_epochs``, ``seed``, ``name``, ``set`` and where things are kept.
-    """
-    caps, prices = limits.parse(options.get("budget"), options.get("price") or ())
+def run_spec(claim: Claim, options: ClaimOptions, facts: Facts) -> RunSpec:
+    """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it."""
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
     setting = _setting(preset, bases, facts)
-    raise_if_too_few(claim, setting, facts)
+    _require_enough(claim, setting, facts)
     arms = claim.arms(setting)
-    _refuse_laid_out(claim, arms, options["set"])
-    seeds = [_number(options.get("seed") or 0, index) for index in range(preset.seeds)]
-    made = tuple(
+    _refuse_laid_out(claim, arms, options.set)
+    seeds = [_number(options.seed or 0, index) for index in range(preset.seeds)]
+    sweeps = tuple(
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
-    return RunSpec(
-        name=options.get("name") or default_name(claim, options),
-        sweeps=made,
-        storage=options["storage"],
-        tracking_uri=options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or None,
-        experiment=options.get("experiment"),
-        budget=caps,
-        prices=prices,
-        claim={
-            **claim.declaration(),
-            "preset": options["preset"],
-            "options": _own_options(options),
-            "departures": _departures(claim, preset, options),
-        },
+    declaration = {
+        **claim.declaration(),
+        "preset": options.preset,
+        "options": _own_options(options),
+        "departures": _departures(claim, preset, options),
+    }
+    return replace(options.run(default_name(claim, options), sweeps), claim=declaration)
+
+
+def specs_of(
+    names: Sequence[str], options: ClaimOptions, *, as_job: bool = False
+) -> tuple[list[RunSpec], Mapping[str, float] | None]:
+    """The runs of the claims of these names, validated all together before the first of them
+    starts, and what :func:`validate` returned. Raises ``UserError`` with all that is wrong."""
+    if options.name and len(names) > 1:
+        raise UserError(
+            f"--name is for one claim; got {len(names)} claims. Fix: leave it out, or name one"
+        )
+    chosen = [claim_named(name) for name in dict.fromkeys(names)]
+    facts = facts_of(options)
+    specs, totals = [], None
+    errors: list[UserError] = []
+    for claim in chosen:
+        try:
+            specs.append(run_spec(claim, options, facts))
+        except UserError as error:
+            errors.append(error)
+    try:
+        totals = validate(*specs, as_job=as_job)
+    except UserError as error:
+        errors.append(error)
+    if errors:
+        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
+        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
+    return specs, totals
+
+
+def facts_of(options: ClaimOptions) -> Facts:
+    """Of the data set; it is read into the pixel store where they are unknown."""
+    if options.source in KNOWN:
+        return KNOWN[options.source]
+    changes = [text for text in options.set if text.startswith("data.")]
+    data = overrides.apply_set(
+        named_sweeps.family_sweep("vit", dataset=options.source), changes
+    ).data
+    raise_if_any(check_source(data))
+    info = prepare(absolute_data(data)).info
+    return Facts(
+        side=min(info.height, info.width),
+        classes=len(info.class_names),
+        train_images=info.counts["train"],
+        val_images=info.counts["val"],
     )
 
 
-def default_name(claim: Claim, options: Mapping[str, Any]) -> str:
+def default_name(claim: Claim, options: ClaimOptions) -> str:
     """``claim-NAME-DATASET-SCALE-PRESET``: the same command typed again is the same run."""
-    dataset = dataset_name(options["dataset"])
-    parts = ("claim", claim.name, dataset, options["scale"], options["preset"])
+    dataset = dataset_name(options.source)
+    parts = ("claim", claim.name, dataset, options.size, options.preset)
     return sanitised("-".join(parts))
 
 
-def _preset(claim: Claim, options: Mapping[str, Any]) -> Preset:
-    preset = claim.presets[options["preset"]]
-    changes = {"seeds": options.get("seeds"), "epochs": options.get("max_epochs")}
-    wrong = [
+def _preset(claim: Claim, options: ClaimOptions) -> Preset:
+    preset = claim.presets[options.preset]
+    seeds = preset.seeds if options.seeds is None else options.seeds
+    epochs = preset.epochs if options.max_epochs is None else options.max_epochs
+    raise_if_any(
         f"--{option} must be at least {low}, {why}; got {value}. Fix: --{option} {low}"
         for option, value, low, why in (
-            ("seeds", changes["seeds"], 2, "for an interval"),
-            ("max-epochs", changes["epochs"], 1, "to train at all"),
+            ("seeds", seeds, 2, "for an interval"),
+            ("max-epochs", epochs, 1, "to train at all"),
         )
-        if value is not None and value < low
-    ]
-    if wrong:
-        raise UserError(*wrong)
-    return replace(preset, **{key: value for key, value in changes.items() if value is not None})
+        if value < low
+    )
+    return replace(preset, seeds=seeds, epochs=epochs)
 
 
-def _own_options(options: Mapping[str, Any]) -> list[list[str]]:
-    """The options that make this run another one than the preset's, for whoever repeats it. How
-    a run is carried out is none of these."""
-    given = {name: options.get(name) for name in ("seeds", "max_epochs", "seed")}
-    found = [[f"--{k.replace('_', '-')}", str(v)] for k, v in given.items() if v is not None]
-    sets = [text for text in options["set"] if not text.startswith("resources.")]
-    return found + [["--set", text] for text in sets]
+def _design_sets(options: ClaimOptions) -> list[str]:
+    """Each --set that changes the design; how a run is carried out is none of it."""
+    return [text for text in options.set if not text.startswith("resources.")]
 
 
-def _departures(claim: Claim, preset: Preset, options: Mapping[str, Any]) -> list[str]:
+def _own_options(options: ClaimOptions) -> list[list[str]]:
+    """The options that make this run another one than the preset's, for whoever repeats it."""
+    given = {name: getattr(options, name) for name in ("seeds", "max_epochs", "seed")}
+    own = [[f"--{k.replace('_', '-')}", str(v)] for k, v in given.items() if v is not None]
+    return own + [["--set", text] for text in _design_sets(options)]
+
+
+def _departures(claim: Claim, preset: Preset, options: ClaimOptions) -> list[str]:
     """What the command line changed in the declared design."""
-    declared = claim.presets[options["preset"]]
+    declared = claim.presets[options.preset]
     changed = [
         f"{name} {getattr(preset, name)} instead of {getattr(declared, name)}"
         for name in ("seeds", "epochs")
         if getattr(preset, name) != getattr(declared, name)
     ]
-    return [*changed, *(text for text in options["set"] if not text.startswith("resources."))]
+    return changed + _design_sets(options)
 
 
 def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: Facts) -> Setting:
     backbone, data = bases[0].backbone, bases[0].data
     vit = describe(
-        next((one.backbone for one in bases if one.family == "vit"), backbone),
+        next((base.backbone for base in bases if base.family == "vit"), backbone),
         height=facts.side,
         width=facts.side,
     )
@@ -148,7 +203,7 @@ def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: Facts) -> Settin
     )
 
 
-def raise_if_too_few(claim: Claim, setting: Setting, facts: Facts) -> None:
+def _require_enough(claim: Claim, setting: Setting, facts: Facts) -> None:
     """Raise ``UserError`` where the smallest arm would see too few images of each class."""
     smallest = round(claim.fewest_share * setting.train_images)
     needed = claim.fewest_images_per_class * facts.classes
@@ -163,13 +218,13 @@ def raise_if_too_few(claim: Claim, setting: Setting, facts: Facts) -> None:
 
 
 def _bases(
-    claim: Claim, preset: Preset, options: Mapping[str, Any], facts: Facts
+    claim: Claim, preset: Preset, options: ClaimOptions, facts: Facts
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
-    source, scale = options["dataset"], options["scale"]
-    weights = options.get("weights") or named_sweeps.default_weights("vit", scale)
+    source, scale = options.source, options.size
+    weights = options.weights or named_sweeps.default_weights("vit", scale)
     share = preset.val_images / (facts.val_images / DEFAULT_VAL_SHARE)
-    made = []
+    bases = []
     for family in claim.families:
         plain = named_sweeps.family_sweep(family, dataset=source, scale=scale, weights=weights)
         recipe = replace(plain.recipe, batch_size_per_worker=preset.batch_size, **claim.recipe)
@@ -179,10 +234,8 @@ def _bases(
             val_fraction=float(f"{min(share, LARGEST_VAL_SHARE):.4g}"),
         )
         scheduler = SchedulerSpec(kind="none")
-        made.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
-    given = {path: options.get(key) for key, path in OPTION_PATHS.items()}
-    texts = [f"{path}={value}" for path, value in given.items() if value is not None]
-    changed = overrides.apply_sets(made, [*texts, *options["set"]])
+        bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
+    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(
@@ -194,15 +247,15 @@ def _bases(
 
 def _refuse_laid_out(claim: Claim, arms: Sequence[Arm], texts: Sequence[str]) -> None:
     laid_out = {*LAID_OUT, *(path for arm in arms for path in arm.levels)}
-    asked = [text.partition("=")[0].strip() for text in texts]
+    paths = [text.partition("=")[0].strip() for text in texts]
     bare = [
         path.partition(".")[2] if path.partition(".")[0] in claim.families else path
-        for path in asked
+        for path in paths
     ]
-    wrong = sorted(laid_out & set(bare))
-    if wrong:
+    conflicts = sorted(laid_out & set(bare))
+    if conflicts:
         raise UserError(
-            f"{claim.name} lays out {', '.join(wrong)} itself, --set cannot change it. "
+            f"{claim.name} lays out {', '.join(conflicts)} itself, --set cannot change it. "
             "Fix: leave it out; --dataset, --scale, --weights, --preset, --seeds, --seed and "
             "--max-epochs change the design"
         )
@@ -228,7 +281,140 @@ def _sweep(base: SweepSpec, arms: Sequence[Arm], seeds: Sequence[int]) -> SweepS
     )
 
 
-def _row(arm: Arm, seed: int) -> dict[str, Any]:
+def _row(arm: Arm, seed: int) -> Json:
     probes = {"shift_offsets_px": list(arm.shift_offsets_px)} if arm.shift_offsets_px else {}
     # Each seed has validation images of its own: on shared ones all seeds would err together.
     return {**arm.levels, "data.val_seed": seed, "seed": seed, "epochs": arm.epochs, **probes}
+
+
+# As many forward passes as trainables.evaluate.probes takes: each shift moves along two axes.
+SHIFT_WAYS = 2
+
+# (run of one arm) -> its family's images by split and its cost, None where that is not known
+CostOf = Callable[[RunSpec], tuple[Mapping[str, int], Cost | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPrice:
+    """Arms of one family that cost the same: ``trials`` of them over all seeds."""
+
+    family: str
+    levels: Json
+    epochs: int
+    trials: int
+    basis: str | None
+    slot_seconds: float | None
+
+    def as_dict(self) -> Json:
+        """JSON-ready."""
+        return {**vars(self), "levels": dict(self.levels)}
+
+
+def price(spec: RunSpec, cost_of: CostOf, *, total: Mapping[str, float] | None) -> Json:
+    """The plan of a claim's run as JSON; what is not known is ``None``.
+
+    ``cost_of`` tells the cost of a run with one arm, ``total`` what the machine holds.
+    """
+    arms = [arm for sweep in spec.sweeps for arm in _priced_arms(spec, sweep, cost_of)]
+    trials = sum(arm.trials for arm in arms)
+    resources = spec.sweeps[0].resources
+    slots = None if total is None else slots_of(spec, trials, total)
+    priced = [arm.slot_seconds for arm in arms if arm.slot_seconds is not None]
+    whole = sum(priced) if len(priced) == len(arms) else None
+    seconds = None if whole is None else whole * resources.num_workers
+    claim = spec.claim or {}
+    return {
+        "claim": claim.get("name"),
+        "statement": claim.get("statement"),
+        "run": spec.name,
+        "hash": claim.get("hash"),
+        "spec_hash": spec.hash(),
+        "preset": claim.get("preset"),
+        "departures": list(claim.get("departures", ())),
+        "trials": trials,
+        "epochs": sum(arm.trials * arm.epochs for arm in arms),
+        "device": limits.device(resources),
+        "slots": slots,
+        "basis": " and ".join(sorted({arm.basis for arm in arms if arm.basis})) or None,
+        "device_hours": None if seconds is None else limits.device_hours(seconds, resources),
+        "wall_hours": (whole / slots + COLD_START_S) / limits.HOUR_S if whole and slots else None,
+        "usd": None if seconds is None else limits.usd(seconds, resources, spec.prices),
+        "arms": [arm.as_dict() for arm in arms],
+    }
+
+
+def _priced_arms(spec: RunSpec, sweep: SweepSpec, cost_of: CostOf) -> list[ArmPrice]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sweep.grid:
+        groups.setdefault(repr(_what_costs(row)), []).append(row)
+    return [_priced(spec, sweep, rows, cost_of) for rows in groups.values()]
+
+
+def _what_costs(row: Mapping[str, Any]) -> Json:
+    """Backbone, share of the data and length; a learning rate costs nothing."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key.startswith("backbone.") or key in ("data.fraction", "epochs", "shift_offsets_px")
+    }
+
+
+def _priced(
+    spec: RunSpec, sweep: SweepSpec, rows: list[Mapping[str, Any]], cost_of: CostOf
+) -> ArmPrice:
+    first, trials = rows[0], len(rows)
+    levels = {key: value for key, value in _what_costs(first).items() if "." in key}
+    arm = replace(
+        with_axes(sweep, levels),
+        grid=(),
+        space={},
+        trials=trials,
+        scheduler=replace(sweep.scheduler, max_epochs=first["epochs"]),
+    )
+    counts, cost = cost_of(replace(spec, sweeps=(arm,), claim=None))
+    seconds = None
+    if cost is not None:
+        train, val = images_per_epoch(arm, counts)
+        passes = STEP_PASSES * train + val
+        probes = SHIFT_IMAGES * (1 + SHIFT_WAYS * len(first.get("shift_offsets_px", ())))
+        more = (passes + probes) / passes if "shift_offsets_px" in first else 1.0
+        seconds = trials * (first["epochs"] * cost.epoch_seconds * more + cost.setup_seconds)
+    return ArmPrice(
+        family=sweep.family,
+        levels=levels,
+        epochs=first["epochs"],
+        trials=trials,
+        basis=cost.basis if cost else None,
+        slot_seconds=seconds,
+    )
+
+
+def price_lines(plan: Json) -> list[str]:
+    """A claim's plan for a terminal."""
+    lines = [
+        f"claim     {plan['claim']}: {plan['statement']}",
+        f"run       {plan['run']}, rule {plan['hash']}, preset {plan['preset']}"
+        + "".join(f", {departure}" for departure in plan["departures"]),
+        f"trials    {plan['trials']} on {plan['slots'] or 'as many as fit'} slots, "
+        f"{plan['epochs']} epochs in all",
+        f"forecast  {_hours(plan)}",
+    ]
+    for arm in plan["arms"]:
+        levels = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in
+                           arm["levels"].items() if value is not None)  # fmt: skip
+        seconds = arm["slot_seconds"]
+        cost = "unknown" if seconds is None else f"{seconds / 60:.1f} slot minutes"
+        arm_name = f"{arm['family']:<8}{f' ({levels})' if levels else ''}"
+        lines.append(f"  {arm_name} {arm['trials']} trials of {arm['epochs']} epochs: {cost}")
+    return lines
+
+
+def _hours(plan: Json) -> str:
+    if plan["device_hours"] is None:
+        return "unknown: a backbone's size is known only once it is built; --measure tells"
+    parts = [f"{plan['device_hours']:.2f} {plan['device']} hours"]
+    if plan["wall_hours"] is not None:
+        parts.append(f"about {60 * plan['wall_hours']:.0f} minutes here")
+    if plan["usd"] is not None:
+        parts.append(f"{plan['usd']:.2f} USD")
+    return f"{', '.join(parts)} ({plan['basis']})"

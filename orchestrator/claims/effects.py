@@ -13,21 +13,32 @@ whose noise is alike, are at least symmetric. Where a claim has several effects 
 each, a budget each), Holm's correction (1979) holds alpha over all of them, the direction included
 (Shaffer 1980); the claim is supported when all are, refuted when one is.
 
-What a claim's measurement gives: effects with a value a seed, and what to draw of them.
+Whoever changes this rule, or how ``results.py`` reads results, raises ``claim.RULE_VERSION``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.statistics import LEVEL, POWER, holm
+from orchestrator.compare.statistics import (
+    POWER,
+    holm,
+    mean_interval,
+    mean_series,
+    standard_error,
+    t_below,
+    t_quantile,
+)
 
 Array = np.ndarray
+Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a plan
+
+SUPPORTED, REFUTED, UNDETERMINED = "supported", "refuted", "undetermined"
 
 
 class NoVerdict(Exception):
@@ -48,6 +59,16 @@ class Effect:
     unit: str
     bound: str = "exact"
 
+    def summary(self, alpha: float) -> Json:
+        """Mean and interval over seeds, JSON-ready; each side of the interval at ``alpha``."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "bound": self.bound,
+            "values": [float(value) for value in self.values],
+            **vars(mean_interval(self.values, 1 - 2 * alpha)),
+        }
+
 
 def points(name: str, values: Array) -> Effect:
     """An effect that is a difference of fractions, (seeds,)."""
@@ -65,6 +86,33 @@ class Series:
     values: Array
     stepped: bool = False
 
+    def as_dict(self) -> Json:
+        """JSON-ready: for each point the mean over seeds with its 95 % interval."""
+        mean = mean_series(self.values)
+        return {
+            "name": self.name,
+            "place": self.place,
+            "stepped": self.stepped,
+            "x": [float(x) for x in self.x],
+            "n": mean.n,
+            "mean": _rounded(mean.mean),
+            "low": _rounded(mean.low),
+            "high": _rounded(mean.high),
+        }
+
+
+def _rounded(values: Array | None) -> list[float] | None:
+    return None if values is None else [float(f"{value:.5g}") for value in values]
+
+
+def lines(x: Iterable[float], rows: Mapping[str, Array]) -> list[Series]:
+    """A line for each of ``rows``, (seeds, points) by name, over the same ``x``, (points,)."""
+    shared_x = tuple(map(float, x))
+    return [
+        Series(name=name, place=place, x=shared_x, values=values)
+        for place, (name, values) in enumerate(rows.items())
+    ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -73,49 +121,16 @@ class Picture:
 
     title: str
     x_label: str
-    y_label: str
     series: Sequence[Series]
+    y_label: str = "validation accuracy, %"
     x_log: bool = False
     ticks: tuple[str, ...] = ()
     y_unit: str = "percent"
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: for each point the mean over seeds with its 95 % interval."""
-        return {
-            "title": self.title,
-            "x_label": self.x_label,
-            "y_label": self.y_label,
-            "x_log": self.x_log,
-            "ticks": list(self.ticks),
-            "y_unit": self.y_unit,
-            "series": [_series(one) for one in self.series],
-        }
-
-
-def _series(one: Series) -> dict[str, Any]:
-    """Mean and interval of every point at once: the values of ``compare``'s ``mean_interval``."""
-    from scipy import special
-
-    n = len(one.values)
-    mean = one.values.mean(axis=0)
-    drawn = {
-        "name": one.name,
-        "place": one.place,
-        "stepped": one.stepped,
-        "x": [float(x) for x in one.x],
-        "mean": _rounded(mean),
-        "low": None,
-        "high": None,
-        "n": n,
-    }
-    if n < 2:
-        return drawn
-    half = special.stdtrit(n - 1, 0.5 + LEVEL / 2) * one.values.std(axis=0, ddof=1) / np.sqrt(n)
-    return {**drawn, "low": _rounded(mean - half), "high": _rounded(mean + half)}
-
-
-def _rounded(values: Array) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+    def as_dict(self) -> Json:
+        """JSON-ready."""
+        series = [line.as_dict() for line in self.series]
+        return {**vars(self), "ticks": list(self.ticks), "series": series}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,19 +145,14 @@ class Measured:
     notes: tuple[str, ...] = field(default=())
 
 
-SUPPORTED, REFUTED, UNDETERMINED = "supported", "refuted", "undetermined"
-
-
-def judge(
-    effects: Sequence[Effect], *, smallest: float, alpha: float
-) -> tuple[str, list[dict[str, Any]]]:
+def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[str, list[Json]]:
     """The verdict over ``effects``, and each of them with interval, p-value and verdict of its
     own. An interval's two sides are each at level ``alpha``, before Holm's correction."""
     tests = [_one_sided(effect, smallest) for effect in effects]
     adjusted = holm([p_value for p_value, _ in tests])
     judged = [
         {
-            **summary(effect, alpha),
+            **effect.summary(alpha),
             "p_value": p_value,
             "p_value_holm": p_holm,
             "verdict": side if p_holm <= alpha else UNDETERMINED,
@@ -150,34 +160,10 @@ def judge(
         }
         for effect, (p_value, side), p_holm in zip(effects, tests, adjusted, strict=True)
     ]
-    verdicts = [one["verdict"] for one in judged]
+    verdicts = {effect["verdict"] for effect in judged}
     if REFUTED in verdicts:
         return REFUTED, judged
-    return SUPPORTED if set(verdicts) == {SUPPORTED} else UNDETERMINED, judged
-
-
-def summary(effect: Effect, alpha: float) -> dict[str, Any]:
-    """An effect with its mean and interval over seeds, JSON-ready."""
-    return {
-        "name": effect.name,
-        "unit": effect.unit,
-        "bound": effect.bound,
-        "values": [float(value) for value in effect.values],
-        **interval(effect.values, 1 - 2 * alpha),
-    }
-
-
-def interval(values: Sequence[float], level: float) -> dict[str, Any]:
-    """Mean with Student's t interval: ``compare``'s ``mean_interval``, twenty times as fast, which
-    thousands of simulated worlds ask for."""
-    from scipy import special
-
-    n, mean, error = len(values), math.fsum(values) / len(values), standard_error(values)
-    found = {"mean": mean, "low": None, "high": None, "level": level, "n": n}
-    if error is None:
-        return found
-    half = float(special.stdtrit(n - 1, 0.5 + level / 2)) * error
-    return {**found, "low": mean - half, "high": mean + half}
+    return SUPPORTED if verdicts == {SUPPORTED} else UNDETERMINED, judged
 
 
 def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
@@ -186,13 +172,11 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
     A cut-off effect speaks for one side only. Fewer than two seeds, and seeds without any
     spread, show nothing: no spread in a few values is no certainty.
     """
-    from scipy import special
-
     error = standard_error(effect.values)
     if not error:
         return 1.0, UNDETERMINED
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
-    below = float(special.stdtr(len(effect.values) - 1, t))
+    below = t_below(t, len(effect.values) - 1)
     against_support = 1 - below if effect.bound in ("exact", "at least") else 1.0
     against_refutation = below if effect.bound in ("exact", "at most") else 1.0
     if against_support < against_refutation:
@@ -200,22 +184,10 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
     return against_refutation, REFUTED
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of ``values``; ``None`` for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-
-
 def _detectable(effect: Effect, smallest: float, alpha: float) -> float | None:
     """The smallest true effect that as many seeds, as noisy, would support 4 times in 5."""
-    from scipy import special
-
     error = standard_error(effect.values)
     if not error:
         return None
     freedom = len(effect.values) - 1
-    steps = special.stdtrit(freedom, 1 - alpha) + special.stdtrit(freedom, POWER)
-    return float(smallest + steps * error)
+    return smallest + (t_quantile(1 - alpha, freedom) + t_quantile(POWER, freedom)) * error

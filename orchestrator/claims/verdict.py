@@ -1,23 +1,19 @@
-"""A claim's verdict, from a run's ledger and from nothing else.
-
-A verdict in words.
-"""
+"""A claim's verdict, from a run's ledger and from nothing else, as JSON and in words."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.claims.claim import Claim
-from orchestrator.claims.effects import Measured, NoVerdict, judge, summary
+from orchestrator.claims.effects import Json, Measured, NoVerdict, judge
 from orchestrator.claims.experiments import CLAIMS
-from orchestrator.claims.results import TrialResult, cells_of, ended
+from orchestrator.claims.results import TrialResult, require_ended, results_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import State, replay
-from orchestrator.wording import signed
+from orchestrator.wording import signed, span
 from trainables.errors import UserError
 
 NO_VERDICT = "no verdict"
@@ -34,7 +30,7 @@ def effect_text(value: float | None, unit: str) -> str:
     return f"{'+' if value >= 0 else ''}{signed(value)} points"
 
 
-def interval_text(effect: Mapping[str, Any]) -> str:
+def interval_text(effect: Json) -> str:
     """``+3.1 points (90 % interval +1.2 to +5.0, n = 5)``."""
     mean = effect_text(effect["mean"], effect["unit"])
     bound = "" if effect["bound"] == "exact" else f", {effect['bound']} these values"
@@ -46,17 +42,17 @@ def interval_text(effect: Mapping[str, Any]) -> str:
     return f"{mean} ({level} interval {low} to {high}, n = {effect['n']}{bound})"
 
 
-def sentence(verdict: Mapping[str, Any]) -> str:
+def sentence(verdict: Json) -> str:
     """The verdict with its scope and its numbers, in a sentence or two."""
     outcome = verdict["verdict"] or NO_VERDICT
     head = f"{outcome[0].upper()}{outcome[1:]} for {verdict['scope']}"
     if verdict["verdict"] is None:
         return f"{head}: {verdict['reason'].removesuffix('.')}."
-    told = "; ".join(f"{one['name']}: {interval_text(one)}" for one in verdict["effects"])
-    return f"{head}: {told}."
+    effects = (f"{effect['name']}: {interval_text(effect)}" for effect in verdict["effects"])
+    return f"{head}: {'; '.join(effects)}."
 
 
-def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
+def verdict_lines(verdict: Json) -> list[str]:
     """The verdict for a terminal."""
     lines = [
         f"claim      {verdict['claim']}: {verdict['statement']}",
@@ -66,12 +62,12 @@ def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         f"rule       effect against {verdict['smallest_effect']['text']}, wrong with probability "
         f"{verdict['alpha']:g} at most, hash {verdict['hash']}",
     ]
-    for one in verdict["effects"]:
-        lines.append(f"effect     {one['name']}: {interval_text(one)}")
-        lines.append(f"           {one['verdict']}, p = {one['p_value_holm']:.3g} (Holm)")
-    lines += [f"besides    {one['name']}: {interval_text(one)}" for one in verdict["others"]]
+    for effect in verdict["effects"]:
+        lines.append(f"effect     {effect['name']}: {interval_text(effect)}")
+        lines.append(f"           {effect['verdict']}, p = {effect['p_value_holm']:.3g} (Holm)")
+    lines += [f"besides    {other['name']}: {interval_text(other)}" for other in verdict["others"]]
     lines += [f"note       {note}" for note in verdict["notes"]]
-    lines += [f"departs    {one}" for one in verdict["departures"]]
+    lines += [f"departs    {departure}" for departure in verdict["departures"]]
     hardware = verdict["hardware"]
     lines.append(
         f"on         {hardware['processor']}, {hardware['cpus']} CPUs, "
@@ -101,62 +97,60 @@ def state_of(run_folder: Path) -> State:
     return state
 
 
-def declared(state: State) -> Mapping[str, Any]:
+def declared(state: State) -> Json:
     """What was declared before the run began; empty for a run that tests no claim."""
     return state.header.get("spec", {}).get("claim") or {}
 
 
-def verdict_of(state: State, *, pictures: bool = True) -> dict[str, Any]:
+def verdict_of(state: State, *, pictures: bool = True) -> Json:
     """The verdict as JSON, by the thresholds that the ledger holds and the claim's rule as it is.
 
     ``verdict`` is ``supported``, ``refuted``, ``undetermined``, or ``None`` where the experiment
-    cannot speak, with ``reason``. ``rule_changes`` lists what the claim's files say otherwise
-    than the ledger; where it is not empty, this is not the declared claim's verdict.
+    cannot speak, with ``reason``. ``rule_changes`` lists what the claim says otherwise now than
+    in the ledger; where it is not empty, this is not the declared claim's verdict.
     """
-    claim, said = _claim(state), declared(state)
-    cells = cells_of(state)
-    found: dict[str, Any] = {
+    claim, words, results = _claim(state), declared(state), results_of(state)
+    verdict: Json = {
         "schema": SCHEMA,
-        "claim": said["name"],
-        "statement": said["statement"],
+        "claim": words["name"],
+        "statement": words["statement"],
         "run": state.header.get("run"),
-        "hash": said["hash"],
+        "hash": words["hash"],
         "rule_changes": rule_changes(state),
-        "preset": said.get("preset"),
-        "departures": list(said.get("departures", ())),
-        "alpha": said["alpha"],
-        "level": 1 - 2 * said["alpha"],
-        "smallest_effect": {"value": said["smallest_effect"], "unit": said["unit"],
-                            "text": effect_text(said["smallest_effect"], said["unit"])},
-        "scope": scope(state, cells),
-        **_counts(state, cells),
+        "preset": words.get("preset"),
+        "departures": list(words.get("departures", ())),
+        "alpha": words["alpha"],
+        "level": 1 - 2 * words["alpha"],
+        "smallest_effect": {"value": words["smallest_effect"], "unit": words["unit"],
+                            "text": effect_text(words["smallest_effect"], words["unit"])},
+        "scope": scope(state, results),
+        **_counts(state, results),
         "verdict": None, "reason": None, "seeds": None, "effects": [], "others": [], "notes": [],
         "pictures": [],
     }  # fmt: skip
     try:
-        ended(cells)
-        measured = claim.measure(cells)
-        _all_finite(measured)
+        require_ended(results)
+        measured = claim.measure(results)
+        _require_finite(measured)
     except NoVerdict as why:
-        found["reason"] = str(why)
+        verdict["reason"] = str(why)
     else:
-        found |= _judged(measured, said)
+        verdict |= _judged(measured, words)
         if pictures:
-            found["pictures"] = [picture.as_dict() for picture in measured.pictures()]
-    return {**found, "sentence": sentence(found)}
+            verdict["pictures"] = [picture.as_dict() for picture in measured.pictures()]
+    return {**verdict, "sentence": sentence(verdict)}
 
 
-def _judged(measured: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
-    verdict, effects = judge(
-        measured.effects, smallest=said["smallest_effect"], alpha=said["alpha"]
-    )
+def _judged(measured: Measured, words: Json) -> Json:
+    alpha = words["alpha"]
+    verdict, effects = judge(measured.effects, smallest=words["smallest_effect"], alpha=alpha)
     return {
         "verdict": verdict,
-        "reason": said[verdict],
+        "reason": words[verdict],
         "seeds": measured.seeds,
         "effects": effects,
         "others": [
-            summary(effect, said["alpha"])
+            effect.summary(alpha)
             for effect in measured.others
             if all(map(math.isfinite, effect.values))
         ],
@@ -164,7 +158,7 @@ def _judged(measured: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _all_finite(measured: Measured) -> None:
+def _require_finite(measured: Measured) -> None:
     """A number that is missing in a report must not become a verdict."""
     for effect in measured.effects:
         if not all(math.isfinite(value) for value in effect.values):
@@ -182,7 +176,7 @@ def _claim(state: State) -> Claim:
 
 
 def rule_changes(state: State) -> list[str]:
-    """What the claim's files say now otherwise than the ledger: a changed rule is a new claim."""
+    """What the claim says now otherwise than in the ledger: a changed rule is a new claim."""
     then, now = declared(state), _claim(state).declaration()
     if then["hash"] == now["hash"]:
         return []
@@ -191,47 +185,46 @@ def rule_changes(state: State) -> list[str]:
         for key, value in now.items()
         if key != "hash" and then.get(key) != value
     ]
-    return changed or ["the source text of its rule"]
+    return changed or ["its rule gives other verdicts: it has another version now"]
 
 
-def _counts(state: State, cells: Sequence[TrialResult]) -> dict[str, Any]:
+def _counts(state: State, results: Sequence[TrialResult]) -> Json:
     environment = state.header.get("environment", {})
-    statuses = [cell.trial.status for cell in cells]
+    statuses = [result.trial.status for result in results]
     return {
         "trials": {
-            "asked": len(cells),
+            "asked": len(results),
             **{status: statuses.count(status) for status in ("finished", "failed")},
         },
-        "device_seconds": round(sum(cell.trial.device_seconds for cell in cells), 1),
+        "device_seconds": round(sum(result.trial.device_seconds for result in results), 1),
         "dataset": _dataset(state).get("name"),
         "scale": state.header["spec"]["sweeps"][0]["backbone"]["scale"],
         "hardware": {
             key: environment.get(key) for key in ("processor", "cpus", "memory_gb", "platform")
         }
-        | {"device": next((d for c in cells if (d := c.trial.detail.get("device"))), None)},
+        | {"device": next((d for c in results if (d := c.trial.detail.get("device"))), None)},
         "versions": {"python": environment.get("python"), **environment.get("versions", {})},
         "code_version": state.header.get("code_version"),
     }
 
 
-def _dataset(state: State) -> Mapping[str, Any]:
+def _dataset(state: State) -> Json:
     """What the ledger says of the images; all families of a claim see the same."""
-    found: list[Mapping[str, Any]] = list(state.header.get("datasets", {}).values())
-    return found[0] if found else {}
+    return next(iter(state.header.get("datasets", {}).values()), {})
 
 
-def scope(state: State, cells: Sequence[TrialResult]) -> str:
+def scope(state: State, results: Sequence[TrialResult]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
-    details = [cell.trial.detail for cell in cells if cell.trial.detail.get("model")]
-    backbones = [cell.trial.assignment["backbone"] for cell in cells]
+    details = [result.trial.detail for result in results if result.trial.detail.get("model")]
+    backbones = [result.trial.assignment["backbone"] for result in results]
     models = sorted({str(detail["model"]) for detail in details})
     starts = {"from scratch" if b["weights"] == "none" else "fine-tuned" for b in backbones}
     images = sorted({int(detail["train_images"]) for detail in details})
     info = _dataset(state)
-    lengths = sorted({cell.asked_epochs for cell in cells})
+    lengths = sorted({result.asked_epochs for result in results})
     val = info.get("counts", {}).get("val")
-    shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in cells})
+    shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in results})
     return ", ".join(
         [
             f"{backbones[0]['scale']} models" + (f" ({', '.join(models)})" if models else ""),
@@ -239,18 +232,17 @@ def scope(state: State, cells: Sequence[TrialResult]) -> str:
             f"{_range(images)} images of {info.get('name')} at {info.get('height')} px",
             f"{_range(lengths)} epochs",
             f"{val:,} validation images{' (the same for all seeds)' if shared else ' a seed'}",
-            f"{len({cell.seed for cell in cells})} seeds",
+            f"{len({result.seed for result in results})} seeds",
         ]
     )
 
 
 def _range(numbers: Sequence[int]) -> str:
     """``2,000`` or ``400 to 4,000``, of sorted numbers."""
-    ends = [*numbers[:1], *numbers[1:][-1:]]
-    return " to ".join(f"{number:,}" for number in ends) or "an unknown number of"
+    return span(f"{numbers[0]:,}", f"{numbers[-1]:,}") if numbers else "an unknown number of"
 
 
-def shown(state: State) -> dict[str, Any]:
+def shown(state: State) -> Json:
     """The verdict recomputed, beside the one on record: ``recorded`` has its ``verdict``, when it
     was reached (``at``, unix seconds) and whether the two agree; ``None`` where there is none."""
     verdict, before = verdict_of(state), state.verdict

@@ -7,12 +7,17 @@ import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
 from trainables.errors import UserError, raise_if_any
+
+if TYPE_CHECKING:
+    from orchestrator.ops.doctor import Findings
+    from trainables.config import BackboneSpec
+    from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,7 @@ def data() -> None:
     """Prepare a dataset ahead of a sweep, or look into it."""
 
 
-def _store(source: str, sets: tuple[str, ...]) -> Any:
+def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
     from orchestrator.spec.named_sweeps import family_sweep
     from orchestrator.spec.overrides import apply_set
     from trainables.data.build import prepare
@@ -99,19 +104,20 @@ def doctor(
     from orchestrator.ops.doctor import examine
 
     backbones = _backbones(family, scale, weights) if family or scale or weights else []
-    facts = examine(storage, tracking_uri, backbones, local=local)
+    findings = examine(storage, tracking_uri, backbones, local=local)
     if as_json:
-        show({"schema": 1, **facts})
+        show({"schema": 1, **findings.as_dict()})
     else:
-        _print_facts(facts)
-    for line in facts["warnings"]:
+        _print_findings(findings)
+    for line in findings.warnings:
         log.warning(f"warning: {line}")
-    if facts["problems"]:
-        raise UserError(*facts["problems"])
+    raise_if_any(findings.problems)
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
-def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None) -> list[Any]:
+def _backbones(
+    families: tuple[str, ...], scale: str | None, weights: str | None
+) -> list[BackboneSpec]:
     from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
 
     spec = spec_of(families or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
@@ -119,17 +125,16 @@ def _backbones(families: tuple[str, ...], scale: str | None, weights: str | None
     return [sweep.backbone for sweep in spec.sweeps]
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
-    for name, value in facts.items():
-        if name not in ("versions", "nodes", "warnings", "problems"):
-            click.echo(f"{name:<15} {'none' if value is None else value}")
-    versions = ", ".join(f"{one} {version}" for one, version in facts["versions"].items())
+def _print_findings(findings: Findings) -> None:
+    for name, value in findings.facts.items():
+        click.echo(f"{name:<15} {'none' if value is None else value}")
+    versions = ", ".join(f"{library} {version}" for library, version in findings.versions.items())
     click.echo(f"{'versions':<15} {versions}")
-    for node in facts.get("nodes", ()):
-        role = "head" if node["head"] else "worker"
-        gpus = f", {node['gpus']:g} GPU, torch sees {node['torch_gpus']}" if node["gpus"] else ""
-        answers = "" if node["answers"] else ", does not answer"
-        click.echo(f"{'node':<15} {node['node']}, {role}{gpus}{answers}")
+    for node in findings.nodes or ():
+        role = "head" if node.head else "worker"
+        gpus = f", {node.gpus:g} GPU, torch sees {node.torch_gpus}" if node.gpus else ""
+        answers = "" if node.answers else ", does not answer"
+        click.echo(f"{'node':<15} {node.node}, {role}{gpus}{answers}")
 
 
 @click.command()

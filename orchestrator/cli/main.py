@@ -29,11 +29,11 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, with the near names."""
-        name, known = args[0], self.list_commands(ctx)
-        if name not in known and not name.startswith("-"):
-            near = difflib.get_close_matches(name, known, n=2) or ["--help"]
-            fix = " or ".join(f"{ctx.command_path} {one}" for one in near)
-            ctx.fail(f"no command {name!r}; valid: {', '.join(known)}. Fix: {fix}")
+        name, valid = args[0], self.list_commands(ctx)
+        if name not in valid and not name.startswith("-"):
+            near = difflib.get_close_matches(name, valid, n=2) or ["--help"]
+            fix = " or ".join(f"{ctx.command_path} {word}" for word in near)
+            ctx.fail(f"no command {name!r}; valid: {', '.join(valid)}. Fix: {fix}")
         return super().resolve_command(ctx, args)
 
 

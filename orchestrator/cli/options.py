@@ -31,7 +31,7 @@ def log_to_stderr() -> None:
             logger.addHandler(_PlainLines())
 
 
-def show(plain: Mapping[str, Any]) -> None:
+def show(plain: Mapping[str, object]) -> None:
     """Data as JSON, on stdout."""
     click.echo(json.dumps(plain, indent=2))
 

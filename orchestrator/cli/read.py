@@ -1,9 +1,4 @@
-"""Commands that read runs or ask one to stop: compare, reproduce, stop.
-
-The command that tells what runs and how far: ``status``.
-
-The command that gives the winner away: as a folder, or as a registered model of MLflow.
-"""
+"""Commands that read runs or ask one to stop: compare, reproduce, stop, status, export."""
 
 from __future__ import annotations
 
@@ -12,35 +7,31 @@ import fcntl
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
+from orchestrator.ledger import lease, replication
+from orchestrator.ledger.events import FILE_NAME
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
 
 def run_folder(name: str, storage: str) -> Path:
     """The folder of a run that exists. Raises ``UserError`` with the near names."""
-    from orchestrator.ledger.events import FILE_NAME
-
-    folder = _pulled(storage, name)
+    folder = replication.pull(storage, name)
     if (folder / FILE_NAME).is_file():
         return folder
-    known = [one.name for one in run_folders(storage)]
-    if not known:
+    names = [folder.name for folder in run_folders(storage)]
+    if not names:
         raise UserError(
             f"there is no run {name!r}: {storage!r} holds none. "
             "Fix: orchestrator demo, or --storage FOLDER"
         )
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
     raise UserError(
         f"there is no run {name!r} in {storage!r}. "
         f"Fix: did you mean {' or '.join(near)}? or --storage FOLDER"
@@ -49,46 +40,25 @@ def run_folder(name: str, storage: str) -> Path:
 
 def run_folders(storage: str) -> list[Path]:
     """Folders under ``storage`` that hold a ledger, newest first."""
-    from orchestrator.ledger.events import FILE_NAME
-
-    found = list(Path(storage).glob(f"*/{FILE_NAME}"))
     if is_remote(storage):
-        from orchestrator.ledger.replication import pull_all
-
-        found = [folder / FILE_NAME for folder in pull_all(storage)]
-    return [path.parent for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
-
-
-def _pulled(storage: str, name: str) -> Path:
-    if not is_remote(storage):
-        return Path(storage) / name
-    from orchestrator.ledger.replication import pull
-
-    return pull(storage, name)
+        folders = replication.pull_all(storage)
+    else:
+        folders = [path.parent for path in Path(storage).glob(f"*/{FILE_NAME}")]
+    return sorted(folders, key=lambda run: (run / FILE_NAME).stat().st_mtime, reverse=True)
 
 
 def is_running(folder: Path) -> bool:
     """Whether a process holds the run's lock or, in object storage, its lease."""
-    return _is_locked(folder) or _is_leased(folder)
-
-
-def _is_leased(folder: Path) -> bool:
     remote = origin(folder)
-    if remote is None:
-        return False
-    from orchestrator.ledger.lease import is_held
-
-    return is_held(remote)
-
-
-def _is_locked(folder: Path) -> bool:
+    if remote is not None and lease.is_held(remote):
+        return True
     try:
-        with (folder / ".lock").open("rb") as lock:
+        with (folder / replication.LOCK_FILE).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:
-        return False
+        pass
     return False
 
 
@@ -99,19 +69,22 @@ def _is_locked(folder: Path) -> bool:
 @STORAGE
 def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str) -> None:
     """Compare the families of runs. Accuracy, best recipes and what they cost."""
-    folders = [run_folder(one, storage) for one in dict.fromkeys(name)]
+    folders = [run_folder(run, storage) for run in dict.fromkeys(name)]
     if out and not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
-    from orchestrator import compare as comparing
+    from orchestrator.compare.comparison import compare as compare_runs
+    from orchestrator.compare.report.page import report_html
+    from orchestrator.compare.runs import load
+    from orchestrator.compare.table import table_text
 
-    runs = [comparing.load(folder) for folder in folders]
-    comparison = comparing.compare(runs)
+    runs = [load(folder) for folder in folders]
+    comparison = compare_runs(runs)
     if as_json:
         show(comparison.as_dict())
     else:
-        click.echo(comparing.table_text(comparison))
+        click.echo(table_text(comparison))
     if out:
-        Path(out).write_text(comparing.report_html(runs, comparison), encoding="utf-8")
+        Path(out).write_text(report_html(comparison), encoding="utf-8")
         log.info(f"wrote {out}")
         log.info(f"next: open {out} in a browser; it needs no network")
     else:
@@ -131,12 +104,10 @@ def stop(name: str, storage: str) -> None:
             f"only a run in progress can be stopped; {name!r} is not running. "
             f"Fix: orchestrator status {name}"
         )
-    from orchestrator.ledger.lease import STOP_FILE
-
     if remote := origin(folder):
-        write_bytes(f"{remote}/{STOP_FILE}", b"")
+        write_bytes(f"{remote}/{lease.STOP_FILE}", b"")
     else:
-        (folder / STOP_FILE).touch()
+        (folder / lease.STOP_FILE).touch()
     log.info(f"{name} was asked to stop; its trials end at their next epoch")
     log.info(f"next: orchestrator status {name}")
 
@@ -160,9 +131,9 @@ def reproduce(
     tracking_uri: str | None,
 ) -> None:
     """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
-    from orchestrator.compare import read_report
+    from orchestrator.compare.report.reproduce import read_report
 
-    found = read_report(report, run=run)
+    record = read_report(report, run=run)
     if rerun is not None:
         from orchestrator.cli.run import carry_out
         from orchestrator.launch.prepare import RunOptions
@@ -170,16 +141,16 @@ def reproduce(
         from orchestrator.spec.run import RunSpec
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-        told = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
-        spec = RunSpec.from_dict({**found["spec"], **told})
-        log.info(f"{found['name']} again as {rerun}, spec {spec.hash()}")
+        place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
+        spec = RunSpec.from_dict({**record["spec"], **place})
+        log.info(f"{record['name']} again as {rerun}, spec {spec.hash()}")
         ctx.exit(carry_out(spec, validate(spec), RunOptions()))
     if as_spec:
-        show({"schema": 1, **found})
+        show({"schema": 1, **record})
     else:
-        click.echo(found["command"])
+        click.echo(record["command"])
     log.info(
-        f"next: orchestrator reproduce {report} --rerun NAME; its spec is {found['spec_hash']}"
+        f"next: orchestrator reproduce {report} --rerun NAME; its spec is {record['spec_hash']}"
     )
 
 

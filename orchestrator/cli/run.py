@@ -57,8 +57,8 @@ def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> 
     """
     from orchestrator.launch.prepare import RunOptions, spec_of
 
-    asked = RunOptions(**options)
-    _start(ctx, spec_of([target], asked), asked, dry_run=dry_run)
+    chosen = RunOptions(**options)
+    _start(ctx, spec_of([target], chosen), chosen, dry_run=dry_run)
 
 
 @click.command()
@@ -76,8 +76,8 @@ def tournament(
     """
     from orchestrator.launch.prepare import RunOptions, tournament_spec
 
-    asked = RunOptions(**options)
-    _start(ctx, tournament_spec(family, asked), asked, dry_run=dry_run)
+    chosen = RunOptions(**options)
+    _start(ctx, tournament_spec(family, chosen), chosen, dry_run=dry_run)
 
 
 @click.command()
@@ -88,9 +88,9 @@ def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
     from orchestrator.launch.prepare import RunOptions, spec_of, tournament_spec
 
-    asked = RunOptions(**options)
-    spec = tournament_spec(target, asked) if len(target) > 1 else spec_of(target, asked)
-    _show_plan(spec, asked, as_json=as_json)
+    chosen = RunOptions(**options)
+    spec = tournament_spec(target, chosen) if len(target) > 1 else spec_of(target, chosen)
+    _show_plan(spec, chosen, as_json=as_json)
 
 
 def _start(
@@ -224,7 +224,7 @@ def _echo(text: str) -> None:
 
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
-    from orchestrator.cli.claims import specs_of
+    from orchestrator.claims.design import ClaimOptions, specs_of
     from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
     from orchestrator.launch.validation import validate
 
@@ -232,7 +232,8 @@ def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]
     if params.pop("dry_run", False):
         raise UserError("--dry-run needs no job. Fix: the command without `submit`")
     if command == "claims run":
-        return specs_of(params["claim"], params, as_job=True)[0]
+        params.pop("as_json")
+        return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
     if command == "demo":
         spec = demo_spec(RunOptions(**params))
     elif command == "tournament":

@@ -59,12 +59,9 @@ def _equal_budget(unit: str, spent: Mapping[str, tuple[Array, Array]]) -> EqualB
     best = {label: _best_within(*steps, at) for label, steps in spent.items()}
     ranked = sorted((-value, label) for label, value in best.items() if value is not None)
     return EqualBudget(
-        unit=unit,
-        at=at,
-        best_val_top1=best,
-        ranking=tuple(label for _, label in ranked),
+        unit=unit, at=at, best_val_top1=best, ranking=tuple(label for _, label in ranked),
         unranked=tuple(label for label, value in best.items() if value is None),
-    )
+    )  # fmt: skip
 
 
 def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""From runs to the comparison, and its JSON."""
+"""From runs to the comparison, its answer in two sentences, and its JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.answer import answer
 from orchestrator.compare.budget import Budget, budgets
 from orchestrator.compare.confounds import Confound, ForecastScore, confounds, score_forecast
 from orchestrator.compare.expected_best import BudgetCurve, curves_over_budget
 from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
-from orchestrator.compare.finals import Gap, PairResult, compare_pairs, gaps, summarise_finals
+from orchestrator.compare.finals import (
+    Gap,
+    PairResult,
+    compare_pairs,
+    describe_verdict,
+    gaps,
+    summarise_finals,
+)
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
 from orchestrator.ledger.cost import epochs_by_workers, preemptions
+from orchestrator.wording import day, interval, percent, points
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ SCHEMA = 1
 # JSON keys of schema 1 that differ from the attributes' names.
 KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
         "dataset": "dataset_info"}  # fmt: skip
+WHAT = {"adaptation": "road"}  # likewise the names of facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,77 @@ class Comparison:
         }
 
 
+def answer(comparison: Comparison) -> str:
+    """The result in two sentences that claim no more than the records hold."""
+    if comparison.claims:
+        return " ".join(verdict["sentence"] for verdict in comparison.claims)
+    if any(entry.final for entry in comparison.families):
+        return _answer_of_finals(comparison)
+    return f"{_search_sentence(comparison)} {_no_verdict(comparison)}"
+
+
+def _search_sentence(comparison: Comparison) -> str:
+    ranked = [(e.best.val_top1, e) for e in comparison.families if e.best]
+    ranked.sort(key=lambda pair: -pair[0])
+    on = f"on {comparison.dataset_name or 'a dataset without a record'}"
+    if not ranked:
+        total = sum(entry.trials for entry in comparison.families)
+        return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
+    best, first = ranked[0]
+    if len(ranked) == 1:
+        return (
+            f"{on[0].upper()}{on[1:]}, the best finished of {first.trials} {first.family} trials "
+            f"has a validation accuracy of {percent(best)}."
+        )
+    counts = {entry.trials for _, entry in ranked}
+    trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
+    flips = "; the order changes with the unit of an equal budget"
+    return (
+        f"{on[0].upper()}{on[1:]}, at {trials}, "
+        f"{_leaders([entry.family for value, entry in ranked if value == best])} by validation "
+        f"accuracy: {', '.join(f'{entry.family} {percent(value)}' for value, entry in ranked)}"
+        f"{flips if comparison.budget.flips else ''}."
+    )
+
+
+def _leaders(families: Sequence[str]) -> str:
+    if len(families) == 1:
+        return f"{families[0]} has the best finished trial"
+    return f"{', '.join(families[:-1])} and {families[-1]} tie in the best finished trial"
+
+
+def _no_verdict(comparison: Comparison) -> str:
+    opened = comparison.test_opened_at
+    test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
+    ranked = any(entry.best for entry in comparison.families)
+    end = "this ranks single best trials and is not a verdict" if ranked else "there is no verdict"
+    return f"Selection used val only, no finals are on record and {test}, so {end}."
+
+
+def _answer_of_finals(comparison: Comparison) -> str:
+    tested = [(e.family, e.final.test_top1) for e in comparison.families if e.final]
+    tested.sort(key=lambda pair: -pair[1].mean)
+    places = [f"{family} {interval(**vars(top1))}" for family, top1 in tested]
+    opened = comparison.test_opened_at
+    when = f" (opened {day(opened)})" if opened is not None else ""
+    first = f"On {comparison.dataset_name or 'the'} test images{when}: {', '.join(places)}."
+    if not comparison.pairs:
+        return f"{first} Only one family has finals, so there is no pair to test."
+    return f"{first} {_verdicts(comparison.pairs)}"
+
+
+def _verdicts(pairs: Sequence[PairResult]) -> str:
+    shown = [describe_verdict(pair) for pair in pairs if pair.better_and_worse]
+    undecided = [pair for pair in pairs if not pair.better_and_worse]
+    if not undecided:
+        return f"Paired tests with Holm's correction show {', '.join(shown)}."
+    rest = ", ".join(map(describe_verdict, undecided))
+    sizes = [p.smallest_detectable for p in undecided if p.smallest_detectable is not None]
+    limit = f" (smaller than {points(max(sizes))} could not have been shown)" if sizes else ""
+    shows = f"show {', '.join(shown)}, but " if shown else "show "
+    return f"Tests with Holm's correction {shows}{rest}{limit}."
+
+
 def _plain(value: object) -> Any:
     """``value`` as JSON holds it: dataclasses as objects, arrays and tuples as lists."""
     if isinstance(value, RunData):
@@ -95,6 +174,8 @@ def _plain(value: object) -> Any:
         return _family(value)
     if isinstance(value, Budget):
         return _budget(value)
+    if isinstance(value, Confound):
+        return _object(value) | {"what": WHAT.get(value.what, value.what)}
     if is_dataclass(value) and not isinstance(value, type):
         return _object(value)
     if isinstance(value, Mapping):
@@ -157,32 +238,20 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     importances = (importance(label, of_family) for label, of_family in trials.items())
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     return Comparison(
-        dataset=dataset,
-        test_opened_at=min(opened, default=None),
-        runs=tuple(runs),
+        dataset=dataset, test_opened_at=min(opened, default=None), runs=tuple(runs),
         claims=tuple(_claims(runs)),
         families=tuple(
-            summarise(
-                label,
-                curves,
-                spaces.get(label, {}),
-                trials=trials[label],
-                final=summarise_finals(curves),
-            )
+            summarise(label, curves, spaces.get(label, {}), trials=trials[label],
+                      final=summarise_finals(curves))
             for label, curves in families.items()
         ),
-        pairs=tuple(compare_pairs(families)),
-        budget=budgets(families),
-        forecast=score_forecast(runs),
-        curves_over_budget=tuple(curves_over_budget(families)),
+        pairs=tuple(compare_pairs(families)), budget=budgets(families),
+        forecast=score_forecast(runs), curves_over_budget=tuple(curves_over_budget(families)),
         importance=tuple(entry for entry in importances if entry is not None),
-        gaps=tuple(gaps(families)),
-        audit=tuple(audits(families)),
-        failures=tuple(_failures(families)),
-        confounds=tuple(confounds(families, runs)),
-        spaces=spaces,
-        notes=tuple(note for run in runs for note in run.notes),
-    )
+        gaps=tuple(gaps(families)), audit=tuple(audits(families)),
+        failures=tuple(_failures(families)), confounds=tuple(confounds(families, runs)),
+        spaces=spaces, notes=tuple(note for run in runs for note in run.notes),
+    )  # fmt: skip
 
 
 def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
@@ -230,10 +299,6 @@ def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:
             if curve.status == "failed":
                 by_reason.setdefault(curve.reason or "no reason on record", []).append(curve)
         for reason, failed in by_reason.items():
-            yield Failure(
-                family=label,
-                reason=reason,
-                trials=len(failed),
-                first_trial=failed[0].trial,
-                epochs=sum(curve.epoch.size for curve in failed),
-            )
+            yield Failure(family=label, reason=reason, trials=len(failed),
+                          first_trial=failed[0].trial,
+                          epochs=sum(curve.epoch.size for curve in failed))  # fmt: skip

@@ -8,16 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.compare.families import best_trial
-from orchestrator.compare.runs import Curve, RunData, Values, family_labels, search_trials
+from orchestrator.compare.runs import (
+    Curve,
+    RunData,
+    Values,
+    best_trial,
+    family_labels,
+    search_trials,
+)
 from orchestrator.wording import span
 
 FACTS = (
     "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
-    "tokens", "road", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
+    "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
     "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
     "channels_last", "epochs", "num_workers", "device",
 )  # fmt: skip
+
+OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +74,8 @@ def _facts(curves: Sequence[Curve], header: Values) -> Values:
     if chosen is not None:
         axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
         layers += [chosen.recipe, axes, chosen.detail]
-    return {key: value for layer in layers for key, value in layer.items() if value is not None}
+    stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
+    return {OLD_NAMES.get(key, key): value for key, value in stated}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +112,7 @@ def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
     actual = sum(run.device_hours for run in runs)
     complete = all(run.status == "complete" for run in runs)
     return ForecastScore(
-        device=str(devices.pop()),
+        device=str(devices.pop()), expected=expected, worst=worst, actual=actual,
         basis=" and ".join(sorted({forecast["basis"] for forecast in forecasts})),
-        expected=expected,
-        worst=worst,
-        actual=actual,
         ratio=actual / expected if complete and expected else None,
-    )
+    )  # fmt: skip

@@ -17,8 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from orchestrator.compare.families import total
-from orchestrator.compare.runs import Array, Curve, search_trials
+from orchestrator.compare.runs import Array, Curve, search_trials, total
 from orchestrator.compare.statistics import ALPHA, LEVEL
 
 DRAWS = 1_000_000  # uniforms drawn to calibrate a band
@@ -173,17 +172,10 @@ def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
     }
     why = "; ".join(reason for reason, holds in reasons.items() if holds)
     return BudgetCurve(
-        family=label,
-        n=len(full) + len(pruned),
-        finished=len(finished),
-        pruned=len(pruned),
-        audited=len(audited),
-        level=LEVEL,
-        valid=not why,
-        why=why or None,
-        seconds=None if cost is None else trials * cost / len(ended),
-        **vars(band),
-    )
+        family=label, n=len(full) + len(pruned), finished=len(finished), pruned=len(pruned),
+        audited=len(audited), level=LEVEL, valid=not why, why=why or None,
+        seconds=None if cost is None else trials * cost / len(ended), **vars(band),
+    )  # fmt: skip
 
 
 def _steps(n: int) -> Array:

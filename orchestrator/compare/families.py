@@ -8,16 +8,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.importance import LearningRateFit, Trials, learning_rate_fit
-from orchestrator.compare.runs import Curve, Values, search_trials
+from orchestrator.compare.runs import (
+    Curve,
+    Values,
+    accuracy,
+    best_trial,
+    device,
+    search_trials,
+    total,
+)
 from orchestrator.compare.statistics import MeanInterval, share_interval
-
-if TYPE_CHECKING:
-    from orchestrator.compare.finals import FinalSummary
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
@@ -133,71 +139,32 @@ def summarise(
     search = search_trials(curves)
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
-    reached = max((curve for curve in search if curve.best), key=_accuracy, default=None)
+    reached = max((curve for curve in search if curve.best), key=accuracy, default=None)
     images = total(search, "images")
     models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
-        family=label,
-        backbone=models[0] if models else None,
-        trials=len(search),
-        finished=status["finished"],
-        pruned=status["pruned"],
-        failed=status["failed"],
+        family=label, backbone=models[0] if models else None, trials=len(search),
+        finished=status["finished"], pruned=status["pruned"], failed=status["failed"],
         unfinished=status["queued"] + status["running"],
         without_report=sum(curve.epoch.size == 0 for curve in search),
         epochs=sum(curve.epoch.size for curve in search),
         images_seen=None if images is None else round(images),
-        device_seconds=total(search, "seconds"),
-        device=device(search),
+        device_seconds=total(search, "seconds"), device=device(search),
         flops=total(search, "flops"),
-        best=_best(best),
-        best_unfinished=None if best else _best(reached),
+        best=_best(best), best_unfinished=None if best else _best(reached),
         convergence=convergence(best) if best else None,
         learning_rate_basin=basin(search, "recipe.learning_rate"),
         edges=tuple(edges(best.axes, space)) if best else (),
-        learning_rate_fit=learning_rate_fit(trials),
-        final=final,
-    )
-
-
-def best_trial(curves: Sequence[Curve]) -> Curve | None:
-    """The finished trial with the best validation accuracy; the earlier one of a tie."""
-    finished = [curve for curve in curves if curve.status == "finished" and curve.best]
-    return max(finished, key=_accuracy, default=None)
-
-
-def _accuracy(curve: Curve) -> float:
-    return curve.best[0] if curve.best else -math.inf
+        learning_rate_fit=learning_rate_fit(trials), final=final,
+    )  # fmt: skip
 
 
 def _best(curve: Curve | None) -> BestTrial | None:
     if curve is None or curve.best is None:
         return None
     value, epoch = curve.best
-    return BestTrial(
-        trial=curve.trial,
-        status=curve.status,
-        val_top1=value,
-        epoch=epoch,
-        recipe=curve.recipe,
-        axes=curve.axes,
-    )
-
-
-def total(curves: Sequence[Curve], cost: str) -> float | None:
-    """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
-    ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]
-    if not ends or not all(math.isfinite(end) for end in ends):
-        return None
-    return math.fsum(ends)
-
-
-def device(curves: Sequence[Curve]) -> str | None:
-    """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
-    kinds = {
-        str(curve.detail["device"]).split(":")[0] for curve in curves if "device" in curve.detail
-    }
-    return " + ".join(sorted(kinds)) or None
+    return BestTrial(trial=curve.trial, status=curve.status, val_top1=value, epoch=epoch,
+                     recipe=curve.recipe, axes=curve.axes)  # fmt: skip
 
 
 def convergence(curve: Curve) -> Convergence:
@@ -208,7 +175,7 @@ def convergence(curve: Curve) -> Convergence:
 
 
 def _reach(curve: Curve, share: float) -> Reach:
-    index = int(np.flatnonzero(curve.val_top1 >= share * _accuracy(curve))[0])
+    index = int(np.flatnonzero(curve.val_top1 >= share * accuracy(curve))[0])
     images = _finite(curve.images[index])
     return Reach(
         share=share,
@@ -234,19 +201,13 @@ def area_under(curve: Curve) -> float | None:
 def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
     """Range of ``axis`` over the finished trials within 2 points of the best accuracy."""
     finished = [c for c in curves if c.status == "finished" and c.best and axis in c.axes]
-    best = max(finished, key=_accuracy, default=None)
+    best = max(finished, key=accuracy, default=None)
     if best is None:
         return None
-    inside = [curve for curve in finished if _accuracy(curve) >= _accuracy(best) - BASIN_WITHIN]
+    inside = [curve for curve in finished if accuracy(curve) >= accuracy(best) - BASIN_WITHIN]
     values = [float(curve.axes[axis]) for curve in inside]
-    return Basin(
-        best=best.axes[axis],
-        low=min(values),
-        high=max(values),
-        within=BASIN_WITHIN,
-        n=len(values),
-        finished=len(finished),
-    )
+    return Basin(best=best.axes[axis], low=min(values), high=max(values), within=BASIN_WITHIN,
+                 n=len(values), finished=len(finished))  # fmt: skip
 
 
 def edges(axes: Values, space: Values) -> list[Edge]:
@@ -342,17 +303,12 @@ def _audit(label: str, search: Sequence[Curve]) -> AuditResult:
         regret = max(0.0, max(ended) - best)
         better = share_interval(sum(value > best for value in ended), len(ended))
     return AuditResult(
-        family=label,
+        family=label, audited=len(audits), ended=len(ended), regret_top1=regret, better=better,
         pruned=sum(curve.status == "pruned" for curve in search),
-        audited=len(audits),
-        ended=len(ended),
         seconds=_finite(math.fsum(audit.seconds for audit in audits)),
         kendall_tau_by_rung=tuple(_tau(at_full_length, rung) for rung in rungs),
-        best_finished=max(finished, default=None),
-        best_audited=max(ended, default=None),
-        regret_top1=regret,
-        better=better,
-    )
+        best_finished=max(finished, default=None), best_audited=max(ended, default=None),
+    )  # fmt: skip
 
 
 def _tau(curves: Sequence[Curve], rung: int) -> RungTau:

@@ -14,8 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.families import best_trial, device, total
-from orchestrator.compare.runs import Array, Curve, Values, search_trials
+from orchestrator.compare.runs import (
+    Array,
+    Curve,
+    Values,
+    best_trial,
+    device,
+    search_trials,
+    total,
+)
 from orchestrator.compare.statistics import (
     ALPHA,
     Difference,
@@ -29,7 +36,6 @@ from orchestrator.compare.statistics import (
     mean_series,
     paired_t,
     permutation,
-    standard_error,
 )
 
 BINS = "calibration.bins"
@@ -89,9 +95,8 @@ def pool(probes: Sequence[Values]) -> PooledProbes | None:
         elif (stacked := _stacked(values)) is not None:
             series[path] = mean_series(stacked)
     bins = reliability([row for probe in flat for row in probe.get(BINS, ())])
-    return PooledProbes(
-        n=len(flat), numbers=numbers, series=series, facts=facts, reliability=tuple(bins)
-    )
+    return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts,
+                        reliability=tuple(bins))  # fmt: skip
 
 
 def _bounds(path: str) -> tuple[float, float]:
@@ -160,15 +165,10 @@ def finals_of(curves: Sequence[Curve]) -> list[Final]:
     for curve in _newest_round(curves):
         test = curve.outcome.get("test") or {}
         if curve.status == "finished" and _is_number(test.get("top1")):
-            finals.append(
-                Final(
-                    seed=curve.seed,
-                    test=test,
-                    val_top1=curve.best[0] if curve.best else None,
-                    probes=curve.outcome.get("probes") or {},
-                    correct=curve.correct,
-                )
-            )
+            val_top1 = curve.best[0] if curve.best else None
+            probes = curve.outcome.get("probes") or {}
+            finals.append(Final(seed=curve.seed, test=test, val_top1=val_top1, probes=probes,
+                                correct=curve.correct))  # fmt: skip
     return finals
 
 
@@ -211,17 +211,13 @@ def summarise_finals(curves: Sequence[Curve]) -> FinalSummary | None:
         return None
     trials = _newest_round(curves)
     return FinalSummary(
-        seeds=tuple(final.seed for final in finals),
-        winner=trials[0].winner,
+        seeds=tuple(final.seed for final in finals), winner=trials[0].winner,
         test_top1=mean_interval([final.top1 for final in finals], bounds=(0.0, 1.0)),
-        test_top5=_test_mean(finals, "top5", 1.0),
-        test_loss=_test_mean(finals, "loss", math.inf),
-        device_seconds=total(trials, "seconds"),
-        device=device(trials),
-        flops=total(trials, "flops"),
-        failed=sum(curve.status == "failed" for curve in trials),
+        test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
+        device_seconds=total(trials, "seconds"), device=device(trials),
+        flops=total(trials, "flops"), failed=sum(curve.status == "failed" for curve in trials),
         probes=pool([final.probes for final in finals if final.probes]),
-    )
+    )  # fmt: skip
 
 
 def _test_mean(finals: Sequence[Final], metric: str, highest: float) -> MeanInterval | None:
@@ -256,16 +252,12 @@ def gaps(families: Mapping[str, Sequence[Curve]]) -> list[Gap]:
             continue
         chosen = _winner_top1(curves)
         val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
-        entries.append(
-            Gap(
-                family=label,
-                search_val_top1=chosen,
-                final_val_top1=val,
-                test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
-                selection=None if chosen is None else chosen - val.mean,
-                to_test=mean_interval([v - test for v, test in scores]),
-            )
-        )
+        entries.append(Gap(
+            family=label, search_val_top1=chosen, final_val_top1=val,
+            test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
+            selection=None if chosen is None else chosen - val.mean,
+            to_test=mean_interval([v - test for v, test in scores]),
+        ))  # fmt: skip
     return entries
 
 
@@ -326,6 +318,13 @@ class PairResult:
         return (self.a, self.b) if self.verdict is PairVerdict.A_BETTER else (self.b, self.a)
 
 
+def describe_verdict(pair: PairResult) -> str:
+    """The verdict with the families' names."""
+    if pair.better_and_worse is None:
+        return f"no difference between {pair.a} and {pair.b}"
+    return "{} better than {}".format(*pair.better_and_worse)
+
+
 def compare_pairs(families: Mapping[str, Sequence[Curve]]) -> list[PairResult]:
     """Every pair of families that has finals, with Holm's correction across the pairs."""
     finals = {label: finals_of(curves) for label, curves in families.items()}
@@ -370,18 +369,13 @@ def _pair(
     mean = sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)
     interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
     by_seed = {final.seed: final.top1 for final in of_b}
+    size = PairSize(seeds_a=len(of_a), seeds_b=len(of_b),
+                    images=None if images is None else images.size)  # fmt: skip
+    paired = [final.top1 - by_seed[final.seed] for final in of_a if final.seed in by_seed]
     pair = PairResult(
-        a=a,
-        b=b,
-        difference=replace(interval, mean=mean),
-        n=PairSize(
-            seeds_a=len(of_a), seeds_b=len(of_b), images=None if images is None else images.size
-        ),
-        method=method,
-        p_value=p_value,
-        p_value_images=p_images,
-        p_value_seeds=paired_t([f.top1 - by_seed[f.seed] for f in of_a if f.seed in by_seed]),
-    )
+        a=a, b=b, difference=replace(interval, mean=mean), n=size, method=method, p_value=p_value,
+        p_value_images=p_images, p_value_seeds=paired_t(paired),
+    )  # fmt: skip
     return pair, estimate
 
 
@@ -402,6 +396,6 @@ def _mcnemar(a: Final, b: Final) -> float | None:
 
 
 def _of_models(images: Array) -> Difference | None:
-    error = standard_error(images)
+    error = float(np.std(images, ddof=1) / np.sqrt(images.size))
     mean = float(images.mean())
     return Difference(mean=mean, error=error, freedom=images.size - 1) if error else None

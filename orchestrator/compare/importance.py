@@ -111,20 +111,14 @@ def importance(label: str, trials: Trials | None) -> Importance | None:
     shares = np.array([share for share, _ in forests])  # (SEEDS, axes)
     order = np.argsort(-shares.mean(axis=0), kind="stable")
     return Importance(
-        family=label,
-        epoch=trials.epoch,
-        n=len(trials.values),
+        family=label, epoch=trials.epoch, n=len(trials.values),
         explained=float(np.mean([explained for _, explained in forests])),
         axes=tuple(
-            AxisImportance(
-                axis=axes[i],
-                share=float(shares[:, i].mean()),
-                low=float(shares[:, i].min()),
-                high=float(shares[:, i].max()),
-            )
+            AxisImportance(axis=axes[i], share=float(shares[:, i].mean()),
+                           low=float(shares[:, i].min()), high=float(shares[:, i].max()))
             for i in order
         ),
-    )
+    )  # fmt: skip
 
 
 def _one_forest(x: Array, y: Array, seed: int) -> tuple[Array, float]:
@@ -186,12 +180,7 @@ def learning_rate_fit(trials: Trials | None) -> LearningRateFit | None:
     half = math.sqrt((np.polyval([square, slope, constant], vertex) - top + WITHIN) / -square)
     basin = max(low, vertex - half), min(high, vertex + half)
     return LearningRateFit(
-        epoch=trials.epoch,
-        n=int(rate.size),
-        best=10**best,
-        low=10 ** basin[0],
-        high=10 ** basin[1],
-        decades=basin[1] - basin[0],
-        within=WITHIN,
+        epoch=trials.epoch, n=int(rate.size), within=WITHIN,
+        best=10**best, low=10 ** basin[0], high=10 ** basin[1], decades=basin[1] - basin[0],
         at_edge="high" if vertex >= high else "low" if vertex <= low else None,
-    )
+    )  # fmt: skip

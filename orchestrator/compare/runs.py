@@ -255,6 +255,33 @@ def search_trials(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.stage == "search"]
 
 
+def best_trial(curves: Sequence[Curve]) -> Curve | None:
+    """The finished trial with the best validation accuracy; the earlier one of a tie."""
+    finished = [curve for curve in curves if curve.status == "finished" and curve.best]
+    return max(finished, key=accuracy, default=None)
+
+
+def accuracy(curve: Curve) -> float:
+    """Best validation accuracy, below all others where none was reported."""
+    return curve.best[0] if curve.best else -math.inf
+
+
+def total(curves: Sequence[Curve], cost: str) -> float | None:
+    """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
+    ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]
+    if not ends or not all(math.isfinite(end) for end in ends):
+        return None
+    return math.fsum(ends)
+
+
+def device(curves: Sequence[Curve]) -> str | None:
+    """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
+    kinds = {
+        str(curve.detail["device"]).split(":")[0] for curve in curves if "device" in curve.detail
+    }
+    return " + ".join(sorted(kinds)) or None
+
+
 def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]
@@ -268,29 +295,17 @@ def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Cu
     workers = np.array([report.get("workers") or usual for report in reports], dtype=float)
     spent = (column("train_seconds") + column("eval_seconds", 0.0)) * workers
     return Curve(
-        trial=trial.trial,
-        family=label,
-        run=run,
-        stage=trial.stage,
-        status=trial.status,
+        trial=trial.trial, family=label, run=run, stage=trial.stage, status=trial.status,
         backbone=trial.detail.get("model") or trial.assignment.get("backbone", {}).get("model"),
-        seed=trial.assignment.get("seed"),
-        reason=trial.reason,
-        axes=trial.axes or {},
-        drawn=trial.axes is not None,
-        recipe=trial.assignment.get("recipe", {}),
-        detail=trial.detail,
-        outcome=trial.outcome,
+        seed=trial.assignment.get("seed"), reason=trial.reason,
+        axes=trial.axes or {}, drawn=trial.axes is not None,
+        recipe=trial.assignment.get("recipe", {}), detail=trial.detail, outcome=trial.outcome,
         rungs={rung: trial.rungs[rung] for rung in epochs if rung in trial.rungs},
-        winner=trial.winner,
-        correct=correct,
-        epoch=np.array(epochs, dtype=int),
-        time=np.array([report["time"] for report in reports], dtype=float),
-        val_top1=column("val_top1"),
-        images=column("images_seen"),
-        seconds=np.cumsum(spent),
+        winner=trial.winner, correct=correct,
+        epoch=np.array(epochs, dtype=int), time=np.array([report["time"] for report in reports]),
+        val_top1=column("val_top1"), images=column("images_seen"), seconds=np.cumsum(spent),
         flops=column("flops"),
-    )
+    )  # fmt: skip
 
 
 def _cut_at_rung(curve: Curve, rung: int) -> Curve:

@@ -34,7 +34,10 @@ class MeanInterval(Interval):
 def standard_error(values: Sequence[float] | Array) -> float | None:
     """Of the mean of ``values``; ``None`` for fewer than two."""
     n = len(values)
-    return float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None
+    if n < 2:
+        return None
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def t_quantile(share: float, freedom: float) -> float:
@@ -61,10 +64,10 @@ def mean_interval(
 
     ``bounds`` are those of the quantity itself: cutting the interval there loses no coverage.
     """
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n < 2:
+    n, mean, error = len(values), math.fsum(values) / len(values), standard_error(values)
+    if error is None:
         return MeanInterval(mean=mean, low=None, high=None, level=level, n=n)
-    half = t_quantile(0.5 + level / 2, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = t_quantile(0.5 + level / 2, n - 1) * error
     low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
     return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
 
@@ -81,14 +84,14 @@ class MeanSeries:
 
 def mean_series(values: Array, level: float = LEVEL) -> MeanSeries:
     """:func:`mean_interval` at every place of ``values``, (n, ...)."""
-    places = [mean_interval(column, level) for column in values.reshape(len(values), -1).T.tolist()]
+    n, shape = len(values), values.shape[1:]
+    places = [mean_interval(column, level) for column in values.reshape(n, -1).T.tolist()]
     mean, low, high = (
-        np.reshape(np.array([getattr(place, part) for place in places]), values.shape[1:])
+        np.reshape([getattr(place, part) for place in places], shape)
         for part in ("mean", "low", "high")
     )
-    if len(values) < 2:
-        return MeanSeries(n=len(values), mean=mean, low=None, high=None)
-    return MeanSeries(n=len(values), mean=mean, low=low, high=high)
+    some = n > 1
+    return MeanSeries(n=n, mean=mean, low=low if some else None, high=high if some else None)
 
 
 def share_interval(hits: int, n: int, level: float = LEVEL) -> MeanInterval:

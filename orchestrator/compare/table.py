@@ -5,22 +5,21 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.compare.answer import describe_verdict
 from orchestrator.compare.budget import Budget, EqualBudget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
-from orchestrator.compare.finals import PairResult
+from orchestrator.compare.finals import PairResult, describe_verdict
 from orchestrator.compare.runs import RunData
 from orchestrator.wording import (
     MISSING,
     axis_name,
     count,
+    duration,
     interval,
     p_text,
     percent,
     points,
     recipe_text,
-    seconds,
     signed,
     size,
     value_text,
@@ -125,7 +124,7 @@ def _family_row(entry: FamilySummary) -> list[str]:
         percent(entry.best_val_top1),
         *map(str, counts),
         f"{entry.convergence.epochs} ep" if entry.convergence else MISSING,
-        seconds(entry.device_seconds),
+        duration(entry.device_seconds),
         count(entry.flops),
     ]
 
@@ -189,7 +188,7 @@ def _budget_line(unit: EqualBudget) -> str:
         return f"{unit.unit}: {MISSING}"
     spent = {
         "trials": f"{unit.at:.0f} trials",
-        "gpu_seconds": f"{seconds(unit.at)} of device time",
+        "gpu_seconds": f"{duration(unit.at)} of device time",
         "flops": f"{count(unit.at)}FLOPs",
     }
     places = [f"{label} {percent(unit.best_val_top1[label])}" for label in unit.ranking]

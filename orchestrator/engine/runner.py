@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.claims.verdict import conclude
-from orchestrator.compare import compare, load, table_text, write_report
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import write_report
+from orchestrator.compare.runs import load
+from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.watchdog import Watchdog, stop_on_signals
@@ -127,7 +130,7 @@ def write_results(run_folder: Path) -> str:
     runs = [load(run_folder)]
     comparison = compare(runs)
     (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
-    write_report(runs, comparison, run_folder)
+    write_report(comparison, run_folder)
     replication.push_reports(run_folder)
     return verdict or table_text(comparison)
 
@@ -148,7 +151,9 @@ def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out until ``stack`` closes; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = stack.enter_context(attach.attached(namespace="backbone-tournament"))
-    mistakes = [line for sweep in spec.sweeps for line in plan.feasible(sweep.resources, totals)]
+    mistakes = [
+        line for sweep in spec.sweeps for line in plan.capacity_mistakes(sweep.resources, totals)
+    ]
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes), exit_code=3)
     if shared:

@@ -15,8 +15,7 @@ from typing import Any
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
-from trainables.backbones import Geometry
-from trainables.backbones.sizes import size_of
+from trainables.backbones import Geometry, size_of
 
 
 def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
@@ -131,7 +130,7 @@ def estimated(
 
     ``tflops`` is what one device sustains, 1e12 a second; ``None`` takes ``TFLOPS``.
     """
-    size = size_of(geometry.as_dict())
+    size = size_of(geometry)
     if size is None:
         return None
     recipe, resources = sweep.recipe, sweep.resources

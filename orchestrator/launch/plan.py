@@ -53,52 +53,51 @@ def _local_gpus() -> int:
 
 
 def worker_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one worker holds, on one node."""
+    """What one worker takes, on one node."""
     return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
 
 
 def slot_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one slot of its full size holds while it lives."""
-    return {kind: resources.num_workers * one for kind, one in worker_asks(resources).items()}
+    """What one slot of its full size takes while it lives."""
+    return {kind: resources.num_workers * n for kind, n in worker_asks(resources).items()}
 
 
-def feasible(resources: ResourceSpec, total: Mapping[str, float]) -> list[str]:
-    """Why the smallest slot can never be placed, one line per resource: what is asked, what
-    there is. ``total`` is a :class:`ClusterCapacity`, or what one machine holds."""
-    least = resources.least_workers
-    found = []
-    for kind, one in worker_asks(resources).items():
-        asked, there = least * one, total.get(kind, 0.0)
-        if asked > there:
-            option = f"--{kind.lower()}s-per-worker"
-            found.append(
-                f"a slot must fit the cluster: {least} workers ask for "
-                f"{asked:g} {kind}, there is {there:g}. Fix: lower --workers or {option}"
-            )
-    room = room_of(total)
-    fitting = room.workers(worker_asks(resources))
-    if not found and fitting < least:
-        wanted = " + ".join(f"{n:g} {kind}" for kind, n in worker_asks(resources).items() if n)
-        found.append(
-            f"a worker must fit a node, {least} of them the cluster: a worker asks for {wanted}; "
-            f"there is room for {fitting} ({', '.join(map(str, room.kinds))}). "
+def capacity_mistakes(resources: ResourceSpec, totals: Mapping[str, float]) -> list[str]:
+    """Why the smallest slot can never be placed, a line for each resource that is short.
+
+    ``totals`` is a :class:`ClusterCapacity`, or what one machine has.
+    """
+    least, per_worker = resources.least_workers, worker_asks(resources)
+    mistakes = [
+        f"a slot must fit the cluster: {least} workers ask for {least * n:g} {kind}, there is "
+        f"{totals.get(kind, 0.0):g}. Fix: lower --workers or --{kind.lower()}s-per-worker"
+        for kind, n in per_worker.items()
+        if least * n > totals.get(kind, 0.0)
+    ]
+    cluster = room_of(totals)
+    workers = cluster.workers(per_worker)
+    if not mistakes and workers < least:
+        asks = " + ".join(f"{n:g} {kind}" for kind, n in per_worker.items() if n)
+        mistakes.append(
+            f"a worker must fit a node, {least} of them the cluster: a worker asks for {asks}; "
+            f"there is room for {workers} ({', '.join(map(str, cluster.kinds))}). "
             "Fix: lower --workers, --gpus-per-worker or --cpus-per-worker"
         )
-    return found
+    return mistakes
 
 
-def capacity(resources: ResourceSpec, total: Mapping[str, float]) -> int:
-    """Slots that the cluster can ever hold at once, and no more than ``max_slots``: of full size,
+def capacity(resources: ResourceSpec, totals: Mapping[str, float]) -> int:
+    """Slots that the cluster can ever have at once, and no more than ``max_slots``: of full size,
     and one more of what is left where that is enough for a smaller one."""
-    full, rest = divmod(room_of(total).workers(worker_asks(resources)), resources.num_workers)
-    held = full + (rest >= resources.least_workers)
-    return min(held, resources.max_slots) if resources.max_slots else held
+    full, rest = divmod(room_of(totals).workers(worker_asks(resources)), resources.num_workers)
+    slots = full + (rest >= resources.least_workers)
+    return min(slots, resources.max_slots) if resources.max_slots else slots
 
 
-def slots_of(spec: RunSpec, trials: int, total: Mapping[str, float]) -> int:
+def slots_of(spec: RunSpec, trials: int, totals: Mapping[str, float]) -> int:
     """Slots that a run of so many search trials will have."""
     most = max(trials, spec.final_seeds * len(spec.sweeps))
-    return min(most, capacity(spec.sweeps[0].resources, total))
+    return min(most, capacity(spec.sweeps[0].resources, totals))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +317,7 @@ def geometry_line(geometry: Geometry) -> str:
         parts.append(f"{geometry.tokens} tokens")
     if geometry.stem:
         parts.append(f"stem {geometry.stem}")
-    return ", ".join([*parts, geometry.road])
+    return ", ".join([*parts, geometry.adaptation])
 
 
 def weights_line(weights: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
@@ -81,14 +81,29 @@ class RunOptions:
     tflops: float | None = None
     reopen_test: bool = False
 
-    def texts(self) -> list[str]:
-        """As ``PATH=VALUE``, those of ``set`` last."""
-        values = {path: getattr(self, option) for option, path in OPTION_PATHS.items()}
+    def texts(self, options: Iterable[str] = OPTION_PATHS) -> list[str]:
+        """These options and ``set`` as ``PATH=VALUE``, those of ``set`` last."""
+        values = {OPTION_PATHS[option]: getattr(self, option) for option in options}
         least, is_range, most = str(self.workers or "").partition("..")
         if is_range:
             values |= {"resources.min_workers": least, "resources.num_workers": most}
         given = [f"{path}={value}" for path, value in values.items() if value is not None]
         return [*given, *self.set]
+
+    def run(self, name: str, sweeps: tuple[SweepSpec, ...]) -> RunSpec:
+        """A run of ``sweeps``, called ``name`` unless another name was asked for. Raises
+        ``UserError`` for a budget or price that cannot be read."""
+        budget, prices = limits.parse(self.budget, self.price)
+        return RunSpec(
+            name=self.name or name,
+            sweeps=sweeps,
+            storage=self.storage,
+            tracking_uri=self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
+            experiment=self.experiment,
+            final_seeds=self.final_seeds or 0,
+            budget=budget,
+            prices=prices,
+        )
 
 
 def spec_of(targets: Sequence[str], options: RunOptions) -> RunSpec:
@@ -108,21 +123,12 @@ def spec_of(targets: Sequence[str], options: RunOptions) -> RunSpec:
     except UserError as error:
         mistakes += error.mistakes
     try:
-        budget, prices = limits.parse(options.budget, options.price)
+        run = options.run("", ())
     except UserError as error:
         mistakes += error.mistakes
     raise_if_any(mistakes)
     raise_if_any(_unequal(changed))
-    return RunSpec(
-        name=options.name or default_name(targets, changed),
-        sweeps=changed,
-        storage=options.storage,
-        tracking_uri=options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
-        experiment=options.experiment,
-        final_seeds=options.final_seeds or 0,
-        budget=budget,
-        prices=prices,
-    )
+    return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
 
 
 def tournament_spec(families: Sequence[str], options: RunOptions) -> RunSpec:

@@ -94,12 +94,10 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
     totals = None if as_job or attach.known_address() else plan.local_totals()
-    no_room = [line for sweep in sweeps for line in plan.feasible(sweep.resources, totals or {})]
-    if totals is None:
-        no_room = []
+    resources = [spec.sweeps[0].resources for spec in specs] if totals else []
+    no_room = [line for one in resources for line in plan.capacity_mistakes(one, totals or {})]
     if mistakes or no_room:
-        every = dict.fromkeys([*mistakes, *no_room])
-        raise UserError(*every, exit_code=2 if mistakes else 3)
+        raise UserError(*dict.fromkeys(mistakes + no_room), exit_code=2 if mistakes else 3)
     return totals
 
 

@@ -1,10 +1,8 @@
-"""The cluster's part of ``orchestrator doctor``: every node asked at once, with a bound.
+"""``orchestrator doctor``: what this machine and each node of the cluster have, and what is wrong.
 
-What ``orchestrator doctor`` has a node look at; these functions run on the node.
-
-They travel by value and import what they need there, so that a node that lacks it can say so.
-
-What ``orchestrator doctor`` looks at on this machine, and what it makes of the cluster.
+The nodes are asked all at once, with a bound. ``inspect_node``, ``inspect_from_head`` and
+``remove_probe`` run there: they travel by value and import what they need there, so that a node
+that lacks it can say so.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach, nodes
 from orchestrator.ray_cluster.nodes import Node
@@ -32,67 +31,122 @@ from trainables.versions import differences, installed
 TORCH_TIMEOUT_S = 60.0
 STORAGE_PATIENCE_S = 5.0
 HTTP_TIMEOUT_S = 5.0
+NODE_TIMEOUT_S = 90.0  # torch is loaded where there are GPUs, for the first time perhaps
+HEAD_TIMEOUT_S = 60.0
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+AUTH = {True: "token", False: "disabled", None: "missing"}  # whether it asks for a token
+PINS = Path(__file__).parents[2] / "constraints.txt"  # beside a checkout, not in a wheel
+
+Arguments = Mapping[str, object]  # of a function that a node is asked to call
+Answer = TypeVar("Answer")
 
 
-def look(
-    name: str, *, storage: str, probe: str, gpus: float, backbones: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Storage, GPUs and weights as this node has them; ``problems`` are one line each.
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """A node; ``gpus`` is what it announces to Ray. ``None`` where it does not say."""
 
-    A file ``probe`` is left in ``storage``, with the node's ``name`` in it, for the head to read;
-    ``made`` names the folders that had to be made for it.
+    node: str
+    head: bool
+    gpus: float
+    torch_gpus: int | None
+    versions: Mapping[str, str | None] | None
+    answers: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFacts:
+    """The cluster; ``auth`` is ``token``, ``disabled`` or ``missing`` where nobody answers."""
+
+    nodes: list[NodeFacts] = field(default_factory=list)
+    dashboard: str | None = None
+    auth: str = "missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """``facts`` of this machine and of the cluster, by the names that they are printed under;
+    ``nodes`` is ``None`` without a cluster. ``problems`` keep a run from its end, ``warnings`` may;
+    one line each."""
+
+    facts: Mapping[str, object]
+    versions: Mapping[str, str | None]
+    nodes: list[NodeFacts] | None
+    warnings: list[str]
+    problems: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """``doctor --json``, schema 1."""
+        document = asdict(self)
+        if self.nodes is None:
+            del document["nodes"]
+        return {**document.pop("facts"), **document}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAnswer:
+    """What a node says: whether its probe is in the storage, the GPUs that torch sees there and,
+    of the head, the HTTP status that a stranger gets from its dashboard."""
+
+    wrote: bool = False
+    torch_gpus: int | None = None
+    dashboard_status: int | None = None
+    problems: tuple[str, ...] = ()
+
+
+def inspect_node(
+    name: str, *, storage: str, probe: str, gpus: float, backbones: Sequence[Mapping[str, Any]]
+) -> NodeAnswer:
+    """Storage, GPUs and weights as this node has them.
+
+    A file ``probe`` is left in ``storage``, with the node's ``name`` in it, for the head to read.
     """
-    told: dict[str, Any] = {"torch_gpus": None, "wrote": False, "made": [], "problems": []}
     try:
         from trainables.backbones import check_weights
         from trainables.config import BackboneSpec
         from trainables.storage import object_storage
     except ImportError as error:
-        told["problems"].append(
-            f"every node must hold this project and what it needs; node {name} does not "
-            f"({error}). Fix: put it into the image, or run as a job with --working-dir"
+        return NodeAnswer(
+            problems=(
+                f"every node must hold this project and what it needs; node {name} does not "
+                f"({error}). Fix: put it into the image, or run as a job with --working-dir",
+            )
         )
-        return told
+    problems: list[str] = []
+    wrote = False
     try:
-        told["made"] = make_folder(storage)
-        object_storage.write_bytes(
-            f"{storage}/{probe}", name.encode(), patience_s=STORAGE_PATIENCE_S
-        )
-        told["wrote"] = True
+        place = probe_place(storage, probe)
+        object_storage.write_bytes(place, name.encode(), patience_s=STORAGE_PATIENCE_S)
+        wrote = True
     except (OSError, RuntimeError) as error:
-        told["problems"].append(
+        problems.append(
             f"every node must write to --storage; node {name} cannot write to {storage} "
             f"({' '.join(str(error).split())}). Fix: mount it there and let Ray's user write, or "
             "--storage s3://BUCKET/PREFIX with credentials on every node"
         )
-    if gpus:
-        told["torch_gpus"] = torch_gpus()
-        told["problems"] += gpu_mistakes(f"node {name}", gpus, told["torch_gpus"])
+    visible = torch_gpus() if gpus else None
+    problems += gpu_mistakes(f"node {name}", gpus, visible)
     for backbone in backbones:
-        missing = check_weights(BackboneSpec(**backbone))
-        told["problems"] += [f"node {name}: {line}" for line in missing]
-    return told
+        problems += [f"node {name}: {line}" for line in check_weights(BackboneSpec(**backbone))]
+    return NodeAnswer(torch_gpus=visible, wrote=wrote, problems=tuple(problems))
 
 
-def gpu_mistakes(where: str, announced: float, seen: int | None) -> list[str]:
+def gpu_mistakes(where: str, announced: float, visible: int | None) -> list[str]:
     """One line where torch sees fewer GPUs than are announced."""
-    if (seen or 0) >= announced:
+    if (visible or 0) >= announced:
         return []
     return [
-        f"torch must see all GPUs; {where} announces {announced:g}, torch sees {seen or 'none'} "
+        f"torch must see all GPUs; {where} announces {announced:g}, torch sees {visible or 'none'} "
         "there. Fix: run nvidia-smi there, use an image with a CUDA build of torch, or start "
-        f"that node with --num-gpus={seen or 0}"
+        f"that node with --num-gpus={visible or 0}"
     ]
 
 
-def make_folder(storage: str) -> list[str]:
-    """Make a local ``storage`` folder; those folders that were not there, the innermost first."""
+def probe_place(storage: str, probe: str) -> str:
+    """Where a probe for ``storage`` lies: in the nearest folder that there is already."""
     if not storage.startswith("file://"):
-        return []
-    place = Path(storage.removeprefix("file://"))
-    missing = [str(one) for one in (place, *place.parents) if not one.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    return missing
+        return f"{storage}/{probe}"
+    folder = Path(storage.removeprefix("file://"))
+    return f"file://{next(place for place in (folder, *folder.parents) if place.exists()) / probe}"
 
 
 def torch_gpus() -> int | None:
@@ -108,30 +162,30 @@ def torch_gpus() -> int | None:
         return None
 
 
-def look_from_head(
-    *, storage: str, probes: dict[str, str], tracking_uri: str, dashboard: str | None
-) -> dict[str, Any]:
-    """What only the head can tell: which ``probes`` (file -> node) it reads, whether the tracking
-    server answers it, and how its dashboard answers a stranger (an HTTP status)."""
+def inspect_from_head(
+    *, storage: str, probes: Mapping[str, str], tracking_uri: str, dashboard: str | None
+) -> NodeAnswer:
+    """What only the head can tell, of the tracking server too; ``probes`` name the node that wrote
+    each."""
     from orchestrator.tracking.store import check
     from trainables.storage import object_storage
 
-    unseen = []
+    problems = []
     for probe, name in probes.items():
-        try:
-            read = object_storage.read_bytes(f"{storage}/{probe}").decode()
-        except (OSError, RuntimeError):
-            read = ""
-        if read != name:
-            unseen.append(name)
-    return {
-        "unseen": unseen,
-        "tracking": check(tracking_uri),
-        "dashboard_status": status_of(dashboard) if dashboard else None,
-    }
+        content = ""
+        with suppress(OSError, RuntimeError):
+            content = object_storage.read_bytes(probe_place(storage, probe)).decode()
+        if content != name:
+            problems.append(
+                f"every node must share --storage; the head does not see what node {name} wrote "
+                f"to {storage}. Fix: a folder mounted on all nodes, or --storage s3://BUCKET/PREFIX"
+            )
+    problems += [f"from the head: {line}" for line in check(tracking_uri)]
+    status = http_status(dashboard) if dashboard else None
+    return NodeAnswer(dashboard_status=status, problems=tuple(problems))
 
 
-def status_of(dashboard: str) -> int | None:
+def http_status(dashboard: str) -> int | None:
     """The HTTP status that a request without a token gets; ``None`` where nothing answers."""
     try:
         url = f"http://{dashboard}/api/version"
@@ -143,194 +197,137 @@ def status_of(dashboard: str) -> int | None:
         return None
 
 
-def clear(*, storage: str, probes: list[str], made: list[str]) -> None:
-    """Remove the probes, and the folders that were made for them where they are empty."""
+def remove_probe(*, storage: str, probe: str) -> None:
+    """On each node, because a folder that is not shared is cleaned by nobody else."""
     from trainables.storage import object_storage
 
-    for probe in probes:
-        object_storage.delete_file(f"{storage}/{probe}")
-    for folder in made:
-        try:
-            Path(folder).rmdir()
-        except OSError:
-            return
-
-
-NODE_TIMEOUT_S = 90.0  # torch is loaded where there are GPUs, for the first time perhaps
-HEAD_TIMEOUT_S = 60.0
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
-STATE = {True: "token", False: "disabled", None: "missing"}
+    object_storage.delete_file(probe_place(storage, probe))
 
 
 def examine_cluster(
     *, storage: str, tracking_uri: str, backbones: Sequence[BackboneSpec]
-) -> dict[str, Any]:
-    """Attach to the cluster that Ray knows of, look, let go: ``nodes``, ``dashboard``, ``auth``
-    and ``problems``, each of these one line."""
+) -> tuple[ClusterFacts, list[str]]:
+    """Attach to the cluster that Ray knows of, look, leave: its facts, and its problems, one line
+    each."""
     try:
         with attach.attached(namespace="doctor"):
-            return _Examination(storage, tracking_uri, list(backbones)).result()
+            examination = _Examination(storage, tracking_uri, backbones)
+            return examination.facts(), examination.problems
     except UserError as error:
-        return {"nodes": [], "problems": list(error.mistakes)}
+        return ClusterFacts(), list(error.mistakes)
 
 
 class _Examination:
     """Of the attached cluster."""
 
-    def __init__(self, storage: str, tracking_uri: str, backbones: list[BackboneSpec]) -> None:
+    def __init__(self, storage: str, tracking_uri: str, backbones: Sequence[BackboneSpec]) -> None:
         uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
         self._storage = uri.rstrip("/")
-        self._tracking_uri, self._backbones = tracking_uri, backbones
-        self._nodes = nodes.alive()
-        self._problems: list[str] = []
+        self._tracking_uri = tracking_uri
+        self._backbones = [asdict(backbone) for backbone in backbones]
+        self.problems: list[str] = []
 
-    def result(self) -> dict[str, Any]:
-        versions = self._versions()
-        seen = self._look(list(versions))
-        told = [
+    def facts(self) -> ClusterFacts:
+        everyone = nodes.alive()
+        versions = self._ask(installed, {node: {} for node in everyone}, nodes.VERSIONS_TIMEOUT_S)
+        for node, theirs in versions.items():
+            self.problems += differences(installed(), theirs, node.name)
+        same = {"storage": self._storage}
+        probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
+        answers = self._inspect(
+            inspect_node,
             {
-                "node": node.name,
-                "head": node.is_head,
-                "gpus": node.gpus,
-                "torch_gpus": seen.get(node, {}).get("torch_gpus"),
-                "versions": versions.get(node),
-                "answers": node in seen,
-            }
-            for node in self._nodes
-        ]
-        dashboard = self._head(seen)
-        return {"nodes": told, **dashboard, "problems": self._problems}
-
-    def _versions(self) -> dict[Node, dict[str, str | None]]:
-        """Of the nodes that answer."""
-        mine = installed()
-        answers = nodes.ask_all(self._nodes, installed, timeout_s=nodes.VERSIONS_TIMEOUT_S)
-        found = {node: said for node, said in answers.items() if isinstance(said, dict)}
-        for node, said in answers.items():
-            if node in found:
-                self._problems += differences(mine, said, node.name)
-            else:
-                self._silent(node, said)
-        return found
-
-    def _silent(self, node: Node, why: Exception) -> None:
-        self._problems.append(
-            f"node {node.name} does not do what it is asked: {one_line(why)[:200]}. Fix: look at "
-            "its raylet.log, or take the node out of the cluster"
-        )
-
-    def _look(self, able: list[Node]) -> dict[Node, dict[str, Any]]:
-        self._probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in able}
-        answers = nodes.ask_each(
-            {
-                node: {
-                    "name": node.name,
-                    "storage": self._storage,
-                    "probe": self._probes[node],
-                    "gpus": node.gpus,
-                    "backbones": [asdict(one) for one in self._backbones],
-                }
-                for node in able
+                node: {**same, "name": node.name, "probe": probe, "gpus": node.gpus}
+                | {"backbones": self._backbones}
+                for node, probe in probes.items()
             },
-            look,
-            timeout_s=NODE_TIMEOUT_S,
+            NODE_TIMEOUT_S,
         )
-        found = {node: said for node, said in answers.items() if isinstance(said, dict)}
-        for node, said in answers.items():
-            if node in found:
-                self._problems += said["problems"]
-            else:
-                self._silent(node, said)
-        return found
-
-    def _head(self, seen: dict[Node, dict[str, Any]]) -> dict[str, Any]:
-        """What the head sees of storage, tracking and its dashboard."""
-        head = [node for node in seen if node.is_head]
         dashboard = nodes.dashboard()
-        wrote = {self._probes[node]: node.name for node, said in seen.items() if said["wrote"]}
-        asked = {
-            "storage": self._storage,
-            "probes": wrote,
+        question = {
+            **same,
+            "probes": {probes[node]: node.name for node, answer in answers.items() if answer.wrote},
             "tracking_uri": self._tracking_uri,
             "dashboard": dashboard,
         }
         try:
-            answers = nodes.ask_each(
-                dict.fromkeys(head, asked), look_from_head, timeout_s=HEAD_TIMEOUT_S
-            )
+            head = {node: question for node in answers if node.is_head}
+            heads = self._inspect(inspect_from_head, head, HEAD_TIMEOUT_S)
         finally:
-            self._clear(seen)
-        status = None
-        for node, said in answers.items():
-            if not isinstance(said, dict):
-                self._silent(node, said)
-                continue
-            status = said["dashboard_status"]
-            self._problems += [_not_shared(name, self._storage) for name in said["unseen"]]
-            self._problems += [f"from the head: {line}" for line in said["tracking"]]
-        token = None if status is None else status in (401, 403)
-        self._problems += auth_mistakes(dashboard, token)
-        return {"dashboard": dashboard, "auth": STATE[token]}
+            left = {node: {**same, "probe": probes[node]} for node in answers}
+            nodes.ask_each(left, remove_probe, timeout_s=HEAD_TIMEOUT_S)
+        status = next((answer.dashboard_status for answer in heads.values()), None)
+        asks_token = None if status is None else status in (401, 403)
+        self.problems += auth_mistakes(dashboard, asks_token)
+        return ClusterFacts(
+            nodes=[
+                NodeFacts(
+                    node=node.name,
+                    head=node.is_head,
+                    gpus=node.gpus,
+                    torch_gpus=answers[node].torch_gpus if node in answers else None,
+                    versions=versions.get(node),
+                    answers=node in answers,
+                )
+                for node in everyone
+            ],
+            dashboard=dashboard,
+            auth=AUTH[asks_token],
+        )
 
-    def _clear(self, seen: dict[Node, dict[str, Any]]) -> None:
-        """On each node, because a folder that is not shared is cleared by nobody else; folders
-        once all probes in them are gone."""
-        rounds: list[dict[Node, dict[str, Any]]] = [
-            {node: {"probes": [self._probes[node]], "made": []} for node in seen},
-            {node: {"probes": [], "made": said["made"]} for node, said in seen.items()},
+    def _inspect(
+        self,
+        question: Callable[..., NodeAnswer],
+        asked: Mapping[Node, Arguments],
+        timeout_s: float,
+    ) -> dict[Node, NodeAnswer]:
+        answers = self._ask(question, asked, timeout_s)
+        for answer in answers.values():
+            self.problems += answer.problems
+        return answers
+
+    def _ask(
+        self, question: Callable[..., Answer], asked: Mapping[Node, Arguments], timeout_s: float
+    ) -> dict[Node, Answer]:
+        """The answers of those nodes that answer; the others are problems."""
+        answers = nodes.ask_each(asked, question, timeout_s=timeout_s)
+        self.problems += [
+            f"node {node.name} does not do what it is asked: {one_line(answer)[:200]}. Fix: look "
+            "at its raylet.log, or take the node out of the cluster"
+            for node, answer in answers.items()
+            if isinstance(answer, Exception)
         ]
-        for one in rounds:
-            asked = {
-                node: {**what, "storage": self._storage}
-                for node, what in one.items()
-                if what["probes"] or what["made"]
-            }
-            nodes.ask_each(asked, clear, timeout_s=HEAD_TIMEOUT_S)
+        return {n: answer for n, answer in answers.items() if not isinstance(answer, Exception)}
 
 
-def auth_mistakes(dashboard: str | None, token: bool | None) -> list[str]:
-    """What is wrong with who may use the cluster; ``token``: whether it asks for one, ``None``
-    where its dashboard does not answer."""
-    if dashboard is None or token is None:
+def auth_mistakes(dashboard: str | None, asks_token: bool | None) -> list[str]:
+    """What is wrong with who may use the cluster; ``asks_token`` is ``None`` where its dashboard
+    does not answer."""
+    if dashboard is None or asks_token is None:
         return []
-    found = []
-    host, mine = dashboard.rpartition(":")[0], os.environ.get("RAY_AUTH_MODE", "").lower()
-    if not token and host not in LOOPBACK:
-        found.append(
+    problems = []
+    host, mode = dashboard.rpartition(":")[0], os.environ.get("RAY_AUTH_MODE", "").lower()
+    if not asks_token and host not in LOOPBACK:
+        problems.append(
             f"a dashboard without tokens must be on loopback; {dashboard} runs anyone's code. "
             "Fix: start the head with RAY_AUTH_MODE=token, or --dashboard-host=127.0.0.1"
         )
-    if mine == "token" and not token:
-        found.append(
+    if mode == "token" and not asks_token:
+        problems.append(
             "client and cluster must agree on tokens; RAY_AUTH_MODE is token here, the cluster "
             "asks for none. Fix: start head and nodes with RAY_AUTH_MODE=token"
         )
-    return found
-
-
-def _not_shared(node: str, storage: str) -> str:
-    return (
-        f"every node must share --storage; the head does not see what node {node} wrote to "
-        f"{storage}. Fix: a folder mounted on all nodes, or --storage s3://BUCKET/PREFIX"
-    )
-
-
-PINS = Path(__file__).parents[1] / "constraints.txt"  # beside a checkout, not in a wheel
+    return problems
 
 
 def examine(
     storage: str, tracking_uri: str | None, backbones: Sequence[BackboneSpec], *, local: bool
-) -> dict[str, Any]:
-    """Facts as JSON. ``problems`` keep a run from its end, ``warnings`` may; one line each.
-
-    The cluster that Ray knows of is looked at node by node, unless ``local``.
-    """
+) -> Findings:
+    """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
     from orchestrator.launch import plan
     from orchestrator.launch.validation import storage_mistakes
     from orchestrator.ledger.session import environment
-    from orchestrator.ray_cluster import attach
     from orchestrator.tracking import store
-    from orchestrator.tracking.store import age_mistakes
     from trainables.backbones import check_weights
     from trainables.data.store import default_folder
 
@@ -338,8 +335,8 @@ def examine(
     uri = tracking_uri or store.default_uri(storage)
     address, folder = None if local else attach.known_address(), default_folder(DataSpec())
     problems = storage_mistakes(storage)
-    problems += store.check(uri) or age_mistakes(uri)
-    problems += [line for one in backbones for line in check_weights(one)]
+    problems += store.check(uri) or store.age_mistakes(uri)
+    problems += [line for backbone in backbones for line in check_weights(backbone)]
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())
     facts = {
@@ -355,21 +352,27 @@ def examine(
         "storage_free_gb": None if is_remote(storage) else _free_gb(Path(storage)),
         "data_folder": str(folder),
         "data_free_gb": _free_gb(folder),
-        "versions": machine["versions"],
-        "warnings": pin_mistakes(PINS),
     }
+    all_nodes = None
     if address is not None:
-        found = examine_cluster(storage=storage, tracking_uri=uri, backbones=backbones)
-        problems += found.pop("problems")
-        facts |= found
-    return {**facts, "problems": list(dict.fromkeys(problems))}
+        cluster, more = examine_cluster(storage=storage, tracking_uri=uri, backbones=backbones)
+        problems += more
+        all_nodes = cluster.nodes
+        facts |= {"dashboard": cluster.dashboard, "auth": cluster.auth}
+    return Findings(
+        facts=facts,
+        versions=machine["versions"],
+        nodes=all_nodes,
+        warnings=pin_mistakes(PINS),
+        problems=list(dict.fromkeys(problems)),
+    )
 
 
 def pin_mistakes(pins: Path) -> list[str]:
     """What is installed here in another version than the one this project was tested with."""
     if not pins.is_file():
         return []
-    found = []
+    warnings = []
     for line in pins.read_text(encoding="utf-8").splitlines():
         name, _, pinned = line.partition("==")
         if not pinned or name.startswith("#"):
@@ -379,11 +382,11 @@ def pin_mistakes(pins: Path) -> list[str]:
         except metadata.PackageNotFoundError:
             continue  # of the tests, or of another platform
         if here != pinned:
-            found.append(
+            warnings.append(
                 f"{name} is {here} here; this project was tested with {pinned}. "
                 f"Fix: pip install -c {pins.name} {name}"
             )
-    return found
+    return warnings
 
 
 def _free_gb(folder: Path) -> float:

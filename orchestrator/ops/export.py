@@ -70,7 +70,7 @@ def check(model: SelectedModel, run_folder: Path, folder: Path) -> str:
     Returns a sentence; a warning where the images or the first weights are no longer there.
     Raises ``UserError`` where they disagree on more than one in a hundred.
     """
-    from trainables.export.agreement import agreement
+    from trainables.export.folder import agreement
 
     assignment = Assignment.from_dict(model.trial.assignment)
     assignment = replace(assignment, remote=object_storage.origin(run_folder))

@@ -17,6 +17,7 @@ from pathlib import Path
 from orchestrator.spec import spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import SweepSpec
+from trainables.backbones.families import FAMILIES
 from trainables.config import BackboneSpec, DataSpec, Recipe
 from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import UserError
@@ -24,7 +25,8 @@ from trainables.errors import UserError
 
 def default_weights(family: str, scale: str) -> str:
     """``none`` at tiny scale, where a laptop trains from scratch in minutes; else ``hub``."""
-    return "none" if scale == "tiny" and family != "timm" else "hub"
+    facts = FAMILIES.get(family)
+    return "none" if scale in (facts.scratch_scales if facts else ("tiny",)) else "hub"
 
 
 def default_flip(source: str) -> bool:
@@ -112,8 +114,6 @@ NAMED: dict[str, Callable[[], SweepSpec]] = {
 
 def resolve(target: str) -> SweepSpec:
     """The sweep that TARGET names. Raises ``UserError`` with the near names when none does."""
-    from trainables.backbones.catalog import FAMILIES
-
     if target.startswith("timm:"):
         model = target.removeprefix("timm:")
         if not model:

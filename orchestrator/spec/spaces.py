@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainables.backbones.adaptation import Family
+from trainables.backbones.families import FAMILIES
 from trainables.config import stable_hash
 
 
@@ -132,21 +134,6 @@ def domain_mistakes(path: str, domain: Domain) -> list[str]:
     return [f"{path} needs {rule}; got {domain}. Fix: --set '{path}={name}(LOW,HIGH)'"]
 
 
-# Learning rates by (family, from scratch?) for AdamW; the other optimizers scale them.
-_ADAMW_LR: dict[tuple[str, bool], tuple[float, float, str]] = {
-    ("vit", True): (1e-4, 5e-3, "a small ViT from scratch: best near 2e-3, lost above 5e-3"),
-    ("vit", False): (1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
-    ("resnet", True): (3e-4, 3e-2, "batch norm bears higher rates than attention does"),
-    ("resnet", False): (3e-5, 3e-3, "fine-tuning with batch norm: three times the ViT's rates"),
-    ("hybrid", True): (1e-4, 5e-3, "its attention blocks set the ceiling: the ViT's range"),
-    ("hybrid", False): (1e-5, 1e-3, "its attention blocks set the ceiling: the ViT's range"),
-    ("convnext", True): (3e-4, 2e-2, "layer norm and depthwise kernels: between ViT and ResNet"),
-    ("convnext", False): (1e-5, 1e-3, "Liu et al. 2022 fine-tune at 5e-5"),
-}
-_GENERIC_LR: dict[bool, tuple[float, float, str]] = {
-    True: (1e-4, 2e-2, "unknown architecture from scratch: the hull of the known families"),
-    False: (1e-5, 3e-3, "unknown architecture fine-tuned: the hull of the known families"),
-}
 _WEIGHT_DECAY: dict[str, tuple[float, float, str]] = {
     "adamw": (1e-3, 0.3, "decoupled decay: 0.05 is common, tenths regularise small data"),
     "sgd": (1e-5, 1e-2, "coupled decay: 5e-4 is common with momentum"),
@@ -154,8 +141,9 @@ _WEIGHT_DECAY: dict[str, tuple[float, float, str]] = {
 }
 
 
-def _learning_rate(family: str, scratch: bool, optimizer: str) -> LogUniform:
-    low, high, why = _ADAMW_LR.get((family, scratch), _GENERIC_LR[scratch])
+def _learning_rate(family: Family, scratch: bool, optimizer: str) -> LogUniform:
+    rates = family.from_scratch if scratch else family.fine_tuned
+    low, high, why = rates.low, rates.high, rates.why
     if optimizer == "sgd":
         low, high = (1e-2, 1.0) if scratch else (1e-3, 1e-1)
         why = "SGD with momentum: 0.1 from scratch, 0.001 to 0.06 fine-tuned (Dosovitskiy 2021)"
@@ -174,14 +162,15 @@ def space_for(
     trial, of which warm-up takes a share. A family that is not known gets the generic space.
     """
     scratch = weights == "none"
-    attention = family in ("vit", "hybrid")
+    facts = FAMILIES.get(family, FAMILIES["timm"])
+    attention = facts.has_attention
     low, high, why = _WEIGHT_DECAY.get(optimizer, _WEIGHT_DECAY["adamw"])
     warmup_share = 0.2 if attention else 0.1
     levels: tuple[str, ...] = ("none", "light", "medium") if scratch else ("light", "medium")
     if attention:
         levels = (*levels, "heavy")
     return {
-        "recipe.learning_rate": _learning_rate(family, scratch, optimizer),
+        "recipe.learning_rate": _learning_rate(facts, scratch, optimizer),
         "recipe.weight_decay": LogUniform(low, high, why),
         "recipe.augment": Choice(
             levels, "how much each architecture wants is what we measure; attention up to heavy"

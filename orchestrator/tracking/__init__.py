@@ -1,4 +1,5 @@
-"""Ledger to MLflow, in a process beside the run. The only room that imports mlflow.
+"""Ledger to MLflow, in a process beside the run; the only room that imports mlflow.
 
-Read ``follow.py`` first, then ``mirror.py``.
+May import ``compare``, ``ray_cluster``, ``ledger`` and ``spec``. Read ``follow.py`` first, the
+process, then ``mirror.py``, what it does with each record.
 """

@@ -1,6 +1,6 @@
 """Where MLflow's records are: the default store, its UI, and whether a URI can be used at all.
 
-No mlflow here: these answer before anything heavy is loaded.
+No mlflow here: these functions answer before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -26,11 +27,8 @@ INSTEAD = "or leave --tracking-uri out to record in a local database"
 def default_uri(storage: str) -> str:
     """``$MLFLOW_TRACKING_URI``, else ``mlflow.db`` in ``storage``, or beside this machine's working
     copies of the runs where these are kept in object storage."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
-    folder = run_folder(storage, "any").parent
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    folder = run_folder(storage, "any").parent.resolve()
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def database_path(uri: str) -> Path | None:
@@ -96,28 +94,25 @@ def age_mistakes(tracking_uri: str, timeout_s: float = 5) -> list[str]:
     parts = urlsplit(tracking_uri)
     if parts.scheme not in SERVER_SCHEMES:
         return []
-    shown, ours = _shown(parts), metadata.version("mlflow")
-    request = urllib.request.Request(f"{shown.rstrip('/')}/version", headers=_credentials(parts))
+    server, ours = _address(parts), metadata.version("mlflow")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            theirs = response.read(50).decode(errors="replace").strip()
+        theirs = _ask(parts, "version", timeout_s).decode(errors="replace").strip()[:50]
     except OSError as error:
-        return [f"the tracking server {shown} does not tell its version ({error}). Fix: update it"]
-    there, here = _numbers(theirs), _numbers(ours)
+        return [f"the tracking server {server} does not tell its version ({error}). Fix: update it"]
+    there, here = _major_minor(theirs), _major_minor(ours)
     if there[:1] == here[:1] and there >= here:
         return []
     return [
-        f"the tracking server must be as new as the MLflow here; {shown} is {theirs}, here is "
+        f"the tracking server must be as new as the MLflow here; {server} is {theirs}, here is "
         f"{ours}. Fix: update the server to mlflow=={ours}"
     ]
 
 
-def _numbers(version: str) -> list[int]:
-    """Major and minor."""
+def _major_minor(version: str) -> list[int]:
     return [int(part) for part in version.split(".")[:2] if part.isdigit()]
 
 
-def _shown(parts: SplitResult) -> str:
+def _address(parts: SplitResult) -> str:
     """The server's address, with no password in it."""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -129,7 +124,7 @@ def _check_database(uri: str) -> list[str]:
             f"a database for tracking must be a file; got {uri!r}. "
             "Fix: --tracking-uri sqlite:////absolute/path/mlflow.db"
         ]
-    folder = next(one for one in path.parents if one.exists())
+    folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return [
             f"the tracking database {path} must lie in a folder that can be written; "
@@ -147,18 +142,26 @@ def _check_database(uri: str) -> list[str]:
     return []
 
 
-def _check_server(parts: SplitResult, timeout_s: float) -> list[str]:
-    shown = _shown(parts)
+def _ask(
+    parts: SplitResult, path: str, timeout_s: float, question: Mapping[str, object] | None = None
+) -> bytes:
+    """The server's answer, to a POST where there is a ``question``. Raises ``OSError``."""
     request = urllib.request.Request(
-        f"{shown.rstrip('/')}/api/2.0/mlflow/experiments/search",
-        data=json.dumps({"max_results": 1}).encode(),
+        f"{_address(parts).rstrip('/')}/{path}",
+        data=None if question is None else json.dumps(question).encode(),
         headers={"Content-Type": "application/json", **_credentials(parts)},
     )
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        return bytes(response.read())
+
+
+def _check_server(parts: SplitResult, timeout_s: float) -> list[str]:
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            answer = json.load(response)
-        good = isinstance(answer, dict) and (not answer or "experiments" in answer)
-        problem = "" if good else "answers, but not as an MLflow server does"
+        path = "api/2.0/mlflow/experiments/search"
+        answer = json.loads(_ask(parts, path, timeout_s, {"max_results": 1}))
+        if isinstance(answer, dict) and (not answer or "experiments" in answer):
+            return []
+        problem = "answers, but not as an MLflow server does"
     except urllib.error.HTTPError as error:
         problem = _refusal(error)
     except (TimeoutError, urllib.error.URLError) as error:
@@ -171,15 +174,13 @@ def _check_server(parts: SplitResult, timeout_s: float) -> list[str]:
             problem = f"cannot be reached ({reason})"
     except (OSError, ValueError) as error:
         problem = f"answers, but not as an MLflow server does ({type(error).__name__})"
-    if not problem:
-        return []
     fix = "" if "Fix:" in problem else " Fix: start it (mlflow server), correct --tracking-uri,"
-    return [f"the tracking server {shown} {problem}.{fix} {INSTEAD}"]
+    return [f"the tracking server {_address(parts)} {problem}.{fix} {INSTEAD}"]
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:
-    said = " ".join(error.read(200).decode(errors="replace").split())
-    if error.code == 403 and "Host header" in said:
+    answer = " ".join(error.read(200).decode(errors="replace").split())
+    if error.code == 403 and "Host header" in answer:
         return (
             "refuses this host name (403, its protection against DNS rebinding). "
             "Fix: start it with --allowed-hosts NAME,"
@@ -191,7 +192,7 @@ def _refusal(error: urllib.error.HTTPError) -> str:
         )
     if error.code == 404:
         return "has no MLflow at this path (404)"
-    return f"answers {error.code} ({said[:80]})"
+    return f"answers {error.code} ({answer[:80]})"
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:

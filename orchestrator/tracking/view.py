@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.state import Record, State, TrialState
-from orchestrator.wording import NONE, interval, percent, seconds
+from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
 if TYPE_CHECKING:
     from orchestrator.compare.winners import SelectedModel
 
 RUN_ID_TAG = "orchestrator.run_id"
-GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "road")
+GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights")
 MAX_TAG, MAX_PARAM = 5000, 6000
 VERDICT = "verdict.json"
 NO_VERDICT = "no verdict"
@@ -110,6 +110,9 @@ def trial_params(trial: TrialState) -> dict[str, str]:
         details = {**assignment.get("backbone", {}), **trial.detail}
         names = (*GEOMETRY, "num_workers")
         params |= {name: details[name] for name in names if details.get(name) is not None}
+        # "road" is MLflow's name for the adaptation, as in the runs that are there
+        if adaptation := details.get("adaptation", details.get("road")):
+            params["road"] = adaptation
     return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
 
 
@@ -363,7 +366,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            seconds(entry["gpu_seconds"]),
+            duration(entry["gpu_seconds"]),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])

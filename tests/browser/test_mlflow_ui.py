@@ -55,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     tags = {run.info.run_id: dict(run.data.tags) for run in runs}
-    (parent,) = [run for run, told in tags.items() if "trial" not in told]
+    (parent,) = [run for run, of_run in tags.items() if "trial" not in of_run]
     del tags[parent]
     server = Server(storage, database)
     try:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load, report_html
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import report_html
+from orchestrator.compare.runs import load
 from tests.browser.conftest import SCREENSHOTS
 from tests.unit.compare.compare_runs import RunFolder, search_run, tournament_run
 
@@ -74,7 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, run_folder in folders.items():
         loaded = [load(run_folder)]
         made[name] = run_folder / "report.html"
-        made[name].write_text(report_html(loaded, compare(loaded)))
+        made[name].write_text(report_html(compare(loaded)))
     return made
 
 

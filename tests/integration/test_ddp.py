@@ -17,10 +17,10 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.unit.train.engine_store import assignment, small_store
 from trainables.errors import Diverged, Preempted
-from trainables.finetune import evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import fine_tune
 from trainables.train.learner import Learner
-from trainables.train.loop import World
-from trainables.train.step import Batch
+from trainables.train.loop import Batch, World
 
 GLOBAL_BATCH = 16
 VAL = 51  # odd: the shards differ in length

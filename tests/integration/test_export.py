@@ -27,7 +27,8 @@ from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import UserError
-from trainables.finetune import evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import fine_tune
 
 pytestmark = pytest.mark.mlflow
 
@@ -40,32 +41,32 @@ for name in ("orchestrator", "trainables"):
     sys.modules[name] = None  # importing it raises
 import numpy, torch
 torch.set_num_threads(1)
-images, found = numpy.load("images.npy"), {}
+images, predictions = numpy.load("images.npy"), {}
 for folder in sys.argv[2:]:
     os.chdir(folder)
     sys.path.insert(0, folder)
-    told = open("README.md").read().split("```")
-    for block in told[1::2]:
+    parts = open("README.md").read().split("```")
+    for block in parts[1::2]:
         code = block.removeprefix("python\\n")
         names = {}
         exec(code, names)
         if "Classifier" in names:
-            said = names["Classifier"](".").predict(images)
-            found[folder] = said["probabilities"].argmax(1).tolist()
-            assert said["label"].tolist() == [str(i) for i in found[folder]]
+            answer = names["Classifier"](".").predict(images)
+            predictions[folder] = answer["probabilities"].argmax(1).tolist()
+            assert answer["label"].tolist() == [str(i) for i in predictions[folder]]
         else:
             start = next(line for line in code.splitlines() if line.startswith("pixels = "))
             names["images"] = images
             with torch.inference_mode():
                 exec(code.replace(start, "pixels = torch.from_numpy(images)"), names)
-            found[folder + " alone"] = names["probabilities"].argmax(1).tolist()
+            predictions[folder + " alone"] = names["probabilities"].argmax(1).tolist()
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
-said = model.predict(images)
-found["registry"] = said["probabilities"].argmax(1).tolist()
-found["example"] = len(model.predict(model.input_example)["label"])
-found["signature"] = str(model.metadata.signature)
-print(json.dumps(found))
+answer = model.predict(images)
+predictions["registry"] = answer["probabilities"].argmax(1).tolist()
+predictions["example"] = len(model.predict(model.input_example)["label"])
+predictions["signature"] = str(model.metadata.signature)
+print(json.dumps(predictions))
 """
 
 
@@ -161,10 +162,10 @@ def test_a_stranger_says_what_we_say(
     folders = {}
     for family, trial in chosen.items():
         folders[trial] = str(tmp_path / family)
-        shown, said = exported(trained, "--to", folders[trial], "--family", family)
+        shown, errors = exported(trained, "--to", folders[trial], "--family", family)
         assert shown == folders[trial]
-        assert re.search(r"run's own evaluation for (\d+) of \1 images", said), said
-        assert said.startswith(f"{trial} at epoch 1")
+        assert re.search(r"run's own evaluation for (\d+) of \1 images", errors), errors
+        assert errors.startswith(f"{trial} at epoch 1")
     files = ["README.md", "config.json", "model.safetensors", "timm_classifier.py"]
     assert sorted(one.name for one in (tmp_path / "vit").iterdir()) == files
 
@@ -174,25 +175,25 @@ def test_a_stranger_says_what_we_say(
     follow.sync(trained.folder, uri)
     logged = models_of(uri)
     assert sorted(tags["trial"] for tags in logged.values()) == sorted(chosen.values())
-    champion, said = exported(trained, "--to", "registry", "--tracking-uri", uri)
+    champion, errors = exported(trained, "--to", "registry", "--tracking-uri", uri)
     assert champion == f"models:/{NAME}@champion"
-    assert said.startswith("hybrid-final-00")
+    assert errors.startswith("hybrid-final-00")
     assert exported(trained, "--to", "registry", "--family", "vit")[0] == f"models:/{NAME}@vit"
     assert models_of(uri) == logged
 
     test = trained.store.split("test").images
     np.save(tmp_path / "images.npy", test)
-    found = json.loads(stranger(tmp_path, uri, champion, folders.values()))
+    answers = json.loads(stranger(tmp_path, uri, champion, folders.values()))
     for trial, folder in folders.items():
         expected = trained.predictions(trial, "test")
         assert len(expected) == len(test) > 100
-        assert found[folder] == expected
+        assert answers[folder] == expected
         if not trial.startswith("resnet"):  # its stem for small images is no argument of timm's
-            assert found[f"{folder} alone"] == expected
-    assert found["registry"] == trained.predictions("hybrid-final-00", "test")
-    assert found["example"] == 2
-    assert "uint8" in found["signature"]
-    assert "probabilities" in found["signature"]
+            assert answers[f"{folder} alone"] == expected
+    assert answers["registry"] == trained.predictions("hybrid-final-00", "test")
+    assert answers["example"] == 2
+    assert "uint8" in answers["signature"]
+    assert "probabilities" in answers["signature"]
 
 
 def stranger(folder: Path, uri: str, model: str, exports: Any) -> str:
@@ -215,9 +216,9 @@ def models_of(uri: str, name: str = NAME) -> dict[str, dict[str, str]]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
-    found = client.search_logged_models([experiment.experiment_id])
-    assert {str(one.status) for one in found} == {"READY"}
-    return {one.model_id: dict(one.tags) for one in found}
+    models = client.search_logged_models([experiment.experiment_id])
+    assert {str(model.status) for model in models} == {"READY"}
+    return {model.model_id: dict(model.tags) for model in models}
 
 
 def test_a_damaged_or_missing_checkpoint_is_one_line(trained: Trained, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.finetune import evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import fine_tune
 
 
 @pytest.mark.parametrize("family", ["convnext", "resnet"])
@@ -29,7 +30,7 @@ def test_digits_by_name(family: str, tmp_path: Path) -> None:
     first = next(reports)
     assert first.detail["dataset"] == "digits"
     assert first.detail["image_size"] == 32
-    assert "upsampled" in first.detail["road"]
+    assert "upsampled" in first.detail["adaptation"]
     assert first.detail["train_images"] == 240
     rest = list(reports)
     resumed = list(fine_tune(replace(wanted, checkpoint=first.checkpoint, attempt=1)))

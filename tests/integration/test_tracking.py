@@ -18,15 +18,14 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger.events import FILE_NAME, Ledger
-from orchestrator.tracking import follow as following
-from orchestrator.tracking import store
+from orchestrator.tracking import follow, store
 from tests.integration.conftest import line_of
 from tests.integration.mlflow_server import PATIENCE_S, Server
 from trainables.errors import UserError
 
 pytestmark = pytest.mark.mlflow
 
-Story = list[tuple[str, str | None, dict[str, Any]]]
+Records = list[tuple[str, str | None, dict[str, Any]]]
 
 
 def submitted(trial: str, learning_rate: float, **more: Any) -> tuple[str, str, dict[str, Any]]:
@@ -72,7 +71,7 @@ def created(name: str) -> tuple[str, None, dict[str, Any]]:
 
 
 MEASURED = {"test": {"top1": 0.7, "n": 64}, "probes": {"calibration": {"ece": 0.05}}}
-STORY: Story = [
+RECORDS: Records = [
     submitted("vit-0000", 0.001),
     started("vit-0000"),
     reported("vit-0000", 1, 0.5),
@@ -97,9 +96,9 @@ STORY: Story = [
 ]
 
 
-def tell(folder: Path, story: Story) -> None:
+def append(folder: Path, records: Records) -> None:
     ledger = Ledger(folder / FILE_NAME)
-    for event, trial, fields in story:
+    for event, trial, fields in records:
         ledger.append(event, trial=trial, **fields)
     ledger.close()
 
@@ -109,9 +108,9 @@ def shown(uri: str, experiment: str) -> dict[str, Any]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs([found.experiment_id])
+    stored = client.get_experiment_by_name(experiment)
+    assert stored is not None
+    runs = client.search_runs([stored.experiment_id])
     names = [run.data.tags.get("trial", "") for run in runs]
     assert len(names) == len(set(names)), "a trial has two runs"
     return {
@@ -143,8 +142,8 @@ def history(client: Any, run: Any, key: str) -> list[Any]:
     return sorted(rows, key=lambda row: (row.step, row.timestamp))
 
 
-def check_story(runs: dict[str, Any], name: str) -> None:
-    """What MLflow must show of STORY."""
+def check_recorded(runs: dict[str, Any], name: str) -> None:
+    """What MLflow must show of RECORDS."""
     # vit-0002 never started
     assert set(runs) == {"", "vit-0000", "vit-0001", "resnet-0000", "vit-final-00"}
     parent, best, lost = runs[""], runs["vit-0000"], runs["vit-0001"]
@@ -204,17 +203,17 @@ def database(storage: Path) -> str:
 def test_a_local_database_shows_the_run_and_a_replay_changes_nothing(
     storage: Path, database: str
 ) -> None:
-    story = [created("local"), *STORY]
-    tell(storage / "local", story)
+    records = [created("local"), *RECORDS]
+    append(storage / "local", records)
 
-    assert following.sync(storage / "local", database) == len(story)
+    assert follow.sync(storage / "local", database) == len(records)
     first = shown(database, "local")
-    check_story(first, "local")
+    check_recorded(first, "local")
     artifacts = storage / "mlartifacts" / "local" / first["vit-0000"]["id"] / "artifacts"
     curve = json.loads((artifacts / "learning_curve.json").read_text())
     assert [point["val_top1"] for point in curve["epochs"]] == [0.5, 0.75, 0.7]
 
-    following.sync(storage / "local", database)
+    follow.sync(storage / "local", database)
     assert shown(database, "local") == first
 
 
@@ -223,16 +222,16 @@ def test_a_prefix_and_then_the_rest_equals_the_whole(
     storage: Path, database: str, cut: int
 ) -> None:
     name = f"cut-{cut}"
-    story = [created(name), *STORY]
-    tell(storage / name, story[:cut])
-    following.sync(storage / name, database)
+    records = [created(name), *RECORDS]
+    append(storage / name, records[:cut])
+    follow.sync(storage / name, database)
     early = shown(database, name)
     assert early[""]["status"] == "RUNNING"
 
-    tell(storage / name, story[cut:])
-    following.sync(storage / name, database)
+    append(storage / name, records[cut:])
+    follow.sync(storage / name, database)
     late = shown(database, name)
-    check_story(late, name)
+    check_recorded(late, name)
     assert {key: late[key]["id"] for key in early} == {key: run["id"] for key, run in early.items()}
 
 
@@ -240,8 +239,8 @@ def test_a_stopped_run_is_killed_and_opens_again_when_it_goes_on(
     storage: Path, database: str
 ) -> None:
     folder = storage / "stopped"
-    tell(folder, [created("stopped"), *STORY[:3], ("stopped", None, {})])
-    following.sync(folder, database)
+    append(folder, [created("stopped"), *RECORDS[:3], ("stopped", None, {})])
+    follow.sync(folder, database)
     before = shown(database, "stopped")
     assert {name: run["status"] for name, run in before.items()} == {
         "": "KILLED",
@@ -250,15 +249,15 @@ def test_a_stopped_run_is_killed_and_opens_again_when_it_goes_on(
     assert before["vit-0000"]["tags"]["status"] == "stopped"
     assert "best_val_top1" not in before["vit-0000"]["metrics"]
 
-    tell(folder, [("resumed", None, {}), started("vit-0000", attempt=2)])
-    following.sync(folder, database)
+    append(folder, [("resumed", None, {}), started("vit-0000", attempt=2)])
+    follow.sync(folder, database)
     again = shown(database, "stopped")
     assert {run["status"] for run in again.values()} == {"RUNNING"}
     assert again["vit-0000"]["tags"]["attempt"] == "2"
 
     # The second attempt repeats epoch 1: it counts once.
-    tell(folder, [reported("vit-0000", 1, 0.9), *STORY[3:]])
-    following.sync(folder, database)
+    append(folder, [reported("vit-0000", 1, 0.9), *RECORDS[3:]])
+    follow.sync(folder, database)
     end = shown(database, "stopped")
     assert [value for _, value, _ in end["vit-0000"]["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
     assert end["vit-0000"]["status"] == end[""]["status"] == "FINISHED"
@@ -268,8 +267,8 @@ def test_a_run_made_twice_is_reduced_to_the_first(storage: Path, database: str) 
     from mlflow.tracking import MlflowClient
 
     folder = storage / "twice"
-    tell(folder, [created("twice"), *STORY[:3]])
-    following.sync(folder, database)
+    append(folder, [created("twice"), *RECORDS[:3]])
+    follow.sync(folder, database)
     first = shown(database, "twice")["vit-0000"]
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("twice")
@@ -277,7 +276,7 @@ def test_a_run_made_twice_is_reduced_to_the_first(storage: Path, database: str) 
     # As after a creation whose answer was lost on its way.
     client.create_run(experiment.experiment_id, first["start"] + 1, first["tags"], "vit-0000")
 
-    following.sync(folder, database)
+    follow.sync(folder, database)
     assert shown(database, "twice")["vit-0000"]["id"] == first["id"]
 
 
@@ -290,13 +289,13 @@ def test_a_deleted_child_does_not_stop_the_others(
 
     folder = storage / "deleted"
     mirror = Mirror(folder, database, None)
-    story = [created("deleted"), *STORY]
-    tell(folder, story[:6])
+    records = [created("deleted"), *RECORDS]
+    append(folder, records[:6])
     mirror.read_ledger()
     mirror.flush()
     MlflowClient(database).delete_run(shown(database, "deleted")["resnet-0000"]["id"])
 
-    tell(folder, story[6:])
+    append(folder, records[6:])
     mirror.read_ledger()
     mirror.flush()
     assert [line.split(":")[0] for line in caplog.messages] == ["resnet-0000 is no longer mirrored"]
@@ -307,8 +306,8 @@ def test_a_deleted_child_does_not_stop_the_others(
 @pytest.fixture(scope="module")
 def server(storage: Path, database: str) -> Iterator[Server]:
     if not Path(database.removeprefix("sqlite:///")).exists():  # when this test runs alone
-        tell(storage / "first", [created("first")])
-        following.sync(storage / "first", database)
+        append(storage / "first", [created("first")])
+        follow.sync(storage / "first", database)
     one = Server(storage, database)
     try:
         one.start()
@@ -317,7 +316,7 @@ def server(storage: Path, database: str) -> Iterator[Server]:
         one.kill()
 
 
-def follow(folder: Path, uri: str, *more: str) -> subprocess.Popen[str]:
+def start_follower(folder: Path, uri: str, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -347,8 +346,8 @@ def wait_until_shown(uri: str, name: str, trial: str, epochs: str) -> None:
 def test_the_ui_server_serves_what_was_written_without_it(
     storage: Path, database: str, server: Server
 ) -> None:
-    tell(storage / "seen", [created("seen"), *STORY])
-    following.sync(storage / "seen", database)
+    append(storage / "seen", [created("seen"), *RECORDS])
+    follow.sync(storage / "seen", database)
     run = shown(database, "seen")["vit-0000"]["id"]
     url = f"{server.uri}/get-artifact?path=learning_curve.json&run_uuid={run}"
     with urllib.request.urlopen(url, timeout=20) as response:
@@ -357,16 +356,16 @@ def test_the_ui_server_serves_what_was_written_without_it(
 
 def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
     folder = storage / "outage"
-    story = [created("outage"), *STORY]
-    tell(folder, story[:4])
-    follower = follow(folder, server.uri)
+    records = [created("outage"), *RECORDS]
+    append(folder, records[:4])
+    follower = start_follower(folder, server.uri)
     try:
         wait_until_shown(server.uri, "outage", "vit-0000", "1")
         server.kill()
-        tell(folder, story[4:-1])
+        append(folder, records[4:-1])
         line_of(follower, "is out, records wait")  # the ledger goes on without it
         assert follower.poll() is None
-        tell(folder, story[-1:])
+        append(folder, records[-1:])
         server.start()
         wait_until_shown(server.uri, "outage", "vit-0000", "3")
         # After the ledger's end; what is drawn and counted is for the unit tests.
@@ -375,28 +374,28 @@ def test_a_killed_server_loses_nothing(storage: Path, server: Server) -> None:
         (folder / "report.html").write_text("<html></html>")
         comparison = {"answer": "Nothing to choose.", "families": []}
         (folder / "comparison.json").write_text(json.dumps(comparison))
-        _, said = follower.communicate(timeout=PATIENCE_S)
+        _, errors = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
-    assert follower.returncode == 0, said
-    assert "MLflow is back" in said
+    assert follower.returncode == 0, errors
+    assert "MLflow is back" in errors
     runs = shown(server.uri, "outage")
     left = ["comparison.json", "plots", "report.html", "summary.json"]
     assert runs[""]["artifacts"] == sorted(["environment.json", "spec.json", *left])
     assert runs[""]["tags"]["mlflow.note.content"].startswith("Nothing to choose.")
     runs[""]["artifacts"] = [one for one in runs[""]["artifacts"] if one not in left]
-    check_story(runs, "outage")
+    check_recorded(runs, "outage")
 
 
 def test_a_follower_whose_parent_is_gone_catches_up_and_leaves(
     storage: Path, server: Server
 ) -> None:
     folder = storage / "orphan"
-    tell(folder, [created("orphan"), *STORY[:3]])
-    follower = follow(folder, server.uri, "--experiment", "elsewhere")
-    _, said = follower.communicate(timeout=PATIENCE_S)  # closes its standard input
-    assert follower.returncode == 0, said
-    assert said == ""
+    append(folder, [created("orphan"), *RECORDS[:3]])
+    follower = start_follower(folder, server.uri, "--experiment", "elsewhere")
+    _, errors = follower.communicate(timeout=PATIENCE_S)  # closes its standard input
+    assert follower.returncode == 0, errors
+    assert errors == ""
     runs = shown(server.uri, "elsewhere")
     assert {run["status"] for run in runs.values()} == {"KILLED"}
     assert runs["vit-0000"]["metrics"]["val_top1"][0][:2] == (1, 0.5)
@@ -404,11 +403,11 @@ def test_a_follower_whose_parent_is_gone_catches_up_and_leaves(
 
 def test_sync_tells_mistakes_in_one_line(storage: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds ledger\.jsonl"):
-        following.sync(tmp_path, server.uri)
+        follow.sync(tmp_path, server.uri)
 
-    tell(tmp_path, [created("refused")])
+    append(tmp_path, [created("refused")])
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="refuses connections") as caught:
-            following.sync(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}")
+            follow.sync(tmp_path, f"http://127.0.0.1:{closed.getsockname()[1]}")
     assert len(caught.value.mistakes) == 1

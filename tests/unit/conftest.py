@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from trainables.storage import object_storage
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +25,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quick_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pauses as short as they can be, working copies of the test's own."""
+    monkeypatch.setattr(object_storage, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(object_storage, "PATIENCE_S", 0.05)
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "copies"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """Where a storage is."""
+    return f"file://{tmp_path / 'storage'}"

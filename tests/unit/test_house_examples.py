@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec import named_sweeps
-from trainables.backbones.catalog import check_backbone
+from trainables.backbones.families import check_backbone
 from trainables.config import DataSpec
 from trainables.data.build import prepare
 

@@ -1,6 +1,7 @@
-"""Backbones: timm models by family and scale, adapted to small images.
+"""Backbones: timm models by family and scale, adapted to small images. Read ``families/`` first.
 
-Importing this package imports neither torch nor timm; :func:`build` does.
+All that is known of a family is in its file there; ``model.py`` builds one with its weights. May
+import ``config`` and ``errors``. Importing this loads neither torch nor timm; :func:`build` does.
 """
 
 from __future__ import annotations
@@ -8,7 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainables.backbones.adaptation import Geometry
-from trainables.backbones.catalog import FAMILIES, SCALES, check_backbone, describe
+from trainables.backbones.families import (
+    FAMILIES,
+    SCALES,
+    check_backbone,
+    describe,
+    size_of,
+)
 from trainables.backbones.weights import check_weights
 from trainables.config import BackboneSpec
 
@@ -23,6 +30,7 @@ __all__ = [
     "check_backbone",
     "check_weights",
     "describe",
+    "size_of",
 ]
 
 

@@ -1,10 +1,12 @@
-"""What a family is: its published members, and how they are adapted to small images.
+"""What a family states about itself: published members, and how they adapt to small images.
 
-Stems for small images: what a 224-pixel stem becomes where there is nothing to reduce.
+The families themselves are in ``families/``, one file each. Importing this loads neither torch
+nor timm.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,30 @@ from trainables.config import BackboneSpec
 
 if TYPE_CHECKING:
     from torch import nn
-import copy
-
-import torch
-from torch import nn
 
 PATCHES = (16, 8, 4, 2, 1)
+STEMS = ("auto", "original", "small")
 SMALL_IMAGE = 64  # below this side, in pixels, a stem that reduces by 4 costs 15-20 points of top-1
 FEWEST_TOKENS = 16
+
+TimmArguments = Mapping[str, Any]  # keyword arguments of ``timm.create_model``
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A member's size, for estimates before anything is built.
+
+    Counted once at the default geometry for 32-pixel images, ``positions`` of the feature map
+    that the stem leaves, with ``train.accounting.count_flops`` and
+    ``train.measure.saved_for_backward``; a test counts again. ``gflops_per_image`` is one forward
+    pass, a multiply-add counting as two, and ``activation_mb`` what it keeps for the backward pass
+    in fp32, 1e6 bytes an image.
+    """
+
+    positions: int
+    params_m: float
+    gflops_per_image: float
+    activation_mb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +48,8 @@ class Member:
     ``hub`` is the repository that holds its weights (``None``: none were published),
     ``image_size`` the side in pixels they were trained on, ``patch`` the published patch (or stem
     patch) in pixels, ``stride`` the published reduction of the convolutions before the tokens,
-    and ``arguments`` what makes it narrower than the timm model of that name.
+    and ``arguments`` what makes it narrower than the timm model of that name. ``size`` is ``None``
+    where it is known only once the model is built.
     """
 
     model: str
@@ -38,7 +57,8 @@ class Member:
     image_size: int
     patch: int | None = None
     stride: int = 1
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    size: Size | None = None
+    arguments: TimmArguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +67,7 @@ class Geometry:
 
     ``image_size`` is the side in pixels that the model sees, ``patch`` the pixels of it per
     token and side (``None`` for families without tokens), ``tokens`` their number, ``stem``
-    ``original`` or ``small`` (``None`` where there is no convolutional stem), and ``road``
+    ``original`` or ``small`` (``None`` where there is no convolutional stem), and ``adaptation``
     ``native``, ``upsampled``, ``resized patches`` or both of the latter.
     """
 
@@ -59,22 +79,29 @@ class Geometry:
     patch: int | None
     stem: str | None
     tokens: int | None
-    road: str
+    adaptation: str
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Flat, JSON-ready mapping."""
         return {**asdict(self), "warnings": list(self.warnings)}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
+        """Inverse of :meth:`as_dict`; ledgers of before 2026-11-28 call the adaptation ``road``."""
+        known = dict(values)
+        adaptation = known.pop("road", None)
+        known.setdefault("adaptation", adaptation)
+        return cls(**{**known, "warnings": tuple(known.get("warnings", ()))})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A spec whose side in pixels is settled; ``stored_size`` is the dataset's short side."""
+    """A spec whose side in pixels is settled."""
 
     spec: BackboneSpec
     member: Member
     image_size: int
-    stored_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,31 +115,56 @@ class Adapted:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class LearningRates:
+    """AdamW's learning rates worth searching, ``low`` to ``high``; other optimizers scale them."""
+
+    low: float
+    high: float
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangedStem:
+    """First layers that were exchanged for small images, which no argument of timm expresses.
+
+    ``conv`` and ``pool`` are submodules' names; the pool became an identity. A model with
+    ``built_image_size`` is built at that side, in pixels, and then set to the geometry's own.
+    """
+
+    conv: str
+    pool: str | None = None
+    built_image_size: int | None = None
+
+
+def no_exchange(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
+    """For families that timm's arguments express in full."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family: ``adapt`` raises ``UserError`` for what cannot be; ``create`` imports timm.
 
     ``layers`` are patterns of parameter names in forward order, for layer-wise decay: groups of
-    digits number the layers within one pattern, names without a match count with the head.
-    ``patches`` are the only ones possible (``None``: those that divide the image's side).
+    digits number the layers within one pattern, names without a match count with the head. Empty
+    where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
+    that divide the image's side). ``scratch_scales`` are trained without published weights unless
+    asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
+    augmentation.
     """
 
     name: str
     members: Mapping[str, Member]
-    layers: tuple[str, ...]
     adapt: Callable[[Request], Adapted]
-    create: Callable[[Geometry, Member, Mapping[str, Any]], nn.Module]
+    create: Callable[[Geometry, Member, TimmArguments], nn.Module]
+    from_scratch: LearningRates
+    fine_tuned: LearningRates
+    layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
-
-
-def road(*, resized: bool, image_size: int, stored_size: int) -> str:
-    """Words for the way taken from stored pixels to tokens."""
-    ways = []
-    if image_size > stored_size:
-        ways.append("upsampled")
-    if resized:
-        ways.append("resized patches")
-    return " + ".join(ways) or "native"
+    has_attention: bool = False
+    scratch_scales: tuple[str, ...] = ("tiny",)
+    exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] = no_exchange
 
 
 def few_tokens(model: str, tokens: int, fix: str) -> tuple[str, ...]:
@@ -123,6 +175,21 @@ def few_tokens(model: str, tokens: int, fix: str) -> tuple[str, ...]:
     return (f"{model} sees {tokens} {plural}, fewer than {FEWEST_TOKENS}. Fix: {fix}",)
 
 
+def choose_stem(request: Request) -> str:
+    """``auto`` is ``small`` below 64 px without weights: trained stems keep what they learned."""
+    if request.spec.stem != "auto":
+        return request.spec.stem
+    fresh = request.spec.weights == "none"
+    return "small" if fresh and request.image_size < SMALL_IMAGE else "original"
+
+
+def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:
+    """The largest patch that cuts ``side`` pixels into at least 8 x 8 tokens."""
+    fitting = [patch for patch in candidates if side % patch == 0]
+    roomy = [patch for patch in fitting if side // patch >= 8]
+    return max(roomy) if roomy else min(fitting, default=None)
+
+
 def shrink_conv(conv: nn.Conv2d, *, keep_weights: bool) -> nn.Conv2d:
     """The same convolution with a 3x3 kernel and stride 1.
 
@@ -130,7 +197,9 @@ def shrink_conv(conv: nn.Conv2d, *, keep_weights: bool) -> nn.Conv2d:
     image itself, so trained kernels are resized by pseudo-inverse as patches are (Beyer et al.
     2023, FlexiViT, section 3.4); fresh ones are drawn as timm's ResNets draw them.
     """
+    import torch
     from timm.layers import resample_patch_embed
+    from torch import nn
 
     small = copy.deepcopy(conv)
     small.kernel_size, small.stride = (3, 3), (1, 1)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
-from trainables.backbones.adaptation import Geometry, Member
-from trainables.backbones.catalog import BY_NAME, describe, member_of
+from trainables.backbones.adaptation import Geometry, Member, TimmArguments
+from trainables.backbones.families import FAMILIES, describe, member_of
 from trainables.backbones.weights import (
     OTHER_WAYS,
     cached_file,
@@ -20,6 +20,9 @@ from trainables.backbones.weights import (
 )
 from trainables.config import BackboneSpec, Recipe
 from trainables.errors import UserError, raise_if_any
+
+# for an optimizer: ``params``, ``names``, ``weight_decay`` and ``lr_scale``
+ParameterGroup = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,20 @@ class Backbone:
         parts = classifier if isinstance(classifier, tuple | list) else (classifier,)
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+    def parameter_groups(self, recipe: Recipe) -> list[ParameterGroup]:
         """Groups for an optimizer: ``params``, ``names``, ``weight_decay``, ``lr_scale``.
 
         Layer-wise decay as in BEiT (Bao et al. 2022, appendix): the classifier and the last norm
         learn at scale 1, the layer d below at ``layer_decay ** d``. Norms, biases, tokens and
-        position embeddings are not decayed.
+        position embeddings are not decayed. Not timm's ``param_groups_layer_decay``: a hybrid's
+        layers are others there, groups carry no names, and each layer is two groups even where
+        all learn alike, hence many small optimizer kernels.
         """
         depths = self.layer_depths()
         top = max(depths.values())
         listed: Any = getattr(self.module, "no_weight_decay", set)
         skip: set[str] = listed()
-        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        groups: dict[tuple[float, float], ParameterGroup] = {}
         for name, parameter in self.module.named_parameters():
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
             decay = 0.0 if exempt else recipe.weight_decay
@@ -64,7 +69,7 @@ class Backbone:
     def layer_depths(self) -> dict[str, int]:
         """Depth of every parameter by name: 0 at the stem, highest at the head."""
         names = [name for name, _ in self.module.named_parameters()]
-        patterns = BY_NAME[self.geometry.family].layers
+        patterns = FAMILIES[self.geometry.family].layers
         if not patterns:
             return _timm_depths(self.module, names)
         keys = {name: _layer_key(name, patterns) for name in names}
@@ -100,8 +105,8 @@ def build(
     """
     geometry = describe(spec, height=height, width=width)
     raise_if_any(check_weights(spec))
-    family, member = BY_NAME[spec.family], member_of(spec)
-    arguments: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path}
+    family, member = FAMILIES[spec.family], member_of(spec)
+    arguments: TimmArguments = {"num_classes": num_classes, "drop_path_rate": drop_path}
     if spec.weights == "none":
         module = family.create(geometry, member, arguments)
     elif spec.weights == "hub":
@@ -114,13 +119,13 @@ def build(
     )
 
 
-def _from_hub(geometry: Geometry, member: Member, arguments: dict[str, Any]) -> nn.Module:
+def _from_hub(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
     """timm downloads, unless the file is in the cache: then no request is made at all."""
     assert member.hub is not None
     file = cached_file(member.hub)
     overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        return BY_NAME[geometry.family].create(
+        return FAMILIES[geometry.family].create(
             geometry, member, {**arguments, "pretrained": True, **overlay}
         )
     except Exception as error:  # the hub's client fails in many ways; the line is the same
@@ -130,11 +135,11 @@ def _from_hub(geometry: Geometry, member: Member, arguments: dict[str, Any]) -> 
 
 
 def _from_path(
-    path: str, geometry: Geometry, member: Member, arguments: dict[str, Any]
+    path: str, geometry: Geometry, member: Member, arguments: TimmArguments
 ) -> nn.Module:
     """Load strictly: a head of another size is drawn anew, everything else must be there."""
     state, config = read_weights(path, member)
-    create = BY_NAME[geometry.family].create
+    create = FAMILIES[geometry.family].create
     module: Any = create(geometry, member, arguments)
     wanted = module.state_dict()
     heads = module.pretrained_cfg.get("classifier") or ()
@@ -146,18 +151,17 @@ def _from_path(
         module.load_state_dict(state)  # of this very geometry: a checkpoint of ours, say
     else:
         module = _adapt(path, state, geometry, member, arguments)
-    stored = config.get("pretrained_cfg", {})
     for key in ("mean", "std"):
-        module.pretrained_cfg[key] = stored.get(key, module.pretrained_cfg[key])
+        module.pretrained_cfg[key] = config.get(key, module.pretrained_cfg[key])
     return module  # type: ignore[no-any-return]
 
 
 def _adapt(
     path: str,
-    state: dict[str, Any],
+    state: dict[str, Tensor],
     geometry: Geometry,
     member: Member,
-    arguments: dict[str, Any],
+    arguments: TimmArguments,
 ) -> nn.Module:
     overlay = {
         "state_dict": state,
@@ -166,12 +170,12 @@ def _adapt(
         "label_offset": 0,
     }
     try:
-        module: Any = BY_NAME[geometry.family].create(
+        module: Any = FAMILIES[geometry.family].create(
             geometry, member, {**arguments, "pretrained": True, "pretrained_cfg_overlay": overlay}
         )
     except Exception as error:  # timm's adaptation trips over foreign tensors in many ways
-        said = f"missing key {error}" if isinstance(error, KeyError) else str(error)
-        lines = [line.strip() for line in said.splitlines()]
+        message = f"missing key {error}" if isinstance(error, KeyError) else str(error)
+        lines = [line.strip() for line in message.splitlines()]
         detail = "; ".join(lines[1:4] or lines) or type(error).__name__
         raise UserError(
             f"--weights {path} does not fit {member.model}: {detail[:400]}. "

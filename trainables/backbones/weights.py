@@ -7,11 +7,12 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.backbones.adaptation import Member
-from trainables.backbones.catalog import member_of
+from trainables.backbones.families import member_of
 from trainables.config import BackboneSpec
 from trainables.errors import UserError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+PretrainedConfig = Mapping[str, Any]  # timm's, e.g. the pixels' ``mean`` and ``std``
 OTHER_WAYS = "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
 
 
@@ -62,8 +64,9 @@ def weights_file(path: str) -> Path:
     return place
 
 
-def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and, from a folder in timm's format, its ``config.json`` (else empty).
+def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], PretrainedConfig]:
+    """State dict and, from a folder in timm's format, the ``pretrained_cfg`` of its
+    ``config.json`` (else empty).
 
     Pickled files are read with ``weights_only``. Raises ``UserError`` when the file is no state
     dict, or when the folder says that it holds another architecture.
@@ -72,10 +75,11 @@ def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], dict[str
 
     file = weights_file(path)
     config_file = file.parent / "config.json"
-    config: dict[str, Any] = {}
+    config: PretrainedConfig = {}
     if Path(path).expanduser().is_dir() and config_file.is_file():
-        config = json.loads(config_file.read_text())
-        architecture = config.get("architecture", member.model)
+        stored = json.loads(config_file.read_text())
+        config = stored.get("pretrained_cfg", {})
+        architecture = stored.get("architecture", member.model)
         if architecture != member.model.partition(".")[0]:
             raise UserError(
                 f"--weights {path} holds {architecture}; this backbone is {member.model}. "

@@ -19,7 +19,6 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,16 +46,8 @@ log = logging.getLogger(__name__)
 
 PIXELS = 3 * 32 * 32
 LARGEST_MEMBER_BYTES = 2**29
-BROKEN = (
-    pickle.UnpicklingError,
-    tarfile.TarError,
-    zlib.error,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    OverflowError,
-)
+BROKEN = (pickle.UnpicklingError, tarfile.TarError, zlib.error, OSError, EOFError,
+          ValueError, TypeError, OverflowError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,13 +148,12 @@ def _read(form: Form, place: Path) -> Reading:
     names: tuple[str, ...] = ()
     batches: dict[str, tuple[Images, Labels]] = {}
     try:
-        with _members(form, place) as members:
-            for member, file in members:
-                with file:
-                    if member == form.names:
-                        names = _names(form, file)
-                    else:
-                        batches[member] = _batch(form, file)
+        for member, file in _members(form, place):
+            with file:
+                if member == form.names:
+                    names = _names(form, file)
+                else:
+                    batches[member] = _batch(form, file)
     except BROKEN as error:
         raise _damaged(place, str(error)) from None
     missing = [member for member in (*form.train, form.test) if member not in batches]
@@ -182,24 +172,21 @@ def _read(form: Form, place: Path) -> Reading:
     )
 
 
-@contextmanager
-def _members(form: Form, place: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
+def _members(form: Form, place: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """The form's files by name, read in place: nothing is unpacked to disk."""
     if place.is_dir():
-        yield ((member, (place / member).open("rb")) for member in form.members)
+        yield from ((member, (place / member).open("rb")) for member in form.members)
         return
     with tarfile.open(place) as tar:
-
-        def packed() -> Iterator[tuple[str, IO[bytes]]]:
-            for member in tar:
-                parts = Path(member.name).parts
-                if parts[:1] != (form.folder,) or parts[-1] not in form.members:
-                    continue
-                file = tar.extractfile(member) if member.size <= LARGEST_MEMBER_BYTES else None
-                if file is not None:
-                    yield parts[-1], file
-
-        yield packed()
+        for member in tar:
+            parts = Path(member.name).parts
+            is_read = parts[:1] == (form.folder,) and parts[-1] in form.members
+            if (
+                is_read
+                and member.size <= LARGEST_MEMBER_BYTES
+                and (file := tar.extractfile(member))
+            ):
+                yield parts[-1], file
 
 
 def _names(form: Form, file: IO[bytes]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,8 @@ SPLIT_FOLDERS = {
     "test": ("test",),
 }
 SAMPLED_IMAGES = 512
+Images = dict[tuple[str, str], list[Path]]  # files by split and class
 LAYOUT_HELP = "expected CLASS/picture.jpg, or train/CLASS/picture.jpg with val/ and test/"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """Image files by (split, class), and how many other files were passed over."""
-
-    images: dict[tuple[str, str], list[Path]]
-    ignored: int
 
 
 def locate(path: Path, spec: DataSpec) -> Source:
@@ -43,7 +35,7 @@ def locate(path: Path, spec: DataSpec) -> Source:
     """
     splits = _split_roots(path)
     classes = {
-        split: [folder.name for folder in _folders(root) if _has_image(folder)]
+        split: [folder.name for folder in _folders(root) if any(map(_is_image, _walk(folder)))]
         for split, root in splits.items()
     }
     names = classes["train"]
@@ -57,8 +49,8 @@ def locate(path: Path, spec: DataSpec) -> Source:
             f"a dataset needs at least two classes; {path} has only {names[0]!r} ({LAYOUT_HELP}). "
             "Fix: add the other classes' folders, or give the folder above"
         )
-    for split, found in classes.items():
-        unknown = sorted(set(found) - set(names))
+    for split, split_classes in classes.items():
+        unknown = sorted(set(split_classes) - set(names))
         if unknown:
             raise UserError(
                 f"classes of {split} must be classes of train; {splits[split]} has {unknown[0]!r}, "
@@ -66,8 +58,8 @@ def locate(path: Path, spec: DataSpec) -> Source:
             )
 
     def identity() -> list[Any]:
-        listing = _list(splits)
-        stats = [(file, file.stat()) for files in listing.images.values() for file in files]
+        images, _ = _list(splits)
+        stats = [(file, file.stat()) for files in images.values() for file in files]
         return [[str(path.resolve())], *([str(f), s.st_size, s.st_mtime_ns] for f, s in stats)]
 
     return Source(
@@ -79,18 +71,18 @@ def locate(path: Path, spec: DataSpec) -> Source:
 
 def _split_roots(path: Path) -> dict[str, Path]:
     """The folder of each split; the whole folder is train unless it has ``train/CLASS/``."""
-    found: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     folders = _folders(path)
     for split, names in SPLIT_FOLDERS.items():
         for folder in folders:
-            if split not in found and folder.name.lower() in names and _folders(folder):
-                found[split] = folder
-    if found and "train" not in found and len(found) == len(folders):
+            if split not in splits and folder.name.lower() in names and _folders(folder):
+                splits[split] = folder
+    if splits and "train" not in splits and len(splits) == len(folders):
         raise UserError(
-            f"an image folder with {' and '.join(f.name for f in found.values())} needs train/ "
+            f"an image folder with {' and '.join(f.name for f in splits.values())} needs train/ "
             f"beside them; {path} has none ({LAYOUT_HELP}). Fix: add train/CLASS/ folders"
         )
-    return found if "train" in found else {"train": path}
+    return splits if "train" in splits else {"train": path}
 
 
 def _folders(path: Path) -> list[Path]:
@@ -122,12 +114,9 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return os.path.splitext(entry.name)[1].lower() in EXTENSIONS  # noqa: PTH122 (a million times)
 
 
-def _has_image(folder: Path) -> bool:
-    return any(_is_image(entry) for entry in _walk(folder))
-
-
-def _list(splits: dict[str, Path]) -> Listing:
-    images: dict[tuple[str, str], list[Path]] = {}
+def _list(splits: dict[str, Path]) -> tuple[Images, int]:
+    """Image files by split and class, and how many other files were passed over."""
+    images: Images = {}
     ignored = 0
     for split, root in splits.items():
         ignored += sum(1 for entry in root.iterdir() if entry.is_file())
@@ -137,15 +126,15 @@ def _list(splits: dict[str, Path]) -> Listing:
                     images.setdefault((split, folder.name), []).append(Path(entry.path))
                 else:
                     ignored += 1
-    return Listing(images=images, ignored=ignored)
+    return images, ignored
 
 
 def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec) -> Reading:
     from trainables.data.decode import common_side  # PIL only to build
 
-    listing = _list(splits)
-    if listing.ignored:
-        log.info(f"{listing.ignored} files ignored: their names are not those of pictures")
+    images, ignored = _list(splits)
+    if ignored:
+        log.info(f"{ignored} files ignored: their names are not those of pictures")
     if splits["train"].name.lower() in SPLIT_FOLDERS["train"]:
         for folder in _folders(splits["train"].parent):
             if folder not in splits.values():
@@ -153,26 +142,26 @@ def _read(splits: dict[str, Path], names: tuple[str, ...], spec: DataSpec) -> Re
     empty = [f.name for f in _folders(splits["train"]) if f.name not in names]
     if empty:
         log.info(f"{len(empty)} folders without a picture are no class: {', '.join(empty[:5])}")
-    train = [file for (split, _), fs in listing.images.items() if split == "train" for file in fs]
+    train = [file for (split, _), fs in images.items() if split == "train" for file in fs]
     side = common_side(train[:: -(-len(train) // SAMPLED_IMAGES)], spec.short_side)
     return Reading(
         class_names=names,
         height=side,
         width=side,
-        count=sum(map(len, listing.images.values())),
-        chunks=_chunks(listing, names, side, spec.skip_corrupt),
+        count=sum(map(len, images.values())),
+        chunks=_chunks(images, names, side, spec.skip_corrupt),
     )
 
 
 def _chunks(
-    listing: Listing, names: tuple[str, ...], side: int, skip_corrupt: bool
+    images: Images, names: tuple[str, ...], side: int, skip_corrupt: bool
 ) -> Iterator[Chunk]:
     from trainables.data.decode import decode_chunks
 
     for wanted in SPLIT_FOLDERS:
         items = (
             (str(file), file, names.index(name))
-            for (split, name), files in listing.images.items()
+            for (split, name), files in images.items()
             if split == wanted
             for file in files
         )

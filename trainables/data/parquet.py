@@ -41,9 +41,9 @@ class Layout:
 def split_of(file: Path) -> str:
     """``train``, ``val`` or ``test`` from a file's name, or else its folders'; else ``train``."""
     for text in (file.stem, *reversed(file.parts[:-1])):
-        found = SPLIT_WORDS.search(text.lower())
-        if found:
-            return ("train", "val", "test")[found.lastindex - 1 if found.lastindex else 0]
+        match = SPLIT_WORDS.search(text.lower())
+        if match:
+            return ("train", "val", "test")[match.lastindex - 1 if match.lastindex else 0]
     return "train"
 
 

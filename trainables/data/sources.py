@@ -53,33 +53,14 @@ KNOWN_DATASETS = {
     known.name: known
     for known in (
         # 16 images a step: the 1,437 training images would make 22 steps an epoch of 64.
-        KnownDataset(
-            name="digits",
-            classes=10,
-            side_px=8,
-            train_images=1797,
-            test_images=0,
-            mirror_safe=False,
-            batch_size_per_worker=16,
-        ),
-        KnownDataset(
-            name="cifar10",
-            classes=10,
-            side_px=32,
-            train_images=50_000,
-            test_images=10_000,
-            url=CIFAR_URL,
-        ),
-        KnownDataset(
-            name="cifar100",
-            classes=100,
-            side_px=32,
-            train_images=50_000,
-            test_images=10_000,
-            url=CIFAR_URL,
-        ),
+        KnownDataset(name="digits", classes=10, side_px=8, train_images=1797, test_images=0,
+                     mirror_safe=False, batch_size_per_worker=16),
+        KnownDataset(name="cifar10", classes=10, side_px=32, train_images=50_000,
+                     test_images=10_000, url=CIFAR_URL),
+        KnownDataset(name="cifar100", classes=100, side_px=32, train_images=50_000,
+                     test_images=10_000, url=CIFAR_URL),
     )
-}
+}  # fmt: skip
 
 
 def _read_digits() -> Reading:

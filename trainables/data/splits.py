@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainables.config import DataSpec
+from trainables.data.rng import GOLDEN, MASK, mix
 from trainables.data.store import Digests, Labels, PixelStore
 from trainables.errors import UserError
 
@@ -97,9 +98,6 @@ def _rank_in_class(labels: Labels, keys: Digests, digests: Digests) -> tuple[Row
 
 
 def _mix(digests: Digests, *, seed: int, salt: str) -> Digests:
-    """Seeded pseudo-random uint64 for each digest: SplitMix64's finaliser (Steele et al. 2014)."""
-    offset = int.from_bytes(f"{seed}/{salt}".encode(), "big") * 0x9E3779B97F4A7C15
-    mixed = digests ^ np.uint64(offset & 0xFFFFFFFFFFFFFFFF)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    """Seeded pseudo-random uint64 for each digest."""
+    offset = int.from_bytes(f"{seed}/{salt}".encode(), "big") * GOLDEN & MASK
+    return mix(digests ^ np.uint64(offset))

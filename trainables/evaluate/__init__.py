@@ -1,23 +1,5 @@
-"""What accuracy does not say about a finished model: each probe alone, or all in one call."""
+"""What a trained model does: its predictions, the test evaluation, and what accuracy does not say.
 
-from trainables.evaluate.attention import attention_distances
-from trainables.evaluate.behaviour import (
-    agreement,
-    calibration,
-    occlude,
-    shift,
-    shifted_predictions,
-)
-from trainables.evaluate.probes import Subject, probe, probe_trial
-
-__all__ = [
-    "Subject",
-    "agreement",
-    "attention_distances",
-    "calibration",
-    "occlude",
-    "probe",
-    "probe_trial",
-    "shift",
-    "shifted_predictions",
-]
+Read ``model.py`` first: from a checkpoint to a model, the one way for the test evaluation, probes
+and export. May import ``train`` and the rooms below it.
+"""

@@ -23,17 +23,24 @@ get the mean colour, as in the engine's random erasing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from trainables.train.rng import key_of, uniforms
+from trainables.data.rng import key_of, uniforms
 
 BINS = 15
 
 
-def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> dict[str, Any]:
+class Calibration(TypedDict):
+    """``ece`` in [0, 1] and the rows of its reliability table."""
+
+    ece: float
+    bins: list[dict[str, float]]
+
+
+def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> Calibration:
     """``ece`` and its reliability table, from (N, classes) probabilities and labels (N,).
 
     ``ece`` is the mean over images of |accuracy - confidence| of their bin, in [0, 1]; bin m of M
@@ -116,18 +123,20 @@ def shifted_predictions(
     classify: Callable[[Tensor], Tensor],
     images: Tensor,
     offsets: Sequence[int],
+    unmoved: Tensor | None = None,
+    *,
     directions: Mapping[str, tuple[tuple[int, int], ...]] = DIRECTIONS,
 ) -> dict[str, Tensor]:
     """Predicted classes of (B, C, H, W) ``images`` under shifts, by name in ``directions``.
 
     ``classify`` maps images to logits (B, classes). Each value is (offsets, ways, B) int64, where
-    ways are the direction's steps. Offset 0 is predicted once.
+    ways are the direction's steps. Offset 0 is ``unmoved`` (B,), predicted once where not given.
     """
-    unmoved = classify(images).argmax(1)  # (B,)
+    still = classify(images).argmax(1) if unmoved is None else unmoved  # (B,)
 
     def predicted(offset: int, down: int, right: int) -> Tensor:
         if offset == 0:
-            return unmoved
+            return still
         return classify(shift(images, offset * down, offset * right)).argmax(1)
 
     return {

@@ -1,25 +1,22 @@
-"""All probes of a finished model in one call.
+"""What accuracy does not say about a model: all probes in one call, and speed of inference.
 
-What is probed while a model learns: a few numbers after every epoch, on validation images.
+While a model learns, a few numbers after every epoch, on validation images.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainables.backbones import Geometry
-from trainables.config import SHIFT_IMAGES, Assignment
-from trainables.data.build import prepare
-from trainables.data.store import PixelStore
+from trainables.config import SHIFT_IMAGES
 from trainables.evaluate.attention import attention_distances
 from trainables.evaluate.behaviour import (
     DIRECTIONS,
@@ -29,81 +26,29 @@ from trainables.evaluate.behaviour import (
     occlude,
     shifted_predictions,
 )
-from trainables.evaluate.speed import conditions, summary, timed
-from trainables.train.augmentation import InputTransform, fit, normalise
-from trainables.train.learner import Learner
-from trainables.train.loop import World, from_rank_zero
-from trainables.train.step import autocast
+from trainables.train.loop import TrainedModel, from_rank_zero
 from trainables.train.trial import Trial
+from trainables.versions import processor
 
 BATCH = 256
 ATTENTION_IMAGES = 128  # as many as Dosovitskiy et al. 2021 average over
 SPEED_CALLS = {1: 50, 256: 10}  # by batch size
 SPEED_BUDGET_S = 5.0  # of each batch size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A finished model: ``module`` maps what ``look`` makes of stored pixels to logits."""
-
-    module: nn.Module
-    look: InputTransform
-    geometry: Geometry
-    device: torch.device
-    bf16: bool = False
-
-    @classmethod
-    def of(cls, learner: Learner) -> Subject:
-        """What ``learner`` has learned so far: the moving average where its recipe keeps one."""
-        return cls(
-            module=learner.evaluated,
-            look=learner.look,
-            geometry=learner.backbone.geometry,
-            device=learner.device,
-            bf16=learner.bf16,
-        )
-
-    def inputs(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Stored pixels (B, H, W, C) uint8 as the model takes them: (B, 3, S, S) float32."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return fit(normalise(pixels, self.look), self.look)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, classes) float32 of (B, 3, S, S)."""
-        with autocast(self.device, self.bf16):
-            result: Tensor = self.module(inputs)
-        return result.float()
-
-
-def probe_trial(
-    assignment: Assignment,
-    checkpoint: str,
-    *,
-    split: str = "val",
-    limit: int = 1000,
-    device: str = "cpu",
-    store: PixelStore | None = None,
-) -> dict[str, Any]:
-    """:func:`probe` the model in ``checkpoint`` on the first ``limit`` images of ``split``.
-
-    The moving average's weights where the recipe keeps one. Rows of a store are in the order of
-    their digest, hence the first ones are a fair sample. ``test`` is the caller's to open. Raises
-    ``UserError`` where the checkpoint is of another trial.
-    """
-    opened = store or prepare(assignment.data, remote=assignment.remote)
-    resumed = Assignment.from_dict({**assignment.as_dict(), "checkpoint": checkpoint})
-    subject = Subject.of(Trial(resumed, World(device=device), opened).learner)
-    part = opened.split(split)
-    return {"split": split, **probe(subject, part.images[:limit], part.labels[:limit])}
+WARM_UP_CALLS = 2
 
 
 @torch.inference_mode()
 def probe(
-    subject: Subject, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+    model: TrainedModel,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    *,
+    logits: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Everything about a finished model that accuracy does not say, JSON-ready.
+    """Everything about a trained model that accuracy does not say, JSON-ready.
 
-    ``images`` is (N, H, W, C) uint8 as stored, ``labels`` (N,) int64. Returns ``images`` (N),
+    ``images`` is (N, H, W, C) uint8 as stored, ``labels`` (N,) int64, and ``logits`` (N, classes)
+    what the model predicts for them (``None``: predicted here). Returns ``images`` (N),
     ``top1``, ``image_size``, ``shift`` (offsets in pixels of the model's input, from 0 to the patch
     or to an eighth of the side where that is more, so that families have offsets in common),
     ``calibration``, ``occlusion``, ``speed``, and for transformers ``attention_distance_px`` by
@@ -111,69 +56,50 @@ def probe(
     """
     if not len(labels):
         raise ValueError("probes need an image at least; got 0")
-    subject.module.eval()
-    side, patch = subject.look.image_size, subject.geometry.patch
+    model.module.eval()
+    side, patch = model.transform.image_size, model.geometry.patch
     offsets = range(1 + min(side - 1, max(patch or 1, side // 8)))
-    truth = torch.from_numpy(np.array(labels)).to(subject.device)
-    probabilities, moved, hidden = _predictions(subject, images, offsets)
-    straight = probabilities.argmax(1)
-    found = {
+    truth = torch.from_numpy(np.array(labels)).to(model.device)
+    if logits is None:
+        logits = torch.cat([model.logits(inputs) for _, inputs in batches(model, images)])
+    logits = logits.to(model.device)
+    unmoved, moved, hidden = logits.argmax(1), [], []  # (N,)
+    for rows, inputs in batches(model, images):
+        moved.append(shifted_predictions(model.logits, inputs, offsets, unmoved[rows]))
+        hidden.append(
+            torch.stack([model.logits(occlude(inputs, rows, s)).argmax(1) for s in SHARES])
+        )
+    # (offsets, ways, N) by direction
+    shifted = {name: torch.cat([part[name] for part in moved], 2) for name in DIRECTIONS}
+    occluded = torch.cat(hidden, 1)  # (shares, N)
+    measured = {
         "images": len(labels),
         "image_size": side,
-        "top1": (straight == truth).double().mean().item(),
+        "top1": (unmoved == truth).double().mean().item(),
         "shift": {
             "padding": "reflect",
             "offsets_px": list(offsets),
-            "consistency": {k: agreement(moved[k], straight) for k in DIRECTIONS},
-            "top1": {k: agreement(moved[k], truth) for k in DIRECTIONS},
+            "consistency": {k: agreement(shifted[k], unmoved) for k in DIRECTIONS},
+            "top1": {k: agreement(shifted[k], truth) for k in DIRECTIONS},
         },
         "occlusion": {
             "shares": list(SHARES),
-            "top1": (hidden == truth).double().mean(1).tolist(),
+            "top1": (occluded == truth).double().mean(1).tolist(),
         },
-        "calibration": calibration(probabilities, truth),
-        "speed": _speed(subject),
+        "calibration": calibration(logits.softmax(1), truth),
+        "speed": _speed(model),
     }
-    distances = attention_distances(
-        subject.module, subject.inputs(images[:ATTENTION_IMAGES]), patch=patch
-    )
-    return {**found, "attention_distance_px": distances} if distances else found
+    _, inputs = next(batches(model, images[:ATTENTION_IMAGES]))
+    distances = attention_distances(model.module, inputs, patch=patch)
+    return {**measured, "attention_distance_px": distances} if distances else measured
 
 
-def _predictions(
-    subject: Subject, images: npt.NDArray[np.uint8], offsets: Sequence[int]
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Probabilities (N, classes), classes under shifts (offsets, ways, N) by direction, and under
-    occlusion (shares, N)."""
-    plain, moved, hidden = [], [], []
-    for rows, inputs in batches(subject, images):
-        plain.append(subject.logits(inputs).softmax(1))
-        moved.append(shifted_predictions(subject.logits, inputs, offsets))
-        hidden.append(
-            torch.stack([subject.logits(occlude(inputs, rows, s)).argmax(1) for s in SHARES])
-        )
-    joined = {name: torch.cat([part[name] for part in moved], 2) for name in DIRECTIONS}
-    return torch.cat(plain), joined, torch.cat(hidden, 1)
-
-
-def batches(subject: Subject, images: npt.NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(model: TrainedModel, images: npt.NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
     """Numbers (B,) and model inputs (B, 3, S, S) of stored ``images``, in order."""
     for start in range(0, len(images), BATCH):
-        inputs = subject.inputs(images[start : start + BATCH])
-        yield torch.arange(start, start + len(inputs), device=subject.device), inputs
-
-
-def _speed(subject: Subject) -> dict[str, Any]:
-    side, device = subject.look.image_size, subject.device
-    found = conditions(device, bf16=subject.bf16)
-    for size, n in SPEED_CALLS.items():
-        batch = torch.randn(size, 3, side, side, device=device)
-        if subject.look.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        run = partial(subject.logits, batch)
-        seconds = timed(run, device=device, n=n, budget_s=SPEED_BUDGET_S)
-        found[f"batch_{size}"] = summary(seconds, size)
-    return found
+        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
+        rows = torch.arange(start, start + len(pixels), device=model.device)
+        yield rows, model.inputs(pixels)
 
 
 @torch.inference_mode()
@@ -182,26 +108,83 @@ def shift_consistency(trial: Trial, offsets_px: Sequence[int]) -> dict[str, floa
     their predicted class when moved by N pixels along an axis, mean over both axes.
 
     The first ``SHIFT_IMAGES`` images, a fair sample because a store is in the order of digests.
-    ``probe_seconds`` is what it took. Rank 0 looks for all workers.
+    ``probe_seconds`` is what it took. Rank 0 measures for all workers.
     """
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     if trial.world.rank == 0:
         began = time.perf_counter()
-        subject = Subject.of(trial.learner)
-        subject.module.eval()
+        model = trial.learner.trained
+        model.module.eval()
         images = trial.store.split("val").images[:SHIFT_IMAGES]
         axes = {"axis": DIRECTIONS["axis"]}
         moved = torch.cat(
             [
-                shifted_predictions(subject.logits, inputs, (0, *offsets_px), axes)["axis"]
-                for _, inputs in batches(subject, images)
+                shifted_predictions(model.logits, inputs, (0, *offsets_px), directions=axes)["axis"]
+                for _, inputs in batches(model, images)
             ],
             dim=2,
         )  # (1 + offsets, ways, N)
-        shares = agreement(moved[1:], moved[0, 0])
-        found = {
-            f"shift_consistency_{offset}px": share
-            for offset, share in zip(offsets_px, shares, strict=True)
-        }
-        found["probe_seconds"] = time.perf_counter() - began
-    return from_rank_zero(found, trial.world)
+        kept = agreement(moved[1:], moved[0, 0])
+        shares = {f"shift_consistency_{px}px": k for px, k in zip(offsets_px, kept, strict=True)}
+        shares["probe_seconds"] = time.perf_counter() - began
+    return from_rank_zero(shares, trial.world)
+
+
+def _speed(model: TrainedModel) -> dict[str, Any]:
+    """Latency and throughput by batch size, and what a timing depends on beside the model."""
+    side, device = model.transform.image_size, model.device
+    cuda = device.type == "cuda"
+    measured: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "precision": "bf16" if model.bf16 else "fp32",
+    }
+    if device.type == "cpu":
+        measured["threads"] = torch.get_num_threads()
+    for size, n in SPEED_CALLS.items():
+        batch = torch.randn(size, 3, side, side, device=device)
+        if model.transform.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        run = partial(model.logits, batch)
+        seconds = timed(run, device=device, n=n, budget_s=SPEED_BUDGET_S)
+        measured[f"batch_{size}"] = summary(seconds, size)
+    return measured
+
+
+def timed(
+    run: Callable[[], object], *, device: torch.device, n: int, budget_s: float = float("inf")
+) -> list[float]:
+    """Seconds of ``n`` calls of ``run``, after warm-up; fewer, but 3 at least, beyond ``budget_s``.
+
+    An accelerator is waited for before and after each call.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(WARM_UP_CALLS):
+        run()
+    seconds: list[float] = []
+    while len(seconds) < n and (len(seconds) < 3 or sum(seconds) < budget_s):
+        wait()
+        started = time.perf_counter()
+        run()
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def summary(seconds: list[float], images: int) -> dict[str, float | int]:
+    """Median, quartiles and throughput of calls that took ``seconds`` for ``images`` images each.
+
+    ``latency_ms`` with its quartiles ``latency_ms_low`` and ``latency_ms_high``,
+    ``images_per_second`` at the median, and ``n`` calls. Needs two calls.
+    """
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {
+        "latency_ms": 1e3 * middle,
+        "latency_ms_low": 1e3 * low,
+        "latency_ms_high": 1e3 * high,
+        "images_per_second": images / middle,
+        "n": len(seconds),
+    }

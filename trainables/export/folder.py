@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+import torch
 
-from trainables.backbones.adaptation import Geometry
-from trainables.backbones.catalog import describe, member_of
-from trainables.backbones.families.hybrid import has_stages, stride_of
-from trainables.backbones.model import Backbone, build
-from trainables.backbones.weights import SUFFIXES
+from trainables.backbones.families import FAMILIES, member_of
 from trainables.config import Assignment, BackboneSpec
-from trainables.errors import UserError
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
+from trainables.evaluate.model import evaluate_split, load_model
 from trainables.export import timm_classifier
-from trainables.train import checkpoint as checkpoints
+from trainables.train.loop import TrainedModel
 
 CODE = Path(timm_classifier.__file__)
+CHECKED_IMAGES = 500
 LIBRARIES = ("torch", "timm", "safetensors", "numpy")  # all that a portable folder needs
 
 README = """# {title}
@@ -37,8 +35,8 @@ import numpy
 from timm_classifier import Classifier
 
 images = numpy.zeros((2, {height}, {width}, 3), "uint8")
-found = Classifier(".").predict(images)
-print(found["label"], found["probabilities"].max(1))
+answer = Classifier(".").predict(images)
+print(answer["label"], answer["probabilities"].max(1))
 ```
 {alone}"""
 ALONE = """
@@ -48,8 +46,8 @@ With timm alone:
 import timm, torch
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()
-look = model.pretrained_cfg
-mean, std = (torch.tensor(look[key]).view(3, 1, 1) for key in ("mean", "std"))
+cfg = model.pretrained_cfg
+mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
 pixels = torch.zeros((2, {height}, {width}, 3), dtype=torch.uint8)
 batch = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
 batch = torch.nn.functional.interpolate(batch, {side}, mode="bilinear", antialias={smaller})
@@ -75,43 +73,25 @@ def write(
     are of the stored images, ``trained`` goes into the config as it is, ``said`` into the
     README. Raises ``UserError`` where the checkpoint is damaged, or of another model.
     """
-    spec = assignment.backbone
-    tensors = checkpoints.read_tensors(
-        checkpoint, "model" if assignment.recipe.ema_decay is None else "ema"
+    model = load_model(
+        assignment, checkpoint, num_classes=len(class_names), height=height, width=width
     )
-    geometry = describe(spec, height=height, width=width)
-    # The geometry follows the first weights; spelled out, it is built without them.
-    plain = replace(
-        spec,
-        weights="none",
-        image_size=geometry.image_size,
-        patch=geometry.patch,
-        stem=geometry.stem or spec.stem,
-    )
-    backbone = build(plain, num_classes=len(class_names), height=height, width=width)
-    try:
-        backbone.module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(
-            f"{checkpoint} holds no {geometry.model} ({str(error).splitlines()[0]}). "
-            "Fix: export a trial whose checkpoint is whole"
-        ) from error
-    mean, std = _statistics(spec, backbone)
+    geometry = model.geometry
     side = geometry.image_size
     timm.models.save_for_hf(
-        backbone.module,
+        model.module.to(memory_format=torch.contiguous_format),
         str(folder),
         model_config={"label_names": list(class_names), "trained": dict(trained)},
         safe_serialization=True,
         data_config={
             "input_size": (3, side, side),
-            "mean": mean,
-            "std": std,
+            "mean": model.transform.mean,
+            "std": model.transform.std,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
         },
     )
-    exchanged = _tell_of_stem(folder / "config.json", spec, geometry, backbone.module)
+    exchanged = _record_stem(folder / "config.json", assignment.backbone, model)
     shutil.copy(CODE, folder)
     texts = {
         **{"height": height, "width": width, "short": min(height, width), "side": side},
@@ -123,39 +103,34 @@ def write(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _statistics(spec: BackboneSpec, backbone: Backbone) -> tuple[Any, Any]:
-    """Mean and deviation of pixels that the weights were first trained with."""
-    place = Path(spec.weights).expanduser()
-    if spec.weights in ("none", "hub") or place.suffix in SUFFIXES:
-        return backbone.mean, backbone.std
-    if not place.is_dir():
-        raise UserError(
-            f"the folder of the first weights says what pixels they expect; {spec.weights} is "
-            "gone. Fix: put it back, its config.json at least"
-        )
-    config = place / "config.json"
-    stored = json.loads(config.read_text())["pretrained_cfg"] if config.is_file() else {}
-    return stored.get("mean", backbone.mean), stored.get("std", backbone.std)
-
-
-def _tell_of_stem(config: Path, spec: BackboneSpec, geometry: Geometry, module: nn.Module) -> bool:
+def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     """Name in timm's config what was exchanged for small images; ``False`` where nothing was."""
-    member, told = member_of(spec), json.loads(config.read_text(encoding="utf-8"))
-    stem: dict[str, Any] = {}
-    if spec.family == "convnext" and geometry.patch != member.patch:
-        stem["conv"] = "stem.0"
-    elif spec.family == "resnet" and geometry.stem == "small":
-        deep = isinstance(module.conv1, nn.Sequential)
-        stem |= {"conv": "conv1.0" if deep else "conv1", "pool": "maxpool"}
-    elif spec.family == "hybrid" and geometry.stem == "small":
-        place = "patch_embed.backbone" + (".stem" if has_stages(member) else "")
-        stem |= {"conv": f"{place}.conv", "pool": f"{place}.pool"}
-        # It is built at the side that leads through its own stem to the same grid.
-        stem["img_size"] = side = geometry.image_size
-        told["model_args"]["img_size"] = side * member.stride // stride_of(member, geometry.stem)
-    if not stem:
+    geometry, module = model.geometry, model.module
+    exchanged = FAMILIES[spec.family].exchanged_stem(geometry, member_of(spec), module)
+    if exchanged is None:
         return False
-    conv: Any = module.get_submodule(stem["conv"])
+    content = json.loads(config.read_text(encoding="utf-8"))
+    stem: dict[str, str | int | list[int]] = {"conv": exchanged.conv}
+    if exchanged.pool is not None:
+        stem["pool"] = exchanged.pool
+    if exchanged.built_image_size is not None:
+        stem["img_size"] = geometry.image_size
+        content["model_args"]["img_size"] = exchanged.built_image_size
+    conv: Any = module.get_submodule(exchanged.conv)
     stem |= {key: list(getattr(conv, key)) for key in ("kernel_size", "stride", "padding")}
-    config.write_text(json.dumps({**told, "stem": stem}, indent=2), encoding="utf-8")
+    config.write_text(json.dumps({**content, "stem": stem}, indent=2), encoding="utf-8")
     return True
+
+
+def agreement(
+    assignment: Assignment, checkpoint: str, folder: Path, *, store: PixelStore | None = None
+) -> tuple[int, int]:
+    """Of how many validation images: the same class by ``checkpoint`` and by ``folder``.
+
+    Of the first ``CHECKED_IMAGES``, on the CPU. Raises ``UserError`` as restoring a trial does.
+    """
+    opened = store or prepare(assignment.data, remote=assignment.remote)
+    own = evaluate_split(assignment, checkpoint, "val", store=opened, limit=CHECKED_IMAGES)
+    images = opened.split("val").images[:CHECKED_IMAGES]
+    exported = timm_classifier.Classifier(folder).predict(images)["probabilities"].argmax(1)
+    return int((own == exported).sum()), len(exported)

@@ -53,10 +53,10 @@ class Classifier:
         self.module = build(self.config)
         self.module.load_state_dict(load_file(Path(folder) / "model.safetensors"))
         self.module.eval().to(device)
-        look = self.config["pretrained_cfg"]
-        self.side = look["input_size"][-1]
+        cfg = self.config["pretrained_cfg"]
+        self.side = cfg["input_size"][-1]
         self.class_names = np.array(self.config["label_names"])
-        mean, std = (torch.tensor(look[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
+        mean, std = (torch.tensor(cfg[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
         self._scale, self._offset = 1 / (255 * std), mean / std
 
     def inputs(self, images: npt.NDArray[Any]) -> Tensor:
@@ -78,8 +78,8 @@ class Classifier:
             self.module(self.inputs(images[start : start + BATCH])).softmax(1).float().cpu()
             for start in range(0, len(images), BATCH)
         ]
-        found = torch.cat(parts).numpy()
-        return {"label": self.class_names[found.argmax(1)], "probabilities": found}
+        probabilities = torch.cat(parts).numpy()
+        return {"label": self.class_names[probabilities.argmax(1)], "probabilities": probabilities}
 
 
 def _load_pyfunc(path: str) -> Classifier:

@@ -1,7 +1,7 @@
 """Batch augmentation on the device: uint8 pixels in, normalised floats out, each image its own.
 
 Every draw is a function of seed, epoch and the image's row in the dataset (see
-:mod:`trainables.train.rng`), so a seed gives the same pixels whatever batch size, number of
+:mod:`trainables.data.rng`), so a seed gives the same pixels whatever batch size, number of
 workers or moment of resume.
 
 Geometry and colour of float images, each by its own amounts, as torchvision defines them.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.train.rng import key_of, uniforms
+from trainables.data.rng import key_of, uniforms
 
 
 def warp(
@@ -109,6 +109,10 @@ class InputTransform:
     std: tuple[float, float, float]
     channels_last: bool = False
 
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C) uint8 -> (B, C, S, S) float32, normalised; nothing drawn."""
+        return fit(normalise(pixels, self), self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -116,7 +120,7 @@ class Augmentation:
     is the same class, ``erasing`` the probability asked for beside the level's own."""
 
     level: Level
-    look: InputTransform
+    transform: InputTransform
     seed: int
     mirror: bool
     erasing: float = 0.0
@@ -139,10 +143,10 @@ class Augmentation:
             pixels = crop(images, positions, down, right, mirror)
         else:
             pixels = images[positions]
-        batch = self._distort(pixels, draws) if distorts else normalise(pixels, self.look)
+        batch = self._distort(pixels, draws) if distorts else normalise(pixels, self.transform)
         if probability:
             batch = erase(batch, draws, probability)
-        return fit(batch, self.look)
+        return fit(batch, self.transform)
 
     def _offset(self, draw: Tensor, side: int) -> Tensor:
         """Whole pixels in [-p, p], p = the level's share of the side, one at least; (B,)."""
@@ -166,7 +170,7 @@ class Augmentation:
         if level.jitter:
             factors = 1 + level.jitter * _symmetric(draws[:, BRIGHTNESS : SATURATION + 1])
             batch = jitter(batch, factors)
-        scale, offset = _statistics(self.look, batch.device)
+        scale, offset = _statistics(self.transform, batch.device)
         return batch.mul_(255 * scale).sub_(offset)
 
 
@@ -191,25 +195,25 @@ def crop(
     return pixels.view(-1, height, width, channels)
 
 
-def normalise(pixels: Tensor, look: InputTransform) -> Tensor:
+def normalise(pixels: Tensor, transform: InputTransform) -> Tensor:
     """Pixels (B, H, W, C) uint8 -> (B, C, H, W) float32 with the backbone's mean and std."""
-    scale, offset = _statistics(look, pixels.device)
+    scale, offset = _statistics(transform, pixels.device)
     batch = torch.empty(
         (len(pixels), pixels.shape[3], *pixels.shape[1:3]),
         dtype=torch.float32,
         device=pixels.device,
-        memory_format=torch.channels_last if look.channels_last else torch.contiguous_format,
+        memory_format=torch.channels_last if transform.channels_last else torch.contiguous_format,
     )
     return batch.copy_(pixels.permute(0, 3, 1, 2)).mul_(scale).sub_(offset)
 
 
-def fit(batch: Tensor, look: InputTransform) -> Tensor:
+def fit(batch: Tensor, transform: InputTransform) -> Tensor:
     """Resize (B, C, H, W) to the side that the model sees, bilinear; nothing when it is that."""
-    side = (look.image_size, look.image_size)
+    side = (transform.image_size, transform.image_size)
     if batch.shape[2:] != side:
         smaller = side[0] < min(batch.shape[2:])
         batch = F.interpolate(batch, side, mode="bilinear", antialias=smaller)
-    return batch.contiguous(memory_format=torch.channels_last) if look.channels_last else batch
+    return batch.contiguous(memory_format=torch.channels_last) if transform.channels_last else batch
 
 
 def erase(batch: Tensor, draws: Tensor, probability: float) -> Tensor:
@@ -253,10 +257,12 @@ def _symmetric(draw: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _statistics(look: InputTransform, device: torch.device) -> tuple[Tensor, Tensor]:
+def _statistics(transform: InputTransform, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and offset, (1, 3, 1, 1) each: a pixel p in 0..255 becomes p * scale - offset."""
     with torch.inference_mode(False):  # asked for first in evaluation, used in training too
-        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (look.mean, look.std))
+        mean, std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (transform.mean, transform.std)
+        )
         return 1 / (255 * std), mean / std
 
 

@@ -14,15 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainables.config import Assignment
 from trainables.errors import UserError
 from trainables.storage.trial_files import STATE_FILE
 
 SCHEMA = 1
 
 Tensors = dict[str, Tensor]
+State = Mapping[str, Any]  # of ``state.json``, which ``Trial`` writes and reads
 
 
-def write(folder: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
+def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
     """Write ``NAME.safetensors`` for each of ``tensors`` and ``state.json`` into ``folder``.
 
     All is written beside the folder first and then renamed, so a reader sees a complete
@@ -46,10 +48,24 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part. Raises ``UserError`` where ``folder`` holds no checkpoint of this schema."""
+def identity(assignment: Assignment, dataset_hash: str) -> State:
+    """What must be the same for a resume to be the same trial; where files lie is not."""
+    whole = assignment.as_dict()
+    data = {k: v for k, v in whole["data"].items() if k not in ("folder", "archive", "source")}
+    return {
+        **{f"backbone.{key}": value for key, value in whole["backbone"].items()},
+        **{f"recipe.{key}": value for key, value in whole["recipe"].items()},
+        **{f"data.{key}": value for key, value in data.items()},
+        "dataset_hash": dataset_hash,
+        "seed": assignment.seed,
+    }
+
+
+def read_state(folder: Path, expected: State) -> State:
+    """The JSON part, written under the ``expected`` identity. Raises ``UserError`` where
+    ``folder`` holds no checkpoint of this schema, or that of another trial."""
     try:
-        state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state: State = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder} holds no readable checkpoint ({error}). Fix: name a folder that has "
@@ -59,6 +75,12 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"the checkpoint {folder} has schema {state.get('schema')}; this version reads "
             f"{SCHEMA}. Fix: start without a checkpoint"
+        )
+    different = [key for key in expected if expected[key] != state["identity"].get(key)]
+    if different:
+        raise UserError(
+            f"the checkpoint {folder} was written with another {', '.join(different)}. "
+            "Fix: resume with what wrote it, or start without a checkpoint"
         )
     return state
 

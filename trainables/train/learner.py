@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.backbones.model import build
 from trainables.config import Assignment
 from trainables.data.batches import BatchPlan
+from trainables.data.rng import key_of
 from trainables.errors import OutOfMemory, UserError
 from trainables.train import checkpoint
 from trainables.train.accounting import Flops, count_flops
 from trainables.train.augmentation import InputTransform
-from trainables.train.loop import World, average_buffers
+from trainables.train.loop import Batch, Step, TrainedModel, World, average_buffers, uses_bf16
 from trainables.train.optimizer import Ema, build_optimizer, ready_momentum
-from trainables.train.rng import key_of
-from trainables.train.step import Batch, Step
 
 _flops: dict[Any, Flops] = {}  # by geometry: counting would be felt in every warm start
 
@@ -51,8 +49,16 @@ class Learner:
         )
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.module = self.backbone.module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.transform = InputTransform(
+            image_size=self.backbone.geometry.image_size,
+            mean=self.backbone.mean,
+            std=self.backbone.std,
+            channels_last=recipe.channels_last,
+        )
         self.head = {id(p) for p in self.backbone.head_parameters()}
-        self.bf16 = self._wants_bf16()
+        self.bf16 = uses_bf16(recipe, self.device)
+        if recipe.precision == "bf16" and not self.bf16:
+            self.notes.append(f"{self.device} has no bfloat16: trained in fp32")
         self.frozen: bool | None = None
         self._retried = self._rehearsed = False
         self.ema = Ema(self.module, recipe.ema_decay) if recipe.ema_decay is not None else None
@@ -68,18 +74,14 @@ class Learner:
         )
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The model that counts: the moving average where the recipe keeps one."""
-        return self.module if self.ema is None else self.ema.module
-
-    @property
-    def look(self) -> InputTransform:
-        """How pixels become this model's input."""
-        return InputTransform(
-            image_size=self.backbone.geometry.image_size,
-            mean=self.backbone.mean,
-            std=self.backbone.std,
-            channels_last=self.recipe.channels_last,
+    def trained(self) -> TrainedModel:
+        """What it has learned so far: the moving average where the recipe keeps one."""
+        return TrainedModel(
+            module=self.module if self.ema is None else self.ema.module,
+            transform=self.transform,
+            geometry=self.backbone.geometry,
+            device=self.device,
+            bf16=self.bf16,
         )
 
     def prepare_epoch(self, epoch: int) -> None:
@@ -176,7 +178,7 @@ class Learner:
         self.step.accumulation = plan.micro_batches(self.recipe.accumulation_steps)
         self.step.mean_images = plan.global_batch / self.world.size
 
-    def restore(self, folder: Path, state: Mapping[str, Any], plan: BatchPlan) -> None:
+    def restore(self, folder: Path, state: checkpoint.State, plan: BatchPlan) -> None:
         """Take over a checkpoint's tensors and, where that needed more micro-batches than its
         ``plan``, as many times more. Raises ``UserError`` where the tensors do not fit."""
         try:
@@ -195,14 +197,6 @@ class Learner:
         times = state["accumulation"] // plan.micro_batches(self.recipe.accumulation_steps)
         self._retried = times != 1
         self.step.accumulation *= times
-
-    def _wants_bf16(self) -> bool:
-        if self.recipe.precision != "bf16":
-            return False
-        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            self.notes.append(f"{self.device} has no bfloat16: trained in fp32")
-            return False
-        return True
 
     def _wrap(self) -> None:
         if self.recipe.compile:

@@ -1,29 +1,179 @@
-"""Training steps and evaluation: plain PyTorch, one process or several in lockstep."""
+"""Training steps, epochs of them and evaluation: one process or several in lockstep."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
+from trainables.backbones import Geometry
+from trainables.config import Recipe
 from trainables.data.batches import Pixels, shard
-from trainables.errors import Diverged
+from trainables.data.rng import key_of
+from trainables.errors import Diverged, OutOfMemory
 from trainables.train.accounting import Clock
-from trainables.train.augmentation import InputTransform, fit, normalise
-from trainables.train.rng import key_of
-from trainables.train.step import Batch, autocast
+from trainables.train.augmentation import InputTransform
+from trainables.train.optimizer import Ema, set_learning_rate
 
 T = TypeVar("T")
 
 CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
 ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
 EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's images (B, C, S, S) and labels (B,); mixed images keep ``weight`` (B,) of their
+    label, ``partner`` (B,) labels get the rest."""
+
+    images: Tensor
+    labels: Tensor
+    partner: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, end: int) -> Batch:
+        """Images start..end-1."""
+        mixed = (t[start:end] if t is not None else None for t in (self.partner, self.weight))
+        return Batch(self.images[start:end], self.labels[start:end], *mixed)
+
+
+def batch_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of (B, classes) logits against own and mixed-in labels."""
+    logits = logits.float()
+    if batch.partner is None or batch.weight is None:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    own, other = (
+        F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+        for labels in (batch.labels, batch.partner)
+    )
+    return torch.lerp(other, own, batch.weight).mean()
+
+
+@dataclass
+class Step:
+    """One optimizer step: forward, backward over micro-batches, clip, update, average.
+
+    ``model`` is the module or its DDP wrapper. ``accumulation`` micro-batches share one step;
+    gradients cross workers once, with the last of them. The mean over workers is the mean over
+    images although shares differ: each counts by its images to ``mean_images`` a worker.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    device: torch.device
+    bf16: bool
+    accumulation: int
+    ema: Ema | None = None
+    mean_images: float | None = None
+
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
+        """Take the step at learning rate ``rate``; returns the batch's mean loss, a scalar.
+
+        Raises ``OutOfMemory`` where the device has no room.
+        """
+        loss = self.gradients(batch)
+        self.update(rate)
+        return loss
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Set the gradients to those of the batch's mean loss, and return that loss, a scalar.
+
+        Raises ``OutOfMemory`` where the device has no room.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        bounds = [len(batch) * i // self.accumulation for i in range(self.accumulation + 1)]
+        largest = -(-len(batch) // self.accumulation)
+        with self._room(f"a micro-batch of {largest} images (accumulation {self.accumulation})"):
+            for start, end in itertools.pairwise(bounds):
+                if start < end:
+                    total += self._part(batch, start, end)
+        return total
+
+    def _part(self, batch: Batch, start: int, end: int) -> Tensor:
+        share = (end - start) / len(batch)
+        weight = share if self.mean_images is None else (end - start) / self.mean_images
+        part = batch if share == 1 else batch.part(start, end)
+        with self._sync(last=end == len(batch)):
+            with autocast(self.device, self.bf16):
+                loss = batch_loss(self.model(part.images), part, self.recipe.label_smoothing)
+            (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        return loss.detach() if share == 1 else loss.detach() * share
+
+    @contextlib.contextmanager
+    def _room(self, purpose: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"{self.device} has no room for {purpose}") from error
+
+    def update(self, rate: float) -> None:
+        """Clip the gradients' norm (Pascanu et al. 2013), then update weights and average."""
+        set_learning_rate(self.optimizer, rate)
+        if self.recipe.clip_grad_norm is not None:
+            self._clip(self.recipe.clip_grad_norm)
+        with self._room("the optimizer's state"):
+            self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+
+    def _clip(self, largest: float) -> None:
+        gradients = [
+            p.grad
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        excess: Tensor | None = (norm / largest).clamp_(min=1.0)
+        if self.device.type == "cpu" and norm.item() <= largest:
+            excess = None  # nothing to divide by; on an accelerator, asking would wait for it
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # fused kernels divide by a scale on their way: no pass of our own over gradients
+            found = None if excess is None else torch.zeros_like(excess)
+            self.optimizer.grad_scale = excess  # type: ignore[attr-defined]
+            self.optimizer.found_inf = found  # type: ignore[attr-defined]
+        elif excess is not None:
+            torch._foreach_div_(gradients, excess)
+
+    def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on an accelerator or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)
+
+
+def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision in bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the recipe asks for bfloat16 and the device has it."""
+    cuda = device.type == "cuda"
+    return recipe.precision == "bf16" and (not cuda or torch.cuda.is_bf16_supported())
 
 
 @dataclass(frozen=True)
@@ -130,26 +280,41 @@ def _seed_torch(key: int, device: torch.device) -> None:
         torch.cuda.manual_seed(key >> 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model to predict with: ``module`` maps what ``transform`` makes of pixels to logits."""
+
+    module: nn.Module
+    transform: InputTransform
+    geometry: Geometry
+    device: torch.device
+    bf16: bool = False
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Stored pixels (B, H, W, C) uint8 as the module takes them: (B, 3, S, S) float32."""
+        return self.transform(pixels.to(self.device))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of (B, 3, S, S)."""
+        with autocast(self.device, self.bf16):
+            logits: Tensor = self.module(inputs)
+        return logits.float()
+
+
 @torch.inference_mode()
 def predict(
-    module: nn.Module, pixels: Pixels, look: InputTransform, *, world: World, bf16: bool
+    model: TrainedModel, pixels: Pixels, *, world: World
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, classes) float32 and labels (B,) of this worker's shard, in order."""
-    module.eval()
+    model.module.eval()
     start, end = shard(len(pixels.labels), world.rank, world.size)
-    device = torch.device(world.device)
     for low in range(start, end, EVAL_BATCH):
         high = min(low + EVAL_BATCH, end)
-        images = fit(normalise(pixels.images[low:high].to(device), look), look)
-        with autocast(device, bf16):
-            logits = module(images)
-        yield logits.float(), pixels.labels[low:high]
+        yield model.logits(model.inputs(pixels.images[low:high])), pixels.labels[low:high]
 
 
-def evaluate(
-    module: nn.Module, pixels: Pixels, look: InputTransform, *, world: World, bf16: bool
-) -> dict[str, float]:
-    """``loss``, ``top1`` and (from 5 classes on) ``top5`` over the whole split.
+def score(predictions: Iterable[tuple[Tensor, Tensor]], world: World) -> dict[str, float]:
+    """``loss``, ``top1`` and (from 5 classes on) ``top5`` of logits (B, classes) and labels (B,).
 
     Each image counts once, whatever the number of workers: shards are disjoint, sums are
     float64 and added over workers. Raises ``Diverged`` when the loss is not finite.
@@ -157,7 +322,7 @@ def evaluate(
     device = torch.device(world.device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
     classes = 0
-    for logits, labels in predict(module, pixels, look, world=world, bf16=bf16):
+    for logits, labels in predictions:
         classes = logits.shape[1]
         best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
         hits = best == labels[:, None]

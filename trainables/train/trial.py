@@ -21,15 +21,16 @@ from trainables.train.accounting import PURPOSES, Clock, peak_memory_gb
 from trainables.train.augmentation import LEVELS, Augmentation, Mixing
 from trainables.train.learner import Learner
 from trainables.train.loop import (
+    Batch,
     TrainProgress,
     World,
-    evaluate,
     from_rank_zero,
     mean_over_workers,
+    predict,
+    score,
     train_one_epoch,
 )
 from trainables.train.optimizer import schedule_of
-from trainables.train.step import Batch
 
 
 class Trial:
@@ -48,7 +49,9 @@ class Trial:
             height=info.height,
             width=info.width,
         )
-        self._train_pixels, self._val_pixels = self.pixels("train"), self.pixels("val")
+        self._train_pixels = pixels_of(store, "train", self.device)
+        self._val_pixels = pixels_of(store, "val", self.device)
+        self._identity = checkpoint.identity(assignment, info.content_hash)
         self._rows = torch.from_numpy(train_indices(store, assignment.data))
         self.plan = BatchPlan(
             images=len(self._rows),
@@ -67,11 +70,6 @@ class Trial:
             self._restore(Path(assignment.checkpoint))
         self.learner.prepare_epoch(self.progress.epoch)
         self.setup_seconds = time.perf_counter() - started
-
-    def pixels(self, split: str) -> Pixels:
-        """A split's pixels and labels, mapped or on the device."""
-        part, name = self.store.split(split), f"{split} of {self.store.info.content_hash}"
-        return load_pixels(part.images, part.labels, self.device, name=name)
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the epoch under way; ``False`` when stopped before it."""
@@ -99,13 +97,8 @@ class Trial:
         progress, learner, images = self.progress, self.learner, self.progress.images
         with self.clock.on("eval"):
             self.learner.average_buffers()
-            scores = evaluate(
-                learner.evaluated,
-                self._val_pixels,
-                learner.look,
-                world=self.world,
-                bf16=learner.bf16,
-            )
+            predictions = predict(learner.trained, self._val_pixels, world=self.world)
+            scores = score(predictions, self.world)
             train_loss = mean_over_workers(progress.loss_sum, self.world)
             train_loss *= self.world.size / max(images, 1)
         flops = learner.flops()
@@ -164,7 +157,7 @@ class Trial:
         recipe, seed, epoch = self.assignment.recipe, self.assignment.seed, self.progress.epoch
         augmentation = Augmentation(
             level=LEVELS[recipe.augment],
-            look=self.learner.look,
+            transform=self.learner.transform,
             seed=seed,
             mirror=recipe.flip and self.store.info.mirror_safe,
             erasing=recipe.random_erasing,
@@ -174,7 +167,7 @@ class Trial:
             mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
         )
         weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
-        rank, side = self.world.rank, self.learner.look.image_size
+        rank, side = self.world.rank, self.learner.transform.image_size
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
         )
@@ -208,40 +201,27 @@ class Trial:
         memory = peak_memory_gb(self.device)
         return metrics if memory is None else {**metrics, "gpu_memory_gb": memory}
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> checkpoint.State:
         ema = self.learner.ema
         return {
             "progress": asdict(self.progress),
             "seconds": dict(self.clock.seconds) if self.progress.images else {},
-            "identity": self._identity(),
+            "identity": self._identity,
             "workers": self.world.size,
             "accumulation": self.learner.step.accumulation,
             "ema_steps": None if ema is None else ema.steps,
         }
 
     def _restore(self, folder: Path) -> None:
-        state = checkpoint.read_state(folder)
-        ours, theirs = self._identity(), state["identity"]
-        different = [key for key in ours if ours[key] != theirs.get(key)]
-        if different:
-            raise UserError(
-                f"the checkpoint {folder} was written with another {', '.join(different)}. "
-                "Fix: resume with what wrote it, or start without a checkpoint"
-            )
+        state = checkpoint.read_state(folder, self._identity)
         workers = state.get("workers", self.world.size)
         self.progress = TrainProgress(**state["progress"])
         self.progress.loss_sum *= workers / self.world.size  # the mean of so many sums
         self.clock.seconds.update(state["seconds"])
         self.learner.restore(folder, state, replace(self.plan, world_size=workers))
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a resume to be the same trial; where files lie is not."""
-        whole = self.assignment.as_dict()
-        data = {k: v for k, v in whole["data"].items() if k not in ("folder", "archive", "source")}
-        return {
-            **{f"backbone.{key}": value for key, value in whole["backbone"].items()},
-            **{f"recipe.{key}": value for key, value in whole["recipe"].items()},
-            **{f"data.{key}": value for key, value in data.items()},
-            "dataset_hash": self.store.info.content_hash,
-            "seed": self.assignment.seed,
-        }
+
+def pixels_of(store: PixelStore, split: str, device: torch.device) -> Pixels:
+    """A split's pixels and labels, mapped or on the device."""
+    part, name = store.split(split), f"{split} of {store.info.content_hash}"
+    return load_pixels(part.images, part.labels, device, name=name)

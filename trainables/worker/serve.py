@@ -26,7 +26,7 @@ import torch
 
 from trainables.config import Assignment, EpochReport
 from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
-from trainables.evaluate.test_evaluation import examine
+from trainables.evaluate.model import evaluate_test
 from trainables.finetune import fine_tune
 from trainables.storage import trial_files
 from trainables.storage.trial_files import delete_checkpoints_except, name_of
@@ -266,7 +266,8 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
             return
     try:
         with _bounded(assignment.epoch_timeout_s):
-            examined = examine(assignment, active.local_checkpoint(), world, correct_file=file)
+            checkpoint = active.local_checkpoint()
+            evaluation = evaluate_test(assignment, checkpoint, world, correct_file=file)
             if assignment.remote is not None and world.rank == 0:
                 trial_files.put_correct_file(assignment, file)
     except Exception as error:
@@ -274,7 +275,7 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
         return
     kept = None
     if world.rank == 0:
-        kept = client.test_evaluated(assignment.trial_id, examined.detail)
+        kept = client.test_evaluated(assignment.trial_id, evaluation.detail)
     active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)
 
 

@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Measured, Picture, Series, points
-from orchestrator.claims.results import (
-    RATE,
-    TrialResult,
-    by_arm,
-    complete,
-    final,
-    must_have_learned,
-)
+from orchestrator.claims.effects import Measured, Picture, lines, points
+from orchestrator.claims.results import RATE, TrialResult, by_level, complete, must_have_learned
 from trainables.config import AUGMENT_LEVELS
 
 Array = np.ndarray
@@ -39,13 +32,13 @@ def arms(setting: Setting) -> list[Arm]:
     ]
 
 
-def measure(cells: Sequence[TrialResult]) -> Measured:
+def measure(results: Sequence[TrialResult]) -> Measured:
     """The interaction: what the way from none to heavy gives a ViT, less what it gives a ResNet."""
-    cells, seeds, notes = complete(cells)
-    found = by_arm(cells, lambda cell: (cell.family, cell.axes["recipe.augment"]), final)
-    tables = {family: np.stack([found[family, level] for level in AUGMENT_LEVELS])
-              for family in FAMILIES}  # fmt: skip  # (levels, n)
-    must_have_learned({f: float(t.mean(axis=1).max()) for f, t in tables.items()}, cells[0].chance)
+    results, seeds, notes = complete(results)
+    tables = by_level(results, FAMILIES, "recipe.augment", AUGMENT_LEVELS)  # (levels, n) each
+    must_have_learned(
+        {f: float(t.mean(axis=1).max()) for f, t in tables.items()}, results[0].chance
+    )
     gains = {family: WEIGHTS @ table for family, table in tables.items()}  # (n,)
     return Measured(
         seeds=seeds,
@@ -65,15 +58,10 @@ def measure(cells: Sequence[TrialResult]) -> Measured:
 
 
 def _picture(tables: dict[str, Array]) -> Picture:
-    places = tuple(float(i) for i in range(len(AUGMENT_LEVELS)))
     return Picture(
         title="Accuracy against strength of augmentation",
         x_label="augmentation",
-        y_label="validation accuracy, %",
-        series=[
-            Series(name=family, place=place, x=places, values=table.T)
-            for place, (family, table) in enumerate(tables.items())
-        ],
+        series=lines(range(len(AUGMENT_LEVELS)), {name: rows.T for name, rows in tables.items()}),
         ticks=AUGMENT_LEVELS,
     )
 

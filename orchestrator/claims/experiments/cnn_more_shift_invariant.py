@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series, points
+from orchestrator.claims.effects import Effect, Measured, Picture, lines, points
 from orchestrator.claims.results import (
     RATE,
     TrialResult,
+    best_on_other_seeds,
     complete,
     final,
     must_have_learned,
     reached,
+    select,
 )
 
 Array = np.ndarray
@@ -41,9 +43,9 @@ def arms(setting: Setting) -> list[Arm]:
     ]
 
 
-def offsets_of(cells: Sequence[TrialResult]) -> list[int]:
+def offsets_of(results: Sequence[TrialResult]) -> list[int]:
     """The shifts, in pixels, that the runs report."""
-    names = cells[0].trial.reports[1]["metrics"]
+    names = results[0].trial.reports[1]["metrics"]
     return sorted(int(match[1]) for name in names if (match := METRIC.fullmatch(name)))
 
 
@@ -51,18 +53,20 @@ def _metric(offset: int) -> str:
     return f"shift_consistency_{offset}px"
 
 
-def measure(cells: Sequence[TrialResult]) -> Measured:
+def measure(results: Sequence[TrialResult]) -> Measured:
     """Mean consistency over the shifts at the best accuracy that both reach, ResNet minus ViT."""
-    cells, seeds, notes = complete(cells)
-    chosen = {family: _chosen(cells, family) for family in FAMILIES}
-    best = {family: np.array([cell.accuracy.max() for cell in chosen[family]])
+    results, seeds, notes = complete(results)
+    chosen = {family: _chosen(results, family) for family in FAMILIES}
+    best = {family: np.array([result.accuracy.max() for result in chosen[family]])
             for family in FAMILIES}  # fmt: skip
-    must_have_learned({family: float(best[family].mean()) for family in FAMILIES}, cells[0].chance)
+    must_have_learned(
+        {family: float(best[family].mean()) for family in FAMILIES}, results[0].chance
+    )
     level = np.minimum(best["resnet"], best["vit"])  # (n,)
-    offsets = offsets_of(cells)
+    offsets = offsets_of(results)
     curves = {
-        family: np.array([_consistency(cell, float(a), offsets)
-                          for cell, a in zip(chosen[family], level, strict=True)])
+        family: np.array([_consistency(result, float(a), offsets)
+                          for result, a in zip(chosen[family], level, strict=True)])
         for family in FAMILIES
     }  # fmt: skip  # (n, offsets)
     patch = int(chosen["vit"][0].trial.detail["patch"])
@@ -87,67 +91,66 @@ def measure(cells: Sequence[TrialResult]) -> Measured:
     )
 
 
-def _chosen(cells: Sequence[TrialResult], family: str) -> list[TrialResult]:
-    """A cell a seed: that of the learning rate with the best accuracy on the other seeds."""
-    mine = [cell for cell in cells if cell.family == family]
-    rates, seeds = sorted({c.axes[RATE] for c in mine}), sorted({c.seed for c in mine})
-    places = {(c.axes[RATE], c.seed): c for c in mine}
+def _chosen(results: Sequence[TrialResult], family: str) -> list[TrialResult]:
+    """A result a seed: at the learning rate with the best accuracy on the other seeds."""
+    places = {(r.axes[RATE], r.seed): r for r in select(results, family=family)}
+    rates, seeds = (sorted(set(levels)) for levels in zip(*places, strict=True))
     table = np.array([[final(places[rate, seed]) for seed in seeds] for rate in rates])
-    others = table.sum(axis=1, keepdims=True) - table
-    best = others.argmax(axis=0)
-    return [places[rates[int(row)], seed] for row, seed in zip(best, seeds, strict=True)]
+    best = best_on_other_seeds(table)
+    return [places[rates[row], seed] for row, seed in zip(best, seeds, strict=True)]
 
 
-def _consistency(cell: TrialResult, accuracy: float, offsets: Sequence[int]) -> list[float]:
+def _consistency(result: TrialResult, accuracy: float, offsets: Sequence[int]) -> list[float]:
     """Consistency by shift at the epoch, between two of them, where ``accuracy`` is reached."""
-    epoch = reached(cell, accuracy, cell.epochs)
+    epoch = reached(result, accuracy, result.epochs)
     assert epoch is not None
-    return [float(np.interp(epoch, cell.epochs, cell.curve(_metric(offset)))) for offset in offsets]
+    return [
+        float(np.interp(epoch, result.epochs, result.curve(_metric(offset)))) for offset in offsets
+    ]
 
 
 def _others(
     curves: dict[str, Array], whole: Array, best: dict[str, Array], level: Array
 ) -> list[Effect]:
     """Whether shifts by whole patches are borne better than those between, and what was matched."""
-    found = [
+    by_patch = [
         points(
             f"{family}: shifts by whole patches over those between",
             rows[:, whole].mean(axis=1) - rows[:, ~whole].mean(axis=1),
         )
         for family, rows in curves.items()
     ]
-    return [
-        *found,
-        *(
-            points(f"{family}: best accuracy over the matched one", values - level)
-            for family, values in best.items()
-        ),
+    matched = [
+        points(f"{family}: best accuracy over the matched one", values - level)
+        for family, values in best.items()
     ]
+    return by_patch + matched
 
 
 def _pictures(
     curves: dict[str, Array], chosen: dict[str, list[TrialResult]], offsets: Sequence[int]
-) -> tuple[Picture, ...]:
-    by_shift = Picture(
-        title="Shift consistency at matched accuracy, by shift",
-        x_label="shift, pixels",
-        y_label="same class as unshifted, %",
-        series=[
-            Series(name=family, place=place, x=tuple(offsets), values=rows)
-            for place, (family, rows) in enumerate(curves.items())
-        ],
-    )
-    lines: list[Series] = []
-    for family, cells in chosen.items():
-        kept = [np.mean([c.curve(_metric(o)) for o in offsets], axis=0) for c in cells]
-        for what, rows in (("accuracy", [c.accuracy for c in cells]), ("consistency", kept)):
-            x = tuple(cells[0].epochs)
-            name = f"{family}, {what}"
-            lines.append(Series(name=name, place=len(lines), x=x, values=np.stack(rows)))
-    return by_shift, Picture(
-        title="Accuracy and mean shift consistency as they learn",
-        x_label="epoch", y_label="%", series=lines,
-    )  # fmt: skip
+) -> list[Picture]:
+    learning: dict[str, Array] = {}
+    for family, results in chosen.items():
+        learning[f"{family}, accuracy"] = np.stack([result.accuracy for result in results])
+        learning[f"{family}, consistency"] = np.stack(
+            [np.mean([r.curve(_metric(o)) for o in offsets], axis=0) for r in results]
+        )
+    epochs = next(iter(chosen.values()))[0].epochs
+    return [
+        Picture(
+            title="Shift consistency at matched accuracy, by shift",
+            x_label="shift, pixels",
+            y_label="same class as unshifted, %",
+            series=lines(offsets, curves),
+        ),
+        Picture(
+            title="Accuracy and mean shift consistency as they learn",
+            x_label="epoch",
+            y_label="%",
+            series=lines(epochs, learning),
+        ),
+    ]
 
 
 CLAIM = Claim(

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series
-from orchestrator.claims.results import RATE, TrialResult, ended, enough, final, must_have_learned
+from orchestrator.claims.effects import Effect, Measured, Picture, lines
+from orchestrator.claims.results import (
+    RATE,
+    TrialResult,
+    all_seeds,
+    by_rate,
+    final_or_chance,
+    must_have_learned,
+)
 
 Array = np.ndarray
 FAMILIES = ("vit", "resnet")
@@ -78,49 +85,48 @@ def _reach(x: Array, accuracies: Array, best: int, side: int) -> float:
     return abs(float(x[here] - x[best]))
 
 
-def measure(cells: Sequence[TrialResult]) -> Measured:
+def measure(results: Sequence[TrialResult]) -> Measured:
     """By optimizer: log10 of the ResNet's best rate over the ViT's. A trial that failed has
     learned nothing and counts at chance."""
-    ended(cells)
-    seeds = sorted({cell.seed for cell in cells})
-    enough(len(seeds))
-    read: dict[tuple[str, str], dict[int, dict[float, float]]] = {}
-    for cell in cells:
-        value = final(cell) if cell.finished else cell.chance
-        key = cell.family, cell.axes["recipe.optimizer"]
-        read.setdefault(key, {}).setdefault(cell.seed, {})[cell.axes[RATE]] = value
-    tables = {
-        key: (
-            np.array(sorted(by_seed[seeds[0]])),
-            np.array([[by_seed[s][rate] for rate in sorted(by_seed[s])] for s in seeds]),
-        )
-        for key, by_seed in read.items()
+    seeds = all_seeds(results)
+    arms_read: dict[tuple[str, str], list[TrialResult]] = {}
+    for result in results:
+        arms_read.setdefault((result.family, result.axes["recipe.optimizer"]), []).append(result)
+    tables = {arm: by_rate(of_arm, final_or_chance) for arm, of_arm in arms_read.items()}
+    best = {
+        arm: [optimum(np.array(rates), row) for row in table.T]
+        for arm, (rates, table) in tables.items()
     }
-    found = {key: [optimum(rates, row) for row in rows] for key, (rates, rows) in tables.items()}
     must_have_learned(
-        {f"{f} with {o}": float(np.mean([one.top for one in optima]))
-         for (f, o), optima in found.items()},
-        cells[0].chance,
-    )  # fmt: skip
-    plain = _lower("as people compare them: ViT with AdamW against ResNet with SGD",
-                   found["vit", "adamw"], found["resnet", "sgd"])  # fmt: skip
+        {
+            f"{family} with {optimizer}": float(np.mean([optimum.top for optimum in optima]))
+            for (family, optimizer), optima in best.items()
+        },
+        results[0].chance,
+    )
+    plain = _lower(
+        "as people compare them: ViT with AdamW against ResNet with SGD",
+        best["vit", "adamw"],
+        best["resnet", "sgd"],
+    )
     return Measured(
         seeds=len(seeds),
         effects=tuple(
-            _lower(f"ViT's best rate below ResNet's, {o}", found["vit", o], found["resnet", o])
+            _lower(f"ViT's best rate below ResNet's, {o}", best["vit", o], best["resnet", o])
             for o in GRID
         ),
-        others=(plain, *(_basin(key, optima) for key, optima in found.items())),
-        pictures=lambda: [_picture(o, tables) for o in GRID],
-        notes=_notes(cells, found),
+        others=(plain, *(_basin(key, optima) for key, optima in best.items())),
+        pictures=lambda: [_picture(optimizer, tables) for optimizer in GRID],
+        notes=_notes(results, best),
     )
 
 
 def _lower(name: str, vit: Sequence[Optimum], resnet: Sequence[Optimum]) -> Effect:
     """How far the ViT's optimum lies below the ResNet's. On the edge of the grid it may lie
     further out, so the difference is then a bound."""
-    at_least = any(one.edge == "low" for one in vit) or any(one.edge == "high" for one in resnet)
-    at_most = any(one.edge == "high" for one in vit) or any(one.edge == "low" for one in resnet)
+    edges = {("vit", best.edge) for best in vit} | {("resnet", best.edge) for best in resnet}
+    at_least = bool(edges & {("vit", "low"), ("resnet", "high")})
+    at_most = bool(edges & {("vit", "high"), ("resnet", "low")})
     bounds = {(True, False): "at least", (False, True): "at most", (True, True): "unknown"}
     values = tuple(r.at - v.at for v, r in zip(vit, resnet, strict=True))
     bound = bounds.get((at_least, at_most), "exact")
@@ -129,19 +135,19 @@ def _lower(name: str, vit: Sequence[Optimum], resnet: Sequence[Optimum]) -> Effe
 
 def _basin(key: tuple[str, str], optima: Sequence[Optimum]) -> Effect:
     name = f"width of the basin ({100 * WITHIN:.0f} points), {key[0]} with {key[1]}"
-    return Effect(name=name, values=tuple(one.basin for one in optima), unit="decades")
+    return Effect(name=name, values=tuple(optimum.basin for optimum in optima), unit="decades")
 
 
 def _notes(
-    cells: Sequence[TrialResult], found: dict[tuple[str, str], list[Optimum]]
+    results: Sequence[TrialResult], best: dict[tuple[str, str], list[Optimum]]
 ) -> tuple[str, ...]:
     notes = []
-    failed = sum(not cell.finished for cell in cells)
+    failed = sum(not result.finished for result in results)
     if failed:
         notes.append(f"{failed} trials failed and count at chance.")
-    for (family, optimizer), optima in found.items():
+    for (family, optimizer), optima in best.items():
         for edge in ("low", "high"):
-            times = sum(one.edge == edge for one in optima)
+            times = sum(optimum.edge == edge for optimum in optima)
             if times:
                 notes.append(
                     f"{family} with {optimizer}: in {times} of {len(optima)} seeds the best rate "
@@ -151,14 +157,14 @@ def _notes(
     return tuple(notes)
 
 
-def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[Array, Array]]) -> Picture:
-    lines = [
-        Series(name=family, place=place, x=tuple(tables[family, optimizer][0]),
-               values=tables[family, optimizer][1])
-        for place, family in enumerate(FAMILIES)
-    ]  # fmt: skip
-    return Picture(title=f"Accuracy against learning rate, {optimizer}", x_label="learning rate",
-                   y_label="validation accuracy, %", series=lines, x_log=True)  # fmt: skip
+def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[list[float], Array]]) -> Picture:
+    rates, _ = tables[FAMILIES[0], optimizer]  # the same for all families
+    return Picture(
+        title=f"Accuracy against learning rate, {optimizer}",
+        x_label="learning rate",
+        series=lines(rates, {family: tables[family, optimizer][1].T for family in FAMILIES}),
+        x_log=True,
+    )
 
 
 CLAIM = Claim(

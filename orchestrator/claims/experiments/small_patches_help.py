@@ -53,77 +53,85 @@ def _tokens(setting: Setting, patch: int) -> int:
     return (setting.side // patch) ** 2 + 1  # and the class token
 
 
-def measure(cells: Sequence[TrialResult]) -> Measured:
+def measure(results: Sequence[TrialResult]) -> Measured:
     """By start and budget: the better of patches 8 and 4, chosen on the other seeds, minus 16."""
-    cells, seeds, notes = complete(cells)
+    results, seeds, notes = complete(results)
     effects, others = [], []
-    by_start = {start: [c for c in cells if _start(c) == start] for start in map(_start, cells)}
-    for start, mine in by_start.items():
-        for budget, found in _budgets(mine).items():
+    by_start = {start: [r for r in results if _start(r) == start] for start in map(_start, results)}
+    for start, of_start in by_start.items():
+        for budget, values in _budgets(of_start).items():
             where = f"{start}, at {budget}"
-            best = max(float(values.mean()) for values in found.values())
-            must_have_learned({f"the best arm {where},": best}, cells[0].chance)
-            large, small = found[f"patch {LARGE}"], {p: found[f"patch {p}"] for p in SMALLER}
-            effects.append(points(f"patch 8 or 4 over 16, {where}", elsewhere(small) - large))
+            best = max(float(accuracies.mean()) for accuracies in values.values())
+            must_have_learned({f"the best arm {where},": best}, results[0].chance)
+            large, small = values[f"patch {LARGE}"], {p: values[f"patch {p}"] for p in SMALLER}
+            upsampled = values[UPSAMPLED_NAME]
+            smaller = elsewhere(np.stack([*small.values()]))
+            effects.append(points(f"patch 8 or 4 over 16, {where}", smaller - large))
             others += [
                 *(points(f"patch {p} over 16, {where}", small[p] - large) for p in SMALLER),
-                points(f"patch 16 upsampled over 16, {where}", found[UPSAMPLED_NAME] - large),
-                points(f"patch 4 over 16 upsampled, {where}", small[4] - found[UPSAMPLED_NAME]),
+                points(f"patch 16 upsampled over 16, {where}", upsampled - large),
+                points(f"patch 4 over 16 upsampled, {where}", small[4] - upsampled),
             ]
     return Measured(
         seeds=seeds,
         effects=tuple(effects),
         others=tuple(others),
         pictures=lambda: [
-            one for start, mine in by_start.items() for one in _pictures(mine, start)
+            picture
+            for start, of_start in by_start.items()
+            for picture in _pictures(of_start, start)
         ],
         notes=notes,
     )
 
 
-def _budgets(cells: Sequence[TrialResult]) -> dict[str, dict[str, np.ndarray]]:
+def _budgets(results: Sequence[TrialResult]) -> dict[str, dict[str, np.ndarray]]:
     """Accuracy by arm and seed at the epochs of the shortest run, and at the FLOPs that every run
     of the seed has spent."""
-    epochs = min(cell.asked_epochs for cell in cells)
+    epochs = min(result.asked_epochs for result in results)
     flops = {
-        seed: min(float(cell.curve("flops")[-1]) for cell in cells if cell.seed == seed)
-        for seed in {cell.seed for cell in cells}
+        seed: min(float(result.curve("flops")[-1]) for result in results if result.seed == seed)
+        for seed in {result.seed for result in results}
     }
     return {
-        "equal epochs": by_arm(cells, _name, lambda cell: at_epoch(cell, epochs)),
-        "equal FLOPs": by_arm(cells, _name, lambda cell: at_flops(cell, flops[cell.seed])),
+        "equal epochs": by_arm(results, _name, lambda result: at_epoch(result, epochs)),
+        "equal FLOPs": by_arm(results, _name, lambda result: at_flops(result, flops[result.seed])),
     }
 
 
-def _start(cell: TrialResult) -> str:
-    return "from scratch" if cell.axes["backbone.weights"] == "none" else "fine-tuned"
+def _start(result: TrialResult) -> str:
+    return "from scratch" if result.axes["backbone.weights"] == "none" else "fine-tuned"
 
 
-def _name(cell: TrialResult) -> str:
-    upsampled = cell.axes["backbone.image_size"] is not None
-    return UPSAMPLED_NAME if upsampled else f"patch {cell.axes['backbone.patch']}"
+def _name(result: TrialResult) -> str:
+    upsampled = result.axes["backbone.image_size"] is not None
+    return UPSAMPLED_NAME if upsampled else f"patch {result.axes['backbone.patch']}"
 
 
-def _pictures(cells: Sequence[TrialResult], start: str) -> list[Picture]:
+def _pictures(results: Sequence[TrialResult], start: str) -> list[Picture]:
     """Accuracy against epochs and against FLOPs, a line an arm at its middle learning rate."""
-    curves: dict[str, list[TrialResult]] = {}
-    for name in dict.fromkeys(map(_name, cells)):
-        arm = [cell for cell in cells if _name(cell) == name]
-        rates = sorted({cell.axes[RATE] for cell in arm})
-        curves[name] = [cell for cell in arm if cell.axes[RATE] == rates[len(rates) // 2]]
-    found = []
-    for label, metric in (("epochs", None), ("FLOPs, training and evaluation", "flops")):
-        lines = []
-        for place, (name, arm) in enumerate(curves.items()):
-            x = arm[0].epochs if metric is None else arm[0].curve(metric)
-            heights = np.stack([cell.accuracy for cell in arm])
-            lines.append(Series(name=name, place=place, x=tuple(x), values=heights))
-        title = f"Accuracy against {label.split(',')[0]}, {start}"
-        found.append(
-            Picture(title=title, x_label=label, y_label="validation accuracy, %",
-                    series=lines, x_log=True)
-        )  # fmt: skip
-    return found
+    arms_shown: dict[str, list[TrialResult]] = {}
+    for name in dict.fromkeys(map(_name, results)):
+        arm = [result for result in results if _name(result) == name]
+        rates = sorted({result.axes[RATE] for result in arm})
+        arms_shown[name] = [r for r in arm if r.axes[RATE] == rates[len(rates) // 2]]
+    return [
+        Picture(
+            title=f"Accuracy against {label.split(',')[0]}, {start}",
+            x_label=label,
+            series=[
+                Series(
+                    name=name,
+                    place=place,
+                    x=tuple(arm[0].epochs if metric is None else arm[0].curve(metric)),
+                    values=np.stack([result.accuracy for result in arm]),
+                )
+                for place, (name, arm) in enumerate(arms_shown.items())
+            ],
+            x_log=True,
+        )
+        for label, metric in (("epochs", None), ("FLOPs, training and evaluation", "flops"))
+    ]
 
 
 CLAIM = Claim(

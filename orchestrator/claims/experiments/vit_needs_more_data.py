@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Measured, Picture, Series, points
-from orchestrator.claims.results import (
-    RATE,
-    TrialResult,
-    by_arm,
-    complete,
-    final,
-    must_have_learned,
-)
+from orchestrator.claims.effects import Measured, Picture, lines, points
+from orchestrator.claims.results import RATE, TrialResult, by_level, complete, must_have_learned
 
 Array = np.ndarray
 FAMILIES = ("vit", "resnet")
@@ -36,21 +29,18 @@ def arms(setting: Setting) -> list[Arm]:
     ]
 
 
-def measure(cells: Sequence[TrialResult]) -> Measured:
+def measure(results: Sequence[TrialResult]) -> Measured:
     """By how much the gap ResNet minus ViT shrinks with every tenfold of the data."""
-    cells, seeds, notes = complete(cells)
-    found = by_arm(cells, lambda cell: (cell.family, cell.axes["data.fraction"]), final)
+    results, seeds, notes = complete(results)
+    tables = by_level(results, FAMILIES, "data.fraction", FRACTIONS)  # (fractions, n) each
     must_have_learned(
-        {f"{family} on all images": float(found[family, 1.0].mean()) for family in FAMILIES},
-        cells[0].chance,
+        {f"{family} on all images": float(tables[family][-1].mean()) for family in FAMILIES},
+        results[0].chance,
     )
-    tables = {
-        family: np.stack([found[family, fraction] for fraction in FRACTIONS]) for family in FAMILIES
-    }  # (fractions, n)
     gaps = tables["resnet"] - tables["vit"]
     slope = np.polyfit(np.log10(FRACTIONS), gaps, 1)[0]  # (n,)
-    images = {cell.axes["data.fraction"]: float(cell.trial.detail["train_images"])
-              for cell in cells}  # fmt: skip
+    images = {result.axes["data.fraction"]: float(result.trial.detail["train_images"])
+              for result in results}  # fmt: skip
     return Measured(
         seeds=seeds,
         effects=(points("shrinking of ResNet's lead over ViT with ten times the data", -slope),),
@@ -59,22 +49,17 @@ def measure(cells: Sequence[TrialResult]) -> Measured:
                     .replace("%", " %"), gaps[i])
             for i, fraction in enumerate(FRACTIONS)
         ),
-        pictures=lambda: [_picture(tables, [images[fraction] for fraction in FRACTIONS])],
+        pictures=lambda: [
+            Picture(
+                title="Accuracy against training images",
+                x_label="training images",
+                series=lines([images[fraction] for fraction in FRACTIONS],
+                             {family: table.T for family, table in tables.items()}),
+                x_log=True,
+            )
+        ],
         notes=notes,
     )  # fmt: skip
-
-
-def _picture(tables: dict[str, Array], images: Sequence[float]) -> Picture:
-    return Picture(
-        title="Accuracy against training images",
-        x_label="training images",
-        y_label="validation accuracy, %",
-        series=[
-            Series(name=family, place=place, x=tuple(images), values=table.T)
-            for place, (family, table) in enumerate(tables.items())
-        ],
-        x_log=True,
-    )
 
 
 CLAIM = Claim(

@@ -1,54 +1,97 @@
-"""Pictures of a claim: its effects against the smallest that would matter, and what it measured."""
+"""Figures of a claim: its effects against the smallest that would matter, and what it measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.compare.report.figures import INK, MARKERS, MUTED, color, drawing, inline
-from orchestrator.wording import count
+from orchestrator.compare.report.figures import (
+    INK,
+    MUTED,
+    Figure,
+    Table,
+    color,
+    figure_of,
+    marker,
+    new_plot,
+)  # fmt: skip
+from orchestrator.compare.runs import Values
+from orchestrator.wording import NONE, count, p_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW_POINTS = 12  # up to so many, each is marked
+UNIT_WORDS = {"points": "points", "ratio": "times", "decades": "decades"}
 
 
-def shown(value: float, unit: str) -> float:
+def claim_figures(claim: Values, verdict: Values, name: str) -> list[Figure]:
+    """The effects, then every diagram of the verdict; nothing without effects."""
+    if not verdict or not verdict["effects"]:
+        return []
+    diagrams = enumerate(verdict["pictures"])
+    return [_effects(claim, verdict, name), *[_lines(one, f"{name}-{i}") for i, one in diagrams]]
+
+
+def on_axis(value: float, unit: str) -> float:
     """An effect's value on its axis."""
     return {"points": 100 * value, "ratio": 10**value}.get(unit, value)
 
 
-def effects(rows: Sequence[Mapping[str, Any]], *, smallest: float, unit: str, name: str) -> str:
+def _effects(claim: Values, verdict: Values, name: str) -> Figure:
     """Each effect with its interval and its seeds, against the smallest one of interest."""
-    with drawing(size=(4.4, 0.8 + 0.48 * len(rows))) as (figure, axes):
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x")
-        for place, row in enumerate(rows[::-1]):
-            ink = color(0) if "verdict" in row else MUTED
-            seeds = [shown(value, unit) for value in row["values"]]
+    unit, effects = claim["unit"], [*verdict["effects"], *verdict["others"]]
+    shown = [effect for effect in effects if effect["unit"] == unit][::-1]
+    with new_plot(size=(4.4, 0.8 + 0.48 * len(shown)), grid="x") as (plot, axes):
+        for place, effect in enumerate(shown):
+            ink = color(0) if "verdict" in effect else MUTED
+            seeds = [on_axis(value, unit) for value in effect["values"]]
             axes.plot(seeds, [place] * len(seeds), "|", color=MUTED, markersize=7)
-            if row["low"] is not None:
-                low, high = (shown(row[end], unit) for end in ("low", "high"))
+            if effect["low"] is not None:
+                low, high = (on_axis(effect[end], unit) for end in ("low", "high"))
                 axes.hlines(place, low, high, color=ink, linewidth=2.2)
-            axes.plot(shown(row["mean"], unit), place, "o", color=ink, markersize=6)
-            axes.annotate(row["name"], (0, place + 0.3), xycoords=axes.get_yaxis_transform(),
+            axes.plot(on_axis(effect["mean"], unit), place, "o", color=ink, markersize=6)
+            axes.annotate(effect["name"], (0, place + 0.3), xycoords=axes.get_yaxis_transform(),
                           fontsize=8.5)  # fmt: skip
-        axes.axvline(shown(0.0, unit), color=MUTED, linewidth=0.9)
-        axes.axvline(shown(smallest, unit), color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_yticks([])
+        smallest = on_axis(claim["smallest_effect"], unit)
+        axes.axvline(on_axis(0.0, unit), color=MUTED, linewidth=0.9)
+        axes.axvline(smallest, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set(yticks=[], ylim=(-0.4, len(shown) - 0.1))
         axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.4, len(rows) - 0.1)
         if unit == "ratio":
-            plain_log(axes)
-        axes.set_xlabel(unit.replace("ratio", "times"))
-        label = f"Effects with their intervals: {', '.join(row['name'] for row in rows)}"
-        return inline(figure, name=name, label=label)
+            _plain_log(axes)
+        axes.set_xlabel(UNIT_WORDS[unit])
+    caption = (
+        f"Effects with their {100 * verdict['level']:g} % intervals over seeds, above "
+        f"{'1' if unit == 'ratio' else '0'} in favour of the claim; only those with a verdict "
+        "decide"
+    )
+    head = ["effect", "mean", "low", "high", "seeds", "p after Holm", "verdict", "unit"]
+    return figure_of(
+        plot,
+        name=f"{name}-effects",
+        title="Effects",
+        label=f"Effects with their intervals: {', '.join(e['name'] for e in shown[::-1])}",
+        data=Table(head, [_effect_row(effect) for effect in effects], caption),
+    )
 
 
-def plain_log(axes: Axes) -> None:
+def _effect_row(effect: Values) -> list[str]:
+    unit, bound = effect["unit"], effect["bound"]
+    values = [effect[key] for key in ("mean", "low", "high")]
+    return [
+        effect["name"],
+        *[NONE if value is None else f"{on_axis(value, unit):.3g}" for value in values],
+        str(effect["n"]),
+        p_text(effect["p_value_holm"]) if "p_value_holm" in effect else NONE,
+        effect.get("verdict", NONE),
+        UNIT_WORDS[unit] + ("" if bound == "exact" else f" ({bound})"),
+    ]
+
+
+def _plain_log(axes: Axes) -> None:
     """A logarithmic axis whose labels are numbers as people write them; over less than a factor
     of 5 it stays linear, where a logarithmic one would hold a single label."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -64,29 +107,52 @@ def plain_log(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def lines(picture: Mapping[str, Any], *, name: str) -> str:
+def _lines(diagram: Values, name: str) -> Figure:
     """One diagram: a line a series, its interval shaded."""
-    with drawing() as (figure, axes):
-        for series in picture["series"]:
-            _line(axes, series, 100.0 if picture["y_unit"] == "percent" else 1.0)
-        if picture["x_log"]:
-            plain_log(axes)
-        if picture["ticks"]:
-            axes.set_xticks(range(len(picture["ticks"])), picture["ticks"])
-        axes.set_xlabel(picture["x_label"])
-        axes.set_ylabel(picture["y_label"])
-        names = ", ".join(series["name"] for series in picture["series"])
-        return inline(figure, name=name, label=f"{picture['title']}: {names}")
+    scale = 100.0 if diagram["y_unit"] == "percent" else 1.0
+    with new_plot() as (plot, axes):
+        for series in diagram["series"]:
+            _line(axes, series, scale)
+        if diagram["x_log"]:
+            _plain_log(axes)
+        if diagram["ticks"]:
+            axes.set_xticks(range(len(diagram["ticks"])), diagram["ticks"])
+        axes.set(xlabel=diagram["x_label"], ylabel=diagram["y_label"])
+    names = [series["name"] for series in diagram["series"]]
+    head = ["series", diagram["x_label"], diagram["y_label"], "low", "high", "seeds"]
+    rows = [row for series in diagram["series"] for row in _points(series, diagram["ticks"], scale)]
+    return figure_of(
+        plot,
+        name=name,
+        title=diagram["title"],
+        label=f"{diagram['title']}: {', '.join(names)}",
+        data=Table(head, rows, f"{diagram['title']}, mean and 95 % interval"),
+        series=names,
+    )
 
 
-def _line(axes: Axes, series: Mapping[str, Any], times: float) -> None:
+def _line(axes: Axes, series: Values, scale: float) -> None:
     ink, x = color(series["place"]), series["x"]
-    mean = times * np.array(series["mean"])
+    mean = scale * np.array(series["mean"])
     if series["stepped"]:
         axes.step(x, mean, where="post", color=ink, linewidth=1.8)
         return
-    mark = MARKERS[series["place"] % len(MARKERS)] if len(x) <= FEW_POINTS else ""
+    mark = marker(series["place"]) if len(x) <= FEW_POINTS else ""
     axes.plot(x, mean, f"{mark}-", color=ink, linewidth=1.8, markersize=4.5)
     if series["low"] is not None:
-        low, high = (times * np.array(series[end]) for end in ("low", "high"))
+        low, high = (scale * np.array(series[end]) for end in ("low", "high"))
         axes.fill_between(x, low, high, color=ink, alpha=0.13, linewidth=0)
+
+
+def _points(series: Values, ticks: Sequence[str], scale: float) -> list[list[str]]:
+    ends = [series["low"], series["high"]]
+    return [
+        [
+            series["name"],
+            ticks[i] if ticks else f"{x:.6g}",
+            f"{scale * series['mean'][i]:.4g}",
+            *[NONE if end is None else f"{scale * end[i]:.4g}" for end in ends],
+            str(series["n"]),
+        ]
+        for i, x in enumerate(series["x"])
+    ]

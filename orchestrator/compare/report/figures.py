@@ -1,30 +1,35 @@
-"""The report's pictures: learning curves, accuracy against cost, best so far over budget.
+"""The report's figures: matplotlib drawings as SVG, each with the table behind it.
 
-Matplotlib figures as SVG that takes its colours and its font from the page around it.
+A figure's file has the colours of the light page; inside the page it takes colours and font from
+the CSS around it. First what all figures share, then those of a search: accuracy against cost,
+learning curves, expected best and best so far over budget.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 
 from orchestrator.compare.budget import spending
+from orchestrator.compare.expected_best import BudgetCurve
 from orchestrator.compare.runs import Array, Curve
+from orchestrator.wording import MISSING, NONE, count, duration, percent, recipe_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Plot
 
+Families = Mapping[str, Sequence[Curve]]
+Write = Callable[[float], str]
+Places = Mapping[str, int]  # a family's place in the order of colours and marks
 
 INK = "#010203"
 MUTED = "#8b919b"
@@ -38,6 +43,10 @@ VARIABLES = {
     BAD: "var(--bad)",
     **{color: f"var(--family-{index})" for index, color in enumerate(FAMILY)},
 }
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FILE_SCALE = 2.0  # pixels of a figure's file for each of its points
+VECTOR_POINTS = 20_000  # beyond it, lines become one picture inside the SVG
+VECTOR_MARKS = 2_000
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "compare",
@@ -60,28 +69,100 @@ STYLE: Any = {
 }
 
 
+@dataclass(frozen=True)
+class Table:
+    """The numbers behind a figure, as text."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of the report.
+
+    ``name`` begins each id inside ``svg``, whose colours are those of the light page; ``family``
+    is the index of the family whose colour stands before the title, ``series`` names the lines of
+    a figure that brings its own key.
+    """
+
+    name: str
+    title: str
+    svg: str
+    data: Table
+    family: int | None = None
+    series: Sequence[str] = ()
+
+    @property
+    def inline(self) -> Markup:
+        """The SVG for the page: its colours are the page's CSS variables."""
+        text = self.svg
+        for value, variable in VARIABLES.items():
+            text = text.replace(value, variable)
+        return Markup(text)
+
+    @property
+    def file_name(self) -> str:
+        """``curve-vit.svg``: the kind of figure and its title."""
+        kind, title = re.sub(r"-\d+$", "", self.name), self.title.lower()
+        name = title if title.startswith(kind) else f"{kind} {title}"
+        return f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.svg"
+
+    @property
+    def file_text(self) -> str:
+        """The SVG as a file that stands alone."""
+        sides = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.svg)
+        width, height = (FILE_SCALE * float(s) for s in sides.groups()) if sides else (600, 400)
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+            'style="background:white;font-family:sans-serif"'
+        )
+        return self.svg.replace("<svg", head, 1)
+
+
 def color(index: int) -> str:
     """Colour of the family at ``index``; it repeats after eight."""
     return FAMILY[index % len(FAMILY)]
 
 
+def marker(index: int) -> str:
+    """Mark of the family at ``index``; it repeats after eight."""
+    return MARKERS[index % len(MARKERS)]
+
+
 @contextmanager
-def drawing(*, size: tuple[float, float] = (4.1, 2.9)) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``size`` inches and its axes, in the page's style."""
+def new_plot(
+    size: tuple[float, float] = (4.1, 2.9), *, grid: Literal["x", "y"] | None = "y"
+) -> Iterator[tuple[Plot, Axes]]:
+    """A matplotlib figure of ``size`` inches and its axes, in the report's style."""
     import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Plot
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained", facecolor="none")
-        axes = figure.add_subplot(facecolor="none")
-        axes.grid(axis="y")
-        yield figure, axes
+        plot = Plot(figsize=size, layout="constrained", facecolor="none")
+        axes = plot.add_subplot(facecolor="none")
+        if grid:
+            axes.grid(axis=grid)
+        yield plot, axes
 
 
-def inline(figure: Figure, *, name: str, label: str) -> str:
-    """The figure as an ``<svg>`` element: no ids but its own, no address, ``label`` as its alt."""
+def figure_of(
+    plot: Plot,
+    *,
+    name: str,
+    title: str,
+    label: str,
+    data: Table,
+    family: int | None = None,
+    series: Sequence[str] = (),
+) -> Figure:
+    """``plot`` as a figure: no ids but its own, no address, ``label`` as its alt text."""
+    import matplotlib
+
     target = io.StringIO()
-    figure.savefig(target, format="svg", transparent=True, dpi=160)
+    with matplotlib.rc_context(STYLE):
+        plot.savefig(target, format="svg", transparent=True, dpi=160)
     text = target.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
@@ -90,9 +171,8 @@ def inline(figure: Figure, *, name: str, label: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
     text = re.sub(r"font-family: [^;\"]+;?", "", text)
-    for sentinel, variable in VARIABLES.items():
-        text = text.replace(sentinel, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+    svg = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
+    return Figure(name=name, title=title, svg=svg, data=data, family=family, series=series)
 
 
 def share_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -104,135 +184,60 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, low - margin), min(101.0, high + margin)
 
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-VECTOR_POINTS = 20_000  # beyond it, lines become one picture inside the SVG
-VECTOR_MARKS = 2_000
-UNIT_LABELS = {
-    "trials": "trials ended",
-    "gpu_seconds": "device seconds spent",
-    "flops": "FLOPs spent",
-}
+def against_cost(search: Families) -> list[Figure]:
+    """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
+    if not _finished_best(search):
+        return []
+    return [
+        _against_cost(search, "seconds", "Device seconds", duration),
+        _against_cost(search, "flops", "FLOPs", count),
+    ]
 
 
-def learning_curves(
-    curves: Sequence[Curve], *, index: int, name: str, limits: tuple[float, float], epochs: int
-) -> str:
-    """One family's trials, accuracy against epoch: rungs dotted, × pruned, + failed, best thick."""
-    from matplotlib.ticker import MaxNLocator
-
-    best = max(
-        (c for c in curves if c.status == "finished" and c.best), key=_best_value, default=None
-    )
-    with drawing() as (figure, axes):
-        for rung in sorted({rung for curve in curves for rung in curve.rungs}):
-            axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
-        for status, style in _line_styles(index).items():
-            _lines(axes, [c for c in curves if c.status == status and c is not best], style)
-        _audited(axes, curves)
-        _ends(axes, [c for c in curves if c.status == "pruned"], "x", MUTED)
-        _ends(axes, [c for c in curves if c.status == "failed"], "+", BAD)
-        if best is not None:
-            axes.plot(best.epoch, 100 * best.val_top1, color=color(index), linewidth=2.6)
-            _ends(axes, [best], "o", color(index))
-        axes.set_xlim(0.5, epochs + 0.5)
-        axes.set_ylim(*limits)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("validation accuracy, %")
-        return inline(figure, name=name, label=_curves_label(curves))
-
-
-def _best_value(curve: Curve) -> float:
-    return curve.best[0] if curve.best else -np.inf
-
-
-def _line_styles(index: int) -> dict[str, dict[str, Any]]:
-    return {
-        "pruned": {"color": MUTED, "linewidth": 0.9, "alpha": 0.7},
-        "failed": {"color": BAD, "linewidth": 0.9, "alpha": 0.8},
-        "running": {"color": color(index), "linewidth": 1.0, "linestyle": "dashed"},
-        "finished": {"color": color(index), "linewidth": 1.1, "alpha": 0.65},
-    }
-
-
-def _lines(axes: Axes, curves: Sequence[Curve], style: Mapping[str, Any]) -> None:
-    """All curves as one path: a NaN between two trials lifts the pen."""
-    pen_up = np.array([np.nan])
-    parts = [(curve.epoch, 100 * curve.val_top1) for curve in curves if curve.epoch.size]
-    if not parts:
-        return
-    x = np.concatenate([piece for epoch, _ in parts for piece in (epoch, pen_up)])
-    y = np.concatenate([piece for _, value in parts for piece in (value, pen_up)])
-    axes.plot(x, y, rasterized=x.size > VECTOR_POINTS, **style)
-
-
-def _audited(axes: Axes, curves: Sequence[Curve]) -> None:
-    """What audited trials did after the rung that would have stopped them."""
-    pen_up = np.array([np.nan])
-    rest = [(c, c.audit) for c in curves if c.audit and c.audit.epoch.size]
-    if rest:
-        x = np.concatenate([p for c, a in rest for p in (c.epoch[-1:], a.epoch, pen_up)])
-        y = np.concatenate([p for c, a in rest for p in (c.val_top1[-1:], a.val_top1, pen_up)])
-        axes.plot(x, 100 * y, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)),
-                  rasterized=x.size > VECTOR_POINTS)  # fmt: skip
-
-
-def _ends(axes: Axes, curves: Sequence[Curve], marker: str, ink: str) -> None:
-    ends = [(c.epoch[-1], 100 * c.val_top1[-1]) for c in curves if c.epoch.size]
-    if ends:
-        x, y = zip(*ends, strict=True)
-        axes.plot(
-            x, y, marker, color=ink, markersize=5, linestyle="none", zorder=3,
-            rasterized=len(ends) > VECTOR_MARKS,
-        )  # fmt: skip
-
-
-def _curves_label(curves: Sequence[Curve]) -> str:
-    family = curves[0].family if curves else "no family"
-    states = [curve.status for curve in curves]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    return f"Learning curves of {family}: validation accuracy by epoch of {counts} trials"
-
-
-def accuracy_against_cost(
-    families: Mapping[str, Sequence[Curve]], *, cost: str, name: str, limits: tuple[float, float]
-) -> str:
-    """Finished trials, best accuracy against their whole cost; the line joins the Pareto front."""
+def _against_cost(search: Families, cost: str, title: str, write: Write) -> Figure:
     from matplotlib.ticker import EngFormatter
 
-    everything: list[tuple[float, float]] = []
-    with drawing() as (figure, axes):
-        for index, curves in enumerate(families.values()):
-            points = cost_points(curves, cost)
-            everything += points
-            if points:
-                x, y = zip(*points, strict=True)
+    what = "device seconds" if cost == "seconds" else "FLOPs"
+    trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; best accuracy; trial
+    with new_plot() as (plot, axes):
+        for index, curves in enumerate(search.values()):
+            finished = [(c, c.best[0]) for c in curves if c.status == "finished" and c.best]
+            points = [(float(getattr(c, cost)[-1]), value, c) for c, value in finished]
+            trials += points
+            if known := [(spent, 100 * value) for spent, value, _ in points if np.isfinite(spent)]:
                 axes.plot(
-                    x, 100 * np.array(y), MARKERS[index % len(MARKERS)], color=color(index),
-                    markersize=5.5, alpha=0.85, linestyle="none", rasterized=len(x) > VECTOR_MARKS,
+                    *np.transpose(known), marker(index), color=color(index), markersize=5.5,
+                    alpha=0.85, linestyle="none", rasterized=len(known) > VECTOR_MARKS,
                 )  # fmt: skip
-        front = pareto(everything)
-        if front:
-            x, y = zip(*front, strict=True)
-            axes.step(x, 100 * np.array(y), where="post", color=MUTED, linewidth=1.2, zorder=1)
-        _cost_axis(axes, [x for x, _ in everything])
+        everything = [(spent, value) for spent, value, _ in trials if np.isfinite(spent)]
+        if everything:
+            x, y = np.transpose(pareto(everything))
+            axes.step(x, 100 * y, where="post", color=MUTED, linewidth=1.2, zorder=1)
+        positive = [spent for spent, _ in everything if spent > 0]
+        if positive and max(positive) > 20 * min(positive):
+            axes.set_xscale("log")
+        elif positive:
+            axes.set_xlim(left=0)
         if cost == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set_ylim(*limits)
-        axes.set_xlabel(f"{'device seconds' if cost == 'seconds' else 'FLOPs'} of one training")
+        axes.set(ylim=share_limits(_finished_best(search)), xlabel=f"{what} of one training")
         axes.set_ylabel("best validation accuracy, %")
-        what = "device seconds" if cost == "seconds" else "FLOPs"
-        label = f"Best validation accuracy of {len(everything)} finished trials against {what}"
-        return inline(figure, name=name, label=label)
-
-
-def cost_points(curves: Sequence[Curve], cost: str) -> list[tuple[float, float]]:
-    """``(cost, accuracy)`` of each finished trial whose cost is known."""
-    return [
-        (float(getattr(curve, cost)[-1]), curve.best[0])
-        for curve in curves
-        if curve.status == "finished" and curve.best and np.isfinite(getattr(curve, cost)[-1])
+    rows = [
+        [c.trial, c.family, percent(value), write(spent) if np.isfinite(spent) else MISSING]
+        for spent, value, c in sorted(trials, key=lambda trial: -trial[1])
     ]
+    return figure_of(
+        plot,
+        name=f"cost-{cost}",
+        title=title,
+        label=f"Best validation accuracy of {len(everything)} finished trials against {what}",
+        data=Table(["trial", "family", "best val", title], rows, "Finished trials, best first"),
+    )
+
+
+def _finished_best(search: Families) -> list[float]:
+    finished = [c for curves in search.values() for c in curves if c.status == "finished"]
+    return [c.best[0] for c in finished if c.best]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -244,35 +249,131 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _cost_axis(axes: Axes, values: Sequence[float]) -> None:
-    positive = [value for value in values if value > 0]
-    if positive and max(positive) > 20 * min(positive):
-        axes.set_xscale("log")
-    elif positive:
-        axes.set_xlim(left=0)
+def learning_curves(search: Families) -> list[Figure]:
+    """A figure a family, all on the same axes; families without a reported epoch are left out."""
+    reported = [c for curves in search.values() for c in curves if c.epoch.size]
+    values = [value for c in reported for value in c.val_top1.tolist() if np.isfinite(value)]
+    limits, epochs = share_limits(values), max((int(c.epoch[-1]) for c in reported), default=0)
+    return [
+        _curves(curves, index, limits, epochs)
+        for index, curves in enumerate(search.values())
+        if any(c.epoch.size for c in curves)
+    ]
 
 
-def best_so_far(
-    families: Mapping[str, Sequence[Curve]], *, unit: str, name: str, limits: tuple[float, float]
-) -> str:
-    """Best finished accuracy against what the family had spent, one step line a family."""
+def _curves_table(curves: Sequence[Curve]) -> Table:
+    ordered = sorted(curves, key=lambda c: (c.status != "finished", -(c.best[0] if c.best else -1)))
+    rows = [
+        [
+            c.trial,
+            c.status if not c.reason else f"{c.status}: {c.reason}",
+            percent(c.best[0]) if c.best else MISSING,
+            " ".join(NONE if np.isnan(v) else f"{100 * v:.1f}" for v in c.val_top1) or MISSING,
+            recipe_text(c.axes if c.drawn else None),
+        ]
+        for c in ordered
+    ]
+    head = ["trial", "status", "best val", "val by epoch, %", "recipe"]
+    return Table(head, rows, "Trials, finished ones first")
+
+
+def _curves(
+    curves: Sequence[Curve], index: int, limits: tuple[float, float], epochs: int
+) -> Figure:
+    """Accuracy against epoch: rungs dotted, × pruned, + failed, the best finished trial thick."""
+    from matplotlib.ticker import MaxNLocator
+
+    finished = [c for c in curves if c.status == "finished" and c.best]
+    best = max(finished, key=lambda c: c.best or (0.0, 0), default=None)
+    styles: dict[str, dict[str, Any]] = {
+        "pruned": {"color": MUTED, "linewidth": 0.9, "alpha": 0.7},
+        "failed": {"color": BAD, "linewidth": 0.9, "alpha": 0.8},
+        "running": {"color": color(index), "linewidth": 1.0, "linestyle": "dashed"},
+        "finished": {"color": color(index), "linewidth": 1.1, "alpha": 0.65},
+    }
+    with new_plot() as (plot, axes):
+        for rung in sorted({rung for curve in curves for rung in curve.rungs}):
+            axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
+        for status, style in styles.items():
+            others = [c for c in curves if c.status == status and c is not best]
+            _lines(axes, [(c.epoch, c.val_top1) for c in others], **style)
+        after_rung = [
+            (np.r_[c.epoch[-1:], c.audit.epoch], np.r_[c.val_top1[-1:], c.audit.val_top1])
+            for c in curves
+            if c.audit and c.audit.epoch.size
+        ]
+        _lines(axes, after_rung, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
+        _ends(axes, [c for c in curves if c.status == "pruned"], "x", MUTED)
+        _ends(axes, [c for c in curves if c.status == "failed"], "+", BAD)
+        if best is not None:
+            axes.plot(best.epoch, 100 * best.val_top1, color=color(index), linewidth=2.6)
+            _ends(axes, [best], "o", color(index))
+        axes.set(xlim=(0.5, epochs + 0.5), ylim=limits)
+        axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    family, states = curves[0].family, [curve.status for curve in curves]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    return figure_of(
+        plot,
+        name=f"curve-{index}",
+        title=family,
+        label=f"Learning curves of {family}: validation accuracy by epoch of {counts} trials",
+        data=_curves_table(curves),
+        family=index,
+    )
+
+
+def _lines(axes: Axes, lines: Sequence[tuple[Array, Array]], **style: Any) -> None:
+    """All ``(epoch, accuracy)`` as one path: a NaN between two trials lifts the pen."""
+    parts = [np.c_[[x, 100 * y], [np.nan, np.nan]] for x, y in lines if x.size]
+    if parts:
+        path = np.concatenate(parts, axis=1)  # (2, P)
+        axes.plot(*path, rasterized=path.shape[1] > VECTOR_POINTS, **style)
+
+
+def _ends(axes: Axes, curves: Sequence[Curve], mark: str, ink: str) -> None:
+    ends = [(c.epoch[-1], 100 * c.val_top1[-1]) for c in curves if c.epoch.size]
+    if ends:
+        axes.plot(
+            *np.transpose(ends), mark, color=ink, markersize=5, linestyle="none", zorder=3,
+            rasterized=len(ends) > VECTOR_MARKS,
+        )  # fmt: skip
+
+
+def best_so_far(search: Families) -> list[Figure]:
+    """Best finished accuracy against what a family had spent, one step line a family."""
+    return [
+        _best_so_far(search, "trials", "By trials", "trials ended", "{:.0f}".format),
+        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent", duration),
+        _best_so_far(search, "flops", "By FLOPs", "FLOPs spent", count),
+    ]
+
+
+def _best_so_far(search: Families, unit: str, title: str, what: str, write: Write) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    with drawing() as (figure, axes):
-        for index, curves in enumerate(families.values()):
+    rows = []
+    with new_plot() as (plot, axes):
+        for index, (family, curves) in enumerate(search.items()):
             spent, best = changes(*spending(curves, unit))
             axes.step(spent, 100 * best, where="post", color=color(index), linewidth=1.8)
-            axes.plot(spent[-1:], 100 * best[-1:], MARKERS[index % len(MARKERS)],
-                      color=color(index), markersize=5.5)  # fmt: skip
+            axes.plot(spent[-1:], 100 * best[-1:], marker(index), color=color(index),
+                      markersize=5.5)  # fmt: skip
+            steps = zip(spent.tolist(), best.tolist(), strict=True)
+            rows += [[family, write(at), percent(value)] for at, value in steps]
         axes.set_xlim(left=0)
-        axes.set_ylim(*limits)
+        axes.set(ylim=share_limits(_finished_best(search)), xlabel=what, ylabel="best finished, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
         if unit == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set_xlabel(UNIT_LABELS[unit])
-        axes.set_ylabel("best finished, %")
-        label = f"Best validation accuracy of a finished trial against {UNIT_LABELS[unit]}"
-        return inline(figure, name=name, label=label)
+    head, caption = ["family", what, "best finished"], "Where the best improved, and the end"
+    return figure_of(
+        plot,
+        name=f"budget-{unit}",
+        title=title,
+        label=f"Best validation accuracy of a finished trial against {what}",
+        data=Table(head, rows, caption),
+    )
 
 
 def changes(spent: Array, best: Array) -> tuple[Array, Array]:
@@ -284,3 +385,85 @@ def changes(spent: Array, best: Array) -> tuple[Array, Array]:
     keep = np.r_[True, best[1:] > best[:-1]]
     keep[-1] = True
     return spent[keep], best[keep]
+
+
+def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
+    """Each family's expected best with its band; cut off where the bands are widest."""
+    ends = [float(edge[-1]) for curve in curves for edge in (curve.low, curve.high)]
+    limits = share_limits([*ends, *[v for c in curves for v in c.expected_best.tolist()]])
+    return [_banded(curve, places[curve.family], limits) for curve in curves]
+
+
+def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
+    write: Write = "{:.0f}".format if unit == "trials" else duration
+    rows = [
+        [curve.family, write(float(at)), *[percent(float(share)) for share in shares]]
+        for curve in curves
+        if getattr(curve, unit) is not None
+        for at, *shares in np.transpose(
+            [getattr(curve, unit), curve.expected_best, curve.low, curve.high]
+        )
+    ]
+    head = ["family", "trials" if unit == "trials" else "device time", "expected", "low", "high"]
+    return Table(head, rows, "Expected best and its 95 % simultaneous band")
+
+
+def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figure:
+    """One family's expected best and its band against trials, device seconds on top."""
+    from matplotlib.ticker import MaxNLocator
+
+    ink, x, low, high = color(index), curve.trials, 100 * curve.low, 100 * curve.high
+    with new_plot() as (plot, axes):
+        if curve.valid:
+            axes.fill_between(x, low, high, color=ink, alpha=0.16, linewidth=0)
+        for edge in (low, high):
+            axes.plot(x, edge, color=ink, linewidth=0.8, alpha=0.7)
+        style = "solid" if curve.valid else "dashed"
+        axes.plot(x, 100 * curve.expected_best, color=ink, linewidth=2.2, linestyle=style)
+        axes.set(xlim=(0, 1.04 * x[-1]), ylim=limits, xlabel="trials", ylabel="expected best, %")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if curve.seconds is not None:
+            price = curve.seconds[-1] / x[-1]
+            top = axes.secondary_xaxis("top", functions=(lambda k: k * price, lambda s: s / price))
+            top.xaxis.set_major_locator(MaxNLocator(4))
+            top.set_xlabel("device seconds")
+    return figure_of(
+        plot,
+        name=f"expected-{index}",
+        title=curve.family,
+        label=f"Expected best of {curve.family} against trials, with its 95 % band",
+        data=_expected_table([curve], "trials"),
+        family=index,
+    )
+
+
+def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
+    """The lines of several families alone, to be compared; nothing for one family."""
+    if len(curves) < 2:
+        return []
+    return [
+        _together(curves, places, "trials", "All by trials", "trials"),
+        _together(curves, places, "seconds", "All by device time", "device seconds"),
+    ]
+
+
+def _together(
+    curves: Sequence[BudgetCurve], places: Places, unit: str, title: str, what: str
+) -> Figure:
+    with new_plot() as (plot, axes):
+        for curve in curves:
+            index, x, y = places[curve.family], getattr(curve, unit), 100 * curve.expected_best
+            if x is not None:
+                style = "solid" if curve.valid else "dashed"
+                axes.plot(x, y, color=color(index), linewidth=2.0, linestyle=style)
+                axes.plot(x[-1:], y[-1:], marker(index), color=color(index), markersize=5.5)
+        axes.set_xlim(left=0)
+        limits = share_limits([v for c in curves for v in c.expected_best.tolist()])
+        axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
+    return figure_of(
+        plot,
+        name=f"expected-{unit}",
+        title=title,
+        label=f"Expected best validation accuracy of every family against {what}",
+        data=_expected_table(curves, unit),
+    )

@@ -1,181 +1,180 @@
-"""The report people open: one HTML file that needs nothing but itself.
+"""The report people open: one HTML file that needs nothing but itself, and its figures as files.
 
 In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
 curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
-failures, what differed between the arms, how to reproduce.
+failures, what differed between the arms, how to reproduce. What a section says is in
+``templates/``, one file a section; here is what the templates are given.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from html import unescape
-from importlib.resources import files
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator import wording
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.report import claim_section, finals_section, pictures, reproduce, sections
-from orchestrator.compare.report.budget_section import over_budget
-from orchestrator.compare.report.figures import INK, VARIABLES
-from orchestrator.compare.report.html import paragraph, text
-from orchestrator.compare.report.probe_section import probes
-from orchestrator.compare.report.recipe_section import sensitivity
-from orchestrator.compare.runs import Curve, RunData, collect
-from orchestrator.wording import MISSING, day, points, seconds
+from orchestrator.compare.finals import PooledProbes, describe_verdict
+from orchestrator.compare.importance import FEWEST, SEEDS
+from orchestrator.compare.report import figures, reproduce
+from orchestrator.compare.report.claim_figures import claim_figures, on_axis
+from orchestrator.compare.report.figures import Figure
+from orchestrator.compare.report.probe_figures import number, probe_figures
+from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
+from orchestrator.compare.runs import RunData, Values, collect, search_trials
+from orchestrator.compare.statistics import POWER, MeanInterval
+from orchestrator.compare.table import budget_lines, checkpoints_text, edge_text, unfinished_text
 
-# The page may show what it carries and fetch nothing, wherever it is opened.
 PAGE, PLOTS = "report.html", "plots"
-SCALE = 2.0  # pixels of a figure's file for each of its points
-_FIGURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>(<svg.*?</svg>)", re.DOTALL)
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+TABLE_ROWS = 1000
+WRAP = 40  # characters beyond which a column wraps
+# id -> label in the navigation; a claim's grid of trials has no use for those of a search.
+SECTIONS = {
+    "claim": "The claim", "families": "Families", "finals": "Finals",
+    "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
+    "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
+    "failures": "Failures", "differences": "What differed", "reproduce": "Reproduce",
+}  # fmt: skip
+OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
+FILTERS = (
+    wording.axis_name, wording.count, wording.day, wording.p_text,
+    wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
+    wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
+    on_axis, number, reproduce.command, reproduce.record, reproduce.spec_text,
+)  # fmt: skip
 
 
-class _View(dict[str, Any]):
-    """A step on the way to templates: the compare JSON whose keys are attributes as well."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self[name]
+def report_html(comparison: Comparison) -> str:
+    """One self-contained offline page."""
+    return _page(comparison, figures_of(comparison))
 
 
-def _view(comparison: Comparison) -> _View:
-    view: _View = json.loads(json.dumps(comparison.as_dict()), object_hook=_View)
-    view["budget"]["units"] = comparison.budget.units
-    for pair, typed in zip(view["pairs"], comparison.pairs, strict=True):
-        pair["better_and_worse"] = typed.better_and_worse
-    for family, summary in zip(view["families"], comparison.families, strict=True):
-        family["device_seconds"] = summary.device_seconds
-    if comparison.forecast:
-        view["forecast"]["sentence"] = comparison.forecast.sentence
-    return view
-
-
-def report_html(runs: Sequence[RunData], typed: Comparison) -> str:
-    """One self-contained offline page of a comparison of ``runs``."""
-    families, comparison = collect(runs), _view(typed)
-    parts = [
-        claim_section.claim(runs),
-        sections.families(comparison),
-        *([] if comparison["claims"] else [finals_section.finals(comparison)]),
-        pictures.against_cost(families),
-        pictures.learning(families, sections.speed(comparison)),
-        *([] if comparison["claims"] else _of_a_search(families, comparison)),
-        sections.forecast(comparison),
-        sections.failures(comparison),
-        sections.differences(comparison),
-        reproduce.how(runs, comparison),
-    ]
-    body = "".join(parts)
-    title = text(" and ".join(run.name for run in runs))
-    style = files("orchestrator.compare").joinpath("report.css").read_text()
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<link rel="icon" href="data:,"><title>{title}: comparison</title>'
-        f"<style>{style}</style></head>\n<body>{_header(title, comparison, body)}"
-        f"<main>{body}</main>"
-        "<footer>Made from the run's ledger alone. Accuracies on validation images unless test "
-        f"is named.</footer>{reproduce.embedded(runs)}</body></html>\n"
-    )
-
-
-def write_report(runs: Sequence[RunData], comparison: Comparison, folder: Path) -> list[Path]:
+def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``report.html`` and each of its figures as ``plots/*.svg`` into ``folder``.
 
     Returns the files, the page last: whoever sees it finds the figures beside it.
     """
-    page = report_html(runs, comparison)
-    texts = _figure_files(page)
-    written = [folder / PLOTS / name for name in texts]
-    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    for stale in set((folder / PLOTS).glob("*.svg")) - set(written):
-        stale.unlink()
-    for path, text_ in zip(written, texts.values(), strict=True):
-        path.write_text(text_, encoding="utf-8")
-    (folder / PAGE).write_text(page, encoding="utf-8")
-    return [*written, folder / PAGE]
+    made = figures_of(comparison)
+    plots = folder / PLOTS
+    plots.mkdir(parents=True, exist_ok=True)
+    files = {plots / figure.file_name: figure.file_text for of in made.values() for figure in of}
+    for earlier in set(plots.glob("*.svg")) - set(files):
+        earlier.unlink()
+    files[folder / PAGE] = _page(comparison, made)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    return list(files)
 
 
-def _figure_files(report: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for title, svg in _FIGURE.findall(report):
-        drawn = re.search(r'id="([\w-]+?)-figure_1"', svg)
-        kind = re.sub(r"-\d+$", "", drawn[1]) if drawn else "picture"
-        words = unescape(re.sub(r"<[^>]*>|&NoBreak;|●", "", title))
-        name = f"{kind} {words}" if not words.lower().startswith(kind) else words
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        for color, variable in VARIABLES.items():
-            svg = svg.replace(variable, INK if variable == "currentColor" else color)
-        size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-        width, height = (float(side) * SCALE for side in size.groups()) if size else (600, 400)
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-            'style="background:white;font-family:sans-serif"'
-        )
-        found[f"{slug}.svg"] = svg.replace("<svg", head, 1)
-    return found
+def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
+    """The report's figures by the row of the page that they stand in."""
+    families = collect(comparison.runs)
+    search = {family: search_trials(curves) for family, curves in families.items()}
+    claims = _claims(comparison)
+    made = {name: claim_figures(claim, run.verdict, name) for name, claim, run in claims}
+    made["cost"] = figures.against_cost(search)
+    made["curves"] = figures.learning_curves(search)
+    if comparison.claims:
+        return made
+    places = {family: index for index, family in enumerate(families)}
+    if curves := comparison.curves_over_budget:
+        made["expected"] = figures.expected_best(curves, places)
+        made["together"] = figures.expected_together(curves, places)
+        made["spent"] = figures.best_so_far(search)
+    if comparison.importance:
+        made["importance"], made["lines"] = recipe_figures(families, comparison)
+    made["probes"] = probe_figures(_pooled(comparison), places)
+    return made
 
 
-def _of_a_search(
-    families: Mapping[str, Sequence[Curve]], comparison: Mapping[str, Any]
-) -> list[str]:
-    """What is worth showing where recipes were searched, and means nothing on a claim's grid."""
+def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
+    """``(section id, declared claim, run)`` of each run that declared one."""
     return [
-        over_budget(families, comparison),
-        finals_section.audit(comparison),
-        sensitivity(families, comparison),
-        probes(comparison),
+        ("claim" if len(comparison.runs) == 1 else f"claim-{place}", claim, run)
+        for place, run in enumerate(comparison.runs)
+        if (claim := run.header.get("spec", {}).get("claim"))
     ]
 
 
-def _header(title: str, comparison: Mapping[str, Any], body: str) -> str:
-    links = (
-        ("claim", "The claim"),
-        ("families", "Families"), ("finals", "Finals"), ("cost", "Accuracy against cost"),
-        ("curves", "Learning curves"), ("budget", "Curves over budget"), ("audit", "Pruning"),
-        ("recipe", "Recipe"), ("probes", "Probes"), ("forecast", "Forecast"),
-        ("failures", "Failures"), ("differences", "What differed"), ("reproduce", "Reproduce"),
-    )  # fmt: skip
-    anchors = "".join(
-        f'<li><a href="#{name}">{label}</a></li>'
-        for name, label in links
-        if f'<section id="{name}"' in body
-    )
-    facts = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>"
-        for name, value in _facts(comparison)
-    )
+def _pooled(comparison: Comparison) -> dict[str, PooledProbes]:
+    """The pooled probes of each family whose finals were probed."""
+    finals = {e.family: e.final.probes for e in comparison.families if e.final}
+    return {family: probes for family, probes in finals.items() if probes}
+
+
+def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
+    entries = comparison.families
+    finals = [(entry.final.test_top1.mean, entry) for entry in entries if entry.final]
+    sections = dict(SECTIONS)
+    hidden = OF_A_SEARCH if comparison.claims else ()
+    for name in (*hidden, *([] if comparison.forecast else ["forecast"])):
+        del sections[name]
     return (
-        f'<header><p class="kicker">Comparison of backbones</p><h1>{title}</h1>'
-        f"{paragraph(comparison['answer'], 'answer')}"
-        f'<dl class="facts">{facts}</dl>'
-        f'<nav aria-label="Sections"><ul>{anchors}</ul></nav></header>'
+        _environment()
+        .get_template("page.html")
+        .render(
+            vars(comparison),
+            answer=comparison.answer,
+            dataset_name=comparison.dataset_name,
+            sections=sections,
+            claims=_claims(comparison),
+            figures=made,
+            ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
+            finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
+            pooled=_pooled(comparison),
+            labels=[entry.family for entry in entries],
+            embedded=reproduce.embedded(comparison.runs),
+            checkpoints=checkpoints_text(comparison.runs),
+        )
     )
 
 
-def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
-    families = comparison["families"]
-    counts = (comparison["dataset_info"] or {}).get("counts", {})
-    val = counts.get("val")
-    spent = [entry["gpu_seconds"] for entry in families]
-    known = None if not spent or None in spent else sum(spent)
-    device = {entry["device"] for entry in families if entry["device"]}
-    return [
-        ("Dataset", comparison["dataset"] or MISSING),
-        ("Validation images", f"{val} (one is {points(1 / val)})" if val else MISSING),
-        ("Trials", str(sum(entry["trials"] for entry in families))),
-        ("Device time", f"{seconds(known)} {', '.join(sorted(device)).upper()}"),
-        ("Test split", _test_split(comparison)),
-        ("Run", ", ".join(f"{run['name']}: {run['status']}" for run in comparison["runs"])),
-    ]
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("orchestrator.compare.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_unbroken,
+        extensions=["jinja2.ext.do"],
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters |= {function.__name__: function for function in FILTERS}
+    environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
+    environment.globals |= {
+        "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
+        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES,
+    }  # fmt: skip
+    return environment
 
 
-def _test_split(comparison: Mapping[str, Any]) -> str:
-    opened = comparison["test_opened_at"]
-    times = max(run["test_openings"] for run in comparison["runs"])
-    if opened is not None:
-        return f"opened {day(opened)}" + (f", {times} times in all" if times > 1 else "")
-    finals = any(entry["final"] for entry in comparison["families"])
-    return "opening not on record" if finals else "not opened"
+def _mean_interval(mean: MeanInterval) -> str:
+    return wording.interval(**vars(mean))
+
+
+def _unbroken(value: Any) -> Any:
+    """A number stays on one line with its percent sign or its ``n =``."""
+    if type(value) is not str:
+        return value
+    return value.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+
+
+def _column_classes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """``w`` for a column of long texts, which wraps, ``n`` for one of numbers, set to the right."""
+    texts = [[c.striptags() if isinstance(c, Markup) else c for c in row] for row in rows]
+    return [_column_class(cells) for cells in zip(*texts, strict=True)]
+
+
+def _column_class(cells: Sequence[str]) -> str:
+    if max(map(len, cells)) > WRAP:
+        return "w"
+    numbers = all(
+        cell.lstrip("−")[:1].isdigit() or cell in (wording.MISSING, wording.NONE) for cell in cells
+    )
+    return "n" if numbers else ""

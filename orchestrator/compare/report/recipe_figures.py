@@ -1,16 +1,26 @@
-"""Pictures of the recipe: importance of its axes, and every trial as a line across them."""
+"""Figures of the recipe: importance of its axes, and every trial as a line across them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.compare.importance import Trials
-from orchestrator.compare.report.figures import INK, MUTED, color, drawing, inline
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.importance import Importance, Trials, at_equal_budget
+from orchestrator.compare.report.figures import (
+    INK,
+    MUTED,
+    Families,
+    Figure,
+    Table,
+    color,
+    figure_of,
+    new_plot,
+)  # fmt: skip
 from orchestrator.compare.runs import Array
-from orchestrator.wording import axis_name, value_text
+from orchestrator.wording import axis_name, percent, recipe_text, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,39 +29,63 @@ LEVELS = 6  # choices that are written beside an axis
 LINES = 300  # beyond it, the best third of so many is drawn and the rest at random
 
 
-def bars(found: Mapping[str, Any], *, index: int, name: str, limits: tuple[float, float]) -> str:
+def recipe_figures(families: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
+    """For each family with known importance its bars, and its trials across the axes."""
+    important = {entry.family: entry for entry in comparison.importance}
+    limits = _bar_limits(comparison.importance)
+    bars, lines = [], []
+    for index, (family, curves) in enumerate(families.items()):
+        trials = at_equal_budget(curves, comparison.spaces.get(family, {}))
+        entry = important.get(family)
+        if entry is None or trials is None:
+            continue
+        bars.append(_bars(entry, index, limits))
+        lines.append(_lines(trials, [axis.axis for axis in entry.axes], index))
+    return bars, lines
+
+
+def _bars(entry: Importance, index: int, limits: tuple[float, float]) -> Figure:
     """Importance of each axis, the most important on top, with its range over seeds."""
-    entries = found["axes"][::-1]
-    with drawing(size=(4.1, 1.1 + 0.3 * len(entries))) as (figure, axes):
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x")
-        share = 100 * np.array([entry["share"] for entry in entries])
-        ends = 100 * np.array([[entry["low"], entry["high"]] for entry in entries])
-        rows = np.arange(len(entries))
+    names, upwards = [axis_name(axis.axis) for axis in entry.axes], entry.axes[::-1]
+    with new_plot(size=(4.1, 1.1 + 0.3 * len(upwards)), grid="x") as (plot, axes):
+        share = 100 * np.array([axis.share for axis in upwards])
+        ends = 100 * np.array([[axis.low, axis.high] for axis in upwards])
+        rows = np.arange(len(upwards))
         axes.barh(rows, np.maximum(share, 0), color=color(index), alpha=0.55, height=0.6)
         axes.hlines(rows, ends[:, 0], ends[:, 1], color=INK, linewidth=1.2)
         axes.axvline(0, color=MUTED, linewidth=0.9)
-        axes.set_xlim(*limits)
-        axes.set_yticks(rows, [axis_name(entry["axis"]) for entry in entries])
-        axes.set_xlabel("share of the variance, %")
-        label = ", ".join(f"{axis_name(e['axis'])} {100 * e['share']:.0f} %" for e in found["axes"])
-        return inline(figure, name=name, label=f"Importance of recipe axes: {label}")
+        axes.set(xlim=limits, xlabel="share of the variance, %")
+        axes.set_yticks(rows, names[::-1])
+    shares = [(n, a.share, a.low, a.high) for n, a in zip(names, entry.axes, strict=True)]
+    label = ", ".join(f"{name} {100 * share:.0f} %" for name, share, _, _ in shares)
+    explained = f"the forest explains {percent(entry.explained)} of the variance of held-out ones"
+    return figure_of(
+        plot,
+        name=f"axes-{index}",
+        title=f"{entry.family}, after epoch {entry.epoch}",
+        label=f"Importance of recipe axes: {label}",
+        data=Table(
+            ["axis", "share of variance", "lowest", "highest"],
+            [[name, *map(percent, values)] for name, *values in shares],
+            f"{entry.n} trials; {explained}",
+        ),
+        family=index,
+    )
 
 
-def bar_limits(important: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def _bar_limits(important: Sequence[Importance]) -> tuple[float, float]:
     """Limits in percent that hold every bar and range."""
-    ends = [100 * entry[end] for f in important for entry in f["axes"] for end in ("low", "high")]
+    ends = [100 * end for e in important for axis in e.axes for end in (axis.low, axis.high)]
     return max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
 
 
-def parallel(trials: Trials, order: Sequence[str], *, index: int, name: str) -> str:
+def _lines(trials: Trials, order: Sequence[str], index: int) -> Figure:
     """Every trial a line across the axes in ``order``, accuracy last; the better, the stronger."""
     heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(trials.values)]
     lines = np.column_stack(heights)  # (N, axes + 1)
-    ranked = _drawn(trials.values)
+    ranked = _shown(trials.values)
     rank = np.linspace(0, 1, len(ranked))
-    with drawing(size=(4.1, 3.3)) as (figure, axes):
-        axes.grid(visible=False)
+    with new_plot(size=(4.1, 3.3), grid=None) as (plot, axes):
         axes.spines[["left", "bottom"]].set_visible(False)
         for part in np.array_split(np.arange(len(ranked)), min(8, len(ranked))):
             _strokes(axes, lines[ranked[part]], float(rank[part].mean()), index)
@@ -63,21 +97,27 @@ def parallel(trials: Trials, order: Sequence[str], *, index: int, name: str) -> 
         worst, best = 100 * trials.values.min(), 100 * trials.values.max()
         _note(axes, places[-1], 0, f"{worst:.0f} %")
         _note(axes, places[-1], 1, f"{best:.0f} %")
-        axes.set_xlim(-0.35, places[-1] + 0.35)
-        axes.set_ylim(-0.14, 1.12)
-        axes.set_yticks([])
+        axes.set(xlim=(-0.35, places[-1] + 0.35), ylim=(-0.14, 1.12), yticks=[])
         names = [*map(axis_name, order), "accuracy"]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-        label = (
-            f"{len(ranked)} trials of {trials.curves[0].family} across {', '.join(names)}, "
-            f"after epoch {trials.epoch}"
-        )
-        return inline(figure, name=name, label=label)
+    family, by_value = trials.curves[0].family, np.argsort(-trials.values, kind="stable")
+    curves = [(trials.curves[place], float(trials.values[place])) for place in by_value]
+    recipes = [recipe_text({axis: c.axes.get(axis) for axis in order}) for c, _ in curves]
+    rows = [[c.trial, percent(v), r] for (c, v), r in zip(curves, recipes, strict=True)]
+    after = f"after epoch {trials.epoch}"
+    return figure_of(
+        plot,
+        name=f"lines-{index}",
+        title=f"{family}, {after}",
+        label=f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}",
+        data=Table(["trial", "accuracy", "recipe"], rows, f"Accuracy {after}, best first"),
+        family=index,
+    )
 
 
-def _drawn(values: Array) -> Array:
-    """Which trials are drawn, from the worst to the best."""
+def _shown(values: Array) -> Array:
+    """Which trials get a line, from the worst to the best."""
     ranked = np.argsort(values, kind="stable")
     if len(ranked) <= LINES:
         return ranked
@@ -105,13 +145,10 @@ def _levels(axes: Axes, place: int, trials: Trials, axis: str) -> None:
     heights = _unit(trials.columns[axis])
     at = {round(float(h), 6): c.axes.get(axis) for h, c in zip(heights, trials.curves, strict=True)}
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in at.values())
-    shown = [0.0, 1.0] if numbers or len(at) > LEVELS else sorted(at)
-    for height in shown:
-        _note(axes, place, height, _short(at[height]))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else value_text(value)
+    for height in [0.0, 1.0] if numbers or len(at) > LEVELS else sorted(at):
+        value = at[height]
+        text = f"{value:.2g}" if isinstance(value, float) else value_text(value)
+        _note(axes, place, height, text)
 
 
 def _note(axes: Axes, place: int, height: float, text: str) -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.report.html import Markup, details, items, paragraph, section, table, text
-from orchestrator.compare.runs import RunData
+from orchestrator.compare.runs import RunData, Values
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
 
-# Data that no browser runs; ``<`` is escaped in it, so that nothing inside can end it.
-_EMBEDDED = re.compile(r'<script type="application/json" id="spec">(.*?)</script>', re.DOTALL)
 
-
-def embedded(runs: Sequence[RunData]) -> str:
-    """Name, spec, spec hash and command of each run, as JSON inside the page."""
+def embedded(runs: Sequence[RunData]) -> Values:
+    """Name, spec, spec hash and command of each run, which the page carries as JSON."""
     entries = [
         {
             "name": run.name,
@@ -29,31 +25,48 @@ def embedded(runs: Sequence[RunData]) -> str:
         }
         for run in runs
     ]
-    content = json.dumps({"schema": 1, "runs": entries}, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
-    return f'<script type="application/json" id="spec">{content}</script>'
+    return {"schema": 1, "runs": entries}
 
 
-def read_report(path: Path, *, run: str | None = None) -> dict[str, Any]:
+class _Embedded(HTMLParser):
+    """Finds the text of ``<script type="application/json" id="spec">``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: str | None = None
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag == "script" and ("id", "spec") in attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.text = (self.text or "") + data
+
+
+def read_report(path: Path, *, run: str | None = None) -> Values:
     """``{"name", "spec", "spec_hash", "command"}`` of the run that a report was made of.
 
     ``run`` names it where the report compares several. Raises ``UserError`` for a file that is no
     report, for a run that is not in it, and for several without ``run``.
     """
+    page = _Embedded()
     try:
-        found = _EMBEDDED.search(path.read_text(encoding="utf-8"))
+        page.feed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"a report is an HTML file of orchestrator compare; {str(path)!r} cannot be read "
             f"({type(error).__name__}). Fix: name the report.html in a run's folder"
         ) from error
-    if found is None:
+    if page.text is None:
         raise UserError(
             f"a report holds the spec of its run; {str(path)!r} has none. "
             "Fix: name a report.html that orchestrator compare wrote"
         )
-    entries = {entry["name"]: entry for entry in json.loads(found[1])["runs"]}
+    entries = {entry["name"]: entry for entry in json.loads(page.text)["runs"]}
     if run is None and len(entries) == 1:
         return dict(next(iter(entries.values())))
     if run not in entries:
@@ -65,40 +78,28 @@ def read_report(path: Path, *, run: str | None = None) -> dict[str, Any]:
     return dict(entries[run])
 
 
-def how(runs: Sequence[RunData], comparison: Mapping[str, Any]) -> str:
-    """The section: record, command and whole spec of each run, and its notes."""
-    parts = []
-    for run, entry in zip(runs, comparison["runs"], strict=True):
-        created = day(entry["created_at"]) if entry["created_at"] else MISSING
-        rows = [
-            ["spec hash", entry["spec_hash"] or MISSING],
-            ["code version", entry["code_version"] or MISSING],
-            ["created (UTC)", created],
-            ["status", entry["status"]],
-            *[[str(k), str(v)] for k, v in _flat(entry["environment"] or {})],
-        ]
-        parts.append(table(["fact", "value"], rows, caption=f"Record of run {run.name}"))
-        asked = command(run)
-        if asked:
-            parts.append(f"<pre><code>{text(asked)}</code></pre>")
-        spec = json.dumps(run.header.get("spec", {}), indent=1)
-        parts.append(details(f"Whole spec of {run.name}", f"<pre><code>{text(spec)}</code></pre>"))
-    lead = Markup(
-        "This page carries each run's whole spec: <code>orchestrator reproduce report.html</code> "
-        "reads it and says how to run it again. The command below names what was asked for; every "
-        "other value is in the spec. Two runs are the same when their spec hashes are."
-    )
-    notes = items(comparison["notes"]) if comparison["notes"] else ""
-    heading = "<h3>Notes of the run</h3>" if notes else ""
-    body = Markup("".join(parts))
-    return section("reproduce", "How to reproduce", paragraph(lead), body, heading, notes)
+def record(run: RunData) -> list[list[str]]:
+    """Facts of a run, each with its value."""
+    return [
+        ["spec hash", run.header.get("spec_hash") or MISSING],
+        ["code version", run.header.get("code_version") or MISSING],
+        ["created (UTC)", day(run.state.created_at) if run.state.created_at else MISSING],
+        ["status", run.status],
+        *[[name, str(value)] for name, value in _flat(run.header.get("environment") or {})],
+    ]
 
 
-def _flat(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def spec_text(run: RunData) -> str:
+    """The run's whole spec as JSON for people."""
+    return json.dumps(run.header.get("spec", {}), indent=1)
+
+
+def _flat(values: Values) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        found += _flat(value) if isinstance(value, Mapping) else [(key, value)]
-    return found
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield key, value
 
 
 def command(run: RunData) -> str:
@@ -132,14 +133,14 @@ def command(run: RunData) -> str:
     return shlex.join(words)
 
 
-def _workers(resources: Mapping[str, Any]) -> str | None:
+def _workers(resources: Values) -> str | None:
     most, least = resources.get("num_workers"), resources.get("min_workers")
     if least is not None and least != most:
         return f"{least}..{most}"
     return None if most in (None, 1) else str(most)
 
 
-def _claim_command(name: str, claim: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+def _claim_command(name: str, claim: Values, first: Values) -> str:
     words = ["orchestrator", "claims", "run", claim["name"], "--name", name]
     words += ["--dataset", str(first["data"]["source"]), "--scale", str(first["backbone"]["scale"])]
     words += ["--weights", str(first["backbone"]["weights"]), "--preset", str(claim["preset"])]

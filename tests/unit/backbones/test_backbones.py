@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from trainables.backbones import FAMILIES, SCALES, build, check_backbone, check_weights, describe
-from trainables.backbones.catalog import member_of
+from trainables.backbones.families import member_of
 from trainables.config import BackboneSpec, Recipe
 from trainables.errors import UserError
 
@@ -70,7 +70,7 @@ def test_describing_needs_neither_torch_nor_timm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "scale", "side", "patch", "tokens", "stem", "road"),
+    ("family", "scale", "side", "patch", "tokens", "stem", "adaptation"),
     [
         ("vit", "tiny", 32, 4, 64, None, "resized patches"),
         ("vit", "base", 8, 4, 64, None, "upsampled + resized patches"),
@@ -87,10 +87,15 @@ def test_describing_needs_neither_torch_nor_timm() -> None:
     ],
 )
 def test_geometry_by_default(
-    family: str, scale: str, side: int, patch: int, tokens: int, stem: str, road: str
+    family: str, scale: str, side: int, patch: int, tokens: int, stem: str, adaptation: str
 ) -> None:
     made = describe_at(side, family=family, scale=scale)
-    assert (made.patch, made.tokens, made.stem, made.road) == (patch, tokens, stem, road)
+    assert (made.patch, made.tokens, made.stem, made.adaptation) == (
+        patch,
+        tokens,
+        stem,
+        adaptation,
+    )
     assert made.warnings == ()
 
 
@@ -114,7 +119,7 @@ def test_trained_weights_keep_their_stem_unless_told(family: str) -> None:
         assert len(hub.warnings) == 1
         assert "stem=small" in hub.warnings[0]
     assert told.image_size == 224
-    assert "upsampled" in told.road
+    assert "upsampled" in told.adaptation
     assert told.warnings == ()
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.claims.design import KNOWN, run_spec
+from orchestrator.claims.design import KNOWN, ClaimOptions, run_spec
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.run import RunSpec
 from trainables.config import AUGMENT_LEVELS
 
-OPTIONS = {"dataset": "cifar10", "scale": "tiny", "weights": None, "preset": "smoke", "set": (),
-           "storage": "runs"}  # fmt: skip
+OPTIONS = ClaimOptions(dataset="cifar10", preset="smoke")
 TOKENS = {16: 5, 8: 17, 4: 65}
 Rng = np.random.Generator
 Curve = dict[str, np.ndarray]  # a metric by epoch, (E,)
@@ -27,7 +26,7 @@ Curve = dict[str, np.ndarray]  # a metric by epoch, (E,)
 
 def spec_of(name: str, **options: Any) -> RunSpec:
     """The run that tests a claim on a CIFAR-10 that nobody reads."""
-    return run_spec(CLAIMS[name], {**OPTIONS, **options}, KNOWN["cifar10"])
+    return run_spec(CLAIMS[name], replace(OPTIONS, **options), KNOWN["cifar10"])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.claims.verdict import shown, state_of
+from orchestrator.claims.experiments import CLAIMS as EXPERIMENTS
+from orchestrator.claims.verdict import declared, shown, state_of
 
 CLAIMS = Path(__file__).parents[3] / "examples" / "claims"
 RUNS = sorted(path.parent for path in CLAIMS.glob("*/ledger.jsonl"))
@@ -17,6 +18,10 @@ RUNS = sorted(path.parent for path in CLAIMS.glob("*/ledger.jsonl"))
 def test_a_committed_verdict_is_that_of_its_ledger(folder: Path) -> None:
     verdict = shown(state_of(folder))
     assert verdict["rule_changes"] == [], "its rule has changed: run it again, under a new name"
+    # Today's declaration is the one of that time, so that an unfinished run would go on.
+    words = declared(state_of(folder))
+    now = EXPERIMENTS[words["name"]].declaration()
+    assert {key: words[key] for key in now} == now
     assert verdict["recorded"] is not None
     assert verdict["recorded"]["agrees"], "its ledger gives another verdict than it holds"
     page = (folder / "report.html").read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ import pytest
 
 from tests.unit.train.engine_store import assignment, small_store
 from trainables.config import SHIFT_IMAGES, Assignment
-from trainables.evaluate import probe_trial
+from trainables.evaluate.model import model_of
+from trainables.evaluate.probes import probe
 from trainables.finetune import fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +29,9 @@ def test_each_epoch_reports_the_consistency_that_the_probe_finds(
                for one in reports)  # fmt: skip
     last = reports[-1]
     assert last.checkpoint is not None
-    found = probe_trial(asked, last.checkpoint, limit=SHIFT_IMAGES, store=store)["shift"]
+    val = store.split("val")
+    model = model_of(asked, last.checkpoint, store)
+    found = probe(model, val.images[:SHIFT_IMAGES], val.labels[:SHIFT_IMAGES])["shift"]
     for offset in (1, 2):
         expected = found["consistency"]["axis"][found["offsets_px"].index(offset)]
         assert last.metrics[f"shift_consistency_{offset}px"] == pytest.approx(expected)

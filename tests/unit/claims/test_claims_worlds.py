@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator.claims.claim import RULE_VERSION
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.verdict import verdict_of
 from tests.unit.claims.claim_worlds import World
+from trainables.config import stable_hash
 
 WORLDS = 200
 # Of ``WORLDS``, three standard errors more than ``ALPHA`` of them may come out wrong.
@@ -64,3 +68,45 @@ def test_wrong_verdicts_are_as_rare_as_stated(name: str, worlds: dict[str, World
     assert drowned.count("refuted") <= MOST_WRONG
     assert drowned.count("undetermined") + drowned.count(None) >= 0.8 * WORLDS
     assert drowned.count("supported") <= MOST_WRONG
+
+
+# By claim: the shared rule's version, the claim's own, and what both give on known worlds.
+RULES = {
+    "lr-lower-for-vit": (1, 1, "24091fbd6bb06cc8"),
+    "small-patches-help": (1, 1, "e475da4c450bea09"),
+    "augmentation-helps-vit-more": (1, 1, "4df102d9df2530fe"),
+    "conv-stem-converges-faster": (1, 1, "2d7f96aeb94a270d"),
+    "vit-needs-more-data": (1, 1, "d97d034ebf8b5d86"),
+    "cnn-more-shift-invariant": (1, 1, "6fd5546a06316723"),
+}
+OF_THE_RULE = ("verdict", "reason", "seeds", "effects", "others", "notes", "pictures")
+
+
+def rounded(value: Any) -> Any:
+    """As another processor or library would have it, too."""
+    if isinstance(value, float):
+        return round(value, 9) + 0.0
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def given(name: str) -> str:
+    """A digest of the design, and of what is made of its results in three worlds."""
+    world = World.of(name, max_epochs=3)
+    parts: list[Any] = [[list(sweep.grid) for sweep in world.spec.sweeps]]
+    for effect, fails in ((3, None), (-2, None), (1, "vit-0001".__eq__)):
+        true = effect * CLAIMS[name].smallest_effect
+        state = world.state(np.random.default_rng(0), effect=true, noise=0.01, fails=fails)
+        verdict = verdict_of(state)
+        parts.append({key: verdict[key] for key in OF_THE_RULE})
+    return stable_hash(rounded(json.loads(json.dumps(parts))))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_another_rule_has_another_version(name: str) -> None:
+    now = (RULE_VERSION, CLAIMS[name].rule_version, given(name))
+    assert now == RULES[name], (
+        "the rule gives something else than it did: raise rule_version of the claim, or "
+        "RULE_VERSION where all claims are concerned, and write the new digest here"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,10 +18,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.launch.prepare import RunOptions, default_name, spec_of
+from orchestrator.cli.options import log_to_stderr
+from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger
-from orchestrator.spec.named_sweeps import family_sweep
-from trainables.errors import UserError
 
 Run = Callable[..., tuple[int, str, list[str]]]
 QUICK = ("--dry-run", "--no-measure")
@@ -89,6 +89,16 @@ def test_help_answers_without_a_heavy_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "tournament" in done.stdout
+
+
+def test_what_our_packages_log_is_plain_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr()
+    log_to_stderr()  # each command asks for it
+    logging.getLogger("orchestrator.engine").info("50% done")
+    logging.getLogger("trainables.data").warning("warning: few images")
+    logging.getLogger("orchestrator").debug("too much")
+    logging.getLogger("some.library").warning("not ours")
+    assert capsys.readouterr() == ("", "50% done\nwarning: few images\n")
 
 
 def test_module_and_console_script_are_the_same() -> None:
@@ -196,52 +206,6 @@ def test_dry_run_warns_of_few_tokens_of_any_searched_patch(run: Run) -> None:
     assert code == 0
     assert "4 tokens" in out
     assert "backbone.patch [4, 16]" in out
-
-
-def test_options_are_short_for_set_and_set_wins() -> None:
-    given = RunOptions(
-        dataset="cifar10", max_epochs=3, workers="2", set=("scheduler.max_epochs=5",)
-    )
-    (sweep,) = spec_of(["vit"], given).sweeps
-    assert (sweep.data.source, sweep.scheduler.max_epochs) == ("cifar10", 5)
-    assert (sweep.resources.min_workers, sweep.resources.num_workers) == (None, 2)
-    assert sweep.recipe.flip is True
-
-
-def test_a_range_of_workers_is_the_least_and_the_most() -> None:
-    made = spec_of(["vit"], RunOptions(workers="2..4"))
-    (sweep,) = made.sweeps
-    assert (sweep.resources.min_workers, sweep.resources.num_workers) == (2, 4)
-    assert made.mistakes() == []
-    # how a run is carried out: a resumed one may have fewer at least
-    assert made.hash() == spec_of(["vit"], RunOptions(workers="4")).hash()
-    assert made.hash() != spec_of(["vit"], RunOptions(workers="2..5")).hash()
-    (line,) = spec_of(["vit"], RunOptions(workers="4..2")).mistakes()
-    assert "--workers 2..4" in line
-    with pytest.raises(UserError, match="whole number"):
-        spec_of(["vit"], RunOptions(workers="2.."))
-
-
-def test_the_default_name_is_target_and_dataset() -> None:
-    vit = family_sweep("vit")
-    assert default_name(["vit"], [vit]) == "vit-digits"
-    assert default_name(["timm:resnet18"], [vit]) == "timm-resnet18-digits"
-    assert default_name(["a/b.py:mine"], [vit]) == "mine-digits"
-    photos = family_sweep("vit", dataset="my photos/train.parquet")
-    assert default_name(["resnet", "vit"], [photos]) == "resnet-vit-train"
-
-
-def test_the_environment_names_the_tracking_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one")
-    assert spec_of(["vit"], RunOptions()).tracking_uri == "http://one"
-    assert spec_of(["vit"], RunOptions(tracking_uri="http://two")).tracking_uri == "http://two"
-
-
-def test_families_that_differ_beyond_their_recipes_are_no_tournament() -> None:
-    with pytest.raises(UserError, match=r"equal data\.fraction; got vit 0\.5, resnet 1\.0"):
-        spec_of(["vit", "resnet"], RunOptions(set=("vit.data.fraction=0.5",)))
-    spec = spec_of(["vit", "resnet"], RunOptions(set=("vit.backbone.patch=8",)))
-    assert [sweep.backbone.patch for sweep in spec.sweeps] == [8, None]
 
 
 def test_status_counts_what_the_ledger_says(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.compare import compare, load, table_text
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.runs import load
+from orchestrator.compare.table import table_text
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 
@@ -71,7 +73,7 @@ class RunFolder:
             "datasets": dict.fromkeys(families, dataset),
             "geometry": {
                 family: {"model": MODELS.get(family), "image_size": 32, "tokens": 64,
-                         "stem": "small" if family == "resnet" else None, "road": "upsampled",
+                         "stem": "small" if family == "resnet" else None, "adaptation": "upsampled",
                          "patch": None if family == "resnet" else 4, "warnings": []}
                 for family in families
             },

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load
+from orchestrator.compare.comparison import compare
 from orchestrator.compare.families import edges
+from orchestrator.compare.runs import load
 from tests.unit.compare.compare_runs import DATASET, SPACE, RunFolder, compared, search_run, shown
 from trainables.errors import UserError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.compare import load
+from orchestrator.compare.runs import load
 from orchestrator.compare.statistics import mean_interval, share_interval
 from tests.unit.compare.compare_runs import RunFolder, compared, probes, shown
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.compare import compare, load, read_report, report_html
+from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.figures import FAMILY, changes, pareto
-from orchestrator.compare.report.reproduce import command
+from orchestrator.compare.report.page import report_html
+from orchestrator.compare.report.reproduce import command, read_report
+from orchestrator.compare.runs import load
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
 from trainables.errors import UserError
 
@@ -60,7 +62,7 @@ class Page(HTMLParser):
 
 def report(*folders: Path) -> str:
     runs = [load(folder) for folder in folders]
-    return report_html(runs, compare(runs))
+    return report_html(compare(runs))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_pictures_take_their_colours_from_the_page(demo: str) -> None:
 def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
     run = load(search_run(tmp_path / "demo"))
     made = compare([run])
-    said = " ".join(Page(report_html([run], made)).text).replace("\u00a0", " ")
+    said = " ".join(Page(report_html(made)).text).replace("\u00a0", " ")
     assert made.answer in said
     assert "Missing: no final was run" in said
     assert "5bec5bec5bec5bec" in said

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from trainables.config import DataSpec
 from trainables.data.build import prepare, require_disk_space
-from trainables.data.sources import check_source
+from trainables.data.sources import KNOWN_DATASETS, check_source
 from trainables.data.store import DatasetInfo, Reading, open_store, seal, write_split
 from trainables.errors import UserError
 
@@ -215,3 +215,11 @@ def test_a_near_path_is_named(tmp_path):
     (tmp_path / "flowers").mkdir()
     (mistake,) = check_source(DataSpec(source=str(tmp_path / "flower")))
     assert str(tmp_path / "flowers") in mistake
+
+
+def test_a_known_dataset_is_as_the_table_says(digits):
+    known, spec = KNOWN_DATASETS["digits"], DataSpec()
+    assert known.counts(spec) == digits.info.counts
+    assert known.stored_side_px(spec) == digits.info.height == digits.info.width
+    assert known.classes == len(digits.info.class_names)
+    assert known.mirror_safe is digits.info.mirror_safe

@@ -18,20 +18,23 @@ from torch.nn import functional as F
 from trainables.backbones import build, describe
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.evaluate import (
-    Subject,
-    agreement,
+from trainables.evaluate.attention import (
     attention_distances,
-    behaviour,
+    mean_distances,
+    token_distances,
+)
+from trainables.evaluate.behaviour import (
+    agreement,
+    calibration,
     occlude,
-    probe_trial,
-    probes,
+    shift,
     shifted_predictions,
 )
-from trainables.evaluate.attention import mean_distances, token_distances
-from trainables.evaluate.speed import summary, timed
+from trainables.evaluate.model import model_of
+from trainables.evaluate.probes import probe, summary, timed
 from trainables.finetune import fine_tune
 from trainables.train.augmentation import InputTransform
+from trainables.train.loop import TrainedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,12 +54,12 @@ def test_a_shift_is_a_crop_of_the_reflected_picture(down: int, right: int) -> No
     images = torch.arange(2 * 3 * 6 * 5.0).view(2, 3, 6, 5)
     padded = F.pad(images, (4, 4, 4, 4), mode="reflect")
     expected = padded[:, :, 4 - down : 10 - down, 4 - right : 9 - right]
-    assert torch.equal(behaviour(images, down, right), expected)
+    assert torch.equal(shift(images, down, right), expected)
 
 
 def test_a_shift_as_wide_as_the_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="side of 4 pixels; got 4"):
-        behaviour(torch.zeros(1, 3, 4, 4), 0, 4)
+        shift(torch.zeros(1, 3, 4, 4), 0, 4)
 
 
 def test_a_model_of_one_pixel_column_has_the_consistency_of_its_column() -> None:
@@ -165,7 +168,7 @@ def test_calibration_of_a_table_by_hand() -> None:
     """0.95 twice, right once; 0.59 three times, right each time: (2 x 0.45 + 3 x 0.41) / 5."""
     sure = torch.tensor([0.95, 0.95, 0.59, 0.59, 0.59])
     probabilities = torch.stack((sure, 1 - sure), 1)
-    found = behaviour(probabilities, torch.tensor([0, 1, 0, 0, 0]))
+    found = calibration(probabilities, torch.tensor([0, 1, 0, 0, 0]))
     assert found["ece"] == pytest.approx(0.426)
     assert [(row["count"], row["accuracy"]) for row in found["bins"]] == [(3, 1.0), (2, 0.5)]
     assert [round(15 * row["low"]) for row in found["bins"]] == [8, 14]
@@ -173,10 +176,10 @@ def test_calibration_of_a_table_by_hand() -> None:
 
 def test_a_confidence_of_one_falls_into_the_last_bin_and_edges_into_the_lower() -> None:
     probabilities = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    rows = behaviour(probabilities, torch.tensor([0, 0]), bins=4)["bins"]
+    rows = calibration(probabilities, torch.tensor([0, 0]), bins=4)["bins"]
     assert [(row["low"], row["high"]) for row in rows] == [(0.25, 0.5), (0.75, 1.0)]
     with pytest.raises(ValueError, match="got 0"):
-        behaviour(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))
+        calibration(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))
 
 
 @settings(deadline=None, max_examples=25)
@@ -192,7 +195,7 @@ def test_calibration_agrees_with_a_loop_over_bins(seed: int, images: int, bins: 
         if inside.any():
             gap = abs(right[inside].mean() - confidence[inside].mean())
             expected += inside.mean() * gap
-    found = behaviour(torch.from_numpy(probabilities), torch.from_numpy(labels), bins=bins)
+    found = calibration(torch.from_numpy(probabilities), torch.from_numpy(labels), bins=bins)
     assert found["ece"] == pytest.approx(expected)
     assert sum(row["count"] for row in found["bins"]) == images
 
@@ -249,14 +252,14 @@ class Brightness(nn.Module):
 
 def test_a_model_of_brightness_is_known_in_full() -> None:
     """Plain pictures do not change when they move; three of four labels are right."""
-    subject = Subject(
+    model = TrainedModel(
         module=Brightness(),
-        look=InputTransform(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        transform=InputTransform(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         geometry=describe(BackboneSpec(family="resnet"), height=8, width=8),
         device=torch.device("cpu"),
     )
     images = np.repeat(np.array([0, 255, 0, 255], np.uint8), 8 * 8 * 3).reshape(4, 8, 8, 3)
-    found = probes(subject, images, np.array([0, 1, 0, 0]))
+    found = probe(model, images, np.array([0, 1, 0, 0]))
     assert json.loads(json.dumps(found)) == found
     assert (found["images"], found["image_size"], found["top1"]) == (4, 32, 0.75)
     assert found["shift"]["offsets_px"] == [0, 1, 2, 3, 4]
@@ -284,11 +287,17 @@ def test_a_trial_is_probed_with_the_weights_that_its_report_scored(tmp_path: Pat
     (report,) = fine_tune(assignment)
     assert report.checkpoint is not None
 
-    found = probe_trial(assignment, report.checkpoint)
-    assert found["images"] == prepare(assignment.data).info.counts["val"]
+    store = prepare(assignment.data)
+    model, val = model_of(assignment, report.checkpoint, store), store.split("val")
+    found = probe(model, val.images, val.labels)
+    assert found["images"] == store.info.counts["val"]
     assert found["top1"] == pytest.approx(report.metrics["val_top1"])
     assert found["shift"]["offsets_px"] == list(range(9))
     assert np.shape(found["attention_distance_px"]) == (6, 2)
     assert json.loads(json.dumps(found)) == found
-    few = probe_trial(assignment, report.checkpoint, split="test", limit=5)
-    assert (few["split"], few["images"]) == ("test", 5)
+    inputs = [model.inputs(torch.from_numpy(np.array(val.images)))]
+    with torch.inference_mode():
+        logits = torch.cat([model.logits(batch) for batch in inputs])
+    again = probe(model, val.images, val.labels, logits=logits)
+    for name in ("top1", "shift", "occlusion", "calibration"):
+        assert again[name] == found[name]

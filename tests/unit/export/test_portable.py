@@ -20,7 +20,7 @@ from trainables.errors import UserError
 from trainables.export import folder as portable
 from trainables.export.timm_classifier import Classifier
 from trainables.train import checkpoint as checkpoints
-from trainables.train.augmentation import InputTransform, fit, normalise
+from trainables.train.augmentation import InputTransform
 
 NAMES = ("a", "b", "c")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
@@ -35,7 +35,7 @@ def exported(
     for buffer in backbone.module.buffers():  # batch statistics that matter
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
-    checkpoint = portable.with_name(f"{portable.name}-checkpoint")
+    checkpoint = folder.with_name(f"{folder.name}-checkpoint")
     tensors = {"model": backbone.module.state_dict()}
     if recipe and recipe.ema_decay:
         other = {k: torch.zeros_like(v) for k, v in tensors["model"].items()}
@@ -55,11 +55,11 @@ def exported(
 @torch.inference_mode()
 def logits(backbone: Backbone, images: np.ndarray) -> torch.Tensor:
     """As our evaluation computes them."""
-    look = InputTransform(
+    transform = InputTransform(
         image_size=backbone.geometry.image_size, mean=backbone.mean, std=backbone.std
     )
     backbone.module.eval()
-    result: torch.Tensor = backbone.module(fit(normalise(torch.from_numpy(images), look), look))
+    result: torch.Tensor = backbone.module(transform(torch.from_numpy(images)))
     return result
 
 

@@ -12,8 +12,7 @@ from orchestrator.launch.validation import ImageFacts
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
-from trainables.backbones import build, describe
-from trainables.backbones.sizes import COUNTED, size_of
+from trainables.backbones import FAMILIES, SCALES, build, describe, size_of
 from trainables.config import BackboneSpec
 from trainables.train.accounting import count_flops
 from trainables.train.measure import measure
@@ -91,7 +90,7 @@ def test_sizes_are_those_of_the_models(family: str) -> None:
     spec = BackboneSpec(family=family)
     for side, within in ((32, 0.01), (64, 0.35)):
         fixed = replace(spec, image_size=side, stem="small" if family == "resnet" else "auto")
-        size = size_of(describe(fixed, height=side, width=side).as_dict())
+        size = size_of(describe(fixed, height=side, width=side))
         module = build(fixed, num_classes=10, height=side, width=side).module
         assert size is not None
         assert size.params_m == pytest.approx(
@@ -103,8 +102,6 @@ def test_sizes_are_those_of_the_models(family: str) -> None:
 
 
 def test_every_member_has_a_size() -> None:
-    assert set(COUNTED) == {
-        (family, scale)
-        for family in ("resnet", "vit", "hybrid", "convnext")
-        for scale in ("tiny", "small", "base")
-    }
+    families = [family for name, family in FAMILIES.items() if name != "timm"]
+    assert all(tuple(family.members) == SCALES for family in families)
+    assert all(member.size for family in families for member in family.members.values())

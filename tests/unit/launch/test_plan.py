@@ -23,7 +23,7 @@ from orchestrator.launch.forecast import (
     images_per_epoch,
     measured,
 )
-from orchestrator.launch.plan import capacity, feasible, local_totals, plan
+from orchestrator.launch.plan import capacity, capacity_mistakes, local_totals, plan
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
@@ -38,7 +38,7 @@ GEOMETRY = Geometry(
     patch=8,
     tokens=16,
     stem=None,
-    road="resized patches",
+    adaptation="resized patches",
     warnings=("8 tokens are few",),
 )
 COUNTS = {"train": 1000, "val": 100, "test": 100}
@@ -77,11 +77,11 @@ def test_infeasible_exactly_where_no_slot_fits(
 ) -> None:
     resources = ResourceSpec(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     total = {"CPU": float(there[0]), "GPU": float(there[1])}
-    assert (feasible(resources, total) == []) == (capacity(resources, total) >= 1)
+    assert (capacity_mistakes(resources, total) == []) == (capacity(resources, total) >= 1)
 
 
 def test_infeasibility_says_what_is_asked_and_what_there_is() -> None:
-    (line,) = feasible(ResourceSpec(num_workers=64), {"CPU": 2.0})
+    (line,) = capacity_mistakes(ResourceSpec(num_workers=64), {"CPU": 2.0})
     assert "64 CPU, there is 2" in line
     assert "Fix:" in line
 

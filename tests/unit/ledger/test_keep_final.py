@@ -12,7 +12,8 @@ import pytest
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.finetune import EpochReport, evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import EpochReport, fine_tune
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
 from trainables.worker import serve

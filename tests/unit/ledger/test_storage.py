@@ -1,4 +1,4 @@
-"""Object storage: files and their retries, the ledger's segments, the lease, a trial's files.
+"""A ledger in object storage: its segments, the lease, what slots are told.
 
 Through ``file://`` here, which is the same code; through S3 in the integration tests.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,13 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import SessionOptions
@@ -32,110 +28,13 @@ from orchestrator.ledger.lease import Lease, holder
 from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
 from orchestrator.ledger.state import replay
 from orchestrator.spec.named_sweeps import family_sweep
-from trainables.config import Assignment, BackboneSpec, DataSpec, EpochReport, Recipe
-from trainables.data import store
-from trainables.data.build import prepare
+from trainables.config import EpochReport
 from trainables.errors import StorageError, UserError
-from trainables.storage import object_storage, trial_files
-from trainables.train.loop import World
+from trainables.storage import object_storage
 from trainables.worker.dispatcher_client import SlotCommand
-from trainables.worker.serve import ActiveTrial
 
 WHOLE = "state.json"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Pauses as short as they can be, working copies of the test's own."""
-    monkeypatch.setattr(object_storage, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(object_storage, "PATIENCE_S", 0.05)
-    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "copies"))
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    """Where a storage is."""
-    return f"file://{tmp_path / 'storage'}"
-
-
-def failing(times: int, error: type[OSError] = OSError) -> tuple[Callable[[], str], list[int]]:
-    """Work that fails so often before it succeeds, and the count of its tries."""
-    tries: list[int] = []
-
-    def work() -> str:
-        tries.append(1)
-        if len(tries) <= times:
-            raise error("no")
-        return "done"
-
-    return work, tries
-
-
-def test_what_fails_is_tried_again_for_a_while_and_what_is_not_there_is_not() -> None:
-    work, tries = failing(3)
-    assert object_storage.retried("trying", work, patience_s=10) == "done"
-    assert len(tries) == 4
-    work, tries = failing(10**9)
-    with pytest.raises(StorageError, match=r"trying failed for 0\.05 s: no"):
-        object_storage.retried("trying", work)
-    assert len(tries) > 2
-    work, tries = failing(1, FileNotFoundError)
-    with pytest.raises(FileNotFoundError):
-        object_storage.retried("trying", work)
-    assert len(tries) == 1
-
-
-def test_a_folder_is_there_once_its_marker_is(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "source"
-    (source / "deep").mkdir(parents=True)
-    for name in (WHOLE, "model.safetensors", "deep/zz"):
-        (source / name).write_text(name)
-    put = object_storage.put_file
-
-    def no_marker(path: Path, uri: str) -> None:
-        if path.name == WHOLE:
-            raise StorageError("gone")
-        put(path, uri)
-
-    monkeypatch.setattr(object_storage, "put_file", no_marker)
-    with pytest.raises(StorageError):
-        object_storage.put_folder(source, f"{place}/x", marker=WHOLE)
-    assert [one.name for one in object_storage.list_files(f"{place}/x")] == [
-        "deep/zz",
-        "model.safetensors",
-    ]
-    with pytest.raises(FileNotFoundError):
-        object_storage.get_folder(f"{place}/x", tmp_path / "got", marker=WHOLE)
-    assert not (tmp_path / "got").exists()
-
-    monkeypatch.undo()
-    object_storage.put_folder(source, f"{place}/x", marker=WHOLE)
-    (tmp_path / "got").mkdir()
-    (tmp_path / "got" / "old").write_text("from before")
-    object_storage.get_folder(f"{place}/x", tmp_path / "got", marker=WHOLE)
-    there = {p.relative_to(tmp_path / "got").as_posix() for p in (tmp_path / "got").rglob("*")}
-    assert there == {"deep", "deep/zz", "model.safetensors", WHOLE}
-    object_storage.delete_folder(f"{place}/x", marker=WHOLE)
-    assert object_storage.list_files(f"{place}/x") == []
-    object_storage.delete_folder(f"{place}/x", marker=WHOLE)
-
-
-@pytest.mark.parametrize("uri", ["s3://", "gs://bucket/x", "s3://bucket?scheme=http"])
-def test_a_place_that_is_none_is_refused(uri: str) -> None:
-    (line,) = object_storage.mistakes(uri)
-    assert uri in line
-    assert "Fix: --storage s3://BUCKET/PREFIX" in line
-
-
-def test_a_place_that_cannot_be_written_is_named_with_its_fix(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert object_storage.mistakes(f"file://{tmp_path}/new") == []
-    assert object_storage.list_files(f"file://{tmp_path}/new") == []
-    (line,) = object_storage.mistakes(f"file://{tmp_path}/file/below")
-    assert "must be writable" in line
-    assert "AWS_ENDPOINT_URL" in line
+pytestmark = pytest.mark.usefixtures("quick_storage")
 
 
 def note(ledger: Ledger, count: int) -> None:
@@ -404,96 +303,3 @@ def test_a_stop_from_elsewhere_is_heard_unless_it_was_for_another(place: str, ha
     object_storage.write_bytes(f"{uri}/stop", b"")
     assert heard.wait(10)
     lease.release()
-
-
-def assignment(place: str, **changed: Any) -> Assignment:
-    made = Assignment(
-        trial_id="vit-0000",
-        attempt=2,
-        backbone=BackboneSpec(family="vit"),
-        recipe=Recipe(),
-        data=DataSpec(),
-        seed=0,
-        epochs=9,
-        checkpoint="/head/checkpoints/vit-0000/attempt-1/epoch-0003",
-        checkpoint_folder="/head/checkpoints/vit-0000/attempt-2",
-        remote=f"{place}/run",
-    )
-    return replace(made, **changed)
-
-
-def stored(place: str, *names: str) -> None:
-    for name in names:
-        for file in ("model.safetensors", WHOLE):
-            uri = f"{place}/run/checkpoints/vit-0000/{name}/{file}"
-            object_storage.write_bytes(uri, name.encode())
-
-
-def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path) -> None:
-    stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0003")
-    held = ActiveTrial(assignment(place), World())
-    home = object_storage.working_copy(f"{place}/run") / "checkpoints" / "vit-0000"
-    assert held.fetch() is None
-    assert held.checkpoint == str(home / "attempt-1" / "epoch-0003")
-    assert (home / "attempt-1" / "epoch-0003" / WHOLE).read_text() == "attempt-1/epoch-0003"
-    assert held.assignment.checkpoint_folder == str(home / "attempt-2")
-    # Its own next one replaces it here; there, what is kept is for the dispatcher to say.
-    held.checkpoint = str(home / "attempt-2" / "epoch-0004")
-    Path(held.checkpoint).mkdir(parents=True)
-    (Path(held.checkpoint) / WHOLE).write_text("{}")
-    trial_files.put_checkpoint(held.assignment, held.checkpoint)
-    held.keep_only(["/head/attempt-1/epoch-0001", held.checkpoint])
-    assert sorted(path.name for path in home.glob("*/*")) == ["epoch-0004"]
-    there = trial_files.stored_checkpoints(f"{place}/run/checkpoints/vit-0000")
-    assert there == ["attempt-1/epoch-0001", "attempt-2/epoch-0004"]
-    held.keep_only(None, over=True)
-    assert not home.exists()
-    assert trial_files.stored_checkpoints(f"{place}/run/checkpoints/vit-0000") == there
-
-
-def test_where_a_checkpoint_is_lost_an_earlier_one_serves_and_that_is_said(place: str) -> None:
-    stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0002", "attempt-1/epoch-0004")
-    half = f"{place}/run/checkpoints/vit-0000/attempt-1/epoch-0003/model.safetensors"
-    object_storage.write_bytes(half, b"its marker never came")
-    held = ActiveTrial(assignment(place), World())
-    line = held.fetch()
-    assert line == "attempt-1/epoch-0003 is in the storage no more: from attempt-1/epoch-0002"
-    assert Path(str(held.checkpoint)).name == "epoch-0002"
-    object_storage.delete_folder(f"{place}/run/checkpoints/vit-0000", marker=WHOLE)
-    again = ActiveTrial(assignment(place, attempt=3), World())
-    shutil.rmtree(object_storage.working_copy(f"{place}/run"))
-    assert again.fetch() == "attempt-1/epoch-0003 is in the storage no more: from the beginning"
-    assert again.checkpoint is None
-
-
-def test_a_node_without_the_dataset_fetches_its_store_and_looks_it_through(
-    place: str, tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(0)
-    for index in range(40):
-        picture = tmp_path / "pictures" / ("a", "b")[index % 2] / f"{index}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(picture)
-    spec = DataSpec(source=str(tmp_path / "pictures"), folder=str(tmp_path / "driver"))
-    uri, built = f"{place}/run", prepare(spec)
-    store.put_stores(uri, {spec: built})
-    put = object_storage.list_files(f"{place}/stores")
-    store.put_stores(uri, {spec: built})
-    assert object_storage.list_files(f"{place}/stores") == put
-    shutil.rmtree(tmp_path / "pictures")
-
-    there = replace(spec, folder=str(tmp_path / "worker"), train_limit=10)
-    fetched = prepare(there, remote=uri)
-    assert fetched.info == built.info
-    assert fetched.path.parent == tmp_path / "worker"
-    for split in ("train", "val", "test"):
-        assert (fetched.split(split).images == built.split(split).images).all()
-        assert (fetched.split(split).labels == built.split(split).labels).all()
-
-    damaged = f"{place}/stores/{built.path.name}/train.arrow"
-    content = bytearray(object_storage.read_bytes(damaged))
-    at = content.index(built.split("train").images[0].tobytes())
-    content[at] ^= 1
-    object_storage.write_bytes(damaged, bytes(content))
-    with pytest.raises(UserError, match=r"data\.source must exist"):
-        prepare(replace(spec, folder=str(tmp_path / "another")), remote=uri)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ops import doctor
-from orchestrator.ops.doctor import auth_mistakes, gpu_mistakes, status_of
+from orchestrator.ops.doctor import auth_mistakes, gpu_mistakes, http_status
 from orchestrator.tracking.store import age_mistakes
 
 
@@ -26,14 +26,14 @@ def server() -> Iterator[HTTPServer]:
             self.end_headers()
             self.wfile.write(text.encode())
 
-        def log_message(self, *said: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             pass
 
-    made = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    listening = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield listening
+    listening.shutdown()
+    listening.server_close()
 
 
 def test_a_tracking_server_must_be_as_new_as_the_client(server: HTTPServer) -> None:
@@ -53,14 +53,14 @@ def test_a_tracking_server_must_be_as_new_as_the_client(server: HTTPServer) -> N
 def test_a_stranger_is_refused_or_let_in(server: HTTPServer) -> None:
     address = f"127.0.0.1:{server.server_port}"
     server.text = ""  # type: ignore[attr-defined]
-    assert status_of(address) == 401
+    assert http_status(address) == 401
     server.text = "{}"  # type: ignore[attr-defined]
-    assert status_of(address) == 200
-    assert status_of("127.0.0.1:9") is None
+    assert http_status(address) == 200
+    assert http_status("127.0.0.1:9") is None
 
 
 @pytest.mark.parametrize(
-    ("dashboard", "token", "mine", "count"),
+    ("dashboard", "token", "mode", "count"),
     [
         ("127.0.0.1:8265", True, "token", 0),
         ("127.0.0.1:8265", False, "disabled", 0),
@@ -75,14 +75,14 @@ def test_a_stranger_is_refused_or_let_in(server: HTTPServer) -> None:
 def test_an_open_dashboard_is_a_problem_where_others_reach_it(
     dashboard: str | None,
     token: bool | None,
-    mine: str,
+    mode: str,
     count: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", mine)
-    found = auth_mistakes(dashboard, token)
-    assert len(found) == count
-    assert all("Fix: " in line for line in found)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    problems = auth_mistakes(dashboard, token)
+    assert len(problems) == count
+    assert all("Fix: " in line for line in problems)
 
 
 def test_gpus_that_torch_does_not_see() -> None:
@@ -99,3 +99,35 @@ def test_versions_that_nobody_tested_are_named(tmp_path: Path) -> None:
     (line,) = doctor.pin_mistakes(pins)
     assert line.startswith("click is ")
     assert doctor.pin_mistakes(tmp_path / "missing.txt") == []
+
+
+def test_a_probe_lies_in_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    for storage in ("shared", "shared/runs", "shared/a/b"):
+        place = doctor.probe_place(f"file://{tmp_path}/{storage}", "probe")
+        assert place == f"file://{tmp_path}/shared/probe"
+    assert doctor.probe_place("s3://bucket/runs", "probe") == "s3://bucket/runs/probe"
+
+
+def test_a_node_without_a_gpu_leaves_its_name_in_the_storage(tmp_path: Path) -> None:
+    storage = f"file://{tmp_path}"
+    answer = doctor.inspect_node("n", storage=storage, probe="probe", gpus=0, backbones=[])
+    assert (answer.wrote, answer.torch_gpus, answer.problems) == (True, None, ())
+    head = doctor.inspect_from_head(
+        storage=storage,
+        probes={"probe": "n", "nowhere": "m"},
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        dashboard=None,
+    )
+    (problem,) = head.problems
+    assert "does not see what node m wrote" in problem
+    doctor.remove_probe(storage=storage, probe="probe")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_cluster_the_json_has_no_nodes() -> None:
+    facts: dict[str, object] = {"python": "3", "cluster": None}
+    found = doctor.Findings(facts=facts, versions={}, nodes=None, warnings=["w"], problems=["p"])
+    assert found.as_dict() == {**facts, "versions": {}, "warnings": ["w"], "problems": ["p"]}
+    with_nodes = doctor.Findings(facts=facts, versions={}, nodes=[], warnings=[], problems=[])
+    assert with_nodes.as_dict()["nodes"] == []

@@ -1,4 +1,4 @@
-"""A job of a Ray head, seen by its client: found or submitted, followed through bad weather."""
+"""A job of a Ray head, seen by its client: found or submitted, followed through outages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LOG = "starting Ray\ntrial 1\ntrial 2\ndone\n"
 JOB = jobs.Job(run="vit", arguments=("sweep", "vit", "--set", "a=[1, 2]"), working_dir=Path())
 
 
-def details(name: str, status: str, **told: Any) -> JobDetails:
+def details(name: str, status: str, **fields: Any) -> JobDetails:
     return JobDetails(
         type=JobType.SUBMISSION,
         submission_id=name,
         status=JobStatus(status),
-        **{"entrypoint": JOB.entrypoint, "metadata": {jobs.RUN_KEY: "vit"}, **told},
+        **{"entrypoint": JOB.entrypoint, "metadata": {jobs.RUN_KEY: "vit"}, **fields},
     )
 
 
@@ -93,7 +93,7 @@ def test_a_head_that_was_started_anew_knows_no_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "code"),
+    ("fields", "code"),
     [
         ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0),
         *(({"status": "FAILED", "driver_exit_code": code}, code) for code in (1, 2, 3, 4, 5, 130)),
@@ -104,8 +104,8 @@ def test_a_head_that_was_started_anew_knows_no_job() -> None:
         ({"status": "FAILED", "error_type": "RUNTIME_ENV_SETUP_FAILURE", "message": "no"}, 2),
     ],
 )
-def test_the_exit_code_is_the_runs_own(told: dict[str, Any], code: int) -> None:
-    assert jobs.exit_code(details("vit", **told))[0] == code
+def test_the_exit_code_is_the_runs_own(fields: dict[str, Any], code: int) -> None:
+    assert jobs.exit_code(details("vit", **fields))[0] == code
 
 
 def test_a_job_at_work_is_found_and_one_that_has_ended_gets_a_successor() -> None:

@@ -47,8 +47,8 @@ def spec(**changed: Any) -> RunSpec:
         )
         for family in FAMILIES
     )
-    made = RunSpec(name="r", sweeps=sweeps, prices={"cpu_hour": 3.0}, budget={"cpu_hours": 1.0})
-    return replace(made, **changed)
+    whole = RunSpec(name="r", sweeps=sweeps, prices={"cpu_hour": 3.0}, budget={"cpu_hours": 1.0})
+    return replace(whole, **changed)
 
 
 def records(asked: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -176,9 +176,9 @@ def test_families_stand_side_by_side(tmp_path: Path, width: int) -> None:
     assert rows["finished"] == ["1", "0"]
     assert rows["learning_rate"] == ["0.001", "0.001"]
     assert rows["best"] == ["val_top1", "0.9000", "0.0500"]
-    said = " ".join(" ".join(lines).split())
-    assert "8 of 72 epochs saved by pruning" in said
-    assert "to go" in said
+    text = " ".join(" ".join(lines).split())
+    assert "8 of 72 epochs saved by pruning" in text
+    assert "to go" in text
 
 
 def test_the_summary_has_the_numbers_of_the_view(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from orchestrator.cli.main import main
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "expected"),
     [
         ("sweep vit", 2, "got --storage runs. Fix: --storage /"),
         ("-- sweep vti --storage /s", 2, "did you mean vit"),
@@ -38,7 +38,7 @@ from orchestrator.cli.main import main
 def test_a_mistake_is_found_before_anything_is_submitted(
     command: str,
     code: int,
-    said: str,
+    expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -52,5 +52,5 @@ def test_a_mistake_is_found_before_anything_is_submitted(
         main(["submit", *shlex.split(command)])
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == code
-    assert any(said in line for line in lines), lines
+    assert any(expected in line for line in lines), lines
     assert all(line.startswith("error: ") for line in lines), lines

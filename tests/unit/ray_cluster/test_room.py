@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.launch.plan import capacity, feasible, worker_asks
+from orchestrator.launch.plan import capacity, capacity_mistakes, worker_asks
 from orchestrator.ray_cluster.capacity import (
     ClusterCapacity,
     NodeKind,
@@ -61,15 +61,15 @@ def test_slots_are_counted_on_nodes_that_are_not_there_yet(
     config = cluster_file(6, small=(8, {"CPU": 4, "GPU": 1}), large=(2, {"CPU": 16, "GPU": 4}))
     asked, room = ResourceSpec(**resources), scaled_room([HEAD], HEAD, config)
     assert capacity(asked, room) == slots
-    assert (feasible(asked, room) == []) == (slots > 0)
+    assert (capacity_mistakes(asked, room) == []) == (slots > 0)
 
 
 def test_what_fits_no_node_is_told_apart_from_what_there_is_too_little_of() -> None:
     room = scaled_room([HEAD], HEAD, cluster_file(8, spot=(8, {"CPU": 8, "GPU": 1})))
-    (line,) = feasible(ResourceSpec(gpus_per_worker=2), room)
+    (line,) = capacity_mistakes(ResourceSpec(gpus_per_worker=2), room)
     assert "1 CPU + 2 GPU" in line
     assert "8 spot of 8 CPU + 1 GPU" in line
-    (line,) = feasible(ResourceSpec(gpus_per_worker=1, num_workers=9), room)
+    (line,) = capacity_mistakes(ResourceSpec(gpus_per_worker=1, num_workers=9), room)
     assert "9 GPU, there is 8" in line
 
 
@@ -82,7 +82,7 @@ def test_nodes_added_by_hand_count_where_they_hold_more() -> None:
 def test_the_files_of_this_project_hold_what_they_say() -> None:
     laptop = yaml.safe_load((CLUSTER / "local-autoscaling.yaml").read_text())
     assert capacity(ResourceSpec(), scaled_room([HEAD], HEAD, laptop)) == 2
-    assert feasible(ResourceSpec(cpus_per_worker=2), scaled_room([HEAD], HEAD, laptop))
+    assert capacity_mistakes(ResourceSpec(cpus_per_worker=2), scaled_room([HEAD], HEAD, laptop))
     resource = yaml.safe_load((CLUSTER / "kuberay-cluster.yaml").read_text())
     resource["metadata"].setdefault("namespace", "default")
     config = of_ray_cluster(resource)
@@ -90,7 +90,7 @@ def test_the_files_of_this_project_hold_what_they_say() -> None:
     asked = ResourceSpec(gpus_per_worker=1, cpus_per_worker=4)
     most = sum(group["maxReplicas"] for group in resource["spec"]["workerGroupSpecs"])
     assert capacity(asked, scaled_room([HEAD], HEAD, config)) == most > 1
-    assert feasible(ResourceSpec(gpus_per_worker=2), scaled_room([HEAD], HEAD, config))
+    assert capacity_mistakes(ResourceSpec(gpus_per_worker=2), scaled_room([HEAD], HEAD, config))
     resource["spec"]["enableInTreeAutoscaling"] = False
     assert of_ray_cluster(resource) is None
 

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
-from orchestrator.compare import compare, load, table_text
+from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.reproduce import command
-from orchestrator.compare.runs import collect
+from orchestrator.compare.runs import collect, load
+from orchestrator.compare.table import table_text
 from orchestrator.engine import dispatcher_state
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import Record, State, replay
+from orchestrator.ledger.state import Record, replay
 from orchestrator.spec import spaces
 from orchestrator.spec.run import RunSpec, diff
 from orchestrator.spec.spaces import (

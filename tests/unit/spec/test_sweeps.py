@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.spec.named_sweeps import NAMED, family_sweep, resolve
 from orchestrator.spec.spaces import Choice, space_for
-from trainables.backbones.catalog import FAMILIES
+from trainables.backbones.families import FAMILIES
 from trainables.errors import UserError
 
 

@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.compare import compare, load, write_report
+from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import write_report
+from orchestrator.compare.runs import load
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import tournament_run
 
@@ -21,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (folder / "plots" / "figure-of-an-earlier-report.svg").write_text("<svg/>")
     runs = [load(folder)]
     comparison = compare(runs)
-    files = write_report(runs, comparison, folder)
+    files = write_report(comparison, folder)
     assert all(path.is_file() for path in files)
     assert files[-1] == folder / "report.html"
     return folder, comparison.as_dict()
@@ -72,7 +74,7 @@ def test_the_description_is_ours_until_a_user_writes_one(
     assert note.startswith(str(comparison["answer"]))
     assert note.count("n = 2) |") == 3  # no mean without n and interval
     assert view.comparison_tags({**comparison, "answer": "B"}, ours)[view.NOTE_TAG].startswith("B")
-    assert view.comparison_tags(comparison, {view.NOTE_TAG: "mine"}) == (view.TABLE_TAG)
+    assert view.comparison_tags(comparison, {view.NOTE_TAG: "written by a user"}) == view.TABLE_TAG
 
 
 def test_a_run_without_families_is_an_empty_table() -> None:

@@ -1,4 +1,4 @@
-"""Whether a tracking URI can be used is told in one line, quickly, and without mlflow."""
+"""Whether a tracking URI can be used is answered in one line, quickly, and without mlflow."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def server(status: int, body: str, seen: list[dict[str, str]] | None = None) -> 
 
 
 def one_line(uri: str, timeout_s: float = 5) -> str:
-    found = store.check(uri, timeout_s)
-    assert len(found) == 1
-    assert "\n" not in found[0]
-    assert "Fix:" in found[0]
-    return found[0]
+    problems = store.check(uri, timeout_s)
+    assert len(problems) == 1
+    assert "\n" not in problems[0]
+    assert "Fix:" in problems[0]
+    return problems[0]
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "expected"),
     [
         (200, "<html>welcome</html>", "not as an MLflow server"),
         (200, "[]", "not as an MLflow server"),
@@ -58,9 +58,9 @@ def one_line(uri: str, timeout_s: float = 5) -> str:
         (500, "boom", "500 (boom)"),
     ],
 )
-def test_a_server_that_is_no_use_says_why(status: int, body: str, said: str) -> None:
+def test_a_server_that_is_no_use_says_why(status: int, body: str, expected: str) -> None:
     with server(status, body) as uri:
-        assert said in one_line(uri)
+        assert expected in one_line(uri)
 
 
 @pytest.mark.parametrize("answer", ["{}", json.dumps({"experiments": [{"name": "Default"}]})])
@@ -88,7 +88,7 @@ def test_a_closed_port_and_a_silent_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "expected"),
     [
         ("./mlruns", "sqlite:////"),
         ("file:///tmp/mlruns", "sqlite:////tmp/mlruns/mlflow.db"),
@@ -99,8 +99,8 @@ def test_a_closed_port_and_a_silent_one() -> None:
         ("sqlite:////etc/passwd/mlflow.db", "/etc/passwd cannot"),
     ],
 )
-def test_a_uri_that_cannot_work(uri: str, said: str) -> None:
-    assert said in one_line(uri)
+def test_a_uri_that_cannot_work(uri: str, expected: str) -> None:
+    assert expected in one_line(uri)
 
 
 def test_database_files(tmp_path: Path) -> None:

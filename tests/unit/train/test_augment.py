@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from trainables.data.rng import key_of, uniforms
 from trainables.train import augmentation
 from trainables.train.augmentation import LEVELS, Augmentation, InputTransform, Level, Mixing
-from trainables.train.rng import key_of, uniforms
 
 CPU = torch.device("cpu")
 PLAIN = InputTransform(image_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -27,10 +27,10 @@ def images(count: int = 12, side: int = 16, seed: int = 0) -> Tensor:
 
 
 def of(
-    level: Level | str, *, look: InputTransform = PLAIN, seed: int = 0, **fields: float
+    level: Level | str, *, transform: InputTransform = PLAIN, seed: int = 0, **fields: float
 ) -> Augmentation:
     made = LEVELS[level] if isinstance(level, str) else level
-    return Augmentation(level=made, look=look, seed=seed, mirror=True, **fields)
+    return Augmentation(level=made, transform=transform, seed=seed, mirror=True, **fields)
 
 
 def chw(batch: Tensor) -> Tensor:
@@ -70,13 +70,13 @@ def test_each_image_gets_its_own_crop() -> None:
 
 
 def test_normalise_is_torchvisions() -> None:
-    look = InputTransform(image_size=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    batch = augmentation.normalise(images(), look)
+    transform = InputTransform(image_size=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    batch = augmentation.normalise(images(), transform)
     floats = tv.to_dtype(chw(images()), torch.float32, scale=True)
-    expected = tv.normalize(floats, list(look.mean), list(look.std))
+    expected = tv.normalize(floats, list(transform.mean), list(transform.std))
     torch.testing.assert_close(batch, expected, rtol=1e-5, atol=1e-5)
     assert batch.is_contiguous()
-    last = InputTransform(image_size=16, mean=look.mean, std=look.std, channels_last=True)
+    last = InputTransform(image_size=16, mean=transform.mean, std=transform.std, channels_last=True)
     again = augmentation.normalise(images(), last)
     assert again.equal(batch)
     assert again.is_contiguous(memory_format=torch.channels_last)
@@ -84,10 +84,10 @@ def test_normalise_is_torchvisions() -> None:
 
 @pytest.mark.parametrize("side", [8, 32])
 def test_resizing_is_torchvisions(side: int) -> None:
-    look = InputTransform(image_size=side, mean=PLAIN.mean, std=PLAIN.std)
+    transform = InputTransform(image_size=side, mean=PLAIN.mean, std=PLAIN.std)
     batch = tv.to_dtype(chw(images()), torch.float32, scale=True)
     expected = tv.resize(batch, [side, side], antialias=side < 16)
-    torch.testing.assert_close(augmentation.fit(batch, look), expected)
+    torch.testing.assert_close(augmentation.fit(batch, transform), expected)
 
 
 def test_jitter_is_torchvisions() -> None:
@@ -191,7 +191,7 @@ def crops_of(level: Level, *, mirror: bool, count: int = 3000) -> Tensor:
     side = 16
     place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1)
     pool = torch.cat((place, place[..., :1]), -1).to(torch.uint8).expand(count, -1, -1, -1)
-    made = Augmentation(level=level, look=PLAIN, seed=0, mirror=mirror)
+    made = Augmentation(level=level, transform=PLAIN, seed=0, mirror=mirror)
     batch = (made(pool.contiguous(), torch.arange(count), 0) * 255).round().long()
     centre, right = batch[:, :2, 8, 8], batch[:, 1, 8, 9]
     flipped = (right < centre[:, 1]).long()

@@ -18,11 +18,11 @@ from tests.unit.train.engine_store import assignment, small_store
 from trainables.backbones import model
 from trainables.config import Assignment
 from trainables.errors import Diverged, OutOfMemory, Preempted, UserError
-from trainables.finetune import EpochReport, evaluate_split, fine_tune
+from trainables.evaluate.model import evaluate_split
+from trainables.finetune import EpochReport, fine_tune
 from trainables.train import checkpoint
 from trainables.train.learner import Learner
-from trainables.train.loop import World
-from trainables.train.step import Batch
+from trainables.train.loop import Batch, World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

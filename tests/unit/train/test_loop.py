@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.unit.train.engine_store import small_store
-from trainables.data.batches import BatchPlan, load_pixels, shard
+from trainables.backbones import describe
+from trainables.config import BackboneSpec
+from trainables.data.batches import BatchPlan, Pixels, load_pixels, shard
 from trainables.errors import Diverged
 from trainables.train.accounting import Clock, count_flops
 from trainables.train.augmentation import InputTransform
-from trainables.train.loop import World, evaluate, predict
+from trainables.train.loop import TrainedModel, World, predict, score
 
-LOOK = InputTransform(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+TRANSFORM = InputTransform(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CPU = torch.device("cpu")
 
 
@@ -113,14 +115,23 @@ def network(classes: int = 6) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, classes))
 
 
+def trained(module: nn.Module) -> TrainedModel:
+    geometry = describe(BackboneSpec(family="resnet"), height=16, width=16)
+    return TrainedModel(module=module, transform=TRANSFORM, geometry=geometry, device=CPU)
+
+
+def evaluate(module: nn.Module, pixels: Pixels) -> dict[str, float]:
+    return score(predict(trained(module), pixels, world=World()), World())
+
+
 @pytest.mark.parametrize("val", [50, 256, 700])
 def test_evaluation_counts_every_image_once(val: int) -> None:
     store, module = small_store(val=val), network()
     split = store.split("val")
     pixels = load_pixels(split.images, split.labels, CPU)
-    scores = evaluate(module, pixels, LOOK, world=World(), bf16=False)
+    scores = evaluate(module, pixels)
     floats = split.images.transpose(0, 3, 1, 2) / 255.0
-    mean, std = (np.array(v).reshape(3, 1, 1) for v in (LOOK.mean, LOOK.std))
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in (TRANSFORM.mean, TRANSFORM.std))
     with torch.no_grad():
         logits = module(torch.from_numpy(((floats - mean) / std).astype(np.float32))).double()
     order = logits.argsort(1, descending=True).numpy()
@@ -138,9 +149,9 @@ def test_the_shards_of_all_workers_make_up_the_split() -> None:
     parts = [
         pair
         for rank in range(3)
-        for pair in predict(module, pixels, LOOK, world=World(rank=rank, size=3), bf16=False)
+        for pair in predict(trained(module), pixels, world=World(rank=rank, size=3))
     ]
-    (whole, labels), *rest = predict(module, pixels, LOOK, world=World(), bf16=False)
+    (whole, labels), *rest = predict(trained(module), pixels, world=World())
     assert not rest
     torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), whole)
     assert torch.cat([some for _, some in parts]).equal(labels)
@@ -149,7 +160,7 @@ def test_the_shards_of_all_workers_make_up_the_split() -> None:
 def test_top5_is_absent_where_it_would_say_nothing() -> None:
     store = small_store(classes=4)
     pixels = load_pixels(store.split("val").images, store.split("val").labels, CPU)
-    assert evaluate(network(4), pixels, LOOK, world=World(), bf16=False).keys() == {"loss", "top1"}
+    assert evaluate(network(4), pixels).keys() == {"loss", "top1"}
 
 
 def test_a_broken_model_does_not_score() -> None:
@@ -157,7 +168,7 @@ def test_a_broken_model_does_not_score() -> None:
     nn.init.constant_(module[1].weight, float("nan"))  # type: ignore[index]
     pixels = load_pixels(store.split("val").images, store.split("val").labels, CPU)
     with pytest.raises(Diverged):
-        evaluate(module, pixels, LOOK, world=World(), bf16=False)
+        evaluate(module, pixels)
 
 
 # --- accounting -------------------------------------------------------------------------------

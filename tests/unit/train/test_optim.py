@@ -14,8 +14,8 @@ from timm.optim import Lion
 from torch import Tensor, nn
 
 from trainables.config import Recipe
+from trainables.train.loop import Batch, Step, batch_loss
 from trainables.train.optimizer import Ema, build_optimizer, schedule_of, set_learning_rate
-from trainables.train.step import Batch, Step, batch_loss
 
 
 def model(*, batch_norm: bool = False) -> nn.Sequential:

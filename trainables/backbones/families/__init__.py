@@ -1,1 +1,132 @@
-"""One file a family: its members, how they are adapted to small images, all that is known of it."""
+"""The table of families, one file each, and what can be asked about any of them.
+
+A new family is a file that defines ``FAMILY`` and one entry in ``FAMILIES`` below; convnext.py is
+the shortest to copy. Imports neither torch nor timm (``timm:MODEL`` imports timm for its name).
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Request, Size
+from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
+from trainables.config import BackboneSpec
+from trainables.errors import UserError
+
+FAMILIES: dict[str, Family] = {
+    "resnet": resnet.FAMILY,
+    "vit": vit.FAMILY,
+    "hybrid": hybrid.FAMILY,
+    "convnext": convnext.FAMILY,
+    "timm": generic.FAMILY,
+}
+SCALES = ("tiny", "small", "base")
+SMALLEST_SIDE = 32  # smaller images are upsampled on the device: no backbone was made for them
+SIDE_STEP = 8  # sides are rounded up to a multiple, so that patches divide them
+
+
+def describe(spec: BackboneSpec, *, height: int, width: int) -> Geometry:
+    """How ``spec`` meets images stored at ``height`` x ``width`` pixels.
+
+    Needs no torch (the family ``timm`` imports timm for the model's name). Raises ``UserError``
+    for everything :func:`check_backbone` lists, and for a patch that does not divide the side.
+    """
+    mistakes = check_backbone(spec)
+    if mistakes:
+        raise UserError(*mistakes)
+    member, stored = member_of(spec), min(height, width)
+    side = spec.image_size or max(SMALLEST_SIDE, -(-stored // SIDE_STEP) * SIDE_STEP)
+    request = Request(spec=spec, member=member, image_size=side)
+    adapted = FAMILIES[spec.family].adapt(request)
+    ways = ["upsampled"] * (side > stored) + ["resized patches"] * adapted.resized
+    return Geometry(
+        family=spec.family,
+        scale=None if spec.family == "timm" else spec.scale,
+        model=member.model,
+        weights=spec.weights,
+        image_size=side,
+        patch=adapted.patch,
+        stem=adapted.stem,
+        tokens=adapted.tokens,
+        adaptation=" + ".join(ways) or "native",
+        warnings=adapted.warnings,
+    )
+
+
+def member_of(spec: BackboneSpec) -> Member:
+    """The timm model behind a checked spec."""
+    if spec.family == "timm":
+        return generic.member_named(spec.model)
+    return FAMILIES[spec.family].members[spec.scale]
+
+
+def size_of(geometry: Geometry) -> Size | None:
+    """The size at this geometry; ``None`` for ``timm:MODEL``, known only once it is built.
+
+    Scaled by positions from the one counted: exact for convolutions but for their borders, too
+    low for attention over many more tokens.
+    """
+    member = FAMILIES[geometry.family].members.get(geometry.scale or "")
+    if member is None or member.size is None:
+        return None
+    # the feature map that the stem leaves, or tokens
+    cell = geometry.patch or (1 if geometry.stem == "small" else 4)
+    positions = float(geometry.tokens or (geometry.image_size / cell) ** 2)
+    size, ratio = member.size, positions / member.size.positions
+    return Size(
+        positions=round(positions),
+        params_m=size.params_m,
+        gflops_per_image=size.gflops_per_image * ratio,
+        activation_mb=size.activation_mb * ratio,
+    )
+
+
+def check_backbone(spec: BackboneSpec) -> list[str]:
+    """Mistakes in a spec that show without building anything, one line each.
+
+    Cheap for the known families; the family ``timm`` imports timm to look up the name.
+    """
+    mistakes = []
+    if spec.family not in FAMILIES:
+        mistakes.append(_unknown("backbone.family", spec.family, tuple(FAMILIES)))
+    elif spec.family != "timm" and spec.scale not in SCALES:
+        mistakes.append(_unknown("backbone.scale", spec.scale, SCALES))
+    if spec.stem not in STEMS:
+        mistakes.append(_unknown("backbone.stem", spec.stem, STEMS))
+    for name, value, low in (("image_size", spec.image_size, 8), ("patch", spec.patch, 1)):
+        if value is not None and (not isinstance(value, int) or not low <= value <= 1024):
+            mistakes.append(
+                f"backbone.{name} must be a whole number of pixels in [{low}, 1024]; got "
+                f"{value!r}. Fix: --set backbone.{name}={32 if low == 8 else 4}"
+            )
+    mistakes = mistakes or _patch_mistakes(spec)
+    if mistakes:
+        return mistakes
+    try:
+        member, side = member_of(spec), spec.image_size
+        if side is not None:
+            FAMILIES[spec.family].adapt(Request(spec=spec, member=member, image_size=side))
+    except UserError as error:
+        return list(error.mistakes)
+    return []
+
+
+def _patch_mistakes(spec: BackboneSpec) -> list[str]:
+    patches = FAMILIES[spec.family].patches
+    if spec.patch is None or patches is None or spec.patch in patches:
+        return []
+    if not patches:
+        return [
+            f"backbone.patch does not apply to the family {spec.family}; got {spec.patch}. "
+            "Fix: leave it out, or choose --set backbone.stem=original|small"
+        ]
+    return [
+        f"backbone.patch of the family {spec.family} must be one of "
+        f"{', '.join(map(str, patches))}; got {spec.patch}. Fix: --set backbone.patch={patches[0]}"
+    ]
+
+
+def _unknown(name: str, value: object, valid: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(str(value), valid, n=1)
+    fix = near[0] if near else valid[0]
+    return f"{name} must be one of {', '.join(valid)}; got {value!r}. Fix: {fix}"

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainables.backbones.adaptation import SMALL_IMAGE, Adapted, Family, Geometry, Member, Request
+from trainables.backbones.adaptation import (
+    SMALL_IMAGE,
+    Adapted,
+    ExchangedStem,
+    Family,
+    Geometry,
+    LearningRates,
+    Member,
+    Request,
+    Size,
+    TimmArguments,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 MEMBERS = {
     "tiny": Member(
-        model="test_convnext", hub="timm/test_convnext.r160_in1k", image_size=160, patch=4
+        model="test_convnext",
+        hub="timm/test_convnext.r160_in1k",
+        image_size=160,
+        patch=4,
+        size=Size(positions=256, params_m=0.207, gflops_per_image=0.0095, activation_mb=0.78),
     ),
     "small": Member(
-        model="convnext_nano", hub="timm/convnext_nano.in12k_ft_in1k", image_size=224, patch=4
+        model="convnext_nano",
+        hub="timm/convnext_nano.in12k_ft_in1k",
+        image_size=224,
+        patch=4,
+        size=Size(positions=256, params_m=14.956, gflops_per_image=0.3977, activation_mb=5.56),
     ),
     "base": Member(
-        model="convnext_base", hub="timm/convnext_base.fb_in22k_ft_in1k", image_size=224, patch=4
+        model="convnext_base",
+        hub="timm/convnext_base.fb_in22k_ft_in1k",
+        image_size=224,
+        patch=4,
+        size=Size(positions=256, params_m=87.572, gflops_per_image=2.5044, activation_mb=18.9),
     ),
 }
 
@@ -31,7 +53,7 @@ def adapt(request: Request) -> Adapted:
     return Adapted(patch=patch, resized=patch != request.member.patch)
 
 
-def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
     """Build it, load at the published stem, then resize the stem's kernel by pseudo-inverse."""
     import timm
     import torch
@@ -50,12 +72,20 @@ def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> 
     return module  # type: ignore[no-any-return]
 
 
+def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
+    """The stem's convolution where its patch is not the published one."""
+    return None if geometry.patch == member.patch else ExchangedStem(conv="stem.0")
+
+
 FAMILY = Family(
     name="convnext",
     members=MEMBERS,
-    # a downsampling layer counts with block 0 of its stage: the absent number reads as 0
-    layers=(r"^stem", r"^stages\.(\d+)\.(?:downsample|blocks\.(\d+))"),
     adapt=adapt,
     create=create,
+    from_scratch=LearningRates(
+        3e-4, 2e-2, "layer norm and depthwise kernels: between ViT and ResNet"
+    ),
+    fine_tuned=LearningRates(1e-5, 1e-3, "Liu et al. 2022 fine-tune at 5e-5"),
+    exchanged_stem=exchanged_stem,
     patches=(4, 2, 1),  # of the stem
 )

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainables.backbones.adaptation import Adapted, Family, Geometry, Member, Request, few_tokens
+from trainables.backbones.adaptation import (
+    Adapted,
+    Family,
+    Geometry,
+    LearningRates,
+    Member,
+    Request,
+    TimmArguments,
+    few_tokens,
+)
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,12 +78,12 @@ def adapt(request: Request) -> Adapted:
     )
 
 
-def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
     """Build it at the side it will see; raises ``UserError`` where the model refuses."""
     import timm
 
     cfg = timm.models.get_pretrained_cfg(member.model.partition(".")[0])
-    extra: dict[str, Any] = {}
+    extra: dict[str, int] = {}
     if geometry.patch is not None:
         extra["patch_size"] = geometry.patch
     if cfg is not None and cfg.fixed_input_size and geometry.image_size != member.image_size:
@@ -91,4 +99,16 @@ def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> 
     return module
 
 
-FAMILY = Family(name="timm", members={}, layers=(), adapt=adapt, create=create)
+FAMILY = Family(
+    name="timm",
+    members={},
+    adapt=adapt,
+    create=create,
+    from_scratch=LearningRates(
+        1e-4, 2e-2, "unknown architecture from scratch: the hull of the known families"
+    ),
+    fine_tuned=LearningRates(
+        1e-5, 3e-3, "unknown architecture fine-tuned: the hull of the known families"
+    ),
+    scratch_scales=(),
+)

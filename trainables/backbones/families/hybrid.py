@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainables.backbones.adaptation import (
     FEWEST_TOKENS,
     Adapted,
+    ExchangedStem,
     Family,
     Geometry,
+    LearningRates,
     Member,
     Request,
+    Size,
+    TimmArguments,
+    choose_stem,
     few_tokens,
+    largest_patch,
+    shrink_conv,
 )
-from trainables.backbones.families.resnet import choose_stem
-from trainables.backbones.families.vit import largest_patch
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ MEMBERS = {
         image_size=224,
         patch=32,
         stride=4,
+        size=Size(positions=64, params_m=0.269, gflops_per_image=0.0438, activation_mb=1.72),
         arguments={"embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3},
     ),
     "small": Member(
@@ -38,6 +43,7 @@ MEMBERS = {
         image_size=224,
         patch=32,
         stride=32,
+        size=Size(positions=16, params_m=36.030, gflops_per_image=2.2072, activation_mb=37.6),
     ),
     "base": Member(
         model="vit_base_r50_s16_224",
@@ -45,6 +51,7 @@ MEMBERS = {
         image_size=224,
         patch=16,
         stride=16,
+        size=Size(positions=64, params_m=97.789, gflops_per_image=13.7929, activation_mb=79.5),
     ),
 }
 
@@ -101,7 +108,7 @@ def _stem(request: Request) -> str:
     return choose_stem(request)
 
 
-def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
     """Build it; with the small stem on the grid that the small stem leads to.
 
     Position embeddings are resampled once, to the final grid: the model is built at the side
@@ -110,13 +117,11 @@ def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> 
     import timm
     from torch import nn
 
-    from trainables.backbones.adaptation import shrink_conv
-
     stride = stride_of(member, geometry.stem)
     assert geometry.patch is not None
     module: nn.Module = timm.create_model(
         member.model,
-        img_size=geometry.image_size * member.stride // stride,
+        img_size=_built_side(geometry, member),
         patch_size=geometry.patch // stride,
         **member.arguments,
         **arguments,
@@ -130,15 +135,36 @@ def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> 
     return module
 
 
+def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
+    """The small stem, and the side at which the original stem leads to the same grid."""
+    if geometry.stem != "small":
+        return None
+    place = "patch_embed.backbone" + (".stem" if has_stages(member) else "")
+    return ExchangedStem(
+        conv=f"{place}.conv",
+        pool=f"{place}.pool",
+        built_image_size=_built_side(geometry, member),
+    )
+
+
+def _built_side(geometry: Geometry, member: Member) -> int:
+    return geometry.image_size * member.stride // stride_of(member, geometry.stem)
+
+
 FAMILY = Family(
     name="hybrid",
     members=MEMBERS,
+    adapt=adapt,
+    create=create,
+    from_scratch=LearningRates(1e-4, 5e-3, "its attention blocks set the ceiling: the ViT's range"),
+    fine_tuned=LearningRates(1e-5, 1e-3, "its attention blocks set the ceiling: the ViT's range"),
+    # timm's own grouping puts the whole ResNet, the projection and the tokens into one layer
     layers=(
         r"^patch_embed\.backbone\.(?:stem|conv|norm)\.",
         r"^patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)",
         r"^(?:patch_embed\.proj|cls_token|reg_token|pos_embed|norm_pre)",
         r"^blocks\.(\d+)",
     ),
-    adapt=adapt,
-    create=create,
+    has_attention=True,
+    exchanged_stem=exchanged_stem,
 )

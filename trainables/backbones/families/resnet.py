@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainables.backbones.adaptation import SMALL_IMAGE, Adapted, Family, Geometry, Member, Request
+from trainables.backbones.adaptation import (
+    SMALL_IMAGE,
+    Adapted,
+    ExchangedStem,
+    Family,
+    Geometry,
+    LearningRates,
+    Member,
+    Request,
+    Size,
+    TimmArguments,
+    choose_stem,
+    shrink_conv,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-STEMS = ("auto", "original", "small")
 MEMBERS = {
-    "tiny": Member(model="test_resnet", hub="timm/test_resnet.r160_in1k", image_size=160),
-    "small": Member(model="resnet26t", hub="timm/resnet26t.ra2_in1k", image_size=256),
-    "base": Member(model="resnet50", hub="timm/resnet50.a1_in1k", image_size=224),
+    "tiny": Member(
+        model="test_resnet",
+        hub="timm/test_resnet.r160_in1k",
+        image_size=160,
+        size=Size(positions=1024, params_m=0.374, gflops_per_image=0.0860, activation_mb=1.67),
+    ),
+    "small": Member(
+        model="resnet26t",
+        hub="timm/resnet26t.ra2_in1k",
+        image_size=256,
+        size=Size(positions=1024, params_m=13.983, gflops_per_image=1.5045, activation_mb=16.7),
+    ),
+    "base": Member(
+        model="resnet50",
+        hub="timm/resnet50.a1_in1k",
+        image_size=224,
+        size=Size(positions=1024, params_m=23.521, gflops_per_image=2.5957, activation_mb=25.6),
+    ),
 }
-
-
-def choose_stem(request: Request) -> str:
-    """``auto`` is ``small`` below 64 px without weights: trained stems keep what they learned."""
-    if request.spec.stem != "auto":
-        return request.spec.stem
-    fresh = request.spec.weights == "none"
-    return "small" if fresh and request.image_size < SMALL_IMAGE else "original"
 
 
 def adapt(request: Request) -> Adapted:
@@ -38,12 +56,10 @@ def adapt(request: Request) -> Adapted:
     return Adapted(stem=stem, warnings=(warning,) if reduced else ())
 
 
-def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
     """Build it; the small stem is 3x3 of stride 1 without max-pool (He et al. 2016, §4.2)."""
     import timm
     from torch import nn
-
-    from trainables.backbones.adaptation import shrink_conv
 
     module: nn.Module = timm.create_model(member.model, **member.arguments, **arguments)
     if geometry.stem == "small":
@@ -57,11 +73,23 @@ def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> 
     return module
 
 
+def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
+    """The small stem's first convolution, and the pool that it has none of."""
+    if geometry.stem != "small":
+        return None
+    deep = hasattr(module.conv1, "0")
+    return ExchangedStem(conv="conv1.0" if deep else "conv1", pool="maxpool")
+
+
 FAMILY = Family(
     name="resnet",
     members=MEMBERS,
-    layers=(r"^(?:conv1|bn1|maxpool)", r"^layer(\d+)\.(\d+)"),
     adapt=adapt,
     create=create,
+    from_scratch=LearningRates(3e-4, 3e-2, "batch norm bears higher rates than attention does"),
+    fine_tuned=LearningRates(
+        3e-5, 3e-3, "fine-tuning with batch norm: three times the ViT's rates"
+    ),
     patches=(),
+    exchanged_stem=exchanged_stem,
 )

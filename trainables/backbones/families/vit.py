@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainables.backbones.adaptation import (
     PATCHES,
     Adapted,
     Family,
     Geometry,
+    LearningRates,
     Member,
     Request,
+    Size,
+    TimmArguments,
     few_tokens,
+    largest_patch,
 )
 from trainables.errors import UserError
 
@@ -20,27 +23,28 @@ if TYPE_CHECKING:
     from torch import nn
 
 MEMBERS = {
-    "tiny": Member(model="test_vit", hub="timm/test_vit.r160_in1k", image_size=160, patch=16),
+    "tiny": Member(
+        model="test_vit",
+        hub="timm/test_vit.r160_in1k",
+        image_size=160,
+        patch=16,
+        size=Size(positions=64, params_m=0.259, gflops_per_image=0.0388, activation_mb=1.45),
+    ),
     "small": Member(
         model="vit_small_patch16_224",
         hub="timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
         image_size=224,
         patch=16,
+        size=Size(positions=64, params_m=21.342, gflops_per_image=2.8406, activation_mb=19.4),
     ),
     "base": Member(
         model="vit_base_patch16_224",
         hub="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
         image_size=224,
         patch=16,
+        size=Size(positions=64, params_m=85.152, gflops_per_image=11.2020, activation_mb=38.8),
     ),
 }
-
-
-def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:
-    """The largest patch that cuts ``side`` pixels into at least 8 x 8 tokens."""
-    fitting = [patch for patch in candidates if side % patch == 0]
-    roomy = [patch for patch in fitting if side // patch >= 8]
-    return max(roomy) if roomy else min(fitting, default=None)
 
 
 def adapt(request: Request) -> Adapted:
@@ -69,7 +73,7 @@ def adapt(request: Request) -> Adapted:
     )
 
 
-def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> nn.Module:
+def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
     """Build it; timm resizes the patch kernel by pseudo-inverse while loading (FlexiViT, §3.4)."""
     import timm
 
@@ -87,7 +91,13 @@ def create(geometry: Geometry, member: Member, arguments: Mapping[str, Any]) -> 
 FAMILY = Family(
     name="vit",
     members=MEMBERS,
-    layers=(r"^(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)", r"^blocks\.(\d+)"),
     adapt=adapt,
     create=create,
+    from_scratch=LearningRates(
+        1e-4, 5e-3, "a small ViT from scratch: best near 2e-3, lost above 5e-3"
+    ),
+    fine_tuned=LearningRates(1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
+    # timm counts the last norm with the last block; here it learns with the head, as in BEiT
+    layers=(r"^(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)", r"^blocks\.(\d+)"),
+    has_attention=True,
 )

@@ -1,0 +1,59 @@
+"""The test evaluation: what a final says agrees with what its files let one recompute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from torch import Tensor
+
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.data.batches import Pixels
+from trainables.data.build import prepare
+from trainables.evaluate import model
+from trainables.evaluate.model import evaluate_split, evaluate_test
+from trainables.finetune import fine_tune
+from trainables.train import loop
+from trainables.train.loop import TrainedModel, World
+
+Predictions = Iterator[tuple[Tensor, Tensor]]
+
+
+def test_the_score_is_the_mean_of_the_correct_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataSpec(folder=str(tmp_path / "pixels"), train_limit=100)
+    assignment = Assignment(
+        trial_id="resnet-final-00",
+        attempt=1,
+        backbone=BackboneSpec(family="resnet"),
+        recipe=Recipe(batch_size_per_worker=20, augment="none", flip=False),
+        data=data,
+        seed=3,
+        epochs=1,
+        checkpoint_folder=str(tmp_path / "checkpoints"),
+    )
+    (report,) = fine_tune(assignment)
+    assert report.checkpoint is not None
+    file = tmp_path / "finals" / "test_correct.arrow"
+    splits: list[int] = []
+
+    def predict(trained: TrainedModel, pixels: Pixels, *, world: World) -> Predictions:
+        splits.append(len(pixels.labels))
+        return loop.predict(trained, pixels, world=world)
+
+    monkeypatch.setattr(model, "predict", predict)
+    evaluation = evaluate_test(assignment, report.checkpoint, correct_file=file)
+    column = pa.ipc.open_file(file).read_all()["correct"].to_numpy()
+    labels = prepare(data).split("test").labels
+    predicted = evaluate_split(assignment, report.checkpoint, "test")
+    assert column.tolist() == (predicted == labels).tolist()
+    test = evaluation.detail["test"]
+    assert test["n"] == len(labels) == 180
+    assert test["top1"] == pytest.approx(column.mean())
+    assert splits[0] == 180
+    assert len(splits) == 2, "the test evaluation once, and evaluate_split above"
+    assert evaluation.detail["probes"]["top1"] == pytest.approx(column.mean())
+    assert evaluation.detail["probes"]["split"] == "test"

@@ -1,0 +1,78 @@
+"""A trial's checkpoints between this node and object storage."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.storage import object_storage, trial_files
+from trainables.train.loop import World
+from trainables.worker.serve import ActiveTrial
+
+WHOLE = "state.json"
+pytestmark = pytest.mark.usefixtures("quick_storage")
+
+
+def assignment(place: str, **changed: Any) -> Assignment:
+    made = Assignment(
+        trial_id="vit-0000",
+        attempt=2,
+        backbone=BackboneSpec(family="vit"),
+        recipe=Recipe(),
+        data=DataSpec(),
+        seed=0,
+        epochs=9,
+        checkpoint="/head/checkpoints/vit-0000/attempt-1/epoch-0003",
+        checkpoint_folder="/head/checkpoints/vit-0000/attempt-2",
+        remote=f"{place}/run",
+    )
+    return replace(made, **changed)
+
+
+def stored(place: str, *names: str) -> None:
+    for name in names:
+        for file in ("model.safetensors", WHOLE):
+            uri = f"{place}/run/checkpoints/vit-0000/{name}/{file}"
+            object_storage.write_bytes(uri, name.encode())
+
+
+def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path) -> None:
+    stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0003")
+    held = ActiveTrial(assignment(place), World())
+    home = object_storage.working_copy(f"{place}/run") / "checkpoints" / "vit-0000"
+    assert held.fetch() is None
+    assert held.checkpoint == str(home / "attempt-1" / "epoch-0003")
+    assert (home / "attempt-1" / "epoch-0003" / WHOLE).read_text() == "attempt-1/epoch-0003"
+    assert held.assignment.checkpoint_folder == str(home / "attempt-2")
+    # Its own next one replaces it here; there, what is kept is for the dispatcher to say.
+    held.checkpoint = str(home / "attempt-2" / "epoch-0004")
+    Path(held.checkpoint).mkdir(parents=True)
+    (Path(held.checkpoint) / WHOLE).write_text("{}")
+    trial_files.put_checkpoint(held.assignment, held.checkpoint)
+    held.keep_only(["/head/attempt-1/epoch-0001", held.checkpoint])
+    assert sorted(path.name for path in home.glob("*/*")) == ["epoch-0004"]
+    there = trial_files.stored_checkpoints(f"{place}/run/checkpoints/vit-0000")
+    assert there == ["attempt-1/epoch-0001", "attempt-2/epoch-0004"]
+    held.keep_only(None, over=True)
+    assert not home.exists()
+    assert trial_files.stored_checkpoints(f"{place}/run/checkpoints/vit-0000") == there
+
+
+def test_where_a_checkpoint_is_lost_an_earlier_one_serves_and_that_is_said(place: str) -> None:
+    stored(place, "attempt-1/epoch-0001", "attempt-1/epoch-0002", "attempt-1/epoch-0004")
+    half = f"{place}/run/checkpoints/vit-0000/attempt-1/epoch-0003/model.safetensors"
+    object_storage.write_bytes(half, b"its marker never came")
+    held = ActiveTrial(assignment(place), World())
+    line = held.fetch()
+    assert line == "attempt-1/epoch-0003 is in the storage no more: from attempt-1/epoch-0002"
+    assert Path(str(held.checkpoint)).name == "epoch-0002"
+    object_storage.delete_folder(f"{place}/run/checkpoints/vit-0000", marker=WHOLE)
+    again = ActiveTrial(assignment(place, attempt=3), World())
+    shutil.rmtree(object_storage.working_copy(f"{place}/run"))
+    assert again.fetch() == "attempt-1/epoch-0003 is in the storage no more: from the beginning"
+    assert again.checkpoint is None

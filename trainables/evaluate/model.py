@@ -1,0 +1,203 @@
+"""From a checkpoint to a model, and what it predicts: for test evaluation, probes, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainables.backbones import build, describe
+from trainables.backbones.model import Backbone
+from trainables.backbones.weights import SUFFIXES
+from trainables.config import Assignment, BackboneSpec
+from trainables.data.batches import shard
+from trainables.data.build import prepare
+from trainables.data.store import PixelStore
+from trainables.errors import UserError
+from trainables.evaluate.probes import probe
+from trainables.train import checkpoint as checkpoints
+from trainables.train.augmentation import InputTransform
+from trainables.train.loop import TrainedModel, World, predict, score, uses_bf16
+from trainables.train.trial import pixels_of
+
+PROBE_IMAGES = 500
+
+
+def load_model(
+    assignment: Assignment,
+    checkpoint: Path,
+    *,
+    num_classes: int,
+    height: int,
+    width: int,
+    device: str = "cpu",
+) -> TrainedModel:
+    """The model in ``checkpoint`` for images stored at ``height`` x ``width`` pixels.
+
+    The moving average's weights where the recipe keeps one. Built without the first weights, so
+    no hub is asked. Raises ``UserError`` where the checkpoint is damaged, or of another model.
+    """
+    spec, recipe = assignment.backbone, assignment.recipe
+    name = "model" if recipe.ema_decay is None else "ema"
+    tensors = checkpoints.read_tensors(checkpoint, name)
+    geometry = describe(spec, height=height, width=width)
+    # The geometry follows the first weights; spelled out, it is built without them.
+    plain = replace(
+        spec,
+        weights="none",
+        image_size=geometry.image_size,
+        patch=geometry.patch,
+        stem=geometry.stem or spec.stem,
+    )
+    backbone = build(plain, num_classes=num_classes, height=height, width=width)
+    try:
+        backbone.module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint} holds no {geometry.model} ({str(error).splitlines()[0]}). "
+            "Fix: name a trial whose checkpoint is whole"
+        ) from error
+    mean, std = _pixel_statistics(spec, backbone)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    on = torch.device(device)
+    return TrainedModel(
+        module=backbone.module.to(on, memory_format=layout).eval(),  # type: ignore[call-overload]
+        transform=InputTransform(
+            image_size=geometry.image_size, mean=mean, std=std, channels_last=recipe.channels_last
+        ),
+        geometry=geometry,
+        device=on,
+        bf16=uses_bf16(recipe, on),
+    )
+
+
+def _pixel_statistics(spec: BackboneSpec, backbone: Backbone) -> tuple[Any, Any]:
+    """Mean and deviation of pixels that the weights were first trained with."""
+    place = Path(spec.weights).expanduser()
+    if spec.weights in ("none", "hub") or place.suffix in SUFFIXES:
+        return backbone.mean, backbone.std
+    if not place.is_dir():
+        raise UserError(
+            f"the folder of the first weights says what pixels they expect; {spec.weights} is "
+            "gone. Fix: put it back, its config.json at least"
+        )
+    config = place / "config.json"
+    stored = json.loads(config.read_text())["pretrained_cfg"] if config.is_file() else {}
+    return tuple(stored.get("mean", backbone.mean)), tuple(stored.get("std", backbone.std))
+
+
+def model_of(
+    assignment: Assignment, checkpoint: str, store: PixelStore, device: str = "cpu"
+) -> TrainedModel:
+    """:func:`load_model` for the images of ``store``; raises ``UserError`` also where the
+    checkpoint is of another trial."""
+    info = store.info
+    checkpoints.read_state(Path(checkpoint), checkpoints.identity(assignment, info.content_hash))
+    return load_model(
+        assignment,
+        Path(checkpoint),
+        num_classes=len(info.class_names),
+        height=info.height,
+        width=info.width,
+        device=device,
+    )
+
+
+def evaluate_split(
+    assignment: Assignment,
+    checkpoint: str,
+    split: str,
+    world: World = World(),  # noqa: B008 - frozen
+    *,
+    store: PixelStore | None = None,
+    limit: int | None = None,
+) -> npt.NDArray[np.int64]:
+    """Predicted class of every image of ``split``, or of the first ``limit``, (N,), by the model
+    in ``checkpoint``. With several workers each predicts a shard and all return the whole."""
+    opened = store or prepare(assignment.data, remote=assignment.remote)
+    model = model_of(assignment, checkpoint, opened, world.device)
+    pixels = pixels_of(opened, split, model.device)
+    some = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
+    return _joined([p.argmax(1) for p, _ in predict(model, some, world=world)], world).numpy()
+
+
+def _joined(parts: list[Tensor], world: World) -> Tensor:
+    """All workers' ``parts`` (B, ...) in the order of ranks, (N, ...), on the CPU of each."""
+    own = torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.int64)
+    if world.size == 1:
+        return own
+    shards: list[Any] = [None] * world.size
+    dist.all_gather_object(shards, own)
+    return torch.cat([part for part in shards if len(part)])
+
+
+@dataclass(frozen=True)
+class TestEvaluation:
+    """``detail`` is JSON-ready; ``correct`` has one bool an image of the test split: (N,)."""
+
+    __test__ = False  # no test of pytest's
+
+    detail: dict[str, Any]
+    correct: npt.NDArray[np.bool_]
+
+
+def evaluate_test(
+    assignment: Assignment,
+    checkpoint: str,
+    world: World = World(),  # noqa: B008 - frozen
+    *,
+    store: PixelStore | None = None,
+    correct_file: Path | None = None,
+) -> TestEvaluation:
+    """Evaluate the model in ``checkpoint`` on the test split: each image is predicted once.
+
+    All ranks call it together. ``detail["test"]`` holds ``top1``, ``top5`` (absent under 5
+    classes), ``loss`` in nats and ``n`` images. Rank 0 adds ``detail["probes"]``, taken on the
+    first ``PROBE_IMAGES`` images, and writes ``correct`` to ``correct_file`` when given. Raises
+    ``Diverged`` when the loss is not finite, and ``UserError`` as :func:`model_of` does.
+    """
+    opened = store or prepare(assignment.data, remote=assignment.remote)
+    model = model_of(assignment, checkpoint, opened, world.device)
+    pixels, part = pixels_of(opened, "test", model.device), opened.split("test")
+    classes: list[Tensor] = []  # (B,) each
+    probed: list[Tensor] = []  # logits (B, classes) each, of the images that are probed
+
+    def recorded() -> Iterator[tuple[Tensor, Tensor]]:
+        row, _ = shard(len(part.labels), world.rank, world.size)
+        for logits, labels in predict(model, pixels, world=world):
+            classes.append(logits.argmax(1))
+            if row < PROBE_IMAGES:
+                probed.append(logits[: PROBE_IMAGES - row])
+            row += len(labels)
+            yield logits, labels
+
+    scores = score(recorded(), world)
+    correct = _joined(classes, world).numpy() == part.labels
+    logits = _joined(probed, world)
+    detail: dict[str, Any] = {"test": {**scores, "n": len(correct)}}
+    if world.rank == 0:
+        if correct_file is not None:
+            write_correct(correct_file, correct)
+        images, labels = part.images[:PROBE_IMAGES], part.labels[:PROBE_IMAGES]
+        detail["probes"] = {"split": "test", **probe(model, images, labels, logits=logits)}
+    return TestEvaluation(detail, correct)
+
+
+def write_correct(path: Path, correct: npt.NDArray[np.bool_]) -> None:
+    """Write one bool column ``correct`` (N,), in the split's order; seen whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"correct": pa.array(correct, pa.bool_())})
+    half = path.with_suffix(".part")
+    with pa.OSFile(str(half), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    half.rename(path)
