@@ -119,7 +119,7 @@ class Clock:
 
 
 def _submitted(trials: int) -> list[dict[str, Any]]:
-    detail = {"assignment": {"epochs": MAX_EPOCHS}}
+    detail = {"assignment": {"epochs": MAX_EPOCHS}, "axes": {}}
     return [
         {
             "time": 0.0,

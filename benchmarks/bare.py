@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.events import tail
-from orchestrator.ledger.state import TERMINAL, State, TrialState, apply, replay
-from trainables.config import FREED_MEMORY_KEPT
+from orchestrator.ledger.state import State, TrialState, apply, replay
+from trainables.config import FREED_MEMORY_KEPT, Assignment
 
 RAY_WORKER_NICENESS = 15  # what Ray gives its workers unless told otherwise
 
 
-def work_of(records: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+def work_of(records: list[dict[str, Any]]) -> list[tuple[Assignment, int]]:
     """(assignment, epochs) of each trial of a ledger, in the order in which they began."""
     trials = replay(records).trials
     begun = dict.fromkeys(record["trial"] for record in records if record["event"] == "started")
@@ -53,7 +53,7 @@ class Followed:
 
     def goes_on(self, trial: TrialState, epoch: int) -> bool:
         """Whether the run trained the trial further than ``epoch``."""
-        self._until(lambda: len(trial.reports) > epoch or trial.status in TERMINAL)
+        self._until(lambda: len(trial.reports) > epoch or trial.status.is_final)
         return len(trial.reports) > epoch
 
     def _until(self, known: Callable[[], bool]) -> None:
@@ -84,7 +84,6 @@ def process(number: int, ledger: Path, position: Synchronized[int], out: Path) -
 
 def serve(number: int, ledger: Path, position: Synchronized[int], out: Path) -> None:
     """Trials until there are no more."""
-    from trainables.config import Assignment
     from trainables.finetune import fine_tune
 
     run = Followed(ledger)
@@ -102,7 +101,7 @@ def serve(number: int, ledger: Path, position: Synchronized[int], out: Path) -> 
             if trial is None:
                 tell("waited", seconds=run.waited_s)
                 return
-            assignment, name = Assignment.from_dict(trial.assignment), trial.trial
+            assignment, name = trial.assignment, trial.trial
             folder = out.parent / "bare-checkpoints" / out.stem / name
             tell("started", trial=name)
             reports = fine_tune(

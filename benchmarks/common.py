@@ -89,7 +89,7 @@ def finish(result: dict[str, Any], out: Path, summary: dict[str, Any]) -> None:
         "schema": 1,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": {
-            **environment(),
+            **environment().as_dict(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "load_average_1_min": os.getloadavg()[0],
         },

@@ -88,7 +88,7 @@ def main() -> None:
         results = tune.Tuner(
             tune.with_resources(trial, {"CPU": 0, "node:__internal_head__": 0.001}),
             param_space={
-                "assignment": tune.grid_search([assignment for assignment, _ in work]),
+                "assignment": tune.grid_search([assignment.as_dict() for assignment, _ in work]),
                 "out": str(options.out),
                 "storage": storage,
             },

@@ -1,26 +1,171 @@
-"""The recipe: every hyperparameter of one fine-tuning. No torch here, so a CLI can read it.
+"""What a worker is asked to train, as frozen values: recipe, backbone, data, assignment.
 
-What a worker is asked to train. Plain frozen values: no torch, no ray, JSON both ways.
+Also how every spec of the project states its rules, is checked and becomes JSON: a field's rule
+is in its metadata (:func:`ruled`), and :class:`Spec` reads it. No torch here, so a CLI can read it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self
 
 OPTIMIZERS = ("adamw", "sgd", "lion")
 FREEZE_MODES = ("full", "head", "head_then_full")
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
 PRECISIONS = ("fp32", "bf16")
-OPTIONAL_AXES = ("clip_grad_norm", "ema_decay")
-WHOLE_AXES = ("batch_size_per_worker", "accumulation_steps", "head_epochs")
+MAX_SEED = 2**63 - 1
+NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Rule:
+    """What a field's value must be; ``None`` bounds nothing. ``unit`` is of the bounds, ``fix`` a
+    value that is valid and ``option`` the CLI's name of the field where it has one."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    fix: object = None
+    option: str | None = None
+
+    def mistake(self, path: str, value: object, kind: type, default: object) -> str | None:
+        """Rule, value and fix in one line; ``None`` for a value that fits."""
+        if self._fits(value, kind):
+            return None
+        fix = self.fix
+        if self.choices:
+            what, fix = f"one of {', '.join(self.choices)}", fix or self.choices[0]
+        elif self.low is None:
+            what, fix = NOUNS[kind], default if fix is None else fix
+        else:
+            what = NOUNS[kind] + (f" of {self.unit}" if self.unit else "")
+            if self.high is None:
+                what, fix = f"{what} of at least {self.low:g}", f"{self.low:g}"
+            else:
+                bounds = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
+                what = bounds if kind is float else f"{what} {bounds}"
+                fix = "VALUE with a VALUE in that range" if fix is None else fix
+        option = f"{self.option} " if self.option else f"--set {path}="
+        return f"{path} must be {what}; got {value!r}. Fix: {option}{fix}"
+
+    def _fits(self, value: object, kind: type) -> bool:
+        if self.choices:
+            return value in self.choices
+        if kind is bool or isinstance(value, bool):
+            return kind is bool and isinstance(value, bool)
+        if not isinstance(value, int if kind is int else int | float):
+            return False
+        if self.low is not None and not (value > self.low if self.open_low else value >= self.low):
+            return False
+        return self.high is None or value <= self.high
+
+
+def ruled(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    **more: Any,
+) -> Any:
+    """A dataclass field with a :class:`Rule`; ``default`` is its default."""
+    rule = Rule(low=low, high=high, choices=choices, **more)
+    return field(default=default, metadata={"rule": rule})
+
+
+class Spec:
+    """Checked and serialised by its fields: a base for keyword-only frozen dataclasses.
+
+    ``section`` is the path before its fields in messages and ``--set``. A field's metadata may
+    hold its ``rule``, and ``write`` and ``read`` where its JSON form is not the general one.
+    """
+
+    section: ClassVar[str] = ""
+
+    def mistakes(self) -> list[str]:
+        """Every rule broken, one line each; empty when it is valid."""
+        found = []
+        owner: Any = type(self)
+        for one in fields(self):  # type: ignore[arg-type]
+            rule: Rule | None = one.metadata.get("rule")
+            kinds = kinds_of(owner, one.name)
+            value = getattr(self, one.name)
+            if rule is None or (value is None and NoneType in kinds):
+                continue
+            path = f"{self.section}.{one.name}" if self.section else one.name
+            line = rule.mistake(path, value, kinds[0], one.default)
+            found += [line] if line else []
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, JSON-ready mapping."""
+        return {
+            one.name: one.metadata.get("write", _written)(getattr(self, one.name))
+            for one in fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`as_dict`. Keys that are not fields are ignored, those that are missing
+        take their defaults: ledgers of other versions are read. Raises ``TypeError`` where a field
+        without a default is missing."""
+        owner: Any = cls
+        readers = _readers(owner)
+        return cls(**{name: readers[name](v) for name, v in values.items() if name in readers})
+
+
+@cache
+def kinds_of(owner: Any, name: str) -> tuple[Any, ...]:
+    """The types that a field of a :class:`Spec` may have, ``NoneType`` last."""
+    hint = typing.get_type_hints(owner)[name]
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(sorted(kinds, key=lambda kind: kind is NoneType))
+
+
+@cache
+def _readers(owner: Any) -> dict[str, Callable[[Any], Any]]:
+    return {
+        one.name: one.metadata.get("read") or _reader(kinds_of(owner, one.name)[0])
+        for one in fields(owner)
+    }
+
+
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Spec):
+        return lambda value: None if value is None else kind.from_dict(value)
+    if origin in (tuple, Sequence):
+        each = _reader(args[0])
+        return lambda value: None if value is None else tuple(map(each, value))
+    if origin is Mapping and isinstance(_spec_in(args[1]), type):
+        of = _reader(_spec_in(args[1]))
+        return lambda value: {key: of(one) for key, one in (value or {}).items()}
+    return lambda value: value
+
+
+def _spec_in(hint: Any) -> type[Spec] | None:
+    kinds = typing.get_args(hint) or (hint,)
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Spec)), None)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _written(one) for key, one in value.items()}
+    return [_written(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Spec):
     """One complete choice of hyperparameters; every field is a searchable axis.
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
@@ -28,89 +173,35 @@ class Recipe:
     ``batch_size_per_worker * num_workers`` whatever the memory allows.
     """
 
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    momentum: float = 0.9
-    layer_decay: float = 1.0
-    warmup_epochs: float = 1.0
-    final_lr_fraction: float = 0.01
-    freeze: str = "full"
-    head_epochs: int = 1
-    batch_size_per_worker: int = 64
-    accumulation_steps: int = 1
-    clip_grad_norm: float | None = 1.0
-    ema_decay: float | None = None
-    augment: str = "light"
-    flip: bool = True
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
-    drop_path: float = 0.0
-    precision: str = "fp32"
-    compile: bool = False
-    channels_last: bool = False
+    section: ClassVar[str] = "recipe"
+
+    optimizer: str = ruled("adamw", choices=OPTIMIZERS)
+    learning_rate: float = ruled(1e-3, 0, 100, open_low=True)
+    weight_decay: float = ruled(0.05, 0, 10)
+    momentum: float = ruled(0.9, 0, 0.9999)
+    layer_decay: float = ruled(1.0, 0, 1, open_low=True)
+    warmup_epochs: float = ruled(1.0, 0, 1000)
+    final_lr_fraction: float = ruled(0.01, 0, 1)
+    freeze: str = ruled("full", choices=FREEZE_MODES)
+    head_epochs: int = ruled(1, 0, 100_000)
+    batch_size_per_worker: int = ruled(64, 1, 65_536)
+    accumulation_steps: int = ruled(1, 1, 4096)
+    clip_grad_norm: float | None = ruled(1.0, 0, 1e6, open_low=True)
+    ema_decay: float | None = ruled(None, 0, 0.999999)
+    augment: str = ruled("light", choices=AUGMENT_LEVELS)
+    flip: bool = ruled(True)
+    random_erasing: float = ruled(0.0, 0, 1)
+    mixup: float = ruled(0.0, 0, 10)
+    cutmix: float = ruled(0.0, 0, 10)
+    label_smoothing: float = ruled(0.0, 0, 0.9)
+    drop_path: float = ruled(0.0, 0, 0.9)
+    precision: str = ruled("fp32", choices=PRECISIONS)
+    compile: bool = ruled(False)
+    channels_last: bool = ruled(False)
 
     def mistakes(self) -> list[str]:
         """Every rule this recipe breaks, one line each; empty when it is valid."""
-        found: list[str] = []
-
-        def one_of(name: str, valid: tuple[str, ...]) -> None:
-            value = getattr(self, name)
-            if value not in valid:
-                found.append(
-                    f"recipe.{name} must be one of {', '.join(valid)}; got {value!r}. "
-                    f"Fix: --set recipe.{name}={valid[0]}"
-                )
-
-        def within(name: str, low: float, high: float, *, open_low: bool = False) -> None:
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL_AXES:
-                return
-            good = isinstance(value, int | float) and not isinstance(value, bool)
-            if good:
-                good = (low < value if open_low else low <= value) and value <= high
-            if not good:
-                bracket = "(" if open_low else "["
-                found.append(
-                    f"recipe.{name} must be in {bracket}{low:g}, {high:g}]; got {value!r}. "
-                    f"Fix: --set recipe.{name}=VALUE with a VALUE in that range"
-                )
-
-        def typed(kind: type, what: str, *names: str) -> None:
-            for name in names:
-                value = getattr(self, name)
-                if type(value) is not kind:
-                    found.append(
-                        f"recipe.{name} must be {what}; got {value!r}. "
-                        f"Fix: --set recipe.{name}={getattr(Recipe(), name)}"
-                    )
-
-        typed(int, "a whole number", *WHOLE_AXES)
-        typed(bool, "true or false", "flip", "compile", "channels_last")
-        if found:
-            return found
-        one_of("optimizer", OPTIMIZERS)
-        one_of("freeze", FREEZE_MODES)
-        one_of("augment", AUGMENT_LEVELS)
-        one_of("precision", PRECISIONS)
-        within("learning_rate", 0, 100, open_low=True)
-        within("weight_decay", 0, 10)
-        within("momentum", 0, 0.9999)
-        within("layer_decay", 0, 1, open_low=True)
-        within("warmup_epochs", 0, 1000)
-        within("final_lr_fraction", 0, 1)
-        within("head_epochs", 0, 100_000)
-        within("batch_size_per_worker", 1, 65_536)
-        within("accumulation_steps", 1, 4096)
-        within("clip_grad_norm", 0, 1e6, open_low=True)
-        within("ema_decay", 0, 0.999999)
-        within("random_erasing", 0, 1)
-        within("mixup", 0, 10)
-        within("cutmix", 0, 10)
-        within("label_smoothing", 0, 0.9)
-        within("drop_path", 0, 0.9)
+        found = super().mistakes()
         if not found and self.batch_size_per_worker % self.accumulation_steps:
             found.append(
                 "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
@@ -119,19 +210,10 @@ class Recipe:
             )
         return found
 
-    def as_dict(self) -> dict[str, Any]:
-        """Flat, JSON-ready mapping of every axis."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Inverse of :meth:`as_dict`. Raises ``TypeError`` on an unknown axis."""
-        return cls(**values)
-
     @classmethod
     def axes(cls) -> tuple[str, ...]:
         """Names of all axes, in declaration order."""
-        return tuple(field.name for field in fields(cls))
+        return tuple(one.name for one in fields(cls))
 
 
 def stable_hash(value: Any) -> str:
@@ -157,7 +239,7 @@ SHIFT_IMAGES = 256  # of the validation split, that ``shift_offsets_px`` are tri
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneSpec:
+class BackboneSpec(Spec):
     """Which timm model, and how it is adapted to the dataset's image size.
 
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
@@ -165,20 +247,23 @@ class BackboneSpec:
     ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
     resizes on the device); ``None`` means the dataset's own, never below 32. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
-    ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool).
+    ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
+    by :func:`trainables.backbones.check_backbone`.
     """
+
+    section: ClassVar[str] = "backbone"
 
     family: str
     scale: str = "tiny"
     model: str | None = None
     weights: str = "none"
-    image_size: int | None = None
-    patch: int | None = None
+    image_size: int | None = ruled(None, 8, 1024, unit="pixels", fix=32)
+    patch: int | None = ruled(None, 1, 1024, unit="pixels", fix=4)
     stem: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSpec:
+class DataSpec(Spec):
     """Which images, and which share of them.
 
     ``source`` is ``digits``, ``cifar10``, ``cifar100`` or a path. ``archive`` is a local
@@ -190,21 +275,23 @@ class DataSpec:
     pixels of images that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
     """
 
+    section: ClassVar[str] = "data"
+
     source: str = "digits"
     archive: str | None = None
-    train_limit: int | None = None
-    fraction: float = 1.0
-    val_fraction: float = 0.1
-    test_fraction: float = 0.1
-    split_seed: int = 0
-    val_seed: int | None = None
-    short_side: int | None = None
-    skip_corrupt: bool = False
+    train_limit: int | None = ruled(None, 1, 1_000_000_000)
+    fraction: float = ruled(1.0, 0, 1, open_low=True)
+    val_fraction: float = ruled(0.1, 0, 0.5, open_low=True)
+    test_fraction: float = ruled(0.1, 0, 0.5, open_low=True)
+    split_seed: int = ruled(0, 0, MAX_SEED)
+    val_seed: int | None = ruled(None, 0, MAX_SEED)
+    short_side: int | None = ruled(None, 8, 1024)
+    skip_corrupt: bool = ruled(False)
     folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class Assignment(Spec):
     """One trial's attempt, complete: a worker needs nothing else to train it.
 
     ``epochs`` is the full length that the learning-rate schedule is laid out for; a trial may
@@ -216,11 +303,11 @@ class Assignment:
     """
 
     trial_id: str
-    attempt: int
+    attempt: int = 1
     backbone: BackboneSpec
-    recipe: Recipe
-    data: DataSpec
-    seed: int
+    recipe: Recipe = field(default_factory=Recipe)
+    data: DataSpec = field(default_factory=DataSpec)
+    seed: int = 0
     epochs: int
     checkpoint: str | None = None
     checkpoint_folder: str | None = None
@@ -228,23 +315,6 @@ class Assignment:
     epoch_timeout_s: float = 3600.0
     shift_offsets_px: tuple[int, ...] = ()
     remote: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Nested, JSON-ready mapping."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Assignment:
-        """Inverse of :meth:`as_dict`."""
-        return cls(
-            **{
-                **values,
-                "backbone": BackboneSpec(**values["backbone"]),
-                "recipe": Recipe.from_dict(values["recipe"]),
-                "data": DataSpec(**values["data"]),
-                "shift_offsets_px": tuple(values.get("shift_offsets_px", ())),
-            }
-        )
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import Any
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.claims.effects import Json
 from orchestrator.claims.experiments import claim_named
-from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, Cost, images_per_epoch
+from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, images_per_epoch
 from orchestrator.launch.plan import slots_of
 from orchestrator.launch.prepare import RunOptions
 from orchestrator.launch.validation import validate
+from orchestrator.ledger.header import FamilyForecast
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.paths import absolute_data, dataset_name
@@ -291,7 +292,7 @@ def _row(arm: Arm, seed: int) -> Json:
 SHIFT_WAYS = 2
 
 # (run of one arm) -> its family's images by split and its cost, None where that is not known
-CostOf = Callable[[RunSpec], tuple[Mapping[str, int], Cost | None]]
+CostOf = Callable[[RunSpec], tuple[Mapping[str, int], FamilyForecast | None]]
 
 
 @dataclass(frozen=True, kw_only=True)

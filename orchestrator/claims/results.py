@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.claims.effects import NoVerdict
-from orchestrator.ledger.state import TERMINAL, State, TrialState
+from orchestrator.ledger.state import State, TrialState
 
 Array = np.ndarray
 FEWEST_SEEDS = 2
@@ -47,7 +47,7 @@ class TrialResult:
     @property
     def asked_epochs(self) -> int:
         """Epochs that it was to train."""
-        return int(self.trial.assignment["epochs"])
+        return self.trial.assignment.epochs
 
     @cached_property
     def epochs(self) -> Array:
@@ -57,7 +57,7 @@ class TrialResult:
     def curve(self, metric: str) -> Array:
         """A metric by epoch, (E,); NaN is missing."""
         reports = self.trial.reports
-        return np.array([reports[e]["metrics"].get(metric, np.nan) for e in sorted(reports)])
+        return np.array([reports[e].metrics.get(metric, np.nan) for e in sorted(reports)])
 
     @cached_property
     def accuracy(self) -> Array:
@@ -68,13 +68,12 @@ class TrialResult:
 def results_of(state: State) -> list[TrialResult]:
     """Every trial of the ledger. Seeds are numbered as they were submitted."""
     trials = list(state.trials.values())
-    numbers = list(dict.fromkeys(trial.assignment["seed"] for trial in trials))
-    datasets = state.header.get("datasets", {})
+    numbers = list(dict.fromkeys(trial.assignment.seed for trial in trials))
     return [
         TrialResult(
             trial=trial,
-            seed=numbers.index(trial.assignment["seed"]),
-            chance=1 / len(datasets[trial.family]["class_names"]),
+            seed=numbers.index(trial.assignment.seed),
+            chance=1 / len(state.header.datasets[trial.family].class_names),
         )
         for trial in trials
     ]
@@ -97,7 +96,7 @@ def require_ended(results: Sequence[TrialResult]) -> None:
     if results and len(failed) == len(results):
         reason, times = Counter(trial.reason for trial in failed).most_common(1)[0]
         raise NoVerdict(f"all {len(results)} trials failed, {times} of them with: {reason}")
-    still_open = sum(result.trial.status not in TERMINAL for result in results)
+    still_open = sum(not result.trial.status.is_final for result in results)
     if still_open or not results:
         raise NoVerdict(f"{still_open} of {len(results)} trials have not ended")
 

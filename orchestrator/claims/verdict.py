@@ -12,7 +12,8 @@ from orchestrator.claims.effects import Json, Measured, NoVerdict, judge
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.results import TrialResult, require_ended, results_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import State, replay
+from orchestrator.ledger.header import DatasetFacts
+from orchestrator.ledger.state import State, TrialStatus, replay
 from orchestrator.wording import signed, span
 from trainables.errors import UserError
 
@@ -99,7 +100,7 @@ def state_of(run_folder: Path) -> State:
 
 def declared(state: State) -> Json:
     """What was declared before the run began; empty for a run that tests no claim."""
-    return state.header.get("spec", {}).get("claim") or {}
+    return dict(state.spec.claim or {})
 
 
 def verdict_of(state: State, *, pictures: bool = True) -> Json:
@@ -114,7 +115,7 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
         "schema": SCHEMA,
         "claim": words["name"],
         "statement": words["statement"],
-        "run": state.header.get("run"),
+        "run": state.header.run,
         "hash": words["hash"],
         "rule_changes": rule_changes(state),
         "preset": words.get("preset"),
@@ -169,7 +170,7 @@ def _claim(state: State) -> Claim:
     name = str(declared(state)["name"])
     if name not in CLAIMS:
         raise UserError(
-            f"the run {state.header.get('run')} tests the claim {name!r}, which this version does "
+            f"the run {state.header.run} tests the claim {name!r}, which this version does "
             f"not have; valid: {', '.join(CLAIMS)}. Fix: use the version that ran it"
         )
     return CLAIMS[name]
@@ -189,47 +190,47 @@ def rule_changes(state: State) -> list[str]:
 
 
 def _counts(state: State, results: Sequence[TrialResult]) -> Json:
-    environment = state.header.get("environment", {})
+    environment = state.header.environment
     statuses = [result.trial.status for result in results]
     return {
         "trials": {
             "asked": len(results),
-            **{status: statuses.count(status) for status in ("finished", "failed")},
+            **{one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
         },
         "device_seconds": round(sum(result.trial.device_seconds for result in results), 1),
-        "dataset": _dataset(state).get("name"),
-        "scale": state.header["spec"]["sweeps"][0]["backbone"]["scale"],
+        "dataset": _dataset(state).name,
+        "scale": state.spec.sweeps[0].backbone.scale,
         "hardware": {
-            key: environment.get(key) for key in ("processor", "cpus", "memory_gb", "platform")
+            key: getattr(environment, key) for key in ("processor", "cpus", "memory_gb", "platform")
         }
         | {"device": next((d for c in results if (d := c.trial.detail.get("device"))), None)},
-        "versions": {"python": environment.get("python"), **environment.get("versions", {})},
-        "code_version": state.header.get("code_version"),
+        "versions": {"python": environment.python, **environment.versions},
+        "code_version": state.header.code_version,
     }
 
 
-def _dataset(state: State) -> Json:
+def _dataset(state: State) -> DatasetFacts:
     """What the ledger says of the images; all families of a claim see the same."""
-    return next(iter(state.header.get("datasets", {}).values()), {})
+    return next(iter(state.header.datasets.values()))
 
 
 def scope(state: State, results: Sequence[TrialResult]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
     details = [result.trial.detail for result in results if result.trial.detail.get("model")]
-    backbones = [result.trial.assignment["backbone"] for result in results]
+    backbones = [result.trial.assignment.backbone for result in results]
     models = sorted({str(detail["model"]) for detail in details})
-    starts = {"from scratch" if b["weights"] == "none" else "fine-tuned" for b in backbones}
+    starts = {"from scratch" if b.weights == "none" else "fine-tuned" for b in backbones}
     images = sorted({int(detail["train_images"]) for detail in details})
     info = _dataset(state)
     lengths = sorted({result.asked_epochs for result in results})
-    val = info.get("counts", {}).get("val")
+    val = info.counts.get("val")
     shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in results})
     return ", ".join(
         [
-            f"{backbones[0]['scale']} models" + (f" ({', '.join(models)})" if models else ""),
+            f"{backbones[0].scale} models" + (f" ({', '.join(models)})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
-            f"{_range(images)} images of {info.get('name')} at {info.get('height')} px",
+            f"{_range(images)} images of {info.name} at {info.height} px",
             f"{_range(lengths)} epochs",
             f"{val:,} validation images{' (the same for all seeds)' if shared else ' a seed'}",
             f"{len({result.seed for result in results})} seeds",

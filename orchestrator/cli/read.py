@@ -188,7 +188,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     name, newest = runs[0][0].name, runs[0][1]
     if newest.status == "running":
         log.info(f"next: orchestrator stop {name}")
-    elif newest.status == "done":
+    elif newest.status.is_complete:
         log.info(f"next: orchestrator compare {name}")
     else:
         larger = " with a larger --budget" if newest.reason and newest.budget else ""

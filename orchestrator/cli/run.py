@@ -105,13 +105,14 @@ def _start(
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
+    from orchestrator.launch.plan import plan_text
     from orchestrator.launch.prepare import plan_of
 
     planned = plan_of(spec, options)
     if as_json:
         show(planned.as_dict())
     else:
-        click.echo(planned.text())
+        click.echo(plan_text(planned))
     log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 

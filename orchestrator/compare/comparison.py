@@ -23,6 +23,7 @@ from orchestrator.compare.finals import (
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
 from orchestrator.ledger.cost import epochs_by_workers, preemptions
+from orchestrator.spec import spaces as domains
 from orchestrator.wording import day, interval, percent, points
 from trainables.errors import UserError
 
@@ -192,7 +193,9 @@ def _object(value: DataclassInstance) -> dict[str, Any]:
 def _run(run: RunData) -> dict[str, Any]:
     state, header = run.state, run.header
     return {
-        **{key: header.get(key) for key in ("spec_hash", "code_version", "environment")},
+        "spec_hash": header.spec_hash,
+        "code_version": header.code_version,
+        "environment": header.environment.as_dict(),
         "name": run.name,
         "status": run.status,
         "created_at": state.created_at,
@@ -263,12 +266,12 @@ def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
 
 def _one_dataset(runs: Sequence[RunData]) -> Values:
     """The dataset all runs share; images and split are told by the content hash."""
-    facts: dict[tuple[str, str], Values] = {}
-    names: dict[tuple[str, str], set[str]] = {}
+    facts: dict[tuple[str | None, str | None], Values] = {}
+    names: dict[tuple[str | None, str | None], set[str]] = {}
     for run in runs:
-        for info in run.header.get("datasets", {}).values():
-            key = (info.get("name"), info.get("content_hash"))
-            facts.setdefault(key, info)
+        for info in run.header.datasets.values():
+            key = (info.name, info.content_hash)
+            facts.setdefault(key, info.as_dict())
             names.setdefault(key, set()).add(run.name)
     if len(facts) > 1:
         got = ", ".join(
@@ -285,7 +288,7 @@ def _one_dataset(runs: Sequence[RunData]) -> Values:
 def _spaces(runs: Sequence[RunData]) -> dict[str, Values]:
     labels = family_labels(runs)
     return {
-        labels[index, sweep["backbone"]["family"]]: sweep.get("space", {})
+        labels[index, sweep.family]: domains.as_dict(sweep.space)
         for index, run in enumerate(runs)
         for sweep in run.sweeps
     }

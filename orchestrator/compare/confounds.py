@@ -16,6 +16,7 @@ from orchestrator.compare.runs import (
     family_labels,
     search_trials,
 )
+from orchestrator.ledger.header import Forecast
 from orchestrator.wording import span
 
 FACTS = (
@@ -56,14 +57,14 @@ def confounds(families: Mapping[str, Sequence[Curve]], runs: Sequence[RunData]) 
 
 
 def _header_facts(runs: Sequence[RunData]) -> dict[str, Values]:
-    by_label = {}
+    by_label: dict[str, Values] = {}
     for (index, family), label in family_labels(runs).items():
         facts: dict[str, Any] = {}
         for sweep in runs[index].sweeps:
-            if sweep["backbone"]["family"] == family:
-                facts |= {**sweep.get("data", {}), **sweep["backbone"]}
-                facts["epochs"] = sweep.get("scheduler", {}).get("max_epochs")
-        by_label[label] = facts | runs[index].header.get("geometry", {}).get(family, {})
+            if sweep.family == family:
+                facts |= {**sweep.data.as_dict(), **sweep.backbone.as_dict()}
+                facts["epochs"] = sweep.scheduler.max_epochs
+        by_label[label] = {**facts, **runs[index].header.geometry.get(family, {})}
     return by_label
 
 
@@ -103,16 +104,16 @@ class ForecastScore:
 
 def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
     """``None`` where a run has no forecast, or they count different devices."""
-    forecasts = [run.header.get("forecast") or {} for run in runs]
-    hours = [f["device_hours"] for f in forecasts if f.get("device_hours")]
-    devices = {forecast.get("device") for forecast in forecasts}
+    forecasts = [run.header.forecast or Forecast() for run in runs]
+    hours = [forecast.device_hours for forecast in forecasts if forecast.device_hours]
+    devices = {forecast.device for forecast in forecasts}
     if len(hours) < len(runs) or len(devices) != 1:
         return None
-    expected, worst = (sum(part[case] for part in hours) for case in ("expected", "worst"))
+    expected, worst = (sum(getattr(part, case) for part in hours) for case in ("expected", "worst"))
     actual = sum(run.device_hours for run in runs)
     complete = all(run.status == "complete" for run in runs)
     return ForecastScore(
         device=str(devices.pop()), expected=expected, worst=worst, actual=actual,
-        basis=" and ".join(sorted({forecast["basis"] for forecast in forecasts})),
+        basis=" and ".join(sorted({str(forecast.basis) for forecast in forecasts})),
         ratio=actual / expected if complete and expected else None,
     )  # fmt: skip

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.ledger import cost, events
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.state import Record, State, TrialState, replay
+from orchestrator.spec.run import SweepSpec
 from trainables.errors import UserError
 
 Array = np.ndarray
@@ -39,10 +41,10 @@ class RunData:
     @property
     def name(self) -> str:
         """The run's name; the folder's where the ledger has none."""
-        return str(self.header.get("run") or self.folder.resolve().name)
+        return str(self.header.run or self.folder.resolve().name)
 
     @property
-    def header(self) -> Values:
+    def header(self) -> RunHeader:
         """The ledger's newest header."""
         return self.state.header
 
@@ -71,9 +73,9 @@ class RunData:
         return [*cost.node_notes(self.state), *self.state.notes]
 
     @property
-    def sweeps(self) -> list[Values]:
+    def sweeps(self) -> tuple[SweepSpec, ...]:
         """The sweeps of the run's spec; empty where the header has none."""
-        return list(self.header.get("spec", {}).get("sweeps", ()))
+        return self.state.spec.sweeps
 
 
 def load(run_folder: Path) -> RunData:
@@ -222,7 +224,7 @@ def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
     """
     keys: list[tuple[int, str]] = []
     for index, run in enumerate(runs):
-        families = [sweep["backbone"]["family"] for sweep in run.sweeps]
+        families = [sweep.family for sweep in run.sweeps]
         families += [trial.family for trial in run.state.trials.values()]
         keys += [(index, family) for family in dict.fromkeys(families)]
     shared = Counter(family for _, family in keys)
@@ -285,24 +287,24 @@ def device(curves: Sequence[Curve]) -> str | None:
 def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]
-    metrics = [report["metrics"] for report in reports]
+    metrics = [report.metrics for report in reports]
 
     def column(name: str, missing: float = math.nan) -> Array:
         values = np.array([m.get(name, missing) for m in metrics], dtype=float)
         return np.where(np.isfinite(values), values, missing)
 
     usual = trial.detail.get("num_workers") or 1
-    workers = np.array([report.get("workers") or usual for report in reports], dtype=float)
+    workers = np.array([report.workers or usual for report in reports], dtype=float)
     spent = (column("train_seconds") + column("eval_seconds", 0.0)) * workers
     return Curve(
         trial=trial.trial, family=label, run=run, stage=trial.stage, status=trial.status,
-        backbone=trial.detail.get("model") or trial.assignment.get("backbone", {}).get("model"),
-        seed=trial.assignment.get("seed"), reason=trial.reason,
+        backbone=trial.detail.get("model") or trial.assignment.backbone.model,
+        seed=trial.assignment.seed, reason=trial.reason,
         axes=trial.axes or {}, drawn=trial.axes is not None,
-        recipe=trial.assignment.get("recipe", {}), detail=trial.detail, outcome=trial.outcome,
+        recipe=trial.recipe, detail=trial.detail, outcome=trial.outcome,
         rungs={rung: trial.rungs[rung] for rung in epochs if rung in trial.rungs},
         winner=trial.winner, correct=correct,
-        epoch=np.array(epochs, dtype=int), time=np.array([report["time"] for report in reports]),
+        epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
         val_top1=column("val_top1"), images=column("images_seen"), seconds=np.cumsum(spent),
         flops=column("flops"),
     )  # fmt: skip

@@ -32,7 +32,7 @@ def winners(state: State) -> dict[str, TrialState]:
     for trial in state.trials.values():
         value, _ = trial.best()
         eligible = trial.stage == "search" and trial.status == "finished"
-        if not eligible or value is None or "audited" in trial.rungs.values():
+        if not eligible or value is None or trial.audited:
             continue
         leader = best.get(trial.family)
         if leader is None or (trial.epoch, value) > (leader.epoch, leader.best()[0] or 0.0):
@@ -70,7 +70,7 @@ def select_model(state: State, family: str | None = None) -> SelectedModel:
     """
     models = best_models(state)
     families = list(dict.fromkeys(trial.family for trial in state.trials.values()))
-    name = state.header.get("run")
+    name = state.header.run
     if family is not None:
         if family not in families:
             raise UserError(
@@ -112,5 +112,5 @@ def _finished_finals(state: State, family: str) -> list[TrialState]:
 
 def _last_top1(trial: TrialState) -> float:
     """Validation accuracy of the last epoch; NaN where it is missing."""
-    report = trial.reports.get(trial.epoch, {"metrics": {}})
-    return float(report["metrics"].get("val_top1", math.nan))
+    report = trial.reports.get(trial.epoch)
+    return report.metrics.get("val_top1", math.nan) if report else math.nan

@@ -15,8 +15,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.ledger.cost import epoch_seconds, resources_of
-from orchestrator.ledger.state import TERMINAL, Record, State
+from orchestrator.ledger.cost import epoch_seconds
+from orchestrator.ledger.header import Forecast
+from orchestrator.ledger.state import ReportedEpoch, State
 from orchestrator.spec import limits
 
 ESTIMATE_MARGIN = 5.0
@@ -49,28 +50,28 @@ class BudgetGuard:
         self._largest_s: dict[str, float] = {}
         self._planned_s: dict[str, float] = {}
         self._known: set[str] = set()  # families of which an epoch was measured or seen
-        self._share_s = _share(state)
-        forecast = state.header.get("forecast") or {"families": {}}
-        for family, cost in forecast["families"].items():
+        self._share_s = state.spec.family_share_s()
+        forecast = state.header.forecast or Forecast()
+        for family, cost in forecast.families.items():
             if cost:
-                self._planned_s[family] = cost["epoch_seconds"] + cost["first_setup_seconds"]
-                if cost["basis"] == limits.MEASURED:
+                self._planned_s[family] = cost.epoch_seconds + cost.first_setup_seconds
+                if cost.basis == limits.MEASURED:
                     self._known.add(family)
                 else:
                     self._planned_s[family] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
             self._spent_s[trial.family] += trial.other_seconds
             for report in trial.reports.values():
-                self.charge(report)
+                self.charge(trial.trial, report)
 
     @property
     def capped(self) -> bool:
         """Whether there is a cap: then what one trial spends decides what another may."""
         return self._share_s is not None
 
-    def charge(self, report: Record) -> None:
+    def charge(self, trial: str, report: ReportedEpoch) -> None:
         """An epoch was reported."""
-        family, seconds = self._family(report["trial"]), epoch_seconds(report)
+        family, seconds = self._family(trial), epoch_seconds(report)
         self._spent_s[family] += seconds
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
         self._known.add(family)
@@ -122,13 +123,13 @@ class BudgetGuard:
 
     def over(self) -> str | None:
         """Why nothing that is left can be trained; ``None`` while something can, or nothing is."""
-        left = {t.family for t in self._state.trials.values() if t.status not in TERMINAL}
+        left = {t.family for t in self._state.trials.values() if not t.status.is_final}
         if not left or not left <= self._refused:
             return None
         return self._no_room(sorted(left))
 
     def _no_room(self, families: list[str]) -> str:
-        caps = self._state.header["spec"]["budget"]
+        caps = self._state.spec.budget or {}
         named = ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
         return f"budget {named}: no room for another epoch of {', '.join(families)}"
 
@@ -147,14 +148,3 @@ class BudgetGuard:
             for slot in self._slots.values()
             if slot.ordered_at is not None and slot.trial and self._family(slot.trial) == family
         ]
-
-
-def _share(state: State) -> float | None:
-    """Seconds of slots that each family may spend; ``None`` without a cap."""
-    spec = state.header.get("spec", {})
-    if not spec.get("budget"):
-        return None
-    resources = resources_of(state)
-    cap_s = limits.cap_worker_seconds(spec["budget"], resources, spec.get("prices"))
-    assert cap_s is not None, "RunSpec.mistakes() refuses dollars without their price"
-    return cap_s / resources.num_workers / len(spec["sweeps"])

@@ -21,7 +21,7 @@ from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
 from orchestrator.ledger.replication import GroupCommit
-from orchestrator.ledger.state import TERMINAL, Record
+from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import nodes as cluster_nodes
 from trainables.config import EpochReport
 from trainables.storage.object_storage import origin
@@ -83,9 +83,9 @@ class Dispatcher:
         deadline = time.monotonic() + self._patience_s
         state = self._session.state.trials[trial]
         while True:
-            ended = state.status in TERMINAL
+            ended = state.status.is_final
             if epoch in state.reports and (ended or not self._session.awaits_test(state)):
-                return EpochAnswer(metrics=state.reports[epoch]["metrics"], done=ended)
+                return EpochAnswer(metrics=state.reports[epoch].metrics, done=ended)
             if ended:
                 return EpochAnswer(ended=state.status, reason=state.reason)
             if self._session.closing:
@@ -170,7 +170,7 @@ class Dispatcher:
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
         """A decision. An end frees the trial's slot at its next question."""
-        if trial is None or self._session.state.trials[trial].status not in TERMINAL:
+        if trial is None or not self._session.state.trials[trial].status.is_final:
             self._session.record(event, trial=trial, **fields)
             self._wake(trial)
             await self._stored()

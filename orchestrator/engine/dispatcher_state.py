@@ -13,19 +13,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.budget_guard import BudgetGuard, Slot
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import TERMINAL, Record, State, TrialState, apply, replay
+from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from orchestrator.spec import spaces
-from orchestrator.spec.run import SweepSpec
 from trainables.config import Assignment, EpochReport
 from trainables.storage.object_storage import origin
 from trainables.worker.dispatcher_client import Order, SlotCommand
+
+ENDS = ("finished", "pruned", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +52,18 @@ def draw(state: State, trial: TrialState) -> Record:
 
     A recipe is drawn when its trial starts, from what the ledger knows of the others by then.
     """
-    sweeps = map(SweepSpec.from_dict, state.header["spec"]["sweeps"])
-    sweep = next(sweep for sweep in sweeps if sweep.family == trial.family)
+    sweep = next(sweep for sweep in state.spec.sweeps if sweep.family == trial.family)
     others = (t for t in state.trials.values() if t.family == trial.family and t.stage == "search")
     past = [_observation(other) for other in others if other.axes is not None]
     axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
-    return {"axes": axes, "assignment": spaces.completed(trial.assignment, axes)}
+    return {"axes": axes, "assignment": trial.suggest(axes).as_dict()}
 
 
 def _observation(trial: TrialState) -> spaces.Observation:
     values = {
-        epoch: float(report["metrics"]["val_top1"])
+        epoch: report.metrics["val_top1"]
         for epoch, report in trial.reports.items()
-        if "val_top1" in report["metrics"]
+        if "val_top1" in report.metrics
     }
     return spaces.Observation(axes=trial.axes or {}, values=values, status=trial.status)
 
@@ -107,7 +107,8 @@ class DispatcherState:
     def record(self, event: str, **fields: Any) -> None:
         """Write one record and apply it; the weights of a trial that ends with no slot go."""
         trial = self.state.trials.get(fields.get("trial") or "")
-        without_slot = event in TERMINAL and trial is not None and trial.slot is None
+        ends = event in ENDS
+        without_slot = ends and trial is not None and trial.slot is None
         apply(self.state, self._ledger.append(event, **fields))
         if without_slot and trial is not None and self._remote is not None:
             self.ended_without_slot.append(trial)
@@ -116,7 +117,7 @@ class DispatcherState:
 
     def end(self, event: str, trial: str, **fields: Any) -> bool:
         """Write the trial's last record; ``False`` when it has ended before."""
-        if self.state.trials[trial].status in TERMINAL:
+        if self.state.trials[trial].status.is_final:
             return False
         self.record(event, trial=trial, epoch=self.state.trials[trial].epoch, **fields)
         return True
@@ -132,7 +133,7 @@ class DispatcherState:
         state = self.state.trials[trial]
         news = self.wanted.get(trial, 0) < epoch
         self.wanted[trial] = max(epoch, self.wanted.get(trial, 0))
-        if state.slot is None and trial not in self.queue and state.status not in TERMINAL:
+        if state.slot is None and trial not in self.queue and not state.status.is_final:
             self.queue.append(trial)
             return True
         return news
@@ -207,8 +208,8 @@ class DispatcherState:
 
     def awaits_test(self, trial: TrialState) -> bool:
         """Whether it is a final that is trained, its test score still to come."""
-        trained = trial.epoch >= trial.assignment["epochs"]
-        return trial.stage == "final" and trained and trial.status not in TERMINAL
+        trained = trial.epoch >= trial.assignment.epochs
+        return trial.stage == "final" and trained and not trial.status.is_final
 
     def reported(self, slot: str, trial: str, attempt: int, report: EpochReport) -> bool:
         """One epoch done. Counts once: a repeated or outdated report is ``False``."""
@@ -219,10 +220,10 @@ class DispatcherState:
         fields = {**vars(report), "detail": report.detail or None}
         workers = self.growth.workers(state.nodes)
         self.record("reported", trial=trial, attempt=attempt, slot=slot, **workers, **fields)
-        self.budget_guard.charge(state.reports[report.epoch])
+        self.budget_guard.charge(trial, state.reports[report.epoch])
         if slot in self.slots:
             self.slots[slot].ordered_at = None
-        if report.epoch >= state.assignment["epochs"] and state.stage != "final":
+        if report.epoch >= state.assignment.epochs and state.stage != "final":
             self.end("finished", trial)
         return True
 
@@ -237,7 +238,7 @@ class DispatcherState:
         return retention.kept(self._folder, self.state.trials[trial])
 
     def _release(self, trial: str) -> Order:
-        ended = self.state.trials[trial].status in TERMINAL
+        ended = self.state.trials[trial].status.is_final
         return Order(command=SlotCommand.RELEASE, kept=self.kept(trial) if ended else None)
 
     def _shutdown(self, slot: Slot) -> Order:
@@ -258,14 +259,14 @@ class DispatcherState:
             nodes=list(slot.nodes) or None,
         )
         folder = retention.trial_folder(self._folder, name)
-        plain = {
-            **trial.assignment,
-            "attempt": trial.attempt,
-            "checkpoint": retention.newest(self._folder, trial),
-            "remote": self._remote,
-            "checkpoint_folder": str(folder / f"attempt-{trial.attempt}"),
-        }
-        return self._work(slot, trial, Assignment.from_dict(plain))
+        assignment = replace(
+            trial.assignment,
+            attempt=trial.attempt,
+            checkpoint=retention.newest(self._folder, trial),
+            remote=self._remote,
+            checkpoint_folder=str(folder / f"attempt-{trial.attempt}"),
+        )
+        return self._work(slot, trial, assignment)
 
     def _work(self, slot: Slot, trial: TrialState, assignment: Assignment | None = None) -> Order:
         """The order to train the next epoch, or to evaluate a trained final on the test split."""
@@ -278,7 +279,7 @@ class DispatcherState:
                 assignment=assignment,
                 limit_s=limit_s,
             )
-        if self.state.sealed:
+        if not self.state.test_opened:
             self.record("test_opened", detail=self.state.frozen, reason=f"first for {trial.trial}")
         file = self._folder / "finals" / trial.trial / "test_correct.arrow"
         command = SlotCommand.EVALUATE_TEST
@@ -290,7 +291,7 @@ class DispatcherState:
         places = {trial: place for place, trial in enumerate(self.state.trials)}
         turns = sorted(self.queue, key=lambda t: (self.state.trials[t].attempt == 0, places[t]))
         for trial in turns:
-            ended = self.state.trials[trial].status in TERMINAL
+            ended = self.state.trials[trial].status.is_final
             if ended or self.budget_guard.affords(trial):
                 self.queue.remove(trial)
                 if not ended:
@@ -301,7 +302,7 @@ class DispatcherState:
         """More slots than trials that could still need one."""
         if self._more_to_come:
             return False
-        open_trials = sum(t.status not in TERMINAL for t in self.state.trials.values())
+        open_trials = sum(not t.status.is_final for t in self.state.trials.values())
         others = (slot for name, slot in self.slots.items() if name != slot_name)
         return open_trials <= sum(slot.trial is not None for slot in others)
 
@@ -340,7 +341,7 @@ class Losses:
         trial = str(slot.trial)
         seconds = dispatcher.budget_guard.charge_lost(slot, waited=bool(gone))
         slot.trial, state = None, dispatcher.state.trials[trial]
-        if state.status in TERMINAL:
+        if state.status.is_final:
             return
         state.slot = None
         times = self._times_if_too_often(trial, state.epoch, preempted=bool(gone))

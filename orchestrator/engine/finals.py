@@ -6,6 +6,8 @@ final starts; the test split is opened after that, once, and the opening is on r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.compare.winners import winners
@@ -18,8 +20,8 @@ from trainables.errors import UserError
 def recipe_hash(trial: TrialState) -> str:
     """Identity of what a winner is: backbone, recipe, data and length; no seed, no place."""
     chosen = trial.assignment
-    data = {key: value for key, value in chosen["data"].items() if key != "folder"}
-    return stable_hash([chosen["backbone"], chosen["recipe"], data, chosen["epochs"]])
+    data = {key: value for key, value in chosen.data.as_dict().items() if key != "folder"}
+    return stable_hash([chosen.backbone.as_dict(), chosen.recipe.as_dict(), data, chosen.epochs])
 
 
 def due(spec: RunSpec, state: State, *, reopen: bool) -> list[dict[str, Any]]:
@@ -37,7 +39,7 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> list[dict[str, Any]]:
         for family, trial in chosen.items()
     }
     detail = {"winners": frozen, "final_seeds": spec.final_seeds}
-    if not frozen or not spec.final_seeds or detail == state.frozen:
+    if not frozen or not spec.final_seeds or _same_winners(detail, state.frozen):
         return []
     if state.test_openings and not reopen:
         raise UserError(reopening_refused(spec.name))
@@ -62,25 +64,37 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> list[dict[str, Any]]:
     return records
 
 
+def _same_winners(detail: Mapping[str, Any], frozen: Mapping[str, Any]) -> bool:
+    """By their trials: another version's hash of the same recipe may be another one."""
+
+    def named(part: Mapping[str, Any]) -> dict[str, str]:
+        return {family: won["trial"] for family, won in part["winners"].items()}
+
+    return bool(frozen) and (named(detail), detail["final_seeds"]) == (
+        named(frozen),
+        frozen["final_seeds"],
+    )
+
+
 def data_of(records: list[dict[str, Any]]) -> list[DataSpec]:
     """The images that the submitted ones of ``records`` are trained on."""
     submitted = [record for record in records if record["event"] == "submitted"]
-    return [DataSpec(**record["detail"]["assignment"]["data"]) for record in submitted]
+    return [DataSpec.from_dict(record["detail"]["assignment"]["data"]) for record in submitted]
 
 
 def _assignment(spec: RunSpec, winner: TrialState, name: str, index: int) -> dict[str, Any]:
     """The winner's assignment under a fresh seed: order, augmentation, head, val carve."""
-    base = winner.assignment
     # The same seed for every family, so that the seeds pair their finals.
     seed = int(stable_hash([spec.sweeps[0].seed, "final", index])[:7], 16)
-    return {
-        **base,
-        "trial_id": name,
-        "seed": seed,
-        "data": {**base["data"], "val_seed": seed},
-        "checkpoint": None,
-        "checkpoint_folder": None,
-    }
+    final = replace(
+        winner.assignment,
+        trial_id=name,
+        seed=seed,
+        data=replace(winner.assignment.data, val_seed=seed),
+        checkpoint=None,
+        checkpoint_folder=None,
+    )
+    return final.as_dict()
 
 
 def reopening_refused(name: str) -> str:

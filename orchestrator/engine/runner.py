@@ -27,7 +27,8 @@ from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.ledger import lease, replication, retention, session
-from orchestrator.ledger.state import State
+from orchestrator.ledger.header import DatasetFacts
+from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
 from trainables.errors import StorageError, UserError, raise_if_any
@@ -56,9 +57,9 @@ class Outcome:
         state = session.state_of(folder)
         count = [trial.status for trial in state.trials.values()].count
         return cls(
-            finished=count("finished"),
-            pruned=count("pruned"),
-            failed=count("failed"),
+            finished=count(TrialStatus.FINISHED),
+            pruned=count(TrialStatus.PRUNED),
+            failed=count(TrialStatus.FAILED),
             interrupted=bool(session.open_trials(state)),
             run_folder=folder,
             stop_reason=state.stop_reason if state.stopped else None,
@@ -173,12 +174,17 @@ def _slot_pool(spec: RunSpec, folder: Path, before: State, totals: Mapping[str, 
 
 def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> State:
     """Put on record what is to be trained, and open the dispatcher for the slots that wait."""
-    header = {
-        "datasets": {family: info.as_dict() for family, info in images.datasets.items()},
-        "geometry": {family: geometry.as_dict() for family, geometry in images.geometry.items()},
-        "forecast": forecast(spec, images.costs, slots=pool.num_slots),
+    facts = {
+        family: DatasetFacts.from_dict(info.as_dict()) for family, info in images.datasets.items()
     }
-    state = session.begin(spec, folder, pool.session, header)
+    state = session.begin(
+        spec,
+        folder,
+        pool.session,
+        datasets=facts,
+        geometry={family: geometry.as_dict() for family, geometry in images.geometry.items()},
+        forecast=forecast(spec, images.costs, slots=pool.num_slots),
+    )
     _clean_up_checkpoints(folder)
     pool.open()
     return state

@@ -25,7 +25,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.ledger.state import TERMINAL, State
+from orchestrator.ledger.state import State
 from orchestrator.spec.limits import SchedulerSpec
 
 NOISE_PERCENTILE = 90
@@ -189,7 +189,7 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         search = [trial for trial in history.trials.values() if trial.stage == "search"]
         self._family = {trial.trial: trial.family for trial in search}
         self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
-        self._ended = {t.trial for t in search if t.status in TERMINAL}
+        self._ended = {t.trial for t in search if t.status.is_final}
         self._asha = {f: AshaBracket(s) for f, s in self._specs.items() if s.kind == "asha"}
         self._pasha = {
             family: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
@@ -285,11 +285,11 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def _replay(self, history: State) -> None:
         reports = [
-            (report["time"], trial, epoch, report["metrics"].get(METRIC))
+            (report.time, trial, epoch, report.metrics.get(METRIC))
             for trial in history.trials.values()
             if trial.trial in self._family
             for epoch, report in trial.reports.items()
-            if trial.status in TERMINAL or epoch < trial.epoch
+            if trial.status.is_final or epoch < trial.epoch
         ]
         for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
             # What an audited trial does after its rung is off the books.

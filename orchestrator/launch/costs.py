@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import trainables
-from orchestrator.launch.forecast import Cost, estimated, images_per_epoch, measured
+from orchestrator.launch.forecast import Costs, Row, estimated, images_per_epoch, measured
 from orchestrator.launch.validation import ImageFacts, geometry_of, known_images
+from orchestrator.ledger.header import FamilyForecast
 from orchestrator.ledger.session import state_of
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import MEASURED
@@ -39,8 +39,6 @@ MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
 
-Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
-Costs = Mapping[str, Cost | None]  # by family
 Images = Mapping[str, ImageFacts]  # by family
 
 
@@ -62,7 +60,7 @@ def images_of(spec: RunSpec) -> Images:
 
 def costs_of(spec: RunSpec, images: Images, *, measure: bool, tflops: float | None) -> Costs:
     """What an epoch of each family costs: measured on this machine where asked, else estimated."""
-    costs: dict[str, Cost | None] = {}
+    costs: dict[str, FamilyForecast | None] = {}
     quick = []
     for sweep in spec.sweeps:
         facts = images[sweep.family]
@@ -84,7 +82,7 @@ def costs_of(spec: RunSpec, images: Images, *, measure: bool, tflops: float | No
     return costs
 
 
-def _step_s(sweep: SweepSpec, images: ImageFacts, cost: Cost) -> float:
+def _step_s(sweep: SweepSpec, images: ImageFacts, cost: FamilyForecast) -> float:
     train, _ = images_per_epoch(sweep, images.counts)
     return cost.epoch_seconds * sweep.recipe.batch_size_per_worker / train
 

@@ -8,10 +8,11 @@ How many epochs a scheduler is expected to train. Pure arithmetic: no ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
@@ -66,22 +67,8 @@ OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per paramet
 FP32_BYTES = 4
 CASES = ("expected", "worst")
 
-Forecast = Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """One family's cost on one slot. ``memory`` is bytes of each worker by purpose,
-    ``first_setup_seconds`` those of a slot's first trial, which imports what it needs."""
-
-    basis: str
-    epoch_seconds: float
-    setup_seconds: float
-    first_setup_seconds: float
-    checkpoint_bytes: int
-    params_m: float
-    gflops_per_image: float
-    memory: Mapping[str, int]
+Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
+Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
 def images_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> tuple[int, int]:
@@ -94,8 +81,8 @@ def images_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> tuple[int, 
 
 
 def measured(
-    sweep: SweepSpec, counts: Mapping[str, int], rows: Sequence[Mapping[str, Any]]
-) -> Cost | None:
+    sweep: SweepSpec, counts: Mapping[str, int], rows: Sequence[Row]
+) -> FamilyForecast | None:
     """The mean over ``rows`` of :mod:`trainables.train.measure`, one for each trial asked for;
     ``None`` where none of them could be measured."""
     good = [row for row in rows if "error" not in row]
@@ -106,7 +93,7 @@ def measured(
     def mean(name: str) -> float:
         return float(sum(row[name] for row in good) / len(good))
 
-    return Cost(
+    return FamilyForecast(
         basis=MEASURED,
         epoch_seconds=train * mean("train_seconds_per_image")
         + val * mean("eval_seconds_per_image")
@@ -125,7 +112,7 @@ def estimated(
     counts: Mapping[str, int],
     geometry: Geometry,
     tflops: float | None = None,
-) -> Cost | None:
+) -> FamilyForecast | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 
     ``tflops`` is what one device sustains, 1e12 a second; ``None`` takes ``TFLOPS``.
@@ -134,19 +121,17 @@ def estimated(
     if size is None:
         return None
     recipe, resources = sweep.recipe, sweep.resources
-    held = resources.gpus_per_worker or resources.cpus_per_worker
-    speed = (tflops or TFLOPS[limits.device(resources)]) * 1e12 * held
+    devices = resources.gpus_per_worker or resources.cpus_per_worker
+    speed = (tflops or TFLOPS[limits.device(resources)]) * 1e12 * devices
     train, val = images_per_epoch(sweep, counts)
     weights = round(size.params_m * 1e6) * FP32_BYTES
     copies = OPTIMIZER_COPIES[recipe.optimizer]
     average = int(recipe.ema_decay is not None)
     micro_batch = recipe.batch_size_per_worker // recipe.accumulation_steps
     halved = 0.5 if recipe.precision == "bf16" else 1.0
-    return Cost(
+    return FamilyForecast(
         basis=ESTIMATED,
         epoch_seconds=(STEP_PASSES * train + val) * size.gflops_per_image * 1e9 / speed,
-        setup_seconds=0.0,
-        first_setup_seconds=0.0,
         checkpoint_bytes=weights * (1 + copies + average),
         params_m=size.params_m,
         gflops_per_image=size.gflops_per_image,
@@ -160,46 +145,54 @@ def estimated(
     )
 
 
-def forecast(spec: RunSpec, costs: Mapping[str, Cost | None], *, slots: int | None) -> Forecast:
-    """The forecast as JSON; what is not known is ``None``. ``slots`` is ``None`` where only the
-    cluster can tell how many it holds. Hours and dollars include the finals."""
-    resources = spec.sweeps[0].resources
+def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
+    """What is not known is ``None``. ``slots`` is ``None`` where only the cluster can tell how many
+    it holds. Hours and dollars include the finals."""
+    resources, seeds = spec.sweeps[0].resources, spec.final_seeds
     families = {
-        sweep.family: None if cost is None else _family(spec, sweep, cost)
-        for sweep in spec.sweeps
-        for cost in [costs.get(sweep.family)]
+        sweep.family: _family(sweep, seeds, costs.get(sweep.family)) for sweep in spec.sweeps
     }
-    found = [family for family in families.values() if family is not None]
-    made: dict[str, Any] = {
-        "device": limits.device(resources),
-        "slots": slots,
-        "basis": " and ".join(sorted({family["basis"] for family in found})) or None,
-        "device_hours": None,
-        "wall_hours": None,
-        "usd": None,
-        "checkpoint_bytes": None,
-        "families": families,
-    }
-    if len(found) < len(families):
-        return made
-    finals = sum(family["slot_seconds"]["finals"] for family in found)
-    search = {case: sum(family["slot_seconds"][case] for family in found) for case in CASES}
-    workers = {case: (search[case] + finals) * resources.num_workers for case in CASES}
-    made["device_hours"] = {case: limits.device_hours(workers[case], resources) for case in CASES}
-    money = {case: limits.usd(workers[case], resources, spec.prices) for case in CASES}
-    made["usd"] = None if None in money.values() else money
-    made["checkpoint_bytes"] = _checkpoints(spec, found, slots)
-    if slots:
-        together = max(1, min(slots, spec.final_seeds * len(found)))
-        made["wall_hours"] = {
-            case: (search[case] / slots + finals / together + COLD_START_S) / limits.HOUR_S
-            for case in CASES
-        }
-    return made
+    known = [family for family in families.values() if family is not None]
+    partial = Forecast(
+        device=limits.device(resources),
+        slots=slots,
+        basis=" and ".join(sorted({family.basis for family in known})) or None,
+        families=families,
+    )
+    if len(known) < len(families):
+        return partial
+    finals_s = sum(family.slot_seconds["finals"] for family in known)
+    finals_at_once = max(1, min(slots or 1, seeds * len(known)))
+
+    def cases(amount: Callable[[float], float]) -> Cases:
+        """``amount`` of the slot-seconds of the search."""
+        seconds = {case: sum(family.slot_seconds[case] for family in known) for case in CASES}
+        return Cases(expected=amount(seconds["expected"]), worst=amount(seconds["worst"]))
+
+    def workers_s(search_s: float) -> float:
+        return (search_s + finals_s) * resources.num_workers
+
+    def wall_s(search_s: float) -> float:
+        return search_s / (slots or 1) + finals_s / finals_at_once + COLD_START_S
+
+    is_priced = limits.usd(0.0, resources, spec.prices) is not None
+    return replace(
+        partial,
+        device_hours=cases(lambda s: limits.device_hours(workers_s(s), resources)),
+        wall_hours=cases(lambda s: wall_s(s) / limits.HOUR_S) if slots else None,
+        usd=cases(lambda s: limits.usd(workers_s(s), resources, spec.prices) or 0.0)
+        if is_priced
+        else None,
+        checkpoint_bytes=_checkpoints(spec, known, slots),
+    )
 
 
-def _family(spec: RunSpec, sweep: SweepSpec, cost: Cost) -> dict[str, Any]:
-    """The family's cost, and what its slots will spend on it; setup is paid for every trial."""
+def _family(
+    sweep: SweepSpec, final_seeds: int, cost: FamilyForecast | None
+) -> FamilyForecast | None:
+    """The family's cost with what its slots will spend on it; setup is paid for every trial."""
+    if cost is None:
+        return None
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
     epochs = {
         "expected": expected_epochs(sweep.scheduler, sweep.trials),
@@ -208,17 +201,18 @@ def _family(spec: RunSpec, sweep: SweepSpec, cost: Cost) -> dict[str, Any]:
     if sweep.grid:
         epochs = dict.fromkeys(CASES, float(sum(row["epochs"] for row in sweep.grid)))
     seconds = {case: epochs[case] * cost.epoch_seconds + sweep.trials * setup for case in CASES}
-    # Meeting the test split, with its probes, takes about as long as an epoch.
-    seconds["finals"] = spec.final_seeds * ((full + 1) * cost.epoch_seconds + setup)
-    return {**asdict(cost), "slot_seconds": seconds}
+    # Evaluating the test split, with its probes, takes about as long as an epoch.
+    seconds["finals"] = final_seeds * ((full + 1) * cost.epoch_seconds + setup)
+    return replace(cost, slot_seconds=seconds)
 
 
 def _checkpoints(
-    spec: RunSpec, families: Sequence[Mapping[str, Any]], slots: int | None
+    spec: RunSpec, families: Sequence[FamilyForecast], slots: int | None
 ) -> dict[str, int]:
-    """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that has closed,
-    each family's winner and its finals; ``at_most``, while it runs and no trial is pruned."""
-    sizes = [family["checkpoint_bytes"] for family in families]
+    """Bytes by the rule of :mod:`orchestrator.ledger.checkpoint_cleanup`: ``kept`` by a run that
+    has closed, each family's winner and its finals; ``at_most``, while it runs and no trial is
+    pruned."""
+    sizes = [family.checkpoint_bytes for family in families]
     kept = sum(sizes) * (1 + spec.final_seeds)
     at_most = spec.final_seeds * sum(sizes)
     for sweep, size in zip(spec.sweeps, sizes, strict=True):

@@ -12,23 +12,22 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from orchestrator.launch.forecast import (
-    CASES,
     COLD_START_S,
     TFLOPS,
-    Cost,
-    Forecast,
+    Costs,
     expected_epochs,
     forecast,
 )
+from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
 from orchestrator.ray_cluster.capacity import room_of
 from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration, size, span
 from trainables.backbones import Geometry
+from trainables.config import Spec
 
 
 def local_totals() -> dict[str, float]:
@@ -101,187 +100,59 @@ def slots_of(spec: RunSpec, trials: int, totals: Mapping[str, float]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyPlan:
-    """One family's part of a run; epochs are over all of its trials."""
+class SearchedAxis(Spec):
+    """The values that trials draw from, and why these."""
 
-    sweep: SweepSpec
-    geometry: Geometry
-
-    @property
-    def expected_epochs(self) -> float:
-        """Epochs that the scheduler is expected to train."""
-        return round(expected_epochs(self.sweep.scheduler, self.sweep.trials), 1)
-
-    @property
-    def worst_epochs(self) -> int:
-        """Epochs when no trial is pruned."""
-        return self.sweep.trials * self.sweep.scheduler.max_epochs
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON of schema 1."""
-        sweep, scheduler = self.sweep, self.sweep.scheduler
-        return {
-            "family": sweep.family,
-            "dataset": sweep.data.source,
-            "scale": sweep.backbone.scale,
-            "weights": sweep.backbone.weights,
-            "geometry": self.geometry.as_dict(),
-            "warnings": list(self.geometry.warnings),
-            "trials": sweep.trials,
-            "scheduler": scheduler.kind,
-            "rungs": list(scheduler.rungs()),
-            "max_epochs": scheduler.max_epochs,
-            "expected_epochs": self.expected_epochs,
-            "worst_epochs": self.worst_epochs,
-            "space": {
-                path: {"range": str(domain), "why": domain.why}
-                for path, domain in sweep.space.items()
-            },
-        }
-
-    def lines(self, cost: Mapping[str, Any] | None) -> list[str]:
-        """For a terminal; ``cost`` is the family's forecast."""
-        sweep, scheduler = self.sweep, self.sweep.scheduler
-        rungs = ", ".join(map(str, scheduler.rungs())) or "none: every trial trains to the end"
-        lines = [
-            f"{sweep.family:<9} {geometry_line(self.geometry)}",
-            f"  weights   {weights_line(sweep.backbone.weights)}",
-            f"  trials    {sweep.trials} of at most {scheduler.max_epochs} epochs; rungs {rungs}",
-        ]
-        if cost is None:
-            lines.append("  cost      unknown until the model is built")
-        else:
-            memory = cost["memory"]
-            uses = ", ".join(f"{size(count)} {name}" for name, count in memory.items() if count)
-            lines += [
-                f"  cost      {duration(cost['epoch_seconds'])} an epoch, {cost['basis']}; "
-                f"{cost['params_m']:.3g} M parameters, "
-                f"{cost['gflops_per_image']:.3g} GFLOPs an image",
-                f"  memory    about {size(sum(memory.values()))} a worker: {uses}",
-                f"  storage   {size(cost['checkpoint_bytes'])} a checkpoint",
-            ]
-        lines += [f"  warning   {warning}" for warning in self.geometry.warnings]
-        return lines + [
-            f"  search    {path} {domain}" + (f": {domain.why}" if domain.why else "")
-            for path, domain in sweep.space.items()
-        ]
+    range: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run will do. ``totals`` and ``slots`` are ``None`` where only the cluster can tell;
-    ``tflops`` is what estimates took a device to sustain (1e12 a second; ``None``: the default)."""
+class FamilyPlan(Spec):
+    """One family's part of a run; epochs are over all of its trials, without the finals."""
 
-    spec: RunSpec
-    totals: Mapping[str, float] | None
+    family: str
+    dataset: str
+    scale: str
+    weights: str
+    geometry: Geometry = field(metadata={"write": Geometry.as_dict})
+    warnings: tuple[str, ...]
+    trials: int
+    scheduler: str
+    rungs: tuple[int, ...]
+    max_epochs: int
+    expected_epochs: float
+    worst_epochs: int
+    space: Mapping[str, SearchedAxis]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Spec):
+    """What a run will do; :meth:`as_dict` is JSON of this ``schema``.
+
+    ``cluster`` and ``slots`` are ``None`` where only the cluster can tell; ``slot`` is what one
+    takes, ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the
+    default).
+    """
+
+    schema: int = 1
+    name: str
+    folder: str
+    spec_hash: str
+    cluster: Mapping[str, float] | None
+    slot: Mapping[str, float]
+    workers: Mapping[str, int]
     slots: int | None
+    trials: int
+    expected_epochs: float
+    worst_epochs: int
+    final_seeds: int
+    final_epochs: int
+    budget: Mapping[str, float] | None
+    prices: Mapping[str, float] | None
     tflops: float | None
     forecast: Forecast
     families: tuple[FamilyPlan, ...]
-
-    @property
-    def trials(self) -> int:
-        """Search trials of all families."""
-        return sum(sweep.trials for sweep in self.spec.sweeps)
-
-    @property
-    def expected_epochs(self) -> float:
-        """Epochs that the schedulers are expected to train, without the finals."""
-        return round(sum(family.expected_epochs for family in self.families), 1)
-
-    @property
-    def worst_epochs(self) -> int:
-        """Epochs when no trial is pruned, without the finals."""
-        return sum(family.worst_epochs for family in self.families)
-
-    @property
-    def final_epochs(self) -> int:
-        """Epochs of the finals."""
-        seeds = self.spec.final_seeds
-        return sum(seeds * sweep.scheduler.max_epochs for sweep in self.spec.sweeps)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON of schema 1."""
-        spec, resources = self.spec, self.spec.sweeps[0].resources
-        return {
-            "schema": 1,
-            "name": spec.name,
-            "folder": str(spec.folder),
-            "spec_hash": spec.hash(),
-            "cluster": None if self.totals is None else dict(self.totals),
-            "slot": slot_asks(resources),
-            "workers": {"least": resources.least_workers, "most": resources.num_workers},
-            "slots": self.slots,
-            "trials": self.trials,
-            "expected_epochs": self.expected_epochs,
-            "worst_epochs": self.worst_epochs,
-            "final_seeds": spec.final_seeds,
-            "final_epochs": self.final_epochs,
-            "budget": spec.budget,
-            "prices": spec.prices,
-            "tflops": self.tflops,
-            "forecast": self.forecast,
-            "families": [family.as_dict() for family in self.families],
-        }
-
-    def text(self) -> str:
-        """For a terminal."""
-        spec, resources = self.spec, self.spec.sweeps[0].resources
-        least, most = resources.least_workers, resources.num_workers
-        workers = f"{most} workers, " if most > 1 else ""
-        if least < most:
-            workers = f"{least}..{most} workers at the global batch of {most}, at most "
-        asks = " + ".join(
-            f"{count:g} {kind}" for kind, count in slot_asks(resources).items() if count
-        )
-        slots = "as many as the cluster holds"
-        if self.totals is not None:
-            total = ", ".join(f"{self.totals.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-            slots = f"{self.slots} at once, of {total}"
-        lines = [
-            f"run       {spec.name} in {spec.folder}, spec {spec.hash()}",
-            f"slots     {slots}; each {workers}{asks}",
-            f"epochs    {self.expected_epochs:g} expected, {self.worst_epochs} at worst, "
-            f"over {self.trials} trials",
-        ]
-        if spec.final_seeds:
-            lines.append(
-                f"finals    {self.final_epochs} epochs more: each winner over {spec.final_seeds} "
-                "seeds, then the test split is opened"
-            )
-        lines += self._forecast_lines()
-        for family in self.families:
-            lines += ["", *family.lines(self.forecast["families"][family.sweep.family])]
-        return "\n".join(lines)
-
-    def _forecast_lines(self) -> list[str]:
-        forecast, families = self.forecast, len(self.families)
-        unit, hours, wall = forecast["device"], forecast["device_hours"], forecast["wall_hours"]
-        if hours is None:
-            unknown = ", ".join(f for f, cost in forecast["families"].items() if cost is None)
-            return [f"cost      unknown: {unknown} neither measured here nor of known size"]
-        finals = ", finals included" if self.spec.final_seeds else ""
-        cost = f"cost      {_cases(hours)} {unit}-hours{finals} ({forecast['basis']})"
-        if ESTIMATED in forecast["basis"]:
-            cost += f"; by {self.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
-        lines = [cost]
-        if wall is not None:
-            times = span(*(duration(wall[case] * HOUR_S) for case in CASES))
-            lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
-        usd, disk = forecast["usd"], forecast["checkpoint_bytes"]
-        no_price = f"missing: --price {unit.lower()}_hour=DOLLARS"
-        lines.append(f"money     {no_price if usd is None else f'{_cases(usd)} USD'}")
-        each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
-        lines += [
-            f"budget    {amount:g} {name}{each}: the run stops before it is passed"
-            for name, amount in (self.spec.budget or {}).items()
-        ]
-        kept, at_most = size(disk["kept"]), size(disk["at_most"])
-        return [*lines, f"disk      checkpoints: {at_most} at most, {kept} at the end"]
-
-
-def _cases(values: Mapping[str, float]) -> str:
-    return span(*(f"{values[case]:.3g}" for case in CASES))
 
 
 def plan(
@@ -289,22 +160,51 @@ def plan(
     *,
     totals: Mapping[str, float] | None,
     geometry: Mapping[str, Geometry],
-    costs: Mapping[str, Cost | None],
+    costs: Costs,
     tflops: float | None = None,
 ) -> Plan:
     """``geometry`` and ``costs`` are by family; ``totals`` is ``None`` where only the cluster can
     tell what it holds."""
-    trials = sum(sweep.trials for sweep in spec.sweeps)
+    families = tuple(_family_plan(sweep, geometry[sweep.family]) for sweep in spec.sweeps)
+    trials, resources = sum(family.trials for family in families), spec.sweeps[0].resources
     slots = None if totals is None else slots_of(spec, trials, totals)
     return Plan(
-        spec=spec,
-        totals=totals,
+        name=spec.name,
+        folder=str(spec.folder),
+        spec_hash=spec.hash(),
+        cluster=totals,
+        slot=slot_asks(resources),
+        workers={"least": resources.least_workers, "most": resources.num_workers},
         slots=slots,
+        trials=trials,
+        expected_epochs=round(sum(family.expected_epochs for family in families), 1),
+        worst_epochs=sum(family.worst_epochs for family in families),
+        final_seeds=spec.final_seeds,
+        final_epochs=sum(spec.final_seeds * family.max_epochs for family in families),
+        budget=spec.budget,
+        prices=spec.prices,
         tflops=tflops,
         forecast=forecast(spec, costs, slots=slots),
-        families=tuple(
-            FamilyPlan(sweep=sweep, geometry=geometry[sweep.family]) for sweep in spec.sweeps
-        ),
+        families=families,
+    )
+
+
+def _family_plan(sweep: SweepSpec, geometry: Geometry) -> FamilyPlan:
+    scheduler = sweep.scheduler
+    return FamilyPlan(
+        family=sweep.family,
+        dataset=sweep.data.source,
+        scale=sweep.backbone.scale,
+        weights=sweep.backbone.weights,
+        geometry=geometry,
+        warnings=geometry.warnings,
+        trials=sweep.trials,
+        scheduler=scheduler.kind,
+        rungs=scheduler.rungs(),
+        max_epochs=scheduler.max_epochs,
+        expected_epochs=round(expected_epochs(scheduler, sweep.trials), 1),
+        worst_epochs=sweep.trials * scheduler.max_epochs,
+        space={path: SearchedAxis(range=str(x), why=x.why) for path, x in sweep.space.items()},
     )
 
 
@@ -327,3 +227,84 @@ def weights_line(weights: str) -> str:
     if weights == "hub":
         return "hub: timm's own, fetched once (--weights none|PATH to go without)"
     return f"from {weights}"
+
+
+def plan_text(planned: Plan) -> str:
+    """The plan for a terminal, line by line."""
+    least, most = planned.workers["least"], planned.workers["most"]
+    workers = f"{most} workers, " if most > 1 else ""
+    if least < most:
+        workers = f"{least}..{most} workers at the global batch of {most}, at most "
+    asks = " + ".join(f"{count:g} {kind}" for kind, count in planned.slot.items() if count)
+    slots = "as many as the cluster holds"
+    if planned.cluster is not None:
+        totals = ", ".join(f"{planned.cluster.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+        slots = f"{planned.slots} at once, of {totals}"
+    lines = [
+        f"run       {planned.name} in {planned.folder}, spec {planned.spec_hash}",
+        f"slots     {slots}; each {workers}{asks}",
+        f"epochs    {planned.expected_epochs:g} expected, {planned.worst_epochs} at worst, "
+        f"over {planned.trials} trials",
+    ]
+    if planned.final_seeds:
+        lines.append(
+            f"finals    {planned.final_epochs} epochs more: each winner over "
+            f"{planned.final_seeds} seeds, then the test split is opened"
+        )
+    lines += _forecast_lines(planned)
+    for family in planned.families:
+        lines += ["", *_family_lines(family, planned.forecast.families[family.family])]
+    return "\n".join(lines)
+
+
+def _forecast_lines(planned: Plan) -> list[str]:
+    forecast, families = planned.forecast, len(planned.families)
+    unit, disk = forecast.device or "", forecast.checkpoint_bytes
+    if forecast.device_hours is None or forecast.basis is None or disk is None:
+        unknown = ", ".join(family for family, cost in forecast.families.items() if cost is None)
+        return [f"cost      unknown: {unknown} neither measured here nor of known size"]
+    finals = ", finals included" if planned.final_seeds else ""
+    cost = f"cost      {_amounts(forecast.device_hours)} {unit}-hours{finals} ({forecast.basis})"
+    if ESTIMATED in forecast.basis:
+        cost += f"; by {planned.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
+    lines = [cost]
+    if wall := forecast.wall_hours:
+        times = span(duration(wall.expected * HOUR_S), duration(wall.worst * HOUR_S))
+        lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
+    no_price = f"missing: --price {unit.lower()}_hour=DOLLARS"
+    lines.append(f"money     {f'{_amounts(forecast.usd)} USD' if forecast.usd else no_price}")
+    each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
+    lines += [
+        f"budget    {amount:g} {name}{each}: the run stops before it is passed"
+        for name, amount in (planned.budget or {}).items()
+    ]
+    kept, at_most = size(disk["kept"]), size(disk["at_most"])
+    return [*lines, f"disk      checkpoints: {at_most} at most, {kept} at the end"]
+
+
+def _amounts(cases: Cases) -> str:
+    return span(f"{cases.expected:.3g}", f"{cases.worst:.3g}")
+
+
+def _family_lines(family: FamilyPlan, cost: FamilyForecast | None) -> list[str]:
+    rungs = ", ".join(map(str, family.rungs)) or "none: every trial trains to the end"
+    lines = [
+        f"{family.family:<9} {geometry_line(family.geometry)}",
+        f"  weights   {weights_line(family.weights)}",
+        f"  trials    {family.trials} of at most {family.max_epochs} epochs; rungs {rungs}",
+    ]
+    if cost is None:
+        lines.append("  cost      unknown until the model is built")
+    else:
+        uses = ", ".join(f"{size(count)} {name}" for name, count in cost.memory.items() if count)
+        lines += [
+            f"  cost      {duration(cost.epoch_seconds)} an epoch, {cost.basis}; "
+            f"{cost.params_m:.3g} M parameters, {cost.gflops_per_image:.3g} GFLOPs an image",
+            f"  memory    about {size(sum(cost.memory.values()))} a worker: {uses}",
+            f"  storage   {size(cost.checkpoint_bytes)} a checkpoint",
+        ]
+    lines += [f"  warning   {warning}" for warning in family.warnings]
+    return lines + [
+        f"  search    {path} {axis.range}" + (f": {axis.why}" if axis.why else "")
+        for path, axis in family.space.items()
+    ]

@@ -12,13 +12,13 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
 from orchestrator.launch.costs import (
-    Costs,
     costs_of,
     images_of,
     measured_costs,
     read_datasets,
     refuse_unaffordable,
 )
+from orchestrator.launch.forecast import Costs
 from orchestrator.launch.plan import Plan, geometry_line, plan
 from orchestrator.launch.validation import ImageFacts, geometry_of, validate
 from orchestrator.ledger import replication

@@ -12,12 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from orchestrator.ledger.retention import FOLDER
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import ReportedEpoch, State, TrialState
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ResourceSpec
 from trainables.storage import object_storage
@@ -25,13 +24,12 @@ from trainables.storage import object_storage
 PURPOSES = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
 
 
-def epoch_seconds(report: Mapping[str, Any]) -> float:
-    """Seconds that a slot spent on a ``reported`` record's epoch; of an elastic slot, those that
-    all its workers would have spent for as much."""
-    metrics = report["metrics"]
-    setup = (report.get("detail") or {}).get("setup_seconds", 0.0)
-    spent = float(sum(metrics.get(name, 0.0) for name in PURPOSES) + setup)
-    return spent * float(report.get("workers", 1) / report.get("of_workers", 1))
+def epoch_seconds(report: ReportedEpoch) -> float:
+    """Seconds that a slot spent on an epoch; of an elastic slot, those that all its workers would
+    have spent for as much."""
+    setup = report.detail.get("setup_seconds", 0.0)
+    spent = float(sum(report.metrics.get(name, 0.0) for name in PURPOSES) + setup)
+    return spent * (report.workers or 1) / (report.of_workers or 1)
 
 
 def slot_seconds(trials: Iterable[TrialState]) -> float:
@@ -62,8 +60,8 @@ def checkpoint_bytes(run_folder: Path) -> int:
 
 def resources_of(state: State) -> ResourceSpec:
     """What a slot of the run takes."""
-    sweeps = state.header.get("spec", {}).get("sweeps", [])
-    return ResourceSpec(**sweeps[0]["resources"]) if sweeps else ResourceSpec()
+    sweeps = state.spec.sweeps
+    return sweeps[0].resources if sweeps else ResourceSpec()
 
 
 def spent_device_hours(state: State) -> float:
@@ -80,10 +78,10 @@ def epochs_by_workers(state: State) -> dict[int, int]:
     """Epochs by the workers that trained them, the most workers first; empty where slots are not
     elastic: then all have as many as the spec says."""
     epochs = Counter(
-        int(report["workers"])
+        report.workers
         for trial in state.trials.values()
         for report in trial.reports.values()
-        if "workers" in report
+        if report.workers is not None
     )
     return dict(sorted(epochs.items(), reverse=True))
 

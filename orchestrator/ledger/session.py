@@ -6,9 +6,9 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
+from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, RunHeader
 from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S
-from orchestrator.ledger.state import TERMINAL, State, replay
+from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.paths import remote_of
 from orchestrator.spec.run import RunSpec, diff
 from trainables.errors import UserError
@@ -79,8 +80,8 @@ def state_of(folder: Path) -> State:
 
 def name_mistakes(spec: RunSpec) -> list[str]:
     """Why this name cannot be used for this spec; empty when it is new or the same run's."""
-    header = state_of(spec.folder.resolve()).header
-    changes = diff(RunSpec.from_dict(header["spec"]), spec) if header else []
+    state = state_of(spec.folder.resolve())
+    changes = diff(state.spec, spec) if state.begun else []
     if not changes:
         return []
     return [
@@ -101,43 +102,52 @@ def to_train(spec: RunSpec, state: State) -> int:
     return len(open_trials(state)) + len(asked - set(state.trials))
 
 
-def begin(spec: RunSpec, folder: Path, session: str, header: dict[str, Any]) -> State:
+def begin(
+    spec: RunSpec,
+    folder: Path,
+    session: str,
+    *,
+    datasets: Mapping[str, DatasetFacts],
+    geometry: Mapping[str, Mapping[str, Any]],
+    forecast: Forecast | None,
+) -> State:
     """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``, and
     :class:`UserError` where a former session still writes."""
+    header = RunHeader(
+        schema=SCHEMA,
+        run=spec.name,
+        spec=spec,
+        spec_hash=spec.hash(),
+        environment=environment(),
+        code_version=code_version(),
+        datasets=datasets,
+        geometry=geometry,
+        forecast=forecast,
+    )
     with closing(Ledger(folder / FILE_NAME)) as ledger:  # what is read from now on stays so
         end = ledger.path.stat().st_size
-        for record in _opening(spec, state_of(folder), session, header):
+        for record in _opening(header, state_of(folder), session):
             ledger.append(**record)
     replication.push_ledger(folder, end)
     (folder / STOP_FILE).unlink(missing_ok=True)
     return state_of(folder)
 
 
-def _opening(
-    spec: RunSpec, before: State, session: str, header: dict[str, Any]
-) -> list[dict[str, Any]]:
-    detail = {
-        "schema": SCHEMA,
-        "run": spec.name,
-        "spec": spec.as_dict(),
-        "spec_hash": spec.hash(),
-        "environment": environment(),
-        "code_version": code_version(),
-        **header,
-    }
+def _opening(header: RunHeader, before: State, session: str) -> list[Record]:
+    spec = header.spec
     wanted = [
         (sweep, index)
         for index in range(max(sweep.trials for sweep in spec.sweeps))
         for sweep in spec.sweeps
         if index < sweep.trials and sweep.trial_name(index) not in before.trials
     ]
-    records: list[dict[str, Any]] = [{"event": "created", "detail": detail}]
-    if before.header:
-        changed = any(before.header["spec"].get(one) != detail["spec"][one] for one in CAPS)
+    records: list[Record] = [{"event": "created", "detail": header.as_dict()}]
+    if before.begun:
+        changed = any(getattr(before.spec, cap) != getattr(spec, cap) for cap in CAPS)
         if not wanted:  # what was forecast was for these trials
-            detail["forecast"] = before.header.get("forecast")
-        records = [{"event": "extended", "detail": detail}] if wanted or changed else []
-        records.append({"event": "resumed"})
+            header = replace(header, forecast=before.header.forecast)
+        extended: list[Record] = [{"event": "extended", "detail": header.as_dict()}]
+        records = [*(extended if wanted or changed else ()), {"event": "resumed"}]
     records += [
         {
             "event": "submitted",
@@ -155,7 +165,7 @@ def _opening(
 
 def open_trials(state: State) -> list[str]:
     """Trials that still have something to train, those already begun first."""
-    names = [name for name, trial in state.trials.items() if trial.status not in TERMINAL]
+    names = [name for name, trial in state.trials.items() if not trial.status.is_final]
     return sorted(names, key=lambda name: state.trials[name].epoch == 0)
 
 
@@ -185,14 +195,14 @@ def code_version() -> str:
     return f"{version}+{commit.stdout.strip()}"
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Versions and hardware of this machine, for the record."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cpus": os.cpu_count(),
-        "memory_gb": round(memory, 1),
-        "versions": {name: importlib.metadata.version(name) for name in RECORDED},
-    }
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=processor(),
+        cpus=os.cpu_count(),
+        memory_gb=round(memory, 1),
+        versions={name: importlib.metadata.version(name) for name in RECORDED},
+    )

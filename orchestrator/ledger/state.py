@@ -4,31 +4,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
-TERMINAL = {"pruned": "pruned", "finished": "finished", "failed": "failed"}
+from orchestrator.ledger.header import RunHeader
+from orchestrator.spec.run import RunSpec, with_axes
+from trainables.config import Assignment
 
 Record = dict[str, Any]
+SECTIONS = ("recipe", "backbone", "data")  # of an assignment: what may be searched
+
+
+class TrialStatus(StrEnum):
+    """How a trial stands. ``QUEUED`` has not begun; a run that is not at work has no running one,
+    whatever its ledger's last word on the trial."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more is to come of the trial."""
+        return self in (TrialStatus.FINISHED, TrialStatus.PRUNED, TrialStatus.FAILED)
+
+
+class Stage(StrEnum):
+    """What a trial is for: to find a recipe, or to measure the winner."""
+
+    SEARCH = "search"
+    FINAL = "final"
+
+
+class RunStatus(StrEnum):
+    """How a run stands: see :func:`run_status`."""
+
+    EMPTY = "empty"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that was asked for has ended."""
+        return self in (RunStatus.DONE, RunStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedEpoch:
+    """One epoch's ``reported`` record: time in unix seconds, metrics as in DESIGN, section 5. An
+    elastic slot says how many ``workers`` trained it, ``of_workers`` that it has at its full size.
+    """
+
+    epoch: int
+    time: float
+    metrics: Mapping[str, float]
+    checkpoint: str | None = None
+    workers: int | None = None
+    of_workers: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class TrialState:
-    """Everything the ledger says of one trial."""
+    """Everything the ledger says of one trial.
+
+    ``axes`` is ``None`` until the sampler has suggested them; until then the ``open_axes`` of
+    ``assignment``, paths as ``recipe.learning_rate``, hold defaults that nobody chose.
+    """
 
     trial: str
     family: str
-    stage: str = "search"
-    status: str = "queued"  # queued, running, finished, pruned, failed
+    assignment: Assignment
+    stage: Stage = Stage.SEARCH
+    status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
-    assignment: dict[str, Any] = field(default_factory=dict)
-    axes: dict[str, Any] | None = None  # None: not drawn yet, its searched values are missing
+    axes: Mapping[str, Any] | None = None
+    open_axes: tuple[str, ...] = ()
     winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
-    outcome: dict[str, Any] = field(default_factory=dict)  # detail of the record that ended it
-    reports: dict[int, Record] = field(default_factory=dict)
+    outcome: Mapping[str, Any] = field(default_factory=dict)  # detail of the record that ended it
+    reports: dict[int, ReportedEpoch] = field(default_factory=dict)
     rungs: dict[int, str] = field(default_factory=dict)  # rung epoch -> promoted | pruned | audited
-    preempted: Record | None = None
+    preempted_at: tuple[int, str] | None = None  # epoch and checkpoint, be it within an epoch
     preemptions: int = 0  # attempts that lost a node, or had to leave one
     slot: str | None = None
     nodes: tuple[str, ...] = ()  # of its slot's workers, as the last attempt began
@@ -43,12 +106,23 @@ class TrialState:
         return max(self.reports, default=0)
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe by axis, without those that are not suggested yet."""
+        plain = self.assignment.recipe.as_dict()
+        return {k: v for k, v in plain.items() if f"recipe.{k}" not in self.open_axes}
+
+    @property
+    def audited(self) -> bool:
+        """Whether it would have been pruned and was finished all the same."""
+        return "audited" in self.rungs.values()
+
+    @property
     def checkpoints(self) -> list[str]:
         """Checkpoint folders on record, the newest first, be it in the middle of an epoch."""
-        written = [self.reports[epoch].get("checkpoint") for epoch in sorted(self.reports)]
-        if self.preempted and self.preempted["epoch"] >= self.epoch:
-            written.append(self.preempted["checkpoint"])
-        return [str(folder) for folder in reversed(written) if folder]
+        written = [self.reports[epoch].checkpoint for epoch in sorted(self.reports)]
+        if self.preempted_at and self.preempted_at[0] >= self.epoch:
+            written.append(self.preempted_at[1])
+        return [folder for folder in reversed(written) if folder]
 
     @property
     def checkpoint(self) -> str | None:
@@ -58,19 +132,18 @@ class TrialState:
     @property
     def best_checkpoint(self) -> str | None:
         """The folder on record with the best val_top1, the earlier one of a tie."""
-        held = {epoch: one for epoch, one in self.reports.items() if one.get("checkpoint")}
-        _, epoch = _best(held, "val_top1")
-        return None if epoch is None else str(held[epoch]["checkpoint"])
+        saved = {epoch: report for epoch, report in self.reports.items() if report.checkpoint}
+        _, epoch = _best(saved, "val_top1")
+        return None if epoch is None else saved[epoch].checkpoint
 
     @property
     def device_seconds(self) -> float:
         """Seconds of training and evaluation, times the workers that spent them."""
         workers = int(self.detail.get("num_workers", 1))
         spent = sum(
-            (metrics.get("train_seconds", 0.0) + metrics.get("eval_seconds", 0.0))
-            * report.get("workers", workers)
+            (report.metrics.get("train_seconds", 0.0) + report.metrics.get("eval_seconds", 0.0))
+            * (report.workers or workers)
             for report in self.reports.values()
-            for metrics in [report["metrics"]]
         )
         return float(spent)
 
@@ -78,12 +151,16 @@ class TrialState:
         """Best value of ``metric`` and the epoch it was reached in."""
         return _best(self.reports, metric)
 
+    def suggest(self, axes: Mapping[str, Any]) -> Assignment:
+        """The assignment with the searched values in their places."""
+        return with_axes(self.assignment, axes)
 
-def _best(reports: Mapping[int, Record], metric: str) -> tuple[float | None, int | None]:
+
+def _best(reports: Mapping[int, ReportedEpoch], metric: str) -> tuple[float | None, int | None]:
     values = [
-        (report["metrics"][metric], -epoch)
+        (report.metrics[metric], -epoch)
         for epoch, report in reports.items()
-        if math.isfinite(report["metrics"].get(metric, math.nan))
+        if math.isfinite(report.metrics.get(metric, math.nan))
     ]
     if not values:
         return None, None
@@ -93,20 +170,47 @@ def _best(reports: Mapping[int, Record], metric: str) -> tuple[float | None, int
 
 @dataclass
 class State:
-    """A run as its ledger tells it."""
+    """A run as its ledger tells it; ``header`` is an empty one until the first record."""
 
-    header: dict[str, Any] = field(default_factory=dict)
+    header: RunHeader = field(default_factory=RunHeader)
     trials: dict[str, TrialState] = field(default_factory=dict)
     created_at: float | None = None
     closed: bool = False
     stopped: bool = False
-    frozen: dict[str, Any] = field(default_factory=dict)  # winners and final_seeds
-    sealed: bool = True  # the winners on record have not met the test split
+    frozen: Mapping[str, Any] = field(default_factory=dict)  # winners and final_seeds
+    test_opened: bool = False  # for the winners on record
     test_opened_at: float | None = None
     test_openings: int = 0
     notes: list[str] = field(default_factory=list)
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
+
+    @property
+    def spec(self) -> RunSpec:
+        """What was asked for; of a ledger without a first record, a run of nothing."""
+        return self.header.spec
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first record is there."""
+        return self.created_at is not None
+
+
+def run_status(state: State, *, held: bool) -> RunStatus:
+    """How a run stands, for everyone who shows it. ``held``: a process carries the run out.
+
+    ``DONE`` (``FAILED`` where every trial failed) once the run has reached its end, if its process
+    is still at work on the report; a run that was neither ended nor stopped nor held is
+    ``INTERRUPTED``: its process died.
+    """
+    if state.closed and state.trials:
+        failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
+        return RunStatus.FAILED if failed else RunStatus.DONE
+    if held:
+        return RunStatus.RUNNING
+    if not state.trials:
+        return RunStatus.EMPTY
+    return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
 
 
 def replay(records: Iterable[Record]) -> State:
@@ -125,25 +229,15 @@ def apply(state: State, record: Record) -> None:
         _apply_run_event(state, event, record)
         return
     if event == "submitted":
-        detail = record["detail"]
-        state.trials.setdefault(
-            name,
-            TrialState(
-                trial=name,
-                family=record["family"],
-                stage=record.get("stage", "search"),
-                assignment=detail["assignment"],
-                axes=detail.get("axes"),
-                winner=detail.get("winner"),
-            ),
-        )
+        if name not in state.trials:
+            state.trials[name] = _submitted(name, record)
         return
     trial = state.trials.get(name)
     if trial is None:
         return
     trial.other_seconds += record.get("slot_seconds", 0.0)
     if event == "started":
-        trial.status = "running"
+        trial.status = TrialStatus.RUNNING
         trial.attempt = record["attempt"]
         trial.slot = record.get("slot")
         trial.nodes = tuple(record.get("nodes", ()))
@@ -151,32 +245,69 @@ def apply(state: State, record: Record) -> None:
         trial.detail.update(record.get("detail", {}))
     elif event == "drawn":
         if trial.axes is None:
-            trial.axes, trial.assignment = record["detail"]["axes"], record["detail"]["assignment"]
+            trial.axes, trial.open_axes = record["detail"]["axes"], ()
+            trial.assignment = Assignment.from_dict(record["detail"]["assignment"])
     elif event == "reported":
-        trial.reports.setdefault(record["epoch"], record)
+        if record["epoch"] not in trial.reports:
+            trial.reports[record["epoch"]] = _report(record)
         trial.detail.update(record.get("detail", {}))
     elif event == "noted":
         state.notes.append(record.get("reason", ""))
     elif event == "preempted":
-        trial.preempted = record if record.get("checkpoint") else trial.preempted
+        if folder := record.get("checkpoint"):
+            trial.preempted_at = record["epoch"], folder
         trial.preemptions += bool(record.get("nodes"))
         trial.slot = None
     elif event in ("promoted", "audited", "paused"):
         trial.rungs[record["rung"]] = event
         trial.slot = None if event == "paused" else trial.slot
-    elif event in TERMINAL:
+    elif event in ("finished", "pruned", "failed"):
         if event == "pruned":
             trial.rungs[record["rung"]] = event
-        trial.status = TERMINAL[event]
+        trial.status = TrialStatus(event)
         trial.outcome = record.get("detail", {})
         trial.reason = record.get("reason")
         trial.slot = None
         trial.ended_at = record["time"]
 
 
+def _submitted(name: str, record: Record) -> TrialState:
+    detail, family = record["detail"], record["family"]
+    plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
+    assignment = Assignment.from_dict(plain)
+    axes = detail.get("axes")
+    open_axes = [
+        f"{section}.{one.name}"
+        for section in (SECTIONS if axes is None else ())
+        for one in fields(getattr(assignment, section))
+        if one.name not in plain.get(section, ())
+    ]
+    return TrialState(
+        trial=name,
+        family=family,
+        stage=Stage(record.get("stage", "search")),
+        assignment=assignment,
+        axes=axes,
+        open_axes=tuple(open_axes),
+        winner=detail.get("winner"),
+    )
+
+
+def _report(record: Record) -> ReportedEpoch:
+    return ReportedEpoch(
+        epoch=record["epoch"],
+        time=record["time"],
+        metrics=record["metrics"],
+        checkpoint=record.get("checkpoint"),
+        workers=record.get("workers"),
+        of_workers=record.get("of_workers"),
+        detail=record.get("detail") or {},
+    )
+
+
 def _apply_run_event(state: State, event: str, record: Record) -> None:
     if event in ("created", "extended"):
-        state.header = record["detail"]
+        state.header = RunHeader.from_dict(record["detail"])
         state.created_at = state.created_at or record["time"]
         state.closed = False
     elif event == "resumed":
@@ -188,9 +319,9 @@ def _apply_run_event(state: State, event: str, record: Record) -> None:
     elif event == "closed":
         state.closed = True
     elif event == "frozen":
-        state.frozen, state.sealed = record["detail"], True
+        state.frozen, state.test_opened = record["detail"], False
     elif event == "test_opened":
-        state.sealed = False
+        state.test_opened = True
         state.test_opened_at = state.test_opened_at or record["time"]
         state.test_openings += 1
     elif event == "verdict":

@@ -340,12 +340,12 @@ def examine(
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())
     facts = {
-        "python": machine["python"],
-        "platform": machine["platform"],
-        "processor": machine["processor"],
+        "python": machine.python,
+        "platform": machine.platform,
+        "processor": machine.processor,
         "cpus": int(total["CPU"]),
         "gpus": int(total["GPU"]),
-        "memory_gb": machine["memory_gb"],
+        "memory_gb": machine.memory_gb,
         "cluster": address,
         "tracking": uri,
         "storage": storage if is_remote(storage) else str(Path(storage).absolute()),
@@ -361,7 +361,7 @@ def examine(
         facts |= {"dashboard": cluster.dashboard, "auth": cluster.auth}
     return Findings(
         facts=facts,
-        versions=machine["versions"],
+        versions=machine.versions,
         nodes=all_nodes,
         warnings=pin_mistakes(PINS),
         problems=list(dict.fromkeys(problems)),

@@ -15,7 +15,6 @@ from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.state import State
 from orchestrator.tracking import best_model, follow, store
 from orchestrator.tracking.best_model import checkpoint_of, write_model
-from trainables.config import Assignment
 from trainables.errors import UserError, raise_if_any
 from trainables.storage import object_storage
 
@@ -47,12 +46,11 @@ def export_to_registry(
 
     Raises ``UserError``, also where MLflow fails.
     """
-    spec = state.header.get("spec", {})
-    uri = uri or spec.get("tracking_uri") or store.default_uri(storage)
+    uri = uri or state.spec.tracking_uri or store.default_uri(storage)
     raise_if_any(store.check(uri))
     with tempfile.TemporaryDirectory() as scratch:
         export_to_folder(state, model, run_folder, Path(scratch) / "model")
-    experiment = spec.get("experiment")
+    experiment = state.spec.experiment
     register = partial(
         best_model.register, state, model, run_folder, uri=uri, experiment=experiment, alias=alias
     )
@@ -72,7 +70,7 @@ def check(model: SelectedModel, run_folder: Path, folder: Path) -> str:
     """
     from trainables.export.folder import agreement
 
-    assignment = Assignment.from_dict(model.trial.assignment)
+    assignment = model.trial.assignment
     assignment = replace(assignment, remote=object_storage.origin(run_folder))
     try:
         same, count = agreement(assignment, str(checkpoint_of(model, run_folder)), folder)

@@ -24,12 +24,21 @@ from rich.text import Text
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.cost import epoch_seconds, preemptions, resources_of, worker_seconds
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import TERMINAL, Record, State, TrialState, apply
+from orchestrator.ledger.state import (
+    Record,
+    RunStatus,
+    Stage,
+    State,
+    TrialState,
+    TrialStatus,
+    apply,
+    run_status,
+)
 from orchestrator.spec import limits
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.wording import duration, span, top1
 
-STATUSES = ("queued", "running", "finished", "pruned", "failed")
+STATUSES = tuple(TrialStatus)
 REDRAW_S = 0.5
 HEARTBEAT_S = 30.0
 
@@ -92,7 +101,7 @@ class RunView:
     take to full length; ``saved_epochs`` is what those that ended earlier did not train.
     """
 
-    status: str
+    status: RunStatus
     reason: str | None
     families: list[FamilyView]
     trials: int
@@ -119,14 +128,14 @@ def view(state: State, *, running: bool) -> RunView:
     ``running`` says whether a process carries it out: if none does, a trial that has not ended
     is ``queued``, and nothing is expected to end.
     """
-    schedulers = _schedulers(state)
+    schedulers = {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
     names = dict.fromkeys([*schedulers, *(trial.family for trial in state.trials.values())])
     families = [_family_view(state, family, running) for family in names]
     spent, resources = worker_seconds(state), resources_of(state)
     saved_hours = [family.saved_device_hours for family in families]
-    finals = [trial for trial in state.trials.values() if trial.stage == "final"]
+    finals = [trial for trial in state.trials.values() if trial.stage is Stage.FINAL]
     return RunView(
-        status=status(state, running),
+        status=run_status(state, held=running),
         reason=state.stop_reason if state.stopped and not running else None,
         families=families,
         trials=len(state.trials) - len(finals),
@@ -134,40 +143,26 @@ def view(state: State, *, running: bool) -> RunView:
         epochs=sum(len(trial.reports) for trial in state.trials.values()),
         full_epochs=sum(family.full_epochs for family in families),
         saved_epochs=sum(family.saved_epochs for family in families),
-        finals=FinalsView(trials=len(finals), ended=sum(t.status in TERMINAL for t in finals))
+        finals=FinalsView(trials=len(finals), ended=sum(t.status.is_final for t in finals))
         if finals
         else None,
         device=limits.device(resources),
         device_hours=limits.device_hours(spent, resources),
         saved_device_hours=None if None in saved_hours else sum(filter(None, saved_hours)),
-        usd=limits.usd(spent, resources, state.header.get("spec", {}).get("prices")),
+        usd=limits.usd(spent, resources, state.spec.prices),
         budget=_budget(state, spent, resources),
         eta_seconds=_time_to_go(state, schedulers, families) if running else None,
     )
 
 
-def status(state: State, running: bool) -> str:
-    """``running``, ``done``, ``stopped`` (in order) or ``interrupted``."""
-    if running:
-        return "running"
-    if state.closed:
-        return "done"
-    return "stopped" if state.stopped else "interrupted"
-
-
-def _schedulers(state: State) -> dict[str, SchedulerSpec]:
-    sweeps = state.header.get("spec", {}).get("sweeps", [])
-    return {sweep["backbone"]["family"]: SchedulerSpec(**sweep["scheduler"]) for sweep in sweeps}
-
-
 def _family_view(state: State, family: str, running: bool) -> FamilyView:
-    trials = [t for t in state.trials.values() if t.family == family and t.stage == "search"]
+    trials = [t for t in state.trials.values() if t.family == family and t.stage is Stage.SEARCH]
     shown = [_shown_status(trial, running) for trial in trials]
     bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
     value, best = max(bests, key=lambda pair: pair[0], default=(None, None))
     resources, seconds = resources_of(state), _seconds_per_epoch(state, family)
-    ended = [trial for trial in trials if trial.status in ("pruned", "finished")]
-    saved = sum(_max_epochs(trial) - trial.epoch for trial in ended)
+    ended = [t for t in trials if t.status in (TrialStatus.PRUNED, TrialStatus.FINISHED)]
+    saved = sum(trial.assignment.epochs - trial.epoch for trial in ended)
     saved_s = None if seconds is None else saved * seconds * resources.num_workers
     return FamilyView(
         family=family,
@@ -175,7 +170,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
         **{status: shown.count(status) for status in STATUSES},
         preemptions=preemptions(state, family),
         epochs=sum(len(trial.reports) for trial in trials),
-        full_epochs=sum(map(_max_epochs, trials)),
+        full_epochs=sum(trial.assignment.epochs for trial in trials),
         saved_epochs=saved,
         best_val_top1=value,
         best_trial=None if best is None else best.trial,
@@ -186,15 +181,10 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
     )
 
 
-def _max_epochs(trial: TrialState) -> int:
-    return int(trial.assignment["epochs"])
-
-
-def _shown_status(trial: TrialState, running: bool) -> str:
+def _shown_status(trial: TrialState, running: bool) -> TrialStatus:
     """The trial's status; one that waits for a slot, or for a process to go on, is queued."""
-    if trial.status == "running" and (trial.slot is None or not running):
-        return "queued"
-    return trial.status
+    at_work = running and trial.slot is not None
+    return trial.status if trial.status.is_final or at_work else TrialStatus.QUEUED
 
 
 def _seconds_per_epoch(state: State, family: str) -> float | None:
@@ -207,15 +197,14 @@ def _seconds_per_epoch(state: State, family: str) -> float | None:
     ]
     if seconds:
         return sum(seconds) / len(seconds)
-    forecast = state.header.get("forecast") or {"families": {}}
-    cost = forecast["families"].get(family)
-    return None if cost is None else float(cost["epoch_seconds"])
+    forecast = state.header.forecast
+    cost = forecast.families.get(family) if forecast else None
+    return None if cost is None else cost.epoch_seconds
 
 
 def _budget(state: State, spent: float, resources: ResourceSpec) -> BudgetView | None:
-    spec = state.header.get("spec", {})
-    for unit, amount in (spec.get("budget") or {}).items():
-        so_far = limits.spent_in(unit, spent, resources, spec.get("prices"))
+    for unit, amount in (state.spec.budget or {}).items():
+        so_far = limits.spent_in(unit, spent, resources, state.spec.prices)
         return BudgetView(unit=unit, amount=amount, spent=so_far)
     return None
 
@@ -232,7 +221,7 @@ def _time_to_go(
             return None
         low += [expected * (seconds or 0.0) for expected, _ in rest]
         high += [most * (seconds or 0.0) for _, most in rest]
-    slots = (state.header.get("forecast") or {}).get("slots")
+    slots = state.header.forecast.slots if state.header.forecast else None
     slots = slots or max(1, sum(trial.slot is not None for trial in state.trials.values()))
     bounds = [max(sum(each) / slots, max(each, default=0.0)) for each in (low, high)]
     return TimeToGo(low=bounds[0], high=bounds[1])
@@ -242,18 +231,18 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
     """For each trial that is open or still to come: epochs to go as expected, and at most."""
     epochs: list[tuple[float, float]] = []
     for trial in state.trials.values():
-        if trial.family != family or trial.status in TERMINAL:
+        if trial.family != family or trial.status.is_final:
             continue
-        most = float(_max_epochs(trial) - trial.epoch)
-        if trial.stage == "final":
+        most = float(trial.assignment.epochs - trial.epoch)
+        if trial.stage is Stage.FINAL:
             epochs.append((most + 1, most + 1))  # and the test split
-        elif "audited" in trial.rungs.values():
+        elif trial.audited:
             epochs.append((most, most))
         else:
             epochs.append((min(most, expected_rest(scheduler, trial.epoch)), most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
-        epochs += [(full, full)] * state.header["spec"].get("final_seeds", 0)
+        epochs += [(full, full)] * state.spec.final_seeds
     return epochs
 
 
@@ -294,10 +283,10 @@ def event_line(record: Record, state: State) -> str | None:
         return "the test split is opened"
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
-    if event in TERMINAL and name in state.trials:
+    if event in ("finished", "pruned", "failed") and name in state.trials:
         trial = state.trials[name]
         why = f" ({trial.reason})" if event == "failed" else ""
-        epochs = f"{trial.epoch}/{trial.assignment.get('epochs', trial.epoch)}"
+        epochs = f"{trial.epoch}/{trial.assignment.epochs}"
         best = f"best val_top1 {top1(trial.best()[0])}"
         if trial.outcome.get("test"):
             best += f", test top1 {top1(trial.outcome['test']['top1'])}"
@@ -404,8 +393,8 @@ def render(run: RunView) -> Group:
     table.add_column("")
     for family in run.families:
         table.add_column(family.family, justify="right", overflow="fold")
-    rows = [(status, [str(getattr(f, status)) for f in run.families]) for status in STATUSES]
-    rows += [
+    rows: list[tuple[str, list[str]]] = [
+        *((status, [str(getattr(f, status)) for f in run.families]) for status in STATUSES),
         ("epochs", [str(family.epochs) for family in run.families]),
         (f"{run.device}-hours", [f"{family.device_hours:.3g}" for family in run.families]),
         ("best val_top1", [top1(family.best_val_top1) for family in run.families]),

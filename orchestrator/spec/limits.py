@@ -1,8 +1,6 @@
-"""The scheduler's and the resources' part of a sweep, with their rules. No ray.
+"""When trials end, what a slot takes, and what a run may cost (``--budget`` and ``--price``).
 
-What a run may cost: ``--budget`` and ``--price``, and the seconds they come to. No ray.
-
-Underneath is the worker-second: a second of one worker of a slot. A worker holds
+Underneath a budget is the worker-second: a second of one worker of a slot. A worker holds
 ``gpus_per_worker`` GPUs or, where it has none, ``cpus_per_worker`` CPUs; so many device-hours
 pass with each of its hours.
 """
@@ -13,36 +11,30 @@ import importlib.util
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
+from trainables.config import Spec, ruled
 from trainables.errors import raise_if_any
 
 SCHEDULERS = ("asha", "pasha", "none")
 SAMPLERS = ("random", "sobol", "tpe")
 
 
-def at_least(path: str, value: Any, low: float, *, whole: bool = True) -> list[str]:
-    """The mistake of a value that is no number or is below ``low``; empty when it is fine."""
-    number = isinstance(value, int) if whole else isinstance(value, int | float)
-    if number and not isinstance(value, bool) and value >= low:
-        return []
-    noun = "a whole number" if whole else "a number"
-    return [f"{path} must be {noun} of at least {low:g}; got {value!r}. Fix: --set {path}={low:g}"]
-
-
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSpec:
+class SchedulerSpec(Spec):
     """When trials are compared. ``asha`` prunes at rungs, ``pasha`` also stops lengthening trials
     once their ranking is stable, ``none`` trains all to the end. ``audit`` is the share of the
     trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
     draws the searched values: see :mod:`orchestrator.spec.spaces`."""
 
-    kind: str = "asha"
-    max_epochs: int = 9
-    grace_epochs: int = 1
-    reduction_factor: int = 3
-    audit: float = 0.0
-    sampler: str = "random"
+    section: ClassVar[str] = "scheduler"
+
+    kind: str = ruled("asha", choices=SCHEDULERS, fix="asha")
+    max_epochs: int = ruled(9, 1)
+    grace_epochs: int = ruled(1, 1)
+    reduction_factor: int = ruled(3, 2)
+    audit: float = ruled(0.0, 0)
+    sampler: str = ruled("random", choices=SAMPLERS)
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
@@ -56,26 +48,12 @@ class SchedulerSpec:
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
-        found = []
-        if self.kind not in SCHEDULERS:
-            found.append(
-                f"scheduler.kind must be one of {', '.join(SCHEDULERS)}; got {self.kind!r}. "
-                "Fix: --set scheduler.kind=asha"
-            )
-        if self.sampler not in SAMPLERS:
-            found.append(
-                f"scheduler.sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler!r}. "
-                "Fix: --set scheduler.sampler=random"
-            )
+        found = super().mistakes()
         if self.sampler == "tpe" and importlib.util.find_spec("optuna") is None:
             found.append(
                 "scheduler.sampler=tpe needs optuna; it is not installed. Fix: pip install optuna, "
                 "or --set scheduler.sampler=sobol"
             )
-        found += at_least("scheduler.max_epochs", self.max_epochs, 1)
-        found += at_least("scheduler.grace_epochs", self.grace_epochs, 1)
-        found += at_least("scheduler.reduction_factor", self.reduction_factor, 2)
-        found += at_least("scheduler.audit", self.audit, 0, whole=False)
         if not found and self.audit > (1 if self.kind == "asha" else 0):
             found.append(
                 f"scheduler.audit must be a share of the trials that asha prunes; got {self.audit} "
@@ -90,20 +68,22 @@ class SchedulerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResourceSpec:
+class ResourceSpec(Spec):
     """What a slot takes, how many there may be, and how long anything may take.
 
     A slot has ``num_workers`` workers. With ``min_workers`` it is elastic: it goes on with fewer
     where nodes are gone, and the global batch stays that of ``num_workers``."""
 
-    num_workers: int = 1
-    min_workers: int | None = None
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
-    max_slots: int | None = None
-    epoch_timeout_s: float = 3600.0
-    slot_start_timeout_s: float = 600.0
-    max_failures_per_trial: int = 2
+    section: ClassVar[str] = "resources"
+
+    num_workers: int = ruled(1, 1)
+    min_workers: int | None = ruled(None, 1)
+    cpus_per_worker: float = ruled(1.0, 0.1)
+    gpus_per_worker: float = ruled(0.0, 0)
+    max_slots: int | None = ruled(None, 1)
+    epoch_timeout_s: float = ruled(3600.0, 1)
+    slot_start_timeout_s: float = ruled(600.0, 1)
+    max_failures_per_trial: int = ruled(2, 0)
 
     @property
     def least_workers(self) -> int:
@@ -117,24 +97,13 @@ class ResourceSpec:
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
-        found = at_least("resources.num_workers", self.num_workers, 1)
-        if self.min_workers is not None:
-            found += at_least("resources.min_workers", self.min_workers, 1)
-            if not found and self.min_workers > self.num_workers:
-                found.append(
-                    "resources.min_workers must not exceed resources.num_workers; got "
-                    f"{self.min_workers} and {self.num_workers}. "
-                    f"Fix: --workers {self.num_workers}..{self.min_workers}"
-                )
-        found += at_least("resources.cpus_per_worker", self.cpus_per_worker, 0.1, whole=False)
-        found += at_least("resources.gpus_per_worker", self.gpus_per_worker, 0, whole=False)
-        if self.max_slots is not None:
-            found += at_least("resources.max_slots", self.max_slots, 1)
-        found += at_least("resources.epoch_timeout_s", self.epoch_timeout_s, 1, whole=False)
-        found += at_least(
-            "resources.slot_start_timeout_s", self.slot_start_timeout_s, 1, whole=False
-        )
-        found += at_least("resources.max_failures_per_trial", self.max_failures_per_trial, 0)
+        found = super().mistakes()
+        if not found and self.least_workers > self.num_workers:
+            found.append(
+                "resources.min_workers must not exceed resources.num_workers; got "
+                f"{self.min_workers} and {self.num_workers}. "
+                f"Fix: --workers {self.num_workers}..{self.min_workers}"
+            )
         return found
 
 

@@ -15,14 +15,22 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.spec import limits, spaces
-from orchestrator.spec.limits import ResourceSpec, SchedulerSpec, at_least
+from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.paths import absolute_data, absolute_weights, run_folder
-from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, stable_hash
+from trainables.config import (
+    Assignment,
+    BackboneSpec,
+    DataSpec,
+    Recipe,
+    Spec,
+    ruled,
+    stable_hash,
+)
 
 # How a run is carried out, not what it trains: may change when it is resumed.
 OPERATIONAL_RESOURCES = (
@@ -98,22 +106,25 @@ __all__ = [
 
 SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
+HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSpec:
+class SweepSpec(Spec):
     """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
     ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn."""
 
     backbone: BackboneSpec
-    data: DataSpec
-    recipe: Recipe
-    space: spaces.Space
+    data: DataSpec = field(default_factory=DataSpec)
+    recipe: Recipe = field(default_factory=Recipe)
+    space: spaces.Space = field(
+        default_factory=dict, metadata={"write": spaces.as_dict, "read": spaces.from_dict}
+    )
     scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
     resources: ResourceSpec = field(default_factory=ResourceSpec)
-    trials: int = 8
-    seed: int = 0
+    trials: int = ruled(8, 1, option="--trials")
+    seed: int = ruled(0, 0, option="--seed")
     grid: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -164,35 +175,9 @@ class SweepSpec:
         )
         return replace(made, **{name: value for name, value in own.items() if "." not in name})
 
-    def as_dict(self) -> dict[str, Any]:
-        """Nested, JSON-ready mapping."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name in ("backbone", "data", "recipe", "scheduler", "resources"):
-            plain[name] = asdict(plain[name])
-        grid = [dict(row) for row in self.grid]
-        return {**plain, "space": spaces.as_dict(self.space), "grid": grid}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SweepSpec:
-        """Inverse of :meth:`as_dict`."""
-        return cls(
-            backbone=BackboneSpec(**values["backbone"]),
-            data=DataSpec(**values["data"]),
-            recipe=Recipe.from_dict(values["recipe"]),
-            space=spaces.from_dict(values["space"]),
-            scheduler=SchedulerSpec(**values["scheduler"]),
-            resources=ResourceSpec(**values["resources"]),
-            trials=values["trials"],
-            seed=values["seed"],
-            grid=tuple(values.get("grid", ())),
-        )
-
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; data and backbone are checked by their owners."""
-        found = at_least("trials", self.trials, 1) + at_least("seed", self.seed, 0)
-        found = [line.replace("--set trials=", "--trials ") for line in found]
-        found = [line.replace("--set seed=", "--seed ") for line in found]
-        found += self.scheduler.mistakes() + self.resources.mistakes()
+        found = super().mistakes() + self.scheduler.mistakes() + self.resources.mistakes()
         if self.grid and len(self.grid) != self.trials:
             found.append(f"a grid has a row a trial; got {len(self.grid)} for {self.trials} trials")
         if self.scheduler.sampler == "tpe":
@@ -217,16 +202,16 @@ class SweepSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSpec:
+class RunSpec(Spec):
     """What has a NAME. Several sweeps share one pool of slots and one budget. ``claim`` is the
     declaration of the claim that the run tests."""
 
     name: str
-    sweeps: tuple[SweepSpec, ...]
+    sweeps: tuple[SweepSpec, ...] = ()
     storage: str = "runs"
     tracking_uri: str | None = None
     experiment: str | None = None
-    final_seeds: int = 0
+    final_seeds: int = ruled(0, 0, option="--final-seeds")
     budget: Mapping[str, float] | None = None
     prices: Mapping[str, float] | None = None
     claim: Mapping[str, Any] | None = None
@@ -238,20 +223,11 @@ class RunSpec:
 
     def family_share_s(self) -> float | None:
         """Seconds of slots that each family may spend of the budget; ``None`` without one."""
+        if not self.budget:
+            return None
         resources = self.sweeps[0].resources
         cap_s = limits.cap_worker_seconds(self.budget, resources, self.prices)
         return None if cap_s is None else cap_s / resources.num_workers / len(self.sweeps)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Nested, JSON-ready mapping."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**plain, "sweeps": [sweep.as_dict() for sweep in self.sweeps]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
-        """Inverse of :meth:`as_dict`."""
-        sweeps = tuple(SweepSpec.from_dict(sweep) for sweep in values["sweeps"])
-        return cls(**{**values, "sweeps": sweeps})
 
     def hash(self) -> str:
         """The same for two specs that train the same trials: see :mod:`orchestrator.spec.run`."""
@@ -278,10 +254,7 @@ class RunSpec:
             )
         if not families:
             found.append("a run needs at least one family; got none. Fix: name one, such as vit")
-        found += [
-            line.replace("--set final_seeds=", "--final-seeds ")
-            for line in at_least("final_seeds", self.final_seeds, 0)
-        ]
+        found += super().mistakes()
         for sweep in self.sweeps[:1]:
             found += limits.mistakes(self.budget, self.prices, sweep.resources)
         for sweep in self.sweeps:
@@ -294,17 +267,16 @@ def searchable(path: str) -> bool:
     return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
 
 
-def with_axes(sweep: SweepSpec, axes: Mapping[str, Any]) -> SweepSpec:
-    """``sweep`` with the fields named by ``SECTION.FIELD`` paths replaced."""
+def with_axes(spec: HasSections, axes: Mapping[str, Any]) -> HasSections:
+    """``spec`` with the fields named by ``SECTION.FIELD`` paths replaced."""
     by_section: dict[str, dict[str, Any]] = {}
     for path, value in axes.items():
         section, _, name = path.partition(".")
         by_section.setdefault(section, {})[name] = value
     changed = {
-        section: replace(getattr(sweep, section), **values)
-        for section, values in by_section.items()
+        section: replace(getattr(spec, section), **values) for section, values in by_section.items()
     }
-    return replace(sweep, **changed)
+    return replace(spec, **changed)
 
 
 def sanitised(text: str) -> str:

@@ -40,10 +40,10 @@ def checkpoint_of(model: SelectedModel, run_folder: Path) -> Path:
     Raises ``UserError`` where it is gone.
     """
     trial, remote = model.trial, origin(run_folder)
-    recorded = trial.reports[model.epoch].get("checkpoint")
+    recorded = trial.reports[model.epoch].checkpoint
     if remote and recorded:
         try:
-            assignment = replace(Assignment.from_dict(trial.assignment), remote=remote)
+            assignment = replace(trial.assignment, remote=remote)
             return Path(fetch_checkpoint(assignment, name_of(recorded)))
         except FileNotFoundError:
             pass
@@ -70,7 +70,7 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
     checkpoint = checkpoint_of(model, run_folder)
     from trainables.export import folder as portable
 
-    dataset = state.header["datasets"][model.trial.family]
+    dataset = state.header.datasets[model.trial.family]
     facts = view.model_facts(state, model)
     test = ""
     if "test_top1" in facts:
@@ -81,12 +81,12 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
         portable.write(
             temporary,
             checkpoint,
-            Assignment.from_dict(model.trial.assignment),
-            class_names=dataset["class_names"],
-            height=dataset["height"],
-            width=dataset["width"],
+            model.trial.assignment,
+            class_names=dataset.class_names,
+            height=dataset.height,
+            width=dataset.width,
             trained=facts,
-            said=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
+            summary=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
             f"{facts['dataset']}: accuracy {facts['val_top1']:.4f} on validation{test}.",
         )
         temporary.chmod(0o755)  # mkdtemp's are private
@@ -131,12 +131,12 @@ def log_model(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         write_model(state, model, run_folder, folder)
-        example = _example(Assignment.from_dict(model.trial.assignment), origin(run_folder))
+        example = _example(model.trial.assignment, origin(run_folder))
         with talking():
             model_id = client.log_model(
                 run,
                 folder,
-                name=f"{state.header['run']}-{model.trial.family}",
+                name=f"{state.header.run}-{model.trial.family}",
                 example=example,
                 tags=view.model_tags(state, model),
                 metrics=view.final_metrics(model.trial),
@@ -162,7 +162,7 @@ def register(
     """
     from orchestrator.tracking.client import Client, Outage, talking
 
-    name = str(state.header["run"])
+    name = str(state.header.run)
     try:
         with talking():
             client = Client(uri, experiment or name)

@@ -71,7 +71,7 @@ class Mirror:
     def flush(self, *, last: bool = False) -> None:
         """Write every difference, and the ``last`` time the best models of a run that has closed:
         they can be large. Raises :class:`Outage`; what was not written stays due."""
-        if not self.state.header:
+        if not self.state.begun:
             return
         with talking():
             client = self._connect()
@@ -101,7 +101,7 @@ class Mirror:
 
     def _connect(self) -> Client:
         """Find every run that MLflow has of ours; create the parent where it is missing."""
-        name = str(self.state.header["run"])
+        name = str(self.state.header.run)
         if not self._runs_complete or self._client is None:
             self._client = Client(self._uri, self._experiment or name)
             self._runs = self._client.runs_of(view.run_id(self.state))
@@ -178,8 +178,9 @@ class Mirror:
             client.put_text(run, view.VERDICT, view.as_json(self.state.verdict["detail"]))
         if not run.has_datasets:
             client.log_datasets(run, view.datasets(self.state))
-        for name in ("spec", "environment"):
-            client.put_text(run, f"{name}.json", view.as_json(self.state.header.get(name, {})))
+        header = self.state.header
+        client.put_text(run, "spec.json", view.as_json(header.spec.as_dict()))
+        client.put_text(run, "environment.json", view.as_json(header.environment.as_dict()))
         self._put_comparison(client, run)
         if run.status != status:
             client.set_status(run, status, self._ended_at)

@@ -14,7 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.ledger.state import Record, State, TrialState
+from orchestrator.ledger.state import (
+    ReportedEpoch,
+    RunStatus,
+    State,
+    TrialState,
+    TrialStatus,
+    run_status,
+)
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
@@ -31,7 +38,16 @@ TABLE = "summary.json"
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
 NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
-STATUS = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
+# MLflow's status by that of a run or a trial of ours; RUNNING for all others.
+STATUS: Mapping[str, str] = {
+    TrialStatus.FINISHED: "FINISHED",
+    TrialStatus.PRUNED: "KILLED",
+    RunStatus.DONE: "FINISHED",
+    RunStatus.FAILED: "FAILED",  # of a trial too
+    RunStatus.STOPPED: "KILLED",
+    RunStatus.INTERRUPTED: "KILLED",
+    RunStatus.EMPTY: "KILLED",
+}
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
 
@@ -49,7 +65,7 @@ class DatasetView:
 def run_id(state: State) -> str:
     """Tells this run from every other: by name, spec and the moment its ledger began."""
     header = state.header
-    return stable_hash([header.get("run"), header.get("spec_hash"), state.created_at])
+    return stable_hash([header.run, header.spec_hash, state.created_at])
 
 
 def milliseconds(seconds: float) -> int:
@@ -63,30 +79,28 @@ def has_begun(trial: TrialState) -> bool:
 
 
 def trial_status(state: State, trial: TrialState, interrupted: bool) -> str:
-    """``queued``, ``running``, ``stopped``, ``finished``, ``pruned`` or ``failed``."""
-    if trial.status in STATUS:
-        return trial.status
-    return "stopped" if state.stopped or state.closed or interrupted else trial.status
+    """The trial's status, or ``stopped`` where its run ended before it did."""
+    over = state.stopped or state.closed or interrupted
+    return RunStatus.STOPPED if over and not trial.status.is_final else trial.status
 
 
 def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) -> dict[str, str]:
     """Tags of a trial's run; they are on every child because MLflow cannot filter by a parent's."""
-    backbone = trial.assignment.get("backbone", {})
-    geometry = state.header.get("geometry", {}).get(trial.family, {})
-    dataset = state.header.get("datasets", {}).get(trial.family, {}).get("name")
-    source = trial.assignment.get("data", {}).get("source")
+    backbone = trial.assignment.backbone
+    geometry = state.header.geometry.get(trial.family, {})
+    dataset = state.header.datasets.get(trial.family)
     tags = {
         RUN_ID_TAG: run_id(state),
         "mlflow.parentRunId": parent,
         "mlflow.source.name": "orchestrator",
-        "sweep": state.header.get("run"),
+        "sweep": state.header.run,
         "trial": trial.trial,
         "family": trial.family,
-        "backbone": trial.detail.get("model") or backbone.get("model") or geometry.get("model"),
-        "scale": backbone.get("scale"),
-        "dataset": dataset or (Path(source).stem if source else None),
+        "backbone": trial.detail.get("model") or backbone.model or geometry.get("model"),
+        "scale": backbone.scale,
+        "dataset": (dataset and dataset.name) or Path(trial.assignment.data.source).stem,
         "winner": trial.winner,
-        "stage": "audit" if "audited" in trial.rungs.values() else trial.stage,
+        "stage": "audit" if trial.audited else trial.stage,
         "status": trial_status(state, trial, interrupted),
         "attempt": trial.attempt,
         "epochs": trial.epoch,
@@ -98,16 +112,15 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
 def trial_params(trial: TrialState) -> dict[str, str]:
     """The flat recipe with seed and length, and the backbone's geometry once it is known."""
     assignment = trial.assignment
-    data = assignment.get("data", {})
     params = {
-        **assignment.get("recipe", {}),
-        "seed": assignment.get("seed"),
-        "max_epochs": assignment.get("epochs"),
-        "data_fraction": data.get("fraction"),
-        "train_limit": data.get("train_limit"),
+        **trial.recipe,
+        "seed": assignment.seed,
+        "max_epochs": assignment.epochs,
+        "data_fraction": assignment.data.fraction,
+        "train_limit": assignment.data.train_limit,
     }
     if "model" in trial.detail or trial.ended_at is not None:
-        details = {**assignment.get("backbone", {}), **trial.detail}
+        details = {**assignment.backbone.as_dict(), **trial.detail}
         names = (*GEOMETRY, "num_workers")
         params |= {name: details[name] for name in names if details.get(name) is not None}
         # "road" is MLflow's name for the adaptation, as in the runs that are there
@@ -116,11 +129,11 @@ def trial_params(trial: TrialState) -> dict[str, str]:
     return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
 
 
-def epoch_metrics(report: Record) -> list[MetricRow]:
+def epoch_metrics(report: ReportedEpoch) -> list[MetricRow]:
     """One report as MLflow metrics; the record's own time makes a replay write the same rows."""
-    at, step = milliseconds(report["time"]), int(report["epoch"])
+    at, step = milliseconds(report.time), report.epoch
     # MLflow's comparison opens with the metric that was written first.
-    ordered = sorted(report["metrics"].items(), key=lambda metric: metric[0] != "val_top1")
+    ordered = sorted(report.metrics.items(), key=lambda metric: metric[0] != "val_top1")
     return [
         (name, float(value), at, step)
         for name, value in ordered
@@ -138,7 +151,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     curve = [
         (epoch, float(value))
         for epoch, report in sorted(trial.reports.items())
-        if math.isfinite(value := report["metrics"].get("val_top1", math.nan))
+        if math.isfinite(value := report.metrics.get("val_top1", math.nan))
     ]
     values: dict[str, float | None] = {
         "best_val_top1": trial.best()[0],
@@ -191,7 +204,7 @@ def _mean_height(curve: list[tuple[int, float]]) -> float | None:
 def learning_curve(trial: TrialState) -> str:
     """All reports of a trial as one JSON document."""
     reports = sorted(trial.reports.items())
-    epochs = [{"epoch": epoch, **report["metrics"]} for epoch, report in reports]
+    epochs = [{"epoch": epoch, **report.metrics} for epoch, report in reports]
     rungs = {str(epoch): event for epoch, event in trial.rungs.items()}
     return as_json({"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs})
 
@@ -204,45 +217,36 @@ def as_json(document: object) -> str:
 def datasets(state: State, trial: TrialState | None = None) -> list[DatasetView]:
     """The run's datasets, or a trial's. A final carves other validation images, hence has another
     hash."""
-    sweeps = state.header.get("spec", {}).get("sweeps", ())
-    sources = {sweep["backbone"]["family"]: sweep["data"]["source"] for sweep in sweeps}
+    sources = {sweep.family: sweep.data.source for sweep in state.spec.sweeps}
     by_digest = {}
-    for family, info in state.header.get("datasets", {}).items():
+    for family, info in state.header.datasets.items():
         if trial is not None and trial.family != family:
             continue
         own_hash = trial.detail.get("dataset_hash") if trial else None
-        digest = str(own_hash or info.get("content_hash") or "unknown")
+        digest = str(own_hash or info.content_hash or "unknown")
         by_digest[digest] = DatasetView(
-            name=str(info.get("name")),
+            name=str(info.name),
             digest=digest,
-            source=str(sources.get(family, info.get("name"))),
-            profile=json.dumps({"images": info.get("counts"), "skipped": info.get("skipped")}),
+            source=str(sources.get(family, info.name)),
+            profile=json.dumps({"images": info.counts, "skipped": info.skipped}),
         )
     return list(by_digest.values())
-
-
-def run_status(state: State, interrupted: bool) -> str:
-    """``running``, ``stopped``, ``finished``, or ``failed`` when every trial failed."""
-    if state.closed:
-        ends = {trial.status for trial in state.trials.values()}
-        return "failed" if ends == {"failed"} else "finished"
-    return "stopped" if state.stopped or interrupted else "running"
 
 
 def run_tags(state: State, interrupted: bool) -> dict[str, str]:
     """Tags of the parent run."""
     header = state.header
-    datasets = {info.get("name") for info in header.get("datasets", {}).values()}
+    datasets = {info.name for info in header.datasets.values()}
     opened = state.test_opened_at
     tags = {
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
-        "sweep": header.get("run"),
-        "status": run_status(state, interrupted),
-        "families": ", ".join(sorted(header.get("geometry", {}))),
+        "sweep": header.run,
+        "status": run_status(state, held=not (interrupted or state.stopped)),
+        "families": ", ".join(sorted(header.geometry)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
-        "spec_hash": header.get("spec_hash"),
-        "code_version": header.get("code_version"),
+        "spec_hash": header.spec_hash,
+        "code_version": header.code_version,
         "test_opened_at": datetime.fromtimestamp(opened, UTC).isoformat() if opened else None,
         **claim_tags(state),
     }
@@ -271,7 +275,7 @@ def texts(values: Mapping[str, object], limit: int) -> dict[str, str]:
 def claim_tags(state: State) -> dict[str, object]:
     """The claim as soon as it is declared; its verdict with scope, rule and time once it is on
     record."""
-    claim = state.header.get("spec", {}).get("claim") or {}
+    claim = state.spec.claim or {}
     tags = {"claim": claim.get("name"), "claim_hash": claim.get("hash")}
     if not state.verdict:
         return tags
@@ -303,21 +307,21 @@ def claim_metrics(state: State) -> list[MetricRow]:
 def model_facts(state: State, model: SelectedModel) -> dict[str, Any]:
     """Where a model comes from and how good it was; unknown values are left out."""
     trial, header = model.trial, state.header
-    dataset = header["datasets"][trial.family]
+    dataset = header.datasets[trial.family]
     test = trial.outcome.get("test", {}) if trial.stage == "final" else {}
     facts = {
-        "run": header.get("run"),
+        "run": header.run,
         "trial": trial.trial,
         "family": trial.family,
         "epoch": model.epoch,
-        "dataset": dataset.get("name"),
-        "dataset_hash": dataset.get("content_hash"),
+        "dataset": dataset.name,
+        "dataset_hash": dataset.content_hash,
         "val_top1": model.val_top1,
         "test_top1": test.get("top1"),
         "test_images": test.get("n"),
-        "recipe": trial.assignment.get("recipe"),
-        "spec_hash": header.get("spec_hash"),
-        "code_version": header.get("code_version"),
+        "recipe": trial.recipe,
+        "spec_hash": header.spec_hash,
+        "code_version": header.code_version,
     }
     return {name: value for name, value in facts.items() if value is not None}
 

@@ -29,7 +29,7 @@ def test_a_claim_is_declared_measured_and_judged(shell: Shell) -> None:
     assert state.test_openings == 0
     # The seeds pair the families, each on validation images of its own.
     trials = state.trials.values()
-    assert len({(t.assignment["seed"], t.assignment["data"]["val_seed"]) for t in trials}) == 2
+    assert len({(t.assignment.seed, t.assignment["data"]["val_seed"]) for t in trials}) == 2
     assert len({trial.detail["dataset_hash"] for trial in trials}) == 2
 
     verdict = shown(state_of(shell.folder("c")))

@@ -34,11 +34,10 @@ def story(state: State) -> dict[str, Any]:
     told = {}
     for name, trial in state.trials.items():
         reports = [
-            {key: value for key, value in report["metrics"].items() if "second" not in key}
+            {key: value for key, value in report.metrics.items() if "second" not in key}
             for _, report in sorted(trial.reports.items())
         ]
-        recipe = trial.assignment["recipe"]
-        told[name] = (trial.status, trial.axes, recipe, trial.rungs, reports)
+        told[name] = (trial.status, trial.axes, trial.recipe, trial.rungs, reports)
     return told
 
 

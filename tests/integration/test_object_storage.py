@@ -52,7 +52,7 @@ def figures(state: State) -> dict[str, list[dict[str, float]]]:
     """By trial, what its epochs measured, but for the clock."""
     return {
         name: [
-            {k: v for k, v in trial.reports[epoch]["metrics"].items() if k not in TIMED}
+            {k: v for k, v in trial.reports[epoch].metrics.items() if k not in TIMED}
             for epoch in sorted(trial.reports)
         ]
         for name, trial in state.trials.items()

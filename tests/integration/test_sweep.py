@@ -54,7 +54,7 @@ def test_two_workers_lose_one_and_the_trial_goes_on(shell: Shell) -> None:
     assert shell.reported_twice("w") == []
     assert trial.detail["num_workers"] == 2
     # All 180 images of the validation set, whatever the number of workers.
-    assert (trial.reports[1]["metrics"]["val_top1"] * 180) % 1 == pytest.approx(0, abs=1e-6)
+    assert (trial.reports[1].metrics["val_top1"] * 180) % 1 == pytest.approx(0, abs=1e-6)
 
 
 def test_a_stop_in_a_long_epoch_ends_with_its_own_exit_code(shell: Shell) -> None:

@@ -63,7 +63,7 @@ def created(name: str) -> tuple[str, None, dict[str, Any]]:
         "spec": {"name": name},
         "spec_hash": "abc",
         "environment": {"torch": "2"},
-        "datasets": {"vit": {"name": "digits", "content_hash": "c0ffee"}},
+        "datasets": {"vit": {"name": "digits", "height": 8, "width": 8, "content_hash": "c0ffee"}},
         "geometry": {"vit": {"model": "test_vit"}, "resnet": {"model": "test_resnet"}},
         "code_version": "0",
     }

@@ -197,7 +197,7 @@ def test_the_clock_keeps_the_rules_of_the_race(kind: str) -> None:
     epochs = [trial.epoch for trial in state.trials.values()]
     for index, trial in enumerate(state.trials.values()):
         assert sorted(trial.reports) == list(range(1, trial.epoch + 1))
-        seen = [trial.reports[e]["metrics"]["val_top1"] for e in sorted(trial.reports)]
+        seen = [trial.reports[e].metrics["val_top1"] for e in sorted(trial.reports)]
         assert seen == list(curves.seen[index, : trial.epoch])
     if kind == "none":
         assert (statuses, set(epochs)) == ({"finished"}, {asha.MAX_EPOCHS})
@@ -266,7 +266,9 @@ def test_paces_count_the_time_in_which_every_slot_is_busy() -> None:
 
 def test_a_metric_that_mlflow_does_not_hold_is_lost(tmp_path: Path) -> None:
     ledger, database = Ledger(tmp_path / "ledger.jsonl"), tmp_path / "mlflow.db"
-    ledger.append("submitted", trial="t", family="vit", detail={"assignment": {}})
+    ledger.append(
+        "submitted", trial="t", family="vit", detail={"assignment": {"epochs": 2}, "axes": {}}
+    )
     ledger.append("started", trial="t", attempt=1)
     for epoch in (1, 2):
         ledger.append("reported", trial="t", epoch=epoch, metrics={"val_top1": 0.1 * epoch})
@@ -297,7 +299,7 @@ def test_bare_processes_replay_what_was_recorded(tmp_path: Path) -> None:
             ledger.append("reported", trial=name, epoch=epoch, metrics={})
         ledger.append("finished", trial=name)
     work = bare.work_of(list(read(ledger.path)))
-    assert [(a["trial_id"], epochs) for a, epochs in work] == [("vit-0001", 1), ("vit-0000", 2)]
+    assert [(a.trial_id, epochs) for a, epochs in work] == [("vit-0001", 1), ("vit-0000", 2)]
 
     out = tmp_path / "bare.jsonl"
     bare.serve(0, ledger.path, multiprocessing.Value("i", 0), out)

@@ -89,10 +89,8 @@ class Geometry:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
         """Inverse of :meth:`as_dict`; ledgers of before 2026-11-28 call the adaptation ``road``."""
-        known = dict(values)
-        adaptation = known.pop("road", None)
-        known.setdefault("adaptation", adaptation)
-        return cls(**{**known, "warnings": tuple(known.get("warnings", ()))})
+        fields = {"adaptation" if key == "road" else key: v for key, v in values.items()}
+        return cls(**{**fields, "warnings": tuple(fields.get("warnings", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +135,6 @@ class ExchangedStem:
     built_image_size: int | None = None
 
 
-def no_exchange(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
-    """For families that timm's arguments express in full."""
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family: ``adapt`` raises ``UserError`` for what cannot be; ``create`` imports timm.
@@ -151,7 +144,7 @@ class Family:
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
     asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation.
+    augmentation. ``exchanged_stem`` is ``None`` where timm's arguments express the model in full.
     """
 
     name: str
@@ -164,7 +157,7 @@ class Family:
     patches: tuple[int, ...] | None = None
     has_attention: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
-    exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] = no_exchange
+    exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] | None = None
 
 
 def few_tokens(model: str, tokens: int, fix: str) -> tuple[str, ...]:

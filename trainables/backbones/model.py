@@ -138,7 +138,7 @@ def _from_path(
     path: str, geometry: Geometry, member: Member, arguments: TimmArguments
 ) -> nn.Module:
     """Load strictly: a head of another size is drawn anew, everything else must be there."""
-    state, config = read_weights(path, member)
+    state, statistics = read_weights(path, member)
     create = FAMILIES[geometry.family].create
     module: Any = create(geometry, member, arguments)
     wanted = module.state_dict()
@@ -152,7 +152,7 @@ def _from_path(
     else:
         module = _adapt(path, state, geometry, member, arguments)
     for key in ("mean", "std"):
-        module.pretrained_cfg[key] = config.get(key, module.pretrained_cfg[key])
+        module.pretrained_cfg[key] = statistics.get(key, module.pretrained_cfg[key])
     return module  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainables.backbones.adaptation import Member
 from trainables.backbones.families import member_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-PretrainedConfig = Mapping[str, Any]  # timm's, e.g. the pixels' ``mean`` and ``std``
+PixelStatistics = Mapping[str, list[float]]  # ``mean`` and ``std``, where they are known
 OTHER_WAYS = "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
 
 
@@ -47,13 +47,13 @@ def weights_file(path: str) -> Path:
     place = Path(path).expanduser()
     if place.is_dir():
         named = [place / name for name in HUB_FILES if (place / name).is_file()]
-        found = named or sorted(p for p in place.iterdir() if p.suffix in SUFFIXES)
-        if not found:
+        files = named or sorted(p for p in place.iterdir() if p.suffix in SUFFIXES)
+        if not files:
             raise UserError(
                 f"--weights {path} is a folder without weights; expected one of "
                 f"{', '.join(HUB_FILES)}. Fix: name the file, or --weights hub|none"
             )
-        return found[0]
+        return files[0]
     if not place.is_file():
         raise UserError(f"--weights {path} does not exist. Fix: correct the path, or hub|none")
     if place.suffix not in SUFFIXES:
@@ -64,9 +64,9 @@ def weights_file(path: str) -> Path:
     return place
 
 
-def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], PretrainedConfig]:
-    """State dict and, from a folder in timm's format, the ``pretrained_cfg`` of its
-    ``config.json`` (else empty).
+def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], PixelStatistics]:
+    """State dict and, from a folder in timm's format, the statistics of pixels in
+    its ``config.json`` (else empty).
 
     Pickled files are read with ``weights_only``. Raises ``UserError`` when the file is no state
     dict, or when the folder says that it holds another architecture.
@@ -75,10 +75,10 @@ def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], Pretrain
 
     file = weights_file(path)
     config_file = file.parent / "config.json"
-    config: PretrainedConfig = {}
+    statistics: PixelStatistics = {}
     if Path(path).expanduser().is_dir() and config_file.is_file():
         stored = json.loads(config_file.read_text())
-        config = stored.get("pretrained_cfg", {})
+        statistics = stored.get("pretrained_cfg", {})
         architecture = stored.get("architecture", member.model)
         if architecture != member.model.partition(".")[0]:
             raise UserError(
@@ -97,7 +97,7 @@ def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], Pretrain
             f"--weights {path} holds no state dict of tensors. "
             "Fix: save model.state_dict() of a timm model as .safetensors"
         )
-    return state, config
+    return state, statistics
 
 
 def _check_hub(member: Member, timeout_s: float) -> list[str]:
@@ -121,8 +121,8 @@ def cached_file(repository: str) -> Path | None:
     )
     cache = os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub")
     folder = Path(cache).expanduser() / f"models--{repository.replace('/', '--')}" / "snapshots"
-    found = [file for name in HUB_FILES for file in sorted(folder.glob(f"*/{name}"))]
-    return found[0] if found else None
+    files = (file for name in HUB_FILES for file in sorted(folder.glob(f"*/{name}")))
+    return next(files, None)
 
 
 def _unreachable(repository: str, timeout_s: float) -> str | None:

@@ -192,7 +192,8 @@ def _members(form: Form, place: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def _names(form: Form, file: IO[bytes]) -> tuple[str, ...]:
     if form.binary:
         return tuple(file.read().decode("utf-8").split())
-    return tuple(str(name) for name in load_arrays(file).get(form.names_key, ()))
+    names = load_arrays(file).get(form.names_key)
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
 def _batch(form: Form, file: IO[bytes]) -> tuple[Images, Labels]:
@@ -242,7 +243,7 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
 
 
-def load_arrays(file: IO[bytes]) -> dict[str, Any]:
+def load_arrays(file: IO[bytes]) -> dict[str, object]:
     """The dict pickled in ``file`` (by Python 2 or 3), its keys as ``str``.
 
     Raises ``pickle.UnpicklingError`` on anything but arrays, containers, text and numbers: what

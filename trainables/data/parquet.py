@@ -134,7 +134,7 @@ def _is_label(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def _features(schema: Any) -> dict[str, object]:
     """Hugging Face's description of the columns, kept as JSON in the schema's metadata."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]

@@ -98,7 +98,7 @@ def check_source(spec: DataSpec) -> list[str]:
 
 def locate(spec: DataSpec) -> Source:
     """The source that ``spec`` names; ``UserError`` with all that ``check_source`` lists."""
-    mistakes = _bounds(spec)
+    mistakes = spec.mistakes()
     try:
         source = _locate(spec)
     except UserError as error:
@@ -151,36 +151,6 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
         "of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 "
         "--set data.archive=PATH"
     )
-
-
-# Lowest and highest value, whether the lowest is left out, and whether it is a whole number.
-BOUNDS = {
-    "fraction": (0, 1, True, False),
-    "val_fraction": (0, 0.5, True, False),
-    "test_fraction": (0, 0.5, True, False),
-    "split_seed": (0, 2**63 - 1, False, True),
-    "val_seed": (0, 2**63 - 1, False, True),
-    "train_limit": (1, 1e9, False, True),
-    "short_side": (8, 1024, False, True),
-}
-OPTIONAL = ("val_seed", "train_limit", "short_side")
-
-
-def _bounds(spec: DataSpec) -> list[str]:
-    mistakes: list[str] = []
-    for name, (low, high, low_is_out, whole) in BOUNDS.items():
-        value = getattr(spec, name)
-        if value is None and name in OPTIONAL:
-            continue
-        kinds = (int,) if whole else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high or (low_is_out and value == low):
-            mistakes.append(
-                f"data.{name} must be {'a whole number in' if whole else 'in'} "
-                f"{'(' if low_is_out else '['}{low:g}, {high:g}]; got {value!r}. "
-                f"Fix: --set data.{name}=VALUE with a VALUE in that range"
-            )
-    return mistakes
 
 
 def _missing(name: str, path: Path) -> str:

@@ -224,7 +224,7 @@ def default_folder(spec: DataSpec) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def seal(folder: Path, info: DatasetInfo, key: Mapping[str, Any]) -> None:
+def seal(folder: Path, info: DatasetInfo, key: Mapping[str, object]) -> None:
     """Write ``info.json``: what the store holds, and the ``key`` that it was built for."""
     record = {"schema": STORE_SCHEMA, "info": info.as_dict(), "key": dict(key)}
     (folder / INFO).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

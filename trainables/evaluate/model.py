@@ -24,7 +24,7 @@ from trainables.data.batches import shard
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import UserError
-from trainables.evaluate.probes import probe
+from trainables.evaluate.probes import Probes, probe
 from trainables.train import checkpoint as checkpoints
 from trainables.train.augmentation import InputTransform
 from trainables.train.loop import TrainedModel, World, predict, score, uses_bf16
@@ -127,8 +127,8 @@ def evaluate_split(
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
     pixels = pixels_of(opened, split, model.device)
-    some = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
-    return _joined([p.argmax(1) for p, _ in predict(model, some, world=world)], world).numpy()
+    first = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
+    return _joined([p.argmax(1) for p, _ in predict(model, first, world=world)], world).numpy()
 
 
 def _joined(parts: list[Tensor], world: World) -> Tensor:
@@ -143,12 +143,19 @@ def _joined(parts: list[Tensor], world: World) -> Tensor:
 
 @dataclass(frozen=True)
 class TestEvaluation:
-    """``detail`` is JSON-ready; ``correct`` has one bool an image of the test split: (N,)."""
+    """``correct`` has one bool an image of the test split: (N,). ``test`` holds ``top1``, ``top5``
+    (absent under 5 classes), ``loss`` in nats and ``n`` images; ``probes`` are rank 0's alone."""
 
     __test__ = False  # no test of pytest's
 
-    detail: dict[str, Any]
+    test: dict[str, float]
+    probes: Probes | None
     correct: npt.NDArray[np.bool_]
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """JSON-ready, without the images."""
+        return {"test": self.test} | ({} if self.probes is None else {"probes": self.probes})
 
 
 def evaluate_test(
@@ -161,10 +168,9 @@ def evaluate_test(
 ) -> TestEvaluation:
     """Evaluate the model in ``checkpoint`` on the test split: each image is predicted once.
 
-    All ranks call it together. ``detail["test"]`` holds ``top1``, ``top5`` (absent under 5
-    classes), ``loss`` in nats and ``n`` images. Rank 0 adds ``detail["probes"]``, taken on the
-    first ``PROBE_IMAGES`` images, and writes ``correct`` to ``correct_file`` when given. Raises
-    ``Diverged`` when the loss is not finite, and ``UserError`` as :func:`model_of` does.
+    All ranks call it together. Rank 0 probes the first ``PROBE_IMAGES`` images and writes
+    ``correct`` to ``correct_file`` when given. Raises ``Diverged`` when the loss is not finite, and
+    ``UserError`` as :func:`model_of` does.
     """
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
@@ -184,13 +190,13 @@ def evaluate_test(
     scores = score(recorded(), world)
     correct = _joined(classes, world).numpy() == part.labels
     logits = _joined(probed, world)
-    detail: dict[str, Any] = {"test": {**scores, "n": len(correct)}}
+    probes: Probes | None = None
     if world.rank == 0:
         if correct_file is not None:
             write_correct(correct_file, correct)
         images, labels = part.images[:PROBE_IMAGES], part.labels[:PROBE_IMAGES]
-        detail["probes"] = {"split": "test", **probe(model, images, labels, logits=logits)}
-    return TestEvaluation(detail, correct)
+        probes = {"split": "test", **probe(model, images, labels, logits=logits)}
+    return TestEvaluation({**scores, "n": len(correct)}, probes, correct)
 
 
 def write_correct(path: Path, correct: npt.NDArray[np.bool_]) -> None:

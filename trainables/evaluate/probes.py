@@ -36,6 +36,8 @@ SPEED_CALLS = {1: 50, 256: 10}  # by batch size
 SPEED_BUDGET_S = 5.0  # of each batch size
 WARM_UP_CALLS = 2
 
+Probes = dict[str, Any]  # JSON by probe
+
 
 @torch.inference_mode()
 def probe(
@@ -44,7 +46,7 @@ def probe(
     labels: npt.NDArray[np.int64],
     *,
     logits: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Probes:
     """Everything about a trained model that accuracy does not say, JSON-ready.
 
     ``images`` is (N, H, W, C) uint8 as stored, ``labels`` (N,) int64, and ``logits`` (N, classes)
@@ -130,11 +132,11 @@ def shift_consistency(trial: Trial, offsets_px: Sequence[int]) -> dict[str, floa
     return from_rank_zero(shares, trial.world)
 
 
-def _speed(model: TrainedModel) -> dict[str, Any]:
+def _speed(model: TrainedModel) -> Probes:
     """Latency and throughput by batch size, and what a timing depends on beside the model."""
     side, device = model.transform.image_size, model.device
     cuda = device.type == "cuda"
-    measured: dict[str, Any] = {
+    measured: Probes = {
         "device": torch.cuda.get_device_name(device) if cuda else processor(),
         "precision": "bf16" if model.bf16 else "fp32",
     }

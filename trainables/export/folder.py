@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "timm", "safetensors", "numpy")  # all that a portable fol
 
 README = """# {title}
 
-{said}
+{summary}
 Pixels: RGB, `(N, {height}, {width}, 3)`, uint8 or floats in [0, 1]; the model's side is {side} px.
 A larger picture: short side to {short} px (bicubic), then the centre.
 Needs {libraries}. In this folder:
@@ -64,13 +64,13 @@ def write(
     class_names: Sequence[str],
     height: int,
     width: int,
-    trained: Mapping[str, Any],
-    said: str,
+    trained: Mapping[str, object],
+    summary: str,
 ) -> None:
     """Write ``model.safetensors``, ``config.json``, ``timm_classifier.py`` and ``README.md``.
 
     The moving average's weights where the recipe keeps one. ``height`` and ``width`` (pixels)
-    are of the stored images, ``trained`` goes into the config as it is, ``said`` into the
+    are of the stored images, ``trained`` goes into the config as it is, ``summary`` into the
     README. Raises ``UserError`` where the checkpoint is damaged, or of another model.
     """
     model = load_model(
@@ -99,14 +99,15 @@ def write(
     }
     alone = "" if exchanged else ALONE.format(**texts)
     title = f"{geometry.model}, {len(class_names)} classes"
-    text = README.format(title=title, said=said, alone=alone, **texts)
+    text = README.format(title=title, summary=summary, alone=alone, **texts)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     """Name in timm's config what was exchanged for small images; ``False`` where nothing was."""
     geometry, module = model.geometry, model.module
-    exchanged = FAMILIES[spec.family].exchanged_stem(geometry, member_of(spec), module)
+    exchange = FAMILIES[spec.family].exchanged_stem
+    exchanged = exchange and exchange(geometry, member_of(spec), module)
     if exchanged is None:
         return False
     content = json.loads(config.read_text(encoding="utf-8"))

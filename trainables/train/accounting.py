@@ -90,8 +90,8 @@ def _conv_backward_flops(
     depthwise layers of a ConvNeXt.
     """
     positions = x_shape[2:] if transposed else grad_shape[2:]
-    one = 2 * x_shape[0] * math.prod(positions) * math.prod(w_shape)
-    return one * sum(map(bool, output_mask[:2]))
+    forward = 2 * x_shape[0] * math.prod(positions) * math.prod(w_shape)
+    return forward * sum(map(bool, output_mask[:2]))
 
 
 def peak_memory_gb(device: torch.device) -> float | None:

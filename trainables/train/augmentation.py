@@ -2,11 +2,8 @@
 
 Every draw is a function of seed, epoch and the image's row in the dataset (see
 :mod:`trainables.data.rng`), so a seed gives the same pixels whatever batch size, number of
-workers or moment of resume.
-
-Geometry and colour of float images, each by its own amounts, as torchvision defines them.
-
-Mixup and CutMix within a batch, by pairs, with draws that belong to the image.
+workers or moment of resume. Geometry and colour are as torchvision defines them; mixup and CutMix
+mix pairs within a batch.
 """
 
 from __future__ import annotations
@@ -307,12 +304,12 @@ class Mixing:
         """
         partner = partners(len(batch), batch.device)
         draws = uniforms(key_of(self.seed, epoch, KEY), rows, 3)  # (B, 3)
-        mixup, cutmix = (every[rows] for every in weights)
-        alone = partner == torch.arange(len(batch), device=batch.device)
-        cut = (draws[:, CHOICE] < self._share_of_cutmix()) & ~alone
+        mixup, cutmix = (weight[rows] for weight in weights)  # (B,) each
+        unpaired = partner == torch.arange(len(batch), device=batch.device)
+        cut = (draws[:, CHOICE] < self._share_of_cutmix()) & ~unpaired
         inside = box(cutmix, draws, batch.shape[2], batch.shape[3]) & cut[:, None, None]
         kept = 1 - inside.float().mean((1, 2))
-        blend = torch.where(cut | alone, torch.ones_like(mixup), mixup)
+        blend = torch.where(cut | unpaired, torch.ones_like(mixup), mixup)
         other = batch[partner]
         mixed = torch.lerp(other, batch, blend[:, None, None, None])
         return torch.where(inside[:, None], other, mixed), partner, torch.where(cut, kept, blend)

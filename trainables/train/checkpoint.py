@@ -61,9 +61,9 @@ def identity(assignment: Assignment, dataset_hash: str) -> State:
     }
 
 
-def read_state(folder: Path, expected: State) -> State:
-    """The JSON part, written under the ``expected`` identity. Raises ``UserError`` where
-    ``folder`` holds no checkpoint of this schema, or that of another trial."""
+def read_state(folder: Path, expected: State | None = None) -> State:
+    """The JSON part, of the trial of the ``expected`` :func:`identity` (``None``: of any). Raises
+    ``UserError`` where ``folder`` holds no checkpoint of this schema, or another trial's."""
     try:
         state: State = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -76,6 +76,7 @@ def read_state(folder: Path, expected: State) -> State:
             f"the checkpoint {folder} has schema {state.get('schema')}; this version reads "
             f"{SCHEMA}. Fix: start without a checkpoint"
         )
+    expected = expected or {}
     different = [key for key in expected if expected[key] != state["identity"].get(key)]
     if different:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Training steps, epochs of them and evaluation: one process or several in lockstep."""
+"""A training step and a pass of predictions: one process or several in lockstep."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables.backbones import Geometry
 from trainables.config import Recipe
 from trainables.data.batches import Pixels, shard
-from trainables.data.rng import key_of
 from trainables.errors import Diverged, OutOfMemory
-from trainables.train.accounting import Clock
 from trainables.train.augmentation import InputTransform
 from trainables.train.optimizer import Ema, set_learning_rate
 
 T = TypeVar("T")
 
-CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
-ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
 EVAL_BATCH = 256
 
 
@@ -98,7 +94,9 @@ class Step:
         total = torch.zeros((), device=self.device)
         bounds = [len(batch) * i // self.accumulation for i in range(self.accumulation + 1)]
         largest = -(-len(batch) // self.accumulation)
-        with self._room(f"a micro-batch of {largest} images (accumulation {self.accumulation})"):
+        with self._named_oom(
+            f"a micro-batch of {largest} images (accumulation {self.accumulation})"
+        ):
             for start, end in itertools.pairwise(bounds):
                 if start < end:
                     total += self._part(batch, start, end)
@@ -115,7 +113,7 @@ class Step:
         return loss.detach() if share == 1 else loss.detach() * share
 
     @contextlib.contextmanager
-    def _room(self, purpose: str) -> Iterator[None]:
+    def _named_oom(self, purpose: str) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -128,7 +126,7 @@ class Step:
         set_learning_rate(self.optimizer, rate)
         if self.recipe.clip_grad_norm is not None:
             self._clip(self.recipe.clip_grad_norm)
-        with self._room("the optimizer's state"):
+        with self._named_oom("the optimizer's state"):
             self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
@@ -146,9 +144,9 @@ class Step:
             excess = None  # nothing to divide by; on an accelerator, asking would wait for it
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # fused kernels divide by a scale on their way: no pass of our own over gradients
-            found = None if excess is None else torch.zeros_like(excess)
+            no_inf = None if excess is None else torch.zeros_like(excess)
             self.optimizer.grad_scale = excess  # type: ignore[attr-defined]
-            self.optimizer.found_inf = found  # type: ignore[attr-defined]
+            self.optimizer.found_inf = no_inf  # type: ignore[attr-defined]
         elif excess is not None:
             torch._foreach_div_(gradients, excess)
 
@@ -204,80 +202,28 @@ class TrainProgress:
     flops: float = 0.0
 
 
-def train_one_epoch(
-    step: Callable[[Batch, float], Tensor],
-    batches: Iterator[Batch],
-    *,
-    progress: TrainProgress,
-    images_per_step: int,
-    steps: int,
-    rate_at: Callable[[float], float],
-    seed: int,
-    world: World,
-    clock: Clock,
-    should_stop: Callable[[], bool],
-) -> bool:
-    """Train what is left of the epoch; ``False`` when told to stop before its end.
-
-    ``step`` takes a batch and the learning rate and returns the mean loss, a scalar.
-
-    Every step seeds torch's generator from seed, epoch, step and rank, so that dropout and
-    stochastic depth go on after a resume as if there had been none. Raises ``Diverged``, on all
-    workers alike, when the loss is not finite.
-    """
-    device = torch.device(world.device)
-    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=device)
-    first = round(progress.images / images_per_step)
-    for number in range(first, steps + 1):
-        if _pause(number, steps, first, loss_sum, world, should_stop):
-            progress.loss_sum = float(loss_sum)
-            return False
-        if number == steps:
-            break
-        with clock.on("data"):
-            batch = next(batches)
-        _seed_torch(key_of(seed, progress.epoch, number, world.rank), device)
-        rate = rate_at(progress.epoch + (number + 1) / steps)
-        loss_sum += step(batch, rate).double() * len(batch)
-        progress.images += images_per_step
-        progress.images_seen += images_per_step
-    progress.loss_sum = float(loss_sum)
-    return True
-
-
-def _pause(
-    number: int,
-    steps: int,
-    first: int,
-    loss_sum: Tensor,
-    world: World,
-    should_stop: Callable[[], bool],
-) -> bool:
-    """Whether to stop before step ``number``; raises ``Diverged``. Alike on all workers."""
-    due = number in (first, steps)
-    if world.size > 1:
-        if not due and number % CONSENSUS_STEPS:
-            return False
-        flags = torch.stack(
-            (torch.tensor(float(should_stop())), (~loss_sum.isfinite()).cpu().float())
-        )
-        flags = flags.to(loss_sum.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        stop, diverged = (bool(flag) for flag in flags.tolist())
-    else:
-        cheap = loss_sum.device.type == "cpu" or number % ACCELERATOR_CHECK_STEPS == 0
-        diverged = (due or cheap) and not math.isfinite(loss_sum.item())
-        stop = should_stop()
-    if diverged:
-        raise Diverged(f"the training loss is not finite by step {number} of {steps}")
-    return stop
-
-
-def _seed_torch(key: int, device: torch.device) -> None:
+def seed_torch(key: int, device: torch.device) -> None:
+    """Seed torch's generators, also the accelerator's."""
     # torch.manual_seed would also queue a seed, with a stack trace, for an absent accelerator
     torch.default_generator.manual_seed(key >> 1)
     if device.type == "cuda":
         torch.cuda.manual_seed(key >> 1)
+
+
+def agree_to_stop(
+    stop: Callable[[], bool], loss_sum: Tensor, world: World, *, read_loss: bool
+) -> tuple[bool, bool]:
+    """Whether any worker is told to stop, and whether any worker's loss, a scalar, is not finite.
+
+    Alike on all workers, who ask together. One worker alone looks at the loss where ``read_loss``.
+    """
+    if world.size == 1:
+        return stop(), read_loss and not math.isfinite(loss_sum.item())
+    flags = torch.stack((torch.tensor(float(stop())), (~loss_sum.isfinite()).cpu().float()))
+    flags = flags.to(loss_sum.device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    stopped, diverged = (bool(flag) for flag in flags.tolist())
+    return stopped, diverged
 
 
 @dataclass(frozen=True, kw_only=True)

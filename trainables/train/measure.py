@@ -2,9 +2,9 @@
 
 REQUEST is one JSON object: ``device`` (torch's name), ``threads``, ``seconds`` of training to
 measure per backbone, and ``backbones``: label -> ``{"assignment": …, "height": pixels,
-"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, see
-:func:`measure`, or ``{"label", "error"}``. The engine's own steps, on noise of the right size:
-nothing is read, and what is written is gone afterwards.
+"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, a
+:class:`Measurement` or ``{"label", "error"}``. The steps are those of training, on noise of the
+right size: nothing is read, and what is written is gone afterwards.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,22 +69,31 @@ def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
     return Noise(info, Path(), parts)
 
 
-def measure(
-    assignment: Assignment,
-    *,
-    height: int,
-    width: int,
-    classes: int,
-    device: str,
-    seconds: float,
-) -> dict[str, Any]:
-    """Cost of one worker: epochs of one step each, ``seconds`` of them after a first one.
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Cost of one worker.
 
-    ``train_seconds_per_image`` (median of ``n`` steps; data and augmentation included),
-    ``eval_seconds_per_image``, ``setup_seconds`` of a warm process and ``first_setup_seconds`` of
-    a cold one (imports), ``checkpoint_seconds``, ``checkpoint_bytes``,
-    ``params_m``, ``gflops_per_image`` (forward) and ``memory``, bytes by purpose.
+    ``train_seconds_per_image`` is the median of ``n`` steps, data and augmentation included;
+    ``setup_seconds`` is of a warm process and ``first_setup_seconds`` of a cold one (imports),
+    ``gflops_per_image`` of the forward pass; ``memory`` is bytes by purpose.
     """
+
+    train_seconds_per_image: float
+    eval_seconds_per_image: float
+    n: int
+    first_setup_seconds: float
+    setup_seconds: float
+    checkpoint_seconds: float
+    checkpoint_bytes: int
+    params_m: float
+    gflops_per_image: float
+    memory: dict[str, int]
+
+
+def measure(
+    assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
+) -> Measurement:
+    """Measure epochs of one step each, ``seconds`` of them after a first one."""
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,23 +105,24 @@ def measure(
         reports = _reports(trial, seconds)
         saved = trial.save()
         assert saved is not None
-        evaluated = statistics.median(report["eval_seconds"] for report in reports)
-        return {
-            "train_seconds_per_image": statistics.median(map(_trained, reports)) / batch,
-            "eval_seconds_per_image": evaluated / VAL_IMAGES,
-            "n": len(reports),
-            "first_setup_seconds": cold,
-            "setup_seconds": trial.setup_seconds,
-            "checkpoint_seconds": trial.clock.seconds["checkpoint"],
-            "checkpoint_bytes": sum(file.stat().st_size for file in Path(saved).iterdir()),
-            "params_m": trial.facts()["params_m"],
-            "gflops_per_image": trial.facts()["gflops_per_image"],
-            "memory": {**_held(trial), "activations": sum(activations.values())},
-        }
+        facts = trial.facts()
+        return Measurement(
+            train_seconds_per_image=statistics.median(map(_step_seconds, reports)) / batch,
+            eval_seconds_per_image=statistics.median(r["eval_seconds"] for r in reports)
+            / VAL_IMAGES,
+            n=len(reports),
+            first_setup_seconds=cold,
+            setup_seconds=trial.setup_seconds,
+            checkpoint_seconds=trial.clock.seconds["checkpoint"],
+            checkpoint_bytes=sum(file.stat().st_size for file in Path(saved).iterdir()),
+            params_m=facts["params_m"],
+            gflops_per_image=facts["gflops_per_image"],
+            memory={**_lasting_bytes(trial), "activations": sum(activations.values())},
+        )
 
 
 def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) -> Trial:
-    alone = replace(
+    on_its_own = replace(
         assignment,
         data=DataSpec(),
         epochs=NEVER,
@@ -121,7 +130,7 @@ def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) 
         checkpoint_folder=folder,
         checkpoint_every_epochs=NEVER,
     )
-    trial, recipe = Trial(alone, World(device=device), store), assignment.recipe
+    trial, recipe = Trial(on_its_own, World(device=device), store), assignment.recipe
     # What costs most counts: the whole network, where only its head learns at first.
     trial.progress.epoch = recipe.head_epochs if recipe.freeze == "head_then_full" else 0
     return trial
@@ -131,34 +140,34 @@ def _reports(trial: Trial, seconds: float) -> list[dict[str, float]]:
     """Metrics of epochs of one step, for that long."""
     reports: list[dict[str, float]] = []
     while len(reports) < FEWEST_STEPS or (
-        len(reports) < MOST_STEPS and sum(map(_trained, reports)) < seconds
+        len(reports) < MOST_STEPS and sum(map(_step_seconds, reports)) < seconds
     ):
         trial.train(lambda: False)
         reports.append(trial.finish_epoch()[0])
     return reports
 
 
-def _trained(report: Mapping[str, float]) -> float:
+def _step_seconds(report: Mapping[str, float]) -> float:
     return report["train_seconds"] + report["data_seconds"]
 
 
 @contextmanager
 def saved_for_backward(trial: Trial) -> Iterator[dict[int, int]]:
     """Bytes that the forward pass keeps for the backward one, by address; no parameters."""
-    own = {p.untyped_storage().data_ptr() for p in trial.learner.module.parameters()}
-    found: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in trial.learner.module.parameters()}
+    stored: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameters:
+            stored[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield found
+        yield stored
 
 
-def _held(trial: Trial) -> dict[str, int]:
+def _lasting_bytes(trial: Trial) -> dict[str, int]:
     """Bytes that stay from step to step."""
     groups = trial.learner.tensors()
     parameters = list(trial.learner.module.parameters())
@@ -174,13 +183,16 @@ def main() -> None:
     """Read a request of backbones from stdin, print one JSON line for each as it is measured."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    for label, asked in request["backbones"].items():
-        told = {**asked, "assignment": Assignment.from_dict(asked["assignment"])}
+    for label, backbone in request["backbones"].items():
+        assignment = Assignment.from_dict(backbone.pop("assignment"))
         try:
-            found = measure(device=request["device"], seconds=request["seconds"], **told)
+            measured = measure(
+                assignment, device=request["device"], seconds=request["seconds"], **backbone
+            )
+            row = asdict(measured)
         except Exception as error:  # the plan goes on with an estimate, and says why
-            found = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
-        print(json.dumps({"label": label, **found}), flush=True)
+            row = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
+        print(json.dumps({"label": label, **row}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from timm.optim import Lion
 from torch import Tensor, nn
 
+from trainables.backbones.model import ParameterGroup
 from trainables.config import Recipe
 
 
-class Lion(torch.optim.Optimizer):
-    """Sign of an interpolated momentum (Chen et al. 2023, "Symbolic discovery", algorithm 2)."""
-
-    def __init__(self, params: Iterable[dict[str, Any]], lr: float) -> None:
-        super().__init__(params, {"lr": lr, "betas": (0.9, 0.99), "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            gradients = [p.grad for p in parameters]
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-            averages = [self.state[p]["exp_avg"] for p in parameters]
-            fast, slow = group["betas"]
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            updates = torch._foreach_lerp(averages, gradients, 1 - fast)
-            torch._foreach_sign_(updates)
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-            torch._foreach_lerp_(averages, gradients, 1 - slow)
-
-
-def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(groups: list[ParameterGroup], recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over ``groups`` (see ``Backbone.parameter_groups``).
 
-    ``momentum`` is SGD's (Nesterov) and AdamW's first beta. Decay is decoupled for ``adamw`` and
-    ``lion`` (Loshchilov & Hutter 2019) and added to the gradient for ``sgd``, as is customary.
+    ``momentum`` is SGD's (Nesterov) and AdamW's first beta; Lion (Chen et al. 2023, "Symbolic
+    discovery", algorithm 2) is timm's. Decay is decoupled for ``adamw`` and ``lion`` (Loshchilov &
+    Hutter 2019) and added to the gradient for ``sgd``, as is customary.
     """
     rate = recipe.learning_rate
     if recipe.optimizer == "adamw":
@@ -54,7 +29,8 @@ def build_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim
         return torch.optim.SGD(
             groups, lr=rate, momentum=recipe.momentum, nesterov=nesterov, fused=True
         )
-    return Lion(groups, lr=rate)
+    lion: torch.optim.Optimizer = Lion(groups, lr=rate, betas=(0.9, 0.99), foreach=True)
+    return lion
 
 
 def ready_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -112,7 +88,9 @@ class Ema:
     """Exponential moving average of weights (Polyak & Juditsky 1992), evaluated instead of them.
 
     The decay is warmed up as min(decay, (1 + t) / (10 + t)) over steps t, so that short runs are
-    not dominated by the initial weights. Buffers (batch statistics) are averaged alike.
+    not dominated by the initial weights. Buffers (batch statistics) are averaged alike. Not timm's
+    ``ModelEmaV3``, which warms up otherwise and walks both state dicts in every step: several times
+    as long for a small model.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from trainables.config import Assignment
 from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
+from trainables.data.rng import key_of
 from trainables.data.splits import train_indices
 from trainables.data.store import PixelStore
-from trainables.errors import UserError
+from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
 from trainables.train.accounting import PURPOSES, Clock, peak_memory_gb
 from trainables.train.augmentation import LEVELS, Augmentation, Mixing
@@ -24,13 +26,17 @@ from trainables.train.loop import (
     Batch,
     TrainProgress,
     World,
+    agree_to_stop,
     from_rank_zero,
     mean_over_workers,
     predict,
     score,
-    train_one_epoch,
+    seed_torch,
 )
 from trainables.train.optimizer import schedule_of
+
+CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
+ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
 
 
 class Trial:
@@ -72,25 +78,51 @@ class Trial:
         self.setup_seconds = time.perf_counter() - started
 
     def train(self, should_stop: Callable[[], bool]) -> bool:
-        """Train to the end of the epoch under way; ``False`` when stopped before it."""
+        """Train to the end of the epoch under way; ``False`` when stopped before it.
+
+        Every step seeds torch's generator from seed, epoch, step and rank, so that dropout and
+        stochastic depth go on after a resume as if there had been none. Raises ``Diverged``, on
+        all workers alike, when the loss is not finite.
+        """
         self.learner.prepare_epoch(self.progress.epoch)
-        first = round(self.progress.images / self.plan.global_batch)
         with self.clock.on("train"):
-            finished = train_one_epoch(
-                self.learner.take_step,
-                self._batches(first),
-                progress=self.progress,
-                images_per_step=self.plan.global_batch,
-                steps=self.plan.steps,
-                rate_at=self.schedule.at,
-                seed=self.assignment.seed,
-                world=self.world,
-                clock=self.clock,
-                should_stop=should_stop,
-            )
+            finished = self._steps(should_stop)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         return finished
+
+    def _steps(self, should_stop: Callable[[], bool]) -> bool:
+        progress, plan, seed = self.progress, self.plan, self.assignment.seed
+        first = round(progress.images / plan.global_batch)
+        batches = self._batches(first)
+        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.device)
+        stopped = False
+        for number in range(first, plan.steps + 1):
+            stopped = self._stops(number, first, loss_sum, should_stop)
+            if stopped or number == plan.steps:
+                break
+            with self.clock.on("data"):
+                batch = next(batches)
+            seed_torch(key_of(seed, progress.epoch, number, self.world.rank), self.device)
+            rate = self.schedule.at(progress.epoch + (number + 1) / plan.steps)
+            loss_sum += self.learner.take_step(batch, rate).double() * len(batch)
+            progress.images += plan.global_batch
+            progress.images_seen += plan.global_batch
+        progress.loss_sum = float(loss_sum)
+        return not stopped
+
+    def _stops(
+        self, number: int, first: int, loss_sum: Tensor, should_stop: Callable[[], bool]
+    ) -> bool:
+        """Whether to stop before step ``number``; raises ``Diverged``. Alike on all workers."""
+        due = number in (first, self.plan.steps)
+        if self.world.size > 1 and not due and number % CONSENSUS_STEPS:
+            return False
+        read = due or self.device.type == "cpu" or number % ACCELERATOR_CHECK_STEPS == 0
+        stopped, diverged = agree_to_stop(should_stop, loss_sum, self.world, read_loss=read)
+        if diverged:
+            raise Diverged(f"the training loss is not finite by step {number} of {self.plan.steps}")
+        return stopped
 
     def finish_epoch(self) -> tuple[dict[str, float], str | None]:
         """Evaluate, count, save when due; returns the report's metrics and the folder written."""
@@ -173,10 +205,11 @@ class Trial:
         )
         size = self.plan.share_size(rank)
         for block in blocks(steps, size * 3 * side * side * 4):
-            images, positions = pixels.cut(every := torch.cat(block))
-            every = every.to(self.device)
-            ready = augmentation.apply(images, positions, every, epoch)
-            for rows, batch in zip(torch.split(every, size), torch.split(ready, size), strict=True):
+            images, positions = pixels.cut(in_block := torch.cat(block))
+            in_block = in_block.to(self.device)  # (steps * B,)
+            ready = augmentation.apply(images, positions, in_block, epoch)
+            parts = torch.split(in_block, size), torch.split(ready, size)
+            for rows, batch in zip(*parts, strict=True):
                 labels = pixels.labels[rows]
                 if weights is None:
                     yield Batch(batch, labels)

@@ -45,7 +45,7 @@ def arms(setting: Setting) -> list[Arm]:
 
 def offsets_of(results: Sequence[TrialResult]) -> list[int]:
     """The shifts, in pixels, that the runs report."""
-    names = results[0].trial.reports[1]["metrics"]
+    names = results[0].trial.reports[1].metrics
     return sorted(int(match[1]) for name in names if (match := METRIC.fullmatch(name)))
 
 

@@ -21,7 +21,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.finals import PooledProbes, describe_verdict
 from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, reproduce
-from orchestrator.compare.report.claim_figures import claim_figures, on_axis
+from orchestrator.compare.report.claim_figures import UNIT_WORDS, claim_figures, effect_text
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.report.probe_figures import number, probe_figures
 from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
@@ -44,7 +44,7 @@ FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
     wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
     wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
-    on_axis, number, reproduce.command, reproduce.record, reproduce.spec_text,
+    effect_text, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
     return [
         ("claim" if len(comparison.runs) == 1 else f"claim-{place}", claim, run)
         for place, run in enumerate(comparison.runs)
-        if (claim := run.header.get("spec", {}).get("claim"))
+        if (claim := run.state.spec.claim)
     ]
 
 
@@ -149,7 +149,7 @@ def _environment() -> Environment:
     environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
-        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES,
+        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES, "unit_words": UNIT_WORDS,
     }  # fmt: skip
     return environment
 

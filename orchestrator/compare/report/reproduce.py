@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compare.runs import RunData, Values
+from orchestrator.spec.limits import ResourceSpec
+from orchestrator.spec.run import SweepSpec
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
 
@@ -19,9 +21,9 @@ def embedded(runs: Sequence[RunData]) -> Values:
     entries = [
         {
             "name": run.name,
-            "spec_hash": run.header.get("spec_hash"),
+            "spec_hash": run.header.spec_hash,
             "command": command(run),
-            "spec": run.header.get("spec", {}),
+            "spec": run.header.spec.as_dict(),
         }
         for run in runs
     ]
@@ -81,17 +83,17 @@ def read_report(path: Path, *, run: str | None = None) -> Values:
 def record(run: RunData) -> list[list[str]]:
     """Facts of a run, each with its value."""
     return [
-        ["spec hash", run.header.get("spec_hash") or MISSING],
-        ["code version", run.header.get("code_version") or MISSING],
+        ["spec hash", run.header.spec_hash or MISSING],
+        ["code version", run.header.code_version or MISSING],
         ["created (UTC)", day(run.state.created_at) if run.state.created_at else MISSING],
         ["status", run.status],
-        *[[name, str(value)] for name, value in _flat(run.header.get("environment") or {})],
+        *[[k, str(v)] for k, v in _flat(run.header.environment.as_dict()) if v is not None],
     ]
 
 
 def spec_text(run: RunData) -> str:
     """The run's whole spec as JSON for people."""
-    return json.dumps(run.header.get("spec", {}), indent=1)
+    return json.dumps(run.header.spec.as_dict(), indent=1)
 
 
 def _flat(values: Values) -> Iterator[tuple[str, Any]]:
@@ -104,46 +106,48 @@ def _flat(values: Values) -> Iterator[tuple[str, Any]]:
 
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    asked = run.sweeps
-    if not asked:
+    sweeps = run.sweeps
+    if not sweeps:
         return ""
-    first = asked[0]
-    if claim := run.header["spec"].get("claim"):
+    first = sweeps[0]
+    if claim := run.header.spec.claim:
         return _claim_command(run.name, claim, first)
-    scheduler, workers = first.get("scheduler", {}), _workers(first.get("resources", {}))
+    scheduler = first.scheduler
     options = {
         "name": run.name,
-        "dataset": first.get("data", {}).get("source"),
-        "scale": first["backbone"].get("scale"),
-        "weights": first["backbone"].get("weights"),
-        "trials": first.get("trials"),
-        "max-epochs": scheduler.get("max_epochs"),
-        "seed": first.get("seed"),
-        "final-seeds": run.header["spec"].get("final_seeds"),
-        "audit": scheduler.get("audit") or None,
-        "workers": workers,
+        "dataset": first.data.source,
+        "scale": first.backbone.scale,
+        "weights": first.backbone.weights,
+        "trials": first.trials,
+        "max-epochs": scheduler.max_epochs,
+        "seed": first.seed,
+        "final-seeds": run.header.spec.final_seeds or None,
+        "audit": scheduler.audit or None,
+        "workers": _workers(first.resources),
     }
-    words = ["orchestrator", "sweep" if len(asked) == 1 else "tournament"]
-    words += [sweep["backbone"]["family"] for sweep in asked]
+    words = ["orchestrator", "sweep" if len(sweeps) == 1 else "tournament"]
+    words += [sweep.family for sweep in sweeps]
     for name, value in options.items():
         words += [] if value is None else [f"--{name}", str(value)]
-    for field, usual in (("kind", "asha"), ("sampler", "random")):
-        if scheduler.get(field, usual) != usual:
-            words += ["--set", f"scheduler.{field}={scheduler[field]}"]
+    for name, value, usual in (
+        ("kind", scheduler.kind, "asha"),
+        ("sampler", scheduler.sampler, "random"),
+    ):
+        if value != usual:
+            words += ["--set", f"scheduler.{name}={value}"]
     return shlex.join(words)
 
 
-def _workers(resources: Values) -> str | None:
-    most, least = resources.get("num_workers"), resources.get("min_workers")
-    if least is not None and least != most:
-        return f"{least}..{most}"
-    return None if most in (None, 1) else str(most)
+def _workers(resources: ResourceSpec) -> str | None:
+    if resources.elastic:
+        return f"{resources.least_workers}..{resources.num_workers}"
+    return None if resources.num_workers == 1 else str(resources.num_workers)
 
 
-def _claim_command(name: str, claim: Values, first: Values) -> str:
+def _claim_command(name: str, claim: Values, first: SweepSpec) -> str:
     words = ["orchestrator", "claims", "run", claim["name"], "--name", name]
-    words += ["--dataset", str(first["data"]["source"]), "--scale", str(first["backbone"]["scale"])]
-    words += ["--weights", str(first["backbone"]["weights"]), "--preset", str(claim["preset"])]
+    words += ["--dataset", first.data.source, "--scale", first.backbone.scale]
+    words += ["--weights", first.backbone.weights, "--preset", str(claim["preset"])]
     for option in claim["options"]:
         words += list(option)
     return shlex.join(words)

@@ -41,7 +41,7 @@ class World:
     @classmethod
     def of(cls, name: str, **options: Any) -> World:
         spec = spec_of(name, **options)
-        info = {"name": "cifar10", "class_names": list("abcdefghij"), "height": 32,
+        info = {"name": "cifar10", "class_names": list("abcdefghij"), "height": 32, "width": 32,
                 "counts": {"train": 45_000, "val": 1000}}  # fmt: skip
         header = {
             "run": spec.name, "spec": spec.as_dict(), "spec_hash": spec.hash(), "environment": {},

@@ -13,7 +13,8 @@ from orchestrator.claims.experiments.conv_stem_converges_faster import events
 from orchestrator.claims.experiments.lr_lower_for_vit import _lower, optimum
 from orchestrator.claims.results import TrialResult, at_flops, elsewhere, reached
 from orchestrator.compare.statistics import mean_interval
-from orchestrator.ledger.state import TrialState
+from orchestrator.ledger.state import ReportedEpoch, TrialState, TrialStatus
+from trainables.config import Assignment, BackboneSpec
 
 VALUES = (0.031, 0.012, 0.044, 0.027, 0.019)
 
@@ -24,11 +25,13 @@ def effect(values: tuple[float, ...] = VALUES, bound: str = "exact") -> Effect:
 
 def result(accuracy: list[float], *, flops: list[float] | None = None, status: str = "finished",
          asked: int | None = None, chance: float = 0.1) -> TrialResult:  # fmt: skip
-    trial = TrialState(trial="vit-0000", family="vit", status=status)
-    trial.assignment = {"epochs": asked or len(accuracy)}
+    assignment = Assignment(
+        trial_id="vit-0000", backbone=BackboneSpec(family="vit"), epochs=asked or len(accuracy)
+    )
+    trial = TrialState("vit-0000", "vit", assignment, status=TrialStatus(status))
     for epoch, value in enumerate(accuracy, start=1):
         metrics = {"val_top1": value, "flops": (flops or [epoch * 1e9] * epoch)[epoch - 1]}
-        trial.reports[epoch] = {"metrics": metrics}
+        trial.reports[epoch] = ReportedEpoch(epoch, 0.0, metrics)
     return TrialResult(trial=trial, seed=0, chance=chance)
 
 

@@ -115,7 +115,7 @@ def test_only_the_newest_round_of_finals_counts(tmp_path: Path) -> None:
         trial = f"vit-final2-{seed:02d}"
         run.ledger.append(
             "submitted", trial=trial, family="vit", stage="final",
-            detail={"assignment": {"seed": seed}, "axes": {}, "winner": "vit-0001"},
+            detail={"assignment": {"seed": seed, "epochs": 9}, "axes": {}, "winner": "vit-0001"},
         )  # fmt: skip
         run.ledger.append("started", trial=trial, attempt=1)
         run.ledger.append("finished", trial=trial, detail={"test": {"top1": 0.6}, "probes": {}})

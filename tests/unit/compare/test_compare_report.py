@@ -16,6 +16,7 @@ from orchestrator.compare.report.figures import FAMILY, changes, pareto
 from orchestrator.compare.report.page import report_html
 from orchestrator.compare.report.reproduce import command, read_report
 from orchestrator.compare.runs import load
+from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
 from trainables.errors import UserError
 
@@ -270,8 +271,8 @@ def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
     path.write_text(report(folder), encoding="utf-8")
     header = load(folder).header
     read = read_report(path)
-    assert (read["name"], read["spec"]) == ("demo", header["spec"])
-    assert read["spec_hash"] == header["spec_hash"]
+    assert (read["name"], read["spec"]) == ("demo", header.spec.as_dict())
+    assert read["spec_hash"] == header.spec_hash
     assert read["command"] == (
         "orchestrator tournament resnet vit hybrid --name demo --dataset digits --scale tiny "
         "--weights none --trials 8 --max-epochs 9 --seed 0"
@@ -280,10 +281,13 @@ def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
 
 def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None:
     run = load(RunFolder(tmp_path / "my run", ("vit",)).close())
-    spec = dict(run.header["spec"])
-    changed = {"kind": "pasha", "max_epochs": 9, "audit": 0.1}
-    spec["sweeps"] = [{**spec["sweeps"][0], "scheduler": changed, "resources": {"num_workers": 2}}]
-    header = {**run.header, "spec": {**spec, "final_seeds": 3}}
+    sweep = replace(
+        run.header.spec.sweeps[0],
+        scheduler=SchedulerSpec(kind="pasha", audit=0.1),
+        resources=ResourceSpec(num_workers=2),
+    )
+    spec = replace(run.header.spec, sweeps=(sweep,), final_seeds=3)
+    header = replace(run.header, spec=spec)
     asked = command(replace(run, state=replace(run.state, header=header)))
     assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
     assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")

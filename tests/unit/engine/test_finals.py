@@ -66,7 +66,7 @@ def test_finals_differ_from_their_winner_by_seed_and_carve_alone(tmp_path: Path)
     records = finals.due(spec, state(tmp_path), reopen=False)
     assert [record["event"] for record in records] == ["frozen"] + ["submitted"] * 4
     by_name = {record["trial"]: record["detail"] for record in records[1:]}
-    won = state(tmp_path).trials["vit-0003"].assignment
+    won = state(tmp_path).trials["vit-0003"].assignment.as_dict()
     first, second = (by_name[f"vit-final-0{i}"]["assignment"] for i in range(2))
     assert first["seed"] != second["seed"] != won["seed"]
     # Paired over families: the same seed and the same carve of validation images.
@@ -103,7 +103,7 @@ def test_the_test_split_is_opened_once_and_again_only_on_demand(tmp_path: Path) 
         order = order_for(dispatcher, "s-0", "life", None)
         assert order is not None
         assert order.command == SlotCommand.TRAIN
-        for epoch in range(1, dispatcher.state.trials[name].assignment["epochs"] + 1):
+        for epoch in range(1, dispatcher.state.trials[name].assignment.epochs + 1):
             assert dispatcher.reported("s-0", name, 1, EpochReport(epoch, {"val_top1": 0.5}))
         assert dispatcher.state.trials[name].status == "running"
         order = order_for(dispatcher, "s-0", "life", name)
@@ -127,7 +127,7 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
     dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
     dispatcher.want("vit-final-00", 1)
     order_for(dispatcher, "s-0", "life-1", None)
-    epochs = dispatcher.state.trials["vit-final-00"].assignment["epochs"]
+    epochs = dispatcher.state.trials["vit-final-00"].assignment.epochs
     for epoch in range(1, epochs + 1):
         at = tmp_path / "checkpoints" / "vit-final-00" / "attempt-1" / f"epoch-{epoch:04d}"
         at.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.engine.watchdog import Watchdog
 from orchestrator.ledger.cost import epoch_seconds, epochs_by_workers, node_notes, slot_seconds
 from orchestrator.ledger.events import read
-from orchestrator.ledger.state import TrialState, replay
+from orchestrator.ledger.state import ReportedEpoch, TrialState, replay
 from orchestrator.ops.status import summary, view
 from orchestrator.spec.limits import ResourceSpec
 from tests.unit.crashes import killed
 from tests.unit.engine.test_dispatcher import PATIENCE_S, events, report, run, run_folder
+from trainables.config import Assignment, BackboneSpec
 from trainables.worker.dispatcher_client import SlotCommand
 
 TRIAL = "vit-0000"
@@ -191,12 +193,15 @@ def test_a_slot_of_fixed_size_never_grows_and_says_nothing_of_workers(tmp_path: 
     assert node_notes(state) == []
 
 
+PLAIN = Assignment(trial_id=TRIAL, backbone=BackboneSpec(family="vit"), epochs=9)
+
+
 def test_an_epoch_by_half_the_workers_costs_half() -> None:
-    whole = {"metrics": {"train_seconds": 8.0, "eval_seconds": 2.0}}
-    half = {**whole, "workers": 1, "of_workers": 2}
+    whole = ReportedEpoch(1, 1.0, {"train_seconds": 8.0, "eval_seconds": 2.0})
+    half = replace(whole, workers=1, of_workers=2)
     assert (epoch_seconds(whole), epoch_seconds(half)) == (10.0, 5.0)
-    trial = TrialState(trial=TRIAL, family="vit", detail={"num_workers": 2})
-    trial.reports = {1: {**whole, "workers": 2, "of_workers": 2}, 2: half}
+    trial = TrialState(TRIAL, "vit", PLAIN, detail={"num_workers": 2})
+    trial.reports = {1: replace(whole, workers=2, of_workers=2), 2: half}
     assert slot_seconds([trial]) == 15.0
     assert trial.device_seconds == 30.0
 

@@ -47,7 +47,7 @@ def exported(
     )  # fmt: skip
     portable.write(
         folder, checkpoint, asked, class_names=NAMES, height=side, width=side,
-        trained={"trial": "x-0000"}, said="A test.",
+        trained={"trial": "x-0000"}, summary="A test.",
     )  # fmt: skip
     return backbone
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path: Path) ->
     with pytest.raises(UserError, match="holds no test_resnet") as caught:
         portable.write(
             tmp_path / "resnet", tmp_path / "vit-checkpoint", asked, class_names=NAMES,
-            height=20, width=20, trained={}, said="",
+            height=20, width=20, trained={}, summary="",
         )  # fmt: skip
     assert len(caught.value.mistakes) == 1
     assert not re.search(r"\n", caught.value.mistakes[0])

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from orchestrator.launch.forecast import (
     COLD_START_S,
     TFLOPS,
-    Cost,
     estimated,
     expected_epochs,
     expected_rest,
@@ -23,7 +22,8 @@ from orchestrator.launch.forecast import (
     images_per_epoch,
     measured,
 )
-from orchestrator.launch.plan import capacity, capacity_mistakes, local_totals, plan
+from orchestrator.launch.plan import capacity, capacity_mistakes, local_totals, plan, plan_text
+from orchestrator.ledger.header import FamilyForecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
@@ -136,9 +136,9 @@ def test_the_rest_of_many_trials_is_what_all_of_them_are_expected_to_train(audit
     assert expected_rest(scheduler, 9) == 0
 
 
-def cost(**changed: Any) -> Cost:
+def cost(**changed: Any) -> FamilyForecast:
     """2 s an epoch, 1 s to build a trial, 1 MB a checkpoint."""
-    made = Cost(
+    made = FamilyForecast(
         basis=MEASURED,
         epoch_seconds=2.0,
         setup_seconds=1.0,
@@ -206,25 +206,25 @@ def test_the_forecast_adds_up() -> None:
     asked = replace(spec(num_workers=2), final_seeds=2, prices={"cpu_hour": 0.5})
     made = forecast(asked, {"vit": cost()}, slots=2)
     finals_s = 2 * (10 * 2 + 1)  # the test split counts as an epoch
-    assert made["device_hours"]["worst"] == pytest.approx(2 * (8 * (9 * 2 + 1) + finals_s) / 3600)
+    assert made.device_hours.worst == pytest.approx(2 * (8 * (9 * 2 + 1) + finals_s) / 3600)
     epochs = expected_epochs(SchedulerSpec(), 8)
     search_s = epochs * 2 + 8
-    assert made["device_hours"]["expected"] == pytest.approx(2 * (search_s + finals_s) / 3600)
-    assert made["usd"]["worst"] == pytest.approx(0.5 * made["device_hours"]["worst"])
-    assert made["wall_hours"]["expected"] == pytest.approx(
+    assert made.device_hours.expected == pytest.approx(2 * (search_s + finals_s) / 3600)
+    assert made.usd.worst == pytest.approx(0.5 * made.device_hours.worst)
+    assert made.wall_hours.expected == pytest.approx(
         (search_s / 2 + finals_s / 2 + COLD_START_S) / 3600
     )
     # the winner and two finals stay; at most 8 that finished, and two slots' newest and next
-    assert made["checkpoint_bytes"] == {"kept": 3_000_000, "at_most": 14_000_000}
-    assert forecast(asked, {"vit": cost()}, slots=None)["wall_hours"] is None
-    assert forecast(replace(asked, prices=None), {"vit": cost()}, slots=2)["usd"] is None
+    assert made.checkpoint_bytes == {"kept": 3_000_000, "at_most": 14_000_000}
+    assert forecast(asked, {"vit": cost()}, slots=None).wall_hours is None
+    assert forecast(replace(asked, prices=None), {"vit": cost()}, slots=2).usd is None
 
 
 def test_what_is_not_known_of_one_family_is_not_known_of_the_run() -> None:
     asked = RunSpec(name="r", sweeps=(family_sweep("vit"), family_sweep("resnet")))
     made = forecast(asked, {"vit": cost(), "resnet": None}, slots=2)
-    assert made["device_hours"] is made["usd"] is made["checkpoint_bytes"] is None
-    assert made["families"]["vit"]["epoch_seconds"] == 2.0
+    assert made.device_hours is made.usd is made.checkpoint_bytes is None
+    assert made.families["vit"].epoch_seconds == 2.0
 
 
 def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
@@ -237,13 +237,13 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     assert (plain["slots"], plain["trials"], plain["worst_epochs"]) == (2, 8, 72)
     (family,) = plain["families"]
     assert family["rungs"] == [1, 3]
-    text = made.text()
-    hours = made.forecast["device_hours"]
+    text = plan_text(made)
+    hours = made.forecast.device_hours
     for said in (
         "16 tokens",
         "patch 8",
         "rungs 1, 3",
-        f"{hours['expected']:.3g} to {hours['worst']:.3g} CPU-hours (measured here)",
+        f"{hours.expected:.3g} to {hours.worst:.3g} CPU-hours (measured here)",
         "missing: --price cpu_hour=DOLLARS",
         "budget    1.5 cpu_hours",
         "2 s an epoch, measured here",
@@ -260,8 +260,8 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
     made = plan(spec(), totals=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
     assert made.slots is None
-    assert made.forecast["device_hours"] is None
-    text = made.text()
+    assert made.forecast.device_hours is None
+    text = plan_text(made)
     assert "as many as the cluster holds" in text
     assert "unknown: vit" in text
     made = plan(
@@ -271,7 +271,7 @@ def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
         costs={"vit": estimated(spec().sweeps[0], COUNTS, GEOMETRY, 0.5)},
         tflops=0.5,
     )
-    assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in made.text()
+    assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in plan_text(made)
 
 
 def test_this_machine_has_a_cpu() -> None:

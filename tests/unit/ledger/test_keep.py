@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import State, replay
+from orchestrator.ledger.state import ReportedEpoch, State, replay
 from tests.unit.crashes import killed, order_for
 from tests.unit.train.engine_store import assignment, small_store
 from trainables.finetune import EpochReport, fine_tune
@@ -201,8 +201,8 @@ class Slot:
         epochs.close()
 
 
-def figures(report: EpochReport | dict[str, Any]) -> dict[str, float]:
-    metrics = report.metrics if isinstance(report, EpochReport) else report["metrics"]
+def figures(report: EpochReport | ReportedEpoch) -> dict[str, float]:
+    metrics = report.metrics
     return {k: v for k, v in metrics.items() if k not in SECONDS and k != "images_per_second"}
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.events import Ledger, read
+from orchestrator.ledger.header import Forecast
 from orchestrator.ledger.state import Record, State, apply, replay
 from orchestrator.ops.status import (
     HEARTBEAT_S,
@@ -143,7 +144,7 @@ def test_time_to_go_runs_from_what_is_expected_to_all_at_full_length(tmp_path: P
 
 def test_the_longest_trial_bounds_the_time_to_go(tmp_path: Path) -> None:
     recorded = state(tmp_path)
-    recorded.header["forecast"]["slots"] = 1000
+    recorded.header = replace(recorded.header, forecast=Forecast(slots=1000))
     eta = view(recorded, running=True).eta_seconds
     assert eta is not None
     assert eta.high == 9 * 10

@@ -213,7 +213,8 @@ def test_the_cap_is_never_passed_and_all_that_fits_is_trained(
 def test_before_an_epoch_was_seen_others_wait_unless_the_plan_knows_that_they_fit(
     tmp_path: Path,
 ) -> None:
-    cost = {"basis": "measured here", "epoch_seconds": 2.0, "first_setup_seconds": 1.0}
+    cost = {"basis": "measured here", "epoch_seconds": 2.0, "first_setup_seconds": 1.0,
+            "checkpoint_bytes": 1000, "params_m": 0.1, "gflops_per_image": 0.01}  # fmt: skip
     guess = {**cost, "basis": "estimated from FLOPs"}
     for name, known, cap_s, most in (
         ("unknown", None, 1000.0, 1),

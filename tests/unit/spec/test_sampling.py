@@ -227,8 +227,8 @@ def test_a_recipe_is_drawn_once_when_its_trial_starts_and_replay_keeps_it(tmp_pa
     names = list(dispatcher.state.trials)
     waiting = dispatcher.state.trials[names[0]]
     assert waiting.axes is None
-    assert "learning_rate" not in waiting.assignment["recipe"]
-    assert waiting.assignment["epochs"] == 1
+    assert "learning_rate" not in waiting.recipe
+    assert waiting.assignment.epochs == 1
     for name in names[:-2]:
         train(dispatcher, name)
     lost = start(dispatcher, names[-2])

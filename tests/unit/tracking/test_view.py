@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ledger.state import State, TrialState, replay
+from orchestrator.ledger.header import DatasetFacts, RunHeader
+from orchestrator.ledger.state import ReportedEpoch, State, TrialState, TrialStatus, replay
+from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
+from trainables.config import Assignment, BackboneSpec, Recipe
 
 
 def trial_of(accuracies: list[float], **fields: Any) -> TrialState:
     reports = {
-        epoch: {
-            "time": 100.0 + epoch,
-            "epoch": epoch,
-            "metrics": {"val_top1": value, "train_seconds": 2.0, "eval_seconds": 0.5},
-        }
+        epoch: ReportedEpoch(
+            epoch=epoch,
+            time=100.0 + epoch,
+            metrics={"val_top1": value, "train_seconds": 2.0, "eval_seconds": 0.5},
+        )
         for epoch, value in enumerate(accuracies, 1)
     }
-    return TrialState(trial="vit-0000", family="vit", reports=reports, **fields)
+    assignment = Assignment(
+        trial_id="vit-0000",
+        backbone=BackboneSpec(family="vit"),
+        recipe=Recipe(learning_rate=0.001),
+        seed=7,
+        epochs=9,
+    )
+    return TrialState("vit-0000", "vit", assignment, reports=reports, **fields)
 
 
 def finals(trial: TrialState) -> dict[str, float]:
@@ -68,16 +79,16 @@ def test_a_final_shows_its_test_scores_and_its_probes_in_single_numbers() -> Non
 
 
 def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
-    info = {"name": "digits", "content_hash": "c0ffee", "counts": {"val": 180}, "skipped": 0}
-    sweeps = [
-        {"backbone": {"family": family}, "data": {"source": "digits"}} for family in ("a", "b")
-    ]
-    header: dict[str, Any] = {"datasets": {"a": info, "b": dict(info)}, "spec": {"sweeps": sweeps}}
+    facts = DatasetFacts(
+        name="digits", height=8, width=8, content_hash="c0ffee", counts={"val": 180}
+    )
+    sweeps = tuple(SweepSpec(backbone=BackboneSpec(family=family)) for family in ("a", "b"))
+    header = RunHeader(spec=RunSpec(name="r", sweeps=sweeps), datasets={"a": facts, "b": facts})
     (shown,) = view.datasets(State(header=header))
     assert (shown.name, shown.digest, shown.source) == ("digits", "c0ffee", "digits")
     assert '"val": 180' in shown.profile
-    header["datasets"]["b"]["content_hash"] = "decade"
-    assert len(view.datasets(State(header=header))) == 2
+    changed = {"a": facts, "b": replace(facts, content_hash="decade")}
+    assert len(view.datasets(State(header=replace(header, datasets=changed)))) == 2
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
@@ -96,13 +107,7 @@ def test_a_diverged_epoch_is_no_accuracy() -> None:
 
 
 def test_params_are_the_flat_recipe_and_geometry_only_once_it_is_known() -> None:
-    assignment = {
-        "recipe": {"learning_rate": 0.001, "ema_decay": None},
-        "backbone": {"patch": None, "stem": "auto", "weights": "none"},
-        "seed": 7,
-        "epochs": 9,
-    }
-    trial = trial_of([], assignment=assignment)
+    trial = trial_of([])
     early = view.trial_params(trial)
     assert early["learning_rate"] == "0.001"
     assert early["ema_decay"] == "None"
@@ -113,7 +118,6 @@ def test_params_are_the_flat_recipe_and_geometry_only_once_it_is_known() -> None
     late = view.trial_params(trial)
     assert early.items() <= late.items()
     assert (late["patch"], late["tokens"], late["weights"]) == ("4", "64", "none")
-    assert "stem" not in late
 
 
 @pytest.mark.parametrize(
@@ -131,17 +135,35 @@ def test_status_of_a_trial(
     trial_status: str, events: tuple[str, ...], interrupted: bool, shown: str
 ) -> None:
     state = replay({"event": event, "time": 1.0} for event in events)
-    trial = trial_of([0.5], status=trial_status)
+    trial = trial_of([0.5], status=TrialStatus(trial_status))
     assert view.trial_status(state, trial, interrupted) == shown
 
 
 @pytest.mark.parametrize(
     ("statuses", "shown"),
-    [(("finished", "failed"), "finished"), (("failed", "failed"), "failed"), ((), "finished")],
+    [
+        (("finished", "failed"), ("done", "FINISHED")),
+        (("failed", "failed"), ("failed", "FAILED")),
+    ],
 )
-def test_status_of_a_closed_run(statuses: tuple[str, ...], shown: str) -> None:
-    trials = {str(n): trial_of([], status=status) for n, status in enumerate(statuses)}
-    assert view.run_status(State(closed=True, trials=trials), False) == shown
+def test_status_of_a_closed_run(statuses: tuple[str, ...], shown: tuple[str, str]) -> None:
+    trials = {str(n): trial_of([], status=TrialStatus(status)) for n, status in enumerate(statuses)}
+    status = view.run_tags(State(closed=True, trials=trials), False)["status"]
+    assert (status, view.STATUS[status]) == shown
+
+
+@pytest.mark.parametrize(
+    ("stopped", "interrupted", "shown"),
+    [
+        (False, False, ("running", "RUNNING")),
+        (True, False, ("stopped", "KILLED")),
+        (False, True, ("interrupted", "KILLED")),
+    ],
+)
+def test_status_of_an_open_run(stopped: bool, interrupted: bool, shown: tuple[str, str]) -> None:
+    state = State(stopped=stopped, trials={"vit-0000": trial_of([0.5])})
+    status = view.run_tags(state, interrupted)["status"]
+    assert (status, view.STATUS.get(status, "RUNNING")) == shown
 
 
 def test_long_texts_fit_mlflow_and_missing_ones_are_absent() -> None:
@@ -149,7 +171,7 @@ def test_long_texts_fit_mlflow_and_missing_ones_are_absent() -> None:
 
 
 def test_two_ledgers_of_one_spec_are_two_runs() -> None:
-    header = {"run": "demo", "spec_hash": "abc"}
+    header = RunHeader(run="demo", spec_hash="abc")
     first = State(header=header, created_at=1.0)
-    assert view.run_id(first) == view.run_id(State(header=dict(header), created_at=1.0))
+    assert view.run_id(first) == view.run_id(State(header=replace(header), created_at=1.0))
     assert view.run_id(first) != view.run_id(State(header=header, created_at=2.0))

@@ -93,12 +93,7 @@ def check_backbone(spec: BackboneSpec) -> list[str]:
         mistakes.append(_unknown("backbone.scale", spec.scale, SCALES))
     if spec.stem not in STEMS:
         mistakes.append(_unknown("backbone.stem", spec.stem, STEMS))
-    for name, value, low in (("image_size", spec.image_size, 8), ("patch", spec.patch, 1)):
-        if value is not None and (not isinstance(value, int) or not low <= value <= 1024):
-            mistakes.append(
-                f"backbone.{name} must be a whole number of pixels in [{low}, 1024]; got "
-                f"{value!r}. Fix: --set backbone.{name}={32 if low == 8 else 4}"
-            )
+    mistakes += spec.mistakes()
     mistakes = mistakes or _patch_mistakes(spec)
     if mistakes:
         return mistakes

@@ -41,8 +41,8 @@ def member_named(model: str | None) -> Member:
             f"timm has no model {model!r}; {hint}. Fix: timm:{(near or ['resnet18'])[0]}"
         )
     if tag and model not in timm.list_pretrained(f"{name}.*"):
-        known = ", ".join(timm.list_pretrained(f"{name}.*")) or "none"
-        raise UserError(f"timm has no weights {model!r}; known: {known}. Fix: timm:{name}")
+        tags = ", ".join(timm.list_pretrained(f"{name}.*")) or "none"
+        raise UserError(f"timm has no weights {model!r}; known: {tags}. Fix: timm:{name}")
     cfg = timm.models.get_pretrained_cfg(model)
     return Member(
         model=model,
