@@ -27,7 +27,13 @@ from orchestrator.compare.report.probe_figures import number, probe_figures
 from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
 from orchestrator.compare.runs import RunData, Values, collect, search_trials
 from orchestrator.compare.statistics import POWER, MeanInterval
-from orchestrator.compare.table import budget_lines, checkpoints_text, edge_text, unfinished_text
+from orchestrator.compare.table import (
+    budget_lines,
+    checkpoints_text,
+    domain_text,
+    edge_text,
+    unfinished_text,
+)
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -43,7 +49,7 @@ OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
     wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
-    wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
+    wording.value_text, budget_lines, describe_verdict, domain_text, edge_text, unfinished_text,
     effect_text, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
 
