@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import logging
 import os
 from pathlib import Path
@@ -47,21 +46,6 @@ def run_folders(storage: str) -> list[Path]:
     return sorted(folders, key=lambda run: (run / FILE_NAME).stat().st_mtime, reverse=True)
 
 
-def is_running(folder: Path) -> bool:
-    """Whether a process holds the run's lock or, in object storage, its lease."""
-    remote = origin(folder)
-    if remote is not None and lease.is_held(remote):
-        return True
-    try:
-        with (folder / replication.LOCK_FILE).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
-
-
 @click.command()
 @click.argument("name", nargs=-1, required=True)
 @click.option("--out", metavar="FILE.html", help="Write the report: one file, works offline.")
@@ -98,6 +82,8 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 @STORAGE
 def stop(name: str, storage: str) -> None:
     """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
+    from orchestrator.ledger.session import is_running
+
     folder = run_folder(name, storage)
     if not is_running(folder):
         raise UserError(
@@ -161,7 +147,7 @@ def reproduce(
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
+    from orchestrator.ledger.session import is_running, state_of
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from orchestrator.compare.runs import (
     total,
 )
 from orchestrator.compare.statistics import MeanInterval, share_interval
+from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
@@ -130,7 +130,7 @@ class FamilySummary:
 def summarise(
     label: str,
     curves: Sequence[Curve],
-    space: Values,
+    space: Space,
     *,
     trials: Trials | None,
     final: FinalSummary | None,
@@ -210,7 +210,7 @@ def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
                  n=len(values), finished=len(finished))  # fmt: skip
 
 
-def edges(axes: Values, space: Values) -> list[Edge]:
+def edges(axes: Values, space: Space) -> list[Edge]:
     """Axes whose best value lies on an edge of its range: the space was too small there.
 
     A range's edge is its outer 5 % (of the logarithm, for a log-uniform one); an ordered
@@ -239,15 +239,14 @@ def _end(value: float, low: float, high: float, *, log: bool, margin: float) -> 
     return "low" if place <= margin and (log or low != 0) else None
 
 
-def _bounds(domain: Any) -> tuple[float, float, bool, float] | None:
-    """``(low, high, logarithmic, margin)`` of a domain in the form of ``spaces.as_dict``."""
-    if not isinstance(domain, Mapping):
+def _bounds(domain: Domain | None) -> tuple[float, float, bool, float] | None:
+    """``(low, high, logarithmic, margin)`` of a domain that has an order."""
+    if domain is None:
         return None
-    if "low" in domain and "high" in domain:
-        return float(domain["low"]), float(domain["high"]), domain.get("kind") == "log", EDGE_SHARE
-    values = domain.get("values", ())
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) < 3 or len(numbers) < len(values):
+    if not isinstance(domain, Choice):
+        return float(domain.low), float(domain.high), isinstance(domain, LogUniform), EDGE_SHARE
+    numbers = [v for v in domain.values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < 3 or len(numbers) < len(domain.values):
         return None
     return float(min(numbers)), float(max(numbers)), False, 0.0
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from orchestrator.ledger import cost, events
 from orchestrator.ledger.header import RunHeader
-from orchestrator.ledger.state import Record, State, TrialState, replay
+from orchestrator.ledger.session import is_running
+from orchestrator.ledger.state import Record, RunStatus, State, TrialState, replay, run_status
 from orchestrator.spec.run import SweepSpec
 from trainables.errors import UserError
 
@@ -30,13 +31,15 @@ class RunData:
     """One run: what its ledger adds up to, and what its folder holds beside the ledger.
 
     ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
-    ``checkpoint_bytes``: what its checkpoints take on disk.
+    ``checkpoint_bytes``: what its checkpoints take on disk. ``running``: a process carried the run
+    out when it was read.
     """
 
     folder: Path
     state: State
     correct: Mapping[str, Array] = field(default_factory=dict)
     checkpoint_bytes: int | None = None
+    running: bool = False
 
     @property
     def name(self) -> str:
@@ -49,13 +52,9 @@ class RunData:
         return self.state.header
 
     @property
-    def status(self) -> str:
-        """``complete``, ``interrupted``, ``empty`` or ``in progress``."""
-        if not self.state.trials:
-            return "empty"
-        if self.state.closed:
-            return "complete"
-        return "interrupted" if self.state.stopped else "in progress"
+    def status(self) -> RunStatus:
+        """How the run stood when it was read."""
+        return run_status(self.state, held=self.running)
 
     @property
     def device_hours(self) -> float:
@@ -104,6 +103,7 @@ def load(run_folder: Path) -> RunData:
         state=state,
         correct=_read_correct(run_folder, state),
         checkpoint_bytes=cost.checkpoint_bytes(run_folder),
+        running=is_running(run_folder),
     )
 
 
