@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.ledger.cost import epoch_seconds
+from orchestrator.ledger.cost import epoch_seconds, resources_of
 from orchestrator.ledger.header import Forecast
 from orchestrator.ledger.state import ReportedEpoch, State
 from orchestrator.spec import limits
@@ -51,6 +51,7 @@ class BudgetGuard:
         self._planned_s: dict[str, float] = {}
         self._known: set[str] = set()  # families of which an epoch was measured or seen
         self._share_s = state.spec.family_share_s()
+        self._num_workers = resources_of(state).num_workers
         forecast = state.header.forecast or Forecast()
         for family, cost in forecast.families.items():
             if cost:
@@ -60,7 +61,7 @@ class BudgetGuard:
                 else:
                     self._planned_s[family] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
-            self._spent_s[trial.family] += trial.other_seconds
+            self._spent_s[trial.family] += trial.unreported_s
             for report in trial.reports.values():
                 self.charge(trial.trial, report)
 
@@ -71,7 +72,7 @@ class BudgetGuard:
 
     def charge(self, trial: str, report: ReportedEpoch) -> None:
         """An epoch was reported."""
-        family, seconds = self._family(trial), epoch_seconds(report)
+        family, seconds = self._family(trial), epoch_seconds(report, self._num_workers)
         self._spent_s[family] += seconds
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
         self._known.add(family)

@@ -13,7 +13,13 @@ import pytest
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.engine.watchdog import Watchdog
-from orchestrator.ledger.cost import epoch_seconds, epochs_by_workers, node_notes, slot_seconds
+from orchestrator.ledger.cost import (
+    DeviceSeconds,
+    cost_of,
+    epoch_seconds,
+    epochs_by_workers,
+    node_notes,
+)
 from orchestrator.ledger.events import read
 from orchestrator.ledger.state import ReportedEpoch, TrialState, replay
 from orchestrator.ops.status import summary, view
@@ -199,11 +205,11 @@ PLAIN = Assignment(trial_id=TRIAL, backbone=BackboneSpec(family="vit"), epochs=9
 def test_an_epoch_by_half_the_workers_costs_half() -> None:
     whole = ReportedEpoch(1, 1.0, {"train_seconds": 8.0, "eval_seconds": 2.0})
     half = replace(whole, workers=1, of_workers=2)
-    assert (epoch_seconds(whole), epoch_seconds(half)) == (10.0, 5.0)
-    trial = TrialState(TRIAL, "vit", PLAIN, detail={"num_workers": 2})
+    assert (epoch_seconds(whole, 2), epoch_seconds(half, 2)) == (10.0, 5.0)
+    trial = TrialState(TRIAL, "vit", PLAIN, num_workers=2)
     trial.reports = {1: replace(whole, workers=2, of_workers=2), 2: half}
-    assert slot_seconds([trial]) == 15.0
-    assert trial.device_seconds == 30.0
+    assert cost_of([trial]) == DeviceSeconds(train=24.0, eval=6.0)
+    assert cost_of([trial]).total == 30.0
 
 
 class Pool:

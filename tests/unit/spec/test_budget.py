@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
-from orchestrator.ledger.cost import checkpoint_bytes, worker_seconds
+from orchestrator.ledger.cost import checkpoint_bytes, device_seconds
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec import limits
@@ -106,7 +106,7 @@ class Cluster:
 
 
 def spent(path: Path, family: str | None = None) -> float:
-    return worker_seconds(replay(read(path)), family)
+    return device_seconds(replay(read(path)), family)
 
 
 @pytest.mark.parametrize(
