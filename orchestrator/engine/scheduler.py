@@ -140,10 +140,9 @@ class AshaBracket:
             if epoch >= rung:
                 if name in values:
                     return True, None, ""
-                cutoff = (
-                    float(np.quantile(list(values.values()), self._quantile)) if values else None
-                )
-                reason = _reason(value, cutoff, len(seen))
+                before = list(values.values())
+                cutoff = float(np.percentile(before, self._percentile)) if before else None
+                reason = _reason(value, cutoff, len(before))
                 values[name] = value
                 return cutoff is None or value >= cutoff, rung, reason
         return True, None, ""
