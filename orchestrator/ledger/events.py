@@ -4,8 +4,6 @@ One JSON object a line, one writer at a time (the dispatcher, while it lives). A
 with a single system call, so a process killed at any moment leaves whole lines and at most one
 torn tail, which the next writer cuts off. Whatever can be asked of a run (what to resume, what
 MLflow should show, what to compare) is a pure function of these lines: see :func:`replay`.
-
-A file that one process at a time holds, until it closes it or dies.
 """
 
 from __future__ import annotations
@@ -14,28 +12,13 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from trainables.errors import UserError
-
-__all__ = ["hold"]
-
-
-def hold(file: IO[Any], waiting: Callable[[], bool], *, look_s: float) -> bool:
-    """Hold the open ``file``, once nobody else does; asked every ``look_s``, for as long as
-    ``waiting``. Whether it is held."""
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if not waiting():
-                return False
-            time.sleep(look_s)
-
+from trainables.storage.waiting import wait_until
 
 __all__ = [
     "EVENTS",
@@ -54,7 +37,7 @@ __all__ = [
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
 WRITER_PATIENCE_S = 30.0
-LOOK_S = 0.05
+LOCK_POLL_S = 0.05
 
 EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
@@ -92,16 +75,23 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("ab", buffering=0)
-        self._be_the_only_one()
+        self._lock_file()
         self._cut_torn_tail()
 
-    def _be_the_only_one(self) -> None:
-        deadline = time.monotonic() + WRITER_PATIENCE_S
-        if not hold(self._file, lambda: time.monotonic() < deadline, look_s=LOOK_S):
+    def _lock_file(self) -> None:
+        """Held until the file is closed or this process dies."""
+        if not wait_until(self._try_lock, patience_s=WRITER_PATIENCE_S, poll_s=LOCK_POLL_S):
             raise UserError(
                 f"one process at a time may write a ledger; another one still writes {self.path} "
                 f"after {WRITER_PATIENCE_S:.0f} s. Fix: wait for its end, or --name OTHER"
             )
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _cut_torn_tail(self) -> None:
         data = self.path.read_bytes()

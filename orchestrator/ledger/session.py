@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -19,11 +20,13 @@ from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
 from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, RunHeader
 from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
 from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.lease import is_held as lease_is_held
 from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S
 from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.paths import remote_of
 from orchestrator.spec.run import RunSpec, diff
 from trainables.errors import UserError
+from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
 
 RECORDED = (*LIBRARIES, "mlflow")
@@ -41,6 +44,21 @@ class RunLock:
     def lost(self) -> str | None:
         """Why it is no longer ours, if so."""
         return None if self.lease is None else self.lease.problem
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the run's lock or, in object storage, its lease."""
+    remote = object_storage.origin(folder)
+    if remote is not None and lease_is_held(remote):
+        return True
+    try:
+        with (folder / LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def leaf_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
-    before, after = (_leaves(_by_family(identity(run))) for run in (old, new))
+    before, after = (leaves(_by_family(identity(run))) for run in (old, new))
     return [
         f"{path}: was {before.get(path, 'not there')}, asked {after.get(path, 'not there')}"
         for path in sorted({*before, *after})
@@ -77,7 +77,8 @@ def _by_family(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, **sweeps}
 
 
-def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Path -> value, as text, of each leaf of a spec's ``as_dict()``."""
     found: dict[str, str] = {}
     for key, value in plain.items():
         path = f"{prefix}{key}"
@@ -87,7 +88,7 @@ def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif key == "grid":
             found[path] = f"{len(value)} trials, {stable_hash(value)}"
         elif isinstance(value, Mapping):
-            found |= _leaves(value, f"{path}.")
+            found |= leaves(value, f"{path}.")
         else:
             found[path] = "none" if value is None else str(value)
     return found

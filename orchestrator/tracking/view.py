@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.state import (
     ReportedEpoch,
     RunStatus,
@@ -152,7 +153,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     values: dict[str, float | None] = {
         "best_val_top1": trial.best()[0],
         **_convergence(trial),
-        "gpu_seconds": trial.device_seconds if trial.reports else None,
+        "device_seconds": cost_of([trial]).total if trial.reports else None,
     }
     for name in ("params_m", "gflops_per_image"):
         values[name] = trial.detail.get(name)
@@ -258,7 +259,7 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
         f"trials_{status}": sum(trial.status == status for trial in trials)
         for status in ("finished", "pruned", "failed")
     }
-    values["gpu_seconds"] = sum(trial.device_seconds for trial in trials)
+    values["device_seconds"] = cost_of(trials).total
     if best:
         values["best_val_top1"] = max(best)
     return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]
@@ -351,7 +352,8 @@ def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         **{name: entry[name] for name in same},
         "epochs_to_90pct_of_best": speed.get("epochs"),
         "convergence_auc": speed.get("auc"),
-        **{name: entry[name] for name in ("gpu_seconds", "flops", "images_seen")},
+        "device_seconds": entry.get("device_seconds", entry["gpu_seconds"]),
+        **{name: entry[name] for name in ("flops", "images_seen")},
         "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
     }
 
@@ -367,7 +369,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            duration(entry["gpu_seconds"]),
+            duration(entry.get("device_seconds", entry["gpu_seconds"])),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])

@@ -82,7 +82,7 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
             store = open_store(path) or _build_and_rename(source, spec, path, key)
     train_images = store.info.counts["train"]
     if spec.train_limit is not None and spec.train_limit > train_images:
-        log.warning(
+        log.info(
             f"data.train_limit={spec.train_limit} is more than the {train_images} training images "
             "there are: all are used"
         )

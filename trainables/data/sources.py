@@ -153,19 +153,6 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
     )
 
 
-# Lowest and highest value, whether the lowest is left out, and whether it is a whole number.
-BOUNDS = {
-    "fraction": (0, 1, True, False),
-    "val_fraction": (0, 0.5, True, False),
-    "test_fraction": (0, 0.5, True, False),
-    "split_seed": (0, 2**63 - 1, False, True),
-    "val_seed": (0, 2**63 - 1, False, True),
-    "train_limit": (1, 1e9, False, True),
-    "short_side": (8, 1024, False, True),
-}
-OPTIONAL = ("val_seed", "train_limit", "short_side")
-
-
 def _missing(name: str, path: Path) -> str:
     looks_like_path = len(path.parts) > 1 or path.suffix or name.startswith((".", "~", "/"))
     if not looks_like_path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +10,13 @@ from orchestrator.compare.report.figures import (
     INK,
     MUTED,
     Figure,
-    Table,
     color,
     figure_of,
     marker,
     new_plot,
 )  # fmt: skip
 from orchestrator.compare.runs import Values
-from orchestrator.wording import NONE, count, p_text
+from orchestrator.wording import NONE, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +36,11 @@ def claim_figures(claim: Values, verdict: Values, name: str) -> list[Figure]:
 def on_axis(value: float, unit: str) -> float:
     """An effect's value on its axis."""
     return {"points": 100 * value, "ratio": 10**value}.get(unit, value)
+
+
+def effect_text(value: float | None, unit: str) -> str:
+    """An effect's value on its axis, to three digits."""
+    return NONE if value is None else f"{on_axis(value, unit):.3g}"
 
 
 def _effects(claim: Values, verdict: Values, name: str) -> Figure:
@@ -63,32 +66,13 @@ def _effects(claim: Values, verdict: Values, name: str) -> Figure:
         if unit == "ratio":
             _plain_log(axes)
         axes.set_xlabel(UNIT_WORDS[unit])
-    caption = (
-        f"Effects with their {100 * verdict['level']:g} % intervals over seeds, above "
-        f"{'1' if unit == 'ratio' else '0'} in favour of the claim; only those with a verdict "
-        "decide"
-    )
-    head = ["effect", "mean", "low", "high", "seeds", "p after Holm", "verdict", "unit"]
     return figure_of(
         plot,
         name=f"{name}-effects",
         title="Effects",
         label=f"Effects with their intervals: {', '.join(e['name'] for e in shown[::-1])}",
-        data=Table(head, [_effect_row(effect) for effect in effects], caption),
+        data=effects,
     )
-
-
-def _effect_row(effect: Values) -> list[str]:
-    unit, bound = effect["unit"], effect["bound"]
-    values = [effect[key] for key in ("mean", "low", "high")]
-    return [
-        effect["name"],
-        *[NONE if value is None else f"{on_axis(value, unit):.3g}" for value in values],
-        str(effect["n"]),
-        p_text(effect["p_value_holm"]) if "p_value_holm" in effect else NONE,
-        effect.get("verdict", NONE),
-        UNIT_WORDS[unit] + ("" if bound == "exact" else f" ({bound})"),
-    ]
 
 
 def _plain_log(axes: Axes) -> None:
@@ -119,15 +103,12 @@ def _lines(diagram: Values, name: str) -> Figure:
             axes.set_xticks(range(len(diagram["ticks"])), diagram["ticks"])
         axes.set(xlabel=diagram["x_label"], ylabel=diagram["y_label"])
     names = [series["name"] for series in diagram["series"]]
-    head = ["series", diagram["x_label"], diagram["y_label"], "low", "high", "seeds"]
-    rows = [row for series in diagram["series"] for row in _points(series, diagram["ticks"], scale)]
     return figure_of(
         plot,
         name=name,
         title=diagram["title"],
         label=f"{diagram['title']}: {', '.join(names)}",
-        data=Table(head, rows, f"{diagram['title']}, mean and 95 % interval"),
-        series=names,
+        data=diagram,
     )
 
 
@@ -142,17 +123,3 @@ def _line(axes: Axes, series: Values, scale: float) -> None:
     if series["low"] is not None:
         low, high = (scale * np.array(series[end]) for end in ("low", "high"))
         axes.fill_between(x, low, high, color=ink, alpha=0.13, linewidth=0)
-
-
-def _points(series: Values, ticks: Sequence[str], scale: float) -> list[list[str]]:
-    ends = [series["low"], series["high"]]
-    return [
-        [
-            series["name"],
-            ticks[i] if ticks else f"{x:.6g}",
-            f"{scale * series['mean'][i]:.4g}",
-            *[NONE if end is None else f"{scale * end[i]:.4g}" for end in ends],
-            str(series["n"]),
-        ]
-        for i, x in enumerate(series["x"])
-    ]

@@ -1,4 +1,4 @@
-"""The report's figures: matplotlib drawings as SVG, each with the table behind it.
+"""The report's figures: matplotlib drawings as SVG, each with the data behind it.
 
 A figure's file has the colours of the light page; inside the page it takes colours and font from
 the CSS around it. First what all figures share, then those of a search: accuracy against cost,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -21,14 +21,12 @@ from markupsafe import Markup
 from orchestrator.compare.budget import spending
 from orchestrator.compare.expected_best import BudgetCurve
 from orchestrator.compare.runs import Array, Curve
-from orchestrator.wording import MISSING, NONE, count, duration, percent, recipe_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Plot
 
 Families = Mapping[str, Sequence[Curve]]
-Write = Callable[[float], str]
 Places = Mapping[str, int]  # a family's place in the order of colours and marks
 
 INK = "#010203"
@@ -69,30 +67,20 @@ STYLE: Any = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """The numbers behind a figure, as text."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """One figure of the report.
 
     ``name`` begins each id inside ``svg``, whose colours are those of the light page; ``family``
-    is the index of the family whose colour stands before the title, ``series`` names the lines of
-    a figure that brings its own key.
+    is the index of the family whose colour stands before the title. ``data`` is what the template
+    makes the table behind the figure of.
     """
 
     name: str
     title: str
     svg: str
-    data: Table
+    data: Any
     family: int | None = None
-    series: Sequence[str] = ()
 
     @property
     def inline(self) -> Markup:
@@ -148,14 +136,7 @@ def new_plot(
 
 
 def figure_of(
-    plot: Plot,
-    *,
-    name: str,
-    title: str,
-    label: str,
-    data: Table,
-    family: int | None = None,
-    series: Sequence[str] = (),
+    plot: Plot, *, name: str, title: str, label: str, data: Any, family: int | None = None
 ) -> Figure:
     """``plot`` as a figure: no ids but its own, no address, ``label`` as its alt text."""
     import matplotlib
@@ -172,7 +153,7 @@ def figure_of(
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
     text = re.sub(r"font-family: [^;\"]+;?", "", text)
     svg = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
-    return Figure(name=name, title=title, svg=svg, data=data, family=family, series=series)
+    return Figure(name=name, title=title, svg=svg, data=data, family=family)
 
 
 def share_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -189,15 +170,14 @@ def against_cost(search: Families) -> list[Figure]:
     if not _finished_best(search):
         return []
     return [
-        _against_cost(search, "seconds", "Device seconds", duration),
-        _against_cost(search, "flops", "FLOPs", count),
+        _against_cost(search, "seconds", "Device seconds", "device seconds"),
+        _against_cost(search, "flops", "FLOPs", "FLOPs"),
     ]
 
 
-def _against_cost(search: Families, cost: str, title: str, write: Write) -> Figure:
+def _against_cost(search: Families, cost: str, title: str, what: str) -> Figure:
     from matplotlib.ticker import EngFormatter
 
-    what = "device seconds" if cost == "seconds" else "FLOPs"
     trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; best accuracy; trial
     with new_plot() as (plot, axes):
         for index, curves in enumerate(search.values()):
@@ -222,16 +202,12 @@ def _against_cost(search: Families, cost: str, title: str, write: Write) -> Figu
             axes.xaxis.set_major_formatter(EngFormatter())
         axes.set(ylim=share_limits(_finished_best(search)), xlabel=f"{what} of one training")
         axes.set_ylabel("best validation accuracy, %")
-    rows = [
-        [c.trial, c.family, percent(value), write(spent) if np.isfinite(spent) else MISSING]
-        for spent, value, c in sorted(trials, key=lambda trial: -trial[1])
-    ]
     return figure_of(
         plot,
         name=f"cost-{cost}",
         title=title,
         label=f"Best validation accuracy of {len(everything)} finished trials against {what}",
-        data=Table(["trial", "family", "best val", title], rows, "Finished trials, best first"),
+        data=sorted(trials, key=lambda trial: -trial[1]),
     )
 
 
@@ -259,22 +235,6 @@ def learning_curves(search: Families) -> list[Figure]:
         for index, curves in enumerate(search.values())
         if any(c.epoch.size for c in curves)
     ]
-
-
-def _curves_table(curves: Sequence[Curve]) -> Table:
-    ordered = sorted(curves, key=lambda c: (c.status != "finished", -(c.best[0] if c.best else -1)))
-    rows = [
-        [
-            c.trial,
-            c.status if not c.reason else f"{c.status}: {c.reason}",
-            percent(c.best[0]) if c.best else MISSING,
-            " ".join(NONE if np.isnan(v) else f"{100 * v:.1f}" for v in c.val_top1) or MISSING,
-            recipe_text(c.axes if c.drawn else None),
-        ]
-        for c in ordered
-    ]
-    head = ["trial", "status", "best val", "val by epoch, %", "recipe"]
-    return Table(head, rows, "Trials, finished ones first")
 
 
 def _curves(
@@ -318,7 +278,7 @@ def _curves(
         name=f"curve-{index}",
         title=family,
         label=f"Learning curves of {family}: validation accuracy by epoch of {counts} trials",
-        data=_curves_table(curves),
+        data=sorted(curves, key=lambda c: (c.status != "finished", -(c.best or (-1, 0))[0])),
         family=index,
     )
 
@@ -343,36 +303,32 @@ def _ends(axes: Axes, curves: Sequence[Curve], mark: str, ink: str) -> None:
 def best_so_far(search: Families) -> list[Figure]:
     """Best finished accuracy against what a family had spent, one step line a family."""
     return [
-        _best_so_far(search, "trials", "By trials", "trials ended", "{:.0f}".format),
-        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent", duration),
-        _best_so_far(search, "flops", "By FLOPs", "FLOPs spent", count),
+        _best_so_far(search, "trials", "By trials", "trials ended"),
+        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent"),
+        _best_so_far(search, "flops", "By FLOPs", "FLOPs spent"),
     ]
 
 
-def _best_so_far(search: Families, unit: str, title: str, what: str, write: Write) -> Figure:
+def _best_so_far(search: Families, unit: str, title: str, what: str) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    rows = []
+    steps = {family: changes(*spending(curves, unit)) for family, curves in search.items()}
     with new_plot() as (plot, axes):
-        for index, (family, curves) in enumerate(search.items()):
-            spent, best = changes(*spending(curves, unit))
+        for index, (spent, best) in enumerate(steps.values()):
             axes.step(spent, 100 * best, where="post", color=color(index), linewidth=1.8)
             axes.plot(spent[-1:], 100 * best[-1:], marker(index), color=color(index),
                       markersize=5.5)  # fmt: skip
-            steps = zip(spent.tolist(), best.tolist(), strict=True)
-            rows += [[family, write(at), percent(value)] for at, value in steps]
         axes.set_xlim(left=0)
         axes.set(ylim=share_limits(_finished_best(search)), xlabel=what, ylabel="best finished, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
         if unit == "flops":
             axes.xaxis.set_major_formatter(EngFormatter())
-    head, caption = ["family", what, "best finished"], "Where the best improved, and the end"
     return figure_of(
         plot,
         name=f"budget-{unit}",
         title=title,
         label=f"Best validation accuracy of a finished trial against {what}",
-        data=Table(head, rows, caption),
+        data=steps,
     )
 
 
@@ -392,20 +348,6 @@ def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]
     ends = [float(edge[-1]) for curve in curves for edge in (curve.low, curve.high)]
     limits = share_limits([*ends, *[v for c in curves for v in c.expected_best.tolist()]])
     return [_banded(curve, places[curve.family], limits) for curve in curves]
-
-
-def _expected_table(curves: Sequence[BudgetCurve], unit: str) -> Table:
-    write: Write = "{:.0f}".format if unit == "trials" else duration
-    rows = [
-        [curve.family, write(float(at)), *[percent(float(share)) for share in shares]]
-        for curve in curves
-        if getattr(curve, unit) is not None
-        for at, *shares in np.transpose(
-            [getattr(curve, unit), curve.expected_best, curve.low, curve.high]
-        )
-    ]
-    head = ["family", "trials" if unit == "trials" else "device time", "expected", "low", "high"]
-    return Table(head, rows, "Expected best and its 95 % simultaneous band")
 
 
 def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figure:
@@ -432,7 +374,7 @@ def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figu
         name=f"expected-{index}",
         title=curve.family,
         label=f"Expected best of {curve.family} against trials, with its 95 % band",
-        data=_expected_table([curve], "trials"),
+        data=[(curve, curve.trials)],
         family=index,
     )
 
@@ -465,5 +407,5 @@ def _together(
         name=f"expected-{unit}",
         title=title,
         label=f"Expected best validation accuracy of every family against {what}",
-        data=_expected_table(curves, unit),
+        data=[(curve, getattr(curve, unit)) for curve in curves],
     )

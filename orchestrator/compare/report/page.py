@@ -21,13 +21,19 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.finals import PooledProbes, describe_verdict
 from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, reproduce
-from orchestrator.compare.report.claim_figures import claim_figures, on_axis
+from orchestrator.compare.report.claim_figures import UNIT_WORDS, claim_figures, effect_text
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.report.probe_figures import number, probe_figures
 from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
 from orchestrator.compare.runs import RunData, Values, collect, search_trials
 from orchestrator.compare.statistics import POWER, MeanInterval
-from orchestrator.compare.table import budget_lines, checkpoints_text, edge_text, unfinished_text
+from orchestrator.compare.table import (
+    budget_lines,
+    checkpoints_text,
+    domain_text,
+    edge_text,
+    unfinished_text,
+)
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -43,8 +49,8 @@ OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
     wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
-    wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
-    on_axis, number, reproduce.command, reproduce.record, reproduce.spec_text,
+    wording.value_text, budget_lines, describe_verdict, domain_text, edge_text, unfinished_text,
+    effect_text, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
 
 
@@ -113,23 +119,20 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     hidden = OF_A_SEARCH if comparison.claims else ()
     for name in (*hidden, *([] if comparison.forecast else ["forecast"])):
         del sections[name]
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            vars(comparison),
-            answer=comparison.answer,
-            dataset_name=comparison.dataset_name,
-            sections=sections,
-            claims=_claims(comparison),
-            figures=made,
-            ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
-            finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
-            pooled=_pooled(comparison),
-            labels=[entry.family for entry in entries],
-            embedded=reproduce.embedded(comparison.runs),
-            checkpoints=checkpoints_text(comparison.runs),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        vars(comparison),
+        answer=comparison.answer,
+        dataset_name=comparison.dataset_name,
+        sections=sections,
+        claims=_claims(comparison),
+        figures=made,
+        ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
+        finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
+        pooled=_pooled(comparison),
+        labels=[entry.family for entry in entries],
+        embedded=reproduce.embedded(comparison.runs),
+        checkpoints=checkpoints_text(comparison.runs),
     )
 
 
@@ -149,7 +152,7 @@ def _environment() -> Environment:
     environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
-        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES,
+        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES, "unit_words": UNIT_WORDS,
     }  # fmt: skip
     return environment
 

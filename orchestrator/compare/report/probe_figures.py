@@ -13,7 +13,6 @@ from orchestrator.compare.report.figures import (
     MUTED,
     Figure,
     Places,
-    Table,
     color,
     figure_of,
     marker,
@@ -22,7 +21,7 @@ from orchestrator.compare.report.figures import (
 )  # fmt: skip
 from orchestrator.compare.runs import Array
 from orchestrator.compare.statistics import MeanInterval
-from orchestrator.wording import MISSING, percent
+from orchestrator.wording import MISSING
 
 Pooled = Mapping[str, PooledProbes]  # by family
 SHIFT, HIDDEN, DISTANCE = "shift.consistency.axis", "occlusion.top1", "attention_distance_px"
@@ -69,8 +68,7 @@ def _by_step(
     pooled: Pooled, places: Places, series: str, steps: str, title: str, what: tuple[str, str]
 ) -> Figure:
     """A share against what was done to the image: offset in pixels, hidden share in percent."""
-    rows: list[list[str]] = []
-    means: list[float] = []
+    shown: dict[str, tuple[list[float], list[float]]] = {}
     with new_plot() as (plot, axes):
         for family, probes in pooled.items():
             curve, place = probes.series[series], places[family]
@@ -80,16 +78,15 @@ def _by_step(
             if curve.low is not None and curve.high is not None:
                 low, high = (100 * np.clip(edge, 0, 1) for edge in (curve.low, curve.high))
                 axes.fill_between(x, low, high, color=color(place), alpha=0.13, linewidth=0)
-            means += curve.mean.tolist()
-            shares = zip(x, curve.mean.tolist(), strict=True)
-            rows += [[family, f"{step:g}", percent(share)] for step, share in shares]
-        axes.set(ylim=share_limits(means), xlabel=what[0], ylabel=what[1])
+            shown[family] = x, curve.mean.tolist()
+        limits = share_limits([share for _, mean in shown.values() for share in mean])
+        axes.set(ylim=limits, xlabel=what[0], ylabel=what[1])
     return figure_of(
         plot,
         name=f"probe-{title.split()[0].lower()}",
         title=title,
         label=f"{what[1]} against {what[0]}: {', '.join(pooled)}",
-        data=Table(["family", what[0], what[1].removesuffix(", %")], rows, f"{what[1]}, mean"),
+        data=(what, shown),
     )
 
 
@@ -113,17 +110,12 @@ def _attention(heads: Mapping[str, Array], places: Places) -> Figure:
             axes.plot(layers, mean.mean(axis=1), color=color(place), linewidth=1.8)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="layer, first to last", ylabel="attention distance, pixels")
-    rows = [
-        [family, str(layer), f"{np.mean(mean):.1f}", " ".join(f"{head:.1f}" for head in mean)]
-        for family, means in heads.items()
-        for layer, mean in enumerate(means, start=1)
-    ]
     return figure_of(
         plot,
         name="probe-attention",
         title="Attention distance",
         label=f"Mean attention distance by layer and head: {', '.join(heads)}",
-        data=Table(["family", "layer", "mean", "by head"], rows, "Pixels of the input"),
+        data=heads,
     )
 
 
@@ -137,17 +129,12 @@ def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -
             axes.plot(x, y, f"{marker(places[family])}-", color=color(places[family]),
                       linewidth=1.6, markersize=4.5)  # fmt: skip
         axes.set(xlim=(0, 101), ylim=(0, 101), xlabel="confidence, %", ylabel="accuracy, %")
-    rows = [
-        [family, percent(entry.confidence), percent(entry.accuracy), str(entry.count)]
-        for family, entries in bins.items()
-        for entry in entries
-    ]
     return figure_of(
         plot,
         name="probe-calibration",
         title="Calibration",
         label=f"Accuracy against confidence: {', '.join(bins)}",
-        data=Table(["family", "confidence", "accuracy", "images"], rows, "All seeds together"),
+        data=bins,
     )
 
 
@@ -164,11 +151,10 @@ def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds for one image")
-    rows = [[family, number(value, 1, " ms")] for family, value in values.items()]
     return figure_of(
         plot,
         name="probe-latency",
         title="Latency",
         label=f"Latency: {', '.join(values)}",
-        data=Table(["family", "latency"], rows, "Median of the calls, mean over seeds"),
+        data=values,
     )

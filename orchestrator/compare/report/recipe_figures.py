@@ -14,13 +14,12 @@ from orchestrator.compare.report.figures import (
     MUTED,
     Families,
     Figure,
-    Table,
     color,
     figure_of,
     new_plot,
 )  # fmt: skip
 from orchestrator.compare.runs import Array
-from orchestrator.wording import axis_name, percent, recipe_text, value_text
+from orchestrator.wording import axis_name, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +45,7 @@ def recipe_figures(families: Families, comparison: Comparison) -> tuple[list[Fig
 
 def _bars(entry: Importance, index: int, limits: tuple[float, float]) -> Figure:
     """Importance of each axis, the most important on top, with its range over seeds."""
-    names, upwards = [axis_name(axis.axis) for axis in entry.axes], entry.axes[::-1]
+    upwards = entry.axes[::-1]
     with new_plot(size=(4.1, 1.1 + 0.3 * len(upwards)), grid="x") as (plot, axes):
         share = 100 * np.array([axis.share for axis in upwards])
         ends = 100 * np.array([[axis.low, axis.high] for axis in upwards])
@@ -55,20 +54,14 @@ def _bars(entry: Importance, index: int, limits: tuple[float, float]) -> Figure:
         axes.hlines(rows, ends[:, 0], ends[:, 1], color=INK, linewidth=1.2)
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set(xlim=limits, xlabel="share of the variance, %")
-        axes.set_yticks(rows, names[::-1])
-    shares = [(n, a.share, a.low, a.high) for n, a in zip(names, entry.axes, strict=True)]
-    label = ", ".join(f"{name} {100 * share:.0f} %" for name, share, _, _ in shares)
-    explained = f"the forest explains {percent(entry.explained)} of the variance of held-out ones"
+        axes.set_yticks(rows, [axis_name(axis.axis) for axis in upwards])
+    shares = [f"{axis_name(axis.axis)} {100 * axis.share:.0f} %" for axis in entry.axes]
     return figure_of(
         plot,
         name=f"axes-{index}",
         title=f"{entry.family}, after epoch {entry.epoch}",
-        label=f"Importance of recipe axes: {label}",
-        data=Table(
-            ["axis", "share of variance", "lowest", "highest"],
-            [[name, *map(percent, values)] for name, *values in shares],
-            f"{entry.n} trials; {explained}",
-        ),
+        label=f"Importance of recipe axes: {', '.join(shares)}",
+        data=entry,
         family=index,
     )
 
@@ -101,17 +94,14 @@ def _lines(trials: Trials, order: Sequence[str], index: int) -> Figure:
         names = [*map(axis_name, order), "accuracy"]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-    family, by_value = trials.curves[0].family, np.argsort(-trials.values, kind="stable")
-    curves = [(trials.curves[place], float(trials.values[place])) for place in by_value]
-    recipes = [recipe_text({axis: c.axes.get(axis) for axis in order}) for c, _ in curves]
-    rows = [[c.trial, percent(v), r] for (c, v), r in zip(curves, recipes, strict=True)]
-    after = f"after epoch {trials.epoch}"
+    family, after = trials.curves[0].family, f"after epoch {trials.epoch}"
+    by_value = sorted(zip(trials.values, trials.curves, strict=True), key=lambda pair: -pair[0])
     return figure_of(
         plot,
         name=f"lines-{index}",
         title=f"{family}, {after}",
         label=f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}",
-        data=Table(["trial", "accuracy", "recipe"], rows, f"Accuracy {after}, best first"),
+        data=(order, by_value),
         family=index,
     )
 

@@ -87,7 +87,7 @@ def record(run: RunData) -> list[list[str]]:
         ["code version", run.header.code_version or MISSING],
         ["created (UTC)", day(run.state.created_at) if run.state.created_at else MISSING],
         ["status", run.status],
-        *[[name, str(value)] for name, value in _flat(run.header.environment.as_dict())],
+        *[[k, str(v)] for k, v in _flat(run.header.environment.as_dict()) if v is not None],
     ]
 
 

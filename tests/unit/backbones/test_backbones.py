@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import runpy
 import socket
 import subprocess
 import sys
@@ -18,7 +19,16 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from trainables.backbones import FAMILIES, SCALES, build, check_backbone, check_weights, describe
+from orchestrator.spec.named_sweeps import family_sweep
+from trainables.backbones import (
+    FAMILIES,
+    SCALES,
+    Geometry,
+    build,
+    check_backbone,
+    check_weights,
+    describe,
+)
 from trainables.backbones.families import member_of
 from trainables.config import BackboneSpec, Recipe
 from trainables.errors import UserError
@@ -97,6 +107,28 @@ def test_geometry_by_default(
         adaptation,
     )
     assert made.warnings == ()
+
+
+def test_a_family_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example's, in the table: known to specs, spaces, building and parameter groups."""
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "own_backbone.py"))
+    monkeypatch.setitem(FAMILIES, "regnet", example["REGNET"])
+    assert check_backbone(spec("regnet")) == []
+    assert "does not apply" in check_backbone(spec("regnet", patch=4))[0]
+    rates = family_sweep("regnet").space["recipe.learning_rate"]
+    assert (rates.low, rates.high) == (3e-4, 3e-2)
+    backbone = build(spec("regnet"), num_classes=3, height=32, width=32)
+    assert backbone.geometry.model == "regnetx_002"
+    assert backbone.module.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    groups = backbone.parameter_groups(Recipe(layer_decay=0.5))
+    assert len({group["lr_scale"] for group in groups}) > 3
+
+
+def test_ledgers_that_call_the_adaptation_road_are_read() -> None:
+    made = describe_at(8, family="vit")
+    old = made.as_dict()
+    old["road"] = old.pop("adaptation")
+    assert Geometry.from_dict(old) == Geometry.from_dict(made.as_dict()) == made
 
 
 def test_geometry_is_what_was_built() -> None:
