@@ -40,7 +40,7 @@ def fine_tune(
             finished = trial.train(should_stop)
             if not finished:
                 folder = trial.save()
-                raise Preempted(f"{assignment.trial_id} was told to stop", checkpoint=folder)
+                raise Preempted(f"{assignment.trial_id} was asked to stop", checkpoint=folder)
             metrics, folder = trial.finish_epoch()
             if assignment.shift_offsets_px:
                 metrics |= shift_consistency(trial, assignment.shift_offsets_px)
