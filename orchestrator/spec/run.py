@@ -32,6 +32,8 @@ from trainables.config import (
     stable_hash,
 )
 
+Plain = Mapping[str, Any]  # a spec as ``as_dict()`` gives it
+
 # How a run is carried out, not what it trains: may change when it is resumed.
 OPERATIONAL_RESOURCES = (
     "cpus_per_worker",
@@ -47,7 +49,7 @@ OPERATIONAL_RUN = (
 )
 
 
-def identity(run: Mapping[str, Any]) -> dict[str, Any]:
+def identity(run: Plain) -> dict[str, Any]:
     """What makes two runs the same: all but the number of trials (a run may be extended), where
     things are kept, and how it is carried out. ``run`` is ``RunSpec.as_dict()``."""
     plain = {key: copy.deepcopy(value) for key, value in run.items() if key not in OPERATIONAL_RUN}
@@ -62,7 +64,7 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def leaf_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def leaf_changes(old: Plain, new: Plain) -> list[str]:
     """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
     before, after = (leaves(_by_family(identity(run))) for run in (old, new))
     return [
@@ -77,7 +79,7 @@ def _by_family(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, **sweeps}
 
 
-def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
     """Path -> value, as text, of each leaf of a spec's ``as_dict()``."""
     found: dict[str, str] = {}
     for key, value in plain.items():
@@ -206,7 +208,7 @@ class RunSpec(Spec):
     final_seeds: int = ruled(0, 0, option="--final-seeds")
     budget: Mapping[str, float] | None = None
     prices: Mapping[str, float] | None = None
-    claim: Mapping[str, Any] | None = None
+    claim: Plain | None = None
 
     @property
     def folder(self) -> Path:
