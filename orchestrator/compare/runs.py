@@ -18,7 +18,16 @@ import pyarrow as pa
 from orchestrator.ledger import cost, events
 from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import is_running
-from orchestrator.ledger.state import Record, RunStatus, State, TrialState, replay, run_status
+from orchestrator.ledger.state import (
+    Record,
+    RunStatus,
+    Stage,
+    State,
+    TrialState,
+    TrialStatus,
+    replay,
+    run_status,
+)
 from orchestrator.spec.run import SweepSpec
 from trainables.errors import UserError
 
@@ -136,7 +145,7 @@ class Audit:
     """
 
     rung: int
-    status: str
+    status: TrialStatus
     top1: float | None
     epoch: Array
     val_top1: Array
@@ -158,8 +167,8 @@ class Curve:
     trial: str
     family: str
     run: int
-    stage: str
-    status: str
+    stage: Stage
+    status: TrialStatus
     backbone: str | None
     seed: int | None
     reason: str | None
@@ -191,7 +200,7 @@ class Curve:
     @property
     def ended(self) -> bool:
         """Whether it was finished, pruned or failed."""
-        return self.status in ("finished", "pruned", "failed")
+        return self.status.is_final
 
     @property
     def full_top1(self) -> float | None:
@@ -323,4 +332,4 @@ def _cut_at_rung(curve: Curve, rung: int) -> Curve:
     )
     columns = ("epoch", "time", "val_top1", "images", "seconds", "flops")
     parts = {name: getattr(curve, name)[:cut] for name in columns}
-    return replace(curve, status="pruned", audit=audit, **parts)
+    return replace(curve, status=TrialStatus.PRUNED, audit=audit, **parts)
