@@ -12,6 +12,7 @@ import click
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.ledger import lease, replication
 from orchestrator.ledger.events import FILE_NAME
+from orchestrator.ledger.session import is_running
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -82,7 +83,6 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 @STORAGE
 def stop(name: str, storage: str) -> None:
     """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
-    from orchestrator.ledger.session import is_running
 
     folder = run_folder(name, storage)
     if not is_running(folder):
@@ -147,7 +147,7 @@ def reproduce(
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import is_running, state_of
+    from orchestrator.ledger.session import state_of
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)

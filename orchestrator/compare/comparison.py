@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # JSON keys of schema 1 that differ from the attributes' names.
-KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
+KEYS = {"gaps": "gap", "confounds": "differences",
         "dataset": "dataset_info"}  # fmt: skip
 WHAT = {"adaptation": "road"}  # likewise the names of facts
 
@@ -195,7 +195,10 @@ def _plain(value: object) -> Any:
 
 
 def _object(value: DataclassInstance) -> dict[str, Any]:
-    return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+    plain = {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+    if "device_seconds" in plain:  # the name that schema 1 had for it
+        plain["gpu_seconds"] = plain["device_seconds"]
+    return plain
 
 
 def _run(run: RunData) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from orchestrator.compare.runs import (
     accuracy,
     best_trial,
     device,
+    device_cost,
     search_trials,
     total,
 )
 from orchestrator.compare.statistics import MeanInterval, share_interval
+from orchestrator.ledger.cost import DeviceSeconds
 from orchestrator.ledger.state import TrialStatus
 from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
@@ -112,6 +114,7 @@ class FamilySummary:
     epochs: int
     images_seen: int | None
     device_seconds: float | None
+    device_seconds_parts: DeviceSeconds | None
     device: str | None
     flops: float | None
     best: BestTrial | None
@@ -141,7 +144,7 @@ def summarise(
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
     reached = max((curve for curve in search if curve.best), key=accuracy, default=None)
-    images = total(search, "images")
+    images, cost = total(search, "images"), device_cost(search)
     models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
         family=label, backbone=models[0] if models else None, trials=len(search),
@@ -151,7 +154,8 @@ def summarise(
         without_report=sum(curve.epoch.size == 0 for curve in search),
         epochs=sum(curve.epoch.size for curve in search),
         images_seen=None if images is None else round(images),
-        device_seconds=total(search, "seconds"), device=device(search),
+        device_seconds=cost.total if cost else None, device_seconds_parts=cost,
+        device=device(search),
         flops=total(search, "flops"),
         best=_best(best), best_unfinished=None if best else _best(reached),
         convergence=convergence(best) if best else None,

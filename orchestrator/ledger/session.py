@@ -26,7 +26,7 @@ from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.paths import remote_of
 from orchestrator.spec.run import RunSpec, diff
 from trainables.errors import UserError
-from trainables.storage.object_storage import origin
+from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
 
 RECORDED = (*LIBRARIES, "mlflow")
@@ -48,7 +48,7 @@ class RunLock:
 
 def is_running(folder: Path) -> bool:
     """Whether a process holds the run's lock or, in object storage, its lease."""
-    remote = origin(folder)
+    remote = object_storage.origin(folder)
     if remote is not None and lease_is_held(remote):
         return True
     try:

@@ -98,7 +98,8 @@ class TrialState:
     reason: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
-    other_seconds: float = 0.0  # of its slots, for what no report counts: lost epochs, the test
+    num_workers: int = 1  # of a slot of full size
+    unreported_s: float = 0.0  # of its slots: epochs lost, and the test evaluation
 
     @property
     def epoch(self) -> int:
@@ -135,17 +136,6 @@ class TrialState:
         saved = {epoch: report for epoch, report in self.reports.items() if report.checkpoint}
         _, epoch = _best(saved, "val_top1")
         return None if epoch is None else saved[epoch].checkpoint
-
-    @property
-    def device_seconds(self) -> float:
-        """Seconds of training and evaluation, times the workers that spent them."""
-        workers = int(self.detail.get("num_workers", 1))
-        spent = sum(
-            (report.metrics.get("train_seconds", 0.0) + report.metrics.get("eval_seconds", 0.0))
-            * (report.workers or workers)
-            for report in self.reports.values()
-        )
-        return float(spent)
 
     def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
         """Best value of ``metric`` and the epoch it was reached in."""
@@ -230,12 +220,12 @@ def apply(state: State, record: Record) -> None:
         return
     if event == "submitted":
         if name not in state.trials:
-            state.trials[name] = _submitted(name, record)
+            state.trials[name] = _submitted(name, record, state.spec)
         return
     trial = state.trials.get(name)
     if trial is None:
         return
-    trial.other_seconds += record.get("slot_seconds", 0.0)
+    trial.unreported_s += record.get("slot_seconds", 0.0)
     if event == "started":
         trial.status = TrialStatus.RUNNING
         trial.attempt = record["attempt"]
@@ -271,7 +261,7 @@ def apply(state: State, record: Record) -> None:
         trial.ended_at = record["time"]
 
 
-def _submitted(name: str, record: Record) -> TrialState:
+def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     detail, family = record["detail"], record["family"]
     plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
     assignment = Assignment.from_dict(plain)
@@ -290,6 +280,7 @@ def _submitted(name: str, record: Record) -> TrialState:
         axes=axes,
         open_axes=tuple(open_axes),
         winner=detail.get("winner"),
+        num_workers=spec.sweeps[0].resources.num_workers if spec.sweeps else 1,
     )
 
 

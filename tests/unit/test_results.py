@@ -47,8 +47,6 @@ def test_the_comparison_follows_from_the_ledger(committed: dict[str, Any]) -> No
         # Not in a ledger, or not in one of then: checkpoints in the folder, what nodes did.
         for key in ("checkpoint_bytes", "preemptions", "epochs_by_workers"):
             comparison["runs"][0].pop(key, None)
-    statuses = [comparison["runs"][0].pop("status") for comparison in (again, committed)]
-    assert statuses == ["done", "complete"]  # as every command has called it since
     assert rounded(again) == rounded(committed)
 
 

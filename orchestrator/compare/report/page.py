@@ -119,24 +119,21 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     hidden = OF_A_SEARCH if comparison.claims else ()
     for name in (*hidden, *([] if comparison.forecast else ["forecast"])):
         del sections[name]
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            vars(comparison),
-            answer=comparison.answer,
-            dataset_name=comparison.dataset_name,
-            validation_images=comparison.validation_images,
-            sections=sections,
-            claims=_claims(comparison),
-            figures=made,
-            ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
-            finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
-            pooled=_pooled(comparison),
-            labels=[entry.family for entry in entries],
-            embedded=reproduce.embedded(comparison.runs),
-            checkpoints=checkpoints_text(comparison.runs),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        vars(comparison),
+        answer=comparison.answer,
+        dataset_name=comparison.dataset_name,
+        validation_images=comparison.validation_images,
+        sections=sections,
+        claims=_claims(comparison),
+        figures=made,
+        ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
+        finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
+        pooled=_pooled(comparison),
+        labels=[entry.family for entry in entries],
+        embedded=reproduce.embedded(comparison.runs),
+        checkpoints=checkpoints_text(comparison.runs),
     )
 
 
