@@ -94,7 +94,7 @@ def run(prepared: PreparedRun) -> Outcome:
     """
     spec = prepared.spec
     with ExitStack() as stack:
-        lock = stack.enter_context(session.claimed(spec, log.info))
+        lock = stack.enter_context(session.run_lock(spec))
         folder = lock.folder
         raise_if_any(session.name_mistakes(spec))
         before = session.state_of(folder)

@@ -7,17 +7,16 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
-from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, RunHeader
+from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, Geometry, RunHeader
 from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.lease import is_held as lease_is_held
@@ -62,7 +61,7 @@ def is_running(folder: Path) -> bool:
 
 
 @contextmanager
-def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[RunLock]:
+def run_lock(spec: RunSpec) -> Iterator[RunLock]:
     """The run, for this process alone; nothing stays behind if nothing was begun.
 
     Raises :class:`UserError` when another process holds the name, ``StorageError`` when object
@@ -79,7 +78,7 @@ def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[RunLock]:
             f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
         ) from None
     try:
-        with replication.leased(folder, remote, say) if remote else nullcontext() as lease:
+        with replication.leased(folder, remote) if remote else nullcontext() as lease:
             yield RunLock(folder, lease)
     finally:
         lock.release()
@@ -126,7 +125,7 @@ def begin(
     session: str,
     *,
     datasets: Mapping[str, DatasetFacts],
-    geometry: Mapping[str, Mapping[str, Any]],
+    geometry: Mapping[str, Geometry],
     forecast: Forecast | None,
 ) -> State:
     """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``, and

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.ledger.header import RunHeader
 from orchestrator.spec.run import RunSpec, with_axes
+from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment
 
 Record = dict[str, Any]
@@ -84,7 +85,7 @@ class TrialState:
     stage: Stage = Stage.SEARCH
     status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
-    axes: Mapping[str, Any] | None = None
+    axes: Axes | None = None
     open_axes: tuple[str, ...] = ()
     winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class TrialState:
         return max(self.reports, default=0)
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Axes:
         """The recipe by axis, without those that are not suggested yet."""
         plain = self.assignment.recipe.as_dict()
         return {k: v for k, v in plain.items() if f"recipe.{k}" not in self.open_axes}
@@ -141,7 +142,7 @@ class TrialState:
         """Best value of ``metric`` and the epoch it was reached in."""
         return _best(self.reports, metric)
 
-    def suggest(self, axes: Mapping[str, Any]) -> Assignment:
+    def suggest(self, axes: Axes) -> Assignment:
         """The assignment with the searched values in their places."""
         return with_axes(self.assignment, axes)
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from orchestrator.spec import named_sweeps
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable, with_axes
-from orchestrator.spec.spaces import Choice, Domain, LogUniform, Uniform
+from orchestrator.spec.spaces import Axes, Choice, Domain, LogUniform, Uniform
 from trainables.config import BackboneSpec, DataSpec, Recipe
 from trainables.errors import UserError
 
@@ -57,7 +57,7 @@ def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
 def apply_sets(made: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
     """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
     families = [sweep.family for sweep in made]
-    wanted: list[dict[str, Any]] = [{} for _ in made]
+    wanted: list[dict[str, object]] = [{} for _ in made]
     wrong: list[str] = []
     for text in texts:
         path, equals, value = text.partition("=")
@@ -139,7 +139,7 @@ def _typed(path: str, hint: Any, text: str) -> Any:
     return text
 
 
-def _changed(sweep: SweepSpec, wanted: Mapping[str, Any]) -> SweepSpec:
+def _changed(sweep: SweepSpec, wanted: Axes) -> SweepSpec:
     """Fixed values first, then the defaults that follow them, then the ranges."""
     domains = {
         path: v for path, v in wanted.items() if isinstance(v, Choice | LogUniform | Uniform)
@@ -158,7 +158,7 @@ def _changed(sweep: SweepSpec, wanted: Mapping[str, Any]) -> SweepSpec:
     return replace(changed, space={**space, **domains})
 
 
-def _follow(old: SweepSpec, new: SweepSpec, wanted: Mapping[str, Any]) -> SweepSpec:
+def _follow(old: SweepSpec, new: SweepSpec, wanted: Axes) -> SweepSpec:
     """Move each value that is still its old default to its new default."""
     moves: dict[str, tuple[Any, Any]] = {
         "backbone.weights": (

@@ -94,17 +94,6 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-__all__ = [
-    "ResourceSpec",
-    "RunSpec",
-    "SchedulerSpec",
-    "SweepSpec",
-    "absolute_data",
-    "diff",
-    "searchable",
-    "with_axes",
-]
-
 SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
@@ -126,7 +115,7 @@ class SweepSpec(Spec):
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     trials: int = ruled(8, 1, option="--trials")
     seed: int = ruled(0, 0, option="--seed")
-    grid: Sequence[Mapping[str, Any]] = ()
+    grid: Sequence[spaces.Axes] = ()
 
     @property
     def family(self) -> str:
@@ -137,11 +126,11 @@ class SweepSpec(Spec):
         """``FAMILY-0000``."""
         return f"{self.family}-{index:04d}"
 
-    def axes(self, index: int, past: Sequence[spaces.Observation] = ()) -> dict[str, Any]:
+    def axes(self, index: int, past: Sequence[spaces.Observation] = ()) -> spaces.Axes:
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
-        return spaces.draw(
+        return spaces.suggest(
             self.scheduler.sampler,
             self.space,
             seed=self.seed,
@@ -155,11 +144,13 @@ class SweepSpec(Spec):
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
         if self.scheduler.sampler == "tpe" and self.space and not self.grid:
             plain = self.assignment(index, axes={}).as_dict()
-            return {"assignment": spaces.without(plain, self.space)}
+            for section, _, name in (path.partition(".") for path in self.space):
+                del plain[section][name]
+            return {"assignment": plain}
         axes = self.axes(index)
         return {"assignment": self.assignment(index, axes).as_dict(), "axes": axes}
 
-    def assignment(self, index: int, axes: Mapping[str, Any] | None = None) -> Assignment:
+    def assignment(self, index: int, axes: spaces.Axes | None = None) -> Assignment:
         """Trial ``index`` complete, paths absolute for any worker; its searched ``axes`` are drawn
         where they are not given."""
         own = self.grid[index] if self.grid else self.axes(index) if axes is None else axes
@@ -268,7 +259,7 @@ def searchable(path: str) -> bool:
     return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
 
 
-def with_axes(spec: HasSections, axes: Mapping[str, Any]) -> HasSections:
+def with_axes(spec: HasSections, axes: spaces.Axes) -> HasSections:
     """``spec`` with the fields named by ``SECTION.FIELD`` paths replaced."""
     by_section: dict[str, dict[str, Any]] = {}
     for path, value in axes.items():
