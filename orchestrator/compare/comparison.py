@@ -23,6 +23,7 @@ from orchestrator.compare.finals import (
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
 from orchestrator.ledger.cost import epochs_by_workers, preemptions
+from orchestrator.ledger.header import DatasetFacts
 from orchestrator.spec import spaces
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points
@@ -58,7 +59,7 @@ class Comparison:
     the families that had one.
     """
 
-    dataset: Values
+    dataset: DatasetFacts | None
     test_opened_at: float | None
     runs: tuple[RunData, ...]
     claims: tuple[Values, ...]
@@ -81,9 +82,14 @@ class Comparison:
         return answer(self)
 
     @property
+    def validation_images(self) -> int | None:
+        """How many images a validation accuracy is over."""
+        return self.dataset.counts.get("val") if self.dataset else None
+
+    @property
     def dataset_name(self) -> str | None:
         """Name of the dataset, where it is on record."""
-        return self.dataset.get("name")
+        return self.dataset.name if self.dataset else None
 
     def as_dict(self) -> dict[str, Any]:
         """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``."""
@@ -92,7 +98,7 @@ class Comparison:
             "schema": SCHEMA,
             "answer": self.answer,
             "dataset": self.dataset_name,
-            "dataset_info": _plain(self.dataset) or None,
+            "dataset_info": self.dataset.as_dict() if self.dataset else None,
             "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
@@ -270,14 +276,14 @@ def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
             yield {key: value for key, value in verdict.items() if key != "pictures"}
 
 
-def _one_dataset(runs: Sequence[RunData]) -> Values:
+def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
     """The dataset all runs share; images and split are told by the content hash."""
-    facts: dict[tuple[str | None, str | None], Values] = {}
+    facts: dict[tuple[str | None, str | None], DatasetFacts] = {}
     names: dict[tuple[str | None, str | None], set[str]] = {}
     for run in runs:
-        for info in run.header.datasets.values():
-            key = (info.name, info.content_hash)
-            facts.setdefault(key, info.as_dict())
+        for dataset in run.header.datasets.values():
+            key = (dataset.name, dataset.content_hash)
+            facts.setdefault(key, dataset)
             names.setdefault(key, set()).add(run.name)
     if len(facts) > 1:
         got = ", ".join(
@@ -288,7 +294,7 @@ def _one_dataset(runs: Sequence[RunData]) -> Values:
             f"compare needs one dataset with one split; got {got}. "
             "Fix: compare runs of one dataset at a time"
         )
-    return next(iter(facts.values()), {})
+    return next(iter(facts.values()), None)
 
 
 def _spaces(runs: Sequence[RunData]) -> dict[str, Space]:

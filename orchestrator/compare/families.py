@@ -25,6 +25,7 @@ from orchestrator.compare.runs import (
 )
 from orchestrator.compare.statistics import MeanInterval, share_interval
 from orchestrator.ledger.cost import DeviceSeconds
+from orchestrator.ledger.state import TrialStatus
 from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
@@ -39,7 +40,7 @@ class BestTrial:
     the trial was: its whole recipe, and of it the searched axes."""
 
     trial: str
-    status: str
+    status: TrialStatus
     val_top1: float
     epoch: int
     recipe: Values
@@ -147,8 +148,9 @@ def summarise(
     models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
         family=label, backbone=models[0] if models else None, trials=len(search),
-        finished=status["finished"], pruned=status["pruned"], failed=status["failed"],
-        unfinished=status["queued"] + status["running"],
+        finished=status[TrialStatus.FINISHED], pruned=status[TrialStatus.PRUNED],
+        failed=status[TrialStatus.FAILED],
+        unfinished=status[TrialStatus.QUEUED] + status[TrialStatus.RUNNING],
         without_report=sum(curve.epoch.size == 0 for curve in search),
         epochs=sum(curve.epoch.size for curve in search),
         images_seen=None if images is None else round(images),

@@ -19,7 +19,16 @@ from orchestrator.ledger import cost, events
 from orchestrator.ledger.cost import DeviceSeconds
 from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import is_running
-from orchestrator.ledger.state import Record, RunStatus, State, TrialState, replay, run_status
+from orchestrator.ledger.state import (
+    Record,
+    RunStatus,
+    Stage,
+    State,
+    TrialState,
+    TrialStatus,
+    replay,
+    run_status,
+)
 from orchestrator.spec.run import SweepSpec
 from trainables.errors import UserError
 
@@ -137,7 +146,7 @@ class Audit:
     """
 
     rung: int
-    status: str
+    status: TrialStatus
     top1: float | None
     epoch: Array
     val_top1: Array
@@ -161,8 +170,8 @@ class Curve:
     trial: str
     family: str
     run: int
-    stage: str
-    status: str
+    stage: Stage
+    status: TrialStatus
     backbone: str | None
     seed: int | None
     reason: str | None
@@ -196,7 +205,7 @@ class Curve:
     @property
     def ended(self) -> bool:
         """Whether it was finished, pruned or failed."""
-        return self.status in ("finished", "pruned", "failed")
+        return self.status.is_final
 
     @property
     def full_top1(self) -> float | None:
@@ -341,4 +350,4 @@ def _cut_at_rung(curve: Curve, rung: int) -> Curve:
     )
     columns = ("epoch", "time", "val_top1", "images", "seconds", "costs", "flops")
     parts = {name: getattr(curve, name)[:cut] for name in columns}
-    return replace(curve, status="pruned", audit=audit, **parts)
+    return replace(curve, status=TrialStatus.PRUNED, audit=audit, **parts)

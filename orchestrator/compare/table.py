@@ -72,7 +72,7 @@ def _block(title: str, lines: Iterable[str]) -> Iterator[str]:
 
 def _dataset_and_runs(comparison: Comparison) -> str:
     runs = [f"{run.name} ({run.status})" for run in comparison.runs]
-    val = comparison.dataset.get("counts", {}).get("val")
+    val = comparison.validation_images
     images = f", {val} validation images (one is {points(1 / val)})" if val else ""
     return f"Dataset {comparison.dataset_name or MISSING}{images}. Run {', '.join(runs)}."
 

@@ -124,6 +124,7 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
         vars(comparison),
         answer=comparison.answer,
         dataset_name=comparison.dataset_name,
+        validation_images=comparison.validation_images,
         sections=sections,
         claims=_claims(comparison),
         figures=made,
