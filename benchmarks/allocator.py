@@ -1,10 +1,12 @@
 """python -m benchmarks.allocator [--data PARQUET] [--quick]
 
-What it gains on a CPU that freed memory stays with the process (``trainables/memory.py``). Forward,
+What it gains on a CPU that freed memory stays with the process (``FREED_MEMORY_KEPT`` of
+``trainables/config.py``, as slots hand it to their workers). Forward,
 backward and step of one resident batch, in a thread that is not the process's first, as in a slot,
-all processors at work. Each measurement has a process of its own, for the options cannot be taken
-back; the two take turns. ``speed_ratio`` is images/s with the memory kept over images/s by the C
-library's default, the median over pairs, beside page faults a step and the process's peak memory.
+all processors at work. Each measurement has a process of its own, for the C library reads its
+options as it starts; the two take turns. ``speed_ratio`` is images/s with the memory kept over
+images/s by the C library's default, the median over pairs, beside page faults a step and the
+process's peak memory.
 About 10 minutes on 2 cores. The result goes to benchmarks/results/allocator.json, a summary to the
 last line of stdout.
 """
@@ -18,7 +20,6 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ import torch
 
 from benchmarks.common import arguments, finish, in_words, pictures, spread
 from benchmarks.rivals import Plain, from_random_weights
-from trainables.config import DataSpec, Recipe
+from trainables.config import FREED_MEMORY_KEPT, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.train.memory import freed_memory_kept
 
 WARM_UP_STEPS = 3
 
@@ -81,34 +81,39 @@ def main() -> None:
 def _apart(case: Case, data: DataSpec, kept: bool) -> dict[str, float]:
     """The measurement in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(in_a_thread, case, data, kept).result()
+    before = dict(os.environ)
+    os.environ.update(FREED_MEMORY_KEPT if kept else {})
+    try:
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(in_a_thread, case, data).result()
+    finally:
+        for name in FREED_MEMORY_KEPT.keys() - before.keys():
+            os.environ.pop(name, None)
 
 
-def in_a_thread(case: Case, data: DataSpec, kept: bool) -> dict[str, float]:
+def in_a_thread(case: Case, data: DataSpec) -> dict[str, float]:
     """The measurement in a thread that is not the first."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(measure, case, data, kept).result()
+        return pool.submit(measure, case, data).result()
 
 
-def measure(case: Case, data: DataSpec, kept: bool) -> dict[str, float]:
+def measure(case: Case, data: DataSpec) -> dict[str, float]:
     """``images_per_second`` and ``faults`` of a step (medians), ``peak_mb`` of the process."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     recipe = Recipe(batch_size_per_worker=case.batch_size)
     assignment = from_random_weights(case.family, case.scale, recipe, data)
-    with freed_memory_kept("cpu") if kept else nullcontext():
-        plain = Plain(assignment, prepare(data), torch.device("cpu"))
-        plain.on_resident_batch(WARM_UP_STEPS)
-        speeds, faults = [], []
-        for _ in range(case.steps):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            speeds.append(plain.on_resident_batch(1))
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        return {
-            "images_per_second": statistics.median(speeds),
-            "faults": statistics.median(faults),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
+    plain = Plain(assignment, prepare(data), torch.device("cpu"))
+    plain.on_resident_batch(WARM_UP_STEPS)
+    speeds, faults = [], []
+    for _ in range(case.steps):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        speeds.append(plain.on_resident_batch(1))
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return {
+        "images_per_second": statistics.median(speeds),
+        "faults": statistics.median(faults),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def judge(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from orchestrator.ledger.events import tail
 from orchestrator.ledger.state import State, TrialState, apply, replay
-from trainables.config import Assignment
+from trainables.config import FREED_MEMORY_KEPT, Assignment
 
 RAY_WORKER_NICENESS = 15  # what Ray gives its workers unless told otherwise
 
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    os.environ.update(FREED_MEMORY_KEPT)  # of the processes to come
     context = multiprocessing.get_context("spawn")
     position = context.Value("i", 0)
     started = [

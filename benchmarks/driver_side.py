@@ -27,11 +27,14 @@ import ray
 
 from benchmarks.worlds import WORLDS, Trials, draw
 from orchestrator.engine import runner, slots
+from orchestrator.engine.trial import NAMESPACE
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
 from orchestrator.tracking import store
+from trainables.config import EpochReport
+from trainables.worker.dispatcher_client import SlotCommand
 
 NAME = "throughput"
 FAMILY = "vit"
@@ -52,19 +55,19 @@ class Reporters:
         incarnation, running, attempt = uuid.uuid4().hex, None, 0
         while True:
             order = await self._dispatcher.next_order.remote(slot, incarnation, running)
-            if order["kind"] == "leave":
+            if order.command is SlotCommand.SHUTDOWN:
                 return
-            if order["kind"] == "drop":
+            if order.command is SlotCommand.RELEASE:
                 running = None
-            if order["kind"] != "train":
+            if order.command is not SlotCommand.TRAIN:
                 continue
-            if "assignment" in order:
-                running, attempt = order["assignment"]["trial_id"], order["assignment"]["attempt"]
+            if order.assignment is not None:
+                running, attempt = order.assignment.trial_id, order.assignment.attempt
             assert running is not None
-            body = self._report(running, order["epoch"])
-            await self._dispatcher.report.remote(slot, running, attempt, body)
+            report = self._report(running, order.epoch)
+            await self._dispatcher.report.remote(slot, running, attempt, report)
 
-    def _report(self, trial: str, epoch: int) -> dict[str, Any]:
+    def _report(self, trial: str, epoch: int) -> EpochReport:
         """As many metrics as an epoch of the engine has, of the usual length in digits."""
         top1 = float(self._curves.seen[int(trial.rpartition("-")[2]), epoch - 1])
         metrics = {
@@ -80,29 +83,23 @@ class Reporters:
             "images_per_second": 734.567891,
             "flops": 1.23456789e15 * epoch,
         }
-        detail = {"model": "test_vit", "params_m": 0.37, "num_workers": 1} if epoch == 1 else None
-        return {"epoch": epoch, "metrics": metrics, "checkpoint": None, "detail": detail}
+        detail = {"model": "test_vit", "params_m": 0.37, "num_workers": 1} if epoch == 1 else {}
+        return EpochReport(epoch, metrics, detail=detail)
 
 
-class ReportingSlots:
-    """In the place of ``SlotPool``, with its interface."""
+class ReportingSlots(slots.SlotPool):
+    """In the place of slots, an actor that reports at once."""
 
     trials = reports = 0
 
-    def __init__(
-        self, *, num_slots: int, dispatcher: str, namespace: str, session: str, **_: Any
-    ) -> None:
-        self._names = [f"{session}-{index}.0" for index in range(num_slots)]
-        self._arguments = (dispatcher, namespace, self.trials, self.reports)
-        self._served: Any = None
-        self.errors: list[str] = []
-
-    def start(self) -> None:
-        actor = ray.remote(Reporters).options(num_cpus=0).remote(*self._arguments)
-        self._served = actor.serve.remote(self._names)
+    def _start_slots(self) -> None:
+        actor = ray.remote(Reporters).options(num_cpus=0)
+        arguments = (self.dispatcher, NAMESPACE, self.trials, self.reports)
+        names = [f"{self.session}-{index}.0" for index in range(self.num_slots)]
+        self._served = actor.remote(*arguments).serve.remote(names)
 
     def alive(self) -> int:
-        return 0 if ray.wait([self._served], timeout=0)[0] else len(self._names)
+        return 0 if ray.wait([self._served], timeout=0)[0] else self.num_slots
 
     def join(self, timeout_s: float) -> bool:
         return bool(ray.wait([self._served], timeout=timeout_s)[0])
@@ -146,21 +143,21 @@ def main() -> None:
     parser.add_argument("--uri", help="MLflow's server; without it nothing is mirrored")
     options = parser.parse_args()
     ReportingSlots.trials, ReportingSlots.reports = options.trials, options.reports
-    slots.SlotPool = ReportingSlots  # type: ignore[assignment,misc]
+    slots.SlotPool = ReportingSlots  # type: ignore[misc]
     lag: list[float] = []
-    tracker = runner._tracker
+    mirrored = runner._mirrored
 
     @contextmanager
     def timed(*arguments: Any) -> Iterator[None]:
         if options.uri is None:
             yield
             return
-        with tracker(*arguments):
+        with mirrored(*arguments):
             yield
             ended = time.monotonic()
         lag.append(time.monotonic() - ended)
 
-    runner._tracker = timed
+    runner._mirrored = timed
     runner.write_results = lambda folder: ""
     asked = spec(options.folder, options)
     uri = asked.tracking_uri or store.default_uri(asked.storage)

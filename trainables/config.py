@@ -222,6 +222,19 @@ def stable_hash(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+# A process that trains on a CPU starts in this environment: its freed memory stays with it. By
+# default glibc hands large freed blocks back to the kernel at once, so that every step asks for
+# its activations again, page by page: 240,000 page faults in a step of the small hybrid, a fifth
+# of its time (benchmarks/allocator.py). Other C libraries take no notice.
+LARGEST_INT = 2**31 - 1
+FREED_MEMORY_KEPT = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_INT),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGEST_INT),
+    # Threads other than the first have heaps of 64 MiB, which the trim threshold does not keep:
+    # one is unmapped once it is empty, unless what is free before it is less than the padding.
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
 SHIFT_IMAGES = 256  # of the validation split, that ``shift_offsets_px`` are tried on
 
 
@@ -302,3 +315,18 @@ class Assignment(Spec):
     epoch_timeout_s: float = 3600.0
     shift_offsets_px: tuple[int, ...] = ()
     remote: str | None = None
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch done: ``epoch`` counts from 1; ``metrics`` has DESIGN's names, missing is absent.
+
+    ``images_seen`` and ``flops`` are cumulative over the trial, seconds are of this epoch.
+    ``checkpoint`` is the folder that rank 0 wrote, if one was due. ``detail`` holds facts of the
+    trial, on its first report, and ``notes`` whenever something was done differently.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    checkpoint: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
-from trainables.config import Assignment
+from trainables.config import Assignment, EpochReport
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
 from trainables.evaluate.probes import shift_consistency
 from trainables.train.loop import World
-from trainables.train.memory import freed_memory_kept
 from trainables.train.trial import Trial
 
 __all__ = ["EpochReport", "World", "fine_tune"]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch done: ``epoch`` counts from 1; ``metrics`` has DESIGN's names, missing is absent.
-
-    ``images_seen`` and ``flops`` are cumulative over the trial, seconds are of this epoch.
-    ``checkpoint`` is the folder that rank 0 wrote, if one was due. ``detail`` holds facts of the
-    trial, on its first report, and ``notes`` whenever something was done differently.
-    """
-
-    epoch: int
-    metrics: dict[str, float]
-    checkpoint: str | None
-    detail: dict[str, Any] = field(default_factory=dict)
 
 
 def fine_tune(
@@ -47,20 +29,10 @@ def fine_tune(
     initialised ``torch.distributed``, and all yield the same metrics. ``store`` is prepared
     from ``assignment.data`` when not given. ``should_stop`` is asked between steps: once true, a
     checkpoint is written and ``Preempted`` raised. Raises ``UserError`` for mistakes in the
-    assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named. On a CPU the process
-    keeps freed memory from then on (:mod:`trainables.train.memory`).
+    assignment, ``Diverged`` and ``OutOfMemory`` with the recipe named. On a CPU it is
+    faster in a process with ``config.FREED_MEMORY_KEPT`` in its environment.
     """
     raise_if_any(assignment.recipe.mistakes())
-    with freed_memory_kept(world.device):
-        yield from _epochs(assignment, world, store, should_stop)
-
-
-def _epochs(
-    assignment: Assignment,
-    world: World,
-    store: PixelStore | None,
-    should_stop: Callable[[], bool],
-) -> Iterator[EpochReport]:
     trial = Trial(assignment, world, store or prepare(assignment.data, remote=assignment.remote))
     first = True
     while trial.progress.epoch < assignment.epochs:
@@ -68,7 +40,7 @@ def _epochs(
             finished = trial.train(should_stop)
             if not finished:
                 folder = trial.save()
-                raise Preempted(f"{assignment.trial_id} was told to stop", checkpoint=folder)
+                raise Preempted(f"{assignment.trial_id} was asked to stop", checkpoint=folder)
             metrics, folder = trial.finish_epoch()
             if assignment.shift_offsets_px:
                 metrics |= shift_consistency(trial, assignment.shift_offsets_px)

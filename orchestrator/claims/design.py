@@ -13,7 +13,7 @@ from orchestrator.claims.experiments import claim_named
 from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, images_per_epoch
 from orchestrator.launch.plan import slots_of
 from orchestrator.launch.prepare import RunOptions
-from orchestrator.launch.validation import validate
+from orchestrator.launch.validation import ImageFacts, known_images, validate
 from orchestrator.ledger.header import FamilyForecast
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
@@ -22,11 +22,11 @@ from orchestrator.spec.run import RunSpec, SweepSpec, sanitised, with_axes
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
 from trainables.data.build import prepare
-from trainables.data.sources import KNOWN_DATASETS, check_source
+from trainables.data.sources import check_source
 from trainables.errors import UserError, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
-DEFAULT_VAL_SHARE = 0.1  # of a source without val, which ``Facts.val_images`` were carved by
+DEFAULT_VAL_SHARE = 0.1  # of a source without val, which validation images are carved by
 OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
 LAID_OUT = ("trials", "seed", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
             "scheduler.audit", "data.source", "data.val_seed", "data.split_seed",
@@ -51,30 +51,7 @@ class ClaimOptions(RunOptions):
         return self.scale or "tiny"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """Of a dataset: stored side in pixels, classes, and images of its train and val split as
-    they are without a limit."""
-
-    side: int
-    classes: int
-    train_images: int
-    val_images: int
-
-
-KNOWN = {
-    known.name: Facts(
-        side=known.side_px,
-        classes=known.classes,
-        train_images=known.counts(DataSpec())["train"],
-        val_images=known.counts(DataSpec())["val"],
-    )
-    for known in KNOWN_DATASETS.values()
-    if known.url
-}
-
-
-def run_spec(claim: Claim, options: ClaimOptions, facts: Facts) -> RunSpec:
+def run_spec(claim: Claim, options: ClaimOptions, facts: ImageFacts) -> RunSpec:
     """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it."""
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
@@ -123,22 +100,16 @@ def specs_of(
     return specs, totals
 
 
-def facts_of(options: ClaimOptions) -> Facts:
-    """Of the data set; it is read into the pixel store where they are unknown."""
-    if options.source in KNOWN:
-        return KNOWN[options.source]
+def facts_of(options: ClaimOptions) -> ImageFacts:
+    """Of the data set without a limit; it is read into the pixel store where they are unknown."""
+    known = known_images(DataSpec(source=options.source))
+    if known is not None:
+        return known
     changes = [text for text in options.set if text.startswith("data.")]
-    data = overrides.apply_set(
-        named_sweeps.family_sweep("vit", dataset=options.source), changes
-    ).data
+    sweep = named_sweeps.family_sweep("vit", dataset=options.source)
+    data = overrides.apply_set(sweep, changes).data
     raise_if_any(check_source(data))
-    info = prepare(absolute_data(data)).info
-    return Facts(
-        side=min(info.height, info.width),
-        classes=len(info.class_names),
-        train_images=info.counts["train"],
-        val_images=info.counts["val"],
-    )
+    return ImageFacts.of(prepare(absolute_data(data)).info)
 
 
 def default_name(claim: Claim, options: ClaimOptions) -> str:
@@ -186,14 +157,14 @@ def _departures(claim: Claim, preset: Preset, options: ClaimOptions) -> list[str
     return changed + _design_sets(options)
 
 
-def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: Facts) -> Setting:
+def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: ImageFacts) -> Setting:
     backbone, data = bases[0].backbone, bases[0].data
     vit = describe(
         next((base.backbone for base in bases if base.family == "vit"), backbone),
-        height=facts.side,
-        width=facts.side,
+        height=facts.height,
+        width=facts.width,
     )
-    images = min(facts.train_images, data.train_limit or facts.train_images)
+    images = min(facts.counts["train"], data.train_limit or facts.counts["train"])
     return Setting(
         preset=preset,
         side=vit.image_size,
@@ -204,7 +175,7 @@ def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: Facts) -> Settin
     )
 
 
-def _require_enough(claim: Claim, setting: Setting, facts: Facts) -> None:
+def _require_enough(claim: Claim, setting: Setting, facts: ImageFacts) -> None:
     """Raise ``UserError`` where the smallest arm would see too few images of each class."""
     smallest = round(claim.fewest_share * setting.train_images)
     needed = claim.fewest_images_per_class * facts.classes
@@ -219,12 +190,12 @@ def _require_enough(claim: Claim, setting: Setting, facts: Facts) -> None:
 
 
 def _bases(
-    claim: Claim, preset: Preset, options: ClaimOptions, facts: Facts
+    claim: Claim, preset: Preset, options: ClaimOptions, facts: ImageFacts
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.source, options.size
     weights = options.weights or named_sweeps.default_weights("vit", scale)
-    share = preset.val_images / (facts.val_images / DEFAULT_VAL_SHARE)
+    share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:
         plain = named_sweeps.family_sweep(family, dataset=source, scale=scale, weights=weights)

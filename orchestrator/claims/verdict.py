@@ -11,6 +11,7 @@ from orchestrator.claims.claim import Claim
 from orchestrator.claims.effects import Json, Measured, NoVerdict, judge
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.results import TrialResult, require_ended, results_of
+from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.header import DatasetFacts
 from orchestrator.ledger.state import State, TrialStatus, replay
@@ -197,7 +198,7 @@ def _counts(state: State, results: Sequence[TrialResult]) -> Json:
             "asked": len(results),
             **{one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
         },
-        "device_seconds": round(sum(result.trial.device_seconds for result in results), 1),
+        "device_seconds": round(cost_of(result.trial for result in results).total, 1),
         "dataset": _dataset(state).name,
         "scale": state.spec.sweeps[0].backbone.scale,
         "hardware": {
@@ -249,9 +250,15 @@ def shown(state: State) -> Json:
     verdict, before = verdict_of(state), state.verdict
     if not before:
         return {**verdict, "recorded": None}
-    agrees = json.loads(json.dumps(verdict)) == before["detail"]
+    agrees = _same(verdict, before["detail"])
     recorded = {"verdict": before["detail"]["verdict"], "at": before["time"], "agrees": agrees}
     return {**verdict, "recorded": recorded}
+
+
+def _same(verdict: Json, recorded: Json) -> bool:
+    """But for the cost: earlier versions charged training and evaluation alone."""
+    plain = json.loads(json.dumps(verdict))
+    return bool({**plain, "device_seconds": recorded.get("device_seconds")} == recorded)
 
 
 def conclude(run_folder: Path) -> str | None:
@@ -264,7 +271,7 @@ def conclude(run_folder: Path) -> str | None:
     if not declared(state):
         return None
     verdict = verdict_of(state)
-    if state.verdict.get("detail") != json.loads(json.dumps(verdict)):
+    if not _same(verdict, state.verdict.get("detail", {})):
         ledger = Ledger(run_folder / FILE_NAME)
         ledger.append("verdict", detail=verdict, reason=verdict["sentence"])
         ledger.close()

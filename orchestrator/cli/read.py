@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import logging
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.ledger import lease, replication
 from orchestrator.ledger.events import FILE_NAME
+from orchestrator.ledger.session import is_running
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -45,21 +45,6 @@ def run_folders(storage: str) -> list[Path]:
     else:
         folders = [path.parent for path in Path(storage).glob(f"*/{FILE_NAME}")]
     return sorted(folders, key=lambda run: (run / FILE_NAME).stat().st_mtime, reverse=True)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process holds the run's lock or, in object storage, its lease."""
-    remote = origin(folder)
-    if remote is not None and lease.is_held(remote):
-        return True
-    try:
-        with (folder / replication.LOCK_FILE).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
 
 
 @click.command()
@@ -98,6 +83,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 @STORAGE
 def stop(name: str, storage: str) -> None:
     """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
+
     folder = run_folder(name, storage)
     if not is_running(folder):
         raise UserError(

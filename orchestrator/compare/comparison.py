@@ -23,7 +23,9 @@ from orchestrator.compare.finals import (
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
 from orchestrator.ledger.cost import epochs_by_workers, preemptions
-from orchestrator.spec import spaces as domains
+from orchestrator.ledger.header import DatasetFacts
+from orchestrator.spec import spaces
+from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points
 from trainables.errors import UserError
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # JSON keys of schema 1 that differ from the attributes' names.
-KEYS = {"device_seconds": "gpu_seconds", "gaps": "gap", "confounds": "differences",
+KEYS = {"gaps": "gap", "confounds": "differences",
         "dataset": "dataset_info"}  # fmt: skip
 WHAT = {"adaptation": "road"}  # likewise the names of facts
 
@@ -57,7 +59,7 @@ class Comparison:
     the families that had one.
     """
 
-    dataset: Values
+    dataset: DatasetFacts | None
     test_opened_at: float | None
     runs: tuple[RunData, ...]
     claims: tuple[Values, ...]
@@ -71,7 +73,7 @@ class Comparison:
     audit: tuple[AuditResult, ...]
     failures: tuple[Failure, ...]
     confounds: tuple[Confound, ...]
-    spaces: Mapping[str, Values]
+    spaces: Mapping[str, Space]
     notes: tuple[str, ...]
 
     @property
@@ -80,9 +82,14 @@ class Comparison:
         return answer(self)
 
     @property
+    def validation_images(self) -> int | None:
+        """How many images a validation accuracy is over."""
+        return self.dataset.counts.get("val") if self.dataset else None
+
+    @property
     def dataset_name(self) -> str | None:
         """Name of the dataset, where it is on record."""
-        return self.dataset.get("name")
+        return self.dataset.name if self.dataset else None
 
     def as_dict(self) -> dict[str, Any]:
         """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``."""
@@ -91,7 +98,8 @@ class Comparison:
             "schema": SCHEMA,
             "answer": self.answer,
             "dataset": self.dataset_name,
-            "dataset_info": _plain(self.dataset) or None,
+            "dataset_info": self.dataset.as_dict() if self.dataset else None,
+            "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
 
@@ -187,7 +195,10 @@ def _plain(value: object) -> Any:
 
 
 def _object(value: DataclassInstance) -> dict[str, Any]:
-    return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+    plain = {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+    if "device_seconds" in plain:  # the name that schema 1 had for it
+        plain["gpu_seconds"] = plain["device_seconds"]
+    return plain
 
 
 def _run(run: RunData) -> dict[str, Any]:
@@ -234,9 +245,10 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
     dataset = _one_dataset(runs)
-    families, spaces = collect(runs), _spaces(runs)
+    families, searched = collect(runs), _spaces(runs)
     trials = {
-        label: at_equal_budget(curves, spaces.get(label, {})) for label, curves in families.items()
+        label: at_equal_budget(curves, searched.get(label, {}))
+        for label, curves in families.items()
     }
     importances = (importance(label, of_family) for label, of_family in trials.items())
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
@@ -244,7 +256,7 @@ def compare(runs: Sequence[RunData]) -> Comparison:
         dataset=dataset, test_opened_at=min(opened, default=None), runs=tuple(runs),
         claims=tuple(_claims(runs)),
         families=tuple(
-            summarise(label, curves, spaces.get(label, {}), trials=trials[label],
+            summarise(label, curves, searched.get(label, {}), trials=trials[label],
                       final=summarise_finals(curves))
             for label, curves in families.items()
         ),
@@ -253,7 +265,7 @@ def compare(runs: Sequence[RunData]) -> Comparison:
         importance=tuple(entry for entry in importances if entry is not None),
         gaps=tuple(gaps(families)), audit=tuple(audits(families)),
         failures=tuple(_failures(families)), confounds=tuple(confounds(families, runs)),
-        spaces=spaces, notes=tuple(note for run in runs for note in run.notes),
+        spaces=searched, notes=tuple(note for run in runs for note in run.notes),
     )  # fmt: skip
 
 
@@ -264,14 +276,14 @@ def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
             yield {key: value for key, value in verdict.items() if key != "pictures"}
 
 
-def _one_dataset(runs: Sequence[RunData]) -> Values:
+def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
     """The dataset all runs share; images and split are told by the content hash."""
-    facts: dict[tuple[str | None, str | None], Values] = {}
+    facts: dict[tuple[str | None, str | None], DatasetFacts] = {}
     names: dict[tuple[str | None, str | None], set[str]] = {}
     for run in runs:
-        for info in run.header.datasets.values():
-            key = (info.name, info.content_hash)
-            facts.setdefault(key, info.as_dict())
+        for dataset in run.header.datasets.values():
+            key = (dataset.name, dataset.content_hash)
+            facts.setdefault(key, dataset)
             names.setdefault(key, set()).add(run.name)
     if len(facts) > 1:
         got = ", ".join(
@@ -282,13 +294,13 @@ def _one_dataset(runs: Sequence[RunData]) -> Values:
             f"compare needs one dataset with one split; got {got}. "
             "Fix: compare runs of one dataset at a time"
         )
-    return next(iter(facts.values()), {})
+    return next(iter(facts.values()), None)
 
 
-def _spaces(runs: Sequence[RunData]) -> dict[str, Values]:
+def _spaces(runs: Sequence[RunData]) -> dict[str, Space]:
     labels = family_labels(runs)
     return {
-        labels[index, sweep.family]: domains.as_dict(sweep.space)
+        labels[index, sweep.family]: sweep.space
         for index, run in enumerate(runs)
         for sweep in run.sweeps
     }

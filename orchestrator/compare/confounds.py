@@ -111,7 +111,7 @@ def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
         return None
     expected, worst = (sum(getattr(part, case) for part in hours) for case in ("expected", "worst"))
     actual = sum(run.device_hours for run in runs)
-    complete = all(run.status == "complete" for run in runs)
+    complete = all(run.status.is_complete for run in runs)
     return ForecastScore(
         device=str(devices.pop()), expected=expected, worst=worst, actual=actual,
         basis=" and ".join(sorted({str(forecast.basis) for forecast in forecasts})),

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,10 +19,14 @@ from orchestrator.compare.runs import (
     accuracy,
     best_trial,
     device,
+    device_cost,
     search_trials,
     total,
 )
 from orchestrator.compare.statistics import MeanInterval, share_interval
+from orchestrator.ledger.cost import DeviceSeconds
+from orchestrator.ledger.state import TrialStatus
+from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
@@ -37,7 +40,7 @@ class BestTrial:
     the trial was: its whole recipe, and of it the searched axes."""
 
     trial: str
-    status: str
+    status: TrialStatus
     val_top1: float
     epoch: int
     recipe: Values
@@ -111,6 +114,7 @@ class FamilySummary:
     epochs: int
     images_seen: int | None
     device_seconds: float | None
+    device_seconds_parts: DeviceSeconds | None
     device: str | None
     flops: float | None
     best: BestTrial | None
@@ -130,7 +134,7 @@ class FamilySummary:
 def summarise(
     label: str,
     curves: Sequence[Curve],
-    space: Values,
+    space: Space,
     *,
     trials: Trials | None,
     final: FinalSummary | None,
@@ -140,16 +144,18 @@ def summarise(
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
     reached = max((curve for curve in search if curve.best), key=accuracy, default=None)
-    images = total(search, "images")
+    images, cost = total(search, "images"), device_cost(search)
     models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
         family=label, backbone=models[0] if models else None, trials=len(search),
-        finished=status["finished"], pruned=status["pruned"], failed=status["failed"],
-        unfinished=status["queued"] + status["running"],
+        finished=status[TrialStatus.FINISHED], pruned=status[TrialStatus.PRUNED],
+        failed=status[TrialStatus.FAILED],
+        unfinished=status[TrialStatus.QUEUED] + status[TrialStatus.RUNNING],
         without_report=sum(curve.epoch.size == 0 for curve in search),
         epochs=sum(curve.epoch.size for curve in search),
         images_seen=None if images is None else round(images),
-        device_seconds=total(search, "seconds"), device=device(search),
+        device_seconds=cost.total if cost else None, device_seconds_parts=cost,
+        device=device(search),
         flops=total(search, "flops"),
         best=_best(best), best_unfinished=None if best else _best(reached),
         convergence=convergence(best) if best else None,
@@ -210,7 +216,7 @@ def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
                  n=len(values), finished=len(finished))  # fmt: skip
 
 
-def edges(axes: Values, space: Values) -> list[Edge]:
+def edges(axes: Values, space: Space) -> list[Edge]:
     """Axes whose best value lies on an edge of its range: the space was too small there.
 
     A range's edge is its outer 5 % (of the logarithm, for a log-uniform one); an ordered
@@ -239,15 +245,14 @@ def _end(value: float, low: float, high: float, *, log: bool, margin: float) -> 
     return "low" if place <= margin and (log or low != 0) else None
 
 
-def _bounds(domain: Any) -> tuple[float, float, bool, float] | None:
-    """``(low, high, logarithmic, margin)`` of a domain in the form of ``spaces.as_dict``."""
-    if not isinstance(domain, Mapping):
+def _bounds(domain: Domain | None) -> tuple[float, float, bool, float] | None:
+    """``(low, high, logarithmic, margin)`` of a domain that has an order."""
+    if domain is None:
         return None
-    if "low" in domain and "high" in domain:
-        return float(domain["low"]), float(domain["high"]), domain.get("kind") == "log", EDGE_SHARE
-    values = domain.get("values", ())
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) < 3 or len(numbers) < len(values):
+    if not isinstance(domain, Choice):
+        return float(domain.low), float(domain.high), isinstance(domain, LogUniform), EDGE_SHARE
+    numbers = [v for v in domain.values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < 3 or len(numbers) < len(domain.values):
         return None
     return float(min(numbers)), float(max(numbers)), False, 0.0
 

@@ -20,6 +20,7 @@ from orchestrator.compare.runs import (
     Values,
     best_trial,
     device,
+    device_cost,
     search_trials,
     total,
 )
@@ -37,6 +38,7 @@ from orchestrator.compare.statistics import (
     paired_t,
     permutation,
 )
+from orchestrator.ledger.cost import DeviceSeconds
 
 BINS = "calibration.bins"
 SETTINGS = ("images", "image_size", "offsets_px", "shares", "n", "threads")  # asked, not measured
@@ -198,6 +200,7 @@ class FinalSummary:
     test_top5: MeanInterval | None
     test_loss: MeanInterval | None
     device_seconds: float | None
+    device_seconds_parts: DeviceSeconds | None
     device: str | None
     flops: float | None
     failed: int
@@ -210,11 +213,13 @@ def summarise_finals(curves: Sequence[Curve]) -> FinalSummary | None:
     if not finals:
         return None
     trials = _newest_round(curves)
+    cost = device_cost(trials)
     return FinalSummary(
         seeds=tuple(final.seed for final in finals), winner=trials[0].winner,
         test_top1=mean_interval([final.top1 for final in finals], bounds=(0.0, 1.0)),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
-        device_seconds=total(trials, "seconds"), device=device(trials),
+        device_seconds=cost.total if cost else None, device_seconds_parts=cost,
+        device=device(trials),
         flops=total(trials, "flops"), failed=sum(curve.status == "failed" for curve in trials),
         probes=pool([final.probes for final in finals if final.probes]),
     )  # fmt: skip

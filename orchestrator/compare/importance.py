@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, Curve, Values
+from orchestrator.compare.runs import Array, Curve
+from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 FEWEST = 8  # trials below which nothing is said
 MOST = 300  # trials that a forest sees, drawn at random from more
@@ -37,7 +38,7 @@ class Trials:
     columns: dict[str, Array]
 
 
-def at_equal_budget(curves: Sequence[Curve], space: Values) -> Trials | None:
+def at_equal_budget(curves: Sequence[Curve], space: Space) -> Trials | None:
     """The family's trials after the last epoch that all of them reached; None without any."""
     ended = [c for c in curves if c.stage == "search" and c.status in ("finished", "pruned")]
     ended = [curve for curve in ended if curve.epoch.size and curve.axes]
@@ -56,12 +57,12 @@ def at_equal_budget(curves: Sequence[Curve], space: Values) -> Trials | None:
     )
 
 
-def _numbers(values: Sequence[Any], domain: Any) -> Array:
+def _numbers(values: Sequence[Any], domain: Domain | None) -> Array:
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         numbers = np.array(values, dtype=float)
-        logarithmic = isinstance(domain, Mapping) and domain.get("kind") == "log"
-        return np.log10(numbers) if logarithmic and (numbers > 0).all() else numbers
-    listed = domain.get("values", ()) if isinstance(domain, Mapping) else ()
+        logarithmic = isinstance(domain, LogUniform) and (numbers > 0).all()
+        return np.log10(numbers) if logarithmic else numbers
+    listed = domain.values if isinstance(domain, Choice) else ()
     order = list(dict.fromkeys([*map(str, listed), *sorted(map(str, values))]))
     return np.array([order.index(str(value)) for value in values], dtype=float)
 

@@ -16,8 +16,19 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.ledger import cost, events
+from orchestrator.ledger.cost import DeviceSeconds
 from orchestrator.ledger.header import RunHeader
-from orchestrator.ledger.state import Record, State, TrialState, replay
+from orchestrator.ledger.session import is_running
+from orchestrator.ledger.state import (
+    Record,
+    RunStatus,
+    Stage,
+    State,
+    TrialState,
+    TrialStatus,
+    replay,
+    run_status,
+)
 from orchestrator.spec.run import SweepSpec
 from trainables.errors import UserError
 
@@ -30,13 +41,15 @@ class RunData:
     """One run: what its ledger adds up to, and what its folder holds beside the ledger.
 
     ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
-    ``checkpoint_bytes``: what its checkpoints take on disk.
+    ``checkpoint_bytes``: what its checkpoints take on disk. ``running``: a process carried the run
+    out when it was read.
     """
 
     folder: Path
     state: State
     correct: Mapping[str, Array] = field(default_factory=dict)
     checkpoint_bytes: int | None = None
+    running: bool = False
 
     @property
     def name(self) -> str:
@@ -49,13 +62,9 @@ class RunData:
         return self.state.header
 
     @property
-    def status(self) -> str:
-        """``complete``, ``interrupted``, ``empty`` or ``in progress``."""
-        if not self.state.trials:
-            return "empty"
-        if self.state.closed:
-            return "complete"
-        return "interrupted" if self.state.stopped else "in progress"
+    def status(self) -> RunStatus:
+        """How the run stood when it was read."""
+        return run_status(self.state, held=self.running)
 
     @property
     def device_hours(self) -> float:
@@ -104,6 +113,7 @@ def load(run_folder: Path) -> RunData:
         state=state,
         correct=_read_correct(run_folder, state),
         checkpoint_bytes=cost.checkpoint_bytes(run_folder),
+        running=is_running(run_folder),
     )
 
 
@@ -136,7 +146,7 @@ class Audit:
     """
 
     rung: int
-    status: str
+    status: TrialStatus
     top1: float | None
     epoch: Array
     val_top1: Array
@@ -148,9 +158,11 @@ class Curve:
     """One trial, of the ``run`` at that position. ``family`` is its label in the comparison.
 
     Arrays have one element a reported epoch, shape (E,); NaN is missing. ``time`` is in unix
-    seconds; ``images``, ``seconds`` (device seconds: train and evaluation, times the workers) and
-    ``flops`` are cumulative over the trial. An audited trial ends here at the rung where it would
-    have been pruned, because the search did not see what came after; ``audit`` holds that rest. One
+    seconds; ``images``, ``seconds`` (device seconds of what was reported) and ``flops`` are
+    cumulative over the trial; ``costs`` are the device seconds of each epoch,
+    ``unreported`` those that no report counts. An audited trial ends here at the rung where it
+    would have been pruned, because the search did not see what came after; ``audit`` holds that
+    rest. One
     that is not ``drawn`` yet has no ``axes``, and a recipe without the searched values. A final has
     a ``winner``, the search trial that it repeats, and ``correct``, bool (N,) by test image.
     """
@@ -158,8 +170,8 @@ class Curve:
     trial: str
     family: str
     run: int
-    stage: str
-    status: str
+    stage: Stage
+    status: TrialStatus
     backbone: str | None
     seed: int | None
     reason: str | None
@@ -177,6 +189,8 @@ class Curve:
     images: Array
     seconds: Array
     flops: Array
+    costs: Sequence[DeviceSeconds]
+    unreported: DeviceSeconds
     audit: Audit | None = None
 
     @cached_property
@@ -191,7 +205,7 @@ class Curve:
     @property
     def ended(self) -> bool:
         """Whether it was finished, pruned or failed."""
-        return self.status in ("finished", "pruned", "failed")
+        return self.status.is_final
 
     @property
     def full_top1(self) -> float | None:
@@ -276,6 +290,17 @@ def total(curves: Sequence[Curve], cost: str) -> float | None:
     return math.fsum(ends)
 
 
+def device_cost(curves: Sequence[Curve]) -> DeviceSeconds | None:
+    """What the trials cost, lost epochs and test evaluations too; ``None`` as :func:`total`."""
+    if total(curves, "seconds") is None:
+        return None
+    cost = DeviceSeconds()
+    for curve in curves:
+        for part in (*curve.costs, curve.unreported):
+            cost += part
+    return cost
+
+
 def device(curves: Sequence[Curve]) -> str | None:
     """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
     kinds = {
@@ -293,9 +318,10 @@ def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Cu
         values = np.array([m.get(name, missing) for m in metrics], dtype=float)
         return np.where(np.isfinite(values), values, missing)
 
-    usual = trial.detail.get("num_workers") or 1
-    workers = np.array([report.workers or usual for report in reports], dtype=float)
-    spent = (column("train_seconds") + column("eval_seconds", 0.0)) * workers
+    costs = tuple(cost.epoch_cost(report, trial.num_workers) for report in reports)
+    complete = np.isfinite(column("train_seconds"))
+    spent = np.where(complete, [epoch.total for epoch in costs], math.nan)
+    unreported = cost.DeviceSeconds(unreported=trial.num_workers * trial.unreported_s)
     return Curve(
         trial=trial.trial, family=label, run=run, stage=trial.stage, status=trial.status,
         backbone=trial.detail.get("model") or trial.assignment.backbone.model,
@@ -306,6 +332,7 @@ def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Cu
         winner=trial.winner, correct=correct,
         epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
         val_top1=column("val_top1"), images=column("images_seen"), seconds=np.cumsum(spent),
+        costs=costs, unreported=unreported,
         flops=column("flops"),
     )  # fmt: skip
 
@@ -321,6 +348,6 @@ def _cut_at_rung(curve: Curve, rung: int) -> Curve:
         val_top1=curve.val_top1[cut:],
         seconds=float(curve.seconds[-1] - curve.seconds[cut - 1]),
     )
-    columns = ("epoch", "time", "val_top1", "images", "seconds", "flops")
+    columns = ("epoch", "time", "val_top1", "images", "seconds", "costs", "flops")
     parts = {name: getattr(curve, name)[:cut] for name in columns}
-    return replace(curve, status="pruned", audit=audit, **parts)
+    return replace(curve, status=TrialStatus.PRUNED, audit=audit, **parts)

@@ -10,6 +10,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
 from orchestrator.compare.finals import PairResult, describe_verdict
 from orchestrator.compare.runs import RunData
+from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import (
     MISSING,
     axis_name,
@@ -71,7 +72,7 @@ def _block(title: str, lines: Iterable[str]) -> Iterator[str]:
 
 def _dataset_and_runs(comparison: Comparison) -> str:
     runs = [f"{run.name} ({run.status})" for run in comparison.runs]
-    val = comparison.dataset.get("counts", {}).get("val")
+    val = comparison.validation_images
     images = f", {val} validation images (one is {points(1 / val)})" if val else ""
     return f"Dataset {comparison.dataset_name or MISSING}{images}. Run {', '.join(runs)}."
 
@@ -164,6 +165,14 @@ def edge_text(edge: Edge) -> str:
         f"best {axis_name(edge.axis)} {value_text(edge.value)} is at the {edge.end} end of "
         f"{value_text(edge.low)} to {value_text(edge.high)}; the space may be too small"
     )
+
+
+def domain_text(domain: Domain) -> str:
+    """What an axis was searched over."""
+    if isinstance(domain, Choice):
+        return f"one of {', '.join(map(value_text, domain.values))}"
+    scale = " (log)" if isinstance(domain, LogUniform) else ""
+    return f"{value_text(float(domain.low))} to {value_text(float(domain.high))}{scale}"
 
 
 def pair_text(pair: PairResult) -> str:

@@ -11,24 +11,21 @@ room for far more than that estimate.
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.ledger.cost import epoch_seconds
+from orchestrator.ledger.cost import epoch_seconds, resources_of
 from orchestrator.ledger.header import Forecast
 from orchestrator.ledger.state import ReportedEpoch, State
 from orchestrator.spec import limits
 
 ESTIMATE_MARGIN = 5.0
 
-Answer = dict[str, Any]
-
 
 @dataclass
 class Slot:
-    """One Ray Train run, as last heard of."""
+    """One Ray Train run, as last heard of; times are of the dispatcher's clock."""
 
     trial: str | None = None
     incarnation: str | None = None
@@ -37,33 +34,34 @@ class Slot:
     ordered_at: float | None = None  # an epoch, or a final's test, is under way since then
     nodes: tuple[str, ...] = ()  # of its workers, by rank
     grown_at: float | None = None  # the change of the cluster that it last started again for
-    regroups: bool = False  # its workers are about to be told so
+    restarts: bool = False  # its workers are about to be told so
 
 
 class BudgetGuard:
     """What is left of the cap in the header of ``state``; affords everything where it has none.
 
-    ``slots`` is the dispatcher's own table of slots, by name.
+    ``slots`` is the dispatcher's own table of slots, by name, ``clock`` what its times are of.
     """
 
-    def __init__(self, state: State, slots: dict[str, Slot]) -> None:
-        self._state, self._slots = state, slots
+    def __init__(self, state: State, slots: dict[str, Slot], clock: Callable[[], float]) -> None:
+        self._state, self._slots, self._clock = state, slots, clock
         self._refused: set[str] = set()  # families of which an epoch was asked for in vain
         self._spent_s: dict[str, float] = defaultdict(float)
         self._largest_s: dict[str, float] = {}
         self._planned_s: dict[str, float] = {}
-        self._sure: set[str] = set()  # families whose epochs were measured or seen
+        self._known: set[str] = set()  # families of which an epoch was measured or seen
         self._share_s = state.spec.family_share_s()
+        self._num_workers = resources_of(state).num_workers
         forecast = state.header.forecast or Forecast()
         for family, cost in forecast.families.items():
             if cost:
                 self._planned_s[family] = cost.epoch_seconds + cost.first_setup_seconds
                 if cost.basis == limits.MEASURED:
-                    self._sure.add(family)
+                    self._known.add(family)
                 else:
                     self._planned_s[family] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
-            self._spent_s[trial.family] += trial.other_seconds
+            self._spent_s[trial.family] += trial.unreported_s
             for report in trial.reports.values():
                 self.charge(trial.trial, report)
 
@@ -74,17 +72,18 @@ class BudgetGuard:
 
     def charge(self, trial: str, report: ReportedEpoch) -> None:
         """An epoch was reported."""
-        family, seconds = self._family(trial), epoch_seconds(report)
+        family, seconds = self._family(trial), epoch_seconds(report, self._num_workers)
         self._spent_s[family] += seconds
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
-        self._sure.add(family)
+        self._known.add(family)
 
-    def lose(self, slot: Slot | None, *, waited: bool = False) -> float | None:
-        """The slot's last order ended without a report: its seconds, now charged. One that has
-        ``waited`` for another node since then: no more than the costliest epoch seen."""
+    def charge_lost(self, slot: Slot | None, *, waited: bool = False) -> float | None:
+        """Charge the seconds of the slot's last order, which ended without a report, and return
+        them. Of a slot that has ``waited`` for another node since then, no more than the costliest
+        epoch seen."""
         if slot is None or slot.trial is None or slot.ordered_at is None:
             return None
-        family, seconds = self._family(slot.trial), time.monotonic() - slot.ordered_at
+        family, seconds = self._family(slot.trial), self._clock() - slot.ordered_at
         slot.ordered_at = None
         if waited:
             seconds = min(seconds, self._largest_s.get(family, seconds))
@@ -99,21 +98,20 @@ class BudgetGuard:
         family = self._family(trial)
         under_way = self._under_way_s(family)
         left = self._share_s - self._spent_s[family]
-        if family not in self._sure and not under_way:
+        if family not in self._known and not under_way:
             return left > 0
         each = self._each_s(family)
         return each + sum(max(each, elapsed) for elapsed in under_way) <= left
 
-    def bound(self, trial: str) -> Answer:
-        """For an order: ``seconds`` after which the epoch must stop where it is, lest it pass the
-        cap; empty without one. That happens where it costs far more than any before it."""
+    def limit_s(self, trial: str) -> float | None:
+        """Seconds after which the trial's next epoch must stop where it is, lest it pass the cap;
+        ``None`` without one. Reached where an epoch costs far more than any before it."""
         if self._share_s is None:
-            return {}
+            return None
         family = self._family(trial)
         each = self._each_s(family)
         others = sum(max(each, elapsed) for elapsed in self._under_way_s(family))
-        left = self._share_s - self._spent_s[family] - others
-        return {"seconds": max(0.0, left)}
+        return max(0.0, self._share_s - self._spent_s[family] - others)
 
     def refusal(self, trial: str) -> str | None:
         """Why the trial's family gets no epoch any more; ``None`` while it may get one."""
@@ -132,8 +130,9 @@ class BudgetGuard:
         return self._no_room(sorted(left))
 
     def _no_room(self, families: list[str]) -> str:
-        told = ", ".join(f"{k}={v:g}" for k, v in (self._state.spec.budget or {}).items())
-        return f"budget {told}: no room for another epoch of {', '.join(families)}"
+        caps = self._state.spec.budget or {}
+        named = ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
+        return f"budget {named}: no room for another epoch of {', '.join(families)}"
 
     def _each_s(self, family: str) -> float:
         """What one more epoch may come to; infinite where nothing is known of it."""
@@ -144,7 +143,7 @@ class BudgetGuard:
         return self._state.trials[trial].family
 
     def _under_way_s(self, family: str) -> list[float]:
-        now = time.monotonic()
+        now = self._clock()
         return [
             now - slot.ordered_at
             for slot in self._slots.values()

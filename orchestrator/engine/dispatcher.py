@@ -1,29 +1,31 @@
 """Between trials and slots: an asynchronous Ray actor on the head node.
 
-Trials ask for epochs, slots ask for orders; both wait here, never for longer than
-``PATIENCE_S`` a call. The books are :mod:`orchestrator.engine.dispatcher_state`, the
-memory is the ledger: the actor can be killed at any moment, the next one replays it, and slots
-and trials ask again.
+Trials ask for epochs, slots ask for orders; both wait here, never for longer than ``patience_s`` a
+call. What is decided is in :mod:`orchestrator.engine.dispatcher_state`, the memory is the ledger:
+the actor can be killed at any moment, the next one replays it, and slots and trials ask again.
 Where the run is kept in object storage, slots are answered once the ledger is there.
-It is there before the ledger is: slots start while the data are still being prepared, and wait.
+The actor is there before the ledger is: slots start while the data are still being prepared.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from orchestrator.engine.budget_guard import Slot
-from orchestrator.engine.dispatcher_state import Answer, DispatcherState
+from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
 from orchestrator.ledger.replication import GroupCommit
+from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import nodes as cluster_nodes
+from trainables.config import EpochReport
 from trainables.storage.object_storage import origin
+from trainables.worker.dispatcher_client import EpochAnswer, Order, SlotCommand
 
 PATIENCE_S = 10.0
 
@@ -37,204 +39,211 @@ class Nodes(Protocol):
 
 
 class Dispatcher:
-    """See :class:`orchestrator.engine.dispatcher_state.DispatcherState` for the other arguments.
-    ``worker`` is what one worker holds: how many fit decides when an elastic slot grows."""
+    """The actor of one session. ``worker`` is what one worker reserves, in Ray's names: how many
+    fit decides when an elastic slot grows."""
 
     def __init__(
         self,
         ledger_path: str,
+        options: SessionOptions,
         *,
-        session: str,
         nodes: Nodes = cluster_nodes,
         worker: Mapping[str, float] = MappingProxyType({}),
-        **options: Any,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._options = Path(ledger_path), {"session": session, **options}
-        self._nodes, self._worker = nodes, worker
-        self._begun: DispatcherState | None = None
-        self._born = time.monotonic()
+        self._path, self._options, self._patience_s = Path(ledger_path), options, patience_s
+        self._nodes, self._worker, self._clock = nodes, worker, clock
+        self._opened: DispatcherState | None = None
+        self._created_at = clock()
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
         self._commit: GroupCommit | None = None
-        if self._path.exists() and any(r.get("session") == session for r in read(self._path)):
-            self._begin()
+        if self._path.exists() and options.session in (r.get("session") for r in read(self._path)):
+            self._open()
 
-    def _begin(self) -> None:
-        self._begun = DispatcherState(self._path, **self._options)
+    def _open(self) -> None:
+        self._opened = DispatcherState(self._path, self._options, clock=self._clock)
         remote = origin(self._path.parent)
         self._commit = GroupCommit(self._path, remote) if remote else None
 
     @property
-    def _orders(self) -> DispatcherState:
-        assert self._begun is not None, "the driver opens the books before anyone asks of a trial"
-        return self._begun
+    def _session(self) -> DispatcherState:
+        assert self._opened is not None, "open() comes before any call about a trial"
+        return self._opened
 
-    async def open(self) -> None:
-        """For the driver: the ledger now holds what this session is to train."""
-        if self._begun is None:
-            self._begin()
-        self._tell()
+    # For the trials.
 
     async def resume_epoch(self, trial: str) -> int:
-        """For trials: the epoch before the last one reported, which is served once more."""
-        return max(0, self._orders.state.trials[trial].epoch - 1)
+        """The epoch before the last one reported, which is served once more."""
+        return max(0, self._session.state.trials[trial].epoch - 1)
 
-    async def ask(self, trial: str, epoch: int) -> Answer:
-        """For trials: the report of ``epoch``, the trial's end, or ``pending``."""
-        deadline = time.monotonic() + PATIENCE_S
-        state = self._orders.state.trials[trial]
+    async def ask(self, trial: str, epoch: int) -> EpochAnswer:
+        """The report of ``epoch`` or the trial's end, where there is one in time."""
+        deadline = time.monotonic() + self._patience_s
+        state = self._session.state.trials[trial]
         while True:
             ended = state.status.is_final
-            if epoch in state.reports and (ended or not self._orders.to_examine(state)):
-                return {"epoch": epoch, "metrics": state.reports[epoch].metrics, "done": ended}
+            if epoch in state.reports and (ended or not self._session.awaits_test(state)):
+                return EpochAnswer(metrics=state.reports[epoch].metrics, done=ended)
             if ended:
-                return {"ended": state.status, "reason": state.reason}
-            if self._orders.closing:
-                return {"ended": "stopped", "reason": "the run was asked to stop"}
-            if self._orders.want(trial, epoch):
-                self._tell(trial)
-            if (refusal := self._orders.purse.refusal(trial)) is not None:
-                return {"ended": "stopped", "reason": refusal}
+                return EpochAnswer(ended=state.status, reason=state.reason)
+            if self._session.closing:
+                return EpochAnswer(ended="stopped", reason="the run was asked to stop")
+            if self._session.want(trial, epoch):
+                self._wake(trial)
+            if (refusal := self._session.budget_guard.refusal(trial)) is not None:
+                return EpochAnswer(ended="stopped", reason=refusal)
             if not await self._wait(deadline, trial):
-                return {"pending": True}
+                return EpochAnswer()
+
+    # For the slots. Reports of any kind return the trial's checkpoints that stay; ``None``: all of
+    # them, for now. Its worker removes the others.
 
     async def next_order(
-        self, slot: str, incarnation: str, running: str | None, nodes: Sequence[str] = ()
-    ) -> Answer:
-        """For slots: what to do next. ``incarnation`` names the worker group's life,
-        ``running`` the trial that it holds in memory, ``nodes`` where its workers are, by rank."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self._begun is None:
+        self, slot_name: str, incarnation: str, running: str | None, nodes: Sequence[str] = ()
+    ) -> Order:
+        """What to do next. ``incarnation`` names the worker group's life, ``running`` the trial
+        that it holds in memory, ``nodes`` where its workers are, by rank."""
+        deadline = time.monotonic() + self._patience_s
+        while self._opened is None:
             if self._leaving:
-                return {"kind": "leave"}
+                return Order(command=SlotCommand.SHUTDOWN)
             if not await self._wait(deadline):
-                return {"kind": "wait"}
-        reborn = self._orders.reborn(slot, incarnation, running)
-        gone = await self._gone(slot) if reborn else []
-        known = self._orders.hear(slot, incarnation, running, nodes, gone)
-        if self._orders.growth.lacks(known):
-            known.regroups = await self._may_grow(known)
+                return Order(command=SlotCommand.WAIT)
+        restarted = self._session.is_restarted(slot_name, incarnation, running)
+        gone = await self._gone(slot_name) if restarted else []
+        slot = self._session.register_heartbeat(slot_name, incarnation, running, nodes, gone)
+        if self._session.growth.may_grow(slot):
+            slot.restarts = await self._growth_is_due(slot)
         while True:
-            order = self._orders.order(slot, known, running)
+            order = self._session.order(slot_name, running)
             if order is not None:
-                return order if await self._settled() else {"kind": "leave"}
-            if not await self._wait(deadline, self._orders.waits_for(known, running)):
-                return {"kind": "wait"}
+                return order if await self._stored() else Order(command=SlotCommand.SHUTDOWN)
+            if not await self._wait(deadline, self._session.waits_for(slot, running)):
+                return Order(command=SlotCommand.WAIT)
 
-    async def report(self, slot: str, trial: str, attempt: int, report: Answer) -> Answer | None:
-        """For slots: one epoch done. ``keep``: the checkpoints that the trial needs from now on;
-        its worker removes the others. ``None`` when the report did not count."""
-        counted = self._orders.reported(slot, trial, attempt, report)
-        self._tell(trial)
-        stored = await self._settled()
-        return {"keep": self._orders.kept(trial)} if counted and stored else None
+    async def report(
+        self, slot_name: str, trial: str, attempt: int, report: EpochReport
+    ) -> list[str] | None:
+        """One epoch done; ``None`` as well when the report did not count."""
+        counted = self._session.reported(slot_name, trial, attempt, report)
+        self._wake(trial)
+        return self._session.kept(trial) if await self._stored() and counted else None
 
-    async def examined(self, slot: str, trial: str, detail: dict[str, Any]) -> list[str] | None:
-        """For slots: a final met the test split; it is finished. Its checkpoint that stays;
-        ``None``: all of them, for now."""
-        seconds = self._orders.purse.lose(self._orders.slots.get(slot))
-        self._orders.end("finished", trial, detail=detail, slot_seconds=seconds)
-        self._tell()
-        return self._orders.kept(trial) if await self._settled() else None
+    async def test_evaluated(self, slot_name: str, trial: str, detail: Record) -> list[str] | None:
+        """A final met the test split; it is finished."""
+        return await self._end(slot_name, "finished", trial, detail=detail)
 
-    async def trial_failed(self, slot: str, trial: str, kind: str, reason: str) -> list[str] | None:
-        """For slots: the trial itself cannot go on (diverged, out of memory, broken code). Its
-        checkpoints that stay; ``None``: all of them, for now."""
-        seconds = self._orders.purse.lose(self._orders.slots.get(slot))
-        self._orders.end("failed", trial, reason=f"{kind}: {reason}", slot_seconds=seconds)
-        self._tell()
-        return self._orders.kept(trial) if await self._settled() else None
+    async def trial_failed(
+        self, slot_name: str, trial: str, kind: str, reason: str
+    ) -> list[str] | None:
+        """The trial itself cannot go on (diverged, out of memory, broken code)."""
+        return await self._end(slot_name, "failed", trial, reason=f"{kind}: {reason}")
 
-    async def note(self, slot: str, trial: str, line: str) -> None:
-        """For slots: what a reader should know of the trial, such as that its group broke and is
-        about to ask again."""
-        self._orders.record("noted", reason=f"{trial}: {slot}: {line}")
+    async def note(self, slot_name: str, trial: str, line: str) -> None:
+        """What a reader should know of the trial, such as that its group broke and is about to ask
+        again."""
+        self._session.record("noted", reason=f"{trial}: {slot_name}: {line}")
 
     async def preempted(
-        self, slot: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
+        self, slot_name: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
     ) -> None:
-        """For slots: their ``nodes`` go away, or their time is over; the trial waits for another
-        slot."""
-        known = self._orders.slots[slot]
-        self._orders.losses.told(slot, known, trial, checkpoint, nodes)
-        self._tell()
-        await self._settled()
+        """The slot's ``nodes`` go away, or its time is over; the trial waits for another slot."""
+        self._session.losses.on_preempted(slot_name, trial, checkpoint, nodes)
+        self._wake()
+        await self._stored()
 
-    async def slot_lost(self, slot: str, reason: str) -> None:
-        """For the driver: it gave a slot up."""
-        if self._begun is not None:
-            self._begun.lost(slot, reason, await self._gone(slot))
-        self._tell()
+    # For the driver.
+
+    async def open(self) -> None:
+        """The ledger now holds what this session is to train."""
+        if self._opened is None:
+            self._open()
+        self._wake()
+
+    async def slot_lost(self, slot_name: str, reason: str) -> None:
+        """A slot was given up."""
+        if self._opened is not None:
+            self._opened.lost(slot_name, reason, await self._gone(slot_name))
+        self._wake()
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
-        """For the driver: a decision. An end frees the trial's slot at its next question."""
-        if trial is None or not self._orders.state.trials[trial].status.is_final:
-            self._orders.record(event, trial=trial, **fields)
-            self._tell(trial)
-            await self._settled()
+        """A decision. An end frees the trial's slot at its next question."""
+        if trial is None or not self._session.state.trials[trial].status.is_final:
+            self._session.record(event, trial=trial, **fields)
+            self._wake(trial)
+            await self._stored()
 
-    async def submit(self, records: list[dict[str, Any]]) -> None:
-        """For the driver: the records that begin the last phase."""
-        self._orders.submit(records)
-        self._tell()
+    async def submit(self, records: Sequence[Record]) -> None:
+        """The records that begin the last phase."""
+        self._session.submit(records)
+        self._wake()
 
     async def slots_ready(self) -> int:
-        """For the driver: slots that have asked for work in this session."""
-        return sum(slot.heard_at is not None for slot in self._orders.slots.values())
+        """Slots that have asked for work in this session."""
+        return sum(slot.heard_at is not None for slot in self._session.slots.values())
 
     async def silent_s(self) -> float:
-        """For the driver: seconds since any slot asked for an order; since this actor began, where
-        none has asked it yet."""
-        heard = [slot.heard_at for slot in self._orders.slots.values() if slot.heard_at is not None]
-        return time.monotonic() - max(heard, default=self._born)
+        """Seconds since any slot asked for an order; since this actor began, where none has."""
+        heard = [
+            slot.heard_at for slot in self._session.slots.values() if slot.heard_at is not None
+        ]
+        return self._clock() - max(heard, default=self._created_at)
 
     async def over_budget(self) -> str | None:
-        """For the driver: why nothing that is left may be trained, if so."""
+        """Why nothing that is left may be trained, if so."""
         if self._commit is not None and self._commit.problem is not None:
             return f"the storage failed: {self._commit.problem}"
-        return None if self._begun is None else self._begun.purse.over()
+        return None if self._opened is None else self._opened.budget_guard.over()
 
     async def stop(self) -> None:
-        """For the driver: let every trial end and every slot leave at its next question."""
+        """Let every trial end and every slot shut down at its next question."""
         self._leaving = True
-        if self._begun is not None:
-            self._begun.closing = True
-        self._tell()
+        if self._opened is not None:
+            self._opened.closing = True
+        self._wake()
 
     async def close(self, event: str, **fields: Any) -> None:
-        """For the driver: the run's last record; nothing is handed out after it."""
-        self._orders.record(event, **fields)
+        """The run's last record; nothing is handed out after it."""
+        self._session.record(event, **fields)
         await self.stop()
-        await self._settled()
+        await self._stored()
 
-    async def _settled(self) -> bool:
+    async def _end(self, slot_name: str, event: str, trial: str, **fields: Any) -> list[str] | None:
+        seconds = self._session.budget_guard.charge_lost(self._session.slots.get(slot_name))
+        self._session.end(event, trial, slot_seconds=seconds, **fields)
+        self._wake()
+        return self._session.kept(trial) if await self._stored() else None
+
+    async def _stored(self) -> bool:
         """Wait until all that is on record is in the storage, if that is where the run is kept;
         ``False`` when the storage failed: then nobody may act on it."""
         if self._commit is None:
             return True
-        ended, self._orders.ended_alone = self._orders.ended_alone, []
+        ended, self._session.ended_without_slot = self._session.ended_without_slot, []
         stored = await self._commit.settled()
         for trial in ended if stored else ():
             retention.clear(self._path.parent, trial)
         return stored
 
-    async def _gone(self, slot: str) -> list[str]:
+    async def _gone(self, slot_name: str) -> list[str]:
         """Nodes of the slot's workers that are no longer there."""
-        known = self._orders.slots.get(slot)
-        held = known.nodes if known is not None else ()
-        return await asyncio.to_thread(self._nodes.gone, held) if held else []
+        slot = self._session.slots.get(slot_name)
+        nodes = slot.nodes if slot is not None else ()
+        return await asyncio.to_thread(self._nodes.gone, nodes) if nodes else []
 
-    async def _may_grow(self, known: Slot) -> bool:
+    async def _growth_is_due(self, slot: Slot) -> bool:
         fitting = await asyncio.to_thread(self._nodes.fitting, self._worker)
-        held = sum(len(slot.nodes) for slot in self._orders.slots.values())
-        return self._orders.growth.due(known, fitting=fitting, held=held)
+        in_slots = sum(len(other.nodes) for other in self._session.slots.values())
+        return self._session.growth.is_due(slot, fitting=fitting, in_slots=in_slots)
 
-    def _tell(self, trial: str | None = None) -> None:
+    def _wake(self, trial: str | None = None) -> None:
         """Wake whoever waits for news of ``trial``, or of no trial in particular; all without.
 
         Under a budget every report is news for everybody.
         """
-        if trial is None or self._orders.purse.capped:
+        if trial is None or self._session.budget_guard.capped:
             woken, self._news = list(self._news.values()), {}
         else:
             woken = [self._news.pop(key) for key in (trial, None) if key in self._news]

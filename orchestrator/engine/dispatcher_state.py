@@ -1,10 +1,7 @@
-"""Which slot trains what: the dispatcher's books, without its waiting.
+"""Which slot trains what: all that the dispatcher decides, without its waiting.
 
-Every fact that must outlive the process is in the ledger before anyone is told of it.
-
-A trial's recipe, drawn when it starts from what the ledger knows of the others by then.
-
-What a slot may lose: attempts that broke through no word of their own, and workers.
+Every fact that must outlive the process is in the ledger before anyone is told of it. The clock is
+the caller's, so that a simulation runs the same code.
 
 A worker group that died on a node which still stands is a failure of its trial; one whose node is
 gone is a preemption, whoever took the node. An elastic slot goes on with the workers that are left,
@@ -15,34 +12,54 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.engine.budget_guard import BudgetGuard, Slot
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import State, TrialState, apply, replay
+from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from orchestrator.spec import spaces
+from trainables.config import Assignment, EpochReport
 from trainables.storage.object_storage import origin
+from trainables.worker.dispatcher_client import Order, SlotCommand
+
+ENDS = ("finished", "pruned", "failed")
 
 
-def prepare(state: State) -> None:
-    """Load what drawing takes before any slot waits for it, where a trial is still to be drawn."""
-    if any(trial.axes is None for trial in state.trials.values()):
-        spaces.load()
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """One driver process of a run. ``session`` prefixes the names of its slots.
+
+    With ``more_to_come`` idle slots stay until :meth:`DispatcherState.submit` has brought the last
+    trials. ``full_workers`` is of an elastic slot; ``None``: slots never change.
+    """
+
+    session: str
+    max_failures_per_trial: int
+    more_to_come: bool = False
+    full_workers: int | None = None
+    # Of one epoch: by then it is hard to believe that the nodes are to blame.
+    max_preemptions_per_epoch: int = 100
+    # Ray Train goes by a list of nodes that is renewed every 20 s.
+    nodes_settle_s: float = 25.0
 
 
-def drawn(state: State, trial: TrialState) -> dict[str, Any]:
-    """The ``drawn`` record's detail, a function of ``state``: ``axes`` and ``assignment``."""
+def draw(state: State, trial: TrialState) -> Record:
+    """The ``drawn`` record's detail, a function of ``state``: ``axes`` and ``assignment``.
+
+    A recipe is drawn when its trial starts, from what the ledger knows of the others by then.
+    """
     sweep = next(sweep for sweep in state.spec.sweeps if sweep.family == trial.family)
     others = (t for t in state.trials.values() if t.family == trial.family and t.stage == "search")
-    past = [_past(other) for other in others if other.axes is not None]
+    past = [_observation(other) for other in others if other.axes is not None]
     axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
     return {"axes": axes, "assignment": trial.suggest(axes).as_dict()}
 
 
-def _past(trial: TrialState) -> spaces.Observation:
+def _observation(trial: TrialState) -> spaces.Observation:
     values = {
         epoch: report.metrics["val_top1"]
         for epoch, report in trial.reports.items()
@@ -51,172 +68,51 @@ def _past(trial: TrialState) -> spaces.Observation:
     return spaces.Observation(axes=trial.axes or {}, values=values, status=trial.status)
 
 
-# Of one epoch: by then it is hard to believe that the nodes are to blame.
-MAX_PREEMPTIONS = 100
-# Ray Train goes by a list of nodes that is renewed every 20 s.
-SETTLED_S = 25.0
-
-
-class Books(Protocol):
-    """What losses are written into: :class:`DispatcherState`."""
-
-    state: State
-    queue: list[str]
-    purse: BudgetGuard
-
-    def record(self, event: str, **fields: Any) -> None: ...
-
-    def end(self, event: str, trial: str, **fields: Any) -> bool: ...
-
-
-class Losses:
-    """Writes what became of trials' attempts, and counts it, in this session."""
-
-    def __init__(self, books: Books, max_failures: int) -> None:
-        self._books, self._max_failures = books, max_failures
-        self._failures: Counter[str] = Counter()
-        self._preemptions: Counter[tuple[str, int]] = Counter()
-
-    def told(
-        self, slot: str, known: Slot, trial: str, checkpoint: str | None, nodes: Sequence[str]
-    ) -> None:
-        """The slot's ``nodes`` go away, or (without any) its time is over: its trial is next, at
-        no fault of its own."""
-        fields: dict[str, Any] = {"nodes": list(nodes)} if nodes else {}
-        seconds = self._books.purse.lose(known)
-        if checkpoint is None:  # else the report will name them: its clock is in there
-            fields["slot_seconds"] = seconds
-        self._again(slot, known, trial, checkpoint=checkpoint, **fields)
-
-    def regroup(self, slot: str, known: Slot) -> None:
-        """Between two epochs the slot starts again with the workers that now have room."""
-        known.regroups = False
-        trial, known.trial = known.trial, None
-        if trial is not None and self._books.state.trials[trial].slot == slot:
-            self._again(slot, known, trial, reason="its slot starts again with more workers")
-
-    def broke(self, known: Slot, reason: str, gone: Sequence[str]) -> None:
-        """The attempt broke through no word of its own: again, or failed by name. With nodes
-        ``gone`` it was preempted, else it has failed."""
-        trial, seconds = str(known.trial), self._books.purse.lose(known, waited=bool(gone))
-        known.trial, state = None, self._books.state.trials[trial]
-        if state.status.is_final:
-            return
-        state.slot = None
-        times = self._too_often(trial, state.epoch, preempted=bool(gone))
-        reason = "its node is gone" if gone else reason
-        if times is not None:
-            why = f"{reason}, {times} times on this trial"
-            self._books.end("failed", trial, reason=why, slot_seconds=seconds)
-            return
-        if gone:
-            told = {"epoch": state.epoch, "nodes": list(gone), "reason": reason}
-            self._books.record("preempted", trial=trial, slot_seconds=seconds, **told)
-        else:
-            why = f"{trial}: {reason}; it goes on from its last checkpoint"
-            self._books.record("noted", trial=trial, reason=why, slot_seconds=seconds)
-        self._books.queue.append(trial)
-
-    def _again(self, slot: str, known: Slot, trial: str, **fields: Any) -> None:
-        epoch = self._books.state.trials[trial].epoch
-        self._books.record("preempted", trial=trial, epoch=epoch, slot=slot, **fields)
-        known.trial = None
-        self._books.queue.append(trial)
-
-    def _too_often(self, trial: str, epoch: int, *, preempted: bool) -> int | None:
-        """How often it has happened, once that is too often."""
-        if preempted:
-            self._preemptions[trial, epoch] += 1
-            times, most = self._preemptions[trial, epoch], MAX_PREEMPTIONS
-        else:
-            self._failures[trial] += 1
-            times, most = self._failures[trial], self._max_failures
-        return times if times > most else None
-
-
-class Growth:
-    """When a slot with fewer workers than ``full`` starts again; ``None``: slots never change."""
-
-    def __init__(self, full: int | None) -> None:
-        self.full = full
-        self._fitting, self._since = 0, 0.0
-
-    def workers(self, nodes: Sequence[str]) -> dict[str, int]:
-        """What a report says of an elastic slot on ``nodes``: its workers, and how many it might
-        have."""
-        if self.full is None or not nodes:
-            return {}
-        return {"workers": len(nodes), "of_workers": self.full}
-
-    def lacks(self, slot: Slot) -> bool:
-        """Whether the slot trains with fewer workers than it may."""
-        return self.full is not None and 0 < len(slot.nodes) < self.full and slot.trial is not None
-
-    def due(self, slot: Slot, *, fitting: int, held: int) -> bool:
-        """Whether to start the slot again now. ``fitting`` workers have room on today's nodes,
-        slots hold ``held`` of them. Once for each change of today's nodes: more may be spare than
-        Ray Train gives to this slot."""
-        now = time.monotonic()
-        if fitting != self._fitting:
-            self._fitting, self._since = fitting, now
-        if fitting <= held or now - self._since < SETTLED_S or slot.grown_at == self._since:
-            return False
-        slot.grown_at = self._since
-        return True
-
-
-Answer = dict[str, Any]
-
-
 class DispatcherState:
-    """Queue, slots and trials of one session (one driver process) of a run.
+    """Queue, slots and trials of one session of a run.
 
-    ``session`` prefixes the names of this driver's slots: a slot named in the ledger by
-    another session is gone with its driver. With ``more_to_come`` idle slots stay until
-    :meth:`submit` has brought the last trials. ``full_workers`` of an elastic slot.
+    A slot named in the ledger by another session is gone with its driver. ``clock`` gives seconds.
     """
 
     def __init__(
         self,
         ledger_path: Path,
+        options: SessionOptions,
         *,
-        session: str,
-        max_failures_per_trial: int,
-        more_to_come: bool = False,
-        full_workers: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ledger = Ledger(ledger_path)
+        self._ledger, self._folder = Ledger(ledger_path), ledger_path.parent
+        self._remote, self._clock = origin(self._folder), clock
         self.state = replay(read(ledger_path))
         self.closing = False
-        self.wanted: dict[str, int] = {}
+        self.wanted: dict[str, int] = {}  # by trial, the epoch that it waits for
         self.queue: list[str] = []
         self.slots: dict[str, Slot] = {}
-        self._folder = ledger_path.parent
-        self._remote = origin(self._folder)
-        self.ended_alone: list[TrialState] = []  # their weights go once that is in the storage
-        self._more_to_come = more_to_come
-        prepare(self.state)
-        self.purse = BudgetGuard(self.state, self.slots)
-        self.losses = Losses(self, max_failures_per_trial)
-        self.growth = Growth(full_workers)
+        self.ended_without_slot: list[TrialState] = []  # weights go once that is in the storage
+        self._more_to_come = options.more_to_come
+        if any(trial.axes is None for trial in self.state.trials.values()):
+            spaces.load()  # before any slot waits for it
+        self.budget_guard = BudgetGuard(self.state, self.slots, clock)
+        self.losses = Losses(self, options)
+        self.growth = Growth(options, clock)
         for trial in self.state.trials.values():
-            mine = trial.slot is not None and trial.slot.startswith(session)
-            if trial.status == "running" and mine:
+            own_slot = trial.slot is not None and trial.slot.startswith(options.session)
+            if trial.status == "running" and own_slot:
                 self.slots[str(trial.slot)] = Slot(
-                    trial=trial.trial, ordered_at=time.monotonic(), nodes=trial.nodes
+                    trial=trial.trial, ordered_at=clock(), nodes=trial.nodes
                 )
             elif trial.status == "running":
                 trial.slot = None
 
     def record(self, event: str, **fields: Any) -> None:
-        """Write one record and know it; the weights of a trial that ends with no slot go."""
+        """Write one record and apply it; the weights of a trial that ends with no slot go."""
         trial = self.state.trials.get(fields.get("trial") or "")
-        ends = event in ("finished", "pruned", "failed")
-        alone = ends and trial is not None and trial.slot is None
+        ends = event in ENDS
+        without_slot = ends and trial is not None and trial.slot is None
         apply(self.state, self._ledger.append(event, **fields))
-        if alone and trial is not None and self._remote is not None:
-            self.ended_alone.append(trial)
-        elif alone and trial is not None:
+        if without_slot and trial is not None and self._remote is not None:
+            self.ended_without_slot.append(trial)
+        elif without_slot and trial is not None:
             retention.clear(self._folder, trial)
 
     def end(self, event: str, trial: str, **fields: Any) -> bool:
@@ -226,7 +122,7 @@ class DispatcherState:
         self.record(event, trial=trial, epoch=self.state.trials[trial].epoch, **fields)
         return True
 
-    def submit(self, records: list[dict[str, Any]]) -> None:
+    def submit(self, records: Sequence[Record]) -> None:
         """Write records that end a phase and begin the last: new trials among them."""
         for record in records:
             self.record(**record)
@@ -242,139 +138,152 @@ class DispatcherState:
             return True
         return news
 
-    def reborn(self, slot: str, incarnation: str, running: str | None) -> bool:
-        """A new incarnation that holds nothing while the books give it a trial."""
-        known = self.slots.get(slot, Slot())
-        return known.incarnation != incarnation and known.trial is not None and running is None
+    def is_restarted(self, slot_name: str, incarnation: str, running: str | None) -> bool:
+        """Whether a new worker group speaks that has lost the trial which the slot was given."""
+        slot = self.slots.get(slot_name, Slot())
+        return slot.incarnation != incarnation and slot.trial is not None and running is None
 
-    def hear(
+    def register_heartbeat(
         self,
-        slot: str,
+        slot_name: str,
         incarnation: str,
         running: str | None,
         nodes: Sequence[str] = (),
         gone: Sequence[str] = (),
     ) -> Slot:
-        """A slot speaks, from its workers' ``nodes``. One that is reborn has lost its workers:
-        its trial waits again, and unless nodes of the old ones are ``gone`` it has failed."""
-        reborn = self.reborn(slot, incarnation, running)
-        known = self.slots.setdefault(slot, Slot())
-        known.incarnation, known.heard_at = incarnation, time.monotonic()
-        if running is None and known.free_since is None:
-            known.free_since = known.heard_at
-        if reborn:
-            self.losses.broke(known, "its worker group died", gone)
-        known.nodes = tuple(nodes) or known.nodes
-        known.ordered_at = None
-        return known
+        """A slot asks for an order, from its workers' ``nodes``. The trial of a worker group that
+        was restarted waits again; unless nodes of the old group are ``gone``, it has failed."""
+        restarted = self.is_restarted(slot_name, incarnation, running)
+        slot = self.slots.setdefault(slot_name, Slot())
+        slot.incarnation, slot.heard_at = incarnation, self._clock()
+        if running is None and slot.free_since is None:
+            slot.free_since = slot.heard_at
+        if restarted:
+            self.losses.on_worker_group_failed(slot, "its worker group died", gone)
+        slot.nodes = tuple(nodes) or slot.nodes
+        slot.ordered_at = None
+        return slot
 
-    def order(self, slot: str, known: Slot, running: str | None) -> Answer | None:
-        """What the slot does now: ``train``, ``examine``, ``drop``, ``leave``, or nothing yet."""
+    def order(self, slot_name: str, running: str | None) -> Order | None:
+        """What the slot does now, with the trial ``running`` in its memory; ``None``: nothing
+        yet."""
+        slot = self.slots[slot_name]
         if self.closing:
-            return self._leave(known)
-        if known.regroups:
-            self.losses.regroup(slot, known)
-            return {"kind": "regroup"}
+            return self._shutdown(slot)
+        if slot.restarts:
+            self.losses.on_restart(slot_name, slot)
+            return Order(command=SlotCommand.RESTART)
         # A trial that ended or was paused is no longer this slot's.
-        if known.trial is not None and self.state.trials[known.trial].slot != slot:
-            known.trial = None
-        if known.trial is None:
-            if running is not None:
-                return self._drop(running)
-            known.trial = self._next_waiting()
-            if known.trial is None:
-                return self._leave(known) if self._spare(slot) else None
+        if slot.trial is not None and self.state.trials[slot.trial].slot != slot_name:
+            slot.trial = None
+        if slot.trial is None and running is not None:
+            return self._release(running)
+        if slot.trial is None:
+            slot.trial = self._next_waiting()
+        if slot.trial is None:
+            return self._shutdown(slot) if self._is_spare(slot_name) else None
         if running is None:
-            return self._start(slot, known.trial)
-        if running != known.trial:
-            return self._drop(running)
-        state = self.state.trials[running]
-        if not self.to_examine(state) and self.wanted.get(running, 0) <= state.epoch:
-            return None
-        if self.purse.refusal(running):
-            known.trial = state.slot = None
-            return self._drop(running)
-        if not self.purse.affords(running):
-            return None
-        bound = self.purse.bound(running)
-        known.ordered_at = time.monotonic()
-        if self.to_examine(state):
-            return self._examine(running)
-        return {"kind": "train", "epoch": state.epoch + 1, **bound}
+            return self._start(slot_name, slot.trial)
+        if running != slot.trial:
+            return self._release(running)
+        return self._next_step(slot, self.state.trials[running])
 
-    def waits_for(self, known: Slot, running: str | None) -> str | None:
+    def _next_step(self, slot: Slot, trial: TrialState) -> Order | None:
+        """The next epoch, or the test, of the trial that the slot holds."""
+        name = trial.trial
+        if not self.awaits_test(trial) and self.wanted.get(name, 0) <= trial.epoch:
+            return None
+        if self.budget_guard.refusal(name):
+            slot.trial = trial.slot = None
+            return self._release(name)
+        if not self.budget_guard.affords(name):
+            return None
+        return self._work(slot, trial)
+
+    def waits_for(self, slot: Slot, running: str | None) -> str | None:
         """The trial whose next question alone is news for the slot; ``None``: anything may be."""
-        if running is None or running != known.trial:
+        if running is None or running != slot.trial:
             return None
         return running if self.wanted.get(running, 0) <= self.state.trials[running].epoch else None
 
-    def to_examine(self, state: TrialState) -> bool:
-        """A final that is trained, its test score still to come."""
-        trained = state.epoch >= state.assignment.epochs
-        return state.stage == "final" and trained and not state.status.is_final
+    def awaits_test(self, trial: TrialState) -> bool:
+        """Whether it is a final that is trained, its test score still to come."""
+        trained = trial.epoch >= trial.assignment.epochs
+        return trial.stage == "final" and trained and not trial.status.is_final
 
-    def reported(self, slot: str, trial: str, attempt: int, report: Answer) -> bool:
+    def reported(self, slot: str, trial: str, attempt: int, report: EpochReport) -> bool:
         """One epoch done. Counts once: a repeated or outdated report is ``False``."""
         state = self.state.trials[trial]
         current = state.attempt == attempt and state.status == "running"
-        if not current or report["epoch"] != state.epoch + 1:
+        if not current or report.epoch != state.epoch + 1:
             return False
-        held = self.growth.workers(state.nodes)
-        self.record("reported", trial=trial, attempt=attempt, slot=slot, **held, **report)
-        self.purse.charge(trial, state.reports[report["epoch"]])
+        fields = {**vars(report), "detail": report.detail or None}
+        workers = self.growth.workers(state.nodes)
+        self.record("reported", trial=trial, attempt=attempt, slot=slot, **workers, **fields)
+        self.budget_guard.charge(trial, state.reports[report.epoch])
         if slot in self.slots:
             self.slots[slot].ordered_at = None
-        if report["epoch"] >= state.assignment.epochs and state.stage != "final":
+        if report.epoch >= state.assignment.epochs and state.stage != "final":
             self.end("finished", trial)
         return True
 
-    def lost(self, slot: str, reason: str, gone: Sequence[str] = ()) -> None:
-        """The slot is gone; its trial is next, one failure richer unless nodes are gone too."""
-        known = self.slots.pop(slot, None)
-        if known is not None and known.trial is not None:
-            self.losses.broke(known, f"its slot ended: {reason}", gone)
+    def lost(self, slot_name: str, reason: str, gone: Sequence[str] = ()) -> None:
+        """The slot is gone. Its trial is next, and has failed unless nodes are ``gone`` too."""
+        slot = self.slots.pop(slot_name, None)
+        if slot is not None and slot.trial is not None:
+            self.losses.on_worker_group_failed(slot, f"its slot ended: {reason}", gone)
 
     def kept(self, trial: str) -> list[str]:
         """The trial's checkpoints that stay: its worker, which writes them, removes the others."""
         return retention.kept(self._folder, self.state.trials[trial])
 
-    def _drop(self, trial: str) -> Answer:
+    def _release(self, trial: str) -> Order:
         ended = self.state.trials[trial].status.is_final
-        return {"kind": "drop", "keep": self.kept(trial) if ended else None}
+        return Order(command=SlotCommand.RELEASE, kept=self.kept(trial) if ended else None)
 
-    def _leave(self, known: Slot) -> Answer:
-        known.nodes = ()
-        return {"kind": "leave"}
+    def _shutdown(self, slot: Slot) -> Order:
+        slot.nodes = ()
+        return Order(command=SlotCommand.SHUTDOWN)
 
-    def _start(self, slot: str, trial: str) -> Answer:
-        state = self.state.trials[trial]
-        if state.axes is None:
-            self.record("drawn", trial=trial, detail=drawn(self.state, state))
-        bound = self.purse.bound(trial)
-        self.slots[slot].ordered_at = time.monotonic()
-        attempt = state.attempt + 1
-        folder = retention.trial_folder(self._folder, trial)
-        since, self.slots[slot].free_since = self.slots[slot].free_since, None
-        waited_s = None if since is None else round(time.monotonic() - since, 6)
-        nodes = list(self.slots[slot].nodes)
-        told: Answer = {"attempt": attempt, "slot": slot, "waited_s": waited_s}
-        self.record("started", trial=trial, **told, **({"nodes": nodes} if nodes else {}))
-        assignment = {
-            **state.assignment.as_dict(),
-            "attempt": attempt,
-            "checkpoint": retention.newest(self._folder, state),
-            "remote": self._remote,
-            "checkpoint_folder": str(folder / f"attempt-{attempt}"),
-        }
-        if self.to_examine(state):
-            return {**self._examine(trial), "assignment": assignment}
-        return {"kind": "train", "epoch": state.epoch + 1, "assignment": assignment, **bound}
+    def _start(self, slot_name: str, name: str) -> Order:
+        trial, slot = self.state.trials[name], self.slots[slot_name]
+        if trial.axes is None:
+            self.record("drawn", trial=name, detail=draw(self.state, trial))
+        since, slot.free_since = slot.free_since, None
+        self.record(
+            "started",
+            trial=name,
+            attempt=trial.attempt + 1,
+            slot=slot_name,
+            waited_s=None if since is None else round(self._clock() - since, 6),
+            nodes=list(slot.nodes) or None,
+        )
+        folder = retention.trial_folder(self._folder, name)
+        assignment = replace(
+            trial.assignment,
+            attempt=trial.attempt,
+            checkpoint=retention.newest(self._folder, trial),
+            remote=self._remote,
+            checkpoint_folder=str(folder / f"attempt-{trial.attempt}"),
+        )
+        return self._work(slot, trial, assignment)
 
-    def _examine(self, trial: str) -> Answer:
+    def _work(self, slot: Slot, trial: TrialState, assignment: Assignment | None = None) -> Order:
+        """The order to train the next epoch, or to evaluate a trained final on the test split."""
+        limit_s = self.budget_guard.limit_s(trial.trial)
+        slot.ordered_at = self._clock()
+        if not self.awaits_test(trial):
+            return Order(
+                command=SlotCommand.TRAIN,
+                epoch=trial.epoch + 1,
+                assignment=assignment,
+                limit_s=limit_s,
+            )
         if not self.state.test_opened:
-            self.record("test_opened", detail=self.state.frozen, reason=f"first for {trial}")
-        file = self._folder / "finals" / trial / "test_correct.arrow"
-        return {"kind": "examine", "correct_file": str(file)}
+            self.record("test_opened", detail=self.state.frozen, reason=f"first for {trial.trial}")
+        file = self._folder / "finals" / trial.trial / "test_correct.arrow"
+        command = SlotCommand.EVALUATE_TEST
+        return Order(command=command, assignment=assignment, correct_file=str(file))
 
     def _next_waiting(self) -> str | None:
         """Trials once begun first, then as they were submitted: whose process was the quicker to
@@ -383,16 +292,117 @@ class DispatcherState:
         turns = sorted(self.queue, key=lambda t: (self.state.trials[t].attempt == 0, places[t]))
         for trial in turns:
             ended = self.state.trials[trial].status.is_final
-            if ended or self.purse.affords(trial):
+            if ended or self.budget_guard.affords(trial):
                 self.queue.remove(trial)
                 if not ended:
                     return trial
         return None
 
-    def _spare(self, slot: str) -> bool:
+    def _is_spare(self, slot_name: str) -> bool:
         """More slots than trials that could still need one."""
         if self._more_to_come:
             return False
         open_trials = sum(not t.status.is_final for t in self.state.trials.values())
-        busy = sum(s.trial is not None for name, s in self.slots.items() if name != slot)
-        return open_trials <= busy
+        others = (slot for name, slot in self.slots.items() if name != slot_name)
+        return open_trials <= sum(slot.trial is not None for slot in others)
+
+
+class Losses:
+    """Writes what became of trials' attempts, and counts it, in this session."""
+
+    def __init__(self, dispatcher: DispatcherState, options: SessionOptions) -> None:
+        self._dispatcher, self._options = dispatcher, options
+        self._failures: Counter[str] = Counter()
+        self._preemptions: Counter[tuple[str, int]] = Counter()
+
+    def on_preempted(
+        self, slot_name: str, trial: str, checkpoint: str | None, nodes: Sequence[str]
+    ) -> None:
+        """The slot's ``nodes`` go away, or (without any) its time is over: its trial waits again,
+        which is no failure."""
+        slot = self._dispatcher.slots[slot_name]
+        seconds = self._dispatcher.budget_guard.charge_lost(slot)
+        # With a checkpoint the report of the epoch will name them: its clock is in there.
+        charged = seconds if checkpoint is None else None
+        fields = {"nodes": list(nodes) or None, "slot_seconds": charged}
+        self._requeue(slot_name, slot, trial, checkpoint=checkpoint, **fields)
+
+    def on_restart(self, slot_name: str, slot: Slot) -> None:
+        """Between two epochs the slot starts again with the workers that now have room."""
+        slot.restarts = False
+        trial, slot.trial = slot.trial, None
+        if trial is not None and self._dispatcher.state.trials[trial].slot == slot_name:
+            self._requeue(slot_name, slot, trial, reason="its slot starts again with more workers")
+
+    def on_worker_group_failed(self, slot: Slot, reason: str, gone: Sequence[str]) -> None:
+        """The slot's attempt ended unannounced: its trial waits again, or has failed by name. With
+        nodes ``gone`` it was preempted."""
+        dispatcher = self._dispatcher
+        trial = str(slot.trial)
+        seconds = dispatcher.budget_guard.charge_lost(slot, waited=bool(gone))
+        slot.trial, state = None, dispatcher.state.trials[trial]
+        if state.status.is_final:
+            return
+        state.slot = None
+        times = self._times_if_too_often(trial, state.epoch, preempted=bool(gone))
+        reason = "its node is gone" if gone else reason
+        if times is not None:
+            why = f"{reason}, {times} times on this trial"
+            dispatcher.end("failed", trial, reason=why, slot_seconds=seconds)
+            return
+        if gone:
+            fields = {"epoch": state.epoch, "nodes": list(gone), "reason": reason}
+            dispatcher.record("preempted", trial=trial, slot_seconds=seconds, **fields)
+        else:
+            why = f"{trial}: {reason}; it goes on from its last checkpoint"
+            dispatcher.record("noted", trial=trial, reason=why, slot_seconds=seconds)
+        dispatcher.queue.append(trial)
+
+    def _requeue(self, slot_name: str, slot: Slot, trial: str, **fields: Any) -> None:
+        epoch = self._dispatcher.state.trials[trial].epoch
+        self._dispatcher.record("preempted", trial=trial, epoch=epoch, slot=slot_name, **fields)
+        slot.trial = None
+        self._dispatcher.queue.append(trial)
+
+    def _times_if_too_often(self, trial: str, epoch: int, *, preempted: bool) -> int | None:
+        """How often it has happened, once that is too often."""
+        if preempted:
+            self._preemptions[trial, epoch] += 1
+            times = self._preemptions[trial, epoch]
+            return times if times > self._options.max_preemptions_per_epoch else None
+        self._failures[trial] += 1
+        times = self._failures[trial]
+        return times if times > self._options.max_failures_per_trial else None
+
+
+class Growth:
+    """When a slot with fewer than ``full_workers`` starts again."""
+
+    def __init__(self, options: SessionOptions, clock: Callable[[], float]) -> None:
+        self._full, self._settle_s = options.full_workers, options.nodes_settle_s
+        self._clock = clock
+        self._fitting, self._since = 0, 0.0
+
+    def workers(self, nodes: Sequence[str]) -> dict[str, int]:
+        """What a report says of an elastic slot on ``nodes``: its workers, and how many it might
+        have."""
+        if self._full is None or not nodes:
+            return {}
+        return {"workers": len(nodes), "of_workers": self._full}
+
+    def may_grow(self, slot: Slot) -> bool:
+        """Whether the slot trains with fewer workers than it may."""
+        return self._full is not None and 0 < len(slot.nodes) < self._full and bool(slot.trial)
+
+    def is_due(self, slot: Slot, *, fitting: int, in_slots: int) -> bool:
+        """Whether to start the slot again now. ``fitting`` workers have room on today's nodes, of
+        whom ``in_slots`` are at work. Once for each change of today's nodes: more may be spare than
+        Ray Train gives to this slot."""
+        now = self._clock()
+        if fitting != self._fitting:
+            self._fitting, self._since = fitting, now
+        unsettled = now - self._since < self._settle_s
+        if fitting <= in_slots or unsettled or slot.grown_at == self._since:
+            return False
+        slot.grown_at = self._since
+        return True

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,19 +22,19 @@ from orchestrator.compare.runs import load
 from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
-from orchestrator.engine.watchdog import Watch, stop_on_signals
+from orchestrator.engine.watchdog import Watchdog, stop_on_signals
 from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
-from orchestrator.launch.prepare import PreparedRun
+from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.ledger import lease, replication, retention, session
 from orchestrator.ledger.header import DatasetFacts
 from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
-from trainables.errors import StorageError, UserError, one_line, raise_if_any
+from trainables.errors import StorageError, UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.engine.slots import Pool
+    from orchestrator.engine.slots import SlotPool
 
 
 @dataclass(frozen=True)
@@ -94,49 +92,29 @@ def run(prepared: PreparedRun) -> Outcome:
     trains (exit code 2), and when the cluster can never hold one worker (exit code 3);
     ``StorageError`` when object storage does not answer.
     """
-    spec, reopen_test = prepared.spec, prepared.reopen_test
-    with ExitStack() as held:
-        claim = held.enter_context(session.claimed(spec, log.info))
-        folder = claim.folder
+    spec = prepared.spec
+    with ExitStack() as stack:
+        lock = stack.enter_context(session.run_lock(spec))
+        folder = lock.folder
         raise_if_any(session.name_mistakes(spec))
-        uri = prepared.tracking_uri
         before = session.state_of(folder)
-        searched = session.searched(spec, before)
-        if before.test_openings and not searched and not reopen_test:
-            raise UserError(finals.reopening_refused(spec.name))
-        waiting = session.open_trials(before)
-        if searched and not waiting and not finals.due(spec, before, reopen=reopen_test):
+        if _is_done(prepared, before):
             log.info(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
-            with _tracker(spec, folder, uri):
+            with _mirrored(prepared, folder):
                 return replace(Outcome.of(folder), text=write_results(folder))
         preparing = prepared.prepare_images()
         log.info("starting Ray")
-        totals = _attach(spec, held)
-        name = session.session_name(folder)
-        pool = _pool(spec, folder, name, session.to_train(spec, before), totals)
+        pool = _slot_pool(spec, folder, before, _attach(spec, stack))
         pool.start()
         try:
-            images = preparing.result()
-            state = session.begin(
-                spec,
-                folder,
-                name,
-                datasets={
-                    family: DatasetFacts.from_dict(info.as_dict())
-                    for family, info in images.datasets.items()
-                },
-                geometry={family: one.as_dict() for family, one in images.geometry.items()},
-                forecast=forecast(spec, images.costs, slots=pool.num_slots),
-            )
-            _tidy(folder)
-            pool.open()
+            state = _begin(spec, folder, pool, preparing.result())
         except BaseException:
             pool.abandon()
             raise
-        held.enter_context(_tracker(spec, folder, uri))
-        reason = _phases(spec, claim, state, pool, reopen_test)
-        if claim.lease is None or reason is None:
-            _tidy(folder)
+        stack.enter_context(_mirrored(prepared, folder))
+        stop_reason = _train(prepared, lock, state, pool)
+        if lock.lease is None or stop_reason is None:
+            _clean_up_checkpoints(folder)
         # Written while MLflow still follows: what is in the run's folder reaches it.
         ended = not session.open_trials(session.state_of(folder))
         text = write_results(folder) if ended else None
@@ -158,132 +136,125 @@ def write_results(run_folder: Path) -> str:
     return verdict or table_text(comparison)
 
 
-def _attach(spec: RunSpec, held: ExitStack) -> Mapping[str, float]:
-    """Hold a Ray that can carry the run out, for as long as ``held``; what it can ever hold."""
+def _is_done(prepared: PreparedRun, state: State) -> bool:
+    """Whether nothing is left to train. Raises ``UserError`` where what is left would open the
+    test split again unasked."""
+    spec = prepared.spec
+    searched = session.searched(spec, state)
+    if state.test_openings and not searched and not prepared.reopen_test:
+        raise UserError(finals.reopening_refused(spec.name))
+    if not searched or session.open_trials(state):
+        return False
+    return not finals.due(spec, state, reopen=prepared.reopen_test)
+
+
+def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
+    """Hold a Ray that can carry the run out until ``stack`` closes; what it can ever hold."""
     shared = attach.known_address() is not None
-    totals = held.enter_context(attach.attached(namespace="backbone-tournament"))
-    lacking = [
+    totals = stack.enter_context(attach.attached(namespace="backbone-tournament"))
+    mistakes = [
         line for sweep in spec.sweeps for line in plan.capacity_mistakes(sweep.resources, totals)
     ]
-    if lacking:
-        raise UserError(*dict.fromkeys(lacking), exit_code=3)
+    if mistakes:
+        raise UserError(*dict.fromkeys(mistakes), exit_code=3)
     if shared:
         from orchestrator.ray_cluster.nodes import refuse_other_versions
 
-        refuse_other_versions(log.info)
+        refuse_other_versions()
     return totals
 
 
-def _pool(
-    spec: RunSpec, folder: Path, name: str, num_trials: int, totals: Mapping[str, float]
-) -> Pool:
-    from orchestrator.engine.slots import Pool
+def _slot_pool(spec: RunSpec, folder: Path, before: State, totals: Mapping[str, float]) -> SlotPool:
+    from orchestrator.engine.slots import SlotPool
 
-    num_slots = plan.slots_of(spec, num_trials, totals)
-    return Pool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
+    num_slots = plan.slots_of(spec, session.to_train(spec, before), totals)
+    name = session.session_name(folder)
+    return SlotPool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
 
 
-def _phases(
-    spec: RunSpec, claim: session.RunLock, state: State, pool: Pool, reopen_test: bool
+def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> State:
+    """Put on record what is to be trained, and open the dispatcher for the slots that wait."""
+    facts = {
+        family: DatasetFacts.from_dict(info.as_dict()) for family, info in images.datasets.items()
+    }
+    state = session.begin(
+        spec,
+        folder,
+        pool.session,
+        datasets=facts,
+        geometry={family: geometry.as_dict() for family, geometry in images.geometry.items()},
+        forecast=forecast(spec, images.costs, slots=pool.num_slots),
+    )
+    _clean_up_checkpoints(folder)
+    pool.open()
+    return state
+
+
+def _train(
+    prepared: PreparedRun, lock: session.RunLock, state: State, pool: SlotPool
 ) -> str | None:
     """Search, then finals, each trial to its end or until the stop file appears; why it did, where
-    that was no user's wish."""
-    folder = claim.folder
-    trials, slots = session.open_trials(state), pool.num_slots
-    log.info(f"{len(trials)} trials to train on {slots} slot{'s' * (slots != 1)}")
-    stop_file = folder / lease.STOP_FILE
-    watch = Watch(pool, spec.sweeps[0].resources, stop_file, claim.lost)
+    that was no user's wish. Raises ``UserError`` where the slots ended the run (exit code 3)."""
+    spec, stop_file = prepared.spec, lock.folder / lease.STOP_FILE
+    num_trials, num_slots = len(session.open_trials(state)), pool.num_slots
+    log.info(f"{num_trials} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
+    watchdog = Watchdog(pool, spec.sweeps[0].resources, stop_file, lock.lost)
     with stop_on_signals(stop_file):
-        watch.start()
         try:
-            _fit(spec, state, trials, pool, stop_file)
-            if spec.final_seeds and not stop_file.exists() and not pool.open_trials():
-                records = finals.due(spec, session.state_of(folder), reopen=reopen_test)
-                replication.share_stores(folder, finals.data_of(records))
-                pool.submit(records)
-                state = session.state_of(folder)
-                _fit(spec, state, session.open_trials(state), pool, stop_file)
+            with watchdog:
+                _search_then_finals(prepared, lock.folder, state, pool, stop_file)
         except StorageError:
             stop_file.touch()
             raise
         finally:
-            # A thread that still calls Ray while it shuts down would take the process with it.
-            watch.ended.set()
-            watch.join()
-            # The same file stops Tune whether a user, a signal or the watch wrote it.
-            over = watch.reason or pool.over_budget()
-            stopped = over or stop_file.exists()
-            event, patience_s = (
-                ("stopped", STOP_PATIENCE_S) if stopped else ("closed", LEAVE_PATIENCE_S)
-            )
-            pool.close(event, watch.error or over, patience_s)
-    if watch.error:
-        raise UserError(watch.error, exit_code=3)
-    return over
+            # The same file stops Tune whether a user, a signal or the watchdog wrote it.
+            stop_reason = watchdog.reason or pool.over_budget()
+            if stop_reason or stop_file.exists():
+                pool.close("stopped", watchdog.error or stop_reason, STOP_PATIENCE_S)
+            else:
+                pool.close("closed", watchdog.error, LEAVE_PATIENCE_S)
+    if watchdog.error:
+        raise UserError(watchdog.error, exit_code=3)
+    return stop_reason
 
 
-def _tidy(folder: Path) -> None:
+def _search_then_finals(
+    prepared: PreparedRun, folder: Path, state: State, pool: SlotPool, stop_file: Path
+) -> None:
+    from orchestrator.engine.trial import fit_trials
+
+    def fit(state: State) -> None:
+        fit_trials(
+            prepared.spec,
+            state,
+            session.open_trials(state),
+            dispatcher=pool.dispatcher,
+            num_slots=pool.num_slots,
+            decide=pool.decide,
+            stop_file=stop_file,
+        )
+
+    fit(state)
+    if prepared.spec.final_seeds and not stop_file.exists() and not pool.open_trials():
+        searched = session.state_of(folder)
+        records = finals.due(prepared.spec, searched, reopen=prepared.reopen_test)
+        replication.share_stores(folder, finals.data_of(records))
+        pool.submit(records)
+        fit(session.state_of(folder))
+
+
+def _clean_up_checkpoints(folder: Path) -> None:
     """While no slot is at work: remove the checkpoints that nothing will ask for again."""
     state = session.state_of(folder)
-    retention.at_rest(folder, state, [won.trial for won in winners(state).values()])
-
-
-def _fit(spec: RunSpec, state: State, trials: list[str], pool: Pool, stop_file: Path) -> None:
-    if not trials:
-        return
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only form that verbose=0 silences
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(pool.num_slots + 1))
-    # The ledger is the memory: no second one of Tune's, in files nobody reads.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
-    from ray import tune
-
-    from orchestrator.engine.scheduler import FamilyScheduler
-    from orchestrator.engine.trial import RESOURCES, SlotTrial, StopFile
-
-    scratch = tempfile.mkdtemp(prefix="tune-")
-    schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
-    pausing = any(scheduler.kind == "pasha" for scheduler in schedulers.values())
-    # One more than the slots, so that a freed slot finds the next trial waiting. A paused trial
-    # counts for Tune's own limit, so there the head's room is what limits those that are awake.
-    awake = pool.num_slots + 1
-    room = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
-    results = tune.Tuner(
-        tune.with_resources(SlotTrial, tune.PlacementGroupFactory([room])),
-        param_space={"trial": tune.grid_search(trials), "dispatcher": pool.dispatcher},
-        tune_config=tune.TuneConfig(
-            scheduler=FamilyScheduler(schedulers, state, pool.decide, seed=spec.sweeps[0].seed),
-            reuse_actors=True,
-            max_concurrent_trials=None if pausing else awake,
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=scratch,
-            verbose=0,
-            stop=StopFile(str(stop_file)),
-            failure_config=tune.FailureConfig(max_failures=3),
-        ),
-    ).fit()
-    for result in results:
-        if result.error is not None and result.config:
-            reason = f"its driver failed: {one_line(result.error)[-300:]}"
-            pool.decide("failed", result.config["trial"], reason=reason)
+    retention.at_rest(folder, state, [trial.trial for trial in winners(state).values()])
 
 
 @contextmanager
-def _tracker(spec: RunSpec, folder: Path, uri: str) -> Iterator[None]:
+def _mirrored(prepared: PreparedRun, folder: Path) -> Iterator[None]:
     """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator.tracking.follow",
-        "follow",
-        str(folder),
-        "--uri",
-        uri,
-    ]
+    spec, uri = prepared.spec, prepared.tracking_uri
+    command = [sys.executable, "-m", "orchestrator.tracking.follow", "follow"]
+    command += [str(folder), "--uri", uri]
     if spec.experiment:
         command += ["--experiment", spec.experiment]
     with (folder / "tracking.log").open("ab") as output:

@@ -1,10 +1,10 @@
-"""Who is pruned and when, a race a family, every decision on its way to the ledger.
+"""Who is pruned and when, for each family by itself, every decision on its way to the ledger.
 
-ASHA is Tune's own (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys
-2020): it stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached it
-before. PASHA is :mod:`orchestrator.engine.scheduler`, on Tune's pausing.
+ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020), in the form
+that Tune has: it stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached
+it before, and promotes nobody later.
 
-PASHA: ASHA whose longest rung grows only while the ranking of trials still changes.
+PASHA, on Tune's pausing: ASHA whose longest rung grows only while the ranking still changes.
 
 Bohdal, Balles, Wistuba, Ermis, Archambeau, Zappella, "PASHA: Efficient HPO and NAS with
 Progressive Resource Allocation", ICLR 2023. Trials pause at every rung and are promoted when
@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from orchestrator.ledger.state import State
 from orchestrator.spec.limits import SchedulerSpec
@@ -126,42 +126,26 @@ STOP: str = TrialScheduler.STOP
 Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
 
 
-@dataclass(frozen=True)
-class Named:
-    """What ASHA needs of a trial: a key. Ours outlives the Tune trial it is run by."""
-
-    trial_id: str
-
-
 class AshaBracket:
-    """Tune's ASHA under our trials' names, telling why it decided."""
+    """The rungs of one family: at each, whoever lies below the (1 - 1/eta) quantile of those that
+    reached it before is stopped. Names are trials, values are accuracies, higher is better."""
 
     def __init__(self, spec: SchedulerSpec) -> None:
-        self._asha = AsyncHyperBandScheduler(
-            time_attr="epoch",
-            metric=METRIC,
-            mode="max",
-            max_t=spec.max_epochs,
-            grace_period=spec.grace_epochs,
-            reduction_factor=spec.reduction_factor,
-        )
+        self._percentile = (1 - 1 / spec.reduction_factor) * 100
+        self._values: dict[int, dict[str, float]] = {rung: {} for rung in reversed(spec.rungs())}
 
     def observe(self, name: str, epoch: int, value: float) -> tuple[bool, int | None, str]:
         """``(go on?, rung that was met or None, reason)`` of one report."""
-        rung, cutoff, seen = self._meet(name, epoch)
-        named = Named(name)
-        self._asha.on_trial_add(None, named)
-        action = self._asha.on_trial_result(None, named, {"epoch": epoch, METRIC: value})
-        return action != STOP, rung, _reason(value, cutoff, seen)
-
-    def _meet(self, name: str, epoch: int) -> tuple[int | None, float | None, int]:
-        bracket = self._asha._brackets[0]
-        for milestone, recorded in bracket._rungs:
-            if epoch >= milestone:
-                if name in recorded:
-                    return None, None, 0
-                return int(milestone), bracket.cutoff(recorded), len(recorded)
-        return None, None, 0
+        for rung, values in self._values.items():
+            if epoch >= rung:
+                if name in values:
+                    return True, None, ""
+                before = list(values.values())
+                cutoff = float(np.percentile(before, self._percentile)) if before else None
+                reason = _reason(value, cutoff, len(before))
+                values[name] = value
+                return cutoff is None or value >= cutoff, rung, reason
+        return True, None, ""
 
 
 class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -219,7 +203,7 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
     def _pruned_or_not(self, family: str, name: str, epoch: int, value: float) -> str:
         goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
         if rung is None:
-            return CONTINUE if goes_on else STOP
+            return CONTINUE
         if goes_on:
             self._tell("promoted", name, epoch, reason, rung)
             return CONTINUE
@@ -292,7 +276,7 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
             if trial.status.is_final or epoch < trial.epoch
         ]
         for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
-            # What an audited trial does after its rung is off the books.
+            # What an audited trial does after its rung does not count.
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
             if value is None or value != value or outside:
                 continue

@@ -1,19 +1,35 @@
-"""The thin Tune trial: asks the dispatcher for one epoch after the other. Imports no torch."""
+"""Tune over thin trials: each asks the dispatcher for one epoch after the other. No torch."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from orchestrator.engine.scheduler import FamilyScheduler
+from orchestrator.ledger.state import State
 from orchestrator.ray_cluster.capacity import HEAD
-from trainables.worker.actor_client import ActorClient
+from orchestrator.spec.run import RunSpec
+from trainables.errors import one_line
+from trainables.worker.dispatcher_client import ActorClient, EpochAnswer
 
 NAMESPACE = "backbone-tournament"
 
 # Held by the head node alone, so drivers stay on the node that is never a spot instance.
 RESOURCES: dict[str, float] = {HEAD: 0.001}
+MAX_FAILURES_PER_DRIVER = 3
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the only form that verbose=0 silences
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The ledger is the memory: no second one of Tune's, in files nobody reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+}
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
@@ -23,47 +39,88 @@ class SlotTrial(tune.Trainable):  # type: ignore[misc]
     slot ends here without a metric: the ledger holds the reason, and Tune must not retry it.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._open(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._open(new_config)
-        return True
-
-    def _open(self, config: dict[str, Any]) -> None:
-        self._trial = str(config["trial"])
-        self._call = ActorClient(str(config["dispatcher"]), NAMESPACE)
+    def setup(self, config: Mapping[str, str]) -> None:
+        self._trial = config["trial"]
+        self._call = ActorClient(config["dispatcher"], NAMESPACE)
         self._epoch = int(self._call("resume_epoch", self._trial))
 
-    def step(self) -> dict[str, Any]:
+    def reset_config(self, new_config: Mapping[str, str]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, object]:
         while True:
-            answer = self._call("ask", self._trial, self._epoch + 1)
-            if "metrics" in answer:
+            answer: EpochAnswer = self._call("ask", self._trial, self._epoch + 1)
+            if answer.metrics is not None:
                 self._epoch += 1
-                return {
-                    "epoch": self._epoch,
-                    "val_top1": answer["metrics"].get("val_top1", float("nan")),
-                    "done": answer["done"],
-                }
-            if "ended" in answer:
-                return {"ended": answer["ended"], "done": True}
+                val_top1 = answer.metrics.get("val_top1", float("nan"))
+                return {"epoch": self._epoch, "val_top1": val_top1, "done": answer.done}
+            if answer.ended is not None:
+                return {"ended": answer.ended, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: what the trial knows is in the ledger."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, checkpoint: object) -> None:
         """Nothing to load: ``setup`` has asked the dispatcher."""
 
 
 class StopFile(tune.Stopper):  # type: ignore[misc]
-    """Stops every trial once a file exists: one road for users, signals and the watch."""
+    """Stops every trial once a file exists, whether a user, a signal or the watchdog wrote it."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         """Tune asks between any two events of its loop."""
         return self._path.exists()
+
+
+def fit_trials(
+    spec: RunSpec,
+    state: State,
+    trials: Sequence[str],
+    *,
+    dispatcher: str,
+    num_slots: int,
+    decide: Callable[..., Any],
+    stop_file: Path,
+) -> None:
+    """Run Tune until the ``trials`` have ended or ``stop_file`` exists.
+
+    ``decide(event, trial, …)`` records a decision, as of :class:`FamilyScheduler`; also that a
+    trial has failed whose driver did so again and again.
+    """
+    if not trials:
+        return
+    # One more than the slots, so that a freed slot finds the next trial waiting. A paused trial
+    # counts for Tune's own limit, so there the head's share is what limits those that are awake.
+    awake = num_slots + 1
+    for name, value in {**ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(awake)}.items():
+        os.environ.setdefault(name, value)
+    schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
+    pausing = any(scheduler.kind == "pasha" for scheduler in schedulers.values())
+    shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
+    results = tune.Tuner(
+        tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
+        param_space={"trial": tune.grid_search(list(trials)), "dispatcher": dispatcher},
+        tune_config=tune.TuneConfig(
+            scheduler=FamilyScheduler(schedulers, state, decide, seed=spec.sweeps[0].seed),
+            reuse_actors=True,
+            max_concurrent_trials=None if pausing else awake,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=tempfile.mkdtemp(prefix="tune-"),
+            verbose=0,
+            stop=StopFile(str(stop_file)),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES_PER_DRIVER),
+        ),
+    ).fit()
+    for result in results:
+        if result.error is not None and result.config:
+            reason = f"its driver failed: {one_line(result.error)[-300:]}"
+            decide("failed", result.config["trial"], reason=reason)

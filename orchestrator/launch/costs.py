@@ -26,7 +26,7 @@ from orchestrator.spec.limits import MEASURED
 from orchestrator.spec.paths import absolute_data
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from trainables.backbones import describe
-from trainables.config import BackboneSpec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec
 from trainables.data.build import prepare
 from trainables.data.store import DatasetInfo
 from trainables.errors import UserError
@@ -178,7 +178,8 @@ def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        # As the slots' workers have it; tensors of a GPU are no concern of the C library.
+        env={**os.environ, **FREED_MEMORY_KEPT, "PYTHONPATH": path},
     )
     with process:
         try:

@@ -1,9 +1,7 @@
-"""What a run will cost, before it does: device-hours, wall time, money, memory, checkpoints.
+"""What a run is expected to train and to cost: epochs, device-hours, time, money, memory, disk.
 
-Each family's cost is of a real step where one was measured on this machine, else estimated from
-its FLOPs and a throughput that is assumed; every figure says which.
-
-How many epochs a scheduler is expected to train. Pure arithmetic: no ray.
+A family's cost is that of a real step where one was measured on this machine, else estimated from
+its FLOPs and an assumed throughput; every figure says which. Pure arithmetic: no ray.
 """
 
 from __future__ import annotations

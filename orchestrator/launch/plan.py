@@ -1,15 +1,12 @@
-"""What a run will do before it does it: trials, rungs, epochs, slots, backbones, and its forecast.
+"""What a run will do before it does it: slots, trials, rungs, epochs, backbones and its forecast.
 
-Pure arithmetic on a ``RunSpec``, the cluster's totals and each backbone's geometry and cost: no
-ray, no torch.
-
-The plan for a terminal.
+Pure arithmetic on a ``RunSpec``, the cluster's totals and each backbone's geometry and cost, as
+JSON and as text for a terminal. No ray, no torch.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,8 +37,6 @@ def _local_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
     try:
         listed = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5, check=False

@@ -24,7 +24,7 @@ from orchestrator.launch.validation import ImageFacts, geometry_of, validate
 from orchestrator.ledger import replication
 from orchestrator.spec import limits, named_sweeps, overrides
 from orchestrator.spec.paths import absolute_data, dataset_name
-from orchestrator.spec.run import RunSpec, SweepSpec, sanitised
+from orchestrator.spec.run import RunSpec, SweepSpec, leaves, sanitised
 from orchestrator.tracking import store
 from trainables.backbones import Geometry
 from trainables.data.store import DatasetInfo
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 HEAD_START_S = 2.0
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")
 TOURNAMENT_FINAL_SEEDS = 3
+SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
 # Options that are short for a --set of this path.
 OPTION_PATHS = {
     "dataset": "data.source",
@@ -152,26 +153,17 @@ def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
 def _unequal(sweeps: Sequence[SweepSpec]) -> list[str]:
     """What keeps families from being compared in one run, one line each."""
     mistakes = []
-    leaves = [_shared_leaves(sweep) for sweep in sweeps]
-    for path, value in leaves[0].items():
-        if any(other[path] != value for other in leaves):
-            values = ", ".join(
-                f"{sweep.family} {own[path]}" for sweep, own in zip(sweeps, leaves, strict=True)
-            )
+    leaves_by_sweep = [leaves(sweep.as_dict()) for sweep in sweeps]
+    for path in leaves_by_sweep[0]:
+        values = [own.get(path) for own in leaves_by_sweep]
+        if path.partition(".")[0] in SHARED and len(set(values)) > 1:
+            pairs = zip(sweeps, values, strict=True)
+            each = ", ".join(f"{sweep.family} {value}" for sweep, value in pairs)
             mistakes.append(
-                f"families of one run must have equal {path}; got {values}. "
+                f"families of one run must have equal {path}; got {each}. "
                 f"Fix: --set {path}=VALUE for all of them"
             )
     return mistakes
-
-
-def _shared_leaves(sweep: SweepSpec) -> Mapping[str, object]:
-    plain = sweep.as_dict()
-    return {"trials": sweep.trials, "seed": sweep.seed} | {
-        f"{section}.{name}": value
-        for section in ("scheduler", "data", "resources")
-        for name, value in plain[section].items()
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

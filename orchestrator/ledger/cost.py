@@ -1,8 +1,7 @@
-"""What a run has cost, from its ledger, in worker-seconds and in bytes on disk.
+"""What a run has cost, from its ledger, in device seconds and in bytes on disk.
 
-Charged are, times the workers of a slot, the seconds that reports name (training, evaluation,
-data, checkpoints, and the building of a trial in its first report of an attempt) and what no
-report counts: epochs lost with their worker, and the finals' meeting with the test split.
+A device second is a second of one worker of a slot, whatever it holds: a GPU, or CPUs where there
+is none. Report, compare JSON, MLflow and budget all mean the same sum by it.
 
 What a run's nodes did to it, from its ledger: preemptions, and how many workers there were.
 """
@@ -13,6 +12,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from orchestrator.ledger.retention import FOLDER
@@ -21,28 +21,64 @@ from orchestrator.spec import limits
 from orchestrator.spec.limits import ResourceSpec
 from trainables.storage import object_storage
 
-PURPOSES = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSeconds:
+    """Seconds of devices by what they went into. ``setup`` is building a trial, in its first report
+    of an attempt; ``unreported`` what no report counts: epochs lost with their worker, and the
+    finals' test evaluation."""
+
+    train: float = 0.0
+    eval: float = 0.0
+    data: float = 0.0
+    checkpoint: float = 0.0
+    setup: float = 0.0
+    unreported: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """What is charged."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """By purpose, in seconds."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def __add__(self, other: DeviceSeconds) -> DeviceSeconds:
+        return DeviceSeconds(**{k: v + getattr(other, k) for k, v in self.parts().items()})
 
 
-def epoch_seconds(report: ReportedEpoch) -> float:
-    """Seconds that a slot spent on an epoch; of an elastic slot, those that all its workers would
-    have spent for as much."""
-    setup = report.detail.get("setup_seconds", 0.0)
-    spent = float(sum(report.metrics.get(name, 0.0) for name in PURPOSES) + setup)
-    return spent * (report.workers or 1) / (report.of_workers or 1)
-
-
-def slot_seconds(trials: Iterable[TrialState]) -> float:
-    """Seconds that slots spent on the trials."""
-    return sum(
-        sum(map(epoch_seconds, trial.reports.values())) + trial.other_seconds for trial in trials
+def epoch_cost(report: ReportedEpoch, num_workers: int) -> DeviceSeconds:
+    """Of one epoch; ``num_workers`` trained it where the report does not say how many."""
+    workers = report.workers or num_workers
+    return DeviceSeconds(
+        setup=workers * report.detail.get("setup_seconds", 0.0),
+        **{
+            purpose: workers * report.metrics.get(f"{purpose}_seconds", 0.0)
+            for purpose in ("train", "eval", "data", "checkpoint")
+        },
     )
 
 
-def worker_seconds(state: State, family: str | None = None) -> float:
+def cost_of(trials: Iterable[TrialState]) -> DeviceSeconds:
+    """Of all that the trials took, so far."""
+    cost = DeviceSeconds()
+    for trial in trials:
+        cost += DeviceSeconds(unreported=trial.num_workers * trial.unreported_s)
+        for report in trial.reports.values():
+            cost += epoch_cost(report, trial.num_workers)
+    return cost
+
+
+def epoch_seconds(report: ReportedEpoch, num_workers: int) -> float:
+    """Seconds of a slot of ``num_workers`` that an epoch is charged: of a slot that had fewer
+    workers, those that all of them would have spent for as much."""
+    return epoch_cost(report, num_workers).total / num_workers
+
+
+def device_seconds(state: State, family: str | None = None) -> float:
     """What the run, or one family of it, has cost so far."""
-    trials = [t for t in state.trials.values() if family in (None, t.family)]
-    return resources_of(state).num_workers * slot_seconds(trials)
+    return cost_of(t for t in state.trials.values() if family in (None, t.family)).total
 
 
 def checkpoint_bytes(run_folder: Path) -> int:
@@ -66,7 +102,7 @@ def resources_of(state: State) -> ResourceSpec:
 
 def spent_device_hours(state: State) -> float:
     """Hours of GPUs, or of CPUs without any, that the run has cost so far."""
-    return limits.device_hours(worker_seconds(state), resources_of(state))
+    return limits.device_hours(device_seconds(state), resources_of(state))
 
 
 def preemptions(state: State, family: str | None = None) -> int:

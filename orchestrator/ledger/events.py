@@ -43,12 +43,12 @@ EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
     "extended",  # the same run asked for more trials or another budget; detail = the new header
     "submitted",  # a trial to train; detail = assignment and axes, unless they are drawn later
-    "drawn",  # its recipe was drawn from what the others had shown; detail = assignment and axes
+    "drawn",  # its recipe was suggested by what the others had shown; detail = assignment and axes
     "started",  # a slot took an attempt of the trial
     "reported",  # one epoch done; metrics, checkpoint
     "promoted",  # passed a rung
     "pruned",  # stopped at a rung; reason holds the cut-off
-    "audited",  # would have been pruned at that rung, finished anyway off the books
+    "audited",  # would have been pruned at that rung, is finished all the same to measure pruning
     "paused",  # waits at a rung, its slot free, until it is promoted or pruned
     "preempted",  # the trial's worker was told to leave; checkpoint, if it could write one
     "finished",  # reached its last epoch
@@ -56,7 +56,7 @@ EVENTS = (
     "stopped",  # the run was interrupted; resumable
     "resumed",  # an interrupted run went on
     "frozen",  # the search is over; detail = the winners by recipe hash, before any final
-    "test_opened",  # the sealed test split is about to be read
+    "test_opened",  # the test split is about to be read
     "verdict",  # what the run says of its claim; detail, recomputed from the other records
     "noted",  # anything else a reader should know; reason
     "closed",  # the run reached its end

@@ -13,6 +13,8 @@ from typing import Any, Self
 from orchestrator.spec.run import RunSpec
 from trainables.config import Spec
 
+Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts(Spec):
@@ -93,7 +95,7 @@ class RunHeader(Spec):
     environment: Environment = field(default_factory=Environment)
     code_version: str | None = None
     datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
-    geometry: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    geometry: Mapping[str, Geometry] = field(default_factory=dict)
     forecast: Forecast | None = None
 
     @classmethod

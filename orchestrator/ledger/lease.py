@@ -7,6 +7,7 @@ looks into it each time; who finds another's name there has been taken for dead,
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -28,6 +29,7 @@ SETTLE_S = 1.0
 PATIENCE_S = 5.0  # of one question, while the run goes on or ends
 
 Holder = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Lease:
@@ -49,14 +51,16 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
-    def acquire(self, say: Callable[[str], None] = lambda line: None) -> None:
+    def acquire(self) -> None:
         """Take it; waits up to ``STALE_S`` to see whether a holder is alive. Raises ``UserError``
         that names who is, and ``StorageError``."""
         name = self.remote.rpartition("/")[2]
         seen, since = holder(self.remote), time.monotonic()
         if seen is not None and not _gone(seen):
             told = f"{seen['host']} (process {seen['pid']})"
-            say(f"{name!r} belongs to {told}: seeing within {STALE_S:g} s whether that is alive")
+            log.info(
+                f"{name!r} belongs to {told}: seeing within {STALE_S:g} s whether that is alive"
+            )
             while time.monotonic() - since < STALE_S:
                 time.sleep(LOOK_S)
                 now = holder(self.remote)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -172,13 +172,13 @@ PULL_PATIENCE_S = 2.0
 
 
 @contextmanager
-def leased(folder: Path, remote: str, say: Callable[[str], None]) -> Iterator[Lease]:
+def leased(folder: Path, remote: str) -> Iterator[Lease]:
     """The right to run what is kept at ``remote``, with ``folder`` as its copy, brought in line.
 
     The caller holds the folder's lock. Raises ``UserError`` that names a living holder.
     """
     lease = Lease(remote, (folder / STOP_FILE).touch)
-    lease.acquire(say)
+    lease.acquire()
     try:
         (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
         _bring(folder, remote, read(remote))

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
-from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, RunHeader
+from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, Geometry, RunHeader
 from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
 from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.lease import is_held as lease_is_held
 from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S
 from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.paths import remote_of
 from orchestrator.spec.run import RunSpec, diff
 from trainables.errors import UserError
+from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
 
 RECORDED = (*LIBRARIES, "mlflow")
@@ -43,8 +45,23 @@ class RunLock:
         return None if self.lease is None else self.lease.problem
 
 
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the run's lock or, in object storage, its lease."""
+    remote = object_storage.origin(folder)
+    if remote is not None and lease_is_held(remote):
+        return True
+    try:
+        with (folder / LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
 @contextmanager
-def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[RunLock]:
+def run_lock(spec: RunSpec) -> Iterator[RunLock]:
     """The run, for this process alone; nothing stays behind if nothing was begun.
 
     Raises :class:`UserError` when another process holds the name, ``StorageError`` when object
@@ -61,7 +78,7 @@ def claimed(spec: RunSpec, say: Callable[[str], None]) -> Iterator[RunLock]:
             f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
         ) from None
     try:
-        with replication.leased(folder, remote, say) if remote else nullcontext() as lease:
+        with replication.leased(folder, remote) if remote else nullcontext() as lease:
             yield RunLock(folder, lease)
     finally:
         lock.release()
@@ -108,7 +125,7 @@ def begin(
     session: str,
     *,
     datasets: Mapping[str, DatasetFacts],
-    geometry: Mapping[str, Mapping[str, Any]],
+    geometry: Mapping[str, Geometry],
     forecast: Forecast | None,
 ) -> State:
     """Write what makes the run new, resumed or extended; its state. Raises ``StorageError``, and

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.ledger.header import RunHeader
 from orchestrator.spec.run import RunSpec, with_axes
+from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment
 
 Record = dict[str, Any]
@@ -84,7 +85,7 @@ class TrialState:
     stage: Stage = Stage.SEARCH
     status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
-    axes: Mapping[str, Any] | None = None
+    axes: Axes | None = None
     open_axes: tuple[str, ...] = ()
     winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +99,8 @@ class TrialState:
     reason: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
-    other_seconds: float = 0.0  # of its slots, for what no report counts: lost epochs, the test
+    num_workers: int = 1  # of a slot of full size
+    unreported_s: float = 0.0  # of its slots: epochs lost, and the test evaluation
 
     @property
     def epoch(self) -> int:
@@ -106,7 +108,7 @@ class TrialState:
         return max(self.reports, default=0)
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Axes:
         """The recipe by axis, without those that are not suggested yet."""
         plain = self.assignment.recipe.as_dict()
         return {k: v for k, v in plain.items() if f"recipe.{k}" not in self.open_axes}
@@ -136,22 +138,11 @@ class TrialState:
         _, epoch = _best(saved, "val_top1")
         return None if epoch is None else saved[epoch].checkpoint
 
-    @property
-    def device_seconds(self) -> float:
-        """Seconds of training and evaluation, times the workers that spent them."""
-        workers = int(self.detail.get("num_workers", 1))
-        spent = sum(
-            (report.metrics.get("train_seconds", 0.0) + report.metrics.get("eval_seconds", 0.0))
-            * (report.workers or workers)
-            for report in self.reports.values()
-        )
-        return float(spent)
-
     def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
         """Best value of ``metric`` and the epoch it was reached in."""
         return _best(self.reports, metric)
 
-    def suggest(self, axes: Mapping[str, Any]) -> Assignment:
+    def suggest(self, axes: Axes) -> Assignment:
         """The assignment with the searched values in their places."""
         return with_axes(self.assignment, axes)
 
@@ -230,12 +221,12 @@ def apply(state: State, record: Record) -> None:
         return
     if event == "submitted":
         if name not in state.trials:
-            state.trials[name] = _submitted(name, record)
+            state.trials[name] = _submitted(name, record, state.spec)
         return
     trial = state.trials.get(name)
     if trial is None:
         return
-    trial.other_seconds += record.get("slot_seconds", 0.0)
+    trial.unreported_s += record.get("slot_seconds", 0.0)
     if event == "started":
         trial.status = TrialStatus.RUNNING
         trial.attempt = record["attempt"]
@@ -271,7 +262,7 @@ def apply(state: State, record: Record) -> None:
         trial.ended_at = record["time"]
 
 
-def _submitted(name: str, record: Record) -> TrialState:
+def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     detail, family = record["detail"], record["family"]
     plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
     assignment = Assignment.from_dict(plain)
@@ -290,6 +281,7 @@ def _submitted(name: str, record: Record) -> TrialState:
         axes=axes,
         open_axes=tuple(open_axes),
         winner=detail.get("winner"),
+        num_workers=spec.sweeps[0].resources.num_workers if spec.sweeps else 1,
     )
 
 

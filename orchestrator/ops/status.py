@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.launch.forecast import expected_rest
-from orchestrator.ledger.cost import epoch_seconds, preemptions, resources_of, worker_seconds
+from orchestrator.ledger.cost import device_seconds, epoch_seconds, preemptions, resources_of
 from orchestrator.ledger.events import FILE_NAME, tail
 from orchestrator.ledger.state import (
     Record,
@@ -131,7 +131,7 @@ def view(state: State, *, running: bool) -> RunView:
     schedulers = {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
     names = dict.fromkeys([*schedulers, *(trial.family for trial in state.trials.values())])
     families = [_family_view(state, family, running) for family in names]
-    spent, resources = worker_seconds(state), resources_of(state)
+    spent, resources = device_seconds(state), resources_of(state)
     saved_hours = [family.saved_device_hours for family in families]
     finals = [trial for trial in state.trials.values() if trial.stage is Stage.FINAL]
     return RunView(
@@ -175,7 +175,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
         best_val_top1=value,
         best_trial=None if best is None else best.trial,
         best_recipe=None if best is None else dict(best.axes or {}),
-        device_hours=limits.device_hours(worker_seconds(state, family), resources),
+        device_hours=limits.device_hours(device_seconds(state, family), resources),
         saved_device_hours=None if saved_s is None else limits.device_hours(saved_s, resources),
         seconds_per_epoch=seconds,
     )
@@ -190,7 +190,7 @@ def _shown_status(trial: TrialState, running: bool) -> TrialStatus:
 def _seconds_per_epoch(state: State, family: str) -> float | None:
     """Mean over the epochs reported, else by the forecast; ``None`` where neither is known."""
     seconds = [
-        epoch_seconds(report)
+        epoch_seconds(report, trial.num_workers)
         for trial in state.trials.values()
         if trial.family == family
         for report in trial.reports.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from orchestrator.ray_cluster.attach import answers
 from orchestrator.ray_cluster.capacity import HEAD, running_room
 from trainables.errors import one_line, raise_if_any
 from trainables.versions import differences, installed
+
+log = logging.getLogger(__name__)
 
 VERSIONS_TIMEOUT_S = 30.0  # a node starts a process to answer: a second where it is idle
 
@@ -115,14 +118,15 @@ def dashboard() -> str | None:
     return address or None
 
 
-def refuse_other_versions(say: Callable[[str], None]) -> None:
+def refuse_other_versions() -> None:
     """Raise ``UserError`` with a line for each library that a node holds in another version than
     this process. A node that does not answer is only named: its workers check themselves."""
-    mine, found = installed(), []
+    here, mistakes = installed(), []
     answers = ask_all(alive(), installed, timeout_s=VERSIONS_TIMEOUT_S)
     for node, answer in answers.items():
         if isinstance(answer, Exception):
-            say(f"warning: node {node.name} did not tell its versions: {one_line(answer)[:200]}")
+            why = one_line(answer)[:200]
+            log.warning(f"warning: node {node.name} did not tell its versions: {why}")
         else:
-            found += differences(mine, answer, node.name)
-    raise_if_any(found)
+            mistakes += differences(here, answer, node.name)
+    raise_if_any(mistakes)

@@ -11,42 +11,38 @@ weights, warm-up the number of epochs, mirroring and batch size the dataset, wei
 from __future__ import annotations
 
 import re
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from types import NoneType
 from typing import Any
 
 from orchestrator.spec import named_sweeps
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable, with_axes
-from orchestrator.spec.spaces import Choice, Domain, LogUniform, Uniform
-from trainables.config import BackboneSpec, DataSpec, Recipe
+from orchestrator.spec.spaces import Axes, Choice, Domain, LogUniform, Uniform
+from trainables.config import NOUNS, BackboneSpec, DataSpec, Recipe, kinds_of
 from trainables.errors import UserError
 
-SECTIONS: dict[str, type] = {
-    "recipe": Recipe,
-    "backbone": BackboneSpec,
-    "data": DataSpec,
-    "scheduler": SchedulerSpec,
-    "resources": ResourceSpec,
-}
+SECTIONS: tuple[Any, ...] = (Recipe, BackboneSpec, DataSpec, SchedulerSpec, ResourceSpec)
 # The family is what the TARGET names.
 FIXED = ("backbone.family",)
 _RANGE = re.compile(r"(log|uniform)\((.*)\)", re.DOTALL)
+
+
+Kinds = tuple[Any, ...]  # types that a field may have, NoneType last
 
 
 class _Wrong(ValueError):
     """A value that does not fit its field; the message is the rule."""
 
 
-def leaves() -> dict[str, Any]:
-    """Every path that ``--set`` reaches, with the type of its field."""
-    found: dict[str, Any] = {"trials": int, "seed": int}
-    for section, owner in SECTIONS.items():
-        hints = typing.get_type_hints(owner)
-        found |= {f"{section}.{field.name}": hints[field.name] for field in fields(owner)}
-    return {path: hint for path, hint in found.items() if path not in FIXED}
+def leaves() -> dict[str, Kinds]:
+    """Every path that ``--set`` reaches, with the types of its field."""
+    paths: dict[str, Kinds] = {"trials": (int,), "seed": (int,)}
+    for owner in SECTIONS:
+        for one in fields(owner):
+            paths[f"{owner.section}.{one.name}"] = kinds_of(owner, one.name)
+    return {path: kinds for path, kinds in paths.items() if path not in FIXED}
 
 
 def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
@@ -57,7 +53,7 @@ def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
 def apply_sets(made: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
     """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
     families = [sweep.family for sweep in made]
-    wanted: list[dict[str, Any]] = [{} for _ in made]
+    wanted: list[dict[str, object]] = [{} for _ in made]
     wrong: list[str] = []
     for text in texts:
         path, equals, value = text.partition("=")
@@ -86,18 +82,18 @@ def parse(path: str, text: str, *, given: bool = True) -> Any:
         raise _Wrong(f"--set has no path {path!r}. Fix: did you mean {' or '.join(near)}?")
     if not given:
         raise _Wrong(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
-    hint = known[path]
+    kinds = known[path]
     match = _RANGE.fullmatch(text)
     listed = text.startswith("[") and text.endswith("]")
     if (match or listed) and not searchable(path):
         raise _Wrong(f"{path} takes one value, not a range; got {text}. Fix: --set {path}=VALUE")
     if match:
-        return _range(path, hint, match)
+        return _range(path, kinds, match)
     if listed:
         values = [part.strip() for part in text[1:-1].split(",") if part.strip()]
-        parsed = tuple(dict.fromkeys(_typed(path, hint, value) for value in values))
+        parsed = tuple(dict.fromkeys(_typed(path, kinds, value) for value in values))
         return parsed[0] if len(parsed) == 1 else Choice(parsed)
-    return _typed(path, hint, text)
+    return _typed(path, kinds, text)
 
 
 def _near(path: str, known: list[str]) -> list[str]:
@@ -109,37 +105,35 @@ def _near(path: str, known: list[str]) -> list[str]:
     return list(dict.fromkeys([*same, *short, *named_sweeps.nearest(path, known)]))[:3]
 
 
-def _range(path: str, hint: Any, match: re.Match[str]) -> Domain:
+def _range(path: str, kinds: Kinds, match: re.Match[str]) -> Domain:
     kind, text = match.groups()
     parts = [part.strip() for part in text.split(",")]
-    if float not in (hint, *typing.get_args(hint)) or len(parts) != 2:
+    if float not in kinds or len(parts) != 2:
         rule = "takes LOW,HIGH" if len(parts) != 2 else "needs an axis of real numbers"
         raise _Wrong(f"{path}: {kind}() {rule}; got {match[0]}. Fix: --set {path}=[A,B]")
-    low, high = (_typed(path, float, part) for part in parts)
+    low, high = (_typed(path, (float,), part) for part in parts)
     return LogUniform(low, high) if kind == "log" else Uniform(low, high)
 
 
-def _typed(path: str, hint: Any, text: str) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    optional = types.NoneType in kinds
+def _typed(path: str, kinds: Kinds, text: str) -> Any:
+    optional = NoneType in kinds
     if optional and text.lower() in ("none", "null"):
         return None
-    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    kind = kinds[0]
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind in (int, float):
             return kind(text)
     except (KeyError, ValueError):
-        noun = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-        noun += " or none" if optional else ""
+        noun = NOUNS[kind] + (" or none" if optional else "")
         raise _Wrong(f"{path} must be {noun}; got {text!r}. Fix: --set {path}=VALUE") from None
     if not text:
         raise _Wrong(f"{path} needs a value; got nothing. Fix: --set {path}=VALUE")
     return text
 
 
-def _changed(sweep: SweepSpec, wanted: Mapping[str, Any]) -> SweepSpec:
+def _changed(sweep: SweepSpec, wanted: Axes) -> SweepSpec:
     """Fixed values first, then the defaults that follow them, then the ranges."""
     domains = {
         path: v for path, v in wanted.items() if isinstance(v, Choice | LogUniform | Uniform)
@@ -158,7 +152,7 @@ def _changed(sweep: SweepSpec, wanted: Mapping[str, Any]) -> SweepSpec:
     return replace(changed, space={**space, **domains})
 
 
-def _follow(old: SweepSpec, new: SweepSpec, wanted: Mapping[str, Any]) -> SweepSpec:
+def _follow(old: SweepSpec, new: SweepSpec, wanted: Axes) -> SweepSpec:
     """Move each value that is still its old default to its new default."""
     moves: dict[str, tuple[Any, Any]] = {
         "backbone.weights": (

@@ -32,6 +32,8 @@ from trainables.config import (
     stable_hash,
 )
 
+Plain = Mapping[str, Any]  # a spec as ``as_dict()`` gives it
+
 # How a run is carried out, not what it trains: may change when it is resumed.
 OPERATIONAL_RESOURCES = (
     "cpus_per_worker",
@@ -47,7 +49,7 @@ OPERATIONAL_RUN = (
 )
 
 
-def identity(run: Mapping[str, Any]) -> dict[str, Any]:
+def identity(run: Plain) -> dict[str, Any]:
     """What makes two runs the same: all but the number of trials (a run may be extended), where
     things are kept, and how it is carried out. ``run`` is ``RunSpec.as_dict()``."""
     plain = {key: copy.deepcopy(value) for key, value in run.items() if key not in OPERATIONAL_RUN}
@@ -62,9 +64,9 @@ def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def leaf_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def leaf_changes(old: Plain, new: Plain) -> list[str]:
     """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
-    before, after = (_leaves(_by_family(identity(run))) for run in (old, new))
+    before, after = (leaves(_by_family(identity(run))) for run in (old, new))
     return [
         f"{path}: was {before.get(path, 'not there')}, asked {after.get(path, 'not there')}"
         for path in sorted({*before, *after})
@@ -77,7 +79,8 @@ def _by_family(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, **sweeps}
 
 
-def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
+    """Path -> value, as text, of each leaf of a spec's ``as_dict()``."""
     found: dict[str, str] = {}
     for key, value in plain.items():
         path = f"{prefix}{key}"
@@ -87,22 +90,11 @@ def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif key == "grid":
             found[path] = f"{len(value)} trials, {stable_hash(value)}"
         elif isinstance(value, Mapping):
-            found |= _leaves(value, f"{path}.")
+            found |= leaves(value, f"{path}.")
         else:
             found[path] = "none" if value is None else str(value)
     return found
 
-
-__all__ = [
-    "ResourceSpec",
-    "RunSpec",
-    "SchedulerSpec",
-    "SweepSpec",
-    "absolute_data",
-    "diff",
-    "searchable",
-    "with_axes",
-]
 
 SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
@@ -125,7 +117,7 @@ class SweepSpec(Spec):
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     trials: int = ruled(8, 1, option="--trials")
     seed: int = ruled(0, 0, option="--seed")
-    grid: Sequence[Mapping[str, Any]] = ()
+    grid: Sequence[spaces.Axes] = ()
 
     @property
     def family(self) -> str:
@@ -136,11 +128,11 @@ class SweepSpec(Spec):
         """``FAMILY-0000``."""
         return f"{self.family}-{index:04d}"
 
-    def axes(self, index: int, past: Sequence[spaces.Observation] = ()) -> dict[str, Any]:
+    def axes(self, index: int, past: Sequence[spaces.Observation] = ()) -> spaces.Axes:
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
-        return spaces.draw(
+        return spaces.suggest(
             self.scheduler.sampler,
             self.space,
             seed=self.seed,
@@ -154,11 +146,13 @@ class SweepSpec(Spec):
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
         if self.scheduler.sampler == "tpe" and self.space and not self.grid:
             plain = self.assignment(index, axes={}).as_dict()
-            return {"assignment": spaces.without(plain, self.space)}
+            for section, _, name in (path.partition(".") for path in self.space):
+                del plain[section][name]
+            return {"assignment": plain}
         axes = self.axes(index)
         return {"assignment": self.assignment(index, axes).as_dict(), "axes": axes}
 
-    def assignment(self, index: int, axes: Mapping[str, Any] | None = None) -> Assignment:
+    def assignment(self, index: int, axes: spaces.Axes | None = None) -> Assignment:
         """Trial ``index`` complete, paths absolute for any worker; its searched ``axes`` are drawn
         where they are not given."""
         own = self.grid[index] if self.grid else self.axes(index) if axes is None else axes
@@ -214,7 +208,7 @@ class RunSpec(Spec):
     final_seeds: int = ruled(0, 0, option="--final-seeds")
     budget: Mapping[str, float] | None = None
     prices: Mapping[str, float] | None = None
-    claim: Mapping[str, Any] | None = None
+    claim: Plain | None = None
 
     @property
     def folder(self) -> Path:
@@ -267,7 +261,7 @@ def searchable(path: str) -> bool:
     return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
 
 
-def with_axes(spec: HasSections, axes: Mapping[str, Any]) -> HasSections:
+def with_axes(spec: HasSections, axes: spaces.Axes) -> HasSections:
     """``spec`` with the fields named by ``SECTION.FIELD`` paths replaced."""
     by_section: dict[str, dict[str, Any]] = {}
     for path, value in axes.items():

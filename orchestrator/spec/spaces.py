@@ -1,16 +1,14 @@
-"""Per family: the recipe space, and why each range is what it is. No torch, no ray.
+"""What is searched, why each range is what it is, and which values a trial gets.
 
-A space maps an axis path (``recipe.learning_rate``) to a domain. The default draw, at random, is
-here: it depends on the sweep's seed, the family, the axis and the trial's index and on nothing
-else, so more trials extend the list without changing it, and fixing one axis leaves the draws of
-the others alone. The other ways to draw are in :mod:`orchestrator.spec.spaces`.
+A space maps an axis path (``recipe.learning_rate``) to a domain. Its values are suggested by one
+of three samplers:
 
-Which values of a space a trial gets: at random, along a Sobol sequence, or by what came before.
-
-``random``  independent draws, see :func:`orchestrator.spec.spaces.sample`
+``random``  independent draws, each a function of the sweep's seed, the family, the axis and the
+            trial's index: more trials extend the list without changing it, and fixing one axis
+            leaves the values of the others alone
 ``sobol``   scrambled Sobol points (Owen, 1998): any power of two of them fills every axis evenly
-``tpe``     the tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's): drawn
-            when a trial starts, from the trials of its family before it
+``tpe``     the tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's),
+            asked when a trial starts, by the trials of its family before it
 
 All are functions of their arguments: the same seed, and for TPE the same past, give the same draw.
 """
@@ -80,6 +78,7 @@ class Choice:
 
 Domain = LogUniform | Uniform | Choice
 Space = Mapping[str, Domain]
+Axes = Mapping[str, Any]  # axis path -> the value that a trial has of it
 
 
 def within(domain: LogUniform | Uniform, value: float) -> float:
@@ -88,7 +87,7 @@ def within(domain: LogUniform | Uniform, value: float) -> float:
     return min(max(float(f"{value:.4g}"), domain.low), domain.high)
 
 
-def sample(space: Space, *, seed: int, index: int, family: str = "") -> dict[str, Any]:
+def sample(space: Space, *, seed: int, index: int, family: str = "") -> Axes:
     """One value per axis, a function of ``(seed, family, axis, index)`` only."""
     return {
         path: domain.at(random.Random(f"{seed}/{family}/{path}/{index}").random())
@@ -195,7 +194,7 @@ class Observation:
     ``values``: epoch -> validation accuracy. ``status`` is the ledger's.
     """
 
-    axes: Mapping[str, Any]
+    axes: Axes
     values: Mapping[int, float]
     status: str
 
@@ -205,7 +204,7 @@ class Observation:
         return self.status in ("finished", "pruned", "failed")
 
 
-def draw(
+def suggest(
     sampler: str,
     space: Space,
     *,
@@ -213,7 +212,7 @@ def draw(
     family: str,
     index: int,
     past: Sequence[Observation] = (),
-) -> dict[str, Any]:
+) -> Axes:
     """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``."""
     if sampler == "random" or not space:
         return sample(space, seed=seed, index=index, family=family)
@@ -228,24 +227,6 @@ def load() -> None:
     importlib.import_module("scipy.stats.qmc")
 
 
-def without(assignment: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """A copy of an assignment's dict that lacks the searched values: they are not drawn yet."""
-    plain = _copied(assignment)
-    for path in space:
-        section, _, name = path.partition(".")
-        del plain[section][name]
-    return plain
-
-
-def completed(assignment: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of an assignment's dict with the drawn values in their places."""
-    plain = _copied(assignment)
-    for path, value in axes.items():
-        section, _, name = path.partition(".")
-        plain[section][name] = value
-    return plain
-
-
 def tpe_mistakes(space: Space) -> list[str]:
     """What cannot be drawn once trials run: the place is another then, so paths must be whole."""
     weights = space.get("backbone.weights")
@@ -258,15 +239,11 @@ def tpe_mistakes(space: Space) -> list[str]:
     ]
 
 
-def _copied(assignment: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: dict(v) if isinstance(v, Mapping) else v for key, v in assignment.items()}
-
-
 def _seed(*parts: Any) -> int:
     return int(stable_hash(list(parts))[:8], 16)
 
 
-def _sobol(space: Space, index: int, *, seed: int) -> dict[str, Any]:
+def _sobol(space: Space, index: int, *, seed: int) -> Axes:
     # Imported here: scipy.stats takes longer to load than a command's help may take.
     from scipy.stats import qmc
 
@@ -278,7 +255,7 @@ def _sobol(space: Space, index: int, *, seed: int) -> dict[str, Any]:
     return {path: space[path].at(float(u)) for path, u in zip(paths, point, strict=True)}
 
 
-def _tpe(space: Space, past: Sequence[Observation], *, seed: int) -> dict[str, Any]:
+def _tpe(space: Space, past: Sequence[Observation], *, seed: int) -> Axes:
     """A finished trial counts with its best accuracy; a pruned one behind all of those, by how far
     it came and its last accuracy; a failed one last; one that still trains as bad, so that trials
     drawn meanwhile go elsewhere (the constant liar)."""
@@ -295,7 +272,7 @@ def _tpe(space: Space, past: Sequence[Observation], *, seed: int) -> dict[str, A
     asked = {path: _distribution(space[path]) for path in paths}
     study.add_trials([_observed(trial, space, asked) for trial in past])
     params = study.ask(asked).params
-    return {path: _value(space[path], params[path]) for path in paths}
+    return {path: _from_optuna(space[path], params[path]) for path in paths}
 
 
 def _distribution(domain: Domain) -> Any:
@@ -309,11 +286,11 @@ def _distribution(domain: Domain) -> Any:
     )
 
 
-def _value(domain: Domain, drawn: Any) -> Any:
-    return domain.values[drawn] if isinstance(domain, Choice) else within(domain, drawn)
+def _from_optuna(domain: Domain, value: Any) -> Any:
+    return domain.values[value] if isinstance(domain, Choice) else within(domain, value)
 
 
-def _observed(trial: Observation, space: Space, asked: Mapping[str, Any]) -> Any:
+def _observed(trial: Observation, space: Space, asked: Mapping[str, object]) -> Any:
     from optuna.trial import TrialState, create_trial
 
     values = {epoch: value for epoch, value in trial.values.items() if math.isfinite(value)}
@@ -325,11 +302,11 @@ def _observed(trial: Observation, space: Space, asked: Mapping[str, Any]) -> Any
     return create_trial(
         state=ended if trial.ended else TrialState.RUNNING,
         value=max(values.values()) if finished else None,
-        params={path: _drawn(space[path], trial.axes[path]) for path in asked},
+        params={path: _to_optuna(space[path], trial.axes[path]) for path in asked},
         distributions=dict(asked),
         intermediate_values={epoch: values[epoch] for epoch in last},
     )
 
 
-def _drawn(domain: Domain, value: Any) -> Any:
+def _to_optuna(domain: Domain, value: Any) -> Any:
     return domain.values.index(value) if isinstance(domain, Choice) else value

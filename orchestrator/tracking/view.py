@@ -4,7 +4,6 @@ comparison. No mlflow here.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -14,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.state import (
     ReportedEpoch,
     RunStatus,
@@ -148,32 +150,26 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     """
     if trial.ended_at is None:
         return []
-    curve = [
-        (epoch, float(value))
-        for epoch, report in sorted(trial.reports.items())
-        if math.isfinite(value := report.metrics.get("val_top1", math.nan))
-    ]
     values: dict[str, float | None] = {
         "best_val_top1": trial.best()[0],
-        "epochs_to_90pct_of_best": _epochs_to(curve, 0.9),
-        "convergence_auc": _mean_height(curve),
-        "gpu_seconds": trial.device_seconds if trial.reports else None,
+        **_convergence(trial),
+        "device_seconds": cost_of([trial]).total if trial.reports else None,
     }
     for name in ("params_m", "gflops_per_image"):
         values[name] = trial.detail.get(name)
-    values |= _measured(trial.outcome)
+    values |= _final_scores(trial)
     at = milliseconds(trial.ended_at)
     return [(k, float(v), at, 0) for k, v in values.items() if v is not None]
 
 
-def _measured(outcome: Mapping[str, Any]) -> dict[str, float | None]:
+def _final_scores(trial: TrialState) -> dict[str, float | None]:
     """What the test evaluation and the probes of a final say in single numbers."""
-    probes = outcome.get("probes", {})
+    probes = trial.outcome.get("probes", {})
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
     occluded = occlusion.get("top1", ())
     return {
-        **{f"test_{name}": value for name, value in outcome.get("test", {}).items()},
+        **{f"test_{name}": value for name, value in trial.outcome.get("test", {}).items()},
         "latency_ms": probes.get("speed", {}).get("batch_1", {}).get("latency_ms"),
         "calibration_ece": probes.get("calibration", {}).get("ece"),
         "shift_consistency_1px": _at(consistency, shift.get("offsets_px", ()), 1),
@@ -185,20 +181,22 @@ def _at(values: Sequence[float], steps: Sequence[float], step: float) -> float |
     return values[steps.index(step)] if step in steps and len(values) == len(steps) else None
 
 
-def _epochs_to(curve: list[tuple[int, float]], share: float) -> float | None:
-    goal = share * max((value for _, value in curve), default=0.0)
-    return next((float(epoch) for epoch, value in curve if value >= goal), None)
-
-
-def _mean_height(curve: list[tuple[int, float]]) -> float | None:
-    """Area under accuracy by the trapezoid rule over the epochs spanned; in [0, 1]."""
-    if len(curve) < 2:
-        return curve[0][1] if curve else None
-    area = sum(
-        (right - left) * (low + high) / 2
-        for (left, low), (right, high) in itertools.pairwise(curve)
-    )
-    return area / (curve[-1][0] - curve[0][0])
+def _convergence(trial: TrialState) -> dict[str, float]:
+    """The epoch in which accuracy first reached 90 % of its best, and the area under accuracy by
+    the trapezoid rule, divided by the epochs spanned: a mean accuracy in [0, 1]."""
+    curve = [
+        (epoch, top1)
+        for epoch, report in sorted(trial.reports.items())
+        if math.isfinite(top1 := report.metrics.get("val_top1", math.nan))
+    ]
+    if not curve:
+        return {}
+    epochs, top1s = np.array(curve).T  # (E,) each
+    span = epochs[-1] - epochs[0]
+    return {
+        "epochs_to_90pct_of_best": float(epochs[np.argmax(top1s >= 0.9 * top1s.max())]),
+        "convergence_auc": float(np.trapezoid(top1s, epochs) / span if span else top1s[0]),
+    }
 
 
 def learning_curve(trial: TrialState) -> str:
@@ -261,7 +259,7 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
         f"trials_{status}": sum(trial.status == status for trial in trials)
         for status in ("finished", "pruned", "failed")
     }
-    values["gpu_seconds"] = sum(trial.device_seconds for trial in trials)
+    values["device_seconds"] = cost_of(trials).total
     if best:
         values["best_val_top1"] = max(best)
     return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]
@@ -354,7 +352,8 @@ def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         **{name: entry[name] for name in same},
         "epochs_to_90pct_of_best": speed.get("epochs"),
         "convergence_auc": speed.get("auc"),
-        **{name: entry[name] for name in ("gpu_seconds", "flops", "images_seen")},
+        "device_seconds": entry.get("device_seconds", entry["gpu_seconds"]),
+        **{name: entry[name] for name in ("flops", "images_seen")},
         "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
     }
 
@@ -370,7 +369,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            duration(entry["gpu_seconds"]),
+            duration(entry.get("device_seconds", entry["gpu_seconds"])),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])

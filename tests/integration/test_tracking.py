@@ -157,7 +157,7 @@ def check_recorded(runs: dict[str, Any], name: str) -> None:
     assert [step for step, _, _ in best["metrics"]["val_top1"]] == [1, 2, 3]
     assert [value for _, value, _ in best["metrics"]["val_top1"]] == [0.5, 0.75, 0.7]
     assert best["metrics"]["best_val_top1"][0][:2] == (0, 0.75)
-    assert best["metrics"]["gpu_seconds"][0][1] == 4.5
+    assert best["metrics"]["device_seconds"][0][1] == 4.5
     assert best["params"]["learning_rate"] == "0.001"
     assert best["params"]["tokens"] == "64"
     expected = {

@@ -148,7 +148,7 @@ def _from_path(
             if key in wanted and (key not in state or state[key].shape != wanted[key].shape):
                 state[key] = wanted[key]
     if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in wanted.items()}:
-        module.load_state_dict(state)  # of this very geometry: a checkpoint of ours, say
+        module.load_state_dict(state)  # of this very geometry: one of our checkpoints
     else:
         module = _adapt(path, state, geometry, member, arguments)
     for key in ("mean", "std"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +125,10 @@ def cached_file(repository: str) -> Path | None:
 
 def _unreachable(repository: str, timeout_s: float) -> str | None:
     """Why the repository's weights cannot be had, or ``None`` when a server offers them."""
+    # imported here: a command's help should not wait for it
+    import urllib.error
+    import urllib.request
+
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return "HF_HUB_OFFLINE is set and the file is not in the local cache"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

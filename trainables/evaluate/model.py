@@ -26,8 +26,7 @@ from trainables.data.store import PixelStore
 from trainables.errors import UserError
 from trainables.evaluate.probes import Probes, probe
 from trainables.train import checkpoint as checkpoints
-from trainables.train.augmentation import InputTransform
-from trainables.train.loop import TrainedModel, World, predict, score, uses_bf16
+from trainables.train.loop import TrainedModel, World, on_device, predict, score
 from trainables.train.trial import pixels_of
 
 PROBE_IMAGES = 500
@@ -68,17 +67,9 @@ def load_model(
             "Fix: name a trial whose checkpoint is whole"
         ) from error
     mean, std = _pixel_statistics(spec, backbone)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    on = torch.device(device)
-    return TrainedModel(
-        module=backbone.module.to(on, memory_format=layout).eval(),  # type: ignore[call-overload]
-        transform=InputTransform(
-            image_size=geometry.image_size, mean=mean, std=std, channels_last=recipe.channels_last
-        ),
-        geometry=geometry,
-        device=on,
-        bf16=uses_bf16(recipe, on),
-    )
+    backbone = replace(backbone, geometry=geometry, mean=mean, std=std)
+    backbone.module.eval()
+    return on_device(backbone, recipe, torch.device(device))
 
 
 def _pixel_statistics(spec: BackboneSpec, backbone: Backbone) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""A checkpoint of ours as a folder that timm loads without us: weights, config, code, README."""
+"""A checkpoint as a folder that timm loads without this project: weights, config, code, README."""
 
 from __future__ import annotations
 

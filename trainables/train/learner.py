@@ -18,8 +18,7 @@ from trainables.data.rng import key_of
 from trainables.errors import OutOfMemory, UserError
 from trainables.train import checkpoint
 from trainables.train.accounting import Flops, count_flops
-from trainables.train.augmentation import InputTransform
-from trainables.train.loop import Batch, Step, TrainedModel, World, average_buffers, uses_bf16
+from trainables.train.loop import Batch, Step, TrainedModel, World, average_buffers, on_device
 from trainables.train.optimizer import Ema, build_optimizer, ready_momentum
 
 _flops: dict[Any, Flops] = {}  # by geometry: counting would be felt in every warm start
@@ -47,16 +46,9 @@ class Learner:
             width=width,
             drop_path=recipe.drop_path,
         )
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.module = self.backbone.module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.transform = InputTransform(
-            image_size=self.backbone.geometry.image_size,
-            mean=self.backbone.mean,
-            std=self.backbone.std,
-            channels_last=recipe.channels_last,
-        )
+        self._model = on_device(self.backbone, recipe, self.device)
+        self.module, self.bf16 = self._model.module, self._model.bf16
         self.head = {id(p) for p in self.backbone.head_parameters()}
-        self.bf16 = uses_bf16(recipe, self.device)
         if recipe.precision == "bf16" and not self.bf16:
             self.notes.append(f"{self.device} has no bfloat16: trained in fp32")
         self.frozen: bool | None = None
@@ -76,13 +68,7 @@ class Learner:
     @property
     def trained(self) -> TrainedModel:
         """What it has learned so far: the moving average where the recipe keeps one."""
-        return TrainedModel(
-            module=self.module if self.ema is None else self.ema.module,
-            transform=self.transform,
-            geometry=self.backbone.geometry,
-            device=self.device,
-            bf16=self.bf16,
-        )
+        return replace(self._model, module=self.ema.module) if self.ema else self._model
 
     def prepare_epoch(self, epoch: int) -> None:
         """Freeze or thaw for the epoch (from 0), and set the mode of every part."""

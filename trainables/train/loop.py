@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.backbones import Geometry
+from trainables.backbones.model import Backbone
 from trainables.config import Recipe
 from trainables.data.batches import Pixels, shard
 from trainables.errors import Diverged, OutOfMemory
@@ -168,12 +169,6 @@ def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def uses_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the recipe asks for bfloat16 and the device has it."""
-    cuda = device.type == "cuda"
-    return recipe.precision == "bf16" and (not cuda or torch.cuda.is_bf16_supported())
-
-
 @dataclass(frozen=True)
 class World:
     """Who trains together: this process's rank among ``size``, and its torch device.
@@ -245,6 +240,24 @@ class TrainedModel:
         with autocast(self.device, self.bf16):
             logits: Tensor = self.module(inputs)
         return logits.float()
+
+
+def on_device(backbone: Backbone, recipe: Recipe, device: torch.device) -> TrainedModel:
+    """The backbone on ``device``, in the memory layout and precision that the recipe asks for."""
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    cuda = device.type == "cuda"
+    return TrainedModel(
+        module=backbone.module.to(device, memory_format=layout),  # type: ignore[call-overload]
+        transform=InputTransform(
+            image_size=backbone.geometry.image_size,
+            mean=backbone.mean,
+            std=backbone.std,
+            channels_last=recipe.channels_last,
+        ),
+        geometry=backbone.geometry,
+        device=device,
+        bf16=recipe.precision == "bf16" and (not cuda or torch.cuda.is_bf16_supported()),
+    )
 
 
 @torch.inference_mode()

@@ -27,7 +27,6 @@ from trainables.config import Assignment, DataSpec
 from trainables.data.store import DatasetInfo, PixelStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
-from trainables.train.memory import freed_memory_kept
 from trainables.train.trial import Trial
 
 VAL_IMAGES = 128
@@ -97,7 +96,7 @@ def measure(
     """Measure epochs of one step each, ``seconds`` of them after a first one."""
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
-    with freed_memory_kept(device), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         cold = _trial(assignment, store, device, folder).setup_seconds
         trial = _trial(assignment, store, device, folder)
         with saved_for_backward(trial) as activations:

@@ -189,7 +189,7 @@ class Trial:
         recipe, seed, epoch = self.assignment.recipe, self.assignment.seed, self.progress.epoch
         augmentation = Augmentation(
             level=LEVELS[recipe.augment],
-            transform=self.learner.transform,
+            transform=self.learner.trained.transform,
             seed=seed,
             mirror=recipe.flip and self.store.info.mirror_safe,
             erasing=recipe.random_erasing,
@@ -199,7 +199,7 @@ class Trial:
             mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
         )
         weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
-        rank, side = self.world.rank, self.learner.transform.image_size
+        rank, side = self.world.rank, self.learner.backbone.geometry.image_size
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
         )

@@ -9,127 +9,202 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import math
+import os
 import sys
+import time
 import traceback
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed
 
-from trainables.config import Assignment
+from trainables.config import Assignment, EpochReport
 from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
 from trainables.evaluate.model import evaluate_test
-from trainables.finetune import EpochReport
+from trainables.finetune import fine_tune
 from trainables.storage import trial_files
+from trainables.storage.trial_files import delete_checkpoints_except, name_of
 from trainables.train.loop import World, from_every_rank, from_rank_zero
-from trainables.worker.active_trial import ActiveTrial
-from trainables.worker.actor_client import ActorClient
+from trainables.worker.dispatcher_client import DispatcherClient, Order, SlotCommand, SlotConfig
 
-Order = dict[str, Any]
-
-
-class DispatcherClient:
-    """A rank's line to the dispatcher; every call outlasts a restart of that actor. ``nodes``
-    are those of the group's workers, by rank."""
-
-    def __init__(self, dispatcher: str, namespace: str, slot: str, nodes: list[str]) -> None:
-        self._line, self._slot, self._nodes = ActorClient(dispatcher, namespace), slot, nodes
-        self._incarnation = uuid.uuid4().hex
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        return self._line(method, self._slot, *arguments)
-
-    def next_order(self, running: str | None) -> Order:
-        """What to do next, where ``running`` is the trial held now."""
-        return dict(self._call("next_order", self._incarnation, running, self._nodes))
-
-    def report(self, assignment: Assignment, report: EpochReport) -> list[str] | None:
-        """Tell of an epoch; the checkpoints to keep, where that is settled."""
-        body = {**vars(report), "detail": report.detail or None}
-        answer = self._call("report", assignment.trial_id, assignment.attempt, body)
-        return list(answer["keep"]) if answer else None
-
-    def trial_failed(self, trial: str, error: BaseException) -> list[str] | None:
-        """Tell of a failure; the checkpoints to keep, where that is settled."""
-        kind = error.kind if isinstance(error, TrialError) else type(error).__name__
-        kept: list[str] | None = self._call("trial_failed", trial, kind, one_line(error))
-        return kept
-
-    def note(self, trial: str, line: str) -> None:
-        """A line for the run's log."""
-        self._call("note", trial, line)
-
-    def examined(self, trial: str, detail: dict[str, Any]) -> list[str] | None:
-        """Tell what an examination found; the checkpoints to keep, where that is settled."""
-        kept: list[str] | None = self._call("examined", trial, detail)
-        return kept
-
-    def preempted(self, trial: str, checkpoint: str | None, nodes: list[str]) -> None:
-        """Tell of a trial that left its node early, with the checkpoint it wrote there."""
-        self._call("preempted", trial, checkpoint, nodes)
+PREEMPTION_POLL_S = 1.0
+PREEMPTION_POLL_QUESTIONS = 4
 
 
-class Regroup(RuntimeError):
+class ActiveTrial:
+    """The trial in this worker's memory. ``local_rank`` 0 clears up on its node."""
+
+    def __init__(self, assignment: Assignment, world: World, local_rank: int = 0) -> None:
+        self.assignment, self.world = trial_files.with_local_paths(assignment), world
+        self.checkpoint = self.assignment.checkpoint
+        self.notice = PreemptionNotice(world.size)
+        self._clears_up = local_rank == 0
+        self._fetched = self.assignment.remote is None or self.checkpoint is None
+        self.reports = self._epochs()
+
+    def _epochs(self) -> Iterator[EpochReport]:
+        return fine_tune(self.assignment, self.world, should_stop=self.notice)
+
+    def fetch(self) -> str | None:
+        """Bring the checkpoint to start from to this node, once; a sentence where it has to be an
+        earlier one. Raises ``StorageError``."""
+        if self._fetched:
+            return None
+        wanted, alone = self.checkpoint, self.world.size == 1
+        asked = self.world.rank == 0
+        name = trial_files.choose_checkpoint(self.assignment, alone=alone) if asked else None
+        name = from_rank_zero(name, self.world)
+        self.checkpoint = (
+            None if name is None else trial_files.fetch_checkpoint(self.assignment, name)
+        )
+        self.assignment = replace(self.assignment, checkpoint=self.checkpoint)
+        self.reports, self._fetched = self._epochs(), True
+        if self.checkpoint == wanted:
+            return None
+        start = "from the beginning" if name is None else f"from {name}"
+        return f"{name_of(str(wanted))} is in the storage no more: {start}"
+
+    def store(self, report: EpochReport) -> None:
+        """Bring the report's checkpoint into the storage, on the trial's clock: rank 0. Raises
+        ``StorageError``."""
+        if self.assignment.remote is not None and self.world.rank == 0 and report.checkpoint:
+            started = time.perf_counter()
+            trial_files.put_checkpoint(self.assignment, report.checkpoint)
+            spent = time.perf_counter() - started
+            seconds = report.metrics.get("checkpoint_seconds", 0.0)
+            report.metrics["checkpoint_seconds"] = seconds + spent
+
+    def store_last(self, checkpoint: str | None) -> str | None:
+        """Store the checkpoint that was written on leaving; ``None`` where it is lost with this
+        node."""
+        if self.assignment.remote is not None and checkpoint is not None:
+            try:
+                trial_files.put_checkpoint(self.assignment, checkpoint)
+            except StorageError:
+                return None
+        return checkpoint
+
+    def local_checkpoint(self) -> str:
+        """The newest checkpoint's folder on this node, which may not be the one that wrote it."""
+        assert self.checkpoint is not None
+        if self.assignment.remote is None:
+            return self.checkpoint
+        return trial_files.fetch_checkpoint(self.assignment, name_of(self.checkpoint))
+
+    def keep_only(self, kept: list[str] | None, *, over: bool = False) -> None:
+        """Remove the trial's other checkpoints: rank 0, which writes them. ``None``: not now. What
+        is in storage leaves this node once it is not the newest, or the trial is ``over`` here."""
+        assignment, writes = self.assignment, self.world.rank == 0
+        if assignment.checkpoint_folder is None:
+            return
+        folder = Path(assignment.checkpoint_folder).parent
+        if assignment.remote is None:
+            if kept is not None and writes:
+                delete_checkpoints_except(folder, kept, attempt=assignment.attempt)
+            return
+        if kept is not None and writes:
+            uri = trial_files.stored_uri(assignment)
+            trial_files.delete_stored_except(uri, kept, attempt=assignment.attempt)
+        if self._clears_up:
+            newest = self.checkpoint if writes and not over else None
+            local, kept_here = trial_files.local_folder(assignment), [newest] if newest else []
+            delete_checkpoints_except(local, kept_here, attempt=assignment.attempt)
+
+
+class PreemptionNotice:
+    """True once Ray Train says that this worker's node is about to go away. The engine's first
+    question comes just before its first step: ``first_step_at``, unix seconds.
+
+    Asking is a barrier of all workers, so with several of them only the count of the engine's
+    questions, which is the same on all, may decide when to ask; one worker goes by the clock.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._alone = world_size == 1
+        self._questions = 0
+        self._asked_at = 0.0
+        self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+        self.nodes: list[str] = []  # that are about to go away
+        self.first_step_at: float | None = None
+        self._deadline = math.inf
+
+    def leave_after(self, seconds: float | None) -> None:
+        """True as well once so many seconds have passed: all that the run's budget has left."""
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
+
+    def __call__(self) -> bool:
+        self.first_step_at = self.first_step_at or time.time()
+        self._questions += 1
+        if self._alone:
+            due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
+        else:
+            due = self._questions % PREEMPTION_POLL_QUESTIONS == 1
+        if self._watched and not self.nodes and due:
+            self._asked_at = time.monotonic()
+            info = ray.train.get_preemption_info()
+            self.nodes = [] if info is None else list(info.preempted_node_ids)
+        return bool(self.nodes) or time.monotonic() > self._deadline
+
+
+class RestartGroup(RuntimeError):
     """Ends this group on purpose: Ray Train starts it again with the workers that have room."""
 
 
-def serve(config: dict[str, Any]) -> None:
-    """Serve orders until told to leave.
+def serve(config: SlotConfig) -> None:
+    """Carry orders out until told to shut down.
 
-    ``config``: ``dispatcher`` and ``namespace`` (actor), ``slot`` (this run's name),
-    ``full_workers`` (how many a recipe's batch is for) and ``threads_per_worker``. With one worker
-    a failure of the trial is reported and survived. With several the group is restarted by Ray
-    Train, since the other ranks may still wait in a collective; whether the trial is at fault is
-    then for the dispatcher to count. Raises ``Regroup`` when told that more workers have room.
+    With one worker a failure of the trial is reported and survived. With several the group is
+    restarted by Ray Train, since the other ranks may still wait in a collective; whether the trial
+    is at fault is then for the dispatcher to count. Raises ``RestartGroup`` when told that more
+    workers have room.
     """
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
-    torch.set_num_threads(config["threads_per_worker"])
-    world = World(rank=rank, size=size, device=device, full=config["full_workers"])
+    torch.set_num_threads(config.threads_per_worker)
+    world = World(rank=rank, size=size, device=device, full=config.full_workers)
     nodes = from_every_rank(ray.get_runtime_context().get_node_id(), world)
-    link = DispatcherClient(config["dispatcher"], config["namespace"], config["slot"], nodes)
+    client = DispatcherClient(config, nodes)
     # Once, and not for every trial: frozen objects are never collected again.
     gc.freeze()
-    held: ActiveTrial | None = None
+    active: ActiveTrial | None = None
     while True:
-        running = held.assignment.trial_id if held else None
-        order = from_rank_zero(link.next_order(running) if rank == 0 else None, world)
+        running = active.assignment.trial_id if active else None
+        order = from_rank_zero(client.next_order(running) if rank == 0 else None, world)
         assert order is not None
-        if order["kind"] == "leave":
+        if order.command is SlotCommand.SHUTDOWN:
             return
-        if order["kind"] == "regroup":
-            raise Regroup(f"there is room for more than {size} workers")
-        if order["kind"] == "drop" and held:
-            held.reports.close()  # type: ignore[attr-defined]
-            held.keep_only(order.get("keep"), over=True)
-            held = None
-        if order["kind"] not in ("train", "examine"):
-            continue
-        if "assignment" in order:
-            held = ActiveTrial(
-                Assignment.from_dict(order["assignment"]), world, context.get_local_rank()
-            )
-        assert held is not None
-        held.notice.leave_after(order.get("seconds"))
-        carried_out = (
-            _one_epoch(held, link, world)
-            if order["kind"] == "train"
-            else _examine(held, link, world, Path(order["correct_file"]))
-        )
-        if not carried_out:
-            held = None
+        if order.command is SlotCommand.RESTART:
+            raise RestartGroup(f"there is room for more than {size} workers")
+        if order.command is SlotCommand.RELEASE and active:
+            active.reports.close()  # type: ignore[attr-defined]
+            active.keep_only(order.kept, over=True)
+            active = None
+        if order.command in (SlotCommand.TRAIN, SlotCommand.EVALUATE_TEST):
+            if order.assignment is not None:
+                active = ActiveTrial(order.assignment, world, context.get_local_rank())
+            assert active is not None
+            active = active if _carry_out(order, active, client) else None
+
+
+def _carry_out(order: Order, active: ActiveTrial, client: DispatcherClient) -> bool:
+    """Whether the trial stays in this worker's memory."""
+    active.notice.leave_after(order.limit_s)
+    if order.command is SlotCommand.TRAIN:
+        return _train_epoch(active, client)
+    assert order.correct_file is not None
+    _evaluate_test(active, client, Path(order.correct_file))
+    return False
 
 
 @contextmanager
-def _watched(timeout_s: float) -> Iterator[None]:
+def _bounded(timeout_s: float) -> Iterator[None]:
     """A bound on everything that a trial does, in seconds."""
     # The only bound that also ends a hang inside a kernel or a collective: the process goes,
     # Ray Train starts the group again, and the dispatcher counts the attempt as failed.
@@ -142,77 +217,79 @@ def _watched(timeout_s: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _one_epoch(held: ActiveTrial, link: DispatcherClient, world: World) -> bool:
+def _train_epoch(active: ActiveTrial, client: DispatcherClient) -> bool:
     """Train one epoch and report it; ``False`` when the trial is over for this worker."""
-    assignment = held.assignment
+    assignment, rank = active.assignment, active.world.rank
     try:
-        with _watched(assignment.epoch_timeout_s):
-            _fetch(held, link)
-            report = next(held.reports)
-            held.put(report)
+        with _bounded(assignment.epoch_timeout_s):
+            _fetch(active, client)
+            report = next(active.reports)
+            active.store(report)
     except Preempted as notice:
-        if world.rank == 0:
-            rescued = held.rescued(notice.checkpoint)
-            link.preempted(assignment.trial_id, rescued, held.notice.nodes)
-        if held.notice.nodes:
+        if rank == 0:
+            checkpoint = active.store_last(notice.checkpoint)
+            client.preempted(assignment.trial_id, checkpoint, active.notice.nodes)
+        if active.notice.nodes:
             raise  # for Ray Train, which starts the group again where it may stay
         return False
     except Exception as error:
-        _report_failure(held, link, error)
+        _report_failure(active, client, error)
         return False
     if report.detail:
-        report.detail.setdefault("first_step_at", held.notice.first_step_at)
-    kept = link.report(assignment, report) if world.rank == 0 else None
-    held.checkpoint = report.checkpoint or held.checkpoint
-    held.keep_only(kept)
+        report.detail.setdefault("first_step_at", active.notice.first_step_at)
+    kept = client.report(assignment, report) if rank == 0 else None
+    active.checkpoint = report.checkpoint or active.checkpoint
+    active.keep_only(kept)
     return True
 
 
-def _fetch(held: ActiveTrial, link: DispatcherClient) -> None:
+def _fetch(active: ActiveTrial, client: DispatcherClient) -> None:
     """Have the checkpoint to start from on this node, and say where it is an earlier one."""
-    line = held.fetch()
-    if line is not None and held.world.rank == 0:
-        link.note(held.assignment.trial_id, line)
+    line = active.fetch()
+    if line is not None and active.world.rank == 0:
+        client.note(active.assignment.trial_id, line)
 
 
-def _examine(held: ActiveTrial, link: DispatcherClient, world: World, correct_file: Path) -> bool:
-    """Open the sealed test for a final that is trained; always its last order."""
-    assignment = held.assignment
+def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: Path) -> None:
+    """Open the test split for a final that is trained; always its last order."""
+    assignment, world = active.assignment, active.world
     file = trial_files.correct_file(assignment, correct_file)
     try:
-        with _watched(assignment.epoch_timeout_s):
-            _fetch(held, link)
+        with _bounded(assignment.epoch_timeout_s):
+            _fetch(active, client)
     except Exception as error:
-        _report_failure(held, link, error)
-        return False
+        _report_failure(active, client, error)
+        return
     # Where the checkpoint of the last epoch got lost, what is missing is trained again.
-    while Path(held.checkpoint or "").name != f"epoch-{assignment.epochs:04d}":
-        if not _one_epoch(held, link, world):
-            return False
+    while Path(active.checkpoint or "").name != f"epoch-{assignment.epochs:04d}":
+        if not _train_epoch(active, client):
+            return
     try:
-        with _watched(assignment.epoch_timeout_s):
-            examined = evaluate_test(assignment, held.at_hand(), world, correct_file=file)
+        with _bounded(assignment.epoch_timeout_s):
+            checkpoint = active.local_checkpoint()
+            evaluation = evaluate_test(assignment, checkpoint, world, correct_file=file)
             if assignment.remote is not None and world.rank == 0:
                 trial_files.put_correct_file(assignment, file)
     except Exception as error:
-        _report_failure(held, link, error)
-        return False
-    kept = link.examined(assignment.trial_id, examined.detail) if world.rank == 0 else None
-    held.keep_only(None if kept is None else [*kept, str(held.checkpoint)], over=True)
-    return False
+        _report_failure(active, client, error)
+        return
+    kept = None
+    if world.rank == 0:
+        kept = client.test_evaluated(assignment.trial_id, evaluation.detail)
+    active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)
 
 
-def _report_failure(held: ActiveTrial, link: DispatcherClient, error: Exception) -> None:
+def _report_failure(active: ActiveTrial, client: DispatcherClient, error: Exception) -> None:
     """Tell whose fault it was; raise where this process or its group cannot be used again."""
     named = isinstance(error, TrialError | UserError)
     if not named:
         traceback.print_exc()
-    trial, alone = held.assignment.trial_id, held.world.size == 1
+    trial, alone = active.assignment.trial_id, active.world.size == 1
     # The storage's failure is no trial's fault: the group's restarts bound how often it may fail.
     stored = not isinstance(error, StorageError)
     if named or (alone and stored):
-        held.keep_only(link.trial_failed(trial, error), over=True)
+        active.keep_only(client.trial_failed(trial, error), over=True)
     else:
-        link.note(trial, f"{type(error).__name__}: {one_line(error)}")
+        client.note(trial, f"{type(error).__name__}: {one_line(error)}")
     if not alone or not stored or "CUDA error" in str(error):
         raise error

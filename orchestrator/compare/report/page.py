@@ -27,7 +27,13 @@ from orchestrator.compare.report.probe_figures import number, probe_figures
 from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
 from orchestrator.compare.runs import RunData, Values, collect, search_trials
 from orchestrator.compare.statistics import POWER, MeanInterval
-from orchestrator.compare.table import budget_lines, checkpoints_text, edge_text, unfinished_text
+from orchestrator.compare.table import (
+    budget_lines,
+    checkpoints_text,
+    domain_text,
+    edge_text,
+    unfinished_text,
+)
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -43,7 +49,7 @@ OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
     wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
-    wording.value_text, budget_lines, describe_verdict, edge_text, unfinished_text,
+    wording.value_text, budget_lines, describe_verdict, domain_text, edge_text, unfinished_text,
     effect_text, number, reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
 
@@ -113,23 +119,21 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     hidden = OF_A_SEARCH if comparison.claims else ()
     for name in (*hidden, *([] if comparison.forecast else ["forecast"])):
         del sections[name]
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            vars(comparison),
-            answer=comparison.answer,
-            dataset_name=comparison.dataset_name,
-            sections=sections,
-            claims=_claims(comparison),
-            figures=made,
-            ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
-            finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
-            pooled=_pooled(comparison),
-            labels=[entry.family for entry in entries],
-            embedded=reproduce.embedded(comparison.runs),
-            checkpoints=checkpoints_text(comparison.runs),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        vars(comparison),
+        answer=comparison.answer,
+        dataset_name=comparison.dataset_name,
+        validation_images=comparison.validation_images,
+        sections=sections,
+        claims=_claims(comparison),
+        figures=made,
+        ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
+        finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
+        pooled=_pooled(comparison),
+        labels=[entry.family for entry in entries],
+        embedded=reproduce.embedded(comparison.runs),
+        checkpoints=checkpoints_text(comparison.runs),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.claims.design import KNOWN, ClaimOptions, run_spec
+from orchestrator.claims.design import ClaimOptions, facts_of, run_spec
 from orchestrator.claims.experiments import CLAIMS
 from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.run import RunSpec
@@ -26,7 +26,7 @@ Curve = dict[str, np.ndarray]  # a metric by epoch, (E,)
 
 def spec_of(name: str, **options: Any) -> RunSpec:
     """The run that tests a claim on a CIFAR-10 that nobody reads."""
-    return run_spec(CLAIMS[name], replace(OPTIONS, **options), KNOWN["cifar10"])
+    return run_spec(CLAIMS[name], replace(OPTIONS, **options), facts_of(OPTIONS))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.claims import claim
-from orchestrator.claims.design import KNOWN, Facts, price, price_lines, run_spec
+from orchestrator.claims.design import facts_of, price, price_lines, run_spec
 from orchestrator.claims.experiments import CLAIMS, PRESETS, small_patches_help
 from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
 from orchestrator.cli.main import main
@@ -141,7 +141,9 @@ def test_what_would_spoil_the_design_is_refused(options: dict[str, Any], said: s
 
 
 def test_too_few_images_for_the_smallest_level_give_no_verdict() -> None:
-    facts = Facts(side=32, classes=10, train_images=900, val_images=100)
+    facts = ImageFacts(
+        height=32, width=32, classes=10, counts={"train": 900, "val": 100, "test": 0}
+    )
     run_spec(CLAIMS[PATCHES], OPTIONS, facts)  # 90 a class
     with pytest.raises(UserError, match=r"10 % of 900 training images are 90: .* no verdict"):
         run_spec(CLAIMS["vit-needs-more-data"], OPTIONS, facts)
@@ -338,7 +340,8 @@ def test_a_plan_prices_each_arm_by_its_own_backbone_and_length() -> None:
 
 
 def test_facts_of_cifar_are_those_of_its_store() -> None:
-    assert KNOWN["cifar10"].train_images + KNOWN["cifar10"].val_images == 50_000
+    counts = facts_of(OPTIONS).counts
+    assert counts["train"] + counts["val"] == 50_000
     assert small_patches_help.CLAIM.name == PATCHES
 
 

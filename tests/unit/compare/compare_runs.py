@@ -136,7 +136,10 @@ class RunFolder:
                        "images_seen": 100.0 * epoch, "flops": flops * epoch}  # fmt: skip
             if value is not None:
                 metrics["val_top1"] = value
-            self.ledger.append("reported", trial=trial, attempt=1, epoch=epoch, metrics=metrics)
+            self.ledger.append(
+                "reported", trial=trial, attempt=1, epoch=epoch, metrics=metrics,
+                workers=workers if workers != 1 else None,
+            )  # fmt: skip
             if epoch in promoted:
                 self.ledger.append("promoted", trial=trial, rung=epoch, epoch=epoch)
             if epoch == audited:

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.families import edges
 from orchestrator.compare.runs import load
+from orchestrator.spec import spaces
 from tests.unit.compare.compare_runs import DATASET, SPACE, RunFolder, compared, search_run, shown
 from trainables.errors import UserError
 
@@ -168,7 +169,7 @@ def test_an_audited_trial_counts_only_as_the_search_saw_it(tmp_path: Path) -> No
     ],
 )
 def test_an_optimum_on_the_edge_is_flagged(axes: dict[str, Any], flagged: list[str]) -> None:
-    assert [edge.end for edge in edges(axes, SPACE)] == flagged
+    assert [edge.end for edge in edges(axes, spaces.from_dict(SPACE))] == flagged
 
 
 def test_not_a_number_is_missing(tmp_path: Path) -> None:
@@ -221,8 +222,8 @@ def test_runs_with_nothing_finished_still_print(tmp_path: Path) -> None:
         assert "missing" in text
         assert all(entry["best_val_top1"] is None for entry in made["families"])
     assert status == {
-        "empty": "empty", "failed": "complete", "going": "in progress", "pruned": "complete",
-        "stopped": "interrupted",
+        "empty": "empty", "failed": "failed", "going": "interrupted", "pruned": "done",
+        "stopped": "stopped",
     }  # fmt: skip
 
 

@@ -10,14 +10,16 @@ import pytest
 
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
-from orchestrator.engine.dispatcher_state import DispatcherState
+from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger import session
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import State, replay
 from orchestrator.spec.run import RunSpec
-from tests.unit.crashes import killed
+from tests.unit.crashes import killed, order_for
+from trainables.config import EpochReport
 from trainables.errors import UserError
+from trainables.worker.dispatcher_client import SlotCommand
 
 
 def searched(folder: Path, values: dict[str, tuple[str, float]], seeds: int = 2) -> RunSpec:
@@ -85,30 +87,29 @@ def test_the_same_winners_are_frozen_once(tmp_path: Path) -> None:
     assert finals.due(spec, state(tmp_path), reopen=False) == []
 
 
-def orders(folder: Path, **options: Any) -> DispatcherState:
-    return DispatcherState(
-        folder / "ledger.jsonl", session="s", max_failures_per_trial=1, **options
-    )
+def started(folder: Path, **options: Any) -> DispatcherState:
+    asked = SessionOptions(session="s", max_failures_per_trial=1, **options)
+    return DispatcherState(folder / "ledger.jsonl", asked)
 
 
 def test_the_test_split_is_opened_once_and_again_only_on_demand(tmp_path: Path) -> None:
     spec = searched(tmp_path, VALUES)
-    books = orders(tmp_path, more_to_come=True)
+    dispatcher = started(tmp_path, more_to_come=True)
     # Nothing waits, but finals are to come: an idle slot stays.
-    assert books.order("s-0", books.hear("s-0", "life", None), None) is None
-    books.submit(finals.due(spec, books.state, reopen=False))
+    assert order_for(dispatcher, "s-0", "life", None) is None
+    dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
     for name in ("vit-final-00", "vit-final-01"):
-        books.want(name, 1)
-        order = books.order("s-0", books.hear("s-0", "life", None), None)
+        dispatcher.want(name, 1)
+        order = order_for(dispatcher, "s-0", "life", None)
         assert order is not None
-        assert order["kind"] == "train"
-        for epoch in range(1, books.state.trials[name].assignment.epochs + 1):
-            assert books.reported("s-0", name, 1, {"epoch": epoch, "metrics": {"val_top1": 0.5}})
-        assert books.state.trials[name].status == "running"
-        order = books.order("s-0", books.hear("s-0", "life", name), name)
+        assert order.command == SlotCommand.TRAIN
+        for epoch in range(1, dispatcher.state.trials[name].assignment.epochs + 1):
+            assert dispatcher.reported("s-0", name, 1, EpochReport(epoch, {"val_top1": 0.5}))
+        assert dispatcher.state.trials[name].status == "running"
+        order = order_for(dispatcher, "s-0", "life", name)
         assert order is not None
-        assert order["kind"] == "examine"
-        books.end("finished", name, detail={"test": {"top1": 0.45}})
+        assert order.command == SlotCommand.EVALUATE_TEST
+        dispatcher.end("finished", name, detail={"test": {"top1": 0.45}})
     after = state(tmp_path)
     assert after.test_openings == 1
     assert after.trials["vit-final-01"].outcome == {"test": {"top1": 0.45}}
@@ -122,30 +123,30 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
     tmp_path: Path,
 ) -> None:
     spec = searched(tmp_path, VALUES, seeds=1)
-    books = orders(tmp_path, more_to_come=True)
-    books.submit(finals.due(spec, books.state, reopen=False))
-    books.want("vit-final-00", 1)
-    books.order("s-0", books.hear("s-0", "life-1", None), None)
-    epochs = books.state.trials["vit-final-00"].assignment.epochs
+    dispatcher = started(tmp_path, more_to_come=True)
+    dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
+    dispatcher.want("vit-final-00", 1)
+    order_for(dispatcher, "s-0", "life-1", None)
+    epochs = dispatcher.state.trials["vit-final-00"].assignment.epochs
     for epoch in range(1, epochs + 1):
         at = tmp_path / "checkpoints" / "vit-final-00" / "attempt-1" / f"epoch-{epoch:04d}"
         at.mkdir(parents=True)
-        report = {"epoch": epoch, "metrics": {"val_top1": 0.5}, "checkpoint": str(at)}
-        books.reported("s-0", "vit-final-00", 1, report)
-    killed(books)
-    books = orders(tmp_path)
-    order = books.order("s-0", books.hear("s-0", "life-2", None), None)
+        report = EpochReport(epoch, {"val_top1": 0.5}, str(at))
+        dispatcher.reported("s-0", "vit-final-00", 1, report)
+    killed(dispatcher)
+    dispatcher = started(tmp_path)
+    order = order_for(dispatcher, "s-0", "life-2", None)
     assert order is not None
-    assert order["kind"] == "examine"
-    assert order["assignment"]["checkpoint"] == str(at)
+    assert order.command == SlotCommand.EVALUATE_TEST
+    assert order.assignment.checkpoint == str(at)
 
 
 def test_finals_that_were_interrupted_go_on_and_a_longer_search_is_refused(tmp_path: Path) -> None:
     spec = searched(tmp_path, dict.fromkeys(("vit-0000", "resnet-0000"), ("finished", 0.4)))
     spec = replace(spec, sweeps=tuple(replace(sweep, trials=1) for sweep in spec.sweeps))
-    books = orders(tmp_path)
-    books.submit(finals.due(spec, books.state, reopen=False))
-    books.record("test_opened")
+    dispatcher = started(tmp_path)
+    dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
+    dispatcher.record("test_opened")
     assert session.searched(spec, state(tmp_path))
     assert session.open_trials(state(tmp_path)) != []
     assert finals.due(spec, state(tmp_path), reopen=False) == []

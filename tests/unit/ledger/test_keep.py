@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.engine.dispatcher_state import DispatcherState
+from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import ReportedEpoch, State, replay
-from tests.unit.crashes import killed
+from tests.unit.crashes import killed, order_for
 from tests.unit.train.engine_store import assignment, small_store
-from trainables.config import Assignment
 from trainables.finetune import EpochReport, fine_tune
 from trainables.storage.trial_files import delete_checkpoints_except
 from trainables.train.loop import World
-from trainables.worker import active_trial
+from trainables.worker.dispatcher_client import Order, SlotCommand
+from trainables.worker.serve import ActiveTrial
 
 SECONDS = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
 
@@ -157,46 +157,47 @@ def test_what_is_gone_though_on_record_is_passed_over(tmp_path: Path) -> None:
 
 
 def orders(run_folder: Path, session: str = "s") -> DispatcherState:
-    return DispatcherState(run_folder / "ledger.jsonl", session=session, max_failures_per_trial=100)
+    options = SessionOptions(session=session, max_failures_per_trial=100)
+    return DispatcherState(run_folder / "ledger.jsonl", options)
 
 
 def test_the_dispatcher_clears_up_after_a_trial_that_ends_with_no_slot(tmp_path: Path) -> None:
     trained(tmp_path, ("vit-0000", "paused"), ("vit-0001", None))
-    books = orders(tmp_path, session="t")
-    books.record("pruned", trial="vit-0000", rung=3, epoch=3)
+    dispatcher = orders(tmp_path, session="t")
+    dispatcher.record("pruned", trial="vit-0000", rung=3, epoch=3)
     assert retention._DISK.submit(on_disk, tmp_path).result(10) == set()
     # One that a slot holds is left to its worker, which is told at the boundary.
-    books.want("vit-0001", 4)
-    order = books.order("t-1", books.hear("t-1", "life", None), None)
+    dispatcher.want("vit-0001", 4)
+    order = order_for(dispatcher, "t-1", "life", None)
     assert order is not None
-    assert order["kind"] == "train"
-    books.record("pruned", trial="vit-0001", rung=3, epoch=3)
+    assert order.command == SlotCommand.TRAIN
+    dispatcher.record("pruned", trial="vit-0001", rung=3, epoch=3)
     assert on_disk(tmp_path, "vit-0001") == {"attempt-1/epoch-0001", BEST, NEWEST}
-    order = books.order("t-1", books.hear("t-1", "life", "vit-0001"), "vit-0001")
-    assert order == {"kind": "drop", "keep": []}
+    order = order_for(dispatcher, "t-1", "life", "vit-0001")
+    assert order == Order(command=SlotCommand.RELEASE, kept=[])
 
 
 class Slot:
     """What a slot's worker does between orders, without Ray and in one process."""
 
-    def __init__(self, run_folder: Path, books: DispatcherState, name: str) -> None:
-        self.folder, self.books, self.name = run_folder, books, name
+    def __init__(self, run_folder: Path, dispatcher: DispatcherState, name: str) -> None:
+        self.folder, self.dispatcher, self.name = run_folder, dispatcher, name
         self.reports: list[EpochReport] = []
 
     def train(self, trial: str, until: int) -> None:
         """Follow orders until the trial's epoch ``until`` is on record."""
-        self.books.want(trial, until)
-        known = self.books.hear(self.name, "life", None)
-        order = self.books.order(self.name, known, None)
+        self.dispatcher.want(trial, until)
+        order = order_for(self.dispatcher, self.name, "life", None)
         assert order is not None
-        wanted = Assignment.from_dict(order["assignment"])
+        assert order.assignment is not None
+        wanted = order.assignment
         epochs = fine_tune(wanted, store=small_store())
-        held = active_trial.ActiveTrial(wanted, World())
-        while self.books.state.trials[trial].epoch < until:
+        held = ActiveTrial(wanted, World())
+        while self.dispatcher.state.trials[trial].epoch < until:
             report = next(epochs)
             self.reports.append(report)
-            counted = self.books.reported(self.name, trial, wanted.attempt, vars(report))
-            held.keep_only(self.books.kept(trial) if counted else None)
+            counted = self.dispatcher.reported(self.name, trial, wanted.attempt, report)
+            held.keep_only(self.dispatcher.kept(trial) if counted else None)
         epochs.close()
 
 
@@ -248,18 +249,19 @@ def test_whatever_crashes_the_newest_and_the_best_on_record_are_there(
     folder = tmp_path_factory.mktemp("run")
     path = ledger_of(folder, "vit-0000", epochs=1000)
     sessions = 0
-    books = orders(folder, session="0")
-    books.want("vit-0000", 999)
+    dispatcher = orders(folder, session="0")
+    dispatcher.want("vit-0000", 999)
     wanted = None
     for event, value in [*story, ("epoch", 5)]:
-        state = books.state.trials["vit-0000"]
+        state = dispatcher.state.trials["vit-0000"]
         slot = f"{sessions}-0"
         if wanted is None:
-            order = books.order(slot, books.hear(slot, f"life-{state.attempt}", None), None)
+            order = order_for(dispatcher, slot, f"life-{state.attempt}", None)
             assert order is not None
-            assert order["assignment"]["checkpoint"] == state.checkpoint
-            wanted = Assignment.from_dict(order["assignment"])
-        held = active_trial.ActiveTrial(wanted, World())
+            assert order.assignment is not None
+            assert order.assignment.checkpoint == state.checkpoint
+            wanted = order.assignment
+        held = ActiveTrial(wanted, World())
         attempt = f"attempt-{wanted.attempt}"
         if event == "dies writing":
             written(folder, "vit-0000", f"{attempt}/.epoch.{state.epoch}", f"{attempt}/unreported")
@@ -267,28 +269,28 @@ def test_whatever_crashes_the_newest_and_the_best_on_record_are_there(
         elif event == "preempted":
             name = f"{attempt}/epoch-{state.epoch:04d}-image-00000001"
             (at,) = written(folder, "vit-0000", name)
-            books.losses.told(slot, books.slots[slot], "vit-0000", at if value else None, ())
+            dispatcher.losses.on_preempted(slot, "vit-0000", at if value else None, ())
             wanted = None
         elif event == "driver":
             sessions += 1
             retention.at_rest(folder, replay(read(path)), [])
-            killed(books)
-            books = orders(folder, session=str(sessions))
-            books.want("vit-0000", 999)
+            killed(dispatcher)
+            dispatcher = orders(folder, session=str(sessions))
+            dispatcher.want("vit-0000", 999)
             wanted = None
         else:
             (at,) = written(folder, "vit-0000", f"{attempt}/epoch-{state.epoch + 1:04d}")
-            report = {"epoch": state.epoch + 1, "metrics": {"val_top1": value}, "checkpoint": at}
-            assert books.reported(slot, "vit-0000", wanted.attempt, report)
+            report = EpochReport(state.epoch + 1, {"val_top1": value}, at)
+            assert dispatcher.reported(slot, "vit-0000", wanted.attempt, report)
             if event == "dies before removing":
                 wanted = None
             else:
-                held.keep_only(books.kept("vit-0000"))
+                held.keep_only(dispatcher.kept("vit-0000"))
                 root = folder / "checkpoints" / "vit-0000"
                 kept = {str(state.checkpoint), str(state.best_checkpoint)}
                 assert {str(root / name) for name in on_disk(folder)} == kept
         for needed in (state.checkpoint, state.best_checkpoint):
             assert needed is None or Path(needed).is_dir()
-    books.end("pruned" if pruned else "finished", "vit-0000", rung=1)
-    retention.at_rest(folder, books.state, [])
+    dispatcher.end("pruned" if pruned else "finished", "vit-0000", rung=1)
+    retention.at_rest(folder, dispatcher.state, [])
     assert len(on_disk(folder)) == (0 if pruned else 1)

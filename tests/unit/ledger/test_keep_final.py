@@ -1,4 +1,4 @@
-"""A final whose last checkpoint got lost before its test: trained again, examined as it was."""
+"""A final whose last checkpoint got lost before its test: trained again, evaluated as it was."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainables.evaluate.model import evaluate_split
 from trainables.finetune import EpochReport, fine_tune
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
-from trainables.worker import active_trial, serve
+from trainables.worker import serve
 
 
 class Dispatcher:
-    """What the worker's line says when every epoch of the final is on record already."""
+    """What the worker is told when every epoch of the final is on record already."""
 
     def __init__(self) -> None:
         self.reports: list[EpochReport] = []
@@ -29,7 +29,7 @@ class Dispatcher:
     def report(self, assignment: Assignment, report: EpochReport) -> None:
         self.reports.append(report)
 
-    def examined(self, trial: str, detail: dict[str, Any]) -> list[str]:
+    def test_evaluated(self, trial: str, detail: dict[str, Any]) -> list[str]:
         self.detail = detail
         return []
 
@@ -59,19 +59,19 @@ def test_it_meets_the_test_with_the_same_weights(tmp_path: Path, final: Assignme
     shutil.rmtree(last)
     second = tmp_path / "checkpoints" / "resnet-final-00" / "attempt-2"
     again = replace(final, attempt=2, checkpoint=first, checkpoint_folder=str(second))
-    told = Dispatcher()
-    held = active_trial.ActiveTrial(again, World())
+    dispatcher = Dispatcher()
+    active = serve.ActiveTrial(again, World())
     file = tmp_path / "test_correct.arrow"
-    assert not serve._examine(held, cast(serve.DispatcherClient, told), World(), file)
-    assert [report.epoch for report in told.reports] == [2]
+    serve._evaluate_test(active, cast(serve.DispatcherClient, dispatcher), file)
+    assert [report.epoch for report in dispatcher.reports] == [2]
     assert pa.ipc.open_file(file).read_all()["correct"].to_pylist() == wanted.tolist()
-    assert told.detail["test"]["n"] == len(labels)
+    assert dispatcher.detail["test"]["n"] == len(labels)
     # What met the test stays, though the ledger names another place.
     assert [path.name for path in second.iterdir()] == ["epoch-0002"]
     assert not Path(first).exists()
 
 
-def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
+def test_in_storage_it_is_evaluated_on_a_node_that_had_nothing_of_it(
     tmp_path: Path, final: Assignment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "node"))
@@ -81,11 +81,11 @@ def test_in_storage_it_is_examined_on_a_node_that_had_nothing_of_it(
     wanted = evaluate_split(final, last, "test") == labels
     trial_files.put_checkpoint(replace(final, remote=uri), last)
     shutil.rmtree(tmp_path / "checkpoints")
-    told = Dispatcher()
-    held = active_trial.ActiveTrial(replace(final, attempt=2, checkpoint=last, remote=uri), World())
+    dispatcher = Dispatcher()
+    active = serve.ActiveTrial(replace(final, attempt=2, checkpoint=last, remote=uri), World())
     head = Path("/head/finals/resnet-final-00/test_correct.arrow")
-    assert not serve._examine(held, cast(serve.DispatcherClient, told), World(), head)
-    assert told.reports == []
+    serve._evaluate_test(active, cast(serve.DispatcherClient, dispatcher), head)
+    assert dispatcher.reports == []
     object_storage.get_file(f"{uri}/finals/resnet-final-00/{head.name}", tmp_path / "correct.arrow")
     found = pa.ipc.open_file(tmp_path / "correct.arrow").read_all()["correct"]
     assert found.to_pylist() == wanted.tolist()

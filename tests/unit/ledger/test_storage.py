@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger import replication, retention
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.lease import Lease, holder
 from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
 from orchestrator.ledger.state import replay
+from orchestrator.spec.named_sweeps import family_sweep
+from trainables.config import EpochReport
 from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage
+from trainables.worker.dispatcher_client import SlotCommand
 
 WHOLE = "state.json"
 pytestmark = pytest.mark.usefixtures("quick_storage")
@@ -126,6 +131,9 @@ def test_one_put_covers_all_who_wait_and_an_outage_is_told_to_all(
     assert commit.problem == "the bucket is gone"
 
 
+OPTIONS = SessionOptions(session="s", max_failures_per_trial=1)
+
+
 def run_in(place: str, tmp_path: Path, name: str = "run") -> Path:
     """A working copy of a run with one trial, and the driver's segment in the storage."""
     folder = object_storage.working_copy(f"{place}/{name}")
@@ -133,7 +141,8 @@ def run_in(place: str, tmp_path: Path, name: str = "run") -> Path:
     (folder / object_storage.ORIGIN_FILE).write_text(f"{place}/{name}")
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.append("created", detail={})
-    detail = {"assignment": {"epochs": 3}, "axes": {}}
+    assignment = replace(family_sweep("vit").assignment(0), epochs=3)
+    detail = {"assignment": assignment.as_dict(), "axes": {}}
     ledger.append("submitted", trial="vit-0000", family="vit", stage="search", detail=detail)
     ledger.append("resumed", session="s")
     Segments(ledger.path, f"{place}/{name}", begin=0).push()
@@ -144,34 +153,36 @@ def test_a_slot_is_answered_once_the_storage_has_it(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = run_in(place, tmp_path)
-    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+    dispatcher = Dispatcher(str(folder / "ledger.jsonl"), OPTIONS)
     uri = f"{place}/run"
 
     def stored() -> list[str]:
         return [json.loads(line)["event"] for line in replication.read(uri).splitlines()]
 
     async def story() -> None:
-        books._orders.want("vit-0000", 1)
-        order = await books.next_order("s-0", "life", None)
-        assert order["assignment"]["remote"] == uri
+        dispatcher._session.want("vit-0000", 1)
+        order = await dispatcher.next_order("s-0", "life", None)
+        assert order.assignment is not None
+        assert order.assignment.remote == uri
         assert stored()[-1] == "started"
-        done = {"epoch": 1, "metrics": {"val_top1": 0.5}, "checkpoint": "/x/attempt-1/epoch-0001"}
-        answer = await books.report("s-0", "vit-0000", 1, done)
+        done = EpochReport(1, {"val_top1": 0.5}, "/x/attempt-1/epoch-0001")
+        answer = await dispatcher.report("s-0", "vit-0000", 1, done)
         assert stored()[-1] == "reported"
         # By the ledger: that it is on no disk of the head's says nothing.
         assert answer is not None
-        assert [Path(path).parts[-2:] for path in answer["keep"]] == [("attempt-1", "epoch-0001")]
-        assert await books.over_budget() is None
+        assert [Path(path).parts[-2:] for path in answer] == [("attempt-1", "epoch-0001")]
+        assert await dispatcher.over_budget() is None
 
         def refused(*_: object) -> None:
             raise StorageError("the bucket is gone")
 
         monkeypatch.setattr(object_storage, "write_bytes", refused)
-        done = {**done, "epoch": 2, "checkpoint": "/x/attempt-1/epoch-0002"}
-        assert await books.report("s-0", "vit-0000", 1, done) is None
-        books._orders.want("vit-0000", 3)
-        assert await books.next_order("s-0", "life", "vit-0000") == {"kind": "leave"}
-        assert await books.over_budget() == "the storage failed: the bucket is gone"
+        done = replace(done, epoch=2, checkpoint="/x/attempt-1/epoch-0002")
+        assert await dispatcher.report("s-0", "vit-0000", 1, done) is None
+        dispatcher._session.want("vit-0000", 3)
+        order = await dispatcher.next_order("s-0", "life", "vit-0000")
+        assert order.command is SlotCommand.SHUTDOWN
+        assert await dispatcher.over_budget() == "the storage failed: the bucket is gone"
 
     asyncio.run(story())
     assert stored()[-1] == "reported"
@@ -187,16 +198,17 @@ def test_a_dispatcher_that_outlives_its_driver_answers_nobody_any_more(
     place: str, tmp_path: Path
 ) -> None:
     folder = run_in(place, tmp_path)
-    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+    dispatcher = Dispatcher(str(folder / "ledger.jsonl"), OPTIONS)
 
     async def story() -> None:
-        books._orders.want("vit-0000", 1)
-        await books.next_order("s-0", "life", None)
+        dispatcher._session.want("vit-0000", 1)
+        await dispatcher.next_order("s-0", "life", None)
         pull(place, "run")  # as the next driver does when it takes the name
-        done = {"epoch": 1, "metrics": {"val_top1": 0.5}, "checkpoint": "/x/attempt-1/epoch-0001"}
-        assert await books.report("s-0", "vit-0000", 1, done) is None
-        books._orders.want("vit-0000", 2)
-        assert await books.next_order("s-0", "life", "vit-0000") == {"kind": "leave"}
+        done = EpochReport(1, {"val_top1": 0.5}, "/x/attempt-1/epoch-0001")
+        assert await dispatcher.report("s-0", "vit-0000", 1, done) is None
+        dispatcher._session.want("vit-0000", 2)
+        order = await dispatcher.next_order("s-0", "life", "vit-0000")
+        assert order.command is SlotCommand.SHUTDOWN
 
     asyncio.run(story())
     events = [json.loads(line)["event"] for line in replication.read(f"{place}/run").splitlines()]
@@ -208,10 +220,10 @@ def test_weights_of_a_trial_that_ends_with_no_slot_go_once_that_is_stored(
     place: str, tmp_path: Path
 ) -> None:
     folder = run_in(place, tmp_path)
-    books = Dispatcher(str(folder / "ledger.jsonl"), session="s", max_failures_per_trial=1)
+    dispatcher = Dispatcher(str(folder / "ledger.jsonl"), OPTIONS)
     weights = f"{place}/run/checkpoints/vit-0000/attempt-1/epoch-0001"
     object_storage.write_bytes(f"{weights}/{WHOLE}", b"{}")
-    asyncio.run(books.record("pruned", "vit-0000", rung=1, epoch=1))
+    asyncio.run(dispatcher.record("pruned", "vit-0000", rung=1, epoch=1))
     retention._DISK.submit(lambda: None).result(10)
     assert object_storage.list_files(weights) == []
 

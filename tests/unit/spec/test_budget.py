@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.engine.dispatcher_state import DispatcherState
-from orchestrator.ledger.cost import checkpoint_bytes, worker_seconds
+from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
+from orchestrator.ledger.cost import checkpoint_bytes, device_seconds
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec import limits
 from orchestrator.spec.limits import EPOCH_MARGIN, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
-from tests.unit.crashes import killed
+from tests.unit.crashes import killed, order_for
+from trainables.config import EpochReport
 from trainables.errors import UserError
+from trainables.worker.dispatcher_client import SlotCommand
 
 EPOCHS = 4
 ON_CPU, ON_GPU = ResourceSpec(cpus_per_worker=2), ResourceSpec(gpus_per_worker=0.5)
@@ -47,7 +49,8 @@ def begun(folder: Path, spec: RunSpec, **header: Any) -> Path:
     ledger.append("created", detail={"spec": spec.as_dict(), **header})
     for index in range(spec.sweeps[0].trials):
         for sweep in spec.sweeps:
-            detail = {"assignment": {"epochs": EPOCHS}, "axes": {}}
+            assignment = replace(sweep.assignment(index), epochs=EPOCHS)
+            detail = {"assignment": assignment.as_dict(), "axes": {}}
             name = sweep.trial_name(index)
             ledger.append("submitted", trial=name, family=sweep.family, detail=detail)
     ledger.close()
@@ -58,7 +61,8 @@ class Cluster:
     """Slots that train what they are given, each epoch for as long as ``seconds_of`` says."""
 
     def __init__(self, path: Path, slots: int, draw: random.Random, session: str = "s") -> None:
-        self.orders = DispatcherState(path, session=session, max_failures_per_trial=0)
+        options = SessionOptions(session=session, max_failures_per_trial=0)
+        self.dispatcher = DispatcherState(path, options)
         self.held: dict[str, tuple[str, int] | None] = {
             f"{session}-{i}": None for i in range(slots)
         }
@@ -69,10 +73,10 @@ class Cluster:
     def run(self, seconds_of: Any) -> None:
         """Until nothing is under way and nothing is handed out."""
         while True:
-            for name, trial in self.orders.state.trials.items():
+            for name, trial in self.dispatcher.state.trials.items():
                 if trial.status != "finished":  # as the dispatcher does when a trial asks
-                    self.orders.want(name, trial.epoch + 1)
-                    self.orders.purse.refusal(name)
+                    self.dispatcher.want(name, trial.epoch + 1)
+                    self.dispatcher.budget_guard.refusal(name)
             for slot in self.held:
                 if slot not in self.under_way:
                     self._ask(slot)
@@ -81,31 +85,28 @@ class Cluster:
                 return
             slot = self._draw.choice(sorted(self.under_way))
             trial, attempt = self.held[slot] or ("", 0)
-            family = self.orders.state.trials[trial].family
-            report = {
-                "epoch": self.under_way.pop(slot),
-                "metrics": {"train_seconds": seconds_of(family)},
-            }
-            assert self.orders.reported(slot, trial, attempt, report)
+            family = self.dispatcher.state.trials[trial].family
+            report = EpochReport(self.under_way.pop(slot), {"train_seconds": seconds_of(family)})
+            assert self.dispatcher.reported(slot, trial, attempt, report)
 
     def _ask(self, slot: str) -> None:
         held = self.held[slot]
         running = held[0] if held else None
-        order = self.orders.order(slot, self.orders.hear(slot, "life", running), running)
-        if order is None or order["kind"] == "leave":
+        order = order_for(self.dispatcher, slot, "life", running)
+        if order is None or order.command == SlotCommand.SHUTDOWN:
             return
-        if order["kind"] == "drop":
+        if order.command == SlotCommand.RELEASE:
             self.held[slot] = None
             self._ask(slot)
             return
-        if "assignment" in order:
-            folder = Path(order["assignment"]["checkpoint_folder"])
-            self.held[slot] = (folder.parent.name, order["assignment"]["attempt"])
-        self.under_way[slot] = order["epoch"]
+        if order.assignment is not None:
+            self.held[slot] = (order.assignment.trial_id, order.assignment.attempt)
+        assert order.epoch is not None
+        self.under_way[slot] = order.epoch
 
 
 def spent(path: Path, family: str | None = None) -> float:
-    return worker_seconds(replay(read(path)), family)
+    return device_seconds(replay(read(path)), family)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_the_cap_is_never_passed_and_all_that_fits_is_trained(
         if left:
             assert spent(path, family) + base[family] * EPOCH_MARGIN > share
     unfinished = {t.family for t in state.trials.values() if t.status != "finished"}
-    over = cluster.orders.purse.over()
+    over = cluster.dispatcher.budget_guard.over()
     assert (over is not None) == bool(unfinished)
     assert over is None or all(family in over for family in unfinished)
 
@@ -224,8 +225,8 @@ def test_before_an_epoch_was_seen_others_wait_unless_the_plan_knows_that_they_fi
         header = {"forecast": {"families": {"vit": known}}}
         path = begun(tmp_path / name, run_spec(cap_s, "vit", trials=4), **header)
         cluster = Cluster(path, 4, random.Random(0))
-        for trial in list(cluster.orders.state.trials):
-            cluster.orders.want(trial, 1)
+        for trial in list(cluster.dispatcher.state.trials):
+            cluster.dispatcher.want(trial, 1)
         for slot in cluster.held:
             cluster._ask(slot)
         assert len(cluster.under_way) == most, name
@@ -235,7 +236,7 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_stopped(tmp_path: Path) -
     path = begun(tmp_path, run_spec(10.0, "vit"))
     first = Cluster(path, 2, random.Random(0))
     first.run(lambda _: 1.0)
-    killed(first.orders)
+    killed(first.dispatcher)
     stopped_at = spent(path)
     assert 8 < stopped_at <= 10
     ledger = Ledger(path)
@@ -253,9 +254,9 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_stopped(tmp_path: Path) -
 def test_a_lost_epoch_is_charged_to_the_next_session_too(tmp_path: Path) -> None:
     path = begun(tmp_path, run_spec(100.0, "vit", trials=1))
     cluster = Cluster(path, 1, random.Random(0))
-    cluster.orders.want("vit-0000", 1)
+    cluster.dispatcher.want("vit-0000", 1)
     cluster._ask("s-0")
-    cluster.orders.lost("s-0", "gone")
+    cluster.dispatcher.lost("s-0", "gone")
     (failed,) = [record for record in read(path) if record["event"] == "failed"]
     assert failed["slot_seconds"] == spent(path)
 

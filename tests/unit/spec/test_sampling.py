@@ -19,10 +19,10 @@ from orchestrator.compare.report.reproduce import command
 from orchestrator.compare.runs import collect, load
 from orchestrator.compare.table import table_text
 from orchestrator.engine import dispatcher_state
-from orchestrator.engine.dispatcher_state import DispatcherState
+from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import Record, State, replay
+from orchestrator.ledger.state import Record, replay
 from orchestrator.spec import spaces
 from orchestrator.spec.run import RunSpec, diff
 from orchestrator.spec.spaces import (
@@ -32,11 +32,11 @@ from orchestrator.spec.spaces import (
     LogUniform,
     Observation,
     Uniform,
-    draw,
+    suggest,
 )
 from orchestrator.tracking.view import has_begun, trial_params
-from tests.unit.crashes import killed
-from trainables.config import Assignment
+from tests.unit.crashes import killed, order_for
+from trainables.config import Assignment, EpochReport
 
 SPACE: dict[str, Domain] = {
     "recipe.b": Choice(("none", "light")),
@@ -47,7 +47,7 @@ SPACE: dict[str, Domain] = {
 
 
 def sobol(seed: int, index: int, family: str = "vit") -> dict[str, Any]:
-    return draw("sobol", SPACE, seed=seed, family=family, index=index)
+    return suggest("sobol", SPACE, seed=seed, family=family, index=index)
 
 
 @settings(max_examples=30, deadline=None)
@@ -99,7 +99,7 @@ def height(axes: dict[str, Any]) -> float:
 def best_of(sampler: str, seed: int, trials: int = 40) -> float:
     past: list[Observation] = []
     for index in range(trials):
-        axes = draw(sampler, PLANE, seed=seed, family="vit", index=index, past=past)
+        axes = suggest(sampler, PLANE, seed=seed, family="vit", index=index, past=past)
         past.append(Observation(axes=axes, values={1: height(axes)}, status="finished"))
     return max(trial.values[1] for trial in past)
 
@@ -113,7 +113,7 @@ def test_tpe_finds_a_better_best_of_forty_than_random_draws() -> None:
 
 
 def some_past(status: str = "finished", count: int = TPE_STARTUP_TRIALS) -> list[Observation]:
-    drawn = [draw("random", SPACE, seed=3, family="vit", index=index) for index in range(count)]
+    drawn = [suggest("random", SPACE, seed=3, family="vit", index=index) for index in range(count)]
     return [
         Observation(axes=one, values={1: index / 100}, status=status)
         for index, one in enumerate(drawn)
@@ -123,10 +123,10 @@ def some_past(status: str = "finished", count: int = TPE_STARTUP_TRIALS) -> list
 @pytest.mark.parametrize("status", ["finished", "pruned", "failed"])
 def test_tpe_is_a_function_of_seed_index_and_past(status: str) -> None:
     past = some_past(status)
-    first = draw("tpe", SPACE, seed=0, family="vit", index=20, past=past)
-    assert first == draw("tpe", SPACE, seed=0, family="vit", index=20, past=past)
-    assert first != draw("tpe", SPACE, seed=1, family="vit", index=20, past=past)
-    assert first != draw("tpe", SPACE, seed=0, family="vit", index=21, past=past)
+    first = suggest("tpe", SPACE, seed=0, family="vit", index=20, past=past)
+    assert first == suggest("tpe", SPACE, seed=0, family="vit", index=20, past=past)
+    assert first != suggest("tpe", SPACE, seed=1, family="vit", index=20, past=past)
+    assert first != suggest("tpe", SPACE, seed=0, family="vit", index=21, past=past)
     assert set(first) == set(SPACE)
     assert 1e-4 <= first["recipe.a"] <= 1.0
     assert first["recipe.b"] in ("none", "light")
@@ -135,7 +135,7 @@ def test_tpe_is_a_function_of_seed_index_and_past(status: str) -> None:
 def test_tpe_draws_sobol_points_until_enough_trials_have_ended() -> None:
     running = [replace(trial, status="running") for trial in some_past(count=30)]
     past = [*running, *some_past(count=TPE_STARTUP_TRIALS - 1)]
-    assert draw("tpe", SPACE, seed=0, family="vit", index=7, past=past) == sobol(0, 7)
+    assert suggest("tpe", SPACE, seed=0, family="vit", index=7, past=past) == sobol(0, 7)
 
 
 def test_tpe_keeps_away_from_where_others_train_now() -> None:
@@ -149,7 +149,9 @@ def test_tpe_keeps_away_from_where_others_train_now() -> None:
     under_way = [Observation(axes={"recipe.y": 0.5}, values={}, status="running")] * 12
 
     def distances(known: list[Observation]) -> float:
-        drawn = (draw("tpe", line, seed=s, family="vit", index=40, past=known) for s in range(20))
+        drawn = (
+            suggest("tpe", line, seed=s, family="vit", index=40, past=known) for s in range(20)
+        )
         return fmean(abs(one["recipe.y"] - 0.5) for one in drawn)
 
     assert distances([*past, *under_way]) > distances(past)
@@ -196,24 +198,25 @@ def submitted(folder: Path, trials: int = TPE_STARTUP_TRIALS + 4) -> Path:
     return folder / "ledger.jsonl"
 
 
-def start(books: DispatcherState, name: str, slot: str = "s-0") -> dict[str, Any]:
-    books.want(name, 1)
-    order = books.order(slot, books.hear(slot, "life", None), None)
+def start(dispatcher: DispatcherState, name: str, slot: str = "s-0") -> Assignment:
+    dispatcher.want(name, 1)
+    order = order_for(dispatcher, slot, "life", None)
     assert order is not None
-    assert order["assignment"]["trial_id"] == name
-    return dict(order["assignment"])
+    assert order.assignment is not None
+    assert order.assignment.trial_id == name
+    return order.assignment
 
 
-def train(books: DispatcherState, name: str) -> None:
-    drawn = start(books, name)
-    value = -abs(math.log10(drawn["recipe"]["learning_rate"]) + 3)
+def train(dispatcher: DispatcherState, name: str) -> None:
+    drawn = start(dispatcher, name)
+    value = -abs(math.log10(drawn.recipe.learning_rate) + 3)
     metrics = {"val_top1": 1 + value / 4}
-    assert books.reported("s-0", name, drawn["attempt"], {"epoch": 1, "metrics": metrics})
-    books.order("s-0", books.hear("s-0", "life", name), name)  # drop
+    assert dispatcher.reported("s-0", name, drawn.attempt, EpochReport(1, metrics))
+    order_for(dispatcher, "s-0", "life", name)  # released
 
 
-def orders(path: Path, session: str = "s") -> DispatcherState:
-    return DispatcherState(path, session=session, max_failures_per_trial=1)
+def started(path: Path, session: str = "s") -> DispatcherState:
+    return DispatcherState(path, SessionOptions(session=session, max_failures_per_trial=1))
 
 
 def of(path: Path, event: str) -> list[Record]:
@@ -222,37 +225,36 @@ def of(path: Path, event: str) -> list[Record]:
 
 def test_a_recipe_is_drawn_once_when_its_trial_starts_and_replay_keeps_it(tmp_path: Path) -> None:
     path = submitted(tmp_path)
-    books = orders(path)
-    names = list(books.state.trials)
-    waiting = books.state.trials[names[0]]
+    dispatcher = started(path)
+    names = list(dispatcher.state.trials)
+    waiting = dispatcher.state.trials[names[0]]
     assert waiting.axes is None
     assert "learning_rate" not in waiting.recipe
     assert waiting.assignment.epochs == 1
     for name in names[:-2]:
-        train(books, name)
-    lost = start(books, names[-2])
-    killed(books)  # with its driver; the next one goes on with what was drawn
-    again = start(orders(path, session="t"), names[-2], slot="t-0")
-    assert (again["recipe"], again["attempt"]) == (lost["recipe"], 2)
-    Assignment.from_dict(again)  # complete
+        train(dispatcher, name)
+    lost = start(dispatcher, names[-2])
+    killed(dispatcher)  # with its driver; the next one goes on with what was drawn
+    again = start(started(path, session="t"), names[-2], slot="t-0")
+    assert (again.recipe, again.attempt) == (lost.recipe, 2)
     events = [r["event"] for r in read(path) if r.get("trial") == names[-2]]
     assert events == ["submitted", "drawn", "started", "started"]
     assert [record["trial"] for record in of(path, "drawn")] == names[:-1]
     after = replay(read(path)).trials[names[-2]]
     assert after.axes is not None
-    assert after.axes["recipe.learning_rate"] == lost["recipe"]["learning_rate"]
+    assert after.axes["recipe.learning_rate"] == lost.recipe.learning_rate
 
 
 def test_every_draw_is_a_function_of_the_ledger_before_it(tmp_path: Path) -> None:
     path = submitted(tmp_path)
-    books = orders(path)
-    for name in books.state.trials:
-        train(books, name)
+    dispatcher = started(path)
+    for name in dispatcher.state.trials:
+        train(dispatcher, name)
     before: list[Record] = []
     for record in read(path):
         if record["event"] == "drawn":
             state = replay(before)
-            assert dispatcher_state.drawn(state, state.trials[record["trial"]]) == record["detail"]
+            assert dispatcher_state.draw(state, state.trials[record["trial"]]) == record["detail"]
         before.append(record)
     drawn = [record["detail"]["axes"] for record in of(path, "drawn")]
     (sweep,) = spec(tmp_path).sweeps
@@ -262,10 +264,10 @@ def test_every_draw_is_a_function_of_the_ledger_before_it(tmp_path: Path) -> Non
 
 def test_a_trial_that_was_never_drawn_is_missing_to_every_reader(tmp_path: Path) -> None:
     path = submitted(tmp_path, trials=3)
-    books = orders(path)
-    train(books, "vit-0000")
-    books.end("failed", "vit-0001", reason="its driver failed")
-    queued, failed = (books.state.trials[f"vit-000{i}"] for i in (2, 1))
+    dispatcher = started(path)
+    train(dispatcher, "vit-0000")
+    dispatcher.end("failed", "vit-0001", reason="its driver failed")
+    queued, failed = (dispatcher.state.trials[f"vit-000{i}"] for i in (2, 1))
     assert not has_begun(queued)
     for trial in (queued, failed):
         params = trial_params(trial)
@@ -273,7 +275,7 @@ def test_a_trial_that_was_never_drawn_is_missing_to_every_reader(tmp_path: Path)
         assert params["optimizer"] == "adamw"
     run = load(tmp_path)
     curves = {curve.trial: curve for curve in collect([run])["vit"]}
-    assert [curves[name].drawn for name in books.state.trials] == [True, False, False]
+    assert [curves[name].drawn for name in dispatcher.state.trials] == [True, False, False]
     comparison = compare([run])
     assert comparison.families[0].best.trial == "vit-0000"
     assert comparison.families[0].unfinished == 1
@@ -285,6 +287,8 @@ def test_a_state_without_undrawn_trials_needs_no_optuna(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    dispatcher_state.prepare(State())
+    empty, path = tmp_path / "empty" / "ledger.jsonl", submitted(tmp_path, trials=1)
+    Ledger(empty).close()
+    started(empty)
     with pytest.raises(ImportError):
-        dispatcher_state.prepare(replay(read(submitted(tmp_path, trials=1))))
+        started(path)

@@ -12,7 +12,7 @@ import pytest
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
-from trainables.worker.active_trial import ActiveTrial
+from trainables.worker.serve import ActiveTrial
 
 WHOLE = "state.json"
 pytestmark = pytest.mark.usefixtures("quick_storage")

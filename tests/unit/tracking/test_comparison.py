@@ -61,7 +61,7 @@ def test_the_table_is_the_comparison_in_numbers(
         assert row["test_top1"] == entry["final"]["test_top1"]["mean"]
         assert row["test_seeds"] == 2
         assert row["test_top1_low"] < row["test_top1"] < row["test_top1_high"]
-        assert row["gpu_seconds"] == entry["gpu_seconds"]
+        assert row["device_seconds"] == entry["device_seconds"]
         assert row["latency_ms"] > 0
 
 

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ledger.header import DatasetFacts, RunHeader
-from orchestrator.ledger.state import ReportedEpoch, State, TrialState, TrialStatus, replay
+from orchestrator.ledger.state import (
+    ReportedEpoch,
+    State,
+    TrialState,
+    TrialStatus,
+    replay,
+)
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
@@ -47,14 +53,14 @@ def test_a_running_trial_has_no_final_metrics() -> None:
 
 
 def test_final_metrics_by_hand() -> None:
-    detail = {"num_workers": 2, "params_m": 1.5, "gflops_per_image": 0.02}
-    trial = trial_of([0.2, 0.7, 0.8, 0.75], ended_at=200.0, detail=detail)
+    detail = {"params_m": 1.5, "gflops_per_image": 0.02}
+    trial = trial_of([0.2, 0.7, 0.8, 0.75], ended_at=200.0, detail=detail, num_workers=2)
 
     assert finals(trial) == {
         "best_val_top1": 0.8,
         "epochs_to_90pct_of_best": 3.0,  # 0.72 is first reached in epoch 3
         "convergence_auc": pytest.approx((0.45 + 0.75 + 0.775) / 3),
-        "gpu_seconds": 20.0,  # 4 epochs, 2.5 s each, 2 workers
+        "device_seconds": 20.0,  # 4 epochs, 2.5 s each, 2 workers
         "params_m": 1.5,
         "gflops_per_image": 0.02,
     }
