@@ -69,7 +69,7 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     ended trial. ``best`` is the best accuracy of the trials finished so far, NaN before the
     first. Both are empty when a cost is missing."""
     if unit == "trials":
-        values = [_value(curve) for curve in curves if curve.ended]
+        values = [_value(curve) for curve in curves if curve.status.is_final]
         return np.arange(1.0, len(values) + 1), _running_best(np.array(values, dtype=float))
     time, cost, value = [np.empty(0)], [np.empty(0)], [np.empty(0)]
     for curve in curves:

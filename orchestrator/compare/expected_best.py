@@ -152,7 +152,7 @@ def curves_over_budget(families: Mapping[str, Sequence[Curve]]) -> list[BudgetCu
 
 
 def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
-    ended = [curve for curve in search if curve.ended]
+    ended = [curve for curve in search if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     full = [c.full_top1 for c in ended if c.status != "pruned" and c.full_top1 is not None]
     audited = [c.full_top1 for c in pruned if c.full_top1 is not None]
