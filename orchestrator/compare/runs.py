@@ -77,11 +77,6 @@ class RunData:
         return self.state.verdict.get("detail") or {}
 
     @property
-    def notes(self) -> list[str]:
-        """What is worth knowing of how the run went, its nodes first."""
-        return [*cost.node_notes(self.state), *self.state.notes]
-
-    @property
     def sweeps(self) -> tuple[SweepSpec, ...]:
         """The sweeps of the run's spec; empty where the header has none."""
         return self.state.spec.sweeps
@@ -221,9 +216,10 @@ class Curve:
     def at(self, epoch: int) -> float | None:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
         for part in (self, self.audit):
-            values = part.val_top1[part.epoch == epoch] if part else ()
-            if len(values) and math.isfinite(values[0]):
-                return float(values[0])
+            if part is not None:
+                values = part.val_top1[part.epoch == epoch]
+                if np.isfinite(values).any():
+                    return float(values[0])
         return None
 
 
@@ -237,8 +233,9 @@ def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
     labels: dict[tuple[int, str], str] = {}
     for index, run in enumerate(runs):
         place = run.name if names[run.name] == 1 else run.folder
-        for trial in (*run.sweeps, *run.state.trials.values()):
-            labels[index, trial.family] = f"{trial.family} ({place})"
+        families = [sweep.family for sweep in run.sweeps]
+        for family in families + [trial.family for trial in run.state.trials.values()]:
+            labels[index, family] = f"{family} ({place})"
     shared = Counter(family for _, family in labels)
     return {key: label if shared[key[1]] > 1 else key[1] for key, label in labels.items()}
 

@@ -83,23 +83,16 @@ def checkpoints_text(runs: Sequence[RunData]) -> str:
     return f"Checkpoints on disk: {size(sum(sizes)) if len(sizes) == len(runs) else MISSING}."
 
 
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns, numbers to the right; the first column gives way to the others."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
-    return "\n".join(
-        "  ".join(
-            [
-                _clip(row[0], widths[0]).ljust(widths[0]),
-                *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
-            ]
-        )
-        for row in rows
-    )
+    lines = []
+    for first, *others in rows:
+        clipped = first if len(first) <= widths[0] else first[: widths[0] - 1] + "…"
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([clipped.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
 
 
 def _families(families: Sequence[FamilySummary]) -> str:
