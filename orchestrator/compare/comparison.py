@@ -78,8 +78,12 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """The result in two sentences."""
-        return answer(self)
+        """The result in two sentences that claim no more than the records hold."""
+        if self.claims:
+            return " ".join(verdict["sentence"] for verdict in self.claims)
+        if any(entry.final for entry in self.families):
+            return _answer_of_finals(self)
+        return f"{_search_sentence(self)} {_no_verdict(self)}"
 
     @property
     def validation_images(self) -> int | None:
@@ -102,15 +106,6 @@ class Comparison:
             "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
-
-
-def answer(comparison: Comparison) -> str:
-    """The result in two sentences that claim no more than the records hold."""
-    if comparison.claims:
-        return " ".join(verdict["sentence"] for verdict in comparison.claims)
-    if any(entry.final for entry in comparison.families):
-        return _answer_of_finals(comparison)
-    return f"{_search_sentence(comparison)} {_no_verdict(comparison)}"
 
 
 def _search_sentence(comparison: Comparison) -> str:
@@ -246,7 +241,8 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
     dataset = _one_dataset(runs)
-    families, searched = collect(runs), _spaces(runs)
+    families, labels = collect(runs), family_labels(runs)
+    searched = {labels[i, s.family]: s.space for i, run in enumerate(runs) for s in run.sweeps}
     trials = {
         label: at_equal_budget(curves, searched.get(label, {}))
         for label, curves in families.items()
@@ -289,15 +285,6 @@ def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
             "Fix: compare runs of one dataset at a time"
         )
     return next((facts for by_run in datasets.values() for facts in by_run.values()), None)
-
-
-def _spaces(runs: Sequence[RunData]) -> dict[str, Space]:
-    labels = family_labels(runs)
-    return {
-        labels[index, sweep.family]: sweep.space
-        for index, run in enumerate(runs)
-        for sweep in run.sweeps
-    }
 
 
 def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:

@@ -124,7 +124,12 @@ def _family_row(entry: FamilySummary) -> list[str]:
 
 
 def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
-    lines = [_wrap(_best_line(e), "    ", "  ") for e in sorted(families, key=_by_accuracy)]
+    lines = []
+    for entry in sorted(families, key=_by_accuracy):
+        text = f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
+        if best := entry.best:
+            text = f"{best.trial} at epoch {best.epoch}: {recipe_text(best.axes)}"
+        lines.append(_wrap(text, "    ", "  "))
     for entry in families:
         if entry.final:
             top1 = interval(**vars(entry.final.test_top1))
@@ -134,13 +139,6 @@ def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
         ]
     if lines:
         yield "\n".join(["Best finished trial", *lines])
-
-
-def _best_line(entry: FamilySummary) -> str:
-    best = entry.best
-    if best:
-        return f"{best.trial} at epoch {best.epoch}: {recipe_text(best.axes)}"
-    return f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
 
 
 def unfinished_text(entry: FamilySummary) -> str:
