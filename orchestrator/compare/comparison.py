@@ -116,7 +116,7 @@ def _search_sentence(comparison: Comparison) -> str:
         total = sum(entry.trials for entry in comparison.families)
         return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
     best, first = ranked[0]
-    leaders = [entry.family for value, entry in ranked if value == best]
+    *others, last = [entry.family for value, entry in ranked if value == best]
     if len(ranked) == 1:
         return (
             f"{on[0].upper()}{on[1:]}, the best finished of {first.trials} {first.family} trials "
@@ -127,11 +127,7 @@ def _search_sentence(comparison: Comparison) -> str:
     flips = (
         "; the order changes with the unit of an equal budget" if comparison.budget.flips else ""
     )
-    lead = (
-        f"{leaders[0]} has"
-        if len(leaders) == 1
-        else (f"{', '.join(leaders[:-1])} and {leaders[-1]} tie in")
-    )
+    lead = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
     return (
         f"{on[0].upper()}{on[1:]}, at {trials}, "
         f"{lead} the best finished trial by validation accuracy: "

@@ -308,15 +308,17 @@ def compare_pairs(families: Mapping[str, Sequence[Curve]]) -> list[PairResult]:
         replace(
             pair,
             p_value_holm=(p_holm := None if pair.p_value is None else next(adjusted)),
-            verdict=PairVerdict.OPEN
-            if p_holm is None or p_holm >= ALPHA
-            else PairVerdict.A_BETTER
-            if pair.difference.mean > 0
-            else PairVerdict.B_BETTER,
+            verdict=_verdict(pair.difference.mean, p_holm),
             smallest_detectable=estimate.detectable(alpha) if estimate else None,
         )
         for pair, estimate in pairs
     ]
+
+
+def _verdict(mean: float, p_holm: float | None) -> PairVerdict:
+    if p_holm is None or p_holm >= ALPHA:
+        return PairVerdict.OPEN
+    return PairVerdict.A_BETTER if mean > 0 else PairVerdict.B_BETTER
 
 
 def _pair(
@@ -334,16 +336,17 @@ def _pair(
     elif images is not None and len(of_a) == len(of_b) == 1:
         error = float(np.std(images, ddof=1) / np.sqrt(images.size))
         if error:
-            estimate = Difference(mean=images.mean(), error=error, freedom=images.size - 1)
+            estimate = Difference(mean=float(images.mean()), error=error, freedom=images.size - 1)
         p_value = p_images = mcnemar(images > 0, images < 0)
         method = "McNemar on these two trained models"
     mean = sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)
     interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
+    size = None if images is None else images.size
     by_seed = {final.seed: final.test("top1") for final in of_b}
     paired = [f.test("top1") - by_seed[f.seed] for f in of_a if f.seed in by_seed]
     pair = PairResult(
         a=a, b=b, difference=replace(interval, mean=mean), method=method, p_value=p_value,
-        n=PairSize(seeds_a=len(of_a), seeds_b=len(of_b), images=getattr(images, "size", None)),
+        n=PairSize(seeds_a=len(of_a), seeds_b=len(of_b), images=size),
         p_value_images=p_images, p_value_seeds=paired_t(paired),
     )  # fmt: skip
     return pair, estimate
