@@ -158,9 +158,7 @@ def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes), exit_code=3)
     if shared:
-        from orchestrator.ray_cluster.nodes import refuse_other_versions
-
-        refuse_other_versions()
+        attach.refuse_other_versions()
     return totals
 
 
