@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.launch.forecast import COLD_START_S, TFLOPS, Costs, expected_epochs, forecast
 from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
-from orchestrator.ray_cluster.capacity import room_of
+from orchestrator.ray_cluster.capacity import as_capacity
 from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration, size, span
@@ -59,7 +59,7 @@ def capacity_mistakes(resources: ResourceSpec, totals: Mapping[str, float]) -> l
         for kind, n in per_worker.items()
         if least * n > totals.get(kind, 0.0)
     ]
-    cluster = room_of(totals)
+    cluster = as_capacity(totals)
     workers = cluster.workers(per_worker)
     if not mistakes and workers < least:
         asks = " + ".join(f"{n:g} {kind}" for kind, n in per_worker.items() if n)
@@ -74,7 +74,7 @@ def capacity_mistakes(resources: ResourceSpec, totals: Mapping[str, float]) -> l
 def capacity(resources: ResourceSpec, totals: Mapping[str, float]) -> int:
     """Slots that the cluster can ever have at once, and no more than ``max_slots``: of full size,
     and one more of what is left where that is enough for a smaller one."""
-    full, rest = divmod(room_of(totals).workers(worker_asks(resources)), resources.num_workers)
+    full, rest = divmod(as_capacity(totals).workers(worker_asks(resources)), resources.num_workers)
     slots = full + (rest >= resources.least_workers)
     return min(slots, resources.max_slots) if resources.max_slots else slots
 
