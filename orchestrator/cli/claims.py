@@ -94,7 +94,7 @@ def _dry_run(
     as_json: bool,
 ) -> None:
     from orchestrator.claims.design import price, price_lines
-    from orchestrator.launch.costs import costs_of, images_of
+    from orchestrator.launch.forecast import costs_of, images_of
 
     measure = options.measure is not False
 
