@@ -13,7 +13,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
 from trainables.backbones import FAMILIES, SCALES, build, describe, size_of
 from trainables.config import BackboneSpec
-from trainables.train.accounting import count_flops
+from trainables.train.learner import count_flops
 from trainables.train.measure import measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
