@@ -10,7 +10,6 @@ real run: ``runner.run``, Tune with its thin trials, the dispatcher actor, the l
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import logging
 import os
@@ -20,13 +19,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from benchmarks.worlds import WORLDS, Trials, draw
-from orchestrator.engine import runner, slots
+from orchestrator.engine import runner
 from orchestrator.engine.trial import NAMESPACE
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.spec.limits import ResourceSpec
@@ -48,10 +47,7 @@ class Reporters:
         self._dispatcher = ray.get_actor(dispatcher, namespace=namespace)
         self._curves: Trials = draw(WORLDS["crossing"], trials=trials, epochs=reports, seed=0)
 
-    async def serve(self, slots: list[str]) -> None:
-        await asyncio.gather(*(self._serve(slot) for slot in slots))
-
-    async def _serve(self, slot: str) -> None:
+    async def serve(self, slot: str) -> None:
         incarnation, running, attempt = uuid.uuid4().hex, None, 0
         while True:
             order = await self._dispatcher.next_order.remote(slot, incarnation, running)
@@ -87,22 +83,14 @@ class Reporters:
         return EpochReport(epoch, metrics, detail=detail)
 
 
-class ReportingSlots(slots.SlotPool):
-    """In the place of slots, an actor that reports at once."""
-
-    trials = reports = 0
-
-    def _start_slots(self) -> None:
-        actor = ray.remote(Reporters).options(num_cpus=0)
-        arguments = (self.dispatcher, NAMESPACE, self.trials, self.reports)
-        names = [f"{self.session}-{index}.0" for index in range(self.num_slots)]
-        self._served = actor.remote(*arguments).serve.remote(names)
-
-    def alive(self) -> int:
-        return 0 if ray.wait([self._served], timeout=0)[0] else self.num_slots
-
-    def join(self, timeout_s: float) -> bool:
-        return bool(ray.wait([self._served], timeout=timeout_s)[0])
+def fit_slot(
+    trials: int, reports: int, slot: str, dispatcher: str, resources: ResourceSpec, folder: Path
+) -> None:
+    """In the place of Ray Train: an actor, the same for all slots, that reports at once."""
+    actor = ray.remote(Reporters).options(
+        name="reporters", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, max_concurrency=1000
+    )
+    ray.get(actor.remote(dispatcher, NAMESPACE, trials, reports).serve.remote(slot))
 
 
 def largest_rss_mb() -> float:
@@ -142,26 +130,26 @@ def main() -> None:
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--uri", help="MLflow's server; without it nothing is mirrored")
     options = parser.parse_args()
-    ReportingSlots.trials, ReportingSlots.reports = options.trials, options.reports
-    slots.SlotPool = ReportingSlots  # type: ignore[misc]
     lag: list[float] = []
-    mirrored = runner._mirrored
 
     @contextmanager
-    def timed(*arguments: Any) -> Iterator[None]:
+    def timed(prepared: PreparedRun, folder: Path) -> Iterator[None]:
         if options.uri is None:
             yield
             return
-        with mirrored(*arguments):
+        with runner.mirrored(prepared, folder):
             yield
             ended = time.monotonic()
         lag.append(time.monotonic() - ended)
 
-    runner._mirrored = timed
-    runner.write_results = lambda folder: ""
     asked = spec(options.folder, options)
     uri = asked.tracking_uri or store.default_uri(asked.storage)
-    outcome = runner.run(WithoutImages(spec=asked, tracking_uri=uri))
+    outcome = runner.run(
+        WithoutImages(spec=asked, tracking_uri=uri),
+        fit_slot=partial(fit_slot, options.trials, options.reports),
+        mirror=timed,
+        write=lambda folder: "",
+    )
     print(
         json.dumps(
             {

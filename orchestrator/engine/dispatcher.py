@@ -22,7 +22,7 @@ from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
 from orchestrator.ledger.replication import GroupCommit
 from orchestrator.ledger.state import Record
-from orchestrator.ray_cluster import nodes as cluster_nodes
+from orchestrator.ray_cluster import attach
 from trainables.config import EpochReport
 from trainables.storage.object_storage import origin
 from trainables.worker.dispatcher_client import EpochAnswer, Order, SlotCommand
@@ -47,7 +47,7 @@ class Dispatcher:
         ledger_path: str,
         options: SessionOptions,
         *,
-        nodes: Nodes = cluster_nodes,
+        nodes: Nodes = attach,
         worker: Mapping[str, float] = MappingProxyType({}),
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,

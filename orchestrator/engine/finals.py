@@ -6,15 +6,50 @@ final starts; the test split is opened after that, once, and the opening is on r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from orchestrator.compare.winners import winners
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import Record, Stage, State, TrialState
 from orchestrator.spec.run import RunSpec
-from trainables.config import DataSpec, stable_hash
+from orchestrator.spec.spaces import Axes
+from trainables.config import Assignment, stable_hash
 from trainables.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """A trial to submit: the recipe of ``winner``, drawn as ``axes``, under a fresh seed."""
+
+    assignment: Assignment
+    axes: Axes | None
+    winner: str
+
+    def record(self) -> Record:
+        """As the ledger has it."""
+        return {
+            "event": "submitted",
+            "trial": self.assignment.trial_id,
+            "family": self.assignment.backbone.family,
+            "stage": Stage.FINAL.value,
+            "detail": {
+                "assignment": self.assignment.as_dict(),
+                "axes": self.axes,
+                "winner": self.winner,
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalsRound:
+    """``frozen`` is the ledger's record of the winners and of how many seeds each gets."""
+
+    frozen: Record
+    finals: tuple[Final, ...]
+
+    def records(self) -> list[Record]:
+        """As the ledger has them: the winners are frozen before the first final is submitted."""
+        frozen: Record = {"event": "frozen", "detail": self.frozen}
+        return [frozen, *(final.record() for final in self.finals)]
 
 
 def recipe_hash(trial: TrialState) -> str:
@@ -24,13 +59,22 @@ def recipe_hash(trial: TrialState) -> str:
     return stable_hash([chosen.backbone.as_dict(), chosen.recipe.as_dict(), data, chosen.epochs])
 
 
-def due(spec: RunSpec, state: State, *, reopen: bool) -> list[dict[str, Any]]:
-    """Ledger records that freeze the winners and submit their finals; empty when all are there.
+def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
+    """The round of finals that is still to be submitted; ``None`` when there is none.
 
     Raises :class:`UserError` when that would open the test split again without ``reopen``.
     """
     chosen = winners(state)
-    frozen = {
+    # By their trials: another version's hash of the same recipe may be another one.
+    frozen = {family: won["trial"] for family, won in state.frozen.get("winners", {}).items()}
+    same_winners = frozen == {family: trial.trial for family, trial in chosen.items()}
+    submitted = same_winners and state.frozen.get("final_seeds") == spec.final_seeds
+    if not chosen or not spec.final_seeds or submitted:
+        return None
+    if state.test_openings and not reopen:
+        raise UserError(reopening_refused(spec.name))
+    round_name = "final" if not state.test_openings else f"final{state.test_openings + 1}"
+    by_family = {
         family: {
             "trial": trial.trial,
             "recipe_hash": recipe_hash(trial),
@@ -38,63 +82,23 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> list[dict[str, Any]]:
         }
         for family, trial in chosen.items()
     }
-    detail = {"winners": frozen, "final_seeds": spec.final_seeds}
-    if not frozen or not spec.final_seeds or _same_winners(detail, state.frozen):
-        return []
-    if state.test_openings and not reopen:
-        raise UserError(reopening_refused(spec.name))
-    round_name = "final" if not state.test_openings else f"final{state.test_openings + 1}"
-    records: list[dict[str, Any]] = [{"event": "frozen", "detail": detail}]
+    finals = []
     for index in range(spec.final_seeds):
+        # The same seed for every family, so that the seeds pair their finals; it draws the order
+        # of images, augmentation, the head, and which images validate.
+        seed = int(stable_hash([spec.sweeps[0].seed, "final", index])[:7], 16)
         for family, winner in chosen.items():
-            name = f"{family}-{round_name}-{index:02d}"
-            records.append(
-                {
-                    "event": "submitted",
-                    "trial": name,
-                    "family": family,
-                    "stage": "final",
-                    "detail": {
-                        "assignment": _assignment(spec, winner, name, index),
-                        "axes": winner.axes,
-                        "winner": winner.trial,
-                    },
-                }
+            assignment = replace(
+                winner.assignment,
+                trial_id=f"{family}-{round_name}-{index:02d}",
+                seed=seed,
+                data=replace(winner.assignment.data, val_seed=seed),
+                checkpoint=None,
+                checkpoint_folder=None,
             )
-    return records
-
-
-def _same_winners(detail: Mapping[str, Any], frozen: Mapping[str, Any]) -> bool:
-    """By their trials: another version's hash of the same recipe may be another one."""
-
-    def named(part: Mapping[str, Any]) -> dict[str, str]:
-        return {family: won["trial"] for family, won in part["winners"].items()}
-
-    return bool(frozen) and (named(detail), detail["final_seeds"]) == (
-        named(frozen),
-        frozen["final_seeds"],
-    )
-
-
-def data_of(records: list[dict[str, Any]]) -> list[DataSpec]:
-    """The images that the submitted ones of ``records`` are trained on."""
-    submitted = [record for record in records if record["event"] == "submitted"]
-    return [DataSpec.from_dict(record["detail"]["assignment"]["data"]) for record in submitted]
-
-
-def _assignment(spec: RunSpec, winner: TrialState, name: str, index: int) -> dict[str, Any]:
-    """The winner's assignment under a fresh seed: order, augmentation, head, val carve."""
-    # The same seed for every family, so that the seeds pair their finals.
-    seed = int(stable_hash([spec.sweeps[0].seed, "final", index])[:7], 16)
-    final = replace(
-        winner.assignment,
-        trial_id=name,
-        seed=seed,
-        data=replace(winner.assignment.data, val_seed=seed),
-        checkpoint=None,
-        checkpoint_folder=None,
-    )
-    return final.as_dict()
+            finals.append(Final(assignment=assignment, axes=winner.axes, winner=winner.trial))
+    frozen_now = {"winners": by_family, "final_seeds": spec.final_seeds}
+    return FinalsRound(frozen=frozen_now, finals=tuple(finals))
 
 
 def reopening_refused(name: str) -> str:

@@ -1,7 +1,4 @@
-"""Carry a run out: Tune over thin trials, a dispatcher, a pool of slots, a tracker beside them.
-
-How a run ended, as its ledger tells it and as an exit code.
-"""
+"""Carry a run out: Tune over thin trials, a dispatcher, a pool of slots, a tracker beside them."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +19,6 @@ from orchestrator.compare.runs import load
 from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
-from orchestrator.engine.watchdog import Watchdog, stop_on_signals
 from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun, RunImages
@@ -34,14 +30,20 @@ from orchestrator.spec.run import RunSpec
 from trainables.errors import StorageError, UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.engine.slots import SlotPool
+    from orchestrator.engine.slots import FitSlot, SlotPool
+
+TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
+LEAVE_PATIENCE_S = 15.0
+STOP_PATIENCE_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended; counts are over all families. ``stop_reason`` is of a run that was stopped
-    by something other than its user: its budget, or slots that are not there. ``text`` is what an
-    ended run found, for the terminal: see :func:`write_results`."""
+    """How a run ended, from its ledger; counts are over all families. ``stop_reason`` is of a run
+    that was stopped by something other than its user: its budget, or slots that are not there.
+    ``text`` is the result of an ended run, for the terminal: see :func:`write_results`."""
 
     finished: int
     pruned: int
@@ -75,17 +77,57 @@ class Outcome:
         return 0
 
 
-log = logging.getLogger(__name__)
+def write_results(run_folder: Path) -> str:
+    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
 
-TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
-LEAVE_PATIENCE_S = 15.0
-STOP_PATIENCE_S = 5.0
+    Returns its comparison, or its verdict where it tests a claim, for the terminal.
+    """
+    replication.pull_finals(run_folder)
+    verdict = conclude(run_folder)
+    comparison = compare([load(run_folder)])
+    (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
+    write_report(comparison, run_folder)
+    replication.push_reports(run_folder)
+    return verdict or table_text(comparison)
 
 
-def run(prepared: PreparedRun) -> Outcome:
+@contextmanager
+def mirrored(prepared: PreparedRun, folder: Path) -> Iterator[None]:
+    """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
+    uri, experiment = prepared.tracking_uri, prepared.spec.experiment
+    command = [sys.executable, "-m", "orchestrator.tracking.follow", "follow"]
+    command += [str(folder), "--uri", uri, *(["--experiment", experiment] if experiment else [])]
+    with (folder / "tracking.log").open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            yield
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(TRACKER_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            if process.returncode != 0:
+                log.info(
+                    f"MLflow at {uri} is behind the ledger (see {folder / 'tracking.log'}); "
+                    "nothing is lost: the same command again brings it up to date"
+                )
+
+
+def run(
+    prepared: PreparedRun,
+    *,
+    fit_slot: FitSlot | None = None,
+    mirror: Callable[[PreparedRun, Path], AbstractContextManager[None]] = mirrored,
+    write: Callable[[Path], str] = write_results,
+) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
     Its images are prepared first; where that takes long, Ray and the slots start meanwhile.
+    A benchmark of the driver's side brings its own ``fit_slot``, ``mirror`` and ``write``.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
     open its test split again unasked, when a node holds other versions than this process of what
@@ -100,40 +142,35 @@ def run(prepared: PreparedRun) -> Outcome:
         before = session.state_of(folder)
         if _is_done(prepared, before):
             log.info(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
-            with _mirrored(prepared, folder):
-                return replace(Outcome.of(folder), text=write_results(folder))
+            with mirror(prepared, folder):
+                return replace(Outcome.of(folder), text=write(folder))
         preparing = prepared.prepare_images()
         log.info("starting Ray")
-        pool = _slot_pool(spec, folder, before, _attach(spec, stack))
+        totals = _attach(spec, stack)
+        from orchestrator.engine.slots import SlotPool
+
+        pool = SlotPool(
+            spec,
+            folder,
+            session.session_name(folder),
+            plan.slots_of(spec, session.to_train(spec, before), totals),
+            more_to_come=spec.final_seeds > 0,
+            fit_slot=fit_slot,
+        )
         pool.start()
         try:
             state = _begin(spec, folder, pool, preparing.result())
         except BaseException:
             pool.abandon()
             raise
-        stack.enter_context(_mirrored(prepared, folder))
+        stack.enter_context(mirror(prepared, folder))
         stop_reason = _train(prepared, lock, state, pool)
         if lock.lease is None or stop_reason is None:
             _clean_up_checkpoints(folder)
         # Written while MLflow still follows: what is in the run's folder reaches it.
         ended = not session.open_trials(session.state_of(folder))
-        text = write_results(folder) if ended else None
+        text = write(folder) if ended else None
     return replace(Outcome.of(folder), text=text)
-
-
-def write_results(run_folder: Path) -> str:
-    """Write the run's ``report.html``, ``plots/*.svg`` and ``comparison.json``.
-
-    Returns its comparison, or its verdict where it tests a claim, for the terminal.
-    """
-    replication.pull_finals(run_folder)
-    verdict = conclude(run_folder)
-    runs = [load(run_folder)]
-    comparison = compare(runs)
-    (run_folder / "comparison.json").write_text(json.dumps(comparison.as_dict()), encoding="utf-8")
-    write_report(comparison, run_folder)
-    replication.push_reports(run_folder)
-    return verdict or table_text(comparison)
 
 
 def _is_done(prepared: PreparedRun, state: State) -> bool:
@@ -145,7 +182,7 @@ def _is_done(prepared: PreparedRun, state: State) -> bool:
         raise UserError(finals.reopening_refused(spec.name))
     if not searched or session.open_trials(state):
         return False
-    return not finals.due(spec, state, reopen=prepared.reopen_test)
+    return finals.due(spec, state, reopen=prepared.reopen_test) is None
 
 
 def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
@@ -158,18 +195,8 @@ def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes), exit_code=3)
     if shared:
-        from orchestrator.ray_cluster.nodes import refuse_other_versions
-
-        refuse_other_versions()
+        attach.refuse_other_versions()
     return totals
-
-
-def _slot_pool(spec: RunSpec, folder: Path, before: State, totals: Mapping[str, float]) -> SlotPool:
-    from orchestrator.engine.slots import SlotPool
-
-    num_slots = plan.slots_of(spec, session.to_train(spec, before), totals)
-    name = session.session_name(folder)
-    return SlotPool(spec, folder, name, num_slots, more_to_come=spec.final_seeds > 0)
 
 
 def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> State:
@@ -195,6 +222,8 @@ def _train(
 ) -> str | None:
     """Search, then finals, each trial to its end or until the stop file appears; why it did, where
     that was no user's wish. Raises ``UserError`` where the slots ended the run (exit code 3)."""
+    from orchestrator.engine.slots import Watchdog, stop_on_signals
+
     spec, stop_file = prepared.spec, lock.folder / lease.STOP_FILE
     num_trials, num_slots = len(session.open_trials(state)), pool.num_slots
     log.info(f"{num_trials} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
@@ -237,9 +266,10 @@ def _search_then_finals(
     fit(state)
     if prepared.spec.final_seeds and not stop_file.exists() and not pool.open_trials():
         searched = session.state_of(folder)
-        records = finals.due(prepared.spec, searched, reopen=prepared.reopen_test)
-        replication.share_stores(folder, finals.data_of(records))
-        pool.submit(records)
+        due = finals.due(prepared.spec, searched, reopen=prepared.reopen_test)
+        if due is not None:
+            replication.share_stores(folder, [final.assignment.data for final in due.finals])
+        pool.submit([] if due is None else due.records())
         fit(session.state_of(folder))
 
 
@@ -247,31 +277,3 @@ def _clean_up_checkpoints(folder: Path) -> None:
     """While no slot is at work: remove the checkpoints that nothing will ask for again."""
     state = session.state_of(folder)
     retention.at_rest(folder, state, [trial.trial for trial in winners(state).values()])
-
-
-@contextmanager
-def _mirrored(prepared: PreparedRun, folder: Path) -> Iterator[None]:
-    """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
-    spec, uri = prepared.spec, prepared.tracking_uri
-    command = [sys.executable, "-m", "orchestrator.tracking.follow", "follow"]
-    command += [str(folder), "--uri", uri]
-    if spec.experiment:
-        command += ["--experiment", spec.experiment]
-    with (folder / "tracking.log").open("ab") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            yield
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(TRACKER_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            if process.returncode != 0:
-                log.info(
-                    f"MLflow at {uri} is behind the ledger (see {folder / 'tracking.log'}); "
-                    "nothing is lost: the same command again brings it up to date"
-                )

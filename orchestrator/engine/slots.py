@@ -2,15 +2,20 @@
 
 Each slot is fitted in a thread of the driver: Ray Train installs its SIGINT handler on the main
 thread only, and that one belongs to the sweep. A slot needs no care while it lives: Ray Train
-restarts a broken group, and the group asks the dispatcher what it was doing.
+restarts a broken group, and the group asks the dispatcher what it was doing. A watchdog ends a run
+whose slots are of no use any more.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +40,33 @@ MAX_RESTARTS_PER_SLOT = 3
 NEVER_S = 1e9
 CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
+SECOND_SIGNAL_S = 2.0
+POLL_S, SILENCE_POLL_S = 0.5, 10.0
+JOIN_PATIENCE_S = 300.0  # beyond two outages of the dispatcher, whose calls are bounded themselves
 
 # The controller looks at its workers this often: the delay until a dead one is noticed.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
-
-class DecisionRecorder:
-    """Writes a decision through the dispatcher; plain data, because Tune pickles schedulers."""
-
-    def __init__(self, dispatcher: str) -> None:
-        self._call = ActorClient(dispatcher, NAMESPACE)
-
-    def __call__(self, event: str, trial: str | None = None, **fields: Any) -> None:
-        self._call("record", event, trial, **fields)
+FitSlot = Callable[[str, str, ResourceSpec, Path], None]  # as fit_with_ray_train
 
 
 class SlotPool:
-    """One session's dispatcher actor and ``num_slots`` slots."""
+    """One session's dispatcher actor and ``num_slots`` slots, each carried out by ``fit_slot``
+    in a thread of its own; ``decide(event, trial, ...)`` puts a decision on record."""
 
     def __init__(
-        self, spec: RunSpec, folder: Path, session: str, num_slots: int, *, more_to_come: bool
+        self,
+        spec: RunSpec,
+        folder: Path,
+        session: str,
+        num_slots: int,
+        *,
+        more_to_come: bool,
+        fit_slot: FitSlot | None = None,
     ) -> None:
         self.num_slots, self.session = num_slots, session
         self.dispatcher = f"dispatcher-{spec.name}-{session}"
-        self.decide = DecisionRecorder(self.dispatcher)
         self.errors: list[str] = []  # why slots ended, where they ended in error
         self._resources = spec.sweeps[0].resources
         self._options = SessionOptions(
@@ -71,6 +78,8 @@ class SlotPool:
         self._folder = folder
         self._uncapped = not spec.budget and not is_remote(spec.storage)
         self._call = ActorClient(self.dispatcher, NAMESPACE)
+        self.decide: Callable[..., Any] = partial(self._call, "record")
+        self._fit_slot = fit_slot or fit_with_ray_train
         self._leaving = threading.Event()
         self._threads = [
             threading.Thread(
@@ -95,9 +104,6 @@ class SlotPool:
         )
         worker = worker_resources(self._resources)
         self._actor = actor.remote(str(self._folder / FILE_NAME), self._options, worker=worker)
-        self._start_slots()
-
-    def _start_slots(self) -> None:
         for thread in self._threads:
             thread.start()
 
@@ -162,7 +168,7 @@ class SlotPool:
         for life in range(1 + MAX_RESTARTS_PER_SLOT):
             slot = f"{slot_name}.{life}"
             try:
-                fit_slot(slot, self.dispatcher, self._resources, self._folder / "slots")
+                self._fit_slot(slot, self.dispatcher, self._resources, self._folder / "slots")
                 return
             except Exception as error:
                 if self._leaving.is_set():
@@ -173,7 +179,98 @@ class SlotPool:
                 self._call("slot_lost", slot, reason)
 
 
-def fit_slot(slot: str, dispatcher: str, resources: ResourceSpec, folder: Path) -> None:
+class Watchdog(threading.Thread):
+    """Ends a run, by writing its ``stop_file``, whose slots never start, are all gone, or fall
+    silent, as when their nodes went away and none comes back: that is an ``error`` with a name
+    instead of a hang. Ends it too, with a ``reason``, once its budget has no room for another
+    epoch, its storage fails, or ``lost`` says that it is another process's.
+
+    In a ``with`` statement it watches until the end of the block.
+    """
+
+    def __init__(
+        self,
+        slots: SlotPool,
+        resources: ResourceSpec,
+        stop_file: Path,
+        lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._slots, self._stop_file, self._lost = slots, stop_file, lost
+        self._timeout_s, self._epoch_s = resources.slot_start_timeout_s, resources.epoch_timeout_s
+        self._began_at, self._ready, self._silence_asked_at = time.monotonic(), False, 0.0
+        self._ended = threading.Event()
+        self.error: str | None = None
+        self.reason: str | None = None
+
+    def __enter__(self) -> Watchdog:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # A thread that still calls Ray while it shuts down would take the process with it.
+        self._ended.set()
+        self.join(JOIN_PATIENCE_S)
+
+    def run(self) -> None:
+        self._began_at = time.monotonic()
+        while not self._ended.wait(POLL_S) and not self._stop_file.exists():
+            self.error = self._problem()
+            self.reason = self._lost() or self._slots.over_budget()
+            if self.error or self.reason:
+                self._stop_file.touch()
+        if self._stop_file.exists():
+            self._slots.stop()
+
+    def _problem(self) -> str | None:
+        """What keeps the trials from being trained, if anything does."""
+        now, limit = time.monotonic(), f"resources.slot_start_timeout_s={self._timeout_s:g}"
+        self._ready = self._ready or self._slots.ready() > 0
+        if not self._ready and now - self._began_at > self._timeout_s:
+            return (
+                f"a slot must start within {limit}; none did. Fix: free the cluster, ask for less, "
+                "or --set resources.slot_start_timeout_s=SECONDS"
+            )
+        if not self._slots.alive() and self._slots.open_trials():
+            last = (self._slots.errors or ["no reason given"])[-1]
+            return f"every slot ended before its trials did; the last one: {last}"
+        if not self._ready or now - self._silence_asked_at < SILENCE_POLL_S:
+            return None
+        self._silence_asked_at, silent_s = now, self._slots.silent_s()
+        if silent_s > self._epoch_s + self._timeout_s:
+            return (
+                f"a slot that lost its nodes must start again within {limit}; none has been heard "
+                f"of for {silent_s:.0f} s, an epoch's time included. Fix: the same command goes on "
+                "once the cluster has nodes again"
+            )
+        return None
+
+
+@contextmanager
+def stop_on_signals(stop_file: Path) -> Iterator[None]:
+    """A SIGINT or SIGTERM asks for a clean stop; another, later one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    asked_at: list[float] = []
+
+    def ask(number: int, frame: object) -> None:
+        # One Ctrl-C often arrives twice: from the terminal and from the parent that waits.
+        if asked_at and time.monotonic() - asked_at[0] > SECOND_SIGNAL_S:
+            os._exit(130)
+        asked_at.append(time.monotonic())
+        stop_file.touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, folder: Path) -> None:
     """Run Ray Train until the dispatcher lets the slot go. Raises ``UserError`` where a node holds
     other versions than this process, and Ray Train's own errors."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig

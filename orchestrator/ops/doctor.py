@@ -21,8 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.ray_cluster import attach, nodes
-from orchestrator.ray_cluster.nodes import Node
+from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster.attach import Node
 from trainables.config import BackboneSpec, DataSpec
 from trainables.errors import UserError, one_line
 from trainables.storage.object_storage import is_remote
@@ -228,8 +228,8 @@ class _Examination:
         self.problems: list[str] = []
 
     def facts(self) -> ClusterFacts:
-        everyone = nodes.alive()
-        versions = self._ask(installed, {node: {} for node in everyone}, nodes.VERSIONS_TIMEOUT_S)
+        everyone = attach.alive_nodes()
+        versions = self._ask(installed, {node: {} for node in everyone}, attach.VERSIONS_TIMEOUT_S)
         for node, theirs in versions.items():
             self.problems += differences(installed(), theirs, node.name)
         same = {"storage": self._storage}
@@ -243,7 +243,7 @@ class _Examination:
             },
             NODE_TIMEOUT_S,
         )
-        dashboard = nodes.dashboard()
+        dashboard = attach.dashboard()
         question = {
             **same,
             "probes": {probes[node]: node.name for node, answer in answers.items() if answer.wrote},
@@ -255,7 +255,7 @@ class _Examination:
             heads = self._inspect(inspect_from_head, head, HEAD_TIMEOUT_S)
         finally:
             left = {node: {**same, "probe": probes[node]} for node in answers}
-            nodes.ask_each(left, remove_probe, timeout_s=HEAD_TIMEOUT_S)
+            attach.ask_each(left, remove_probe, timeout_s=HEAD_TIMEOUT_S)
         status = next((answer.dashboard_status for answer in heads.values()), None)
         asks_token = None if status is None else status in (401, 403)
         self.problems += auth_mistakes(dashboard, asks_token)
@@ -290,7 +290,7 @@ class _Examination:
         self, question: Callable[..., Answer], asked: Mapping[Node, Arguments], timeout_s: float
     ) -> dict[Node, Answer]:
         """The answers of those nodes that answer; the others are problems."""
-        answers = nodes.ask_each(asked, question, timeout_s=timeout_s)
+        answers = attach.ask_each(asked, question, timeout_s=timeout_s)
         self.problems += [
             f"node {node.name} does not do what it is asked: {one_line(answer)[:200]}. Fix: look "
             "at its raylet.log, or take the node out of the cluster"

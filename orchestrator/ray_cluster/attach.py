@@ -1,20 +1,32 @@
-"""Ray, attached or started: what there is, and how long this process holds it."""
+"""Ray, attached or started for as long as this process needs it, and the nodes of its cluster."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from orchestrator.ray_cluster import capacity
-from orchestrator.ray_cluster.capacity import ClusterCapacity
-from trainables.errors import UserError, one_line
+from orchestrator.ray_cluster.capacity import (
+    HEAD,
+    ClusterCapacity,
+    cluster_capacity,
+    running_capacity,
+)
+from trainables.errors import UserError, one_line, raise_if_any
+from trainables.versions import differences, installed
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 3.0
 EXIT_PATIENCE_S = 2.0
+VERSIONS_TIMEOUT_S = 30.0  # a node starts a process to answer: a second where it is idle
 SLOT_THREAD = "slot-"  # how the name of a thread begins that keeps a slot
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 
@@ -63,27 +75,30 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
     import ray
 
     address = known_address()
+    quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     if address is not None and not answers(address):
         raise UserError(
             f"RAY_ADDRESS must name a running cluster; nothing answers at {address!r} within "
             f"{CONNECT_TIMEOUT_S:g} s. Fix: start it, or unset RAY_ADDRESS to run on this machine"
         )
-    if address is not None:
-        _attach(address, namespace)
-    else:
+    if address is None:
         for name, value in FRUGAL.items():
             os.environ.setdefault(name, value)
         # The dashboard's State API would free the resources of a slot whose controller was killed;
         # it takes ten processes and 2 % of a core, and such a Ray ends with this process.
-        ray.init(
-            address="local",
-            namespace=namespace,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        ray.init(address="local", include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError) as error:
+            why, mode = one_line(error)[:200], os.environ.get("RAY_AUTH_MODE", "not set")
+            raise UserError(
+                f"a cluster must let this process in; {address} does not ({why}). Fix: "
+                f"RAY_AUTH_MODE (here {mode}) and the token in ~/.ray/auth_token as on the head, "
+                "and the head's versions of Python and Ray"
+            ) from None
     try:
-        yield capacity.room()
+        yield cluster_capacity()
     finally:
         if not slots_at_work():
             _leave(ours=address is None)
@@ -93,20 +108,6 @@ def slots_at_work() -> bool:
     """Whether a slot's thread did not leave in the time that it was given. While one calls Ray,
     Ray must not be shut down: the call would end this process, with an exit code of Ray's own."""
     return any(thread.name.startswith(SLOT_THREAD) for thread in threading.enumerate())
-
-
-def _attach(address: str, namespace: str) -> None:
-    import ray
-
-    try:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
-    except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError) as error:
-        why, mode = one_line(error)[:200], os.environ.get("RAY_AUTH_MODE", "not set")
-        raise UserError(
-            f"a cluster must let this process in; {address} does not ({why}). Fix: RAY_AUTH_MODE "
-            f"(here {mode}) and the token in ~/.ray/auth_token as on the head, and the head's "
-            "versions of Python and Ray"
-        ) from None
 
 
 def _leave(*, ours: bool) -> None:
@@ -127,6 +128,7 @@ def _leave(*, ours: bool) -> None:
 
 
 def answers(address: str) -> bool:
+    """Whether anything listens at ``HOST:PORT``; ``True`` for an address without a port."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return True
@@ -135,3 +137,119 @@ def answers(address: str) -> bool:
             return True
     except OSError:
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node that is alive; ``gpus`` is what it announces to Ray."""
+
+    id: str
+    name: str
+    gpus: float
+    is_head: bool
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that are alive, the head first."""
+    import ray
+
+    nodes = [
+        Node(
+            id=node["NodeID"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, "
+            f"{node['NodeID'][:6]})",
+            gpus=node["Resources"].get("GPU", 0.0),
+            is_head=HEAD in node["Resources"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(nodes, key=lambda node: not node.is_head)
+
+
+def gone(nodes: Sequence[str]) -> list[str]:
+    """Those of ``nodes`` (their ids) that are no longer there: Ray says so, or nobody answers.
+
+    Ray itself notices within half a minute; a worker group may be up again by then.
+    """
+    import ray
+
+    standing = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    return [
+        node_id
+        for node_id in dict.fromkeys(nodes)
+        if (node := standing.get(node_id)) is None
+        or not answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+    ]
+
+
+def fitting(worker: Mapping[str, float]) -> int:
+    """Workers that today's nodes hold when each asks for ``worker``."""
+    import ray
+
+    running = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return running_capacity(running).workers(worker)
+
+
+def ask_each(
+    asked: Mapping[Node, Mapping[str, Any]], question: Callable[..., Any], *, timeout_s: float
+) -> dict[Node, Any]:
+    """What ``question`` returns on each node for the arguments ``asked`` of it, all at once.
+
+    In place of an answer stands the exception that the question raised there, or a
+    ``TimeoutError`` for a node that said nothing within ``timeout_s`` seconds.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not asked:
+        return {}
+    # By value, so that a node that lacks this project can still tell what it holds.
+    module = sys.modules[question.__module__]
+    ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        task = ray.remote(question)
+        waiting = {
+            task.options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+            ).remote(**arguments): node
+            for node, arguments in asked.items()
+        }
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(module)
+    ready, silent = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
+    by_node: dict[Node, Any] = {}
+    for answer in ready:
+        try:
+            by_node[waiting[answer]] = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            by_node[waiting[answer]] = getattr(error, "cause", None) or error
+    for answer in silent:
+        ray.cancel(answer, force=True)
+        by_node[waiting[answer]] = TimeoutError(f"no answer within {timeout_s:g} s")
+    return by_node
+
+
+def dashboard() -> str | None:
+    """``HOST:PORT`` of the cluster's dashboard as its head tells it; ``None`` without one."""
+    import ray
+
+    context = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    address: str | None = context.address_info["webui_url"]
+    return address or None
+
+
+def refuse_other_versions() -> None:
+    """Raise ``UserError`` with a line for each library that a node holds in another version than
+    this process. A node that does not answer is only named: its workers check themselves."""
+    here, mistakes = installed(), []
+    asked: dict[Node, dict[str, Any]] = {node: {} for node in alive_nodes()}
+    for node, answer in ask_each(asked, installed, timeout_s=VERSIONS_TIMEOUT_S).items():
+        if isinstance(answer, Exception):
+            why = one_line(answer)[:200]
+            log.warning(f"warning: node {node.name} did not tell its versions: {why}")
+        else:
+            mistakes += differences(here, answer, node.name)
+    raise_if_any(mistakes)

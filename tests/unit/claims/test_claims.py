@@ -17,8 +17,7 @@ from orchestrator.claims.experiments import CLAIMS, PRESETS, small_patches_help
 from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
 from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
-from orchestrator.launch.forecast import COLD_START_S, estimated
-from orchestrator.launch.validation import ImageFacts, geometry_of
+from orchestrator.launch.forecast import COLD_START_S, ImageFacts, estimated, geometry_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec.run import RunSpec, diff

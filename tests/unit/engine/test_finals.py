@@ -14,7 +14,7 @@ from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.launch.prepare import RunOptions, spec_of
 from orchestrator.ledger import session
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import State, replay
+from orchestrator.ledger.state import Record, State, replay
 from orchestrator.spec.run import RunSpec
 from tests.unit.crashes import killed, order_for
 from trainables.config import EpochReport
@@ -47,6 +47,12 @@ def state(folder: Path) -> State:
     return replay(read(folder / "ledger.jsonl"))
 
 
+def records_due(spec: RunSpec, state: State, *, reopen: bool = False) -> list[Record]:
+    due = finals.due(spec, state, reopen=reopen)
+    assert due is not None
+    return due.records()
+
+
 VALUES = {
     "vit-0000": ("finished", 0.4),
     "vit-0001": ("pruned", 0.9),
@@ -63,7 +69,7 @@ def test_only_finished_trials_of_the_race_win(tmp_path: Path) -> None:
 
 def test_finals_differ_from_their_winner_by_seed_and_carve_alone(tmp_path: Path) -> None:
     spec = searched(tmp_path, VALUES | {"resnet-0001": ("finished", 0.3)})
-    records = finals.due(spec, state(tmp_path), reopen=False)
+    records = records_due(spec, state(tmp_path))
     assert [record["event"] for record in records] == ["frozen"] + ["submitted"] * 4
     by_name = {record["trial"]: record["detail"] for record in records[1:]}
     won = state(tmp_path).trials["vit-0003"].assignment.as_dict()
@@ -82,9 +88,9 @@ def test_finals_differ_from_their_winner_by_seed_and_carve_alone(tmp_path: Path)
 def test_the_same_winners_are_frozen_once(tmp_path: Path) -> None:
     spec = searched(tmp_path, VALUES)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    for record in finals.due(spec, state(tmp_path), reopen=False):
+    for record in records_due(spec, state(tmp_path)):
         ledger.append(**record)
-    assert finals.due(spec, state(tmp_path), reopen=False) == []
+    assert finals.due(spec, state(tmp_path), reopen=False) is None
 
 
 def started(folder: Path, **options: Any) -> DispatcherState:
@@ -97,7 +103,7 @@ def test_the_test_split_is_opened_once_and_again_only_on_demand(tmp_path: Path) 
     dispatcher = started(tmp_path, more_to_come=True)
     # Nothing waits, but finals are to come: an idle slot stays.
     assert order_for(dispatcher, "s-0", "life", None) is None
-    dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
+    dispatcher.submit(records_due(spec, dispatcher.state))
     for name in ("vit-final-00", "vit-final-01"):
         dispatcher.want(name, 1)
         order = order_for(dispatcher, "s-0", "life", None)
@@ -115,7 +121,7 @@ def test_the_test_split_is_opened_once_and_again_only_on_demand(tmp_path: Path) 
     assert after.trials["vit-final-01"].outcome == {"test": {"top1": 0.45}}
     with pytest.raises(UserError, match="opened once"):
         finals.due(replace(spec, final_seeds=3), after, reopen=False)
-    again = finals.due(replace(spec, final_seeds=3), after, reopen=True)
+    again = records_due(replace(spec, final_seeds=3), after, reopen=True)
     assert [r["trial"] for r in again[1:]] == [f"vit-final2-0{i}" for i in range(3)]
 
 
@@ -124,7 +130,7 @@ def test_a_final_that_lost_its_worker_after_training_is_examined_not_trained(
 ) -> None:
     spec = searched(tmp_path, VALUES, seeds=1)
     dispatcher = started(tmp_path, more_to_come=True)
-    dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
+    dispatcher.submit(records_due(spec, dispatcher.state))
     dispatcher.want("vit-final-00", 1)
     order_for(dispatcher, "s-0", "life-1", None)
     epochs = dispatcher.state.trials["vit-final-00"].assignment.epochs
@@ -145,10 +151,10 @@ def test_finals_that_were_interrupted_go_on_and_a_longer_search_is_refused(tmp_p
     spec = searched(tmp_path, dict.fromkeys(("vit-0000", "resnet-0000"), ("finished", 0.4)))
     spec = replace(spec, sweeps=tuple(replace(sweep, trials=1) for sweep in spec.sweeps))
     dispatcher = started(tmp_path)
-    dispatcher.submit(finals.due(spec, dispatcher.state, reopen=False))
+    dispatcher.submit(records_due(spec, dispatcher.state))
     dispatcher.record("test_opened")
     assert session.searched(spec, state(tmp_path))
     assert session.open_trials(state(tmp_path)) != []
-    assert finals.due(spec, state(tmp_path), reopen=False) == []
+    assert finals.due(spec, state(tmp_path), reopen=False) is None
     longer = replace(spec, sweeps=tuple(replace(sweep, trials=2) for sweep in spec.sweeps))
     assert not session.searched(longer, state(tmp_path))

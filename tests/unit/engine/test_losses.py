@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import SessionOptions
-from orchestrator.engine.watchdog import Watchdog
+from orchestrator.engine.slots import Watchdog
 from orchestrator.ledger.cost import (
     DeviceSeconds,
     cost_of,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from orchestrator.launch.plan import capacity, capacity_mistakes, worker_asks
 from orchestrator.ray_cluster.capacity import (
+    AutoscalerLimits,
     ClusterCapacity,
     NodeKind,
-    of_ray_cluster,
-    running_room,
-    scaled_room,
+    running_capacity,
+    scaled_capacity,
 )
 from orchestrator.spec.limits import ResourceSpec
 
@@ -24,18 +24,19 @@ CLUSTER = Path(__file__).parents[3] / "cluster"
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 
 
-def cluster_file(most: int, **workers: tuple[int, dict[str, int]]) -> dict[str, Any]:
-    """A cluster file's part that counts; of each kind how many there may be, and what they hold."""
+def limits_of(most: int, **workers: tuple[int, dict[str, int]]) -> AutoscalerLimits:
+    """Those of a cluster file; of each kind how many there may be, and what they hold."""
     kinds = {
         name: {"resources": resources, "min_workers": 0, "max_workers": count}
         for name, (count, resources) in workers.items()
     }
     head = {"resources": {"CPU": 0}, "max_workers": 0}
-    return {
+    config = {
         "max_workers": most,
         "head_node_type": "head",
         "available_node_types": {"head": head, **kinds},
     }
+    return AutoscalerLimits.from_cluster_file(config)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +59,14 @@ def cluster_file(most: int, **workers: tuple[int, dict[str, int]]) -> dict[str, 
 def test_slots_are_counted_on_nodes_that_are_not_there_yet(
     resources: dict[str, Any], slots: int
 ) -> None:
-    config = cluster_file(6, small=(8, {"CPU": 4, "GPU": 1}), large=(2, {"CPU": 16, "GPU": 4}))
-    asked, room = ResourceSpec(**resources), scaled_room([HEAD], HEAD, config)
+    limits = limits_of(6, small=(8, {"CPU": 4, "GPU": 1}), large=(2, {"CPU": 16, "GPU": 4}))
+    asked, room = ResourceSpec(**resources), scaled_capacity([HEAD], HEAD, limits)
     assert capacity(asked, room) == slots
     assert (capacity_mistakes(asked, room) == []) == (slots > 0)
 
 
 def test_what_fits_no_node_is_told_apart_from_what_there_is_too_little_of() -> None:
-    room = scaled_room([HEAD], HEAD, cluster_file(8, spot=(8, {"CPU": 8, "GPU": 1})))
+    room = scaled_capacity([HEAD], HEAD, limits_of(8, spot=(8, {"CPU": 8, "GPU": 1})))
     (line,) = capacity_mistakes(ResourceSpec(gpus_per_worker=2), room)
     assert "1 CPU + 2 GPU" in line
     assert "8 spot of 8 CPU + 1 GPU" in line
@@ -74,25 +75,26 @@ def test_what_fits_no_node_is_told_apart_from_what_there_is_too_little_of() -> N
 
 
 def test_nodes_added_by_hand_count_where_they_hold_more() -> None:
-    config = cluster_file(1, spot=(1, {"CPU": 2}))
-    assert capacity(ResourceSpec(), scaled_room([HEAD, {"CPU": 8.0}], HEAD, config)) == 8
-    assert capacity(ResourceSpec(), scaled_room([HEAD, {"CPU": 2.0}], HEAD, config)) == 2
+    limits = limits_of(1, spot=(1, {"CPU": 2}))
+    assert capacity(ResourceSpec(), scaled_capacity([HEAD, {"CPU": 8.0}], HEAD, limits)) == 8
+    assert capacity(ResourceSpec(), scaled_capacity([HEAD, {"CPU": 2.0}], HEAD, limits)) == 2
 
 
 def test_the_files_of_this_project_hold_what_they_say() -> None:
-    laptop = yaml.safe_load((CLUSTER / "local-autoscaling.yaml").read_text())
-    assert capacity(ResourceSpec(), scaled_room([HEAD], HEAD, laptop)) == 2
-    assert capacity_mistakes(ResourceSpec(cpus_per_worker=2), scaled_room([HEAD], HEAD, laptop))
+    config = yaml.safe_load((CLUSTER / "local-autoscaling.yaml").read_text())
+    laptop = AutoscalerLimits.from_cluster_file(config)
+    assert capacity(ResourceSpec(), scaled_capacity([HEAD], HEAD, laptop)) == 2
+    assert capacity_mistakes(ResourceSpec(cpus_per_worker=2), scaled_capacity([HEAD], HEAD, laptop))
     resource = yaml.safe_load((CLUSTER / "kuberay-cluster.yaml").read_text())
     resource["metadata"].setdefault("namespace", "default")
-    config = of_ray_cluster(resource)
-    assert config is not None
+    limits = AutoscalerLimits.from_ray_cluster(resource)
+    assert limits is not None
     asked = ResourceSpec(gpus_per_worker=1, cpus_per_worker=4)
     most = sum(group["maxReplicas"] for group in resource["spec"]["workerGroupSpecs"])
-    assert capacity(asked, scaled_room([HEAD], HEAD, config)) == most > 1
-    assert capacity_mistakes(ResourceSpec(gpus_per_worker=2), scaled_room([HEAD], HEAD, config))
+    assert capacity(asked, scaled_capacity([HEAD], HEAD, limits)) == most > 1
+    assert capacity_mistakes(ResourceSpec(gpus_per_worker=2), scaled_capacity([HEAD], HEAD, limits))
     resource["spec"]["enableInTreeAutoscaling"] = False
-    assert of_ray_cluster(resource) is None
+    assert AutoscalerLimits.from_ray_cluster(resource) is None
 
 
 @given(
@@ -113,7 +115,7 @@ def test_never_more_slots_than_can_be_placed(
             for name, amount in worker_asks(asked).items():
                 there[name] -= amount
             placed += 1
-    room = running_room([{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in nodes])
+    room = running_capacity([{"CPU": float(cpu), "GPU": float(gpu)} for cpu, gpu in nodes])
     assert capacity(asked, room) == placed // workers
 
 

@@ -48,8 +48,8 @@ def test_a_slot_on_a_node_that_differs_is_given_up_and_says_why(
     pool = slots.SlotPool(spec, tmp_path, "s", 1, more_to_come=False)
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(pool, "_call", lambda *arguments: calls.append(arguments))
-    pool._start_slots()
     for thread in pool._threads:
+        thread.start()
         thread.join(60)
     assert pool.alive() == 0
     assert [(method, slot) for method, slot, _ in calls] == [
