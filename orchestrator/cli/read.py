@@ -73,9 +73,8 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
         log.info(f"wrote {out}")
         log.info(f"next: open {out} in a browser; it needs no network")
     else:
-        log.info(
-            f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui"
-        )
+        again = f"orchestrator compare {' '.join(name)} --out report.html"
+        log.info(f"next: {again}, or orchestrator ui")
 
 
 @click.command()

@@ -185,12 +185,12 @@ def submit(
         specs = _job_specs(ctx.find_root().command, command)
     from orchestrator.ops import jobs
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
+    env = {}
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        env["MLFLOW_TRACKING_URI"] = uri
         log.info(f"the job is given MLFLOW_TRACKING_URI={uri}")
     more = f"-and-{len(specs) - 1}-more" if len(specs) > 1 else ""
     name = job_id or f"{specs[0].name}{more}"
-    env = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     job = jobs.Job(run=name, arguments=command, working_dir=working_dir, env=env)
     ctx.exit(_follow(job, jobs.head_address(address), specs[0]))
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from orchestrator.launch.forecast import COLD_START_S, TFLOPS, Costs, expected_epochs, forecast
-from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
+from orchestrator.ledger.header import FamilyForecast, Forecast
 from orchestrator.ray_cluster.capacity import as_capacity
 from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
@@ -241,8 +241,12 @@ def _forecast_lines(planned: Plan) -> list[str]:
     if forecast.device_hours is None or forecast.basis is None or disk is None:
         unknown = ", ".join(family for family, cost in forecast.families.items() if cost is None)
         return [f"cost      unknown: {unknown} neither measured here nor of known size"]
+    hours, usd = (
+        span(f"{cases.expected:.3g}", f"{cases.worst:.3g}") if cases else None
+        for cases in (forecast.device_hours, forecast.usd)
+    )
     finals = ", finals included" if planned.final_seeds else ""
-    cost = f"cost      {_amounts(forecast.device_hours)} {unit}-hours{finals} ({forecast.basis})"
+    cost = f"cost      {hours} {unit}-hours{finals} ({forecast.basis})"
     if ESTIMATED in forecast.basis:
         cost += f"; by {planned.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
     lines = [cost]
@@ -250,7 +254,7 @@ def _forecast_lines(planned: Plan) -> list[str]:
         times = span(duration(wall.expected * HOUR_S), duration(wall.worst * HOUR_S))
         lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
     no_price = f"missing: --price {unit.lower()}_hour=DOLLARS"
-    lines.append(f"money     {f'{_amounts(forecast.usd)} USD' if forecast.usd else no_price}")
+    lines.append(f"money     {f'{usd} USD' if usd else no_price}")
     each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
     lines += [
         f"budget    {amount:g} {name}{each}: the run stops before it is passed"
@@ -258,10 +262,6 @@ def _forecast_lines(planned: Plan) -> list[str]:
     ]
     kept, at_most = size(disk["kept"]), size(disk["at_most"])
     return [*lines, f"disk      checkpoints: {at_most} at most, {kept} at the end"]
-
-
-def _amounts(cases: Cases) -> str:
-    return span(f"{cases.expected:.3g}", f"{cases.worst:.3g}")
 
 
 def _family_lines(family: FamilyPlan, cost: FamilyForecast | None) -> list[str]:

@@ -201,8 +201,7 @@ class PreparedRun:
         return preparing
 
     def _images(self) -> RunImages:
-        spec = self.spec
-        datasets = read_datasets(spec)
+        spec, datasets = self.spec, read_datasets(self.spec)
         images = {family: ImageFacts.of(info) for family, info in datasets.items()}
         geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
