@@ -114,7 +114,7 @@ def test_every_crash_ends_in_the_same_sweep(shell: Shell) -> None:
     # The undisturbed run is what the other one's report reproduces.
     code, _, err = shell("reproduce", "runs/storm/report.html", "--rerun", "calm")
     assert code == 0, err
-    hashes = {shell.state(name).header["spec_hash"] for name in ("calm", "storm")}
+    hashes = {shell.state(name).header.spec_hash for name in ("calm", "storm")}
     assert len(hashes) == 1
     expected, found = shell.state("calm"), shell.state("storm")
     assert story(found) == story(expected)
