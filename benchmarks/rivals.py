@@ -23,7 +23,7 @@ from trainables.backbones import build
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.store import PixelStore
 from trainables.finetune import fine_tune
-from trainables.train.accounting import count_flops
+from trainables.train.learner import count_flops
 from trainables.train.loop import World
 from trainables.train.optimizer import build_optimizer
 

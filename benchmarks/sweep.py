@@ -46,7 +46,7 @@ from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import Record
 from trainables.config import DataSpec
 from trainables.data.build import prepare
-from trainables.train.accounting import PURPOSES
+from trainables.train.trial import PURPOSES
 
 SLOTS = 2
 LEAD_REPORTS = 8  # epochs that b is ahead when a starts: a must never wait for it

@@ -32,7 +32,6 @@ def regnet() -> SweepSpec:
 
 
 REGNET = Family(
-    name="regnet",
     members={
         "tiny": Member(model="regnetx_002", hub="timm/regnetx_002.pycls_in1k", image_size=224),
         "small": Member(model="regnetx_016", hub="timm/regnetx_016.pycls_in1k", image_size=224),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from orchestrator.claims.effects import Json, Measured
 from orchestrator.claims.results import TrialResult
@@ -37,7 +39,7 @@ class Preset:
     """
 
     epochs: int
-    train_images: int | None
+    train_images: int | None = None
     val_images: int
     seeds: int
     batch_size: int = 64
@@ -95,7 +97,8 @@ class Claim:
     unit) is the cut between an effect that would matter and one that would not. ``recipe`` is
     what all arms share beside the defaults. ``arms`` lays the design out, ``measure`` turns its
     results into effects with one value a seed, above 0 where it speaks for the claim. Whoever
-    changes what these two give raises ``rule_version``.
+    changes what these two give raises ``rule_version``. The rule is a module of ``experiments``;
+    the words and numbers are the TOML file beside it.
     """
 
     name: str
@@ -120,6 +123,22 @@ class Claim:
     fewest_share: float = 1.0  # of the training images that the smallest arm sees
     rule_version: int = 1  # of ``arms`` and ``measure``
 
+    @classmethod
+    def declared(
+        cls,
+        module_file: str,
+        *,
+        families: tuple[str, ...],
+        arms: Callable[[Setting], Sequence[Arm]],
+        measure: Callable[[Sequence[TrialResult]], Measured],
+    ) -> Self:
+        """The claim whose words and numbers are in the TOML file beside the module of its rule."""
+        words = _with_tuples(
+            tomllib.loads(Path(module_file).with_suffix(".toml").read_text("utf-8"))
+        )
+        presets = {name: Preset(**preset) for name, preset in words.pop("presets").items()}
+        return cls(**words, presets=presets, families=families, arms=arms, measure=measure)
+
     def declaration(self) -> Json:
         """Every word and number of the claim, JSON-ready, with the ``hash`` that binds it.
 
@@ -133,6 +152,12 @@ class Claim:
         }
         digest = stable_hash([words, self.rule_version, RULE_VERSION])
         return {**words, "hash": EARLIER_HASHES.get(digest, digest)}
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -10,10 +10,16 @@ from typing import Any
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.claims.effects import Json
 from orchestrator.claims.experiments import claim_named
-from orchestrator.launch.forecast import COLD_START_S, STEP_PASSES, images_per_epoch
+from orchestrator.launch.forecast import (
+    COLD_START_S,
+    STEP_PASSES,
+    ImageFacts,
+    images_per_epoch,
+    known_images,
+)
 from orchestrator.launch.plan import slots_of
 from orchestrator.launch.prepare import RunOptions
-from orchestrator.launch.validation import ImageFacts, known_images, validate
+from orchestrator.launch.validation import validate
 from orchestrator.ledger.header import FamilyForecast
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec

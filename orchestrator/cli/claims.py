@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRESETS = ("smoke", "standard", "full")
 subject, means = partial(apply, SUBJECT), partial(apply, MEANS)
 
 
@@ -48,7 +47,7 @@ def list_(as_json: bool) -> None:
 @click.argument("claim", nargs=-1, required=True)
 @click.option(
     "--preset",
-    type=click.Choice(PRESETS),
+    type=click.Choice(["smoke", "standard", "full"]),
     default="smoke",
     show_default=True,
     help="How far to go: minutes on a laptop, hours on one, hours on a GPU.",
@@ -94,7 +93,7 @@ def _dry_run(
     as_json: bool,
 ) -> None:
     from orchestrator.claims.design import price, price_lines
-    from orchestrator.launch.costs import costs_of, images_of
+    from orchestrator.launch.forecast import costs_of, images_of
 
     measure = options.measure is not False
 
@@ -122,7 +121,7 @@ def _dry_run(
 @STORAGE
 def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
-    from orchestrator.claims.verdict import declared, shown, state_of
+    from orchestrator.claims.verdict import declared, shown, state_of, verdict_lines
     from orchestrator.ledger.session import state_of as any_state
 
     folders = [run_folder(run, storage) for run in name]
@@ -132,8 +131,6 @@ def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     if as_json:
         show({"schema": 1, "claims": verdicts})
     else:
-        from orchestrator.claims.verdict import verdict_lines
-
         click.echo("\n\n".join("\n".join(verdict_lines(verdict)) for verdict in verdicts))
     for verdict in verdicts:
         if verdict["rule_changes"]:

@@ -16,7 +16,6 @@ from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
     from orchestrator.ops.doctor import Findings
-    from trainables.config import BackboneSpec
     from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
@@ -47,11 +46,9 @@ def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
 @SET
 def prepare(dataset: str, set: tuple[str, ...]) -> None:
     """Read DATASET (a name or a path) into its pixel store, once; prints the store's folder."""
-    store = _store(dataset, set)
-    click.echo(str(store.path))
-    log.info(
-        f"next: orchestrator data info {dataset}, or orchestrator sweep vit --dataset {dataset}"
-    )
+    click.echo(str(_store(dataset, set).path))
+    sweep = f"orchestrator sweep vit --dataset {dataset}"
+    log.info(f"next: orchestrator data info {dataset}, or {sweep}")
 
 
 @data.command()
@@ -62,11 +59,10 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     """Sizes, splits and classes of DATASET; reads it into its pixel store if it is not there."""
     store = _store(dataset, set)
     facts = store.info.as_dict()
-    names = store.info.class_names
     by_split = {split: Counter(store.split(split).labels.tolist()) for split in store.info.counts}
     classes = [
         {"class": name, **{split: counts[label] for split, counts in by_split.items()}}
-        for label, name in enumerate(names)
+        for label, name in enumerate(store.info.class_names)
     ]
     if as_json:
         show({"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)})
@@ -101,9 +97,14 @@ def doctor(
 
     The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
     """
+    from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
     from orchestrator.ops.doctor import examine
 
-    backbones = _backbones(family, scale, weights) if family or scale or weights else []
+    backbones = []
+    if family or scale or weights:
+        spec = spec_of(family or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
+        raise_if_any(spec.mistakes())
+        backbones = [sweep.backbone for sweep in spec.sweeps]
     findings = examine(storage, tracking_uri, backbones, local=local)
     if as_json:
         show({"schema": 1, **findings.as_dict()})
@@ -113,16 +114,6 @@ def doctor(
         log.warning(f"warning: {line}")
     raise_if_any(findings.problems)
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
-
-
-def _backbones(
-    families: tuple[str, ...], scale: str | None, weights: str | None
-) -> list[BackboneSpec]:
-    from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
-
-    spec = spec_of(families or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
-    raise_if_any(spec.mistakes())
-    return [sweep.backbone for sweep in spec.sweeps]
 
 
 def _print_findings(findings: Findings) -> None:

@@ -73,9 +73,8 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
         log.info(f"wrote {out}")
         log.info(f"next: open {out} in a browser; it needs no network")
     else:
-        log.info(
-            f"next: orchestrator compare {' '.join(name)} --out report.html, or orchestrator ui"
-        )
+        again = f"orchestrator compare {' '.join(name)} --out report.html"
+        log.info(f"next: {again}, or orchestrator ui")
 
 
 @click.command()
@@ -83,7 +82,6 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 @STORAGE
 def stop(name: str, storage: str) -> None:
     """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
-
     folder = run_folder(name, storage)
     if not is_running(folder):
         raise UserError(
@@ -181,10 +179,6 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
         log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")
 
 
-REGISTRY = "registry"
-CHAMPION = "champion"
-
-
 @click.command()
 @click.argument("name")
 @click.option("--to", metavar="DIR|registry", required=True, help="A new folder, or MLflow's.")
@@ -206,8 +200,8 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     log.info(model.why)
     if not state.closed:
         log.info(f"{name} has not ended: this is its best so far")
-    if to == REGISTRY:
-        alias = family or CHAMPION
+    if to == "registry":
+        alias = family or "champion"
         uri, version = exporting.export_to_registry(
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )

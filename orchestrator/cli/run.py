@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,11 @@ JOB_EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
 @click.pass_context
 def demo(ctx: click.Context, /, **options: Any) -> None:
     """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
-    from orchestrator.launch.prepare import RunOptions, demo_spec
-
-    spec = demo_spec(RunOptions(**options))
+    spec, _ = _asked("demo", **options)
     families = ", ".join(sweep.family for sweep in spec.sweeps)
     trials = spec.sweeps[0].trials
     log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
-    _start(ctx, spec, RunOptions(**options))
+    _start(ctx, **options)
 
 
 @click.command()
@@ -49,35 +48,27 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
 @REOPEN
 @DRY_RUN
 @click.pass_context
-def sweep(ctx: click.Context, /, target: str, dry_run: bool, **options: Any) -> None:
+def sweep(ctx: click.Context, /, **options: Any) -> None:
     """Search one family's recipes with ASHA.
 
     TARGET is a family (resnet, vit, hybrid, convnext), a named sweep (smoke, vit-patches,
     resnet-sgd), timm:MODEL, or path/to/file.py:function that returns a SweepSpec.
     """
-    from orchestrator.launch.prepare import RunOptions, spec_of
-
-    chosen = RunOptions(**options)
-    _start(ctx, spec_of([target], chosen), chosen, dry_run=dry_run)
+    _start(ctx, **options)
 
 
 @click.command()
-@click.argument("family", nargs=-1, required=True)
+@click.argument("target", metavar="FAMILY...", nargs=-1, required=True)
 @run_options
 @REOPEN
 @DRY_RUN
 @click.pass_context
-def tournament(
-    ctx: click.Context, /, family: tuple[str, ...], dry_run: bool, **options: Any
-) -> None:
+def tournament(ctx: click.Context, /, **options: Any) -> None:
     """Search several families with equal trials, then hold the finals.
 
     They are one run and share one pool of slots. --set FAMILY.PATH=VALUE reaches one of them.
     """
-    from orchestrator.launch.prepare import RunOptions, tournament_spec
-
-    chosen = RunOptions(**options)
-    _start(ctx, tournament_spec(family, chosen), chosen, dry_run=dry_run)
+    _start(ctx, **options)
 
 
 @click.command()
@@ -86,22 +77,32 @@ def tournament(
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
-    from orchestrator.launch.prepare import RunOptions, spec_of, tournament_spec
-
-    chosen = RunOptions(**options)
-    spec = tournament_spec(target, chosen) if len(target) > 1 else spec_of(target, chosen)
-    _show_plan(spec, chosen, as_json=as_json)
+    command = "tournament" if len(target) > 1 else "sweep"
+    _show_plan(*_asked(command, target, **options), as_json=as_json)
 
 
-def _start(
-    ctx: click.Context, spec: RunSpec, options: RunOptions, *, dry_run: bool = False
-) -> None:
+def _asked(
+    command: str, target: str | tuple[str, ...] = (), **options: Any
+) -> tuple[RunSpec, RunOptions]:
+    """The run that a command and its parameters ask for, and how it is to be carried out."""
+    from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
+
+    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
+    if command == "demo":
+        return demo_spec(chosen), chosen
+    if command == "tournament":
+        return tournament_spec(targets, chosen), chosen
+    return spec_of(targets, chosen), chosen
+
+
+def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
     from orchestrator.launch.validation import validate
 
+    spec, chosen = _asked(str(ctx.command.name), **options)
     if dry_run:
-        _show_plan(spec, options)
+        _show_plan(spec, chosen)
     else:
-        ctx.exit(carry_out(spec, validate(spec), options))
+        ctx.exit(carry_out(spec, validate(spec), chosen))
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
@@ -184,12 +185,12 @@ def submit(
         specs = _job_specs(ctx.find_root().command, command)
     from orchestrator.ops import jobs
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
+    env = {}
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        env["MLFLOW_TRACKING_URI"] = uri
         log.info(f"the job is given MLFLOW_TRACKING_URI={uri}")
     more = f"-and-{len(specs) - 1}-more" if len(specs) > 1 else ""
     name = job_id or f"{specs[0].name}{more}"
-    env = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     job = jobs.Job(run=name, arguments=command, working_dir=working_dir, env=env)
     ctx.exit(_follow(job, jobs.head_address(address), specs[0]))
 
@@ -205,7 +206,7 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     )
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, how_it_ended = jobs.follow(client, job_id, show=_echo)
+        code, how_it_ended = jobs.follow(client, job_id, show=partial(click.echo, nl=False))
     except KeyboardInterrupt:
         log.info(f"no longer following job {job_id}; it goes on")
         log.info(
@@ -219,14 +220,9 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     return code
 
 
-def _echo(text: str) -> None:
-    click.echo(text, nl=False)
-
-
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
     from orchestrator.claims.design import ClaimOptions, specs_of
-    from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
     from orchestrator.launch.validation import validate
 
     command, params = _parsed(root, arguments)
@@ -235,12 +231,7 @@ def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]
     if command == "claims run":
         params.pop("as_json")
         return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
-    if command == "demo":
-        spec = demo_spec(RunOptions(**params))
-    elif command == "tournament":
-        spec = tournament_spec(params.pop("family"), RunOptions(**params))
-    else:
-        spec = spec_of([params.pop("target")], RunOptions(**params))
+    spec, _ = _asked(command, **params)
     validate(spec, as_job=True)
     return [spec]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -69,8 +70,8 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     ended trial. ``best`` is the best accuracy of the trials finished so far, NaN before the
     first. Both are empty when a cost is missing."""
     if unit == "trials":
-        values = [_value(curve) for curve in curves if curve.ended]
-        return np.arange(1.0, len(values) + 1), _running_best(np.array(values, dtype=float))
+        values = [_value(curve) for curve in curves if curve.status.is_final]
+        return np.arange(1.0, len(values) + 1), np.fmax.accumulate(np.array(values, dtype=float))
     time, cost, value = [np.empty(0)], [np.empty(0)], [np.empty(0)]
     for curve in curves:
         if not curve.epoch.size:
@@ -85,7 +86,7 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     spent = np.cumsum(np.concatenate(cost)[order])
     if not np.isfinite(spent).all():
         return np.empty(0), np.empty(0)
-    return spent, _running_best(np.concatenate(value)[order])
+    return spent, np.fmax.accumulate(np.concatenate(value)[order])
 
 
 def _best_within(spent: Array, best: Array, budget: float | None) -> float | None:
@@ -99,10 +100,6 @@ def _best_within(spent: Array, best: Array, budget: float | None) -> float | Non
 
 def _value(curve: Curve) -> float:
     return curve.best[0] if curve.status == "finished" and curve.best else math.nan
-
-
-def _running_best(values: Array) -> Array:
-    return np.fmax.accumulate(values) if values.size else values
 
 
 def _equal_in(
@@ -119,14 +116,9 @@ def _equal_in(
 
 
 def _flips(best: Sequence[Mapping[str, float | None]]) -> bool:
-    labels = list(best[0])
-    for a in labels:
-        for b in labels:
-            signs = set()
-            for values in best:
-                of_a, of_b = values[a], values[b]
-                if of_a is not None and of_b is not None:
-                    signs.add(np.sign(of_a - of_b))
-            if {-1.0, 1.0} <= signs:
-                return True
+    for a, b in combinations(best[0], 2):
+        pairs = [(values[a], values[b]) for values in best]
+        signs = {np.sign(x - y) for x, y in pairs if x is not None and y is not None}
+        if {-1.0, 1.0} <= signs:
+            return True
     return False

@@ -22,7 +22,7 @@ from orchestrator.compare.finals import (
 )
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
-from orchestrator.ledger.cost import epochs_by_workers, preemptions
+from orchestrator.ledger.cost import epochs_by_workers, node_notes, preemptions
 from orchestrator.ledger.header import DatasetFacts
 from orchestrator.spec import spaces
 from orchestrator.spec.spaces import Space
@@ -78,8 +78,12 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """The result in two sentences."""
-        return answer(self)
+        """The result in two sentences that claim no more than the records hold."""
+        if self.claims:
+            return " ".join(verdict["sentence"] for verdict in self.claims)
+        if any(entry.final for entry in self.families):
+            return _answer_of_finals(self)
+        return f"{_search_sentence(self)} {_no_verdict(self)}"
 
     @property
     def validation_images(self) -> int | None:
@@ -104,15 +108,6 @@ class Comparison:
         }
 
 
-def answer(comparison: Comparison) -> str:
-    """The result in two sentences that claim no more than the records hold."""
-    if comparison.claims:
-        return " ".join(verdict["sentence"] for verdict in comparison.claims)
-    if any(entry.final for entry in comparison.families):
-        return _answer_of_finals(comparison)
-    return f"{_search_sentence(comparison)} {_no_verdict(comparison)}"
-
-
 def _search_sentence(comparison: Comparison) -> str:
     ranked = [(e.best.val_top1, e) for e in comparison.families if e.best]
     ranked.sort(key=lambda pair: -pair[0])
@@ -121,6 +116,7 @@ def _search_sentence(comparison: Comparison) -> str:
         total = sum(entry.trials for entry in comparison.families)
         return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
     best, first = ranked[0]
+    *others, last = [entry.family for value, entry in ranked if value == best]
     if len(ranked) == 1:
         return (
             f"{on[0].upper()}{on[1:]}, the best finished of {first.trials} {first.family} trials "
@@ -128,19 +124,15 @@ def _search_sentence(comparison: Comparison) -> str:
         )
     counts = {entry.trials for _, entry in ranked}
     trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
-    flips = "; the order changes with the unit of an equal budget"
+    flips = (
+        "; the order changes with the unit of an equal budget" if comparison.budget.flips else ""
+    )
+    lead = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
     return (
         f"{on[0].upper()}{on[1:]}, at {trials}, "
-        f"{_leaders([entry.family for value, entry in ranked if value == best])} by validation "
-        f"accuracy: {', '.join(f'{entry.family} {percent(value)}' for value, entry in ranked)}"
-        f"{flips if comparison.budget.flips else ''}."
+        f"{lead} the best finished trial by validation accuracy: "
+        f"{', '.join(f'{entry.family} {percent(value)}' for value, entry in ranked)}{flips}."
     )
-
-
-def _leaders(families: Sequence[str]) -> str:
-    if len(families) == 1:
-        return f"{families[0]} has the best finished trial"
-    return f"{', '.join(families[:-1])} and {families[-1]} tie in the best finished trial"
 
 
 def _no_verdict(comparison: Comparison) -> str:
@@ -245,7 +237,8 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
     dataset = _one_dataset(runs)
-    families, searched = collect(runs), _spaces(runs)
+    families, labels = collect(runs), family_labels(runs)
+    searched = {labels[i, s.family]: s.space for i, run in enumerate(runs) for s in run.sweeps}
     trials = {
         label: at_equal_budget(curves, searched.get(label, {}))
         for label, curves in families.items()
@@ -254,7 +247,8 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     return Comparison(
         dataset=dataset, test_opened_at=min(opened, default=None), runs=tuple(runs),
-        claims=tuple(_claims(runs)),
+        claims=tuple({k: v for k, v in run.verdict.items() if k != "pictures"}
+                     for run in runs if run.verdict),
         families=tuple(
             summarise(label, curves, searched.get(label, {}), trials=trials[label],
                       final=summarise_finals(curves))
@@ -265,45 +259,28 @@ def compare(runs: Sequence[RunData]) -> Comparison:
         importance=tuple(entry for entry in importances if entry is not None),
         gaps=tuple(gaps(families)), audit=tuple(audits(families)),
         failures=tuple(_failures(families)), confounds=tuple(confounds(families, runs)),
-        spaces=searched, notes=tuple(note for run in runs for note in run.notes),
+        spaces=searched,
+        notes=tuple(n for run in runs for n in (*node_notes(run.state), *run.state.notes)),
     )  # fmt: skip
-
-
-def _claims(runs: Sequence[RunData]) -> Iterable[Values]:
-    """The verdicts of those runs that tested a claim, pictures left out."""
-    for run in runs:
-        if verdict := run.verdict:
-            yield {key: value for key, value in verdict.items() if key != "pictures"}
 
 
 def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
     """The dataset all runs share; images and split are told by the content hash."""
-    facts: dict[tuple[str | None, str | None], DatasetFacts] = {}
-    names: dict[tuple[str | None, str | None], set[str]] = {}
+    datasets: dict[tuple[str | None, str | None], dict[str, DatasetFacts]] = {}  # by run's name
     for run in runs:
         for dataset in run.header.datasets.values():
-            key = (dataset.name, dataset.content_hash)
-            facts.setdefault(key, dataset)
-            names.setdefault(key, set()).add(run.name)
-    if len(facts) > 1:
+            by_run = datasets.setdefault((dataset.name, dataset.content_hash), {})
+            by_run.setdefault(run.name, dataset)
+    if len(datasets) > 1:
         got = ", ".join(
-            f"{name} {str(content)[:8]} (run {', '.join(sorted(of))})"
-            for (name, content), of in names.items()
+            f"{name} {str(content)[:8]} (run {', '.join(sorted(by_run))})"
+            for (name, content), by_run in datasets.items()
         )
         raise UserError(
             f"compare needs one dataset with one split; got {got}. "
             "Fix: compare runs of one dataset at a time"
         )
-    return next(iter(facts.values()), None)
-
-
-def _spaces(runs: Sequence[RunData]) -> dict[str, Space]:
-    labels = family_labels(runs)
-    return {
-        labels[index, sweep.family]: sweep.space
-        for index, run in enumerate(runs)
-        for sweep in run.sweeps
-    }
+    return next((facts for by_run in datasets.values() for facts in by_run.values()), None)
 
 
 def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:

@@ -152,7 +152,7 @@ def curves_over_budget(families: Mapping[str, Sequence[Curve]]) -> list[BudgetCu
 
 
 def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
-    ended = [curve for curve in search if curve.ended]
+    ended = [curve for curve in search if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     full = [c.full_top1 for c in ended if c.status != "pruned" and c.full_top1 is not None]
     audited = [c.full_top1 for c in pruned if c.full_top1 is not None]
@@ -161,7 +161,8 @@ def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
         return None
     auditing = sum(curve.audit is not None for curve in pruned) - len(audited)
     assumed = audited or [min(finished)] * len(pruned)
-    trials = _steps(len(full) + len(pruned))
+    n = len(full) + len(pruned)
+    trials = np.unique(np.geomspace(1, n, min(n, STEPS)).round().astype(int))
     band = best_of(full, assumed, len(pruned), trials=trials, alpha=ALPHA)
     cost = total(ended, "seconds")
     lengths = {curve.epoch.size for curve in ended if curve.status == "finished"}
@@ -172,11 +173,7 @@ def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
     }
     why = "; ".join(reason for reason, holds in reasons.items() if holds)
     return BudgetCurve(
-        family=label, n=len(full) + len(pruned), finished=len(finished), pruned=len(pruned),
+        family=label, n=n, finished=len(finished), pruned=len(pruned),
         audited=len(audited), level=LEVEL, valid=not why, why=why or None,
         seconds=None if cost is None else trials * cost / len(ended), **vars(band),
     )  # fmt: skip
-
-
-def _steps(n: int) -> Array:
-    return np.unique(np.geomspace(1, n, min(n, STEPS)).round().astype(int))

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.compare.finals import FinalSummary
-from orchestrator.compare.importance import LearningRateFit, Trials, learning_rate_fit
+from orchestrator.compare.importance import (
+    RATE,
+    WITHIN,
+    LearningRateFit,
+    Trials,
+    learning_rate_fit,
+)
 from orchestrator.compare.runs import (
     Curve,
     Values,
@@ -30,7 +36,6 @@ from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
-BASIN_WITHIN = 0.02
 FEWEST = 3  # trials that an order needs
 
 
@@ -159,7 +164,7 @@ def summarise(
         flops=total(search, "flops"),
         best=_best(best), best_unfinished=None if best else _best(reached),
         convergence=convergence(best) if best else None,
-        learning_rate_basin=basin(search, "recipe.learning_rate"),
+        learning_rate_basin=basin(search),
         edges=tuple(edges(best.axes, space)) if best else (),
         learning_rate_fit=learning_rate_fit(trials), final=final,
     )  # fmt: skip
@@ -183,12 +188,8 @@ def convergence(curve: Curve) -> Convergence:
 def _reach(curve: Curve, share: float) -> Reach:
     index = int(np.flatnonzero(curve.val_top1 >= share * accuracy(curve))[0])
     images = _finite(curve.images[index])
-    return Reach(
-        share=share,
-        epochs=int(curve.epoch[index]),
-        images=None if images is None else round(images),
-        seconds=_finite(curve.seconds[index]),
-    )
+    return Reach(share=share, epochs=int(curve.epoch[index]), seconds=_finite(curve.seconds[index]),
+                 images=None if images is None else round(images))  # fmt: skip
 
 
 def _finite(value: float) -> float | None:
@@ -204,16 +205,15 @@ def area_under(curve: Curve) -> float | None:
     return float(np.trapezoid(value, epoch) / (epoch[-1] - epoch[0]))
 
 
-def basin(curves: Sequence[Curve], axis: str) -> Basin | None:
-    """Range of ``axis`` over the finished trials within 2 points of the best accuracy."""
-    finished = [c for c in curves if c.status == "finished" and c.best and axis in c.axes]
-    best = max(finished, key=accuracy, default=None)
+def basin(curves: Sequence[Curve]) -> Basin | None:
+    """Learning rates of the finished trials within 2 points of the best accuracy."""
+    finished = [c for c in curves if c.status == "finished" and c.best and RATE in c.axes]
+    best = best_trial(finished)
     if best is None:
         return None
-    inside = [curve for curve in finished if accuracy(curve) >= accuracy(best) - BASIN_WITHIN]
-    values = [float(curve.axes[axis]) for curve in inside]
-    return Basin(best=best.axes[axis], low=min(values), high=max(values), within=BASIN_WITHIN,
-                 n=len(values), finished=len(finished))  # fmt: skip
+    rates = [float(c.axes[RATE]) for c in finished if accuracy(c) >= accuracy(best) - WITHIN]
+    return Basin(best=best.axes[RATE], low=min(rates), high=max(rates), within=WITHIN,
+                 n=len(rates), finished=len(finished))  # fmt: skip
 
 
 def edges(axes: Values, space: Space) -> list[Edge]:
@@ -222,39 +222,30 @@ def edges(axes: Values, space: Space) -> list[Edge]:
     A range's edge is its outer 5 % (of the logarithm, for a log-uniform one); an ordered
     choice's is its first or last of three or more numbers. Zero is a limit, not an edge.
     """
-    on_edge = []
-    for axis, value in axes.items():
-        bounds = _bounds(space.get(axis))
-        if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high, log, margin = bounds
-        end = _end(float(value), low, high, log=log, margin=margin)
-        if end:
-            on_edge.append(Edge(axis=axis, value=value, end=end, low=low, high=high))
-    return on_edge
+    on_edge = (_edge(axis, value, space.get(axis)) for axis, value in axes.items())
+    return [edge for edge in on_edge if edge is not None]
 
 
-def _end(value: float, low: float, high: float, *, log: bool, margin: float) -> str | None:
-    if high <= low or (log and (value <= 0 or low <= 0)):
+def _edge(axis: str, value: object, domain: Domain | None) -> Edge | None:
+    choices = domain.values if isinstance(domain, Choice) else ()
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, *choices))
+    if domain is None or not numbers or not isinstance(value, int | float):
         return None
-    if log:
-        value, low, high = math.log(value), math.log(low), math.log(high)
-    place = (value - low) / (high - low)
-    if place >= 1 - margin:
-        return "high"
-    return "low" if place <= margin and (log or low != 0) else None
-
-
-def _bounds(domain: Domain | None) -> tuple[float, float, bool, float] | None:
-    """``(low, high, logarithmic, margin)`` of a domain that has an order."""
-    if domain is None:
+    if isinstance(domain, Choice):
+        if len(choices) < 3:
+            return None
+        low, high, margin = float(min(choices)), float(max(choices)), 0.0
+    else:
+        low, high, margin = float(domain.low), float(domain.high), EDGE_SHARE
+    log = isinstance(domain, LogUniform)
+    if high <= low or (log and min(value, low) <= 0):
         return None
-    if not isinstance(domain, Choice):
-        return float(domain.low), float(domain.high), isinstance(domain, LogUniform), EDGE_SHARE
-    numbers = [v for v in domain.values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) < 3 or len(numbers) < len(domain.values):
-        return None
-    return float(min(numbers)), float(max(numbers)), False, 0.0
+    ratio = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+    if ratio >= 1 - margin:
+        return Edge(axis=axis, value=value, end="high", low=low, high=high)
+    if ratio <= margin and (log or low != 0):
+        return Edge(axis=axis, value=value, end="low", low=low, high=high)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,10 +281,8 @@ class AuditResult:
 
 def audits(families: Mapping[str, Sequence[Curve]]) -> list[AuditResult]:
     """The audit of each family that had one."""
-    search = {label: search_trials(curves) for label, curves in families.items()}
-    return [
-        _audit(label, curves) for label, curves in search.items() if any(c.audit for c in curves)
-    ]
+    results = (_audit(label, search_trials(curves)) for label, curves in families.items())
+    return [result for result in results if result.audited]
 
 
 def _audit(label: str, search: Sequence[Curve]) -> AuditResult:

@@ -144,50 +144,20 @@ def reliability(rows: Sequence[Values]) -> list[ReliabilityBin]:
     return bins
 
 
-@dataclass(frozen=True, kw_only=True)
-class Final:
-    """One finished final: its seed, metrics on test, best accuracy on its own validation images,
-    probes, and correctness by test image, bool (N,)."""
-
-    seed: int | None
-    test: Mapping[str, float]
-    val_top1: float | None
-    probes: Values
-    correct: Array | None
-
-    @property
-    def top1(self) -> float:
-        """Test accuracy, a fraction."""
-        return float(self.test["top1"])
-
-
-def finals_of(curves: Sequence[Curve]) -> list[Final]:
+def finals_of(curves: Sequence[Curve]) -> list[Curve]:
     """The family's finished finals of its newest round that measured test accuracy."""
-    finals = []
-    for curve in _newest_round(curves):
-        test = curve.outcome.get("test") or {}
-        if curve.status == "finished" and _is_number(test.get("top1")):
-            val_top1 = curve.best[0] if curve.best else None
-            probes = curve.outcome.get("probes") or {}
-            finals.append(Final(seed=curve.seed, test=test, val_top1=val_top1, probes=probes,
-                                correct=curve.correct))  # fmt: skip
-    return finals
+    finals = [curve for curve in _newest_round(curves) if curve.status == "finished"]
+    return [final for final in finals if math.isfinite(final.test("top1"))]
 
 
 def _newest_round(curves: Sequence[Curve]) -> list[Curve]:
     """Finals of the last opening of test: ``FAMILY-final-00`` before ``FAMILY-final2-00``."""
-    finals = [curve for curve in curves if curve.stage == "final"]
-    rounds = [_round(curve.trial) for curve in finals]
-    return [c for c, of in zip(finals, rounds, strict=True) if of == max(rounds)]
-
-
-def _round(trial: str) -> int:
-    number = re.search(r"-final(\d+)-\d+$", trial)
-    return int(number[1]) if number else 1
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    rounds: dict[int, list[Curve]] = {}
+    for curve in curves:
+        if curve.stage == "final":
+            number = re.search(r"-final(\d+)-\d+$", curve.trial)
+            rounds.setdefault(int(number[1]) if number else 1, []).append(curve)
+    return rounds[max(rounds)] if rounds else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,17 +186,17 @@ def summarise_finals(curves: Sequence[Curve]) -> FinalSummary | None:
     cost = device_cost(trials)
     return FinalSummary(
         seeds=tuple(final.seed for final in finals), winner=trials[0].winner,
-        test_top1=mean_interval([final.top1 for final in finals], bounds=(0.0, 1.0)),
+        test_top1=mean_interval([final.test("top1") for final in finals], bounds=(0.0, 1.0)),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=device(trials),
         flops=total(trials, "flops"), failed=sum(curve.status == "failed" for curve in trials),
-        probes=pool([final.probes for final in finals if final.probes]),
+        probes=pool([probes for final in finals if (probes := final.outcome.get("probes"))]),
     )  # fmt: skip
 
 
-def _test_mean(finals: Sequence[Final], metric: str, highest: float) -> MeanInterval | None:
-    values = [float(f.test[metric]) for f in finals if _is_number(f.test.get(metric))]
+def _test_mean(finals: Sequence[Curve], metric: str, highest: float) -> MeanInterval | None:
+    values = [value for final in finals if math.isfinite(value := final.test(metric))]
     return mean_interval(values, bounds=(0.0, highest)) if values else None
 
 
@@ -249,13 +219,18 @@ class Gap:
 
 
 def gaps(families: Mapping[str, Sequence[Curve]]) -> list[Gap]:
-    """One of each family with finals."""
+    """One of each family with finals.
+
+    The winner's validation accuracy is as it was frozen, else of the best finished trial.
+    """
     entries = []
     for label, curves in families.items():
-        scores = [(f.val_top1, f.top1) for f in finals_of(curves) if f.val_top1 is not None]
+        scores = [(final.best[0], final.test("top1")) for final in finals_of(curves) if final.best]
         if not scores:
             continue
-        chosen = _winner_top1(curves)
+        winners, search = {final.winner for final in _newest_round(curves)}, search_trials(curves)
+        winner = next((trial for trial in search if trial.trial in winners), best_trial(search))
+        chosen = winner.best[0] if winner and winner.best else None
         val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
         entries.append(Gap(
             family=label, search_val_top1=chosen, final_val_top1=val,
@@ -264,15 +239,6 @@ def gaps(families: Mapping[str, Sequence[Curve]]) -> list[Gap]:
             to_test=mean_interval([v - test for v, test in scores]),
         ))  # fmt: skip
     return entries
-
-
-def _winner_top1(curves: Sequence[Curve]) -> float | None:
-    """The winner's validation accuracy: as it was frozen, else of the best finished trial."""
-    winners = {curve.winner for curve in _newest_round(curves)}
-    search = search_trials(curves)
-    frozen = [curve for curve in search if curve.trial in winners]
-    best = next(iter(frozen), None) or best_trial(search)
-    return best.best[0] if best and best.best else None
 
 
 class PairVerdict(StrEnum):
@@ -356,9 +322,9 @@ def _verdict(mean: float, p_holm: float | None) -> PairVerdict:
 
 
 def _pair(
-    a: str, b: str, of_a: Sequence[Final], of_b: Sequence[Final]
+    a: str, b: str, of_a: Sequence[Curve], of_b: Sequence[Curve]
 ) -> tuple[PairResult, Difference | None]:
-    top1_a, top1_b = ([final.top1 for final in side] for side in (of_a, of_b))
+    top1_a, top1_b = ([final.test("top1") for final in side] for side in (of_a, of_b))
     images = _per_example(of_a, of_b)
     p_images = permutation(images) if images is not None else None
     estimate, p_value, method = None, None, UNTESTED
@@ -368,39 +334,29 @@ def _pair(
             p_value = estimate.p_value
             method = "Welch's t over seeds" if images is None else "t over seeds and images"
     elif images is not None and len(of_a) == len(of_b) == 1:
-        estimate = _of_models(images)
-        p_value = p_images = _mcnemar(of_a[0], of_b[0])
+        error = float(np.std(images, ddof=1) / np.sqrt(images.size))
+        if error:
+            estimate = Difference(mean=float(images.mean()), error=error, freedom=images.size - 1)
+        p_value = p_images = mcnemar(images > 0, images < 0)
         method = "McNemar on these two trained models"
     mean = sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)
     interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
-    by_seed = {final.seed: final.top1 for final in of_b}
-    size = PairSize(seeds_a=len(of_a), seeds_b=len(of_b),
-                    images=None if images is None else images.size)  # fmt: skip
-    paired = [final.top1 - by_seed[final.seed] for final in of_a if final.seed in by_seed]
+    size = None if images is None else images.size
+    by_seed = {final.seed: final.test("top1") for final in of_b}
+    paired = [f.test("top1") - by_seed[f.seed] for f in of_a if f.seed in by_seed]
     pair = PairResult(
-        a=a, b=b, difference=replace(interval, mean=mean), n=size, method=method, p_value=p_value,
+        a=a, b=b, difference=replace(interval, mean=mean), method=method, p_value=p_value,
+        n=PairSize(seeds_a=len(of_a), seeds_b=len(of_b), images=size),
         p_value_images=p_images, p_value_seeds=paired_t(paired),
     )  # fmt: skip
     return pair, estimate
 
 
-def _per_example(of_a: Sequence[Final], of_b: Sequence[Final]) -> Array | None:
+def _per_example(of_a: Sequence[Curve], of_b: Sequence[Curve]) -> Array | None:
     """(N,) difference of correctness, each averaged over its seeds; None unless all share N."""
-    sides = [[final.correct for final in side] for side in (of_a, of_b)]
-    sizes = {None if correct is None else correct.size for side in sides for correct in side}
-    if len(sizes) != 1 or sizes & {None, 0, 1}:
+    sides = [[f.correct for f in side if f.correct is not None] for side in (of_a, of_b)]
+    sizes = {correct.size for side in sides for correct in side}
+    if sum(map(len, sides)) < len(of_a) + len(of_b) or len(sizes) != 1 or sizes & {0, 1}:
         return None
-    mean_a, mean_b = (
-        np.mean(np.stack([c for c in side if c is not None]), axis=0) for side in sides
-    )
+    mean_a, mean_b = (np.mean(np.stack(side), axis=0) for side in sides)
     return np.asarray(mean_a - mean_b)
-
-
-def _mcnemar(a: Final, b: Final) -> float | None:
-    return None if a.correct is None or b.correct is None else mcnemar(a.correct, b.correct)
-
-
-def _of_models(images: Array) -> Difference | None:
-    error = float(np.std(images, ddof=1) / np.sqrt(images.size))
-    mean = float(images.mean())
-    return Difference(mean=mean, error=error, freedom=images.size - 1) if error else None

@@ -77,11 +77,6 @@ class RunData:
         return self.state.verdict.get("detail") or {}
 
     @property
-    def notes(self) -> list[str]:
-        """What is worth knowing of how the run went, its nodes first."""
-        return [*cost.node_notes(self.state), *self.state.notes]
-
-    @property
     def sweeps(self) -> tuple[SweepSpec, ...]:
         """The sweeps of the run's spec; empty where the header has none."""
         return self.state.spec.sweeps
@@ -119,8 +114,7 @@ def load(run_folder: Path) -> RunData:
 
 def _records(path: Path) -> list[Record]:
     """Every whole record, decoded at once: half the time of a line at a time."""
-    data = path.read_bytes()
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    lines = path.read_bytes().split(b"\n")[:-1]
     records: list[Record] = json.loads(b"[" + b",".join(lines) + b"]")
     return records
 
@@ -202,10 +196,10 @@ class Curve:
         index = reported[np.argmax(self.val_top1[reported])]
         return float(self.val_top1[index]), int(self.epoch[index])
 
-    @property
-    def ended(self) -> bool:
-        """Whether it was finished, pruned or failed."""
-        return self.status.is_final
+    def test(self, metric: str) -> float:
+        """What a final measured on test; NaN where it did not."""
+        value = (self.outcome.get("test") or {}).get(metric)
+        return math.nan if value is None else float(value)
 
     @property
     def full_top1(self) -> float | None:
@@ -223,10 +217,9 @@ class Curve:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
         for part in (self, self.audit):
             if part is not None:
-                row = int(np.searchsorted(part.epoch, epoch))
-                hit = row < part.epoch.size and part.epoch[row] == epoch
-                if hit and math.isfinite(part.val_top1[row]):
-                    return float(part.val_top1[row])
+                values = part.val_top1[part.epoch == epoch]
+                if np.isfinite(values).any():
+                    return float(values[0])
         return None
 
 
@@ -236,21 +229,15 @@ def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
     Families appear in the order of the runs' specs, then of their trials; a family of the spec
     without a trial yet is included.
     """
-    keys: list[tuple[int, str]] = []
-    for index, run in enumerate(runs):
-        families = [sweep.family for sweep in run.sweeps]
-        families += [trial.family for trial in run.state.trials.values()]
-        keys += [(index, family) for family in dict.fromkeys(families)]
-    shared = Counter(family for _, family in keys)
     names = Counter(run.name for run in runs)
-
-    def label(index: int, family: str) -> str:
-        if shared[family] == 1:
-            return family
-        name = runs[index].name
-        return f"{family} ({name if names[name] == 1 else runs[index].folder})"
-
-    return {(index, family): label(index, family) for index, family in keys}
+    labels: dict[tuple[int, str], str] = {}
+    for index, run in enumerate(runs):
+        place = run.name if names[run.name] == 1 else run.folder
+        families = [sweep.family for sweep in run.sweeps]
+        for family in families + [trial.family for trial in run.state.trials.values()]:
+            labels[index, family] = f"{family} ({place})"
+    shared = Counter(family for _, family in labels)
+    return {key: label if shared[key[1]] > 1 else key[1] for key, label in labels.items()}
 
 
 def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:
@@ -294,19 +281,14 @@ def device_cost(curves: Sequence[Curve]) -> DeviceSeconds | None:
     """What the trials cost, lost epochs and test evaluations too; ``None`` as :func:`total`."""
     if total(curves, "seconds") is None:
         return None
-    cost = DeviceSeconds()
-    for curve in curves:
-        for part in (*curve.costs, curve.unreported):
-            cost += part
-    return cost
+    parts = (part for curve in curves for part in (*curve.costs, curve.unreported))
+    return sum(parts, DeviceSeconds())
 
 
 def device(curves: Sequence[Curve]) -> str | None:
     """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
-    kinds = {
-        str(curve.detail["device"]).split(":")[0] for curve in curves if "device" in curve.detail
-    }
-    return " + ".join(sorted(kinds)) or None
+    names = {str(curve.detail["device"]) for curve in curves if "device" in curve.detail}
+    return " + ".join(sorted({name.split(":")[0] for name in names})) or None
 
 
 def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:

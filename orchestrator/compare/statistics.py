@@ -138,13 +138,10 @@ def permutation(differences: Array, *, resamples: int = 20_000, seed: int = 0) -
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values in the given order, family-wise error controlled (Holm 1979)."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = [1.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    scaled = np.minimum(1, np.arange(values.size, 0, -1) * values[order])
+    return [float(p) for p in np.maximum.accumulate(scaled)[np.argsort(order)]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,23 +83,16 @@ def checkpoints_text(runs: Sequence[RunData]) -> str:
     return f"Checkpoints on disk: {size(sum(sizes)) if len(sizes) == len(runs) else MISSING}."
 
 
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns, numbers to the right; the first column gives way to the others."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
-    return "\n".join(
-        "  ".join(
-            [
-                _clip(row[0], widths[0]).ljust(widths[0]),
-                *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
-            ]
-        )
-        for row in rows
-    )
+    lines = []
+    for first, *others in rows:
+        clipped = first if len(first) <= widths[0] else first[: widths[0] - 1] + "…"
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([clipped.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
 
 
 def _families(families: Sequence[FamilySummary]) -> str:
@@ -131,7 +124,12 @@ def _family_row(entry: FamilySummary) -> list[str]:
 
 
 def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
-    lines = [_wrap(_best_line(e), "    ", "  ") for e in sorted(families, key=_by_accuracy)]
+    lines = []
+    for entry in sorted(families, key=_by_accuracy):
+        text = f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
+        if best := entry.best:
+            text = f"{best.trial} at epoch {best.epoch}: {recipe_text(best.axes)}"
+        lines.append(_wrap(text, "    ", "  "))
     for entry in families:
         if entry.final:
             top1 = interval(**vars(entry.final.test_top1))
@@ -141,13 +139,6 @@ def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
         ]
     if lines:
         yield "\n".join(["Best finished trial", *lines])
-
-
-def _best_line(entry: FamilySummary) -> str:
-    best = entry.best
-    if best:
-        return f"{best.trial} at epoch {best.epoch}: {recipe_text(best.axes)}"
-    return f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
 
 
 def unfinished_text(entry: FamilySummary) -> str:

@@ -1,20 +1,111 @@
 """What a run is expected to train and to cost: epochs, device-hours, time, money, memory, disk.
 
 A family's cost is that of a real step where one was measured on this machine, else estimated from
-its FLOPs and an assumed throughput; every figure says which. Pure arithmetic: no ray.
+its FLOPs and an assumed throughput; every figure says which. Steps are measured in a process of
+its own with a bound: torch and timm take seconds to import, and this process may have neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import trainables
 from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
-from orchestrator.spec import limits
+from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
-from orchestrator.spec.run import RunSpec, SweepSpec
-from trainables.backbones import Geometry, size_of
+from orchestrator.spec.paths import absolute_data
+from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
+from trainables.backbones import Geometry, describe, size_of
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DataSpec
+from trainables.data.build import prepare
+from trainables.data.sources import KNOWN_DATASETS
+from trainables.data.store import DatasetInfo
+from trainables.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 60.0
+SECONDS_PER_BACKBONE = 1.0
+MOST_VARIANTS = 3  # of a searched geometry, the most common ones
+# A few steps are measured; of a backbone whose step is expected to take longer, none.
+SLOWEST_STEP_S = 5.0
+
+# Sustained in training by one device, where nothing is measured: of a laptop's core in fp32, and
+# of a data-centre GPU on networks as small as these.
+TFLOPS = {"CPU": 0.03, "GPU": 15.0}
+COLD_START_S = 30.0
+# FLOPs of a training step for each of its forward pass: the backward pass costs two.
+STEP_PASSES = 3
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per parameter
+FP32_BYTES = 4
+CASES = ("expected", "worst")
+
+Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
+Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Stored images: ``height`` and ``width`` in pixels, and ``counts`` by split."""
+
+    height: int
+    width: int
+    classes: int
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, info: DatasetInfo) -> ImageFacts:
+        """Of a dataset that is prepared."""
+        classes = len(info.class_names)
+        return cls(height=info.height, width=info.width, classes=classes, counts=info.counts)
+
+
+def known_images(data: DataSpec) -> ImageFacts | None:
+    """What the dataset's name alone tells; ``None`` for a path."""
+    known = KNOWN_DATASETS.get(data.source)
+    if known is None:
+        return None
+    side = known.stored_side_px(data)
+    return ImageFacts(height=side, width=side, classes=known.classes, counts=known.counts(data))
+
+
+def geometry_of(sweep: SweepSpec, images: ImageFacts) -> Geometry:
+    """How the sweep's backbone meets the images, with the warnings of each searched variant.
+
+    Raises ``UserError`` when a variant cannot be adapted to their size.
+    """
+    geometries = [
+        _described(variant.backbone, images.height, images.width)
+        for variant in variants(sweep, "backbone")
+    ]
+    warnings = dict.fromkeys(line for geometry in geometries for line in geometry.warnings)
+    return replace(geometries[0], warnings=tuple(warnings))
+
+
+@cache
+def _described(backbone: BackboneSpec, height: int, width: int) -> Geometry:
+    return describe(backbone, height=height, width=width)
+
+
+def variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
+    """The sweep at each end or value of its searched axes of ``section``."""
+    yield sweep
+    for path, domain in sweep.space.items():
+        if path.startswith(f"{section}."):
+            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
+            for value in ends:
+                yield with_axes(sweep, {path: value})
 
 
 def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
@@ -55,20 +146,6 @@ def expected_rest(scheduler: SchedulerSpec, epoch: int) -> float:
     return epochs + odds * (scheduler.max_epochs - before)
 
 
-# Sustained in training by one device, where nothing is measured: of a laptop's core in fp32, and
-# of a data-centre GPU on networks as small as these.
-TFLOPS = {"CPU": 0.03, "GPU": 15.0}
-COLD_START_S = 30.0
-# FLOPs of a training step for each of its forward pass: the backward pass costs two.
-STEP_PASSES = 3
-OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per parameter
-FP32_BYTES = 4
-CASES = ("expected", "worst")
-
-Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
-Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
-
-
 def images_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> tuple[int, int]:
     """Images that each worker trains on and evaluates in an epoch; ``counts`` are by split."""
     data, workers = sweep.data, sweep.resources.num_workers
@@ -89,7 +166,7 @@ def measured(
     train, val = images_per_epoch(sweep, counts)
 
     def mean(name: str) -> float:
-        return float(sum(row[name] for row in good) / len(good))
+        return fmean(row[name] for row in good)
 
     return FamilyForecast(
         basis=MEASURED,
@@ -147,8 +224,9 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     """What is not known is ``None``. ``slots`` is ``None`` where only the cluster can tell how many
     it holds. Hours and dollars include the finals."""
     resources, seeds = spec.sweeps[0].resources, spec.final_seeds
-    families = {
-        sweep.family: _family(sweep, seeds, costs.get(sweep.family)) for sweep in spec.sweeps
+    families: dict[str, FamilyForecast | None] = {
+        sweep.family: (cost := costs.get(sweep.family)) and _family(sweep, seeds, cost)
+        for sweep in spec.sweeps
     }
     known = [family for family in families.values() if family is not None]
     partial = Forecast(
@@ -185,12 +263,8 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     )
 
 
-def _family(
-    sweep: SweepSpec, final_seeds: int, cost: FamilyForecast | None
-) -> FamilyForecast | None:
+def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyForecast:
     """The family's cost with what its slots will spend on it; setup is paid for every trial."""
-    if cost is None:
-        return None
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
     epochs = {
         "expected": expected_epochs(sweep.scheduler, sweep.trials),
@@ -219,3 +293,132 @@ def _checkpoints(
         live = sweep.trials if waiting else min(sweep.trials, slots or 0)
         at_most += size * (sweep.trials + live)
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
+
+
+def read_datasets(spec: RunSpec) -> dict[str, DatasetInfo]:
+    """By family; builds each pixel store that is not there yet."""
+    data = {sweep.family: absolute_data(sweep.data) for sweep in spec.sweeps}
+    stores = {source: prepare(source) for source in dict.fromkeys(data.values())}
+    return {family: stores[source].info for family, source in data.items()}
+
+
+def images_of(spec: RunSpec) -> dict[str, ImageFacts]:
+    """By family; images of unknown size are read into the pixel store."""
+    known = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
+    images = {family: facts for family, facts in known.items() if facts is not None}
+    if len(images) == len(known):
+        return images
+    return {family: ImageFacts.of(info) for family, info in read_datasets(spec).items()}
+
+
+def costs_of(
+    spec: RunSpec, images: Mapping[str, ImageFacts], *, measure: bool, tflops: float | None
+) -> Costs:
+    """What an epoch of each family costs: measured on this machine where asked, else estimated."""
+    costs: dict[str, FamilyForecast | None] = {}
+    quick = []
+    for sweep in spec.sweeps:
+        facts = images[sweep.family]
+        cost = estimated(sweep, facts.counts, geometry_of(sweep, facts), tflops)
+        costs[sweep.family] = cost
+        steps = images_per_epoch(sweep, facts.counts)[0] / sweep.recipe.batch_size_per_worker
+        if measure and (cost is None or cost.epoch_seconds / steps < SLOWEST_STEP_S):
+            quick.append(sweep)
+    if not quick:
+        return costs
+    names = ", ".join(sweep.family for sweep in quick)
+    log.info(f"measuring training steps of {names} on this machine; --no-measure leaves it out")
+    rows = measure_steps(replace(spec, sweeps=tuple(quick)), images)
+    for sweep in quick:
+        cost = measured(sweep, images[sweep.family].counts, rows[sweep.family])
+        costs[sweep.family] = cost or costs[sweep.family]
+        if cost is None:
+            why = next((row["error"] for row in rows[sweep.family]), "it took too long")
+            log.warning(f"warning: {sweep.family} could not be measured: {why}")
+    return costs
+
+
+def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
+    """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a family's share."""
+    share_s = spec.family_share_s()
+    if share_s is None:
+        return
+    mistakes = []
+    workers = spec.sweeps[0].resources.num_workers
+    for family, cost in costs.items():
+        if cost is None or cost.basis != MEASURED:
+            continue
+        first_s = (cost.epoch_seconds + cost.first_setup_seconds) * limits.EPOCH_MARGIN
+        if first_s > share_s:
+            ((unit, amount),) = (spec.budget or {}).items()
+            mistakes.append(
+                f"a budget must afford an epoch of each family; --budget {unit}={amount:g} gives "
+                f"{family} {share_s * workers:.3g} s of a worker, its first epoch takes "
+                f"{first_s * workers:.3g} s ({MEASURED}, with a margin). "
+                f"Fix: --budget {unit}={amount * first_s / share_s:.2g} or more"
+            )
+    if mistakes:
+        raise UserError(*mistakes, exit_code=3)
+
+
+def measure_steps(
+    spec: RunSpec, images: Mapping[str, ImageFacts], *, timeout_s: float = TIMEOUT_S
+) -> dict[str, list[Row]]:
+    """By family, a row of :mod:`trainables.train.measure` for every trial whose backbone was
+    measured; families that did not fit into ``timeout_s`` have none."""
+    resources = spec.sweeps[0].resources
+    requests: dict[str, object] = {}
+    trials: dict[str, tuple[str, int]] = {}
+    for sweep in spec.sweeps:
+        axes = {path: axis for path, axis in sweep.space.items() if path.startswith("backbone.")}
+        drawn = (
+            spaces.sample(axes, seed=sweep.seed, index=index, family=sweep.family)
+            for index in range(sweep.trials)
+        )
+        backbones_drawn = Counter(with_axes(sweep, values).backbone for values in drawn)
+        for backbone, count in backbones_drawn.most_common(MOST_VARIANTS):
+            label = f"{sweep.family}-{len(trials)}"
+            requests[label] = _measurement(sweep, backbone, images[sweep.family])
+            trials[label] = (sweep.family, count)
+    request = {
+        "device": "cuda" if resources.gpus_per_worker else "cpu",
+        "threads": max(1, int(resources.cpus_per_worker)),
+        "seconds": SECONDS_PER_BACKBONE,
+        "backbones": requests,
+    }
+    rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}
+    for row in _run(request, timeout_s):
+        family, count = trials[row["label"]]
+        rows[family] += [row] * count
+    return rows
+
+
+def _measurement(
+    sweep: SweepSpec, backbone: BackboneSpec, images: ImageFacts
+) -> Mapping[str, object]:
+    """The backbone as it would be built, without fetching its weights."""
+    side = {"height": images.height, "width": images.width}
+    stem = describe(backbone, **side).stem or backbone.stem
+    fresh = replace(backbone, weights="none", stem=stem)
+    assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
+    return {**side, "classes": images.classes, "assignment": assignment.as_dict()}
+
+
+def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:
+    root = str(Path(trainables.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    try:
+        out = subprocess.run(
+            [sys.executable, "-m", "trainables.train.measure"],
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # As the slots' workers have it; tensors of a GPU are no concern of the C library.
+            env={**os.environ, **FREED_MEMORY_KEPT, "PYTHONPATH": path},
+            timeout=timeout_s,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as expired:
+        out = expired.stdout or b""
+    complete = out[: out.rfind(b"\n") + 1]
+    return [json.loads(line) for line in complete.splitlines()]

@@ -9,16 +9,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from orchestrator.launch.forecast import (
-    COLD_START_S,
-    TFLOPS,
-    Costs,
-    expected_epochs,
-    forecast,
-)
-from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
+from orchestrator.launch.forecast import COLD_START_S, TFLOPS, Costs, expected_epochs, forecast
+from orchestrator.ledger.header import FamilyForecast, Forecast
 from orchestrator.ray_cluster.capacity import as_capacity
 from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
@@ -30,20 +25,16 @@ from trainables.config import Spec
 def local_totals() -> dict[str, float]:
     """CPUs and GPUs of this machine, as a Ray started here would count them."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"CPU": float(cpus or 1), "GPU": float(_local_gpus())}
-
-
-def _local_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus, visible = 0, os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        gpus = sum(device.strip() not in ("", "-1") for device in visible.split(","))
+    else:
+        with suppress(OSError, subprocess.SubprocessError):
+            listed = subprocess.run(
+                ["nvidia-smi", "-L"], capture_output=True, timeout=5, check=False
+            )
+            gpus = sum(line.startswith(b"GPU ") for line in listed.stdout.splitlines())
+    return {"CPU": float(cpus or 1), "GPU": float(gpus)}
 
 
 def worker_asks(resources: ResourceSpec) -> dict[str, float]:
@@ -205,23 +196,15 @@ def _family_plan(sweep: SweepSpec, geometry: Geometry) -> FamilyPlan:
 
 def geometry_line(geometry: Geometry) -> str:
     """How the model meets the images: size, patch, tokens, stem and adaptation."""
-    parts = [geometry.model, f"{geometry.image_size} px"]
-    if geometry.patch:
-        parts.append(f"patch {geometry.patch}")
-    if geometry.tokens:
-        parts.append(f"{geometry.tokens} tokens")
-    if geometry.stem:
-        parts.append(f"stem {geometry.stem}")
-    return ", ".join([*parts, geometry.adaptation])
-
-
-def weights_line(weights: str) -> str:
-    """Where the first weights come from."""
-    if weights == "none":
-        return "none: random, trained from scratch (--weights hub|PATH to fine-tune)"
-    if weights == "hub":
-        return "hub: timm's own, fetched once (--weights none|PATH to go without)"
-    return f"from {weights}"
+    parts = (
+        geometry.model,
+        f"{geometry.image_size} px",
+        f"patch {geometry.patch}" if geometry.patch else "",
+        f"{geometry.tokens} tokens" if geometry.tokens else "",
+        f"stem {geometry.stem}" if geometry.stem else "",
+        geometry.adaptation,
+    )
+    return ", ".join(filter(None, parts))
 
 
 def plan_text(planned: Plan) -> str:
@@ -258,8 +241,12 @@ def _forecast_lines(planned: Plan) -> list[str]:
     if forecast.device_hours is None or forecast.basis is None or disk is None:
         unknown = ", ".join(family for family, cost in forecast.families.items() if cost is None)
         return [f"cost      unknown: {unknown} neither measured here nor of known size"]
+    hours, usd = (
+        span(f"{cases.expected:.3g}", f"{cases.worst:.3g}") if cases else None
+        for cases in (forecast.device_hours, forecast.usd)
+    )
     finals = ", finals included" if planned.final_seeds else ""
-    cost = f"cost      {_amounts(forecast.device_hours)} {unit}-hours{finals} ({forecast.basis})"
+    cost = f"cost      {hours} {unit}-hours{finals} ({forecast.basis})"
     if ESTIMATED in forecast.basis:
         cost += f"; by {planned.tflops or TFLOPS[unit]:g} TFLOP/s a {unit}, maybe off by 3 times"
     lines = [cost]
@@ -267,7 +254,7 @@ def _forecast_lines(planned: Plan) -> list[str]:
         times = span(duration(wall.expected * HOUR_S), duration(wall.worst * HOUR_S))
         lines.append(f"time      {times} with {COLD_START_S:g} s of cold start")
     no_price = f"missing: --price {unit.lower()}_hour=DOLLARS"
-    lines.append(f"money     {f'{_amounts(forecast.usd)} USD' if forecast.usd else no_price}")
+    lines.append(f"money     {f'{usd} USD' if usd else no_price}")
     each = f", {1 / families:.0%} of it for each family" if families > 1 else ""
     lines += [
         f"budget    {amount:g} {name}{each}: the run stops before it is passed"
@@ -277,15 +264,15 @@ def _forecast_lines(planned: Plan) -> list[str]:
     return [*lines, f"disk      checkpoints: {at_most} at most, {kept} at the end"]
 
 
-def _amounts(cases: Cases) -> str:
-    return span(f"{cases.expected:.3g}", f"{cases.worst:.3g}")
-
-
 def _family_lines(family: FamilyPlan, cost: FamilyForecast | None) -> list[str]:
     rungs = ", ".join(map(str, family.rungs)) or "none: every trial trains to the end"
+    weights = {
+        "none": "none: random, trained from scratch (--weights hub|PATH to fine-tune)",
+        "hub": "hub: timm's own, fetched once (--weights none|PATH to go without)",
+    }.get(family.weights, f"from {family.weights}")
     lines = [
         f"{family.family:<9} {geometry_line(family.geometry)}",
-        f"  weights   {weights_line(family.weights)}",
+        f"  weights   {weights}",
         f"  trials    {family.trials} of at most {family.max_epochs} epochs; rungs {rungs}",
     ]
     if cost is None:

@@ -11,17 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
-from orchestrator.launch.costs import (
+from orchestrator.launch.forecast import (
+    Costs,
+    ImageFacts,
     costs_of,
+    geometry_of,
     images_of,
-    measured_costs,
     read_datasets,
     refuse_unaffordable,
 )
-from orchestrator.launch.forecast import Costs
 from orchestrator.launch.plan import Plan, geometry_line, plan
-from orchestrator.launch.validation import ImageFacts, geometry_of, validate
+from orchestrator.launch.validation import validate
 from orchestrator.ledger import replication
+from orchestrator.ledger.session import state_of
 from orchestrator.spec import limits, named_sweeps, overrides
 from orchestrator.spec.paths import absolute_data, dataset_name
 from orchestrator.spec.run import RunSpec, SweepSpec, leaves, sanitised
@@ -199,8 +201,7 @@ class PreparedRun:
         return preparing
 
     def _images(self) -> RunImages:
-        spec = self.spec
-        datasets = read_datasets(spec)
+        spec, datasets = self.spec, read_datasets(self.spec)
         images = {family: ImageFacts.of(info) for family, info in datasets.items()}
         geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
@@ -223,7 +224,12 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     measure = bool(spec.budget) if options.measure is None else options.measure
-    costs = measured_costs(spec, options.tflops) if measure and totals is not None else None
+    trials, costs = state_of(spec.folder).trials, None
+    has_new_trials = any(sweep.trial_name(sweep.trials - 1) not in trials for sweep in spec.sweeps)
+    if measure and totals is not None and has_new_trials:
+        costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
+        if not trials:
+            refuse_unaffordable(spec, costs)
     uri = spec.tracking_uri or store.default_uri(spec.storage)
     if is_remote(spec.storage) and not spec.tracking_uri:
         log.info(

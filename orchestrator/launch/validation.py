@@ -1,76 +1,26 @@
-"""Every check of a run that needs neither an image nor Ray, all mistakes at once.
-
-Also what is known of a run before anything is read: a named dataset's images, and how a backbone
-meets them.
-"""
+"""Every check of a run that needs neither an image nor Ray, all mistakes at once."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from orchestrator.launch import plan
+from orchestrator.launch.forecast import geometry_of, known_images, variants
 from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach
-from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
-from orchestrator.spec.spaces import Choice
+from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import store
-from trainables.backbones import Geometry, check_backbone, check_weights, describe
-from trainables.config import BackboneSpec, DataSpec
+from trainables.backbones import check_backbone, check_weights
 from trainables.data.sources import KNOWN_DATASETS, check_source
-from trainables.data.store import DatasetInfo
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
 
 NETWORK_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFacts:
-    """Stored images: ``height`` and ``width`` in pixels, and ``counts`` by split."""
-
-    height: int
-    width: int
-    classes: int
-    counts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, info: DatasetInfo) -> ImageFacts:
-        """Of a dataset that is prepared."""
-        classes = len(info.class_names)
-        return cls(height=info.height, width=info.width, classes=classes, counts=info.counts)
-
-
-def known_images(data: DataSpec) -> ImageFacts | None:
-    """What the dataset's name alone tells; ``None`` for a path."""
-    known = KNOWN_DATASETS.get(data.source)
-    if known is None:
-        return None
-    side = known.stored_side_px(data)
-    return ImageFacts(height=side, width=side, classes=known.classes, counts=known.counts(data))
-
-
-def geometry_of(sweep: SweepSpec, images: ImageFacts) -> Geometry:
-    """How the sweep's backbone meets the images, with the warnings of each searched variant.
-
-    Raises ``UserError`` when a variant cannot be adapted to their size.
-    """
-    variants = [
-        _described(one.backbone, images.height, images.width)
-        for one in _variants(sweep, "backbone")
-    ]
-    warnings = dict.fromkeys(line for geometry in variants for line in geometry.warnings)
-    return replace(variants[0], warnings=tuple(warnings))
-
-
-@cache
-def _described(backbone: BackboneSpec, height: int, width: int) -> Geometry:
-    return describe(backbone, height=height, width=width)
 
 
 def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | None:
@@ -83,7 +33,10 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
     """
     mistakes: list[str] = []
     for spec in specs:
-        mistakes += _job_mistakes(spec) if as_job else _place_mistakes(spec)
+        own = spec.mistakes() + (_job_mistakes(spec) if as_job else storage_mistakes(spec.storage))
+        if not own and not as_job and is_remote(spec.storage):
+            replication.pull(spec.storage, spec.name)
+        mistakes += own
         mistakes += [line for sweep in spec.sweeps for line in _data_mistakes(sweep, as_job)]
     sweeps = [sweep for spec in specs for sweep in spec.sweeps]
     backbones = [line for sweep in sweeps for line in _backbone_mistakes(sweep)]
@@ -115,38 +68,21 @@ def storage_mistakes(storage: str) -> list[str]:
     return []
 
 
-def _place_mistakes(spec: RunSpec) -> list[str]:
-    """Of the spec alone and of where it is kept, whose copy of the run is brought up to date."""
-    mistakes = spec.mistakes() + storage_mistakes(spec.storage)
-    if not mistakes and is_remote(spec.storage):
-        replication.pull(spec.storage, spec.name)
-    return mistakes
-
-
-def _variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
-    """The sweep at each end or value of its searched axes of ``section``."""
-    yield sweep
-    for path, domain in sweep.space.items():
-        if path.startswith(f"{section}."):
-            ends = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
-            for value in ends:
-                yield with_axes(sweep, {path: value})
-
-
 def _data_mistakes(sweep: SweepSpec, as_job: bool) -> list[str]:
-    paths = [sweep.data.archive]
-    if sweep.data.source not in KNOWN_DATASETS:
-        paths.append(sweep.data.source)
-    if as_job and any(path and _is_absolute(path) and not _exists(path) for path in paths):
+    named = sweep.data.source in KNOWN_DATASETS
+    texts = (sweep.data.archive, None if named else sweep.data.source)
+    paths = [Path(text).expanduser() for text in texts if text]
+    if as_job and any(path.is_absolute() and not path.exists() for path in paths):
         return []  # it is where the job runs, or nowhere
-    return [line for one in _variants(sweep, "data") for line in check_source(one.data)]
+    return [line for variant in variants(sweep, "data") for line in check_source(variant.data)]
 
 
 def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     """Why the backbone, or one that is searched, cannot be; where the images' side is known, on
     such images."""
-    variants = _variants(sweep, "backbone")
-    mistakes = [line for one in variants for line in check_backbone(one.backbone)]
+    mistakes = [
+        line for variant in variants(sweep, "backbone") for line in check_backbone(variant.backbone)
+    ]
     images = known_images(sweep.data)
     if not mistakes and images is not None:
         try:
@@ -170,18 +106,19 @@ def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
 
 
 def _job_mistakes(spec: RunSpec) -> list[str]:
-    """Of the spec alone, and of its paths, which another machine must understand."""
-    mistakes = spec.mistakes()
-    mistakes += [_relative(option, path) for option, path in _paths(spec) if not _is_absolute(path)]
-    uri = spec.tracking_uri
-    if uri is None or uri.partition(":")[0] in store.SERVER_SCHEMES:
-        return mistakes
+    """Of the paths of the run, which another machine must understand."""
+    paths, mistakes = list(_paths(spec)), []
+    uri = spec.tracking_uri or ""
     scheme, _, path = uri.partition(":///")
-    if scheme.partition("+")[0] != "sqlite":
-        return mistakes + store.check(uri)
-    if not _is_absolute(path):
-        mistakes.append(_relative("--tracking-uri sqlite:///", path))
-    return mistakes
+    if scheme.partition("+")[0] == "sqlite":
+        paths.append(("--tracking-uri sqlite:///", path))
+    elif uri and uri.partition(":")[0] not in store.SERVER_SCHEMES:
+        mistakes = store.check(uri)
+    return [
+        _relative(option, path)
+        for option, path in paths
+        if not Path(path).expanduser().is_absolute()
+    ] + mistakes
 
 
 def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
@@ -191,20 +128,11 @@ def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
         data, weights = sweep.data, sweep.backbone.weights
         if data.source not in KNOWN_DATASETS and Path(data.source).exists():
             yield "--dataset ", data.source
-        if data.archive is not None:
-            yield "--set data.archive=", data.archive
-        if data.folder is not None:
-            yield "--set data.folder=", data.folder
+        for leaf, path in (("archive", data.archive), ("folder", data.folder)):
+            if path is not None:
+                yield f"--set data.{leaf}=", path
         if weights not in ("hub", "none"):
             yield "--weights ", weights
-
-
-def _is_absolute(path: str) -> bool:
-    return Path(path).expanduser().is_absolute()
-
-
-def _exists(path: str) -> bool:
-    return Path(path).expanduser().exists()
 
 
 def _relative(option: str, path: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trainables.config import BackboneSpec
+from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ class Size:
     """A member's size, for estimates before anything is built.
 
     Counted once at the default geometry for 32-pixel images, ``positions`` of the feature map
-    that the stem leaves, with ``train.accounting.count_flops`` and
+    that the stem leaves, with ``train.learner.count_flops`` and
     ``train.measure.saved_for_backward``; a test counts again. ``gflops_per_image`` is one forward
     pass, a multiply-add counting as two, and ``activation_mb`` what it keeps for the backward pass
     in fp32, 1e6 bytes an image.
@@ -147,7 +148,6 @@ class Family:
     augmentation. ``exchanged_stem`` is ``None`` where timm's arguments express the model in full.
     """
 
-    name: str
     members: Mapping[str, Member]
     adapt: Callable[[Request], Adapted]
     create: Callable[[Geometry, Member, TimmArguments], nn.Module]
@@ -158,6 +158,28 @@ class Family:
     has_attention: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
     exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] | None = None
+
+
+def cut_into_patches(request: Request, patch: int | None) -> Adapted:
+    """Square patches of ``patch`` pixels a side; raises ``UserError`` where they leave a rest."""
+    side, model = request.image_size, request.member.model
+    if patch is None or patch < 1 or side % patch:
+        divisors = ", ".join(str(divisor) for divisor in PATCHES if side % divisor == 0)
+        raise UserError(
+            f"backbone.patch must divide backbone.image_size; got {patch} and {side}. "
+            f"Fix: --set backbone.patch=P with P one of {divisors}"
+        )
+    tokens = (side // patch) ** 2
+    return Adapted(
+        patch=patch,
+        tokens=tokens,
+        resized=patch != request.member.patch,
+        warnings=few_tokens(
+            f"{model} at {side} px and patch {patch}",
+            tokens,
+            "a smaller --set backbone.patch=P or a larger --set backbone.image_size=PX",
+        ),
+    )
 
 
 def few_tokens(model: str, tokens: int, fix: str) -> tuple[str, ...]:

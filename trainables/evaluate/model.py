@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from trainables.backbones import build, describe
-from trainables.backbones.model import Backbone
-from trainables.backbones.weights import SUFFIXES
+from trainables.backbones import Backbone, build, describe
+from trainables.backbones.model import SUFFIXES, folder_config
 from trainables.config import Assignment, BackboneSpec
 from trainables.data.batches import shard
 from trainables.data.build import prepare
@@ -26,7 +23,14 @@ from trainables.data.store import PixelStore
 from trainables.errors import UserError
 from trainables.evaluate.probes import Probes, probe
 from trainables.train import checkpoint as checkpoints
-from trainables.train.loop import TrainedModel, World, on_device, predict, score
+from trainables.train.loop import (
+    TrainedModel,
+    World,
+    from_every_rank,
+    on_device,
+    predict,
+    score,
+)
 from trainables.train.trial import pixels_of
 
 PROBE_IMAGES = 500
@@ -82,8 +86,7 @@ def _pixel_statistics(spec: BackboneSpec, backbone: Backbone) -> tuple[Any, Any]
             f"the folder of the first weights says what pixels they expect; {spec.weights} is "
             "gone. Fix: put it back, its config.json at least"
         )
-    config = place / "config.json"
-    stored = json.loads(config.read_text())["pretrained_cfg"] if config.is_file() else {}
+    stored = folder_config(spec.weights).get("pretrained_cfg", {})
     return tuple(stored.get("mean", backbone.mean)), tuple(stored.get("std", backbone.std))
 
 
@@ -125,11 +128,7 @@ def evaluate_split(
 def _joined(parts: list[Tensor], world: World) -> Tensor:
     """All workers' ``parts`` (B, ...) in the order of ranks, (N, ...), on the CPU of each."""
     own = torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.int64)
-    if world.size == 1:
-        return own
-    shards: list[Any] = [None] * world.size
-    dist.all_gather_object(shards, own)
-    return torch.cat([part for part in shards if len(part)])
+    return torch.cat(from_every_rank(own, world))
 
 
 @dataclass(frozen=True)

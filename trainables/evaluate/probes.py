@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from trainables.config import SHIFT_IMAGES
-from trainables.evaluate.attention import attention_distances
 from trainables.evaluate.behaviour import (
     DIRECTIONS,
     SHARES,
     agreement,
+    attention_distances,
     calibration,
     occlude,
     shifted_predictions,

@@ -122,12 +122,14 @@ class Augmentation:
     mirror: bool
     erasing: float = 0.0
 
-    def __call__(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """Images (N, H, W, C) uint8 and rows (B,) -> (B, C, S, S) float32, normalised."""
-        return self.apply(images, rows, rows, epoch)
+    def __call__(
+        self, images: Tensor, rows: Tensor, epoch: int, *, positions: Tensor | None = None
+    ) -> Tensor:
+        """Images (N, H, W, C) uint8 and rows (B,) -> (B, C, S, S) float32, normalised.
 
-    def apply(self, images: Tensor, positions: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """As above, where ``images[positions]`` are the dataset's images ``rows``; both (B,)."""
+        ``images[positions]`` are the dataset's images ``rows``; ``None``: images are the dataset.
+        """
+        positions = rows if positions is None else positions
         probability = max(self.level.erasing, self.erasing)
         distorts = self.level.warps or self.level.jitter > 0
         streams = STREAMS if distorts or probability else FLIP + 1
@@ -181,11 +183,11 @@ def crop(
     """
     _, height, width, channels = images.shape
     device = images.device
-    rows = _reflect(torch.arange(height, device=device) + down[:, None], height)  # (B, H)
+    rows = reflect(torch.arange(height, device=device) + down[:, None], height)  # (B, H)
     columns = torch.arange(width, device=device).expand(len(positions), width)
     if mirror is not None:
         columns = torch.where(mirror[:, None], width - 1 - columns, columns)
-    columns = _reflect(columns + right[:, None], width)  # (B, W)
+    columns = reflect(columns + right[:, None], width)  # (B, W)
     rows = (positions[:, None] * height + rows) * width
     index = (rows[:, :, None] + columns[:, None, :]).view(-1)  # (B * H * W,)
     pixels = images.view(-1, channels).index_select(0, index)
@@ -243,8 +245,8 @@ def rectangle(
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def _reflect(index: Tensor, side: int) -> Tensor:
-    """Positions outside 0..side-1 mirrored at the border pixels, which are not repeated."""
+def reflect(index: Tensor, side: int) -> Tensor:
+    """Mirror positions (of any shape) outside 0..side-1 at the border, which is not repeated."""
     index = index.abs()
     return torch.where(index >= side, 2 * (side - 1) - index, index)
 
@@ -285,14 +287,12 @@ class Mixing:
     def weights(self, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The epoch's mixup and cutmix weights of every row, (images,) float32 each."""
         generator = np.random.default_rng((self.seed, epoch, KEY))
-        ones = np.ones(self.images)
-        mixup, cutmix = (
-            generator.beta(alpha, alpha, self.images) if alpha else ones
+        drawn = (
+            generator.beta(alpha, alpha, self.images) if alpha else np.ones(self.images)
             for alpha in (self.mixup, self.cutmix)
         )
-        return torch.from_numpy(mixup).float().to(device), torch.from_numpy(cutmix).float().to(
-            device
-        )
+        mixup, cutmix = (torch.from_numpy(weights).float().to(device) for weights in drawn)
+        return mixup, cutmix
 
     def __call__(
         self, batch: Tensor, rows: Tensor, epoch: int, weights: tuple[Tensor, Tensor]
@@ -306,18 +306,14 @@ class Mixing:
         draws = uniforms(key_of(self.seed, epoch, KEY), rows, 3)  # (B, 3)
         mixup, cutmix = (weight[rows] for weight in weights)  # (B,) each
         unpaired = partner == torch.arange(len(batch), device=batch.device)
-        cut = (draws[:, CHOICE] < self._share_of_cutmix()) & ~unpaired
+        share_of_cutmix = SHARE_OF_CUTMIX if self.mixup and self.cutmix else float(self.cutmix > 0)
+        cut = (draws[:, CHOICE] < share_of_cutmix) & ~unpaired
         inside = box(cutmix, draws, batch.shape[2], batch.shape[3]) & cut[:, None, None]
         kept = 1 - inside.float().mean((1, 2))
         blend = torch.where(cut | unpaired, torch.ones_like(mixup), mixup)
         other = batch[partner]
         mixed = torch.lerp(other, batch, blend[:, None, None, None])
         return torch.where(inside[:, None], other, mixed), partner, torch.where(cut, kept, blend)
-
-    def _share_of_cutmix(self) -> float:
-        if self.mixup and self.cutmix:
-            return SHARE_OF_CUTMIX
-        return 1.0 if self.cutmix else 0.0
 
 
 def partners(count: int, device: torch.device) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.backbones.model import build
 from trainables.config import Assignment
@@ -17,7 +20,6 @@ from trainables.data.batches import BatchPlan
 from trainables.data.rng import key_of
 from trainables.errors import OutOfMemory, UserError
 from trainables.train import checkpoint
-from trainables.train.accounting import Flops, count_flops
 from trainables.train.loop import Batch, Step, TrainedModel, World, average_buffers, on_device
 from trainables.train.optimizer import Ema, build_optimizer, ready_momentum
 
@@ -193,3 +195,55 @@ class Learner:
             self.step.model = DistributedDataParallel(
                 self.module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations per image; a multiply-add counts as two."""
+
+    forward: float
+    forward_backward: float
+
+
+def count_flops(module: nn.Module, image_size: int) -> Flops:
+    """Count one image's FLOPs with torch's counter, on shapes alone (the meta device).
+
+    ``forward_backward`` counts the backward pass of the parameters that require gradients now.
+    """
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}
+    )
+    shapes = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+    batch = torch.empty(2, 3, image_size, image_size, device="meta")  # (B, C, H, W)
+    with counter, torch.enable_grad():
+        loss = torch.func.functional_call(module, shapes, batch).sum()
+        forward = counter.get_total_flops()
+        loss.backward()
+    return Flops(forward / len(batch), counter.get_total_flops() / len(batch))
+
+
+def _conv_backward_flops(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Each wanted gradient costs what the forward pass did.
+
+    torch's own formula reads a grouped convolution as a full one, 24 times too much for the
+    depthwise layers of a ConvNeXt.
+    """
+    positions = x_shape[2:] if transposed else grad_shape[2:]
+    forward = 2 * x_shape[0] * math.prod(positions) * math.prod(w_shape)
+    return forward * sum(map(bool, output_mask[:2]))

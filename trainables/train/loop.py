@@ -118,7 +118,9 @@ class Step:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # the host's allocator raises a plain RuntimeError
+            no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not no_room and "can't allocate memory" not in str(error):
                 raise
             raise OutOfMemory(f"{self.device} has no room for {purpose}") from error
 
@@ -155,13 +157,6 @@ class Step:
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return contextlib.nullcontext()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error)
 
 
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[Any]:
@@ -311,10 +306,8 @@ def average_buffers(module: nn.Module, world: World) -> None:
     flat = torch.cat([b.detach().reshape(-1) for b in buffers])
     dist.all_reduce(flat)
     flat /= world.size
-    start = 0
-    for buffer in buffers:
-        buffer.detach().copy_(flat[start : start + buffer.numel()].view_as(buffer))
-        start += buffer.numel()
+    for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+        buffer.detach().copy_(mean.view_as(buffer))
 
 
 def mean_over_workers(value: float, world: World) -> float:

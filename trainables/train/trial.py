@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from trainables.data.splits import train_indices
 from trainables.data.store import PixelStore
 from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
-from trainables.train.accounting import PURPOSES, Clock, peak_memory_gb
 from trainables.train.augmentation import LEVELS, Augmentation, Mixing
 from trainables.train.learner import Learner
 from trainables.train.loop import (
@@ -35,8 +35,35 @@ from trainables.train.loop import (
 )
 from trainables.train.optimizer import schedule_of
 
+PURPOSES = ("train", "eval", "checkpoint", "data")
 CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
 ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
+
+
+@dataclass
+class Clock:
+    """Seconds of wall time by purpose; a purpose inside another is taken out of the outer one."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0.0))
+    _stack: list[str] = field(default_factory=list)
+    _since: float = 0.0
+
+    @contextmanager
+    def on(self, purpose: str) -> Iterator[None]:
+        """Charge the time within to ``purpose``."""
+        self._charge()
+        self._stack.append(purpose)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
 
 
 class Trial:
@@ -207,7 +234,7 @@ class Trial:
         for block in blocks(steps, size * 3 * side * side * 4):
             images, positions = pixels.cut(in_block := torch.cat(block))
             in_block = in_block.to(self.device)  # (steps * B,)
-            ready = augmentation.apply(images, positions, in_block, epoch)
+            ready = augmentation(images, in_block, epoch, positions=positions)
             parts = torch.split(in_block, size), torch.split(ready, size)
             for rows, batch in zip(*parts, strict=True):
                 labels = pixels.labels[rows]
@@ -231,8 +258,9 @@ class Trial:
             "flops": progress.flops,
             **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
         }
-        memory = peak_memory_gb(self.device)
-        return metrics if memory is None else {**metrics, "gpu_memory_gb": memory}
+        if self.device.type == "cuda":
+            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return metrics
 
     def _state(self) -> checkpoint.State:
         ema = self.learner.ema

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.claim import Arm, Claim, Setting
 from orchestrator.claims.effects import Measured, Picture, lines, points
 from orchestrator.claims.results import RATE, TrialResult, by_level, complete, must_have_learned
 from trainables.config import AUGMENT_LEVELS
@@ -66,41 +66,4 @@ def _picture(tables: dict[str, Array]) -> Picture:
     )
 
 
-CLAIM = Claim(
-    name="augmentation-helps-vit-more",
-    statement="A ViT wants more aggressive augmentation than a ResNet.",
-    source="DeiT's recipe (Touvron et al. 2021), and the explanation that a ViT has weaker "
-    "inductive biases and must learn from data what convolution has built in.",
-    literature_for=(
-        "Touvron et al. 2021 (DeiT): without its strong augmentations a ViT loses much of its "
-        "accuracy on ImageNet.",
-        "Steiner et al. 2022 (How to train your ViT?): augmentation and regularisation with more "
-        "compute can replace ten times more data.",
-    ),
-    literature_against=(
-        "Wightman et al. 2021 (ResNet strikes back): ResNet-50 gains from the same strong recipe.",
-        "Steiner et al. 2022: small ViTs and short training can lose by it.",
-    ),
-    families=FAMILIES,
-    factors={
-        "architecture": "ViT, ResNet",
-        "augmentation": "none; light: shifts and mirroring; medium: and rotation by 10 degrees, "
-        "zoom, colour; heavy: by 20 degrees, stronger, and random erasing",
-    },
-    presets={
-        "smoke": Preset(epochs=12, train_images=2000, val_images=1000, seeds=4, batch_size=32),
-        "standard": Preset(epochs=60, train_images=10_000, val_images=2000, seeds=5),
-        "full": Preset(epochs=150, train_images=None, val_images=5000, seeds=10,
-                       rates=(0.5, 1, 2)),
-    },
-    statistic="Final validation accuracy against strength (none, light, medium, heavy as 0, 1, 2, "
-    "3): the least-squares line's rise from none to heavy, of the ViT minus that of the ResNet, "
-    "seed by seed. Whether augmentation helps at all is another question.",
-    unit="points",
-    smallest_effect=0.01,
-    supported="From none to heavy the ViT is shown to gain over one point more than the ResNet.",
-    refuted="It is shown to gain less than one point more, or less than the ResNet.",
-    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
-    arms=arms,
-    measure=measure,
-)  # fmt: skip
+CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.claim import Arm, Claim, Setting
 from orchestrator.claims.effects import Effect, Measured, Picture, lines, points
 from orchestrator.claims.results import (
     RATE,
@@ -153,46 +153,4 @@ def _pictures(
     ]
 
 
-CLAIM = Claim(
-    name="cnn-more-shift-invariant",
-    statement="Convolution and pooling give invariance to translation; a ViT's patches do not.",
-    source="The textbook reason for convolutional networks (LeCun et al. 1998).",
-    literature_for=(
-        "Rojas-Gomez et al. 2024 (Making vision transformers truly shift-equivariant): patch "
-        "embedding and attention of a ViT are not shift-equivariant.",
-    ),
-    literature_against=(
-        "Azulay & Weiss 2019: convolutional networks change their answer under shifts of a few "
-        "pixels, because their strides ignore the sampling theorem.",
-        "Zhang 2019 (Making convolutional networks shift-invariant again) and Chaman & Dokmanic "
-        "2021: pooling and strides break the invariance.",
-    ),
-    families=FAMILIES,
-    factors={
-        "architecture": "ResNet, ViT",
-        "shift": "by quarters of the ViT's patch up to two patches, along each axis, borders "
-        "reflected, on 256 validation images after every epoch",
-        "accuracy": "matched: in each seed both are read where they first reach the best accuracy "
-        "that both reach. The learning rate stays constant and the weights are averaged, so that "
-        "a run can be read at any epoch",
-    },
-    presets={
-        "smoke": Preset(epochs=8, train_images=2000, val_images=1000, seeds=5, batch_size=32),
-        "standard": Preset(epochs=25, train_images=10_000, val_images=2000, seeds=5,
-                           rates=(0.5, 1, 2)),
-        "full": Preset(epochs=60, train_images=None, val_images=5000, seeds=10,
-                       rates=(0.5, 1, 2)),
-    },
-    recipe={"final_lr_fraction": 1.0, "ema_decay": 0.99},
-    statistic="Share of validation images that keep their predicted class when shifted, mean over "
-    "the shifts, of the trained ResNet minus that of the trained ViT at the same validation "
-    "accuracy, seed by seed.",
-    unit="points",
-    smallest_effect=0.02,
-    supported="At the same accuracy the ResNet is shown to keep its answer on more than two "
-    "points of images more than the ViT.",
-    refuted="It is shown to keep it on less than two points more, or on fewer.",
-    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
-    arms=arms,
-    measure=measure,
-)  # fmt: skip
+CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)

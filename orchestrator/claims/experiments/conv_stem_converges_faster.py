@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.claim import Arm, Claim, Setting
 from orchestrator.claims.effects import Effect, Measured, NoVerdict, Picture, Series, points
 from orchestrator.claims.results import (
     RATE,
@@ -175,43 +175,4 @@ def _notes(results: Sequence[TrialResult]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-CLAIM = Claim(
-    name="conv-stem-converges-faster",
-    statement="A hybrid, a ViT over a convolutional stem, adapts faster than a plain ViT.",
-    source="Xiao et al. 2021 (Early convolutions help transformers see better).",
-    literature_for=(
-        "Xiao et al. 2021: with a convolutional stem a ViT converges faster, bears more learning "
-        "rates and optimizers, and ends 1 to 2 points higher on ImageNet.",
-        "Dosovitskiy et al. 2021: hybrids beat ViTs at small computational budgets.",
-    ),
-    literature_against=(
-        "Dosovitskiy et al. 2021: the difference vanishes for larger models and budgets.",
-        "Wang et al. 2022 (Scaled ReLU matters for training vision transformers): not the "
-        "convolutions alone, but normalisation and ReLU between them make the difference.",
-    ),
-    families=FAMILIES,
-    factors={
-        "architecture": "ViT, hybrid of like size; at tiny scale of equal width, depth and tokens",
-        "learning rate": ", ".join(f"{times:g}" for times in TIMES_RATE) + " times the usual one, "
-        "constant after warm-up, with averaged weights",
-        "accuracy to reach": ", ".join(f"{100 * share:.0f} %" for share in SHARES)
-        + " of the way from chance to perfect",
-    },
-    presets={
-        "smoke": Preset(epochs=10, train_images=2000, val_images=1000, seeds=4, batch_size=32),
-        "standard": Preset(epochs=30, train_images=10_000, val_images=2000, seeds=5),
-        "full": Preset(epochs=60, train_images=None, val_images=5000, seeds=10),
-    },
-    recipe={"final_lr_fraction": 1.0, "ema_decay": 0.99},
-    statistic="Mean time to reach the accuracies, over learning rates and accuracies, a run that "
-    "never reaches one counting with the whole time given; the ViT's over the hybrid's, seed by "
-    "seed, once in epochs and once in seconds of training.",
-    unit="ratio",
-    smallest_effect=float(np.log10(1.1)),
-    supported="The ViT is shown to need more than 1.1 times the hybrid's epochs and more than 1.1 "
-    "times its seconds.",
-    refuted="By one of the two clocks it is shown to need less than 1.1 times as long.",
-    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
-    arms=arms,
-    measure=measure,
-)  # fmt: skip
+CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.claim import Arm, Claim, Setting
 from orchestrator.claims.effects import Effect, Measured, Picture, lines
 from orchestrator.claims.results import (
     RATE,
@@ -167,46 +167,4 @@ def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[list[float], Ar
     )
 
 
-CLAIM = Claim(
-    name="lr-lower-for-vit",
-    statement="A ViT needs a lower learning rate than a ResNet.",
-    source="Published recipes: ResNets with SGD at 0.1 (He et al. 2016), ViTs with AdamW near "
-    "0.001 (Dosovitskiy et al. 2021, Touvron et al. 2021).",
-    literature_for=(
-        "Xiao et al. 2021 (Early convolutions help transformers see better): ViTs are more "
-        "sensitive than ResNets to learning rate and optimizer.",
-        "Chen, Xie & He 2021 (MoCo v3): ViTs become unstable at rates that ResNets bear.",
-    ),
-    literature_against=(
-        "The published rates differ in the optimizer, too, and a rate for SGD and one for AdamW "
-        "are not the same quantity.",
-        "Liu et al. 2022 (ConvNeXt): a convolutional network trains with AdamW at the rates that "
-        "transformers of its size use.",
-    ),
-    families=FAMILIES,
-    factors={
-        "architecture": "ViT, ResNet",
-        "optimizer": "AdamW, SGD with momentum",
-        "learning rate": f"AdamW {', '.join(f'{rate:g}' for rate in GRID['adamw'])}; SGD "
-        f"{', '.join(f'{rate:g}' for rate in GRID['sgd'])}; a tenth of these with --weights",
-    },
-    presets={
-        "smoke": Preset(epochs=4, train_images=1200, val_images=1000, seeds=4, batch_size=32),
-        "standard": Preset(epochs=15, train_images=10_000, val_images=2000, seeds=5),
-        "full": Preset(epochs=50, train_images=None, val_images=5000, seeds=10),
-    },
-    recipe={"weight_decay": 1e-3},
-    statistic="For each seed and optimizer, the learning rate at the top of the parabola through "
-    "the best rate of the grid and its neighbours, in log10, by final validation accuracy; the "
-    "ResNet's minus the ViT's. Under each optimizer by itself: to compare a ViT under AdamW with a "
-    "ResNet under SGD, as is done, compares the optimizers as well.",
-    unit="ratio",
-    smallest_effect=float(np.log10(2)),
-    supported="Under both optimizers the ViT's best rate is shown to be less than half of the "
-    "ResNet's.",
-    refuted="Under one of them it is shown to be more than half.",
-    undetermined="Neither is shown: too few seeds, seeds too unlike each other, or optima on the "
-    "edge of the grid, on the side where they could change the answer.",
-    arms=arms,
-    measure=measure,
-)  # fmt: skip
+CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)

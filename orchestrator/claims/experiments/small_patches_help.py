@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.claim import Arm, Claim, Setting
 from orchestrator.claims.effects import Measured, Picture, Series, points
 from orchestrator.claims.results import (
     RATE,
@@ -134,51 +134,4 @@ def _pictures(results: Sequence[TrialResult], start: str) -> list[Picture]:
     ]
 
 
-CLAIM = Claim(
-    name="small-patches-help",
-    statement="A 32-pixel image cut into 16-pixel patches leaves 4 tokens; patches of 8 or 4 "
-    "pixels are better.",
-    source="Common advice for ViTs on CIFAR-sized images, whose usual patch of 16 was chosen for "
-    "224 pixels (Dosovitskiy et al. 2021).",
-    literature_for=(
-        "Beyer et al. 2023 (FlexiViT): at the same image size smaller patches are more accurate, "
-        "and cost more.",
-        "Wang et al. 2025 (Scaling laws in patchification): accuracy rises down to patches of one "
-        "pixel.",
-    ),
-    literature_against=(
-        "Both compare at equal epochs, where a smaller patch is also given more compute; at equal "
-        "FLOPs, and at 32 pixels, we know of no systematic comparison.",
-        "Touvron et al. 2019 (FixRes): larger inputs help by themselves, so that more tokens, "
-        "rather than finer patches, may be what counts; hence the upsampled arm.",
-    ),
-    families=("vit",),
-    factors={
-        "patch": "16, 8 and 4 pixels at the images' own size; 16 on images upsampled 4 times, "
-        "which has as many tokens as patch 4",
-        "start": "from scratch; with --weights also fine-tuned from these",
-        "budget": "equal epochs, and equal FLOPs: both are read off one set of runs, in which "
-        "larger patches train as many epochs more as their tokens are fewer. The learning rate "
-        "stays constant and the weights are averaged, so that a run can be read at any epoch as "
-        "if it had been meant to end there (Hägele et al. 2024)",
-    },
-    presets={
-        "smoke": Preset(epochs=6, train_images=2000, val_images=1000, seeds=5, batch_size=32),
-        "standard": Preset(epochs=20, train_images=10_000, val_images=2000, seeds=5,
-                           rates=(0.5, 1, 2)),
-        "full": Preset(epochs=50, train_images=None, val_images=5000, seeds=10,
-                       rates=(0.25, 0.5, 1, 2)),
-    },
-    recipe={"final_lr_fraction": 1.0, "ema_decay": 0.99},
-    statistic="Validation accuracy of the better of patches 8 and 4 (for each seed, the one that "
-    "is better on the other seeds) minus that of patch 16, both without upsampling, seed by seed; "
-    "once at equal epochs and once at equal FLOPs.",
-    unit="points",
-    smallest_effect=0.01,
-    supported="Smaller patches are shown to gain more than one point of accuracy at equal epochs "
-    "and at equal FLOPs.",
-    refuted="At one of the two budgets they are shown to gain less than one point, or to lose.",
-    undetermined="Neither is shown: too few seeds, or seeds too unlike each other.",
-    arms=arms,
-    measure=measure,
-)  # fmt: skip
+CLAIM = Claim.declared(__file__, families=("vit",), arms=arms, measure=measure)

@@ -13,12 +13,17 @@ import pytest
 
 from orchestrator.claims import claim
 from orchestrator.claims.design import facts_of, price, price_lines, run_spec
-from orchestrator.claims.experiments import CLAIMS, PRESETS, small_patches_help
+from orchestrator.claims.experiments import (
+    CLAIMS,
+    PRESETS,
+    conv_stem_converges_faster,
+    lr_lower_for_vit,
+    small_patches_help,
+)
 from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
 from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
-from orchestrator.launch.forecast import COLD_START_S, estimated
-from orchestrator.launch.validation import ImageFacts, geometry_of
+from orchestrator.launch.forecast import COLD_START_S, ImageFacts, estimated, geometry_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec.run import RunSpec, diff
@@ -51,6 +56,17 @@ def test_a_declaration_is_whole_and_survives_json(name: str) -> None:
     assert declared["literature_against"]
     assert declared["smallest_effect"] > 0
     assert tuple(declared["presets"]) == PRESETS
+
+
+def test_the_declared_factors_name_the_levels_that_the_rules_lay_out() -> None:
+    grid = CLAIMS["lr-lower-for-vit"].factors["learning rate"]
+    for rates in lr_lower_for_vit.GRID.values():
+        assert ", ".join(f"{rate:g}" for rate in rates) in grid
+    factors = CLAIMS["conv-stem-converges-faster"].factors
+    times = ", ".join(f"{times:g}" for times in conv_stem_converges_faster.TIMES_RATE)
+    assert factors["learning rate"].startswith(f"{times} times the usual one")
+    shares = ", ".join(f"{100 * share:.0f} %" for share in conv_stem_converges_faster.SHARES)
+    assert factors["accuracy to reach"].startswith(f"{shares} of the way")
 
 
 def test_one_threshold_or_another_version_of_the_rule_is_another_hash(

@@ -18,17 +18,15 @@ from torch.nn import functional as F
 from trainables.backbones import build, describe
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.evaluate.attention import (
-    attention_distances,
-    mean_distances,
-    token_distances,
-)
 from trainables.evaluate.behaviour import (
     agreement,
+    attention_distances,
     calibration,
+    mean_distances,
     occlude,
     shift,
     shifted_predictions,
+    token_distances,
 )
 from trainables.evaluate.model import model_of
 from trainables.evaluate.probes import probe, summary, timed

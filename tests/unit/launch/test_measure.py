@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch import costs
-from orchestrator.launch.validation import ImageFacts
+from orchestrator.launch.forecast import ImageFacts, measure_steps
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
 from trainables.backbones import FAMILIES, SCALES, build, describe, size_of
 from trainables.config import BackboneSpec
-from trainables.train.accounting import count_flops
+from trainables.train.learner import count_flops
 from trainables.train.measure import measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +70,7 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
     sweep = replace(sweep, space={"backbone.patch": Choice((4, 8))})
     broken = plain("resnet", learning_rate=1e30, clip_grad_norm=None)
     spec = RunSpec(name="r", sweeps=(sweep, broken))
-    rows = costs.measure_steps(spec, {"vit": FACTS, "resnet": FACTS})
+    rows = measure_steps(spec, {"vit": FACTS, "resnet": FACTS})
     patches = [sweep.axes(index)["backbone.patch"] for index in range(5)]
     flops = sorted(row["gflops_per_image"] for row in rows["vit"])
     assert len(flops) == 5
@@ -81,7 +80,7 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
 
 def test_what_takes_too_long_is_not_waited_for() -> None:
     spec = RunSpec(name="r", sweeps=(plain("vit"),))
-    assert costs.measure_steps(spec, {"vit": FACTS}, timeout_s=0.01) == {"vit": []}
+    assert measure_steps(spec, {"vit": FACTS}, timeout_s=0.01) == {"vit": []}
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "hybrid", "convnext"])

@@ -119,13 +119,13 @@ def test_a_recipe_is_drawn_once_when_its_trial_is_submitted_or_when_it_starts(
 ) -> None:
     (sweep,) = spec_of(["vit"], replace(options, set=(f"scheduler.sampler={sampler}",))).sweeps
     counted: list[int] = []
-    draw = spaces.draw
+    suggest = spaces.suggest
 
     def counting(*arguments: object, **named: object) -> object:
         counted.append(1)
-        return draw(*arguments, **named)  # type: ignore[arg-type]
+        return suggest(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(spaces, "draw", counting)
+    monkeypatch.setattr(spaces, "suggest", counting)
     record = sweep.submission(0)
     assert len(counted) == draws
     assert ("axes" in record) == (draws == 1)

@@ -177,7 +177,9 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(level: str) -> None:
     for rows in (shuffled, torch.tensor([7]), torch.arange(11, 24)):
         assert augmentation(pool, rows, 3).equal(whole[rows])
     # a batch copied to the device has positions of its own
-    assert augmentation.apply(pool[5:9], torch.arange(4), torch.arange(5, 9), 3).equal(whole[5:9])
+    assert augmentation(pool[5:9], torch.arange(5, 9), 3, positions=torch.arange(4)).equal(
+        whole[5:9]
+    )
     assert not augmentation(pool, torch.arange(40), 4).equal(whole)
     assert not of(level, seed=1, erasing=0.5)(pool, torch.arange(40), 3).equal(whole)
 

@@ -385,7 +385,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
         backbone.module.register_forward_pre_hook(allocate)
         return backbone
 
-    monkeypatch.setattr("trainables.backbones.model.build", build)
+    monkeypatch.setattr("trainables.train.learner.build", build)
 
 
 def test_out_of_memory_halves_the_micro_batch_once_and_says_so(

@@ -16,9 +16,10 @@ from trainables.backbones import describe
 from trainables.config import BackboneSpec
 from trainables.data.batches import BatchPlan, Pixels, load_pixels, shard
 from trainables.errors import Diverged
-from trainables.train.accounting import Clock, count_flops
 from trainables.train.augmentation import InputTransform
+from trainables.train.learner import count_flops
 from trainables.train.loop import TrainedModel, World, predict, score
+from trainables.train.trial import Clock
 
 TRANSFORM = InputTransform(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CPU = torch.device("cpu")

@@ -78,7 +78,6 @@ def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> Exc
 
 
 FAMILY = Family(
-    name="convnext",
     members=MEMBERS,
     adapt=adapt,
     create=create,

@@ -13,7 +13,7 @@ from trainables.backbones.adaptation import (
     Member,
     Request,
     TimmArguments,
-    few_tokens,
+    cut_into_patches,
 )
 from trainables.errors import UserError
 
@@ -62,20 +62,7 @@ def adapt(request: Request) -> Adapted:
             "Fix: --set backbone.stem=original, or a larger --set backbone.image_size=PX"
         )
     patch = request.spec.patch
-    if patch is None:
-        return Adapted()
-    if patch < 1 or request.image_size % patch:
-        raise UserError(
-            f"backbone.patch must divide backbone.image_size; got {patch} and "
-            f"{request.image_size}. Fix: --set backbone.patch=4"
-        )
-    tokens = (request.image_size // patch) ** 2
-    return Adapted(
-        patch=patch,
-        tokens=tokens,
-        resized=True,
-        warnings=few_tokens(request.member.model, tokens, "a smaller --set backbone.patch=P"),
-    )
+    return Adapted() if patch is None else cut_into_patches(request, patch)
 
 
 def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
@@ -100,7 +87,6 @@ def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.M
 
 
 FAMILY = Family(
-    name="timm",
     members={},
     adapt=adapt,
     create=create,

@@ -152,7 +152,6 @@ def _built_side(geometry: Geometry, member: Member) -> int:
 
 
 FAMILY = Family(
-    name="hybrid",
     members=MEMBERS,
     adapt=adapt,
     create=create,

@@ -82,7 +82,6 @@ def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> Exc
 
 
 FAMILY = Family(
-    name="resnet",
     members=MEMBERS,
     adapt=adapt,
     create=create,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainables.backbones.adaptation import (
-    PATCHES,
     Adapted,
     Family,
     Geometry,
@@ -14,10 +13,9 @@ from trainables.backbones.adaptation import (
     Request,
     Size,
     TimmArguments,
-    few_tokens,
+    cut_into_patches,
     largest_patch,
 )
-from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,25 +50,8 @@ def adapt(request: Request) -> Adapted:
 
     Raises ``UserError`` for a patch that does not divide the side.
     """
-    side, member = request.image_size, request.member
-    patch = request.spec.patch if request.spec.patch is not None else largest_patch(side)
-    divisors = ", ".join(str(p) for p in PATCHES if side % p == 0)
-    if patch is None or patch < 1 or side % patch:
-        raise UserError(
-            f"backbone.patch must divide backbone.image_size; got {patch} and {side}. "
-            f"Fix: --set backbone.patch=P with P one of {divisors}"
-        )
-    tokens = (side // patch) ** 2
-    return Adapted(
-        patch=patch,
-        tokens=tokens,
-        resized=patch != member.patch,
-        warnings=few_tokens(
-            f"{member.model} at {side} px and patch {patch}",
-            tokens,
-            "a smaller --set backbone.patch=P or a larger --set backbone.image_size=PX",
-        ),
-    )
+    patch = request.spec.patch
+    return cut_into_patches(request, largest_patch(request.image_size) if patch is None else patch)
 
 
 def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
@@ -89,7 +70,6 @@ def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.M
 
 
 FAMILY = Family(
-    name="vit",
     members=MEMBERS,
     adapt=adapt,
     create=create,
