@@ -54,7 +54,10 @@ class Clock:
         self._now = 0.0
         self._running: list[tuple[float, int, SimpleNamespace]] = []  # (when, index, trial)
         self._scheduler = FamilyScheduler(
-            {FAMILY: SchedulerSpec(kind=kind, max_epochs=MAX_EPOCHS)}, self.state, self._decide
+            {FAMILY: SchedulerSpec(kind=kind, max_epochs=MAX_EPOCHS)},
+            self.state,
+            self._decide,
+            seed=0,
         )
         self._trials = [
             SimpleNamespace(index=i, config={"trial": name}, status=Trial.PENDING, last_result={})

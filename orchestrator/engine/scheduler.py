@@ -30,8 +30,6 @@ from orchestrator.spec.limits import SchedulerSpec
 
 NOISE_PERCENTILE = 90
 
-Curve = Mapping[int, float]  # epoch -> value, higher is better
-
 
 class PashaBracket:
     """The rungs of one family. Names are trials, values are accuracies, higher is better."""
@@ -83,7 +81,7 @@ class PashaBracket:
         return None
 
     def at_cap(self, name: str) -> bool:
-        """The trial waits at the highest rung of the race: nothing longer was needed."""
+        """Whether the trial reached the highest rung of the race: nothing longer was needed."""
         return name in self._values[self._top]
 
     def _best(self, rung: int) -> list[str]:
@@ -97,21 +95,17 @@ class PashaBracket:
         epsilon = self.epsilon()
         order_below = sorted(upper, key=lambda name: -lower[name])
         order_above = sorted(upper, key=lambda name: -upper[name])
-        return all(
-            abs(upper[order_above[place]] - upper[name]) <= epsilon
-            for place, name in enumerate(order_below)
-        )
+        pairs = zip(order_above, order_below, strict=True)
+        return all(abs(upper[above] - upper[below]) <= epsilon for above, below in pairs)
 
     def epsilon(self) -> float:
         """Distance at the longest common epoch of pairs whose curves cross twice: the
         ``NOISE_PERCENTILE``-th percentile (nearest rank), 0 while no pair does."""
         distances = []
-        top = list(self._values[self._top])
-        for one, other in combinations(top, 2):
-            common = sorted(set(self._curves[one]) & set(self._curves[other]))
-            gaps = [self._curves[one][epoch] - self._curves[other][epoch] for epoch in common]
+        for a, b in combinations((self._curves[name] for name in self._values[self._top]), 2):
+            gaps = [a[epoch] - b[epoch] for epoch in sorted(a.keys() & b.keys())]
             signs = [math.copysign(1, gap) for gap in gaps if gap]
-            if sum(a != b for a, b in pairwise(signs)) >= 2:
+            if sum(sign != after for sign, after in pairwise(signs)) >= 2:
                 distances.append(abs(gaps[-1]))
         if not distances:
             return 0.0
@@ -141,15 +135,18 @@ class AshaBracket:
                 if name in values:
                     return True, None, ""
                 before = list(values.values())
-                cutoff = float(np.percentile(before, self._percentile)) if before else None
-                reason = _reason(value, cutoff, len(before))
                 values[name] = value
-                return cutoff is None or value >= cutoff, rung, reason
+                if not before:
+                    return True, rung, f"{METRIC} {value:.4f}, first at this rung"
+                cutoff = float(np.percentile(before, self._percentile))
+                side = "below" if value < cutoff else "at or above"
+                of = f"the cut-off {cutoff:.4f} of {len(before)} results"
+                return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
         return True, None, ""
 
 
 class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
-    """One race a family on a shared pool of slots; families never prune each other.
+    """One bracket a family on a shared pool of slots; families never prune each other.
 
     ``history`` replays an earlier session's reports in their order, so a resumed run decides
     as an unbroken one would have. The last report of an unfinished trial is left out: the trial
@@ -159,17 +156,10 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        schedulers: Mapping[str, SchedulerSpec],
-        history: State,
-        decide: Decide,
-        *,
-        seed: int = 0,
+        self, schedulers: Mapping[str, SchedulerSpec], history: State, decide: Decide, *, seed: int
     ) -> None:
         super().__init__()
-        self._specs = dict(schedulers)
-        self._decide = decide
-        self._seed = seed
+        self._specs, self._decide, self._seed = dict(schedulers), decide, seed
         search = [trial for trial in history.trials.values() if trial.stage == "search"]
         self._family = {trial.trial: trial.family for trial in search}
         self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
@@ -195,12 +185,10 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
             self._ended.add(name)
             return STOP
         if family in self._pasha:
-            return self._paused_or_not(self._pasha[family], name, epoch, value)
-        if family in self._asha:
-            return self._pruned_or_not(family, name, epoch, value)
-        return CONTINUE
+            return self._decide_pasha(self._pasha[family], name, epoch, value)
+        return self._decide_asha(family, name, epoch, value) if family in self._asha else CONTINUE
 
-    def _pruned_or_not(self, family: str, name: str, epoch: int, value: float) -> str:
+    def _decide_asha(self, family: str, name: str, epoch: int, value: float) -> str:
         goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
         if rung is None:
             return CONTINUE
@@ -214,7 +202,7 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         self._tell("pruned", name, epoch, reason, rung)
         return STOP
 
-    def _paused_or_not(self, race: PashaBracket, name: str, epoch: int, value: float) -> str:
+    def _decide_pasha(self, race: PashaBracket, name: str, epoch: int, value: float) -> str:
         race.observe(name, epoch, value)
         if epoch not in race.rungs:
             return CONTINUE
@@ -229,19 +217,18 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         chosen = super().choose_trial_to_run(tune_controller, **kwargs)
         if not self._pasha or (chosen is not None and chosen.status != Trial.PAUSED):
             return chosen
-        live = tune_controller.get_live_trials()
-        paused = [trial for trial in live if trial.status == Trial.PAUSED]
+        live = {trial.config["trial"]: trial for trial in tune_controller.get_live_trials()}
         for family, race in self._pasha.items():
-            names = {
-                trial.config["trial"]: trial
-                for trial in paused
-                if self._family[trial.config["trial"]] == family
+            of_family = {name for name, other in self._family.items() if other == family}
+            paused = {
+                name: trial
+                for name, trial in live.items()
+                if name in of_family and trial.status == Trial.PAUSED
             }
-            if (name := race.promote(list(names))) is not None:
-                return names[name]
-            mine = {name for name, other in self._family.items() if other == family}
-            if names and mine - self._ended == set(names):
-                self._close(tune_controller, race, names)
+            if (name := race.promote(list(paused))) is not None:
+                return paused[name]
+            if paused and of_family - self._ended == set(paused):
+                self._close(tune_controller, race, paused)
         return None
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -278,16 +265,6 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
             # What an audited trial does after its rung does not count.
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
-            if value is None or value != value or outside:
-                continue
-            if trial.family in self._asha:
-                self._asha[trial.family].observe(trial.trial, epoch, value)
-            if trial.family in self._pasha:
-                self._pasha[trial.family].observe(trial.trial, epoch, value)
-
-
-def _reason(value: float, cutoff: float | None, seen: int) -> str:
-    if cutoff is None:
-        return f"{METRIC} {value:.4f}, first at this rung"
-    side = "below" if value < cutoff else "at or above"
-    return f"{METRIC} {value:.4f} {side} the cut-off {cutoff:.4f} of {seen} results"
+            bracket = self._asha.get(trial.family) or self._pasha.get(trial.family)
+            if bracket and value is not None and value == value and not outside:
+                bracket.observe(trial.trial, epoch, value)

@@ -29,16 +29,16 @@ SWEEP = (
 STORM = (*SWEEP, "--name", "storm")
 
 
-def story(state: State) -> dict[str, Any]:
+def outcome_of(state: State) -> dict[str, Any]:
     """What a sweep came to, without times, places and attempts."""
-    told = {}
+    by_trial = {}
     for name, trial in state.trials.items():
         reports = [
             {key: value for key, value in report.metrics.items() if "second" not in key}
             for _, report in sorted(trial.reports.items())
         ]
-        told[name] = (trial.status, trial.axes, trial.recipe, trial.rungs, reports)
-    return told
+        by_trial[name] = (trial.status, trial.axes, trial.recipe, trial.rungs, reports)
+    return by_trial
 
 
 def kill(pids: list[int]) -> None:
@@ -116,16 +116,16 @@ def test_every_crash_ends_in_the_same_sweep(shell: Shell) -> None:
     assert code == 0, err
     hashes = {shell.state(name).header.spec_hash for name in ("calm", "storm")}
     assert len(hashes) == 1
-    expected, found = shell.state("calm"), shell.state("storm")
-    assert story(found) == story(expected)
-    assert {trial.status for trial in found.trials.values()} == {"finished", "pruned"}
+    expected, actual = shell.state("calm"), shell.state("storm")
+    assert outcome_of(actual) == outcome_of(expected)
+    assert {trial.status for trial in actual.trials.values()} == {"finished", "pruned"}
     assert shell.reported_twice("storm") == []
     drawn = [r["trial"] for r in shell.records("storm") if r["event"] == "drawn"]
-    assert sorted(drawn) == sorted(found.trials)
-    for name, state in (("calm", expected), ("storm", found)):
+    assert sorted(drawn) == sorted(actual.trials)
+    for name, state in (("calm", expected), ("storm", actual)):
         status = {"finished": "FINISHED", "pruned": "KILLED"}
-        told = {trial: status[one.status] for trial, one in state.trials.items()}
-        assert sorted(mlflow_runs(shell, name)) == sorted(told.items())
+        in_mlflow = {name: status[trial.status] for name, trial in state.trials.items()}
+        assert sorted(mlflow_runs(shell, name)) == sorted(in_mlflow.items())
         winner = winners(state)["resnet"]
         left = [str(path) for path in (shell.folder(name) / "checkpoints").glob("*/*/*")]
         assert left == [winner.best_checkpoint]

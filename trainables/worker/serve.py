@@ -7,6 +7,7 @@ process group and its device context stay warm from one trial to the next.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import gc
 import math
@@ -156,6 +157,10 @@ class RestartGroup(RuntimeError):
     """Ends this group on purpose: Ray Train starts it again with the workers that have room."""
 
 
+class TrialLeft(Exception):
+    """The trial has failed, or waits for another slot: the dispatcher has been told."""
+
+
 def serve(config: SlotConfig) -> None:
     """Carry orders out until told to shut down.
 
@@ -191,89 +196,90 @@ def serve(config: SlotConfig) -> None:
                 active = ActiveTrial(order.assignment, world, context.get_local_rank())
             assert active is not None
             active = active if _carry_out(order, active, client) else None
+        if active is None and device == "cpu":
+            _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Give the kernel what a trial freed, which ``FREED_MEMORY_KEPT`` keeps while one trains: as
+    fragments it would grow from trial to trial. Of glibc alone."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _carry_out(order: Order, active: ActiveTrial, client: DispatcherClient) -> bool:
     """Whether the trial stays in this worker's memory."""
     active.notice.leave_after(order.limit_s)
-    if order.command is SlotCommand.TRAIN:
-        return _train_epoch(active, client)
-    assert order.correct_file is not None
-    _evaluate_test(active, client, Path(order.correct_file))
+    try:
+        if order.command is SlotCommand.TRAIN:
+            _train_epoch(active, client)
+            return True
+        assert order.correct_file is not None
+        _evaluate_test(active, client, Path(order.correct_file))
+    except TrialLeft:
+        pass
     return False
 
 
 @contextmanager
-def _bounded(timeout_s: float) -> Iterator[None]:
-    """A bound on everything that a trial does, in seconds."""
+def _bounded(active: ActiveTrial, client: DispatcherClient) -> Iterator[None]:
+    """Have the checkpoint to start from on this node, then do the block, both within the trial's
+    ``epoch_timeout_s``. A failure is reported; it raises ``TrialLeft`` where this worker can serve
+    another trial."""
+    assignment, rank = active.assignment, active.world.rank
     # The only bound that also ends a hang inside a kernel or a collective: the process goes,
     # Ray Train starts the group again, and the dispatcher counts the attempt as failed.
     # Train wraps sys.stderr in an object without a file descriptor.
     assert sys.__stderr__ is not None
-    faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(assignment.epoch_timeout_s, exit=True, file=sys.__stderr__)
     try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-def _train_epoch(active: ActiveTrial, client: DispatcherClient) -> bool:
-    """Train one epoch and report it; ``False`` when the trial is over for this worker."""
-    assignment, rank = active.assignment, active.world.rank
-    try:
-        with _bounded(assignment.epoch_timeout_s):
-            _fetch(active, client)
-            report = next(active.reports)
-            active.store(report)
+        try:
+            line = active.fetch()
+            if line is not None and rank == 0:
+                client.note(assignment.trial_id, line)
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     except Preempted as notice:
         if rank == 0:
             checkpoint = active.store_last(notice.checkpoint)
             client.preempted(assignment.trial_id, checkpoint, active.notice.nodes)
         if active.notice.nodes:
             raise  # for Ray Train, which starts the group again where it may stay
-        return False
+        raise TrialLeft from None
     except Exception as error:
         _report_failure(active, client, error)
-        return False
+        raise TrialLeft from None
+
+
+def _train_epoch(active: ActiveTrial, client: DispatcherClient) -> None:
+    """Train one epoch and report it. Raises ``TrialLeft``."""
+    with _bounded(active, client):
+        report = next(active.reports)
+        active.store(report)
     if report.detail:
         report.detail.setdefault("first_step_at", active.notice.first_step_at)
-    kept = client.report(assignment, report) if rank == 0 else None
+    kept = client.report(active.assignment, report) if active.world.rank == 0 else None
     active.checkpoint = report.checkpoint or active.checkpoint
     active.keep_only(kept)
-    return True
-
-
-def _fetch(active: ActiveTrial, client: DispatcherClient) -> None:
-    """Have the checkpoint to start from on this node, and say where it is an earlier one."""
-    line = active.fetch()
-    if line is not None and active.world.rank == 0:
-        client.note(active.assignment.trial_id, line)
 
 
 def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: Path) -> None:
-    """Open the test split for a final that is trained; always its last order."""
-    assignment, world = active.assignment, active.world
-    file = trial_files.correct_file(assignment, correct_file)
-    try:
-        with _bounded(assignment.epoch_timeout_s):
-            _fetch(active, client)
-    except Exception as error:
-        _report_failure(active, client, error)
-        return
+    """Open the test split for a final that is trained; always its last order. Raises
+    ``TrialLeft``."""
+    file = trial_files.correct_file(active.assignment, correct_file)
+    with _bounded(active, client):
+        pass
     # Where the checkpoint of the last epoch got lost, what is missing is trained again.
-    while Path(active.checkpoint or "").name != f"epoch-{assignment.epochs:04d}":
-        if not _train_epoch(active, client):
-            return
-    try:
-        with _bounded(assignment.epoch_timeout_s):
-            checkpoint = active.local_checkpoint()
-            evaluation = evaluate_test(assignment, checkpoint, world, correct_file=file)
-            if assignment.remote is not None and world.rank == 0:
-                trial_files.put_correct_file(assignment, file)
-    except Exception as error:
-        _report_failure(active, client, error)
-        return
-    kept = None
+    while Path(active.checkpoint or "").name != f"epoch-{active.assignment.epochs:04d}":
+        _train_epoch(active, client)
+    assignment, world, kept = active.assignment, active.world, None
+    with _bounded(active, client):
+        checkpoint = active.local_checkpoint()
+        evaluation = evaluate_test(assignment, checkpoint, world, correct_file=file)
+        if assignment.remote is not None and world.rank == 0:
+            trial_files.put_correct_file(assignment, file)
     if world.rank == 0:
         kept = client.test_evaluated(assignment.trial_id, evaluation.detail)
     active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)
