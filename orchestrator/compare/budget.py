@@ -11,8 +11,8 @@ import numpy as np
 
 from orchestrator.compare.runs import Array, Curve, search_trials
 
-UNITS = ("trials", "gpu_seconds", "flops")
-COST = {"gpu_seconds": "seconds", "flops": "flops"}
+UNITS = ("trials", "device_seconds", "flops")
+COST = {"device_seconds": "seconds", "flops": "flops"}
 EQUAL_WITHIN = 0.05
 
 

@@ -96,8 +96,11 @@ class Comparison:
         return self.dataset.name if self.dataset else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``."""
-        return {
+        """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``.
+
+        Where they are of GPUs, device seconds also stand under their former name, gpu_seconds.
+        """
+        plain = {
             **_object(self),
             "schema": SCHEMA,
             "answer": self.answer,
@@ -106,6 +109,8 @@ class Comparison:
             "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
+        on_gpus = any(family.device not in (None, "cpu") for family in self.families)
+        return {key: _with_gpu_seconds(part) if on_gpus else part for key, part in plain.items()}
 
 
 def _search_sentence(comparison: Comparison) -> str:
@@ -187,10 +192,17 @@ def _plain(value: object) -> Any:
 
 
 def _object(value: DataclassInstance) -> dict[str, Any]:
-    plain = {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
-    if "device_seconds" in plain:  # the name that schema 1 had for it
-        plain["gpu_seconds"] = plain["device_seconds"]
-    return plain
+    return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+
+
+def _with_gpu_seconds(plain: Any) -> Any:
+    """``plain`` with the name that schema 1 had for device seconds beside theirs."""
+    if isinstance(plain, list):
+        return [_with_gpu_seconds(part) for part in plain]
+    if not isinstance(plain, dict):
+        return plain
+    named = {key: _with_gpu_seconds(part) for key, part in plain.items()}
+    return named | ({"gpu_seconds": named["device_seconds"]} if "device_seconds" in named else {})
 
 
 def _run(run: RunData) -> dict[str, Any]:

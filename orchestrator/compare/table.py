@@ -188,7 +188,7 @@ def _budget_line(unit: EqualBudget) -> str:
         return f"{unit.unit}: {MISSING}"
     spent = {
         "trials": f"{unit.at:.0f} trials",
-        "gpu_seconds": f"{duration(unit.at)} of device time",
+        "device_seconds": f"{duration(unit.at)} of device time",
         "flops": f"{count(unit.at)}FLOPs",
     }
     places = [f"{label} {percent(unit.best_val_top1[label])}" for label in unit.ranking]

@@ -304,7 +304,7 @@ def best_so_far(search: Families) -> list[Figure]:
     """Best finished accuracy against what a family had spent, one step line a family."""
     return [
         _best_so_far(search, "trials", "By trials", "trials ended"),
-        _best_so_far(search, "gpu_seconds", "By device time", "device seconds spent"),
+        _best_so_far(search, "device_seconds", "By device time", "device seconds spent"),
         _best_so_far(search, "flops", "By FLOPs", "FLOPs spent"),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trainables.errors import UserError
 
 FAMILY_KEYS = {
     "family", "backbone", "trials", "finished", "pruned", "failed", "epochs", "images_seen",
-    "gpu_seconds", "flops", "best_val_top1", "best_recipe", "convergence", "final",
+    "device_seconds", "flops", "best_val_top1", "best_recipe", "convergence", "final",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_json_has_the_agreed_keys_and_no_nan(tmp_path: Path) -> None:
     assert made["pairs"] == []
     assert [entry["family"] for entry in made["families"]] == ["resnet", "vit", "hybrid"]
     assert all(entry.keys() >= FAMILY_KEYS and entry["final"] is None for entry in made["families"])
-    assert made["budget"]["ranking"].keys() == {"trials", "gpu_seconds", "flops"}
+    assert made["budget"]["ranking"].keys() == {"trials", "device_seconds", "flops"}
 
 
 def test_numbers_are_the_ledgers(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_numbers_are_the_ledgers(tmp_path: Path) -> None:
         assert entry["trials"] == 5
         assert entry["epochs"] == len(reports)
         assert entry["images_seen"] == 100 * len(reports)
-        assert entry["gpu_seconds"] == pytest.approx(
+        assert entry["device_seconds"] == pytest.approx(
             sum(r["metrics"]["train_seconds"] + r["metrics"]["eval_seconds"] for r in reports)
         )
         last = {r["trial"]: r["metrics"]["flops"] for r in reports}
@@ -70,7 +71,20 @@ def test_numbers_are_the_ledgers(tmp_path: Path) -> None:
 def test_device_seconds_count_every_worker(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "two", ("vit",))
     run.trial("vit", [0.5, 0.6], seconds=10.0, workers=2)
-    assert by_family(compared(run.close()))["vit"]["gpu_seconds"] == pytest.approx(44.0)
+    assert by_family(compared(run.close()))["vit"]["device_seconds"] == pytest.approx(44.0)
+
+
+def test_device_seconds_keep_their_former_name_only_on_gpus(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    run.trial("vit", [0.5, 0.6])
+    comparison = compare([load(run.close())])
+    assert "gpu_seconds" not in by_family(comparison.as_dict())["vit"]
+
+    on_gpus = [replace(family, device="cuda") for family in comparison.families]
+    plain = replace(comparison, families=tuple(on_gpus)).as_dict()
+    vit = by_family(plain)["vit"]
+    assert vit["gpu_seconds"] == vit["device_seconds"]
+    assert plain["budget"]["ranking"]["gpu_seconds"] == ["vit"]
 
 
 def test_a_pruned_trial_is_never_ranked_beside_finished_ones(tmp_path: Path) -> None:
@@ -83,7 +97,7 @@ def test_a_pruned_trial_is_never_ranked_beside_finished_ones(tmp_path: Path) -> 
     entries = by_family(made)
     assert entries["vit"]["best_val_top1"] == 0.6
     assert entries["resnet"]["best_val_top1"] == 0.7
-    for unit in ("trials", "gpu_seconds", "flops"):
+    for unit in ("trials", "device_seconds", "flops"):
         assert not {0.99, 0.98} & set(made["budget"]["best_val_top1"][unit].values())
     assert "99.0" not in shown(run.folder)
     assert "98.0" not in shown(run.folder)
@@ -110,13 +124,13 @@ def test_budgets_by_hand_and_a_flip(tmp_path: Path) -> None:
     run.trial("resnet", [0.2], end="pruned", seconds=50.0, flops=1e9)
     made = compared(run.close())["budget"]
     assert made["at"]["trials"] == 2
-    assert made["at"]["gpu_seconds"] == pytest.approx(5.5)
+    assert made["at"]["device_seconds"] == pytest.approx(5.5)
     assert made["at"]["flops"] == pytest.approx(3e9)
     assert made["best_val_top1"]["trials"] == {"resnet": 0.7, "vit": 0.5}
     assert made["ranking"]["trials"] == ["resnet", "vit"]
     # 5.5 device seconds end before resnet's first trial does, 3 GFLOPs before vit's.
-    assert made["ranking"]["gpu_seconds"] == ["vit"]
-    assert made["unranked"]["gpu_seconds"] == ["resnet"]
+    assert made["ranking"]["device_seconds"] == ["vit"]
+    assert made["unranked"]["device_seconds"] == ["resnet"]
     assert made["ranking"]["flops"] == ["resnet"]
     assert (made["equal_in"], made["flips"]) == (None, False)
 
@@ -138,8 +152,10 @@ def test_the_order_can_flip_with_the_unit(tmp_path: Path) -> None:
     run.trial("resnet", [0.8], seconds=2.0)
     made = compared(run.close())
     assert made["budget"]["ranking"] == {
-        "trials": ["resnet", "vit"], "gpu_seconds": ["vit", "resnet"], "flops": ["resnet", "vit"],
-    }  # fmt: skip
+        "trials": ["resnet", "vit"],
+        "device_seconds": ["vit", "resnet"],
+        "flops": ["resnet", "vit"],
+    }
     assert made["budget"]["flips"] is True
     assert "order changes" in made["answer"]
 

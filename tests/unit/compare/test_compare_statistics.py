@@ -204,11 +204,11 @@ def test_finals_have_n_and_an_interval(tmp_path: Path) -> None:
     final = next(entry["final"] for entry in made["families"] if entry["family"] == "resnet")
     assert final["seeds"] == [0, 1, 2]
     assert final["test_top1"] == pytest.approx(vars(mean_interval(expected)))
-    assert final["gpu_seconds"] == pytest.approx(3 * 4.4)
+    assert final["device_seconds"] == pytest.approx(3 * 4.4)
     assert made["test_opened_at"] is not None
     vit = next(entry for entry in made["families"] if entry["family"] == "vit")
     assert vit["trials"] == 1  # finals are no part of the search and its cost
-    assert vit["gpu_seconds"] == pytest.approx(4.4)
+    assert vit["device_seconds"] == pytest.approx(4.4)
 
 
 def test_pairs_over_seeds_and_images(tmp_path: Path) -> None:
