@@ -4,7 +4,7 @@ each of them will cost by its own backbone and length."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
@@ -65,7 +65,11 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: ImageFacts) -> RunSpec:
     _require_enough(claim, setting, facts)
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
-    seeds = [_number(options.seed or 0, index) for index in range(preset.seeds)]
+    # The same for all arms, so that seed by seed they share order, first weights and val.
+    seeds = [
+        int(stable_hash([options.seed or 0, "claim", index])[:7], 16)
+        for index in range(preset.seeds)
+    ]
     sweeps = tuple(
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
@@ -239,30 +243,26 @@ def _refuse_laid_out(claim: Claim, arms: Sequence[Arm], texts: Sequence[str]) ->
         )
 
 
-def _number(seed: int, index: int) -> int:
-    """The same for all arms, so that seed by seed they share order, first weights and val."""
-    return int(stable_hash([seed, "claim", index])[:7], 16)
-
-
 def _sweep(base: SweepSpec, arms: Sequence[Arm], seeds: Sequence[int]) -> SweepSpec:
     """One family's arms, seed after seed, so that a run cut short has whole seeds."""
-    rows = [_row(arm, seed) for seed in seeds for arm in arms]
-    paths = list(arms[0].levels)
-    levels = {path: list(dict.fromkeys(arm.levels[path] for arm in arms)) for path in paths}
+    # Each seed has validation images of its own: on shared ones all seeds would err together.
+    rows = [
+        {**arm.levels, "data.val_seed": seed, "seed": seed, "epochs": arm.epochs}
+        | ({"shift_offsets_px": list(arm.shift_offsets_px)} if arm.shift_offsets_px else {})
+        for seed in seeds
+        for arm in arms
+    ]
     return replace(
         base,
         data=replace(base.data, val_seed=seeds[0]),
-        space={path: spaces.Choice(tuple(values)) for path, values in levels.items()},
+        space={
+            path: spaces.Choice(tuple(dict.fromkeys(arm.levels[path] for arm in arms)))
+            for path in arms[0].levels
+        },
         scheduler=replace(base.scheduler, max_epochs=max(arm.epochs for arm in arms)),
         trials=len(rows),
         grid=tuple(rows),
     )
-
-
-def _row(arm: Arm, seed: int) -> Json:
-    probes = {"shift_offsets_px": list(arm.shift_offsets_px)} if arm.shift_offsets_px else {}
-    # Each seed has validation images of its own: on shared ones all seeds would err together.
-    return {**arm.levels, "data.val_seed": seed, "seed": seed, "epochs": arm.epochs, **probes}
 
 
 # As many forward passes as trainables.evaluate.probes takes: each shift moves along two axes.
@@ -282,10 +282,6 @@ class ArmPrice:
     trials: int
     basis: str | None
     slot_seconds: float | None
-
-    def as_dict(self) -> Json:
-        """JSON-ready."""
-        return {**vars(self), "levels": dict(self.levels)}
 
 
 def price(spec: RunSpec, cost_of: CostOf, *, total: Mapping[str, float] | None) -> Json:
@@ -317,7 +313,7 @@ def price(spec: RunSpec, cost_of: CostOf, *, total: Mapping[str, float] | None) 
         "device_hours": None if seconds is None else limits.device_hours(seconds, resources),
         "wall_hours": (whole / slots + COLD_START_S) / limits.HOUR_S if whole and slots else None,
         "usd": None if seconds is None else limits.usd(seconds, resources, spec.prices),
-        "arms": [arm.as_dict() for arm in arms],
+        "arms": [asdict(arm) for arm in arms],
     }
 
 

@@ -149,11 +149,6 @@ def final_or_chance(result: TrialResult) -> float:
     return final(result) if result.finished else result.chance
 
 
-def at_epoch(result: TrialResult, epoch: float) -> float:
-    """Validation accuracy at ``epoch``, between two by a straight line."""
-    return float(np.interp(epoch, result.epochs, result.accuracy))
-
-
 def at_flops(result: TrialResult, flops: float) -> float:
     """Validation accuracy at cumulative ``flops``, between epochs by a line in their logarithm."""
     return float(np.interp(np.log(flops), np.log(result.curve("flops")), result.accuracy))

@@ -93,7 +93,7 @@ def test_a_trial_goes_on_with_the_workers_that_are_left(shell: Shell) -> None:
         assert driver.returncode == 0, err
         (trial,) = shell.state("e").trials.values()
         assert sorted(trial.reports) == list(range(1, 21))
-        workers = [report["workers"] for _, report in sorted(trial.reports.items())]
+        workers = [report.workers for _, report in sorted(trial.reports.items())]
         assert workers == sorted(workers, reverse=True)
         assert set(workers) == {1, 2}
         assert trial.preemptions == 1

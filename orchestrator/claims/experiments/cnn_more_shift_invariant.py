@@ -43,12 +43,6 @@ def arms(setting: Setting) -> list[Arm]:
     ]
 
 
-def offsets_of(results: Sequence[TrialResult]) -> list[int]:
-    """The shifts, in pixels, that the runs report."""
-    names = results[0].trial.reports[1].metrics
-    return sorted(int(match[1]) for name in names if (match := METRIC.fullmatch(name)))
-
-
 def _metric(offset: int) -> str:
     return f"shift_consistency_{offset}px"
 
@@ -63,7 +57,8 @@ def measure(results: Sequence[TrialResult]) -> Measured:
         {family: float(best[family].mean()) for family in FAMILIES}, results[0].chance
     )
     level = np.minimum(best["resnet"], best["vit"])  # (n,)
-    offsets = offsets_of(results)
+    reported = results[0].trial.reports[1].metrics
+    offsets = sorted(int(match[1]) for name in reported if (match := METRIC.fullmatch(name)))  # px
     curves = {
         family: np.array([_consistency(result, float(a), offsets)
                           for result, a in zip(chosen[family], level, strict=True)])

@@ -12,7 +12,6 @@ from orchestrator.claims.effects import Measured, Picture, Series, points
 from orchestrator.claims.results import (
     RATE,
     TrialResult,
-    at_epoch,
     at_flops,
     by_arm,
     complete,
@@ -94,7 +93,9 @@ def _budgets(results: Sequence[TrialResult]) -> dict[str, dict[str, np.ndarray]]
         for seed in {result.seed for result in results}
     }
     return {
-        "equal epochs": by_arm(results, _name, lambda result: at_epoch(result, epochs)),
+        "equal epochs": by_arm(
+            results, _name, lambda r: float(np.interp(epochs, r.epochs, r.accuracy))
+        ),
         "equal FLOPs": by_arm(results, _name, lambda result: at_flops(result, flops[result.seed])),
     }
 
