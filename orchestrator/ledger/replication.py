@@ -51,14 +51,14 @@ class Segments:
 
     def size(self) -> int:
         """Bytes of the file. Raises ``StorageError`` once another driver has put its own there."""
-        mine = os.fstat(self._file.fileno())
+        file = os.fstat(self._file.fileno())
         try:
             there: int | None = self._path.stat().st_ino
         except FileNotFoundError:
             there = None
-        if there != mine.st_ino:
+        if there != file.st_ino:
             raise StorageError(f"{self._path} is another process's now")
-        return mine.st_size
+        return file.st_size
 
     def push(self) -> int:
         """Put all whole lines; the number of bytes that are stored now. Raises ``StorageError``
@@ -209,8 +209,8 @@ def pull(place: str, name: str) -> Path:
 
 def pull_all(place: str) -> list[Path]:
     """The folders of all runs kept at the URI ``place``, each brought in line."""
-    found = [pull(place, name) for name in object_storage.list_folders(place.rstrip("/"))]
-    return [folder for folder in found if (folder / FILE_NAME).is_file()]
+    folders = [pull(place, name) for name in object_storage.list_folders(place.rstrip("/"))]
+    return [folder for folder in folders if (folder / FILE_NAME).is_file()]
 
 
 def push_ledger(folder: Path, begin: int | None = None) -> None:
@@ -259,8 +259,8 @@ def _bring(folder: Path, remote: str, content: bytes) -> None:
 
 
 def _small(remote: str, below: str) -> list[object_storage.StoredFile]:
-    found = object_storage.list_files(f"{remote}/{below}")
-    return [object_storage.StoredFile(f"{below}/{one.name}", one.size, one.time) for one in found]
+    files = object_storage.list_files(f"{remote}/{below}")
+    return [object_storage.StoredFile(f"{below}/{one.name}", one.size, one.time) for one in files]
 
 
 def _fetch_new(folder: Path, remote: str, files: Iterable[object_storage.StoredFile]) -> None:

@@ -48,23 +48,23 @@ class SchedulerSpec(Spec):
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
-        found = super().mistakes()
+        mistakes = super().mistakes()
         if self.sampler == "tpe" and importlib.util.find_spec("optuna") is None:
-            found.append(
+            mistakes.append(
                 "scheduler.sampler=tpe needs optuna; it is not installed. Fix: pip install optuna, "
                 "or --set scheduler.sampler=sobol"
             )
-        if not found and self.audit > (1 if self.kind == "asha" else 0):
-            found.append(
+        if not mistakes and self.audit > (1 if self.kind == "asha" else 0):
+            mistakes.append(
                 f"scheduler.audit must be a share of the trials that asha prunes; got {self.audit} "
                 f"with scheduler.kind={self.kind}. Fix: --audit 0.1 with asha, else --audit 0"
             )
-        if not found and self.grace_epochs > self.max_epochs:
-            found.append(
+        if not mistakes and self.grace_epochs > self.max_epochs:
+            mistakes.append(
                 "scheduler.grace_epochs must not exceed scheduler.max_epochs; got "
                 f"{self.grace_epochs} and {self.max_epochs}. Fix: --max-epochs {self.grace_epochs}"
             )
-        return found
+        return mistakes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +97,14 @@ class ResourceSpec(Spec):
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
-        found = super().mistakes()
-        if not found and self.least_workers > self.num_workers:
-            found.append(
+        mistakes = super().mistakes()
+        if not mistakes and self.least_workers > self.num_workers:
+            mistakes.append(
                 "resources.min_workers must not exceed resources.num_workers; got "
                 f"{self.min_workers} and {self.num_workers}. "
                 f"Fix: --workers {self.num_workers}..{self.min_workers}"
             )
-        return found
+        return mistakes
 
 
 BUDGETS = ("gpu_hours", "cpu_hours", "usd")
@@ -125,15 +125,15 @@ def parse(
     not given is ``None``. Raises ``UserError`` with all that is wrong."""
     wrong: list[str] = []
     caps = _amounts("--budget", [budget] if budget else [], BUDGETS, wrong)
-    known = _amounts("--price", prices, PRICES, wrong)
+    hourly_prices = _amounts("--price", prices, PRICES, wrong)
     raise_if_any(wrong)
-    return caps or None, known or None
+    return caps or None, hourly_prices or None
 
 
 def _amounts(
     option: str, texts: Iterable[str], names: tuple[str, ...], wrong: list[str]
 ) -> dict[str, float]:
-    found = {}
+    amounts = {}
     for text in texts:
         name, _, number = text.partition("=")
         try:
@@ -141,13 +141,13 @@ def _amounts(
         except ValueError:
             value = math.nan
         if name.strip() in names and 0 < value < math.inf:
-            found[name.strip()] = value
+            amounts[name.strip()] = value
         else:
             wrong.append(
                 f"{option} must be UNIT=AMOUNT, UNIT one of {', '.join(names)}, AMOUNT above 0; "
                 f"got {text!r}. Fix: {option} {names[0]}=4"
             )
-    return found
+    return amounts
 
 
 def device(resources: ResourceSpec) -> str:
@@ -156,9 +156,9 @@ def device(resources: ResourceSpec) -> str:
 
 
 def device_hours(worker_seconds: float, resources: ResourceSpec) -> float:
-    """Hours of GPUs, or of CPUs without any, that the workers held."""
-    held = resources.gpus_per_worker or resources.cpus_per_worker
-    return worker_seconds / HOUR_S * held
+    """Hours of GPUs, or of CPUs without any, for as long as the workers were at work."""
+    devices_per_worker = resources.gpus_per_worker or resources.cpus_per_worker
+    return worker_seconds / HOUR_S * devices_per_worker
 
 
 def usd(worker_seconds: float, resources: ResourceSpec, prices: Amounts | None) -> float | None:
@@ -166,11 +166,11 @@ def usd(worker_seconds: float, resources: ResourceSpec, prices: Amounts | None) 
 
     ``None`` without a price for the device.
     """
-    known = prices or {}
-    if f"{device(resources).lower()}_hour" not in known:
+    hourly_prices = prices or {}
+    if f"{device(resources).lower()}_hour" not in hourly_prices:
         return None
-    hourly = resources.gpus_per_worker * known.get("gpu_hour", 0.0)
-    hourly += resources.cpus_per_worker * known.get("cpu_hour", 0.0)
+    hourly = resources.gpus_per_worker * hourly_prices.get("gpu_hour", 0.0)
+    hourly += resources.cpus_per_worker * hourly_prices.get("cpu_hour", 0.0)
     return worker_seconds / HOUR_S * hourly
 
 
@@ -204,9 +204,9 @@ def mistakes(budget: Amounts | None, prices: Amounts | None, resources: Resource
                 f"{dict(prices) if prices else 'none'}. Fix: --price {price}=DOLLARS"
             ]
         if unit not in ("usd", counted):
-            held = f"--gpus-per-worker {resources.gpus_per_worker:g}"
+            option = f"--gpus-per-worker {resources.gpus_per_worker:g}"
             return [
-                f"--budget counts what is used: {counted} with {held}; got {unit}. "
+                f"--budget counts what is used: {counted} with {option}; got {unit}. "
                 f"Fix: --budget {counted}={amount:g}"
             ]
     return []

@@ -31,14 +31,14 @@ def default_weights(family: str, scale: str) -> str:
 
 def default_flip(source: str) -> bool:
     """Mirroring is off where a mirrored image is another sign (digits)."""
-    known = KNOWN_DATASETS.get(source)
-    return known is None or known.mirror_safe
+    dataset = KNOWN_DATASETS.get(source)
+    return dataset is None or dataset.mirror_safe
 
 
 def default_batch_size(source: str) -> int:
     """Images a step and worker."""
-    known = KNOWN_DATASETS.get(source)
-    return 64 if known is None else known.batch_size_per_worker
+    dataset = KNOWN_DATASETS.get(source)
+    return 64 if dataset is None else dataset.batch_size_per_worker
 
 
 def default_space(sweep: SweepSpec) -> dict[str, spaces.Domain]:
@@ -156,7 +156,7 @@ def _from_file(target: str) -> SweepSpec:
     try:
         module_spec.loader.exec_module(module)
         function = getattr(module, name, None)
-        made = function() if callable(function) else None
+        sweep = function() if callable(function) else None
     except UserError:
         raise
     except Exception as error:
@@ -170,9 +170,9 @@ def _from_file(target: str) -> SweepSpec:
         functions = [key for key, value in vars(module).items() if callable(value)]
         near = nearest(name, functions) if functions else ["def " + name]
         raise UserError(f"{path_text} has no function {name!r}. Fix: use {' or '.join(near)}")
-    if not isinstance(made, SweepSpec):
+    if not isinstance(sweep, SweepSpec):
         raise UserError(
-            f"{target} must return a SweepSpec; got {type(made).__name__}. "
+            f"{target} must return a SweepSpec; got {type(sweep).__name__}. "
             "Fix: return orchestrator.spec.named_sweeps.family_sweep(...)"
         )
-    return made
+    return sweep

@@ -50,10 +50,10 @@ def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
     return apply_sets([sweep], texts)[0]
 
 
-def apply_sets(made: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
+def apply_sets(sweeps: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
     """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
-    families = [sweep.family for sweep in made]
-    wanted: list[dict[str, object]] = [{} for _ in made]
+    families = [sweep.family for sweep in sweeps]
+    wanted: list[dict[str, object]] = [{} for _ in sweeps]
     wrong: list[str] = []
     for text in texts:
         path, equals, value = text.partition("=")
@@ -71,18 +71,18 @@ def apply_sets(made: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSp
                 values[path] = parsed
     if wrong:
         raise UserError(*wrong)
-    return tuple(_changed(one, values) for one, values in zip(made, wanted, strict=True))
+    return tuple(_changed(one, values) for one, values in zip(sweeps, wanted, strict=True))
 
 
 def parse(path: str, text: str, *, given: bool = True) -> Any:
     """A value, or a ``Domain`` where ``text`` is a range. The error's message is the rule."""
-    known = leaves()
-    if path not in known:
-        near = _near(path, list(known))
+    kinds_by_path = leaves()
+    if path not in kinds_by_path:
+        near = _near(path, list(kinds_by_path))
         raise _Wrong(f"--set has no path {path!r}. Fix: did you mean {' or '.join(near)}?")
     if not given:
         raise _Wrong(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
-    kinds = known[path]
+    kinds = kinds_by_path[path]
     match = _RANGE.fullmatch(text)
     listed = text.startswith("[") and text.endswith("]")
     if (match or listed) and not searchable(path):
@@ -96,13 +96,14 @@ def parse(path: str, text: str, *, given: bool = True) -> Any:
     return _typed(path, kinds, text)
 
 
-def _near(path: str, known: list[str]) -> list[str]:
+def _near(path: str, paths: list[str]) -> list[str]:
     """Paths with the same leaf, or whose initials it is (lr, wd), before those that look alike."""
     leaf = path.rpartition(".")[2]
-    leafs = {one: one.rpartition(".")[2] for one in known}
-    same = [one for one in known if leafs[one] == leaf]
-    short = [one for one in known if "".join(word[0] for word in leafs[one].split("_")) == leaf]
-    return list(dict.fromkeys([*same, *short, *named_sweeps.nearest(path, known)]))[:3]
+    leafs = {name: name.rpartition(".")[2] for name in paths}
+    same = [name for name in paths if leafs[name] == leaf]
+    initials = {name: "".join(word[0] for word in leafs[name].split("_")) for name in paths}
+    short = [name for name in paths if initials[name] == leaf]
+    return list(dict.fromkeys([*same, *short, *named_sweeps.nearest(path, paths)]))[:3]
 
 
 def _range(path: str, kinds: Kinds, match: re.Match[str]) -> Domain:

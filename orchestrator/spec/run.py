@@ -81,19 +81,19 @@ def _by_family(plain: dict[str, Any]) -> dict[str, Any]:
 
 def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
     """Path -> value, as text, of each leaf of a spec's ``as_dict()``."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key, value in plain.items():
         path = f"{prefix}{key}"
         if key == "space":
             domains = spaces.from_dict(value)
-            found |= {f"{path}.{axis}": str(domain) for axis, domain in domains.items()}
+            texts |= {f"{path}.{axis}": str(domain) for axis, domain in domains.items()}
         elif key == "grid":
-            found[path] = f"{len(value)} trials, {stable_hash(value)}"
+            texts[path] = f"{len(value)} trials, {stable_hash(value)}"
         elif isinstance(value, Mapping):
-            found |= leaves(value, f"{path}.")
+            texts |= leaves(value, f"{path}.")
         else:
-            found[path] = "none" if value is None else str(value)
-    return found
+            texts[path] = "none" if value is None else str(value)
+    return texts
 
 
 SEARCHABLE_SECTIONS = ("recipe", "backbone")
@@ -157,7 +157,7 @@ class SweepSpec(Spec):
         where they are not given."""
         own = self.grid[index] if self.grid else self.axes(index) if axes is None else axes
         drawn = with_axes(self, {path: value for path, value in own.items() if "." in path})
-        made = Assignment(
+        assignment = Assignment(
             trial_id=self.trial_name(index),
             attempt=1,
             backbone=replace(drawn.backbone, weights=absolute_weights(drawn.backbone.weights)),
@@ -167,32 +167,34 @@ class SweepSpec(Spec):
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
-        return replace(made, **{name: value for name, value in own.items() if "." not in name})
+        whole = {name: value for name, value in own.items() if "." not in name}
+        return replace(assignment, **whole)
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; data and backbone are checked by their owners."""
-        found = super().mistakes() + self.scheduler.mistakes() + self.resources.mistakes()
+        mistakes = super().mistakes() + self.scheduler.mistakes() + self.resources.mistakes()
         if self.grid and len(self.grid) != self.trials:
-            found.append(f"a grid has a row a trial; got {len(self.grid)} for {self.trials} trials")
+            rows = len(self.grid)
+            mistakes.append(f"a grid has a row a trial; got {rows} for {self.trials} trials")
         if self.scheduler.sampler == "tpe":
-            found += spaces.tpe_mistakes(self.space)
-        return found + (self._space_mistakes() or self.recipe.mistakes())
+            mistakes += spaces.tpe_mistakes(self.space)
+        return mistakes + (self._space_mistakes() or self.recipe.mistakes())
 
     def _space_mistakes(self) -> list[str]:
-        found: list[str] = []
+        mistakes: list[str] = []
         for path, domain in self.space.items():
             if not searchable(path):
-                found.append(
+                mistakes.append(
                     f"{path} cannot be searched; valid: recipe.*, backbone.*, "
                     f"{', '.join(SEARCHABLE_DATA)}. Fix: give it one value"
                 )
                 continue
             wrong = spaces.domain_mistakes(path, domain)
-            found += wrong
+            mistakes += wrong
             ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
             for end in () if wrong else ends:
-                found += with_axes(self, {path: end}).recipe.mistakes()
-        return list(dict.fromkeys(found))
+                mistakes += with_axes(self, {path: end}).recipe.mistakes()
+        return list(dict.fromkeys(mistakes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,31 +231,31 @@ class RunSpec(Spec):
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when the run may start."""
-        found = []
+        mistakes = []
         if not _NAME.fullmatch(self.name):
-            found.append(
+            mistakes.append(
                 "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
                 f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
             )
         families = [sweep.family for sweep in self.sweeps]
         twice = sorted({family for family in families if families.count(family) > 1})
         if twice:
-            found.append(
+            mistakes.append(
                 f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
             )
         if any(sweep.resources != self.sweeps[0].resources for sweep in self.sweeps):
-            found.append(
+            mistakes.append(
                 "families of one run share its slots, so resources.* must be equal for all; got "
                 "different ones. Fix: set resources.* without a family's name before it"
             )
         if not families:
-            found.append("a run needs at least one family; got none. Fix: name one, such as vit")
-        found += super().mistakes()
+            mistakes.append("a run needs at least one family; got none. Fix: name one, such as vit")
+        mistakes += super().mistakes()
         for sweep in self.sweeps[:1]:
-            found += limits.mistakes(self.budget, self.prices, sweep.resources)
+            mistakes += limits.mistakes(self.budget, self.prices, sweep.resources)
         for sweep in self.sweeps:
-            found += sweep.mistakes()
-        return list(dict.fromkeys(found))
+            mistakes += sweep.mistakes()
+        return list(dict.fromkeys(mistakes))
 
 
 def searchable(path: str) -> bool:
