@@ -35,7 +35,7 @@ from benchmarks.common import arguments, finish, pictures
 from trainables.backbones import build
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.data.splits import train_indices
+from trainables.data.store import train_indices
 from trainables.finetune import fine_tune
 
 BACKBONES = {

@@ -20,11 +20,17 @@ from orchestrator.launch.forecast import (
 from orchestrator.launch.plan import slots_of
 from orchestrator.launch.prepare import RunOptions
 from orchestrator.launch.validation import validate
-from orchestrator.ledger.header import FamilyForecast
+from orchestrator.ledger.state import FamilyForecast
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.paths import absolute_data, dataset_name
-from orchestrator.spec.run import RunSpec, SweepSpec, sanitised, with_axes
+from orchestrator.spec.run import (
+    RunSpec,
+    SweepSpec,
+    absolute_data,
+    dataset_name,
+    sanitised,
+    with_axes,
+)
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
 from trainables.data.build import prepare

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
-from orchestrator.ledger import lease, replication
+from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import is_running
 from orchestrator.wording import size
@@ -89,9 +89,9 @@ def stop(name: str, storage: str) -> None:
             f"Fix: orchestrator status {name}"
         )
     if remote := origin(folder):
-        write_bytes(f"{remote}/{lease.STOP_FILE}", b"")
+        write_bytes(f"{remote}/{replication.STOP_FILE}", b"")
     else:
-        (folder / lease.STOP_FILE).touch()
+        (folder / replication.STOP_FILE).touch()
     log.info(f"{name} was asked to stop; its trials end at their next epoch")
     log.info(f"next: orchestrator status {name}")
 

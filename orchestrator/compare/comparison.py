@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.budget import Budget, budgets
+from orchestrator.compare.budget import Budget, BudgetCurve, budgets, curves_over_budget
 from orchestrator.compare.confounds import Confound, ForecastScore, confounds, score_forecast
-from orchestrator.compare.expected_best import BudgetCurve, curves_over_budget
 from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
 from orchestrator.compare.finals import (
     Gap,
@@ -23,7 +22,7 @@ from orchestrator.compare.finals import (
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
 from orchestrator.ledger.cost import epochs_by_workers, node_notes, preemptions
-from orchestrator.ledger.header import DatasetFacts
+from orchestrator.ledger.state import DatasetFacts
 from orchestrator.spec import spaces
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points

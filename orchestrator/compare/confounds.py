@@ -16,7 +16,7 @@ from orchestrator.compare.runs import (
     family_labels,
     search_trials,
 )
-from orchestrator.ledger.header import Forecast
+from orchestrator.ledger.state import Forecast
 from orchestrator.wording import span
 
 FACTS = (

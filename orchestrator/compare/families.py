@@ -12,13 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.compare.finals import FinalSummary
-from orchestrator.compare.importance import (
-    RATE,
-    WITHIN,
-    LearningRateFit,
-    Trials,
-    learning_rate_fit,
-)
+from orchestrator.compare.importance import RATE, WITHIN, LearningRateFit, Trials, learning_rate_fit
 from orchestrator.compare.runs import (
     Curve,
     Values,

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from orchestrator.ledger import cost, events
 from orchestrator.ledger.cost import DeviceSeconds
-from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import is_running
 from orchestrator.ledger.state import (
     Record,
+    RunHeader,
     RunStatus,
     Stage,
     State,

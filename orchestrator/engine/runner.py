@@ -22,9 +22,8 @@ from orchestrator.engine import finals
 from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun, RunImages
-from orchestrator.ledger import lease, replication, retention, session
-from orchestrator.ledger.header import DatasetFacts
-from orchestrator.ledger.state import State, TrialStatus
+from orchestrator.ledger import replication, retention, session
+from orchestrator.ledger.state import DatasetFacts, State, TrialStatus
 from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec
 from trainables.errors import StorageError, UserError, raise_if_any
@@ -224,7 +223,7 @@ def _train(
     that was no user's wish. Raises ``UserError`` where the slots ended the run (exit code 3)."""
     from orchestrator.engine.slots import Watchdog, stop_on_signals
 
-    spec, stop_file = prepared.spec, lock.folder / lease.STOP_FILE
+    spec, stop_file = prepared.spec, lock.folder / replication.STOP_FILE
     num_trials, num_slots = len(session.open_trials(state)), pool.num_slots
     log.info(f"{num_trials} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
     watchdog = Watchdog(pool, spec.sweeps[0].resources, stop_file, lock.lost)

@@ -21,11 +21,10 @@ from statistics import fmean
 from typing import Any
 
 import trainables
-from orchestrator.ledger.header import Cases, FamilyForecast, Forecast
+from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
-from orchestrator.spec.paths import absolute_data
-from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
+from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of
 from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DataSpec
 from trainables.data.build import prepare

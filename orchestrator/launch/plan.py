@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from orchestrator.launch.forecast import COLD_START_S, TFLOPS, Costs, expected_epochs, forecast
-from orchestrator.ledger.header import FamilyForecast, Forecast
+from orchestrator.ledger.state import FamilyForecast, Forecast
 from orchestrator.ray_cluster.capacity import as_capacity
 from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
 from orchestrator.spec.run import RunSpec, SweepSpec

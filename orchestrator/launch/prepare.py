@@ -25,8 +25,7 @@ from orchestrator.launch.validation import validate
 from orchestrator.ledger import replication
 from orchestrator.ledger.session import state_of
 from orchestrator.spec import limits, named_sweeps, overrides
-from orchestrator.spec.paths import absolute_data, dataset_name
-from orchestrator.spec.run import RunSpec, SweepSpec, leaves, sanitised
+from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, dataset_name, leaves, sanitised
 from orchestrator.tracking import store
 from trainables.backbones import Geometry
 from trainables.data.store import DatasetInfo

@@ -16,14 +16,20 @@ from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
-from orchestrator.ledger.header import DatasetFacts, Environment, Forecast, Geometry, RunHeader
-from orchestrator.ledger.lease import STOP_FILE as STOP_FILE
-from orchestrator.ledger.lease import Lease
-from orchestrator.ledger.lease import is_held as lease_is_held
-from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S
-from orchestrator.ledger.state import Record, State, replay
-from orchestrator.spec.paths import remote_of
-from orchestrator.spec.run import RunSpec, diff
+from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, Lease
+from orchestrator.ledger.replication import STOP_FILE as STOP_FILE
+from orchestrator.ledger.replication import is_held as lease_is_held
+from orchestrator.ledger.state import (
+    DatasetFacts,
+    Environment,
+    Forecast,
+    Geometry,
+    Record,
+    RunHeader,
+    State,
+    replay,
+)
+from orchestrator.spec.run import RunSpec, diff, remote_of
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor

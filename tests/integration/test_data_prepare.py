@@ -21,7 +21,7 @@ from tests.integration.conftest import NATURAL, ROOT, line_of
 from trainables.config import DataSpec
 from trainables.data import cifar
 from trainables.data.build import prepare
-from trainables.data.splits import train_indices
+from trainables.data.store import train_indices
 
 PREPARE = """
 import json, logging, sys

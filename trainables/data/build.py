@@ -16,7 +16,6 @@ import numpy as np
 
 from trainables.config import DataSpec, stable_hash
 from trainables.data.sources import locate
-from trainables.data.splits import assign_splits
 from trainables.data.store import (
     SPLITS,
     STORE_SCHEMA,
@@ -27,6 +26,7 @@ from trainables.data.store import (
     PixelStore,
     Reading,
     Source,
+    assign_splits,
     content_hash,
     default_folder,
     digests_of,

@@ -16,8 +16,7 @@ from torch import Tensor
 from trainables.config import Assignment
 from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
 from trainables.data.rng import key_of
-from trainables.data.splits import train_indices
-from trainables.data.store import PixelStore
+from trainables.data.store import PixelStore, train_indices
 from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
 from trainables.train.augmentation import LEVELS, Augmentation, Mixing

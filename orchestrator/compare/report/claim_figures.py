@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.compare.report.figures import (
+from orchestrator.compare.report.figures import (  # fmt: skip
     INK,
     MUTED,
     Figure,
@@ -14,7 +14,7 @@ from orchestrator.compare.report.figures import (
     figure_of,
     marker,
     new_plot,
-)  # fmt: skip
+)
 from orchestrator.compare.runs import Values
 from orchestrator.wording import NONE, count
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from markupsafe import Markup
 
-from orchestrator.compare.budget import spending
-from orchestrator.compare.expected_best import BudgetCurve
+from orchestrator.compare.budget import BudgetCurve, spending
 from orchestrator.compare.runs import Array, Curve
 
 if TYPE_CHECKING:

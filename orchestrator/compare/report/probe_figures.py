@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.finals import PooledProbes, ReliabilityBin
-from orchestrator.compare.report.figures import (
+from orchestrator.compare.report.figures import (  # fmt: skip
     INK,
     MUTED,
     Figure,
@@ -18,7 +18,7 @@ from orchestrator.compare.report.figures import (
     marker,
     new_plot,
     share_limits,
-)  # fmt: skip
+)
 from orchestrator.compare.runs import Array
 from orchestrator.compare.statistics import MeanInterval
 from orchestrator.wording import MISSING

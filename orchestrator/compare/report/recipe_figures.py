@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.importance import Importance, Trials, at_equal_budget
-from orchestrator.compare.report.figures import (
+from orchestrator.compare.report.figures import (  # fmt: skip
     INK,
     MUTED,
     Families,
@@ -17,7 +17,7 @@ from orchestrator.compare.report.figures import (
     color,
     figure_of,
     new_plot,
-)  # fmt: skip
+)
 from orchestrator.compare.runs import Array
 from orchestrator.wording import axis_name, value_text
 

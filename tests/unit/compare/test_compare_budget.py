@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.compare.expected_best import best_of, cdf_bounds, expected_best
+from orchestrator.compare.budget import best_of, cdf_bounds, expected_best
 from tests.unit.compare.compare_runs import RunFolder, compared
 
 ALPHA = 0.1

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trainables.config import DataSpec
 from trainables.data.build import prepare
-from trainables.data.splits import assign_splits, carve, stratified_order, train_indices
+from trainables.data.store import assign_splits, carve, stratified_order, train_indices
 from trainables.errors import UserError
 
 class_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=6)

@@ -23,7 +23,7 @@ from orchestrator.launch.forecast import (
     measured,
 )
 from orchestrator.launch.plan import capacity, capacity_mistakes, local_totals, plan, plan_text
-from orchestrator.ledger.header import FamilyForecast
+from orchestrator.ledger.state import FamilyForecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec

@@ -17,7 +17,8 @@ from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import ReportedEpoch, State, replay
 from tests.unit.crashes import killed, order_for
 from tests.unit.train.engine_store import assignment, small_store
-from trainables.finetune import EpochReport, fine_tune
+from trainables.config import EpochReport
+from trainables.finetune import fine_tune
 from trainables.storage.trial_files import delete_checkpoints_except
 from trainables.train.loop import World
 from trainables.worker.dispatcher_client import Order, SlotCommand

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.config import Assignment, BackboneSpec, DataSpec, EpochReport, Recipe
 from trainables.data.build import prepare
 from trainables.evaluate.model import evaluate_split
-from trainables.finetune import EpochReport, fine_tune
+from trainables.finetune import fine_tune
 from trainables.storage import object_storage, trial_files
 from trainables.train.loop import World
-from trainables.worker import serve
+from trainables.worker import dispatcher_client, serve
 
 
 class Dispatcher:
@@ -62,7 +62,7 @@ def test_it_meets_the_test_with_the_same_weights(tmp_path: Path, final: Assignme
     dispatcher = Dispatcher()
     active = serve.ActiveTrial(again, World())
     file = tmp_path / "test_correct.arrow"
-    serve._evaluate_test(active, cast(serve.DispatcherClient, dispatcher), file)
+    serve._evaluate_test(active, cast(dispatcher_client.DispatcherClient, dispatcher), file)
     assert [report.epoch for report in dispatcher.reports] == [2]
     assert pa.ipc.open_file(file).read_all()["correct"].to_pylist() == wanted.tolist()
     assert dispatcher.detail["test"]["n"] == len(labels)
@@ -84,7 +84,7 @@ def test_in_storage_it_is_evaluated_on_a_node_that_had_nothing_of_it(
     dispatcher = Dispatcher()
     active = serve.ActiveTrial(replace(final, attempt=2, checkpoint=last, remote=uri), World())
     head = Path("/head/finals/resnet-final-00/test_correct.arrow")
-    serve._evaluate_test(active, cast(serve.DispatcherClient, dispatcher), head)
+    serve._evaluate_test(active, cast(dispatcher_client.DispatcherClient, dispatcher), head)
     assert dispatcher.reports == []
     object_storage.get_file(f"{uri}/finals/resnet-final-00/{head.name}", tmp_path / "correct.arrow")
     found = pa.ipc.open_file(tmp_path / "correct.arrow").read_all()["correct"]

@@ -21,11 +21,9 @@ from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import SessionOptions
-from orchestrator.ledger import lease as leases
 from orchestrator.ledger import replication, retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.lease import Lease, holder
-from orchestrator.ledger.replication import GroupCommit, Segments, pull, pull_all
+from orchestrator.ledger.replication import GroupCommit, Lease, Segments, holder, pull, pull_all
 from orchestrator.ledger.state import replay
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.config import EpochReport
@@ -248,8 +246,13 @@ def test_a_copy_elsewhere_has_what_is_read_of_a_run(
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases by the tenth of a second."""
-    for name, seconds in (("REFRESH_S", 0.1), ("LOOK_S", 0.02), ("STALE_S", 1.0), ("SETTLE_S", 0)):
-        monkeypatch.setattr(leases, name, seconds)
+    for name, seconds in (
+        ("REFRESH_S", 0.1),
+        ("LEASE_LOOK_S", 0.02),
+        ("STALE_S", 1.0),
+        ("SETTLE_S", 0),
+    ):
+        monkeypatch.setattr(replication, name, seconds)
 
 
 def taken(uri: str, stop: Callable[[], None] = lambda: None) -> Lease:
@@ -282,15 +285,15 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(
     uri = f"{place}/run"
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         pass
-    told = {"id": "x", "host": "here", "pid": dead.pid, "where": leases._where()}
+    told = {"id": "x", "host": "here", "pid": dead.pid, "where": replication._where()}
     object_storage.write_bytes(
         f"{uri}/lease.json", json.dumps({**told, "time": time.time()}).encode()
     )
-    monkeypatch.setattr(leases, "SETTLE_S", 0)
-    monkeypatch.setattr(leases, "LOOK_S", 1e9)
+    monkeypatch.setattr(replication, "SETTLE_S", 0)
+    monkeypatch.setattr(replication, "LEASE_LOOK_S", 1e9)
     lease = taken(uri)
-    assert not leases.is_held(f"{place}/other")
-    assert leases.is_held(uri)
+    assert not replication.is_held(f"{place}/other")
+    assert replication.is_held(uri)
     lease._thread = threading.Thread()
     lease.release()
 

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.header import Forecast
-from orchestrator.ledger.state import Record, State, apply, replay
+from orchestrator.ledger.state import Forecast, Record, State, apply, replay
 from orchestrator.ops.status import (
     HEARTBEAT_S,
     REDRAW_S,

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ledger.header import DatasetFacts, RunHeader
 from orchestrator.ledger.state import (
+    DatasetFacts,
     ReportedEpoch,
+    RunHeader,
     State,
     TrialState,
     TrialStatus,

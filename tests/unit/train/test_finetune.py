@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tests.unit.train.engine_store import assignment, small_store
 from trainables.backbones import model
-from trainables.config import Assignment
+from trainables.config import Assignment, EpochReport
 from trainables.errors import Diverged, OutOfMemory, Preempted, UserError
 from trainables.evaluate.model import evaluate_split
-from trainables.finetune import EpochReport, fine_tune
+from trainables.finetune import fine_tune
 from trainables.train import checkpoint
 from trainables.train.learner import Learner
 from trainables.train.loop import Batch, World
