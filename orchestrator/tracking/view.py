@@ -352,10 +352,16 @@ def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         **{name: entry[name] for name in same},
         "epochs_to_90pct_of_best": speed.get("epochs"),
         "convergence_auc": speed.get("auc"),
-        "device_seconds": entry["device_seconds"],
+        "device_seconds": _device_seconds(entry),
         **{name: entry[name] for name in ("flops", "images_seen")},
         "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
     }
+
+
+def _device_seconds(entry: Mapping[str, Any]) -> float | None:
+    """Of a family; a comparison written before has them as ``gpu_seconds``."""
+    seconds: float | None = entry.get("device_seconds", entry.get("gpu_seconds"))
+    return seconds
 
 
 def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, str]:
@@ -369,7 +375,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            duration(entry["device_seconds"]),
+            duration(_device_seconds(entry)),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])

@@ -79,3 +79,12 @@ def test_the_description_is_ours_until_a_user_writes_one(
 
 def test_a_run_without_families_is_an_empty_table() -> None:
     assert view.summary_table({"families": []}) == {"columns": [], "data": []}
+
+
+def test_a_comparison_of_before_is_shown_too(finished: tuple[Path, dict[str, object]]) -> None:
+    _, comparison = finished
+    before = json.loads(json.dumps(comparison))
+    for entry in before["families"]:
+        entry["gpu_seconds"] = entry.pop("device_seconds")
+    assert view.summary_table(before) == view.summary_table(comparison)
+    assert view.comparison_tags(before, {}) == view.comparison_tags(comparison, {})
