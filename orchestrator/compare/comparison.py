@@ -109,7 +109,7 @@ class Comparison:
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
         on_gpus = any(family.device not in (None, "cpu") for family in self.families)
-        return {key: _with_gpu_seconds(part) if on_gpus else part for key, part in plain.items()}
+        return _with_gpu_seconds(plain) if on_gpus else plain
 
 
 def _search_sentence(comparison: Comparison) -> str:

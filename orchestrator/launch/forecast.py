@@ -72,11 +72,11 @@ class ImageFacts:
 
 def known_images(data: DataSpec) -> ImageFacts | None:
     """What the dataset's name alone tells; ``None`` for a path."""
-    known = KNOWN_DATASETS.get(data.source)
-    if known is None:
+    dataset = KNOWN_DATASETS.get(data.source)
+    if dataset is None:
         return None
-    side = known.stored_side_px(data)
-    return ImageFacts(height=side, width=side, classes=known.classes, counts=known.counts(data))
+    side = dataset.stored_side_px(data)
+    return ImageFacts(height=side, width=side, classes=dataset.classes, counts=dataset.counts(data))
 
 
 def geometry_of(sweep: SweepSpec, images: ImageFacts) -> Geometry:
@@ -280,7 +280,7 @@ def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyF
 def _checkpoints(
     spec: RunSpec, families: Sequence[FamilyForecast], slots: int | None
 ) -> dict[str, int]:
-    """Bytes by the rule of :mod:`orchestrator.ledger.checkpoint_cleanup`: ``kept`` by a run that
+    """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that
     has closed, each family's winner and its finals; ``at_most``, while it runs and no trial is
     pruned."""
     sizes = [family.checkpoint_bytes for family in families]

@@ -124,18 +124,18 @@ def epochs_by_workers(state: State) -> dict[int, int]:
 
 def node_notes(state: State) -> list[str]:
     """Both, in a sentence each where there is something to say."""
-    found = []
+    notes = []
     if lost := preemptions(state):
         hit = sum(bool(trial.preemptions) for trial in state.trials.values())
-        found.append(
+        notes.append(
             f"{lost} preemption{'s' * (lost != 1)} of {hit} trial{'s' * (hit != 1)}: nodes went "
             "away, and the trials went on from their last checkpoints; none counts as a failure"
         )
     if trained := epochs_by_workers(state):
         full = resources_of(state).num_workers
-        told = ", ".join(
+        shares = ", ".join(
             f"{epochs} epoch{'s' * (epochs != 1)} by {workers}"
             for workers, epochs in trained.items()
         )
-        found.append(f"workers: {told}, at the global batch of {full} workers throughout")
-    return found
+        notes.append(f"workers: {shares}, at the global batch of {full} workers throughout")
+    return notes

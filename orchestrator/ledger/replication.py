@@ -78,9 +78,9 @@ class Lease:
         name = self.remote.rpartition("/")[2]
         seen, since = holder(self.remote), time.monotonic()
         if seen is not None and not _gone(seen):
-            told = f"{seen['host']} (process {seen['pid']})"
+            owner = f"{seen['host']} (process {seen['pid']})"
             log.info(
-                f"{name!r} belongs to {told}: seeing within {STALE_S:g} s whether that is alive"
+                f"{name!r} belongs to {owner}: seeing within {STALE_S:g} s whether that is alive"
             )
             while time.monotonic() - since < STALE_S:
                 time.sleep(LEASE_LOOK_S)
@@ -89,7 +89,7 @@ class Lease:
                     break
                 if now != seen:
                     raise UserError(
-                        f"one process at a time may run a name; {name!r} is running on {told}. "
+                        f"one process at a time may run a name; {name!r} is running on {owner}. "
                         f"Fix: orchestrator stop {name}, or --name OTHER"
                     )
         self._write()
@@ -133,8 +133,8 @@ class Lease:
         return now is not None and now["id"] != self._me["id"]
 
     def _write(self) -> None:
-        told = json.dumps({**self._me, "time": time.time()})
-        object_storage.write_bytes(self._uri, told.encode(), patience_s=PATIENCE_S)
+        content = json.dumps({**self._me, "time": time.time()})
+        object_storage.write_bytes(self._uri, content.encode(), patience_s=PATIENCE_S)
 
 
 def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
@@ -142,10 +142,10 @@ def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
     refreshment, in unix seconds of its clock; ``None`` where nobody does."""
     uri = f"{remote}/{LEASE_FILE}"
     try:
-        found: Holder = json.loads(object_storage.read_bytes(uri, patience_s=patience_s))
+        owner: Holder = json.loads(object_storage.read_bytes(uri, patience_s=patience_s))
     except FileNotFoundError:
         return None
-    return found
+    return owner
 
 
 def is_held(remote: str) -> bool:
@@ -404,7 +404,7 @@ def _small(remote: str, below: str) -> list[object_storage.StoredFile]:
 def _fetch_new(folder: Path, remote: str, files: Iterable[object_storage.StoredFile]) -> None:
     for one in files:
         target = folder / one.name
-        known = target.stat() if target.exists() else None
-        if known is None or known.st_size != one.size or abs(known.st_mtime - one.time) > 0.01:
+        local = target.stat() if target.exists() else None
+        if local is None or local.st_size != one.size or abs(local.st_mtime - one.time) > 0.01:
             object_storage.get_file(f"{remote}/{one.name}", target)
             os.utime(target, (one.time, one.time))

@@ -195,8 +195,8 @@ def open_trials(state: State) -> list[str]:
 def searched(spec: RunSpec, state: State) -> bool:
     """All search trials that the spec asks for are on record and have ended."""
     asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
-    known = {name for name, trial in state.trials.items() if trial.stage == "search"}
-    return asked <= known and not known & set(open_trials(state))
+    recorded = {name for name, trial in state.trials.items() if trial.stage == "search"}
+    return asked <= recorded and not recorded & set(open_trials(state))
 
 
 def code_version() -> str:

@@ -21,7 +21,7 @@ Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts(Spec):
-    """What a family's image store holds; see :class:`trainables.data.DatasetInfo`."""
+    """What a family's image store holds; see :class:`trainables.data.store.DatasetInfo`."""
 
     name: str | None = None
     class_names: tuple[str, ...] = ()
