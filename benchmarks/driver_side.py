@@ -33,7 +33,7 @@ from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
 from orchestrator.tracking import store
 from trainables.config import EpochReport
-from trainables.worker.dispatcher_client import SlotCommand
+from trainables.worker.messages import SlotCommand
 
 NAME = "throughput"
 FAMILY = "vit"

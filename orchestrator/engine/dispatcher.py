@@ -19,13 +19,13 @@ from typing import Any, Protocol
 from orchestrator.engine.budget_guard import Slot
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
-from orchestrator.ledger.events import read
+from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.replication import GroupCommit
 from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import attach
 from trainables.config import EpochReport
 from trainables.storage.object_storage import origin
-from trainables.worker.dispatcher_client import EpochAnswer, Order, SlotCommand
+from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 
 PATIENCE_S = 10.0
 
@@ -63,7 +63,8 @@ class Dispatcher:
             self._open()
 
     def _open(self) -> None:
-        self._opened = DispatcherState(self._path, self._options, clock=self._clock)
+        ledger = Ledger(self._path)
+        self._opened = DispatcherState(ledger, self._options, clock=self._clock)
         remote = origin(self._path.parent)
         self._commit = GroupCommit(self._path, remote) if remote else None
 
@@ -81,21 +82,10 @@ class Dispatcher:
     async def ask(self, trial: str, epoch: int) -> EpochAnswer:
         """The report of ``epoch`` or the trial's end, where there is one in time."""
         deadline = time.monotonic() + self._patience_s
-        state = self._session.state.trials[trial]
-        while True:
-            ended = state.status.is_final
-            if epoch in state.reports and (ended or not self._session.awaits_test(state)):
-                return EpochAnswer(metrics=state.reports[epoch].metrics, done=ended)
-            if ended:
-                return EpochAnswer(ended=state.status, reason=state.reason)
-            if self._session.closing:
-                return EpochAnswer(ended="stopped", reason="the run was asked to stop")
-            if self._session.want(trial, epoch):
-                self._wake(trial)
-            if (refusal := self._session.budget_guard.refusal(trial)) is not None:
-                return EpochAnswer(ended="stopped", reason=refusal)
+        while (answer := self._session.answer(trial, epoch, self._wake)) is None:
             if not await self._wait(deadline, trial):
                 return EpochAnswer()
+        return answer
 
     # For the slots. Reports of any kind return the trial's checkpoints that stay; ``None``: all of
     # them, for now. Its worker removes the others.

@@ -10,11 +10,11 @@ and starts again with more of them at the end of an epoch.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.budget_guard import BudgetGuard, Slot
@@ -24,7 +24,7 @@ from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from orchestrator.spec import spaces
 from trainables.config import Assignment, EpochReport
 from trainables.storage.object_storage import origin
-from trainables.worker.dispatcher_client import Order, SlotCommand
+from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 
 ENDS = ("finished", "pruned", "failed")
 
@@ -68,25 +68,66 @@ def _observation(trial: TrialState) -> spaces.Observation:
     return spaces.Observation(axes=trial.axes or {}, values=values, status=trial.status)
 
 
+class Queue:
+    """Trials that wait for a slot: those once begun first, then as they were submitted. Whose
+    process was the quicker to ask is chance, and the same seed should give the same order."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._places: dict[str, int] = {}  # by trial, how many were submitted before it
+        self._families: dict[str, list[tuple[bool, int, str]]] = {}  # heaps
+        self._waiting: set[str] = set()
+
+    def __contains__(self, trial: str) -> bool:
+        return trial in self._waiting
+
+    def add(self, trial: str) -> None:
+        """Put the trial in its place; once, however often it is added."""
+        if trial in self._waiting:
+            return
+        if trial not in self._places:
+            self._places = {name: place for place, name in enumerate(self._state.trials)}
+        state = self._state.trials[trial]
+        turn = (state.attempt == 0, self._places[trial], trial)
+        heapq.heappush(self._families.setdefault(state.family, []), turn)
+        self._waiting.add(trial)
+
+    def take(self, affords: Callable[[str], bool]) -> str | None:
+        """The first trial that has not ended and whose next epoch is affordable."""
+        firsts = []
+        for family, heap in self._families.items():
+            while heap and self._state.trials[heap[0][2]].status.is_final:
+                self._waiting.discard(heapq.heappop(heap)[2])
+            if heap:
+                firsts.append((heap[0], family))
+        for (_, _, trial), family in sorted(firsts):
+            if affords(trial):
+                heapq.heappop(self._families[family])
+                self._waiting.discard(trial)
+                return trial
+        return None
+
+
 class DispatcherState:
-    """Queue, slots and trials of one session of a run.
+    """Queue, slots and trials of one session of the run in ``ledger``.
 
     A slot named in the ledger by another session is gone with its driver. ``clock`` gives seconds.
     """
 
     def __init__(
         self,
-        ledger_path: Path,
+        ledger: Ledger,
         options: SessionOptions,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ledger, self._folder = Ledger(ledger_path), ledger_path.parent
+        self._ledger, self._folder = ledger, ledger.path.parent
         self._remote, self._clock = origin(self._folder), clock
-        self.state = replay(read(ledger_path))
+        self.state = replay(read(ledger.path))
+        self._num_open = sum(not trial.status.is_final for trial in self.state.trials.values())
         self.closing = False
         self.wanted: dict[str, int] = {}  # by trial, the epoch that it waits for
-        self.queue: list[str] = []
+        self.queue = Queue(self.state)
         self.slots: dict[str, Slot] = {}
         self.ended_without_slot: list[TrialState] = []  # weights go once that is in the storage
         self._more_to_come = options.more_to_come
@@ -103,13 +144,21 @@ class DispatcherState:
                 )
             elif trial.status == "running":
                 trial.slot = None
+            trained = trial.epoch >= trial.assignment.epochs
+            if trained and trial.stage != "final" and not trial.status.is_final:
+                self.end("finished", trial.trial)  # the last session died before it could say so
 
     def record(self, event: str, **fields: Any) -> None:
         """Write one record and apply it; the weights of a trial that ends with no slot go."""
         trial = self.state.trials.get(fields.get("trial") or "")
         ends = event in ENDS
         without_slot = ends and trial is not None and trial.slot is None
+        was_open, num_trials = (
+            trial is not None and not trial.status.is_final,
+            len(self.state.trials),
+        )
         apply(self.state, self._ledger.append(event, **fields))
+        self._num_open += len(self.state.trials) - num_trials - (was_open and ends)
         if without_slot and trial is not None and self._remote is not None:
             self.ended_without_slot.append(trial)
         elif without_slot and trial is not None:
@@ -134,9 +183,25 @@ class DispatcherState:
         news = self.wanted.get(trial, 0) < epoch
         self.wanted[trial] = max(epoch, self.wanted.get(trial, 0))
         if state.slot is None and trial not in self.queue and not state.status.is_final:
-            self.queue.append(trial)
+            self.queue.add(trial)
             return True
         return news
+
+    def answer(self, trial: str, epoch: int, on_news: Callable[[str], None]) -> EpochAnswer | None:
+        """To a trial that asks for ``epoch``: its report or the trial's end; ``None``: not yet.
+        ``on_news`` is called with the trial where its question is news for the slots."""
+        state = self.state.trials[trial]
+        ended = state.status.is_final
+        if epoch in state.reports and (ended or not self.awaits_test(state)):
+            return EpochAnswer(metrics=state.reports[epoch].metrics, done=ended)
+        if ended:
+            return EpochAnswer(ended=state.status, reason=state.reason)
+        if self.closing:
+            return EpochAnswer(ended="stopped", reason="the run was asked to stop")
+        if self.want(trial, epoch):
+            on_news(trial)
+        refusal = self.budget_guard.refusal(trial)
+        return EpochAnswer(ended="stopped", reason=refusal) if refusal is not None else None
 
     def is_restarted(self, slot_name: str, incarnation: str, running: str | None) -> bool:
         """Whether a new worker group speaks that has lost the trial which the slot was given."""
@@ -179,7 +244,7 @@ class DispatcherState:
         if slot.trial is None and running is not None:
             return self._release(running)
         if slot.trial is None:
-            slot.trial = self._next_waiting()
+            slot.trial = self.queue.take(self.budget_guard.affords)
         if slot.trial is None:
             return self._shutdown(slot) if self._is_spare(slot_name) else None
         if running is None:
@@ -285,26 +350,12 @@ class DispatcherState:
         command = SlotCommand.EVALUATE_TEST
         return Order(command=command, assignment=assignment, correct_file=str(file))
 
-    def _next_waiting(self) -> str | None:
-        """Trials once begun first, then as they were submitted: whose process was the quicker to
-        ask is chance, and the same seed should give the same order."""
-        places = {trial: place for place, trial in enumerate(self.state.trials)}
-        turns = sorted(self.queue, key=lambda t: (self.state.trials[t].attempt == 0, places[t]))
-        for trial in turns:
-            ended = self.state.trials[trial].status.is_final
-            if ended or self.budget_guard.affords(trial):
-                self.queue.remove(trial)
-                if not ended:
-                    return trial
-        return None
-
     def _is_spare(self, slot_name: str) -> bool:
         """More slots than trials that could still need one."""
         if self._more_to_come:
             return False
-        open_trials = sum(not t.status.is_final for t in self.state.trials.values())
         others = (slot for name, slot in self.slots.items() if name != slot_name)
-        return open_trials <= sum(slot.trial is not None for slot in others)
+        return self._num_open <= sum(slot.trial is not None for slot in others)
 
 
 class Losses:
@@ -356,13 +407,13 @@ class Losses:
         else:
             why = f"{trial}: {reason}; it goes on from its last checkpoint"
             dispatcher.record("noted", trial=trial, reason=why, slot_seconds=seconds)
-        dispatcher.queue.append(trial)
+        dispatcher.queue.add(trial)
 
     def _requeue(self, slot_name: str, slot: Slot, trial: str, **fields: Any) -> None:
         epoch = self._dispatcher.state.trials[trial].epoch
         self._dispatcher.record("preempted", trial=trial, epoch=epoch, slot=slot_name, **fields)
         slot.trial = None
-        self._dispatcher.queue.append(trial)
+        self._dispatcher.queue.add(trial)
 
     def _times_if_too_often(self, trial: str, epoch: int, *, preempted: bool) -> int | None:
         """How often it has happened, once that is too often."""

@@ -6,6 +6,7 @@ final starts; the test split is opened after that, once, and the opening is on r
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.compare.winners import winners
@@ -41,15 +42,16 @@ class Final:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalsRound:
-    """``frozen`` is the ledger's record of the winners and of how many seeds each gets."""
+    """``frozen`` is the ledger's record of the winners and of how many seeds each gets; ``None``
+    where it is there already. ``finals`` are those that are not on record yet."""
 
-    frozen: Record
+    frozen: Record | None
     finals: tuple[Final, ...]
 
     def records(self) -> list[Record]:
         """As the ledger has them: the winners are frozen before the first final is submitted."""
-        frozen: Record = {"event": "frozen", "detail": self.frozen}
-        return [frozen, *(final.record() for final in self.finals)]
+        frozen = [] if self.frozen is None else [{"event": "frozen", "detail": self.frozen}]
+        return [*frozen, *(final.record() for final in self.finals)]
 
 
 def recipe_hash(trial: TrialState) -> str:
@@ -60,20 +62,27 @@ def recipe_hash(trial: TrialState) -> str:
 
 
 def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
-    """The round of finals that is still to be submitted; ``None`` when there is none.
+    """The round of finals that is still to be submitted, or what a crash has left out of it;
+    ``None`` when there is none.
 
     Raises :class:`UserError` when that would open the test split again without ``reopen``.
     """
     chosen = winners(state)
+    if not chosen or not spec.final_seeds:
+        return None
     # By their trials: another version's hash of the same recipe may be another one.
     frozen = {family: won["trial"] for family, won in state.frozen.get("winners", {}).items()}
     same_winners = frozen == {family: trial.trial for family, trial in chosen.items()}
-    submitted = same_winners and state.frozen.get("final_seeds") == spec.final_seeds
-    if not chosen or not spec.final_seeds or submitted:
-        return None
+    if same_winners and state.frozen.get("final_seeds") == spec.final_seeds:
+        number = state.test_openings + (not state.test_opened)
+        missing = [
+            final
+            for final in _finals(spec, chosen, number)
+            if final.assignment.trial_id not in state.trials
+        ]
+        return FinalsRound(frozen=None, finals=tuple(missing)) if missing else None
     if state.test_openings and not reopen:
         raise UserError(reopening_refused(spec.name))
-    round_name = "final" if not state.test_openings else f"final{state.test_openings + 1}"
     by_family = {
         family: {
             "trial": trial.trial,
@@ -82,7 +91,15 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
         }
         for family, trial in chosen.items()
     }
-    finals = []
+    return FinalsRound(
+        frozen={"winners": by_family, "final_seeds": spec.final_seeds},
+        finals=tuple(_finals(spec, chosen, state.test_openings + 1)),
+    )
+
+
+def _finals(spec: RunSpec, chosen: Mapping[str, TrialState], number: int) -> Iterator[Final]:
+    """All finals of round ``number``, from 1."""
+    round_name = "final" if number == 1 else f"final{number}"
     for index in range(spec.final_seeds):
         # The same seed for every family, so that the seeds pair their finals; it draws the order
         # of images, augmentation, the head, and which images validate.
@@ -96,9 +113,7 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
                 checkpoint=None,
                 checkpoint_folder=None,
             )
-            finals.append(Final(assignment=assignment, axes=winner.axes, winner=winner.trial))
-    frozen_now = {"winners": by_family, "final_seeds": spec.final_seeds}
-    return FinalsRound(frozen=frozen_now, finals=tuple(finals))
+            yield Final(assignment=assignment, axes=winner.axes, winner=winner.trial)
 
 
 def reopening_refused(name: str) -> str:

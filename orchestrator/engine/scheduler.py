@@ -1,34 +1,44 @@
-"""Who is pruned and when, for each family by itself, every decision on its way to the ledger.
+"""Who is pruned and when, for each family by itself: functions of reports, without Ray or a clock.
 
 ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020), in the form
 that Tune has: it stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached
 it before, and promotes nobody later.
 
-PASHA, on Tune's pausing: ASHA whose longest rung grows only while the ranking still changes.
+PASHA, on pausing: ASHA whose longest rung grows only while the ranking still changes.
 
 Bohdal, Balles, Wistuba, Ermis, Archambeau, Zappella, "PASHA: Efficient HPO and NAS with
 Progressive Resource Allocation", ICLR 2023. Trials pause at every rung and are promoted when
 they are among the best 1/eta of it (section 3). The cap starts at the second rung; it rises by
 one when the trials of the two top rungs are not in the same soft order (section 4.2), trials
 closer than epsilon counting as equal, epsilon taken from curves that cross twice (section 4.3).
+
+:class:`Scheduler` asks the bracket of each trial's family. Tune (``engine/trial.py``) and the
+simulator call it.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from bisect import insort
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from itertools import combinations, pairwise
-from typing import Any
 
-import numpy as np
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-
-from orchestrator.ledger.state import State
+from orchestrator.ledger.state import Stage, State
 from orchestrator.spec.limits import SchedulerSpec
 
+METRIC = "val_top1"
 NOISE_PERCENTILE = 90
+
+
+class Action(StrEnum):
+    """What a trial does after a report."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    STOP = "stop"
 
 
 class PashaBracket:
@@ -41,6 +51,7 @@ class PashaBracket:
         self._values: list[dict[str, float]] = [{} for _ in self.rungs]
         self._promoted: list[set[str]] = [set() for _ in self.rungs]
         self._curves: dict[str, dict[int, float]] = {}
+        self._waiting: set[tuple[str, int]] = set()  # (trial, epoch of the rung that it waits at)
 
     @property
     def cap(self) -> int | None:
@@ -58,8 +69,27 @@ class PashaBracket:
         if fresh and rung == self._top and self._top < len(self.rungs) - 1 and not self.stable():
             self._top += 1
 
+    def restore(self, name: str, epoch: int, decision: str | None) -> None:
+        """What was decided on the trial at the rung of ``epoch`` in an earlier session."""
+        if decision == "promoted":
+            self._promoted[self.rungs.index(epoch)].add(name)
+        elif decision == "paused":
+            self._waiting.add((name, epoch))
+
+    def decided(self, name: str, epoch: int) -> Action | None:
+        """What was decided on the trial after ``epoch``; ``None``: nothing yet."""
+        if epoch not in self.rungs or name in self._promoted[self.rungs.index(epoch)]:
+            return Action.CONTINUE
+        return Action.PAUSE if (name, epoch) in self._waiting else None
+
+    def epoch(self, name: str) -> int:
+        """The last epoch that the trial has reported."""
+        return max(self._curves[name])
+
     def may_pass(self, name: str, epoch: int) -> bool:
-        """Promote ``name`` beyond the rung at ``epoch`` if its value there earns it."""
+        """Promote ``name`` beyond the rung at ``epoch`` if its value there earns it; else it
+        waits."""
+        self._waiting.add((name, epoch))
         rung = self.rungs.index(epoch)
         if rung == self._top and rung < len(self.rungs) - 1:
             return False
@@ -75,7 +105,7 @@ class PashaBracket:
                 continue
             for name in self._best(rung):
                 here = name in paused and name not in self._promoted[rung]
-                if here and max(self._curves[name]) == self.rungs[rung]:
+                if here and self.epoch(name) == self.rungs[rung]:
                     self._promoted[rung].add(name)
                     return name
         return None
@@ -112,58 +142,78 @@ class PashaBracket:
         return sorted(distances)[math.ceil(NOISE_PERCENTILE / 100 * len(distances)) - 1]
 
 
-METRIC = "val_top1"
-CONTINUE: str = TrialScheduler.CONTINUE
-PAUSE: str = TrialScheduler.PAUSE
-STOP: str = TrialScheduler.STOP
-
-Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
-
-
 class AshaBracket:
     """The rungs of one family: at each, whoever lies below the (1 - 1/eta) quantile of those that
     reached it before is stopped. Names are trials, values are accuracies, higher is better."""
 
     def __init__(self, spec: SchedulerSpec) -> None:
-        self._percentile = (1 - 1 / spec.reduction_factor) * 100
-        self._values: dict[int, dict[str, float]] = {rung: {} for rung in reversed(spec.rungs())}
+        # As Tune has it, which asks numpy for a percentile: the same digits.
+        self._quantile = (1 - 1 / spec.reduction_factor) * 100 / 100
+        self._ordered: dict[int, list[float]] = {rung: [] for rung in reversed(spec.rungs())}
+        self._met: dict[int, set[str]] = {rung: set() for rung in self._ordered}
 
     def observe(self, name: str, epoch: int, value: float) -> tuple[bool, int | None, str]:
         """``(go on?, rung that was met or None, reason)`` of one report."""
-        for rung, values in self._values.items():
+        for rung, values in self._ordered.items():
             if epoch >= rung:
-                if name in values:
+                if name in self._met[rung]:
                     return True, None, ""
-                before = list(values.values())
-                values[name] = value
-                if not before:
+                count = len(values)
+                cutoff = quantile(values, self._quantile) if values else None
+                self._met[rung].add(name)
+                insort(values, value)
+                if cutoff is None:
                     return True, rung, f"{METRIC} {value:.4f}, first at this rung"
-                cutoff = float(np.percentile(before, self._percentile))
                 side = "below" if value < cutoff else "at or above"
-                of = f"the cut-off {cutoff:.4f} of {len(before)} results"
+                of = f"the cut-off {cutoff:.4f} of {count} results"
                 return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
         return True, None, ""
 
 
-class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """What ``numpy.quantile`` gives of sorted values, to the last digit, without sorting them
+    again at every report."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    weight = place - below
+    if weight >= 0.5:
+        return high - (high - low) * (1 - weight)
+    return low + (high - low) * weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """The paused ``trial`` that goes on, if one does; ``over`` are those whose race has ended."""
+
+    trial: str | None = None
+    over: tuple[str, ...] = ()
+
+
+Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
+
+
+class Scheduler:
     """One bracket a family on a shared pool of slots; families never prune each other.
 
-    ``history`` replays an earlier session's reports in their order, so a resumed run decides
-    as an unbroken one would have. The last report of an unfinished trial is left out: the trial
-    serves it again, and its decision is made then. ``seed`` draws the audit: a share
-    ``SchedulerSpec.audit`` of the trials that ASHA would prune goes on to the end, outside the
-    race.
+    ``history`` replays an earlier session, whose decisions are facts: a report that was judged is
+    not judged again. The last report of an unfinished trial on which no decision is on record is
+    left out: the trial serves it again, and it is judged then. ``decide`` has each decision on
+    record before anybody acts on it. ``seed`` draws the audit: a share ``SchedulerSpec.audit`` of
+    the trials that ASHA would prune goes on to the end, outside the race.
     """
 
     def __init__(
         self, schedulers: Mapping[str, SchedulerSpec], history: State, decide: Decide, *, seed: int
     ) -> None:
-        super().__init__()
         self._specs, self._decide, self._seed = dict(schedulers), decide, seed
-        search = [trial for trial in history.trials.values() if trial.stage == "search"]
+        search = [trial for trial in history.trials.values() if trial.stage == Stage.SEARCH]
         self._family = {trial.trial: trial.family for trial in search}
-        self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
-        self._ended = {t.trial for t in search if t.status.is_final}
+        self._audited = {trial.trial for trial in search if trial.audited}
+        self._open: dict[str, set[str]] = {family: set() for family in self._family.values()}
+        for trial in search:
+            if not trial.status.is_final:
+                self._open[trial.family].add(trial.trial)
         self._asha = {f: AshaBracket(s) for f, s in self._specs.items() if s.kind == "asha"}
         self._pasha = {
             family: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
@@ -172,84 +222,82 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         }
         self._replay(history)
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Go on, pause or stop; the decision is in the ledger before Tune acts on it."""
-        name, family = trial.config["trial"], self._family.get(trial.config["trial"])
-        if METRIC not in result or family is None or name in self._audited:
-            return CONTINUE
-        epoch, value = result["epoch"], result[METRIC]
-        if epoch >= self._specs[family].max_epochs:
-            return CONTINUE
-        if value != value:  # NaN passes every comparison
-            self._tell("pruned", name, epoch, f"{METRIC} is not a number")
-            self._ended.add(name)
-            return STOP
-        if family in self._pasha:
-            return self._decide_pasha(self._pasha[family], name, epoch, value)
-        return self._decide_asha(family, name, epoch, value) if family in self._asha else CONTINUE
+    @property
+    def pauses(self) -> bool:
+        """Whether trials may wait at rungs: then :meth:`promote` says who goes on."""
+        return bool(self._pasha)
 
-    def _decide_asha(self, family: str, name: str, epoch: int, value: float) -> str:
+    def on_report(self, name: str, epoch: int, value: float | None) -> Action:
+        """Go on, pause or stop; the decision is on record before anybody acts on it. ``value`` is
+        the validation accuracy, ``None`` where the report has none."""
+        family = self._family.get(name)
+        if value is None or family is None or name in self._audited:
+            return Action.CONTINUE
+        if epoch >= self._specs[family].max_epochs:
+            return Action.CONTINUE
+        if value != value:  # NaN passes every comparison
+            self._record("pruned", name, epoch, f"{METRIC} is not a number")
+            self.on_end(name)
+            return Action.STOP
+        if family in self._pasha:
+            return self._ask_pasha(self._pasha[family], name, epoch, value)
+        return (
+            self._ask_asha(family, name, epoch, value) if family in self._asha else Action.CONTINUE
+        )
+
+    def _ask_asha(self, family: str, name: str, epoch: int, value: float) -> Action:
         goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
         if rung is None:
-            return CONTINUE
+            return Action.CONTINUE
         if goes_on:
-            self._tell("promoted", name, epoch, reason, rung)
-            return CONTINUE
+            self._record("promoted", name, epoch, reason, rung)
+            return Action.CONTINUE
         if random.Random(f"{self._seed}/audit/{name}").random() < self._specs[family].audit:
             self._audited.add(name)
-            self._tell("audited", name, epoch, reason, rung)
-            return CONTINUE
-        self._tell("pruned", name, epoch, reason, rung)
-        return STOP
+            self._record("audited", name, epoch, reason, rung)
+            return Action.CONTINUE
+        self._record("pruned", name, epoch, reason, rung)
+        self.on_end(name)
+        return Action.STOP
 
-    def _decide_pasha(self, race: PashaBracket, name: str, epoch: int, value: float) -> str:
+    def _ask_pasha(self, race: PashaBracket, name: str, epoch: int, value: float) -> Action:
         race.observe(name, epoch, value)
-        if epoch not in race.rungs:
-            return CONTINUE
+        if (decided := race.decided(name, epoch)) is not None:
+            return decided
         if race.may_pass(name, epoch):
-            self._tell("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
-            return CONTINUE
-        self._tell("paused", name, epoch, f"{METRIC} {value:.4f}, the cap is {race.cap} epochs")
-        return PAUSE
+            self._record("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
+            return Action.CONTINUE
+        self._record("paused", name, epoch, f"{METRIC} {value:.4f}, the cap is {race.cap} epochs")
+        return Action.PAUSE
 
-    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
-        """A new trial first; then a paused one that its race promotes; at last, nobody."""
-        chosen = super().choose_trial_to_run(tune_controller, **kwargs)
-        if not self._pasha or (chosen is not None and chosen.status != Trial.PAUSED):
-            return chosen
-        live = {trial.config["trial"]: trial for trial in tune_controller.get_live_trials()}
+    def promote(self, paused: Collection[str]) -> Promotion:
+        """Who of the ``paused`` goes on, asked when no new trial is left to begin."""
         for family, race in self._pasha.items():
-            of_family = {name for name, other in self._family.items() if other == family}
-            paused = {
-                name: trial
-                for name, trial in live.items()
-                if name in of_family and trial.status == Trial.PAUSED
-            }
-            if (name := race.promote(list(paused))) is not None:
-                return paused[name]
-            if paused and of_family - self._ended == set(paused):
-                self._close(tune_controller, race, paused)
-        return None
+            of_family = [name for name in paused if self._family[name] == family]
+            if (name := race.promote(of_family)) is not None:
+                epoch = race.epoch(name)
+                self._record("promoted", name, epoch, "it is among the best of its rung by now")
+                return Promotion(trial=name)
+            if of_family and self._open[family] == set(of_family):
+                return Promotion(over=self._close(race, of_family))
+        return Promotion()
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Nothing more will come of this trial; one that the budget sends away is still open."""
-        if result.get("ended") != "stopped":
-            self._ended.add(trial.config["trial"])
+    def on_end(self, name: str) -> None:
+        """Nothing more will come of this trial. One that the budget sends away is still open."""
+        if (family := self._family.get(name)) is not None:
+            self._open[family].discard(name)
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Nothing more will come of this trial."""
-        self._ended.add(trial.config["trial"])
-
-    def _close(self, tune_controller: Any, race: PashaBracket, paused: Mapping[str, Trial]) -> None:
+    def _close(self, race: PashaBracket, paused: Sequence[str]) -> tuple[str, ...]:
         """All that is left of the family waits and nobody is promoted: the ranking has settled."""
-        for name, trial in paused.items():
-            self._ended.add(name)
+        for name in paused:
             event = "finished" if race.at_cap(name) else "pruned"
-            why = f"the ranking is stable at {race.cap} epochs"
-            self._tell(event, name, trial.last_result["epoch"], why)
-            tune_controller.stop_trial(trial)
+            self._record(
+                event, name, race.epoch(name), f"the ranking is stable at {race.cap} epochs"
+            )
+            self.on_end(name)
+        return tuple(paused)
 
-    def _tell(
+    def _record(
         self, event: str, name: str, epoch: int, reason: str, rung: int | None = None
     ) -> None:
         self._decide(event, name, rung=rung or epoch, epoch=epoch, reason=reason)
@@ -260,11 +308,17 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
             for trial in history.trials.values()
             if trial.trial in self._family
             for epoch, report in trial.reports.items()
-            if trial.status.is_final or epoch < trial.epoch
+            if trial.status.is_final or epoch < trial.epoch or epoch in trial.rungs
         ]
         for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
             # What an audited trial does after its rung does not count.
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
-            bracket = self._asha.get(trial.family) or self._pasha.get(trial.family)
-            if bracket and value is not None and value == value and not outside:
-                bracket.observe(trial.trial, epoch, value)
+            if value is None or value != value or outside:
+                continue
+            if trial.family in self._asha:
+                self._asha[trial.family].observe(trial.trial, epoch, value)
+            elif trial.family in self._pasha:
+                went_on = epoch < trial.epoch and epoch in trial.rungs
+                decision = "promoted" if went_on else trial.rungs.get(epoch)
+                self._pasha[trial.family].observe(trial.trial, epoch, value)
+                self._pasha[trial.family].restore(trial.trial, epoch, decision)

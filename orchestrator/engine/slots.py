@@ -34,7 +34,8 @@ from trainables.config import FREED_MEMORY_KEPT
 from trainables.errors import UserError, one_line
 from trainables.storage.object_storage import is_remote
 from trainables.versions import installed
-from trainables.worker.dispatcher_client import ActorClient, SlotConfig
+from trainables.worker.dispatcher_client import ActorClient
+from trainables.worker.messages import SlotConfig
 
 MAX_RESTARTS_PER_SLOT = 3
 NEVER_S = 1e9

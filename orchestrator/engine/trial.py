@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from orchestrator.engine.scheduler import FamilyScheduler
+from orchestrator.engine.scheduler import METRIC, Action, Scheduler
 from orchestrator.ledger.state import State
 from orchestrator.ray_cluster.capacity import HEAD
 from orchestrator.spec.run import RunSpec
 from trainables.errors import one_line
-from trainables.worker.dispatcher_client import ActorClient, EpochAnswer
+from trainables.worker.dispatcher_client import ActorClient
+from trainables.worker.messages import EpochAnswer
 
 NAMESPACE = "backbone-tournament"
 
@@ -65,6 +68,48 @@ class SlotTrial(tune.Trainable):  # type: ignore[misc]
         """Nothing to load: ``setup`` has asked the dispatcher."""
 
 
+class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Asks ``scheduler`` what Tune asks of it."""
+
+    ANSWERS: Mapping[Action, str] = {
+        Action.CONTINUE: TrialScheduler.CONTINUE,
+        Action.PAUSE: TrialScheduler.PAUSE,
+        Action.STOP: TrialScheduler.STOP,
+    }
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Go on, pause or stop."""
+        if METRIC not in result:
+            return self.ANSWERS[Action.CONTINUE]
+        name, epoch, value = trial.config["trial"], result["epoch"], result[METRIC]
+        return self.ANSWERS[self._scheduler.on_report(name, epoch, value)]
+
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
+        """A new trial first; then a paused one that its race promotes; at last, nobody."""
+        chosen = super().choose_trial_to_run(tune_controller, **kwargs)
+        if not self._scheduler.pauses or (chosen is not None and chosen.status != Trial.PAUSED):
+            return chosen
+        live = tune_controller.get_live_trials()
+        paused = {t.config["trial"]: t for t in live if t.status == Trial.PAUSED}
+        promotion = self._scheduler.promote(paused)
+        for name in promotion.over:
+            tune_controller.stop_trial(paused[name])
+        return paused.get(promotion.trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Nothing more will come of this trial; one that the budget sends away is still open."""
+        if result.get("ended") != "stopped":
+            self._scheduler.on_end(trial.config["trial"])
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing more will come of this trial."""
+        self._scheduler.on_end(trial.config["trial"])
+
+
 class StopFile(tune.Stopper):  # type: ignore[misc]
     """Stops every trial once a file exists, whether a user, a signal or the watchdog wrote it."""
 
@@ -91,7 +136,7 @@ def fit_trials(
 ) -> None:
     """Run Tune until the ``trials`` have ended or ``stop_file`` exists.
 
-    ``decide(event, trial, …)`` records a decision, as of :class:`FamilyScheduler`; also that a
+    ``decide(event, trial, …)`` records a decision, as of :class:`Scheduler`; also that a
     trial has failed whose driver did so again and again.
     """
     if not trials:
@@ -108,7 +153,7 @@ def fit_trials(
         tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
         param_space={"trial": tune.grid_search(list(trials)), "dispatcher": dispatcher},
         tune_config=tune.TuneConfig(
-            scheduler=FamilyScheduler(schedulers, state, decide, seed=spec.sweeps[0].seed),
+            scheduler=TuneScheduler(Scheduler(schedulers, state, decide, seed=spec.sweeps[0].seed)),
             reuse_actors=True,
             max_concurrent_trials=None if pausing else awake,
         ),

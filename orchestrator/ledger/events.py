@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ class Ledger:
 
     Opening waits for the last writer's end: the dispatcher of a driver that was killed writes on
     until its Ray misses the driver, which takes seconds. Raises :class:`UserError` where the other
-    writer stays.
+    writer stays. ``clock`` gives unix seconds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self._clock = path, clock
         self._file = path.open("ab", buffering=0)
         self._lock_file()
         self._cut_torn_tail()
@@ -103,7 +103,7 @@ class Ledger:
         """Write one record and return it. Raises ``ValueError`` for an unknown event."""
         if event not in EVENTS:
             raise ValueError(f"unknown ledger event {event!r}; valid: {', '.join(EVENTS)}")
-        record: Record = {"time": round(time.time(), 6), "event": event}
+        record: Record = {"time": round(self._clock(), 6), "event": event}
         if trial is not None:
             record["trial"] = trial
         record.update({key: value for key, value in fields.items() if value is not None})

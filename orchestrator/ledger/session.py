@@ -149,14 +149,15 @@ def begin(
     )
     with closing(Ledger(folder / FILE_NAME)) as ledger:  # what is read from now on stays so
         end = ledger.path.stat().st_size
-        for record in _opening(header, state_of(folder), session):
+        for record in opening_records(header, state_of(folder), session):
             ledger.append(**record)
     replication.push_ledger(folder, end)
     (folder / STOP_FILE).unlink(missing_ok=True)
     return state_of(folder)
 
 
-def _opening(header: RunHeader, before: State, session: str) -> list[Record]:
+def opening_records(header: RunHeader, before: State, session: str) -> list[Record]:
+    """What makes a run new, resumed or extended: the records that a session begins with."""
     spec = header.spec
     wanted = [
         (sweep, index)

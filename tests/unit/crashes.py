@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import DispatcherState
-from trainables.worker.dispatcher_client import Order
+from trainables.worker.messages import Order
 
 
 def killed(dispatcher: DispatcherState | Dispatcher) -> None:

@@ -1,13 +1,11 @@
-"""What slots, trials and the dispatcher say to each other, and a client that outlasts a restart of
-the dispatcher's actor. Imports no torch: trials and the head use it as well.
+"""How slots and trials call the dispatcher: a client that outlasts a restart of its actor. Imports
+no torch: trials and the head use it as well.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import ray
@@ -15,65 +13,11 @@ import ray
 from trainables.config import Assignment, EpochReport
 from trainables.errors import TrialError, one_line
 from trainables.storage.waiting import retry
+from trainables.worker.messages import Order, SlotConfig
 
 OUTAGE_PATIENCE_S, PAUSE_S = 120.0, 0.2
 # ValueError: the name is unknown while the actor restarts.
 AWAY = (ray.exceptions.RayActorError, ValueError)
-
-
-class SlotCommand(StrEnum):
-    """What a slot is told to do next."""
-
-    WAIT = "wait"  # ask again: there is nothing to do yet
-    TRAIN = "train"  # one epoch of the trial
-    EVALUATE_TEST = "evaluate_test"  # a final that is trained meets the test split
-    RELEASE = "release"  # let go of the trial in memory: it has ended, or another slot has it
-    RESTART = "restart"  # start the worker group again: more workers have room
-    SHUTDOWN = "shutdown"  # leave: the run is over, or has more slots than trials
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """A command with what it takes.
-
-    ``assignment`` is there when the slot does not hold the trial yet. ``limit_s`` is how long a
-    trial may go on within the run's budget. ``kept`` are the checkpoints of a released trial that
-    stay (``None``: all, for now). ``correct_file`` is where a final's answers go, image by image.
-    """
-
-    command: SlotCommand
-    epoch: int | None = None
-    assignment: Assignment | None = None
-    limit_s: float | None = None
-    kept: list[str] | None = None
-    correct_file: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochAnswer:
-    """To a trial that asks for an epoch: its ``metrics``, and whether the trial is ``done`` with
-    it; or how the trial has ``ended`` and why; or none of these: ask again."""
-
-    metrics: Mapping[str, float] | None = None
-    done: bool = False
-    ended: str | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotConfig:
-    """What the workers of a slot need to know.
-
-    ``dispatcher`` and ``namespace`` name the actor, ``slot`` this Ray Train run. A recipe's batch
-    is for ``full_workers``. ``versions`` are the driver's, of Python and each library.
-    """
-
-    dispatcher: str
-    namespace: str
-    slot: str
-    full_workers: int
-    threads_per_worker: int
-    versions: Mapping[str, str | None]
 
 
 class ActorClient:

@@ -11,7 +11,7 @@ import socket
 import ray.train
 
 from trainables.versions import differences, installed
-from trainables.worker.dispatcher_client import SlotConfig
+from trainables.worker.messages import SlotConfig
 
 
 def serve_if_fit(config: dict[str, SlotConfig]) -> str | None:

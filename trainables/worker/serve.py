@@ -32,7 +32,8 @@ from trainables.finetune import fine_tune
 from trainables.storage import trial_files
 from trainables.storage.trial_files import delete_checkpoints_except, name_of
 from trainables.train.loop import World, from_every_rank, from_rank_zero
-from trainables.worker.dispatcher_client import DispatcherClient, Order, SlotCommand, SlotConfig
+from trainables.worker.dispatcher_client import DispatcherClient
+from trainables.worker.messages import Order, SlotCommand, SlotConfig
 
 PREEMPTION_POLL_S = 1.0
 PREEMPTION_POLL_QUESTIONS = 4

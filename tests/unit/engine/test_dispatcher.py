@@ -19,7 +19,7 @@ from orchestrator.ledger.state import replay
 from orchestrator.spec.named_sweeps import family_sweep
 from tests.unit.crashes import killed
 from trainables.config import EpochReport
-from trainables.worker.dispatcher_client import EpochAnswer, Order, SlotCommand
+from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 
 EPOCHS = 3
 PATIENCE_S = 0.001  # what a waiting call would have waited for never comes here

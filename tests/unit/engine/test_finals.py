@@ -19,7 +19,7 @@ from orchestrator.spec.run import RunSpec
 from tests.unit.crashes import killed, order_for
 from trainables.config import EpochReport
 from trainables.errors import UserError
-from trainables.worker.dispatcher_client import SlotCommand
+from trainables.worker.messages import SlotCommand
 
 
 def searched(folder: Path, values: dict[str, tuple[str, float]], seeds: int = 2) -> RunSpec:
@@ -95,7 +95,7 @@ def test_the_same_winners_are_frozen_once(tmp_path: Path) -> None:
 
 def started(folder: Path, **options: Any) -> DispatcherState:
     asked = SessionOptions(session="s", max_failures_per_trial=1, **options)
-    return DispatcherState(folder / "ledger.jsonl", asked)
+    return DispatcherState(Ledger(folder / "ledger.jsonl"), asked)
 
 
 def test_the_test_split_is_opened_once_and_again_only_on_demand(tmp_path: Path) -> None:

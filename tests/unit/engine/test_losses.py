@@ -27,7 +27,7 @@ from orchestrator.spec.limits import ResourceSpec
 from tests.unit.crashes import killed
 from tests.unit.engine.test_dispatcher import PATIENCE_S, events, report, run, run_folder
 from trainables.config import Assignment, BackboneSpec
-from trainables.worker.dispatcher_client import SlotCommand
+from trainables.worker.messages import SlotCommand
 
 TRIAL = "vit-0000"
 

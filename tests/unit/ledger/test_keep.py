@@ -21,7 +21,7 @@ from trainables.config import EpochReport
 from trainables.finetune import fine_tune
 from trainables.storage.trial_files import delete_checkpoints_except
 from trainables.train.loop import World
-from trainables.worker.dispatcher_client import Order, SlotCommand
+from trainables.worker.messages import Order, SlotCommand
 from trainables.worker.serve import ActiveTrial
 
 SECONDS = ("train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
@@ -159,7 +159,7 @@ def test_what_is_gone_though_on_record_is_passed_over(tmp_path: Path) -> None:
 
 def orders(run_folder: Path, session: str = "s") -> DispatcherState:
     options = SessionOptions(session=session, max_failures_per_trial=100)
-    return DispatcherState(run_folder / "ledger.jsonl", options)
+    return DispatcherState(Ledger(run_folder / "ledger.jsonl"), options)
 
 
 def test_the_dispatcher_clears_up_after_a_trial_that_ends_with_no_slot(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from orchestrator.spec.named_sweeps import family_sweep
 from trainables.config import EpochReport
 from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage
-from trainables.worker.dispatcher_client import SlotCommand
+from trainables.worker.messages import SlotCommand
 
 WHOLE = "state.json"
 pytestmark = pytest.mark.usefixtures("quick_storage")

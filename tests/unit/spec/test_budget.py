@@ -22,7 +22,7 @@ from orchestrator.spec.run import RunSpec
 from tests.unit.crashes import killed, order_for
 from trainables.config import EpochReport
 from trainables.errors import UserError
-from trainables.worker.dispatcher_client import SlotCommand
+from trainables.worker.messages import SlotCommand
 
 EPOCHS = 4
 ON_CPU, ON_GPU = ResourceSpec(cpus_per_worker=2), ResourceSpec(gpus_per_worker=0.5)
@@ -62,7 +62,7 @@ class Cluster:
 
     def __init__(self, path: Path, slots: int, draw: random.Random, session: str = "s") -> None:
         options = SessionOptions(session=session, max_failures_per_trial=0)
-        self.dispatcher = DispatcherState(path, options)
+        self.dispatcher = DispatcherState(Ledger(path), options)
         self.held: dict[str, tuple[str, int] | None] = {
             f"{session}-{i}": None for i in range(slots)
         }

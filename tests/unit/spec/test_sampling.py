@@ -216,7 +216,7 @@ def train(dispatcher: DispatcherState, name: str) -> None:
 
 
 def started(path: Path, session: str = "s") -> DispatcherState:
-    return DispatcherState(path, SessionOptions(session=session, max_failures_per_trial=1))
+    return DispatcherState(Ledger(path), SessionOptions(session=session, max_failures_per_trial=1))
 
 
 def of(path: Path, event: str) -> list[Record]:
