@@ -17,10 +17,10 @@ from orchestrator.launch.forecast import (
     images_per_epoch,
     known_images,
 )
-from orchestrator.launch.plan import slots_of
 from orchestrator.launch.prepare import RunOptions
 from orchestrator.launch.validation import validate
 from orchestrator.ledger.state import FamilyForecast
+from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import (

@@ -19,12 +19,11 @@ from orchestrator.compare.runs import load
 from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
-from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.ledger import replication, retention, session
 from orchestrator.ledger.state import DatasetFacts, State, TrialStatus
-from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec
 from trainables.errors import StorageError, UserError, raise_if_any
 
@@ -152,7 +151,7 @@ def run(
             spec,
             folder,
             session.session_name(folder),
-            plan.slots_of(spec, session.to_train(spec, before), totals),
+            capacity.slots_of(spec, session.to_train(spec, before), totals),
             more_to_come=spec.final_seeds > 0,
             fit_slot=fit_slot,
         )
@@ -188,11 +187,8 @@ def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out until ``stack`` closes; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = stack.enter_context(attach.attached(namespace="backbone-tournament"))
-    mistakes = [
-        line for sweep in spec.sweeps for line in plan.capacity_mistakes(sweep.resources, totals)
-    ]
-    if mistakes:
-        raise UserError(*dict.fromkeys(mistakes), exit_code=3)
+    if mistakes := capacity.capacity_mistakes(spec.sweeps[0].resources, totals):
+        raise UserError(*mistakes, exit_code=3)
     if shared:
         attach.refuse_other_versions()
     return totals

@@ -6,83 +6,17 @@ JSON and as text for a terminal. No ray, no torch.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from orchestrator.launch.forecast import COLD_START_S, TFLOPS, Costs, expected_epochs, forecast
 from orchestrator.ledger.state import FamilyForecast, Forecast
-from orchestrator.ray_cluster.capacity import as_capacity
-from orchestrator.spec.limits import ESTIMATED, HOUR_S, ResourceSpec
+from orchestrator.ray_cluster.capacity import slots_of, worker_asks
+from orchestrator.spec.limits import ESTIMATED, HOUR_S
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration, size, span
 from trainables.backbones import Geometry
 from trainables.config import Spec
-
-
-def local_totals() -> dict[str, float]:
-    """CPUs and GPUs of this machine, as a Ray started here would count them."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpus, visible = 0, os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = sum(device.strip() not in ("", "-1") for device in visible.split(","))
-    else:
-        with suppress(OSError, subprocess.SubprocessError):
-            listed = subprocess.run(
-                ["nvidia-smi", "-L"], capture_output=True, timeout=5, check=False
-            )
-            gpus = sum(line.startswith(b"GPU ") for line in listed.stdout.splitlines())
-    return {"CPU": float(cpus or 1), "GPU": float(gpus)}
-
-
-def worker_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one worker takes, on one node."""
-    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-
-
-def slot_asks(resources: ResourceSpec) -> dict[str, float]:
-    """What one slot of its full size takes while it lives."""
-    return {kind: resources.num_workers * n for kind, n in worker_asks(resources).items()}
-
-
-def capacity_mistakes(resources: ResourceSpec, totals: Mapping[str, float]) -> list[str]:
-    """Why the smallest slot can never be placed, a line for each resource that is short.
-
-    ``totals`` is a :class:`ClusterCapacity`, or what one machine has.
-    """
-    least, per_worker = resources.least_workers, worker_asks(resources)
-    mistakes = [
-        f"a slot must fit the cluster: {least} workers ask for {least * n:g} {kind}, there is "
-        f"{totals.get(kind, 0.0):g}. Fix: lower --workers or --{kind.lower()}s-per-worker"
-        for kind, n in per_worker.items()
-        if least * n > totals.get(kind, 0.0)
-    ]
-    cluster = as_capacity(totals)
-    workers = cluster.workers(per_worker)
-    if not mistakes and workers < least:
-        asks = " + ".join(f"{n:g} {kind}" for kind, n in per_worker.items() if n)
-        mistakes.append(
-            f"a worker must fit a node, {least} of them the cluster: a worker asks for {asks}; "
-            f"there is room for {workers} ({', '.join(map(str, cluster.kinds))}). "
-            "Fix: lower --workers, --gpus-per-worker or --cpus-per-worker"
-        )
-    return mistakes
-
-
-def capacity(resources: ResourceSpec, totals: Mapping[str, float]) -> int:
-    """Slots that the cluster can ever have at once, and no more than ``max_slots``: of full size,
-    and one more of what is left where that is enough for a smaller one."""
-    full, rest = divmod(as_capacity(totals).workers(worker_asks(resources)), resources.num_workers)
-    slots = full + (rest >= resources.least_workers)
-    return min(slots, resources.max_slots) if resources.max_slots else slots
-
-
-def slots_of(spec: RunSpec, trials: int, totals: Mapping[str, float]) -> int:
-    """Slots that a run of so many search trials will have."""
-    most = max(trials, spec.final_seeds * len(spec.sweeps))
-    return min(most, capacity(spec.sweeps[0].resources, totals))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +93,7 @@ def plan(
         folder=str(spec.folder),
         spec_hash=spec.hash(),
         cluster=totals,
-        slot=slot_asks(resources),
+        slot={kind: resources.num_workers * n for kind, n in worker_asks(resources).items()},
         workers={"least": resources.least_workers, "most": resources.num_workers},
         slots=slots,
         trials=trials,

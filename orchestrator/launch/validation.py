@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from orchestrator.launch import plan
 from orchestrator.launch.forecast import geometry_of, known_images, variants
 from orchestrator.ledger import replication, session
-from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import store
 from trainables.backbones import check_backbone, check_weights
@@ -46,9 +45,9 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
     if not mistakes:
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
-    totals = None if as_job or attach.known_address() else plan.local_totals()
+    totals = None if as_job or attach.known_address() else capacity.local_totals()
     resources = [spec.sweeps[0].resources for spec in specs] if totals else []
-    no_room = [line for one in resources for line in plan.capacity_mistakes(one, totals or {})]
+    no_room = [line for one in resources for line in capacity.capacity_mistakes(one, totals or {})]
     if mistakes or no_room:
         raise UserError(*dict.fromkeys(mistakes + no_room), exit_code=2 if mistakes else 3)
     return totals
