@@ -187,8 +187,7 @@ def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out until ``stack`` closes; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = stack.enter_context(attach.attached(namespace="backbone-tournament"))
-    if mistakes := capacity.capacity_mistakes(spec.sweeps[0].resources, totals):
-        raise UserError(*mistakes, exit_code=3)
+    raise_if_any(capacity.capacity_mistakes(spec.sweeps[0].resources, totals), exit_code=3)
     if shared:
         attach.refuse_other_versions()
     return totals
