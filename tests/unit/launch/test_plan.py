@@ -20,8 +20,8 @@ from orchestrator.launch.forecast import (
     images_per_epoch,
     measured,
 )
-from orchestrator.launch.plan import plan, plan_text
-from orchestrator.ledger.state import FamilyForecast
+from orchestrator.launch.prepare import plan, plan_text
+from orchestrator.ledger.state import FamilyForecast, Forecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
@@ -192,14 +192,14 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     asked = replace(spec(), budget={"cpu_hours": 1.5})
     total = {"CPU": 2.0, "GPU": 0.0}
     made = plan(asked, totals=total, geometry={"vit": GEOMETRY}, costs={"vit": cost()})
-    plain = made.as_dict()
-    assert json.loads(json.dumps(plain)) == plain
-    assert plain["schema"] == 1
-    assert (plain["slots"], plain["trials"], plain["worst_epochs"]) == (2, 8, 72)
-    (family,) = plain["families"]
+    assert json.loads(json.dumps(made)) == made
+    assert made["schema"] == 1
+    assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
+    (family,) = made["families"]
     assert family["rungs"] == [1, 3]
     text = plan_text(made)
-    hours = made.forecast.device_hours
+    hours = Forecast.from_dict(made["forecast"]).device_hours
+    assert hours is not None
     for said in (
         "16 tokens",
         "patch 8",
@@ -220,8 +220,8 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
 
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
     made = plan(spec(), totals=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
-    assert made.slots is None
-    assert made.forecast.device_hours is None
+    assert made["slots"] is None
+    assert made["forecast"]["device_hours"] is None
     text = plan_text(made)
     assert "as many as the cluster holds" in text
     assert "unknown: vit" in text

@@ -11,7 +11,7 @@ import difflib
 from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Request, Size
 from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
 from trainables.config import BackboneSpec
-from trainables.errors import UserError, collected, raise_if_any
+from trainables.errors import collected, raise_if_any
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
