@@ -139,8 +139,9 @@ class Comparison:
         return _with_gpu_seconds(plain) if on_gpus else plain
 
 
-def compare(runs: Sequence[RunData]) -> Comparison:
-    """Everything there is to say of ``runs``.
+def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
+    """Everything there is to say of ``runs``; without ``forests``, which take most of the time,
+    nothing of which axes matter.
 
     Raises ``UserError`` for no run at all, and for runs on different images or splits.
     """
@@ -158,7 +159,7 @@ def compare(runs: Sequence[RunData]) -> Comparison:
         families=tuple(map(summarise, families, trials)),
         pairs=compare_pairs(families), budget=budgets(families), forecast=score_forecast(runs),
         curves_over_budget=curves_over_budget(families),
-        importance=tuple(filter(None, map(importance, labels, trials))),
+        importance=tuple(filter(None, map(importance, labels, trials))) if forests else (),
         gap=gaps(families), audit=audits(families), failures=tuple(_failures(families)),
         differences=tuple(_differences(families)),
         spaces={family.label: family.sweep.space for family in families if family.sweep},

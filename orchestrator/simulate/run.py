@@ -22,7 +22,7 @@ from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.engine.scheduler import METRIC, Action, Scheduler
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.ledger.session import open_trials, opening_records, state_of
-from orchestrator.ledger.state import Record, RunHeader, State
+from orchestrator.ledger.state import Record, RunHeader, State, run_status
 from orchestrator.simulate.worlds import Training, World
 from orchestrator.spec.run import RunSpec
 from trainables.config import Assignment, EpochReport
@@ -130,7 +130,10 @@ def simulate(
             for trial in state.trials.values()
             if trial.outcome.get("test")
         }
-        data = RunData(folder=folder, state=state, correct=correct)
+        status = run_status(state, held=False)
+        data = RunData(
+            folder=folder, state=state, status=status, correct=correct, checkpoint_bytes=None
+        )
         return SimulatedRun(state=state, makespan_s=session.now, sessions=sessions, data=data)
 
 
