@@ -10,10 +10,10 @@ sentences   how often each was printed, and how often that was wrong. ``better``
             about the two winners' recipes. ``no_difference`` is wrong where they differ.
             ``order_changes`` (with the unit of an equal budget) is always wrong: in none of these
             worlds is there a second order.
-intervals   coverage of the printed 95 % intervals: of a winner's accuracy over new seeds and images
-            (``accuracy``), of the two winners' difference (``difference_recipes``), of the families'
-            (``difference_families``), and of the gap from validation to test (``to_test``, against
-            its mean over all tournaments).
+intervals   coverage of the printed 95 % intervals: of a winner's accuracy over new seeds and
+            images (``accuracy``), of the two winners' difference (``difference_recipes``), of the
+            families' (``difference_families``), and of the gap from validation to test
+            (``to_test``, against its mean over all tournaments).
 power       how often ``better`` was printed for the family that is better.
 learning_rate   of the best rate that the report names: by which factor it is off (median), and how
             often the printed basin holds the best one; after one epoch, as the product fits it.

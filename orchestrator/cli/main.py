@@ -34,7 +34,7 @@ def group() -> None:
 
 for command in (
     *(run.demo, run.sweep, run.tournament, run.plan, run.submit, claims.claims),
-    *(read.compare, read.reproduce, read.stop, read.export, read.status),
+    *(read.compare, read.replay, read.reproduce, read.stop, read.export, read.status),
     *(machine.data, machine.doctor, machine.ui),
 ):
     group.add_command(command)

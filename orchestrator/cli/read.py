@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -208,3 +209,46 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         exporting.export_to_folder(state, model, folder, Path(to))
         click.echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
+
+
+@click.command()
+@click.argument("name", nargs=-1, required=True)
+@click.option(
+    "--set",
+    "texts",
+    multiple=True,
+    metavar="scheduler.PATH=VALUE",
+    help="Change the scheduler of the replay, as for a sweep. Repeatable.",
+)
+@click.option("--slots", type=click.IntRange(1), help="Default: as many as the run had.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Orders in which the trials arrive.",
+)
+@JSON
+@STORAGE
+def replay(
+    name: tuple[str, ...],
+    texts: tuple[str, ...],
+    slots: int | None,
+    repeats: int,
+    as_json: bool,
+    storage: str,
+) -> None:
+    """Replay runs' own learning curves under another scheduler. Nothing is trained.
+
+    Prints cost, makespan, winners and their regret against the best on record, for the scheduler
+    as it ran and as asked, over many orders of arrival. A curve ends where its trial was pruned:
+    what would need more is counted and said. Runs without pruning (scheduler.kind=none) and
+    audited trials (--audit 1) are what a replay can answer in full.
+    """
+    folders = [run_folder(run, storage) for run in dict.fromkeys(name)]
+    from orchestrator.simulate.replay import replay_of, replay_text
+
+    replays = [replay_of(folder, texts, slots=slots, orders=repeats) for folder in folders]
+    document = {"schema": 1, "runs": [asdict(one) for one in replays]}
+    show(as_json, document, lambda: "\n".join(map(replay_text, replays)))
+    log.info("next: orchestrator sweep TARGET --set scheduler.reduction_factor=2")

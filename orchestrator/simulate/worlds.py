@@ -124,15 +124,11 @@ class SyntheticWorld:
     def correct(self, assignment: Assignment) -> npt.NDArray[np.bool_]:
         """See :class:`World`: a model of accuracy p gets right the images whose difficulty for it,
         a standard normal, lies below the p-quantile."""
-        family = assignment.backbone.family
-        parts = (
-            self._rng("image"), self._rng("image", family),
-            self._rng("image", assignment.trial_id, assignment.seed),
-        )  # fmt: skip
-        difficulty = sum(
-            math.sqrt(share) * rng.standard_normal(self.test_images)
-            for share, rng in zip(IMAGE_SHARES, parts, strict=True)
-        )  # (N,)
+        whose = ((), (assignment.backbone.family,), (assignment.trial_id, assignment.seed))
+        difficulty = np.zeros(self.test_images)
+        for share, owner in zip(IMAGE_SHARES, whose, strict=True):
+            own = self._rng("image", *owner).standard_normal(self.test_images)
+            difficulty += math.sqrt(share) * own
         top1 = self.accuracy(assignment) + self._seed_effect(assignment)
         return np.asarray(difficulty < NormalDist().inv_cdf(min(max(top1, 1e-6), 1 - 1e-6)))
 
@@ -154,10 +150,10 @@ class SyntheticWorld:
 
     def _noise(self, assignment: Assignment, rng: np.random.Generator) -> npt.NDArray[np.float64]:
         """Standard normal at each epoch, shared as ``NOISE_SHARES`` says: (epochs,)."""
-        split = self._rng("val", assignment.data.val_seed).standard_normal()
-        parts = (split, rng.standard_normal(), rng.standard_normal(assignment.epochs))
-        shares = zip(NOISE_SHARES, parts, strict=True)
-        return np.asarray(sum(math.sqrt(share) * part for share, part in shares))
+        split, trial, epoch = (math.sqrt(share) for share in NOISE_SHARES)
+        shared = self._rng("val", assignment.data.val_seed).standard_normal()
+        own = rng.standard_normal(1 + assignment.epochs)
+        return np.asarray(split * shared + trial * own[0] + epoch * own[1:])
 
     def _rng(self, *parts: Any) -> np.random.Generator:
         return np.random.default_rng(int(stable_hash([self.seed, *parts]), 16))

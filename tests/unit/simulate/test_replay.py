@@ -1,0 +1,84 @@
+"""A run replayed on its own curves: the record is reproduced, what is not known is counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.cli.main import group
+from orchestrator.ledger.events import FILE_NAME, read
+from orchestrator.simulate.replay import replay_of
+from orchestrator.simulate.run import simulate
+from orchestrator.simulate.worlds import WORLDS, tournament
+from orchestrator.spec.limits import SchedulerSpec
+from trainables.errors import UserError
+
+EXAMPLE = Path("examples/cifar10-tournament")
+
+
+def test_the_committed_tournament_decides_what_is_on_record_and_costs_otherwise_when_asked() -> (
+    None
+):
+    replayed = replay_of(EXAMPLE, ["scheduler.reduction_factor=2"], slots=None, orders=10)
+    assert replayed.differs_from_record == ()
+    assert replayed.as_it_ran.slots == 2
+    assert replayed.as_asked is not None
+    assert replayed.as_asked.scheduler.reduction_factor == 2
+    costs = [one.device_seconds for one in (replayed.as_it_ran, replayed.as_asked)]
+    assert costs[0] != costs[1]
+    assert replayed.as_it_ran.unknown is not None
+    assert replayed.as_it_ran.unknown.mean > 0
+
+
+@pytest.mark.parametrize("kind", ["asha", "none"])
+def test_a_run_without_pruning_is_answered_in_full(kind: str, tmp_path: Path) -> None:
+    spec = tournament(scheduler=SchedulerSpec(kind="none"), final_seeds=0)
+    run = simulate(spec, WORLDS["null"], tmp_path, slots=2)
+    replayed = replay_of(tmp_path, [f"scheduler.kind={kind}"], slots=None, orders=5)
+    assert replayed.differs_from_record == ()
+    assert replayed.as_asked is not None
+    unknown, cost = replayed.as_asked.unknown, replayed.as_asked.device_seconds
+    assert unknown is not None
+    assert unknown.high == 0
+    whole = sum(trial.epoch for trial in run.state.trials.values())
+    epochs = sum(family.epochs.mean for family in replayed.as_asked.families if family.epochs)
+    assert cost is not None
+    assert (epochs == whole) == (kind == "none")
+    regrets = [family.regret for family in replayed.as_asked.families]
+    assert all(regret is not None and regret.low >= 0 for regret in regrets)
+    if kind == "none":
+        assert all(regret is not None and regret.high == 0 for regret in regrets)
+
+
+def test_another_decision_than_on_record_is_named(tmp_path: Path) -> None:
+    simulate(tournament(final_seeds=0), WORLDS["null"], tmp_path, slots=2)
+    path = tmp_path / FILE_NAME
+    records = list(read(path))
+    changed = next(r for r in records if r["event"] == "promoted")
+    lines = [json.dumps({**r, "event": "paused"} if r is changed else r) for r in records]
+    path.write_text("\n".join(lines) + "\n")
+    (line,) = replay_of(tmp_path, [], slots=None, orders=1).differs_from_record
+    assert changed["trial"] in line
+    assert "paused on record, promoted here" in line
+
+
+@pytest.mark.parametrize("text", ["scheduler.max_epochs=3", "trials=3", "scheduler.kind=tpe"])
+def test_what_the_curves_cannot_answer_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="Fix:"):
+        replay_of(EXAMPLE, [text], slots=None, orders=1)
+
+
+def test_the_command_prints_json_with_a_schema(tmp_path: Path) -> None:
+    spec = replace(tournament(final_seeds=0), name="short")
+    simulate(spec, WORLDS["null"], tmp_path / "short", slots=2)
+    arguments = ["replay", "short", "--storage", str(tmp_path), "--repeats", "3", "--json"]
+    document = json.loads(CliRunner().invoke(group, arguments, catch_exceptions=False).stdout)
+    assert document["schema"] == 1
+    (run,) = document["runs"]
+    assert run["name"] == "short"
+    assert run["as_asked"] is None
+    assert run["as_it_ran"]["orders"] == 3
