@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from orchestrator.ledger.session import environment
@@ -78,6 +77,12 @@ def in_words(row: dict[str, float | int]) -> str:
     return f"{row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={row['n']}"
 
 
+def largest_rss_mb() -> float:
+    """Of this process. Not ``ru_maxrss``, which begins with that of the process it came from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
 def _short(path: Path) -> str:
     resolved = path.resolve()
     return str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else path)
@@ -85,6 +90,8 @@ def _short(path: Path) -> str:
 
 def finish(result: dict[str, Any], out: Path, summary: dict[str, Any]) -> None:
     """Write ``result`` with date, versions and hardware to ``out``; print ``summary`` last."""
+    import torch  # here: a benchmark of memory wants it out of its processes
+
     facts: dict[str, Any] = {
         "schema": 1,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

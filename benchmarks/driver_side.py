@@ -24,6 +24,7 @@ from pathlib import Path
 
 import ray
 
+from benchmarks.common import largest_rss_mb
 from benchmarks.worlds import WORLDS, Trials, draw
 from orchestrator.engine import runner
 from orchestrator.engine.trial import NAMESPACE
@@ -90,12 +91,6 @@ def fit_slot(
         name="reporters", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, max_concurrency=1000
     )
     ray.get(actor.remote(dispatcher, NAMESPACE, trials, reports).serve.remote(slot))
-
-
-def largest_rss_mb() -> float:
-    """Of this process. Not ``ru_maxrss``, which begins with that of the process it came from."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def spec(folder: Path, options: argparse.Namespace) -> RunSpec:

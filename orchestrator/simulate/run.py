@@ -307,12 +307,11 @@ class Session:
     def _take(self, slot: VirtualSlot, assignment: Assignment) -> None:
         slot.trial, slot.attempt = assignment.trial_id, assignment.attempt
         self._slot_of[slot.trial] = slot
-        if slot.trial not in self._trainings:
-            self._trainings[slot.trial] = self._world.train(assignment)
+        self._trainings[slot.trial] = self._world.train(assignment)
 
     def _leave(self, slot: VirtualSlot) -> None:
         if slot.trial is not None and self._slot_of.get(slot.trial) is slot:
-            del self._slot_of[slot.trial]
+            del self._slot_of[slot.trial], self._trainings[slot.trial]
         slot.trial = None
 
     def _training(self, slot: VirtualSlot) -> Training:

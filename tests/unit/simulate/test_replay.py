@@ -20,9 +20,7 @@ from trainables.errors import UserError
 EXAMPLE = Path("examples/cifar10-tournament")
 
 
-def test_the_committed_tournament_decides_what_is_on_record_and_costs_otherwise_when_asked() -> (
-    None
-):
+def test_the_committed_tournament_decides_what_is_on_record() -> None:
     replayed = replay_of(EXAMPLE, ["scheduler.reduction_factor=2"], slots=None, orders=10)
     assert replayed.differs_from_record == ()
     assert replayed.as_it_ran.slots == 2
