@@ -1,160 +1,145 @@
 """python -m benchmarks.asha [--repetitions N] [--quick]
 
-Does pruning find what full training finds, for a third of the epochs? 64 trials of at most 27
-epochs, reduction factor 3, grace 1, on 4 slots: once without pruning (random search), once under
-ASHA, once under PASHA, on the same synthetic curves (benchmarks/worlds.py), whose truth is known.
-The decisions are those of a run: ``FamilyScheduler``, the ledger's records and ``winners``,
-driven by a clock instead of Tune's loop.
+Does pruning find what full training finds, for a third of the epochs, and does it beat the simplest
+rival? 64 trials of at most 27 epochs, reduction factor 3, grace 1, on 4 slots, simulated with the
+decisions of a run (orchestrator/simulate) on curves whose truth is known:
+
+none     no pruning: random search
+asha, pasha   as the product has them
+top_k    every trial for one epoch, the K best of them to the end (Egele, Guyon, Sun, Balaprakash,
+         "Is One Epoch All You Need For Multi-Fidelity Hyperparameter Optimization?", ESANN 2023),
+         K such that it costs what ASHA did on the same curves
+equal    random search with ASHA's epochs: fewer trials, all at full length
+possible   the best trial there was
 
 Stated before measuring, on the world ``crossing``, over 20 repetitions with fresh curves:
 ``asha_fraction`` and ``pasha_fraction``, the mean share of random search's epochs, are at most 1/3,
 and the mean true accuracy, at full length, of the trial that each chose is not below the 95 %
-interval (Student's t over repetitions) of that of random search's choice. Beside it: the paired
-difference; what random search finds for ASHA's epochs (fewer trials, all at full length); and the
-world ``late bloomers``, made to mislead, to which no threshold applies.
+interval (Student's t over repetitions) of that of random search's choice. Beside it the world
+``late bloomers``, made to mislead, and ``chance at first``, to which no threshold applies.
 
-Arithmetic alone, below a minute. The result goes to benchmarks/results/asha.json, a summary to the
+``recorded`` is the same on real curves: a sweep of three families without pruning (its ledger is
+benchmarks/results/recorded-curves.jsonl, 24 trials each of 9 epochs on 2,000 natural images), its
+trials in 100 orders of arrival; accuracy is then the one on record at full length.
+
+Arithmetic alone, some minutes. The result goes to benchmarks/results/asha.json, a summary to the
 last line of stdout.
 """
 
 from __future__ import annotations
 
-import heapq
+import os
 import statistics
-from collections.abc import Sequence
-from types import SimpleNamespace
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ray.tune.experiment import Trial
 from scipy import stats
 
-from benchmarks.common import arguments, finish
-from benchmarks.worlds import WORLDS, Trials, draw
+from benchmarks.common import RESULTS, arguments, finish
 from orchestrator.compare.statistics import mean_interval
 from orchestrator.compare.winners import winners
-from orchestrator.engine.scheduler import CONTINUE, METRIC, PAUSE, FamilyScheduler
-from orchestrator.ledger.state import State, apply, replay
+from orchestrator.ledger.events import read
+from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import replay as replay_records
+from orchestrator.simulate.replay import recorded_order
+from orchestrator.simulate.run import simulate
+from orchestrator.simulate.worlds import WORLDS, A, World, tournament
 from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.run import RunSpec
 
-FAMILY = "synthetic"
 MAX_EPOCHS = 27
 TRIALS, QUICK_TRIALS = 64, 16
 REPETITIONS, QUICK_REPETITIONS = 20, 2
+ORDERS, QUICK_ORDERS = 100, 2
 SLOTS = 4
 SHARE_ALLOWED = 1 / 3
 DECLARED = "crossing"
+# By the names that they have here; of "null" one family is taken.
+CURVES = {
+    DECLARED: WORLDS["null"],
+    "late bloomers": WORLDS["late bloomers"],
+    "chance at first": WORLDS["chance at first"],
+}
+VAL_IMAGES = 1_500
+RECORDED = RESULTS / "recorded-curves.jsonl"
+KINDS = ("asha", "pasha", "top_k", "equal")
+
+Found = dict[str, dict[str, float]]  # by kind: epochs spent, and the truth of the trial chosen
 
 
-class Clock:
-    """Trials on ``SLOTS`` slots in simulated time, asking a scheduler as Tune's loop does."""
-
-    def __init__(self, curves: Trials, kind: str) -> None:
-        self.state = replay(_submitted(len(curves.pace)))
-        self._curves = curves
-        self._now = 0.0
-        self._running: list[tuple[float, int, SimpleNamespace]] = []  # (when, index, trial)
-        self._scheduler = FamilyScheduler(
-            {FAMILY: SchedulerSpec(kind=kind, max_epochs=MAX_EPOCHS)},
-            self.state,
-            self._decide,
-            seed=0,
-        )
-        self._trials = [
-            SimpleNamespace(index=i, config={"trial": name}, status=Trial.PENDING, last_result={})
-            for i, name in enumerate(self.state.trials)
-        ]
-
-    def run(self) -> State:
-        """To the end of every trial; the ledger's state."""
-        while self._start_all() or self._running:
-            self._now, _, trial = heapq.heappop(self._running)
-            self._report(trial)
-        return self.state
-
-    def _start_all(self) -> bool:
-        while len(self._running) < SLOTS:
-            trial = self._scheduler.choose_trial_to_run(self)
-            if trial is None:
-                break
-            trial.status = Trial.RUNNING
-            self._train(trial)
-        return bool(self._running)
-
-    def _train(self, trial: SimpleNamespace) -> None:
-        heapq.heappush(
-            self._running, (self._now + self._curves.pace[trial.index], trial.index, trial)
-        )
-
-    def _report(self, trial: SimpleNamespace) -> None:
-        name = trial.config["trial"]
-        epoch = self.state.trials[name].epoch + 1
-        value = float(self._curves.seen[trial.index, epoch - 1])
-        self._record("reported", name, epoch=epoch, metrics={METRIC: value})
-        trial.last_result = {"epoch": epoch, METRIC: value}
-        action = self._scheduler.on_trial_result(self, trial, trial.last_result)
-        if epoch == MAX_EPOCHS:
-            self._record("finished", name, epoch=epoch)
-            self.stop_trial(trial)
-        elif action == CONTINUE:
-            self._train(trial)
-        elif action == PAUSE:
-            trial.status = Trial.PAUSED
-        else:
-            self.stop_trial(trial)
-
-    def _decide(self, event: str, name: str, **fields: Any) -> None:
-        self._record(event, name, **fields)
-
-    def _record(self, event: str, name: str, **fields: Any) -> None:
-        apply(self.state, {"time": self._now, "event": event, "trial": name, **fields})
-
-    # What the scheduler asks of Tune's controller.
-
-    def get_trials(self) -> list[SimpleNamespace]:
-        return self._trials
-
-    def get_live_trials(self) -> list[SimpleNamespace]:
-        return [trial for trial in self._trials if trial.status != Trial.TERMINATED]
-
-    def stop_trial(self, trial: SimpleNamespace) -> None:
-        trial.status = Trial.TERMINATED
-        self._scheduler.on_trial_complete(self, trial, trial.last_result)
+def race(spec: RunSpec, world: World, kind: str, slots: int) -> State:
+    """The spec's trials under a scheduler of that kind, to the end of every one."""
+    sweeps = tuple(
+        replace(sweep, scheduler=replace(sweep.scheduler, kind=kind)) for sweep in spec.sweeps
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        return simulate(replace(spec, sweeps=sweeps), world, Path(folder), slots=slots).state
 
 
-def _submitted(trials: int) -> list[dict[str, Any]]:
-    detail = {"assignment": {"epochs": MAX_EPOCHS}, "axes": {}}
-    return [
-        {
-            "time": 0.0,
-            "event": "submitted",
-            "trial": f"{FAMILY}-{index:04d}",
-            "family": FAMILY,
-            "detail": detail,
-        }
-        for index in range(trials)
-    ]
-
-
-def repetition(curves: Trials) -> dict[str, dict[str, float]]:
-    """By kind: ``epochs`` spent, and the true accuracy at full length of the trial chosen."""
-    found = {}
-    states = {kind: Clock(curves, kind).run() for kind in ("none", "asha", "pasha")}
-    for kind, state in states.items():
+def rivals(spec: RunSpec, world: World, slots: int, truth: Callable[[TrialState], float]) -> Found:
+    """Each kind on the same curves, in the same order of arrival, of a spec of one family."""
+    found: Found = {}
+    for kind in ("none", "asha", "pasha"):
+        state = race(spec, world, kind, slots)
         spent = sum(trial.epoch for trial in state.trials.values())
-        found[kind] = {"epochs": spent, "true_top1": _truth(curves, winners(state)[FAMILY].trial)}
-    # Random search with ASHA's epochs: as many trials at full length as they pay for.
-    affordable = max(1, round(found["asha"]["epochs"] / MAX_EPOCHS))
-    best = max(range(affordable), key=lambda index: float(curves.seen[index].max()))
-    found["equal"] = {
-        "epochs": affordable * MAX_EPOCHS,
-        "true_top1": float(curves.truth[best, -1]),
-    }
-    found["possible"] = {"epochs": 0, "true_top1": float(curves.truth[:, -1].max())}
+        chosen = next(iter(winners(state).values()), None)
+        found[kind] = {"epochs": spent, "truth": 0.0 if chosen is None else truth(chosen)}
+        if kind == "none":
+            whole = list(state.trials.values())
+    length = spec.sweeps[0].scheduler.max_epochs
+    beyond_first = (found["asha"]["epochs"] - len(whole)) / (length - 1)
+    best_first = sorted(whole, key=lambda trial: -_top1(trial, 1))
+    found["top_k"] = _chosen(best_first[: max(1, round(beyond_first))], truth)
+    found["top_k"]["epochs"] += len(whole) - len(best_first[: max(1, round(beyond_first))])
+    affordable = max(1, round(found["asha"]["epochs"] / length))
+    found["equal"] = _chosen(whole[:affordable], truth)
+    found["possible"] = {"epochs": 0, "truth": max(map(truth, whole))}
     return found
 
 
-def _truth(curves: Trials, name: str) -> float:
-    return float(curves.truth[int(name.rpartition("-")[2]), -1])
+def _chosen(trials: Sequence[TrialState], truth: Callable[[TrialState], float]) -> dict[str, float]:
+    """The best of trials that are all trained to the end."""
+    best = max(trials, key=lambda trial: trial.best()[0] or 0.0)
+    return {"epochs": sum(trial.epoch for trial in trials), "truth": truth(best)}
+
+
+def _top1(trial: TrialState, epoch: int) -> float:
+    return trial.reports[epoch].metrics["val_top1"] if epoch in trial.reports else 0.0
+
+
+def synthetic(name: str, trials: int, seed: int) -> tuple[Found, dict[str, float]]:
+    """One repetition in a synthetic world, and how far each rung's order is the true one."""
+    world = replace(CURVES[name], seed=seed, val_images=VAL_IMAGES)
+    scheduler = SchedulerSpec(max_epochs=MAX_EPOCHS)
+    spec = tournament(families=(A,), trials=trials, scheduler=scheduler, final_seeds=0, seed=seed)
+    found = rivals(spec, world, SLOTS, lambda trial: world.accuracy(trial.assignment))
+    whole = list(race(spec, world, "none", SLOTS).trials.values())
+    true = [world.accuracy(trial.assignment) for trial in whole]
+    taus = {
+        str(rung): float(stats.kendalltau([_top1(trial, rung) for trial in whole], true)[0])
+        for rung in scheduler.rungs()
+    }
+    return found, taus
+
+
+def recorded(family: str, seed: int) -> Found:
+    """One order of arrival of a family's recorded trials."""
+    state = replay_records(read(RECORDED))
+    spec, world = recorded_order(state, {family: SchedulerSpec(max_epochs=_length(state))}, seed)
+    return rivals(spec, world, 2, lambda trial: trial_truth(state, world.order[trial.trial]))
+
+
+def trial_truth(state: State, name: str) -> float:
+    """What the trial reached at full length, on record."""
+    return state.trials[name].best()[0] or 0.0
+
+
+def _length(state: State) -> int:
+    return next(iter(state.trials.values())).assignment.epochs
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -164,51 +149,33 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
             "sd": statistics.stdev(values), "n": student.n}  # fmt: skip
 
 
-def judge(repetitions: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """The criterion on one world."""
-    full = interval([found["none"]["true_top1"] for found in repetitions])
+def judge(repetitions: Sequence[Found]) -> dict[str, Any]:
+    """Each kind against random search: the criterion, and the paired difference."""
+    full = interval([found["none"]["truth"] for found in repetitions])
     result: dict[str, Any] = {"random_search": {"true_top1": full}}
-    for kind in ("asha", "pasha", "equal"):
+    for kind in KINDS:
         shares = [found[kind]["epochs"] / found["none"]["epochs"] for found in repetitions]
-        reached = interval([found[kind]["true_top1"] for found in repetitions])
+        reached = interval([found[kind]["truth"] for found in repetitions])
         result[kind] = {
             "fraction": interval(shares),
             "largest_fraction": max(shares),
             "true_top1": reached,
             "difference": interval(
-                [found[kind]["true_top1"] - found["none"]["true_top1"] for found in repetitions]
+                [found[kind]["truth"] - found["none"]["truth"] for found in repetitions]
+            ),
+            "difference_from_asha": interval(
+                [found[kind]["truth"] - found["asha"]["truth"] for found in repetitions]
             ),
             "within_interval": reached["mean"] >= full["low"],
         }
-    result["possible"] = interval([found["possible"]["true_top1"] for found in repetitions])
+    result["possible"] = interval([found["possible"]["truth"] for found in repetitions])
     return result
 
 
-def rank_agreement(curves: Trials) -> dict[str, float]:
-    """Kendall's tau of the order seen at each rung with the true order at full length."""
-    rungs = SchedulerSpec(max_epochs=MAX_EPOCHS).rungs()
-    final = curves.truth[:, -1]
-    return {str(r): float(stats.kendalltau(curves.seen[:, r - 1], final)[0]) for r in rungs}
-
-
-def main() -> None:
-    parser = arguments(__doc__, "asha.json", reads_pictures=False)
-    parser.add_argument("--repetitions", type=int)
-    options = parser.parse_args()
-    trials = QUICK_TRIALS if options.quick else TRIALS
-    count = options.repetitions or (QUICK_REPETITIONS if options.quick else REPETITIONS)
-    worlds = {}
-    for name, world in WORLDS.items():
-        drawn = [draw(world, trials=trials, epochs=MAX_EPOCHS, seed=seed) for seed in range(count)]
-        taus = [rank_agreement(curves) for curves in drawn]
-        worlds[name] = {
-            **judge([repetition(curves) for curves in drawn]),
-            "kendall_tau_by_rung": {
-                rung: statistics.mean(tau[rung] for tau in taus) for rung in taus[0]
-            },
-        }
+def summarise(worlds: Mapping[str, Any], on_record: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The line that is printed last."""
     declared = worlds[DECLARED]
-    summary: dict[str, Any] = {"world": DECLARED, "n": count}
+    summary: dict[str, Any] = {"world": DECLARED, "n": n}
     for kind in ("asha", "pasha"):
         fraction = declared[kind]["fraction"]["mean"]
         summary |= {
@@ -222,14 +189,47 @@ def main() -> None:
         summary[f"{kind}_fraction"] <= SHARE_ALLOWED and summary[f"{kind}_within_interval"]
         for kind in ("asha", "pasha")
     )
+    summary["top_k_less_asha"] = {
+        name: {
+            k: round(one["top_k"]["difference_from_asha"][k], 4) for k in ("mean", "low", "high")
+        }
+        for name, one in {**worlds, **on_record}.items()
+    }
+    return summary
+
+
+def main() -> None:
+    parser = arguments(__doc__, "asha.json", reads_pictures=False)
+    parser.add_argument("--repetitions", type=int)
+    options = parser.parse_args()
+    trials = QUICK_TRIALS if options.quick else TRIALS
+    count = options.repetitions or (QUICK_REPETITIONS if options.quick else REPETITIONS)
+    orders = QUICK_ORDERS if options.quick else ORDERS
+    worlds, on_record = {}, {}
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name in CURVES:
+            results = list(pool.map(synthetic, [name] * count, [trials] * count, range(count)))
+            taus = [tau for _, tau in results]
+            worlds[name] = {
+                **judge([found for found, _ in results]),
+                "kendall_tau_by_rung": {
+                    rung: statistics.mean(tau[rung] for tau in taus) for rung in taus[0]
+                },
+            }
+        families = [sweep.family for sweep in replay_records(read(RECORDED)).spec.sweeps]
+        for family in families:
+            of_family = list(pool.map(recorded, [family] * orders, range(orders)))
+            on_record[f"recorded: {family}"] = judge(of_family)
     settings = {
         "trials": trials,
         "max_epochs": MAX_EPOCHS,
         "grace_epochs": 1,
         "reduction_factor": 3,
         "slots": SLOTS,
+        "orders_of_recorded_curves": orders,
     }
-    finish({"settings": settings, "worlds": worlds}, options.out, summary)
+    result = {"settings": settings, "worlds": worlds, "recorded": on_record}
+    finish(result, options.out, summarise(worlds, on_record, count))
 
 
 if __name__ == "__main__":

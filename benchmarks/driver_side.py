@@ -25,10 +25,10 @@ from pathlib import Path
 import ray
 
 from benchmarks.common import largest_rss_mb
-from benchmarks.worlds import WORLDS, Trials, draw
 from orchestrator.engine import runner
 from orchestrator.engine.trial import NAMESPACE
 from orchestrator.launch.prepare import PreparedRun, RunImages
+from orchestrator.simulate.worlds import WORLDS, Training
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
@@ -45,7 +45,7 @@ class Reporters:
 
     def __init__(self, dispatcher: str, namespace: str, trials: int, reports: int) -> None:
         self._dispatcher = ray.get_actor(dispatcher, namespace=namespace)
-        self._curves: Trials = draw(WORLDS["crossing"], trials=trials, epochs=reports, seed=0)
+        self._trainings: dict[str, Training] = {}
 
     async def serve(self, slot: str) -> None:
         incarnation, running, attempt = uuid.uuid4().hex, None, 0
@@ -59,13 +59,14 @@ class Reporters:
                 continue
             if order.assignment is not None:
                 running, attempt = order.assignment.trial_id, order.assignment.attempt
+                self._trainings[running] = WORLDS["null"].train(order.assignment)
             assert running is not None
             report = self._report(running, order.epoch)
             await self._dispatcher.report.remote(slot, running, attempt, report)
 
     def _report(self, trial: str, epoch: int) -> EpochReport:
         """As many metrics as an epoch of the engine has, of the usual length in digits."""
-        top1 = float(self._curves.seen[int(trial.rpartition("-")[2]), epoch - 1])
+        top1 = self._trainings[trial].metrics[epoch - 1]["val_top1"]
         metrics = {
             "val_top1": round(top1, 6),
             "val_top5": min(1.0, top1 + 0.3),

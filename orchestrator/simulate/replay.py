@@ -167,7 +167,7 @@ def replay_run(
                 f"rates was laid out; got {asked.max_epochs} for {length} of {family} on record. "
                 "Fix: leave it out"
             )
-    simulated = [_one_order(state, search, scheduler, slots, seed) for seed in range(orders)]
+    simulated = [_one_order(state, scheduler, slots, seed) for seed in range(orders)]
     return Replay(
         scheduler=next(iter(scheduler.values())),
         slots=slots,
@@ -191,21 +191,17 @@ class _Order:
 
 
 def _one_order(
-    state: State,
-    search: Mapping[str, TrialState],
-    scheduler: Mapping[str, SchedulerSpec],
-    slots: int,
-    seed: int,
+    state: State, scheduler: Mapping[str, SchedulerSpec], slots: int, seed: int
 ) -> _Order:
-    spec, order = _spec_and_order(state.spec, search, scheduler, seed)
+    spec, world = recorded_order(state, scheduler, seed)
     with tempfile.TemporaryDirectory() as folder:
-        run = simulate(spec, RecordedWorld(search, order), Path(folder), slots=slots)
+        run = simulate(spec, world, Path(folder), slots=slots)
     trials = run.state.trials.values()
     return _Order(
         device_seconds=cost.device_seconds(run.state),
         makespan_s=run.makespan_s,
         unknown=sum(trial.reason == UNKNOWN for trial in trials),
-        winners={family: order[won.trial] for family, won in winners(run.state).items()},
+        winners={family: world.order[won.trial] for family, won in winners(run.state).items()},
         epochs={
             family: sum(trial.epoch for trial in trials if trial.family == family)
             for family in scheduler
@@ -213,28 +209,27 @@ def _one_order(
     )
 
 
-def _spec_and_order(
-    spec: RunSpec,
-    search: Mapping[str, TrialState],
-    scheduler: Mapping[str, SchedulerSpec],
-    seed: int,
-) -> tuple[RunSpec, dict[str, str]]:
-    """A run of as many trials as are on record, nothing drawn, and whose curve each of them has."""
+def recorded_order(
+    state: State, scheduler: Mapping[str, SchedulerSpec], seed: int
+) -> tuple[RunSpec, RecordedWorld]:
+    """A run of the families in ``scheduler`` with as many trials as are on record, nothing drawn,
+    in an order of arrival that ``seed`` draws; and the world whose curves they have."""
+    search = {name: trial for name, trial in state.trials.items() if trial.stage == "search"}
     sweeps: list[SweepSpec] = []
     order: dict[str, str] = {}
-    for sweep in spec.sweeps:
+    for sweep in state.spec.sweeps:
         names = [name for name, trial in search.items() if trial.family == sweep.family]
-        if not names:
+        if not names or sweep.family not in scheduler:
             continue
         random.Random(f"{seed}/{sweep.family}").shuffle(names)
-        bare = replace(
-            sweep, scheduler=scheduler[sweep.family], trials=len(names), space={}, grid=()
-        )
+        asked = scheduler[sweep.family]
+        bare = replace(sweep, scheduler=asked, trials=len(names), space={}, grid=())
         order |= {bare.trial_name(index): name for index, name in enumerate(names)}
         sweeps.append(bare)
-    return replace(
-        spec, sweeps=tuple(sweeps), final_seeds=0, budget=None, prices=None, claim=None
-    ), order
+    bare_run = replace(
+        state.spec, sweeps=tuple(sweeps), final_seeds=0, budget=None, prices=None, claim=None
+    )
+    return bare_run, RecordedWorld(search, order)
 
 
 def _family(
