@@ -23,7 +23,6 @@ from orchestrator.compare.importance import Importance, at_equal_budget, importa
 from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
 from orchestrator.ledger.cost import epochs_by_workers, node_notes, preemptions
 from orchestrator.ledger.state import DatasetFacts
-from orchestrator.spec import spaces
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points
 from trainables.errors import UserError
@@ -105,7 +104,10 @@ class Comparison:
             "answer": self.answer,
             "dataset": self.dataset_name,
             "dataset_info": self.dataset.as_dict() if self.dataset else None,
-            "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
+            "spaces": {
+                label: {path: domain.as_dict() for path, domain in space.items()}
+                for label, space in self.spaces.items()
+            },
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
         on_gpus = any(family.device not in (None, "cpu") for family in self.families)

@@ -64,7 +64,7 @@ class RunData:
     @property
     def status(self) -> RunStatus:
         """How the run stood when it was read."""
-        return run_status(self.state, held=self.running)
+        return run_status(self.state, running=self.running)
 
     @property
     def device_hours(self) -> float:

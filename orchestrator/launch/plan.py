@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orchestrator.launch.forecast import COLD_START_S, TFLOPS, Costs, expected_epochs, forecast
 from orchestrator.ledger.state import FamilyForecast, Forecast
@@ -101,7 +101,7 @@ class FamilyPlan(Spec):
     dataset: str
     scale: str
     weights: str
-    geometry: Geometry = field(metadata={"write": Geometry.as_dict})
+    geometry: Geometry
     warnings: tuple[str, ...]
     trials: int
     scheduler: str

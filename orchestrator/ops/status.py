@@ -135,7 +135,7 @@ def view(state: State, *, running: bool) -> RunView:
     saved_hours = [family.saved_device_hours for family in families]
     finals = [trial for trial in state.trials.values() if trial.stage is Stage.FINAL]
     return RunView(
-        status=run_status(state, held=running),
+        status=run_status(state, running=running),
         reason=state.stop_reason if state.stopped and not running else None,
         families=families,
         trials=len(state.trials) - len(finals),
