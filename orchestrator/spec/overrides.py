@@ -23,7 +23,7 @@ from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Uniform, spac
 from trainables.backbones.families import FAMILIES
 from trainables.config import NOUNS, BackboneSpec, DataSpec, Recipe, kinds_of
 from trainables.data.sources import KNOWN_DATASETS
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError, collected, raise_if_any
 
 SECTIONS: tuple[Any, ...] = (Recipe, BackboneSpec, DataSpec, SchedulerSpec, ResourceSpec)
 # The family is what the TARGET names.
@@ -75,20 +75,17 @@ def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
 def apply_sets(sweeps: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
     """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
     changes: dict[str, dict[str, object]] = {sweep.family: {} for sweep in sweeps}
-    wrong: list[str] = []
+    mistakes: list[str] = []
     for text in texts:
         path, equals, value = text.partition("=")
         path = path.strip()
         family, _, rest = path.partition(".")
         chosen, path = ([family], rest) if family in changes else (list(changes), path)
-        try:
+        with collected(mistakes):
             parsed = parse(path, value.strip() if equals else None)
-        except UserError as error:
-            wrong += error.mistakes
-        else:
             for name in chosen:
                 changes[name][path] = parsed
-    raise_if_any(wrong)
+    raise_if_any(mistakes)
     return tuple(with_changes(sweep, changes[sweep.family]) for sweep in sweeps)
 
 
