@@ -247,7 +247,7 @@ def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:
     for index, run in enumerate(runs):
         for trial in run.state.trials.values():
             label = labels[index, trial.family]
-            curve = _curve(trial, label, index, run.correct.get(trial.trial))
+            curve = curve_of(trial, label, index, run.correct.get(trial.trial))
             audited = [rung for rung, decision in curve.rungs.items() if decision == "audited"]
             families[label].append(_cut_at_rung(curve, min(audited)) if audited else curve)
     return families
@@ -291,7 +291,8 @@ def device(curves: Sequence[Curve]) -> str | None:
     return " + ".join(sorted({name.split(":")[0] for name in names})) or None
 
 
-def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
+def curve_of(trial: TrialState, label: str, run: int = 0, correct: Array | None = None) -> Curve:
+    """The whole trial, with what the search did not see of it."""
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]
     metrics = [report.metrics for report in reports]

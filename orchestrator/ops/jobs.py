@@ -36,7 +36,7 @@ STREAM_PAUSE_S = 1.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 RUN_KEY = "orchestrator_run"  # in a job's metadata: which run it carries out
 
-NO_ANSWER = (OSError, RuntimeError, TimeoutError)  # also what Ray makes of a broken answer
+NO_ANSWER = (OSError, RuntimeError)  # also what Ray makes of a broken answer
 
 log = logging.getLogger(__name__)
 

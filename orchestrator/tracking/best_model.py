@@ -93,34 +93,28 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check(model: SelectedModel, run_folder: Path, folder: Path) -> str:
-    """Let both classify validation images: the exported model, and the run's own evaluation.
+def export_to_folder(state: State, model: SelectedModel, run_folder: Path, folder: Path) -> None:
+    """Write the portable model into ``folder``, and let it and the run's own evaluation classify
+    validation images; a warning where these or the first weights are no longer there.
 
-    Returns a sentence; a warning where the images or the first weights are no longer there.
-    Raises ``UserError`` where they disagree on more than one in a hundred.
+    Raises ``UserError`` as :func:`write_model` does, and where the two disagree on more than one in
+    a hundred.
     """
+    write_model(state, model, run_folder, folder)
     from trainables.export.folder import agreement
 
     assignment = replace(model.trial.assignment, remote=origin(run_folder))
     try:
         same, count = agreement(assignment, str(checkpoint_of(model, run_folder)), folder)
     except UserError as error:
-        return f"warning: not checked against the run's own evaluation: {error.mistakes[0]}"
+        log.info(f"warning: not checked against the run's own evaluation: {error.mistakes[0]}")
+        return
     if same < WORST_AGREEMENT * count:
         raise UserError(
             f"an exported model must classify as its run did; it does so for {same} of {count} "
             "validation images. This is a mistake of ours. Fix: report it, with config.json"
         )
-    return f"checked: the same class as the run's own evaluation for {same} of {count} images"
-
-
-def export_to_folder(state: State, model: SelectedModel, run_folder: Path, folder: Path) -> None:
-    """Write the portable model into ``folder``, and check it.
-
-    Raises ``UserError`` as :func:`write_model` and :func:`check` do.
-    """
-    write_model(state, model, run_folder, folder)
-    log.info(check(model, run_folder, folder))
+    log.info(f"checked: the same class as the run's own evaluation for {same} of {count} images")
 
 
 def export_to_registry(

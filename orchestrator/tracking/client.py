@@ -35,16 +35,7 @@ os.environ.update(
 )
 
 import mlflow.pyfunc
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow import entities
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
@@ -68,9 +59,10 @@ class Outage(RuntimeError):
     """MLflow did not answer, or refused. ``permanent``: the same request would fail again;
     ``forgotten``: MLflow no longer knows the run, so it has to be created again."""
 
-    def __init__(self, message: str, *, permanent: bool, forgotten: bool) -> None:
-        super().__init__(message)
-        self.permanent, self.forgotten = permanent, forgotten
+    def __init__(self, error: Exception) -> None:
+        super().__init__(one_line(error)[:300])
+        code = getattr(error, "error_code", None)
+        self.permanent, self.forgotten = code in PERMANENT, code == "RESOURCE_DOES_NOT_EXIST"
 
 
 @contextmanager
@@ -79,12 +71,7 @@ def talking() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        code = getattr(error, "error_code", None)
-        raise Outage(
-            one_line(error)[:300],
-            permanent=code in PERMANENT,
-            forgotten=code == "RESOURCE_DOES_NOT_EXIST",
-        ) from error
+        raise Outage(error) from error
 
 
 @dataclass
@@ -119,12 +106,11 @@ class Client:
             root = artifact_root(uri)
             place = f"{root.as_uri()}/{quote(experiment, safe='')}" if root else None
             try:
-                self._experiment_id = str(self._client.create_experiment(experiment, place))
-                return
-            except MlflowException:  # another run was first
-                present = self._client.get_experiment_by_name(experiment)
-                if present is None:
+                self._client.create_experiment(experiment, place)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was first
                     raise
+            present = self._client.get_experiment_by_name(experiment)
         self._experiment_id = str(present.experiment_id)
         if present.lifecycle_stage == "deleted":
             self._client.restore_experiment(self._experiment_id)
@@ -132,7 +118,7 @@ class Client:
     def runs_of(self, run_id: str) -> dict[str, MlflowRun]:
         """Our run's runs there by trial, the parent as ``""``; of two for one trial, which an
         answer lost on its way can make, the younger is deleted."""
-        runs: list[Run] = []
+        runs: list[entities.Run] = []
         token: str | None = ""
         while token is not None:
             page = self._client.search_runs(
@@ -167,7 +153,7 @@ class Client:
         """Metrics, and what is new of params and tags: one request, none for nothing."""
         new_params = {k: v for k, v in params.items() if k not in run.params}
         new_tags = {k: v for k, v in tags.items() if run.tags.get(k) != v}
-        rows = [Metric(*row) for row in metrics]
+        rows = [entities.Metric(*row) for row in metrics]
         if len(rows) > MAX_METRICS:  # several requests
             self._client.log_batch(run.id, metrics=rows)
             rows = []
@@ -175,8 +161,8 @@ class Client:
         self._client.log_batch(
             run.id,
             metrics=rows,
-            params=[Param(*param) for param in new_params.items()],
-            tags=[RunTag(*tag) for tag in new_tags.items()],
+            params=[entities.Param(*param) for param in new_params.items()],
+            tags=[entities.RunTag(*tag) for tag in new_tags.items()],
         )
         run.params |= new_params.keys()
         run.tags |= new_tags
@@ -190,9 +176,11 @@ class Client:
     def log_datasets(self, run: MlflowRun, datasets: Sequence[Mapping[str, str]]) -> None:
         """What the run trains on, as :func:`view.datasets` says it; the same again changes
         nothing."""
-        training = [InputTag("mlflow.data.context", "training")]
+        training = [entities.InputTag("mlflow.data.context", "training")]
         if datasets:
-            inputs = [DatasetInput(Dataset(**dataset), training) for dataset in datasets]
+            inputs = [
+                entities.DatasetInput(entities.Dataset(**dataset), training) for dataset in datasets
+            ]
             self._client.log_inputs(run.id, inputs)
         run.has_datasets = True
 
@@ -222,7 +210,7 @@ class Client:
             model_type="classifier",
         )
         model_id = str(logged.model_id)
-        self._client.log_outputs(run.id, [LoggedModelOutput(model_id, step=model.epoch)])
+        self._client.log_outputs(run.id, [entities.LoggedModelOutput(model_id, step=model.epoch)])
         with tempfile.TemporaryDirectory() as scratch:
             place = str(Path(scratch) / "model")
             mlflow.pyfunc.save_model(
@@ -246,7 +234,7 @@ class Client:
             self._client.log_model_artifacts(model_id, place)
         self._client.finalize_logged_model(model_id, "READY")
         rows = view.final_metrics(model.trial)
-        metrics = [Metric(*row, model_id=model_id, run_id=run.id) for row in rows]
+        metrics = [entities.Metric(*row, model_id=model_id, run_id=run.id) for row in rows]
         self._client.log_batch(run.id, metrics=metrics)
         self.log(run, [], {}, {view.MODEL_TAG: model_id})
 
@@ -268,7 +256,7 @@ class Client:
         return str(version.version)
 
 
-def _mlflow_run(run: Run) -> MlflowRun:
+def _mlflow_run(run: entities.Run) -> MlflowRun:
     return MlflowRun(
         id=run.info.run_id,
         status=run.info.status,

@@ -35,8 +35,9 @@ from orchestrator.tracking import store, view
 from orchestrator.tracking.best_model import log_model
 from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
 from trainables.errors import UserError, one_line
+from trainables.storage.waiting import retry
 
-LONGEST_BACKOFF_S = 10.0
+POLL_S, LONGEST_BACKOFF_S = 1.0, 10.0
 GIVE_UP_S = 20.0  # of silence, after the run has ended; while it goes on, there is no end
 PARENT = ""  # key of the parent run beside the trials' names
 REPORT, COMPARISON, PLOTS = "report.html", "comparison.json", "plots"
@@ -174,7 +175,7 @@ class Mirror:
             metrics += view.claim_metrics(state)
         client.log(run, metrics, {}, tags)
         if state.verdict:
-            client.put_text(run, view.VERDICT, view.as_json(state.verdict["detail"]))
+            client.put_text(run, "verdict.json", view.as_json(state.verdict["detail"]))
         if not run.has_datasets:
             client.log_datasets(run, view.datasets(state))
         client.put_text(run, "spec.json", view.as_json(state.spec.as_dict()))
@@ -214,12 +215,7 @@ class Mirror:
 
 
 def follow(
-    run_folder: Path,
-    tracking_uri: str,
-    experiment: str | None,
-    *,
-    ended: threading.Event,
-    poll_s: float = 1.0,
+    run_folder: Path, tracking_uri: str, experiment: str | None, ended: threading.Event
 ) -> bool:
     """Keep MLflow in step with a ledger until ``ended``; whether it was in step at the end.
 
@@ -228,40 +224,34 @@ def follow(
     as a stopped run, and a ``report.html`` beside it becomes the run's artifact. Raises
     ``UserError`` where another process mirrors the run and does not end.
     """
-    delay_s = poll_s
+    delay_s = POLL_S
     out_since: float | None = None
-    give_up_at: float | None = None
     with _only_mirror_of(run_folder, ended.is_set, GIVE_UP_S):
         mirror = Mirror(run_folder, tracking_uri, experiment)
-        while True:
-            last = ended.is_set()
-            mirror.read_ledger()
-            if last:
-                mirror.finish()
+        while not ended.wait(delay_s):
             began = time.monotonic()
             try:
-                mirror.flush(last=last)
+                mirror.read_ledger()
+                mirror.flush()
             except Outage as outage:
                 if out_since is None:
                     out_since = time.monotonic()
                     log.warning(f"MLflow at {tracking_uri} is out, records wait: {outage}")
                 delay_s = min(2 * delay_s, LONGEST_BACKOFF_S)
-            else:
-                if out_since is not None:
-                    log.info(f"MLflow is back after {time.monotonic() - out_since:.0f} s, in step")
-                    out_since = None
-                if last:
-                    return True
-                # Behind a busy run, half of the time is left to training.
-                delay_s = max(poll_s, time.monotonic() - began)
-            if not last:
-                ended.wait(delay_s)
                 continue
-            give_up_at = give_up_at or time.monotonic() + GIVE_UP_S
-            if time.monotonic() >= give_up_at:
-                log.warning("gave up; `sync` brings MLflow up to date from the ledger")
-                return False
-            time.sleep(delay_s)
+            if out_since is not None:
+                log.info(f"MLflow is back after {time.monotonic() - out_since:.0f} s, in step")
+                out_since = None
+            # Behind a busy run, half of the time is left to training.
+            delay_s = max(POLL_S, time.monotonic() - began)
+        mirror.read_ledger()
+        mirror.finish()
+        try:
+            retry(lambda: mirror.flush(last=True), on=Outage, patience_s=GIVE_UP_S)
+        except Outage as outage:
+            log.warning(f"gave up ({outage}); `sync` brings MLflow up to date from the ledger")
+            return False
+        return True
 
 
 def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> int:
@@ -332,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     threading.Thread(target=wait_for_parent, daemon=True).start()
     os.nice(19)  # training comes first, and Ray's workers run at 15
-    in_step = follow(options.run_folder, options.uri, options.experiment, ended=ended)
+    in_step = follow(options.run_folder, options.uri, options.experiment, ended)
     return 0 if in_step else 1
 
 

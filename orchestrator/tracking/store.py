@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from orchestrator.spec.run import run_folder
 
+TIMEOUT_S = 5.0
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 INSTEAD = "or leave --tracking-uri out to record in a local database"
@@ -63,7 +64,7 @@ def ui_command(storage: str, uri: str | None = None, *, port: int = 5000) -> lis
     ]
 
 
-def check(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+def check(tracking_uri: str, timeout_s: float = TIMEOUT_S) -> list[str]:
     """Why nothing can be recorded at ``tracking_uri``, one line each; empty when it can.
 
     A server is asked a real question, with the credentials of ``MLFLOW_TRACKING_USERNAME`` and
@@ -90,7 +91,7 @@ def check(tracking_uri: str, timeout_s: float = 5) -> list[str]:
     ]
 
 
-def age_mistakes(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+def age_mistakes(tracking_uri: str) -> list[str]:
     """Why the server, which answers, is too old for the MLflow here: another major version, or a
     minor one below ours. Empty for a database."""
     parts = urlsplit(tracking_uri)
@@ -98,7 +99,7 @@ def age_mistakes(tracking_uri: str, timeout_s: float = 5) -> list[str]:
         return []
     server, ours = _address(parts), metadata.version("mlflow")
     try:
-        theirs = _ask(parts, "version", timeout_s).decode(errors="replace").strip()[:50]
+        theirs = _ask(parts, "version", TIMEOUT_S).decode(errors="replace").strip()[:50]
     except OSError as error:
         return [f"the tracking server {server} does not tell its version ({error}). Fix: update it"]
     there, here = _major_minor(theirs), _major_minor(ours)

@@ -5,15 +5,16 @@ comparison. No mlflow here.
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
+from orchestrator.compare.families import convergence
+from orchestrator.compare.runs import curve_of
+from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.state import (
     ReportedEpoch,
@@ -26,14 +27,10 @@ from orchestrator.ledger.state import (
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
-if TYPE_CHECKING:
-    from orchestrator.compare.winners import SelectedModel
-
 RUN_ID_TAG = "orchestrator.run_id"
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
 GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights")
 MAX_TAG, MAX_PARAM = 5000, 6000
-VERDICT = "verdict.json"
 TABLE = "summary.json"
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
@@ -41,13 +38,10 @@ NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
 # MLflow's status by that of a run or a trial of ours; RUNNING for all others.
 STATUS: Mapping[str, str] = {
-    TrialStatus.FINISHED: "FINISHED",
-    TrialStatus.PRUNED: "KILLED",
-    RunStatus.DONE: "FINISHED",
+    **dict.fromkeys((TrialStatus.FINISHED, RunStatus.DONE), "FINISHED"),
     RunStatus.FAILED: "FAILED",  # of a trial too
-    RunStatus.STOPPED: "KILLED",
-    RunStatus.INTERRUPTED: "KILLED",
-    RunStatus.EMPTY: "KILLED",
+    TrialStatus.PRUNED: "KILLED",
+    **dict.fromkeys((RunStatus.STOPPED, RunStatus.INTERRUPTED, RunStatus.EMPTY), "KILLED"),
 }
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
@@ -137,12 +131,14 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     empty while it runs."""
     if trial.ended_at is None:
         return []
-    probes = trial.outcome.get("probes", {})
+    curve, probes = curve_of(trial, trial.family), trial.outcome.get("probes", {})
+    speed = convergence(curve) if curve.best else None
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
     values: dict[str, float | None] = {
         "best_val_top1": trial.best()[0],
-        **_convergence(trial),
+        "epochs_to_90pct_of_best": speed.epochs if speed else None,
+        "convergence_auc": speed.auc if speed else None,
         "device_seconds": cost_of([trial]).total if trial.reports else None,
         **{name: trial.detail.get(name) for name in ("params_m", "gflops_per_image")},
         **{f"test_{name}": value for name, value in trial.outcome.get("test", {}).items()},
@@ -156,24 +152,6 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
 
 def _at(values: Sequence[float], steps: Sequence[float], step: float) -> float | None:
     return values[steps.index(step)] if step in steps and len(values) == len(steps) else None
-
-
-def _convergence(trial: TrialState) -> dict[str, float]:
-    """The epoch in which accuracy first reached 90 % of its best, and the area under accuracy by
-    the trapezoid rule, divided by the epochs spanned: a mean accuracy in [0, 1]."""
-    curve = [
-        (epoch, top1)
-        for epoch, report in sorted(trial.reports.items())
-        if math.isfinite(top1 := report.metrics.get("val_top1", math.nan))
-    ]
-    if not curve:
-        return {}
-    epochs, top1s = np.array(curve).T  # (E,) each
-    span = epochs[-1] - epochs[0]
-    return {
-        "epochs_to_90pct_of_best": float(epochs[np.argmax(top1s >= 0.9 * top1s.max())]),
-        "convergence_auc": float(np.trapezoid(top1s, epochs) / span if span else top1s[0]),
-    }
 
 
 def learning_curve(trial: TrialState) -> str:
@@ -241,12 +219,10 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
 def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
     """Counts and totals of the parent run at its end."""
     trials = state.trials.values()
+    counts = Counter(trial.status for trial in trials)
     best = [value for trial in trials if (value := trial.best()[0]) is not None]
     values = {
-        **{
-            f"trials_{status}": sum(trial.status == status for trial in trials)
-            for status in ("finished", "pruned", "failed")
-        },
+        **{f"trials_{status}": counts[status] for status in TrialStatus if status.is_final},
         "device_seconds": cost_of(trials).total,
         "best_val_top1": max(best, default=None),
     }
@@ -266,11 +242,8 @@ def claim_metrics(state: State) -> list[MetricRow]:
     values: dict[str, float | None] = {}
     for effect in [*verdict["effects"], *verdict["others"]]:
         name = "effect/" + re.sub(r"[^a-z0-9]+", "_", effect["name"].lower()).strip("_")[:180]
-        values |= {
-            name: effect["mean"],
-            f"{name}_low": effect["low"],
-            f"{name}_high": effect["high"],
-        }
+        ends = {"": "mean", "_low": "low", "_high": "high"}
+        values |= {name + end: effect[bound] for end, bound in ends.items()}
     return _rows({**values, "claim_seeds": verdict["seeds"]}, state.verdict["time"])
 
 
