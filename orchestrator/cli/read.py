@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
+from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import is_running
@@ -65,10 +67,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 
     runs = [load(folder) for folder in folders]
     comparison = compare_runs(runs)
-    if as_json:
-        show(comparison.as_dict())
-    else:
-        click.echo(table_text(comparison))
+    show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     if out:
         Path(out).write_text(report_html(comparison), encoding="utf-8")
         log.info(f"wrote {out}")
@@ -121,7 +120,6 @@ def reproduce(
     record = read_report(report, run=run)
     if rerun is not None:
         from orchestrator.cli.run import carry_out
-        from orchestrator.launch.prepare import RunOptions
         from orchestrator.launch.validation import validate
         from orchestrator.spec.run import RunSpec
 
@@ -130,10 +128,7 @@ def reproduce(
         spec = RunSpec.from_dict({**record["spec"], **place})
         log.info(f"{record['name']} again as {rerun}, spec {spec.hash()}")
         ctx.exit(carry_out(spec, validate(spec), RunOptions()))
-    if as_spec:
-        show({"schema": 1, **record})
-    else:
-        click.echo(record["command"])
+    show(as_spec, {"schema": 1, **record}, lambda: record["command"])
     log.info(
         f"next: orchestrator reproduce {report} --rerun NAME; its spec is {record['spec_hash']}"
     )
@@ -158,7 +153,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
             | {"checkpoint_bytes": checkpoint_bytes(folder)}
             for folder, run in runs
         ]
-        show({"schema": 1, "runs": documents})
+        click.echo(json.dumps({"schema": 1, "runs": documents}, indent=2))
     elif name:
         folder, run = runs[0]
         click.echo(f"{folder.name}, {run.status}{f': {run.reason}' if run.reason else ''}")
@@ -214,6 +209,3 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         best_model.export_to_folder(state, model, folder, Path(to))
         click.echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
-
-
-COMMANDS = (compare, reproduce, stop, export, status)

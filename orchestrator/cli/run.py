@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, STORAGE, TRACKING, run_options, show
+from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, show
+from orchestrator.launch.options import (
+    DEMO,
+    DEMO_FAMILIES,
+    TOURNAMENT_FINAL_SEEDS,
+    RunOptions,
+    spec_of,
+)
+from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.launch.prepare import RunOptions
     from orchestrator.ops.jobs import Job
-    from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +51,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
 
 @click.command()
 @click.argument("target")
-@run_options
+@RUN
 @REOPEN
 @DRY_RUN
 @click.pass_context
@@ -60,7 +66,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> None:
 
 @click.command()
 @click.argument("target", metavar="FAMILY...", nargs=-1, required=True)
-@run_options
+@RUN
 @REOPEN
 @DRY_RUN
 @click.pass_context
@@ -74,7 +80,7 @@ def tournament(ctx: click.Context, /, **options: Any) -> None:
 
 @click.command()
 @click.argument("target", nargs=-1, required=True)
-@run_options
+@RUN
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
@@ -86,14 +92,11 @@ def _asked(
     command: str, target: str | tuple[str, ...] = (), **options: Any
 ) -> tuple[RunSpec, RunOptions]:
     """The run that a command and its parameters ask for, and how it is to be carried out."""
-    from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
-
-    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
     if command == "demo":
-        return demo_spec(chosen), chosen
-    if command == "tournament":
-        return tournament_spec(targets, chosen), chosen
-    return spec_of(targets, chosen), chosen
+        target, options = DEMO_FAMILIES, {**DEMO, **options}
+    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
+    final_seeds = TOURNAMENT_FINAL_SEEDS if command == "tournament" else 0
+    return spec_of(targets, chosen, final_seeds=final_seeds), chosen
 
 
 def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
@@ -107,14 +110,10 @@ def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
-    from orchestrator.launch.plan import plan_text
-    from orchestrator.launch.prepare import plan_of
+    from orchestrator.launch.prepare import plan_of, plan_text
 
     planned = plan_of(spec, options)
-    if as_json:
-        show(planned.as_dict())
-    else:
-        click.echo(plan_text(planned))
+    show(as_json, planned, lambda: plan_text(planned))
     log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 
@@ -175,8 +174,6 @@ def submit(
     mistakes are found here. The same again, while the job is at work, follows that job. Ctrl-C
     stops following it; the job goes on.
     """
-    from orchestrator.spec.run import sanitised
-
     if job_id is not None and sanitised(job_id) != job_id:
         raise UserError(
             "a job's id must be letters, digits, '.', '_' or '-'; "
@@ -253,6 +250,3 @@ def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[
     if name not in JOBS:
         raise UserError(f"a job is one of {', '.join(JOBS)}; got {name!r}. Fix: {JOB_EXAMPLE}")
     return name, command.make_context(name, rest).params
-
-
-COMMANDS = (demo, sweep, tournament, plan, submit)

@@ -377,8 +377,7 @@ def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
     """Put the pixel stores of ``specs`` where the run's nodes find them, if it is kept in object
     storage; those that are not there are built. Raises ``StorageError``."""
     if remote := object_storage.origin(folder):
-        from trainables.data.build import prepare
-        from trainables.data.store import put_stores
+        from trainables.data.build import prepare, put_stores
 
         put_stores(remote, {spec: prepare(spec) for spec in dict.fromkeys(specs)})
 

@@ -288,14 +288,14 @@ def examine(
     storage: str, tracking_uri: str | None, backbones: Sequence[BackboneSpec], *, local: bool
 ) -> Findings:
     """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
-    from orchestrator.launch import plan
     from orchestrator.launch.validation import storage_mistakes
     from orchestrator.ledger.session import environment
+    from orchestrator.ray_cluster.capacity import local_totals
     from orchestrator.tracking import store
     from trainables.backbones import check_weights
     from trainables.data.store import default_folder
 
-    machine, total = environment(), plan.local_totals()
+    machine, total = environment(), local_totals()
     uri = tracking_uri or store.default_uri(storage)
     address, folder = None if local else attach.known_address(), default_folder(DataSpec())
     problems = storage_mistakes(storage)

@@ -20,7 +20,7 @@ from orchestrator.compare.runs import collect, load
 from orchestrator.compare.table import table_text
 from orchestrator.engine import dispatcher_state
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
-from orchestrator.launch.prepare import RunOptions, spec_of
+from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Record, replay
 from orchestrator.spec import spaces
