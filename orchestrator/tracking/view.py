@@ -131,7 +131,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     empty while it runs."""
     if trial.ended_at is None:
         return []
-    curve, probes = curve_of(trial, trial.family), trial.outcome.get("probes", {})
+    curve, probes = curve_of(trial.family, trial), trial.outcome.get("probes", {})
     speed = convergence(curve) if curve.best else None
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
