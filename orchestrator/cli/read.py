@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -147,7 +148,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     runs = list(zip(folders, views, strict=True))
     if as_json:
         documents = [
-            {"name": folder.name, "folder": str(folder), **run.as_dict()}
+            {"name": folder.name, "folder": str(folder), **asdict(run)}
             | {"checkpoint_bytes": checkpoint_bytes(folder)}
             for folder, run in runs
         ]
@@ -186,7 +187,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     """
     folder = run_folder(name, storage)
     from orchestrator.compare.winners import select_model
-    from orchestrator.ops import export as exporting
+    from orchestrator.tracking import best_model
 
     state = state_of(folder)
     model = select_model(state, family)
@@ -195,7 +196,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         log.info(f"{name} has not ended: this is its best so far")
     if to == "registry":
         alias = family or "champion"
-        uri, version = exporting.export_to_registry(
+        uri, version = best_model.export_to_registry(
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )
         log.info(f"version {version} of {name}")
@@ -203,6 +204,6 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         load = f"mlflow.pyfunc.load_model('models:/{name}@{alias}')"
         log.info(f"next: {load}, MLFLOW_TRACKING_URI={uri}")
     else:
-        exporting.export_to_folder(state, model, folder, Path(to))
+        best_model.export_to_folder(state, model, folder, Path(to))
         click.echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -202,7 +203,8 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     )
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, how_it_ended = jobs.follow(client, job_id, show=partial(click.echo, nl=False))
+        log_text = partial(click.echo, nl=False)
+        code, how_it_ended = asyncio.run(jobs.follow(client, job_id, show=log_text))
     except KeyboardInterrupt:
         log.info(f"no longer following job {job_id}; it goes on")
         log.info(
