@@ -290,7 +290,8 @@ def test_the_verdict_is_on_record_once_and_leads_the_report(tmp_path: Path) -> N
         assert said in text, said
 
     assert shown(state_of(folder))["recorded"]["agrees"] is True
-    tags, rows = (f(state_of(folder)) for f in (view.claim_tags, view.claim_metrics))
+    state = state_of(folder)
+    tags, rows = view.run_tags(state, False), view.claim_metrics(state)
     assert (tags["claim"], tags["verdict"]) == (PATCHES, "supported")
     values = {name: value for name, value, _, _ in rows}
     effect = records[-1]["detail"]["effects"][1]
