@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.config import DataSpec
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError, collected, raise_if_any
 
 if TYPE_CHECKING:
     from trainables.data.store import Reading, Source
@@ -89,20 +89,15 @@ def check_source(spec: DataSpec) -> list[str]:
 
     Looks at names, bounds, folder layout, Parquet footers and the archive's kind; no network.
     """
-    try:
+    with collected([]) as mistakes:
         locate(spec)
-    except UserError as error:
-        return list(error.mistakes)
-    return []
+    return mistakes
 
 
 def locate(spec: DataSpec) -> Source:
     """The source that ``spec`` names; ``UserError`` with all that ``check_source`` lists."""
-    mistakes = spec.mistakes()
-    try:
+    with collected(spec.mistakes()) as mistakes:
         source = _locate(spec)
-    except UserError as error:
-        raise UserError(*mistakes, *error.mistakes) from None
     raise_if_any(mistakes)
     return source
 
