@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
 from orchestrator.cli.read import run_folder, run_folders
+from orchestrator.ledger import session
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,11 +116,10 @@ def _dry_run(
 def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
     from orchestrator.claims.verdict import declared, shown, state_of, verdict_lines
-    from orchestrator.ledger.session import state_of as any_state
 
     folders = [run_folder(run, storage) for run in name]
     if not name:
-        folders = [folder for folder in run_folders(storage) if declared(any_state(folder))]
+        folders = [folder for folder in run_folders(storage) if declared(session.state_of(folder))]
     verdicts = [shown(state_of(folder)) for folder in folders]
     texts = ["\n".join(verdict_lines(verdict)) for verdict in verdicts]
     show(as_json, {"schema": 1, "claims": verdicts}, lambda: "\n\n".join(texts))

@@ -15,7 +15,8 @@ from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
-from orchestrator.ledger.session import is_running
+from orchestrator.ledger.session import is_running, state_of
+from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -121,7 +122,6 @@ def reproduce(
     if rerun is not None:
         from orchestrator.cli.run import carry_out
         from orchestrator.launch.validation import validate
-        from orchestrator.spec.run import RunSpec
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
@@ -141,7 +141,6 @@ def reproduce(
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)
@@ -188,7 +187,6 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     """
     folder = run_folder(name, storage)
     from orchestrator.compare.winners import select_model
-    from orchestrator.ledger.session import state_of
     from orchestrator.tracking import best_model
 
     state = state_of(folder)

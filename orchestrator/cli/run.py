@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,6 @@ from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orchestrator.ops.jobs import Job
 
 log = logging.getLogger(__name__)

@@ -133,7 +133,7 @@ def view(state: State, *, running: bool) -> RunView:
         for unit, amount in (state.spec.budget or {}).items()
     ]
     return RunView(
-        status=run_status(state, held=running),
+        status=run_status(state, running=running),
         reason=state.stop_reason if state.stopped and not running else None,
         families=families,
         trials=len(trials) - len(finals),
