@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
 from trainables.backbones.families import FAMILIES, describe, member_of
 from trainables.config import BackboneSpec, Recipe
-from trainables.errors import UserError, one_line, raise_if_any
+from trainables.errors import UserError, collected, one_line, raise_if_any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -239,12 +239,10 @@ def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
         reason = None if cached_file(member.hub) else _unreachable(member.hub, timeout_s)
         line = f"--weights hub: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
         return [] if reason is None else [line]
-    try:
+    with collected([]) as mistakes:
         if spec.weights != "none":
             weights_file(spec.weights)
-    except UserError as error:
-        return list(error.mistakes)
-    return []
+    return mistakes
 
 
 def weights_file(path: str) -> Path:

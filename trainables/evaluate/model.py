@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainables.backbones import build
 from trainables.config import Assignment
-from trainables.data.batches import shard
+from trainables.data.batches import load_pixels, shard
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import UserError
@@ -30,7 +30,6 @@ from trainables.train.loop import (
     predict,
     score,
 )
-from trainables.train.trial import pixels_of
 
 PROBE_IMAGES = 500
 
@@ -95,7 +94,7 @@ def evaluate_split(
     in ``checkpoint``. With several workers each predicts a shard and all return the whole."""
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
-    pixels = pixels_of(opened, split, model.device)
+    pixels = load_pixels(opened, split, model.device)
     first = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
     return _joined([p.argmax(1) for p, _ in predict(model, first, world=world)], world).numpy()
 
@@ -123,7 +122,7 @@ def evaluate_test(
     """
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
-    pixels, part = pixels_of(opened, "test", model.device), opened.split("test")
+    pixels, part = load_pixels(opened, "test", model.device), opened.split("test")
     classes: list[Tensor] = []  # (B,) each
     probed: list[Tensor] = []  # logits (B, classes) each, of the images that are probed
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.backbones import build
 from trainables.config import Assignment
-from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
+from trainables.data.batches import BatchPlan, blocks, load_pixels
 from trainables.data.rng import key_of
 from trainables.data.store import PixelStore, train_indices
 from trainables.errors import Diverged, UserError
@@ -101,8 +101,8 @@ class Trial:
             drop_path=recipe.drop_path,
         )
         self.learner = Learner(backbone, recipe, world, self.plan)
-        self._train_pixels = pixels_of(store, "train", self.device)
-        self._val_pixels = pixels_of(store, "val", self.device)
+        self._train_pixels = load_pixels(store, "train", self.device)
+        self._val_pixels = load_pixels(store, "val", self.device)
         self._identity = checkpoint.identity(assignment, info.content_hash)
         if assignment.checkpoint is not None:
             self._restore(Path(assignment.checkpoint))
@@ -305,9 +305,3 @@ def seed_torch(key: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(key >> 1)
     if device.type == "cuda":
         torch.cuda.manual_seed(key >> 1)
-
-
-def pixels_of(store: PixelStore, split: str, device: torch.device) -> Pixels:
-    """A split's pixels and labels, mapped or on the device."""
-    part, name = store.split(split), f"{split} of {store.info.content_hash}"
-    return load_pixels(part.images, part.labels, device, name=name)

@@ -11,7 +11,7 @@ import difflib
 from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Size
 from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
 from trainables.config import BackboneSpec
-from trainables.errors import UserError
+from trainables.errors import collected, raise_if_any
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -31,9 +31,7 @@ def describe(spec: BackboneSpec, *, height: int, width: int) -> Geometry:
     Needs no torch (the family ``timm`` imports timm for the model's name). Raises ``UserError``
     for everything :func:`check_backbone` lists, and for a patch that does not divide the side.
     """
-    mistakes = check_backbone(spec)
-    if mistakes:
-        raise UserError(*mistakes)
+    raise_if_any(check_backbone(spec))
     member, stored = member_of(spec), min(height, width)
     side = spec.image_size or max(SMALLEST_SIDE, -(-stored // SIDE_STEP) * SIDE_STEP)
     adapted = FAMILIES[spec.family].adapt(spec, member, side)
@@ -94,15 +92,12 @@ def check_backbone(spec: BackboneSpec) -> list[str]:
         mistakes.append(_unknown("backbone.stem", spec.stem, STEMS))
     mistakes += spec.mistakes()
     mistakes = mistakes or _patch_mistakes(spec)
-    if mistakes:
-        return mistakes
-    try:
-        member = member_of(spec)
-        if spec.image_size is not None:
-            FAMILIES[spec.family].adapt(spec, member, spec.image_size)
-    except UserError as error:
-        return list(error.mistakes)
-    return []
+    if not mistakes:
+        with collected(mistakes):
+            member = member_of(spec)
+            if spec.image_size is not None:
+                FAMILIES[spec.family].adapt(spec, member, spec.image_size)
+    return mistakes
 
 
 def _patch_mistakes(spec: BackboneSpec) -> list[str]:
