@@ -208,7 +208,8 @@ def _bases(
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.source, options.size
-    weights = options.weights or named_sweeps.default_weights("vit", scale)
+    defaults = overrides.default_axes("vit", scale, source)
+    weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:

@@ -25,7 +25,6 @@ from orchestrator.compare.importance import Importance, at_equal_budget, importa
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import DatasetFacts, Forecast
-from orchestrator.spec import spaces
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points, span
 from trainables.errors import UserError
@@ -132,7 +131,10 @@ class Comparison:
             "schema": 1,
             "answer": self.answer,
             **_object(self),
-            "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
+            "spaces": {
+                label: {path: domain.as_dict() for path, domain in space.items()}
+                for label, space in self.spaces.items()
+            },
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
         on_gpus = any(family.device not in (None, "cpu") for family in self.families)

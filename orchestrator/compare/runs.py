@@ -97,7 +97,7 @@ def load(run_folder: Path) -> RunData:
     return RunData(
         folder=run_folder,
         state=state,
-        status=run_status(state, held=is_running(run_folder)),
+        status=run_status(state, running=is_running(run_folder)),
         correct=_read_correct(run_folder, state),
         checkpoint_bytes=checkpoint_bytes(run_folder),
     )

@@ -196,7 +196,7 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
-        "status": run_status(state, held=not (interrupted or state.stopped)),
+        "status": run_status(state, running=not (interrupted or state.stopped)),
         "families": ", ".join(sorted(header.geometry)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,
