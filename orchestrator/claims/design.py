@@ -14,28 +14,27 @@ from orchestrator.claims.experiments import claim_named
 from orchestrator.launch.forecast import (
     COLD_START_S,
     STEP_PASSES,
-    ImageFacts,
     costs_of,
     images_of,
     images_per_epoch,
     known_images,
+    read_dataset,
 )
-from orchestrator.launch.plan import slots_of
-from orchestrator.launch.prepare import RunOptions
+from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
+from orchestrator.ledger.state import DatasetFacts
+from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import (
     RunSpec,
     SweepSpec,
-    absolute_data,
     dataset_name,
     sanitised,
     with_axes,
 )
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DataSpec, Spec, stable_hash
-from trainables.data.build import prepare
 from trainables.data.sources import check_source
 from trainables.errors import UserError, raise_if_any
 
@@ -56,7 +55,7 @@ class ClaimOptions(RunOptions):
     seeds: int | None = None
 
 
-def run_spec(claim: Claim, options: ClaimOptions, facts: ImageFacts) -> RunSpec:
+def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpec:
     """The run that tests ``claim``; the same command typed again is the same run. Raises
     ``UserError`` with all that is wrong with it."""
     preset = _preset(claim, options)
@@ -135,7 +134,7 @@ def specs_of(
     return specs, totals
 
 
-def facts_of(options: ClaimOptions) -> ImageFacts:
+def facts_of(options: ClaimOptions) -> DatasetFacts:
     """Of the data set without a limit; it is read into the pixel store where they are unknown."""
     source = options.dataset or DEFAULT_DATASET
     known = known_images(DataSpec(source=source))
@@ -144,7 +143,7 @@ def facts_of(options: ClaimOptions) -> ImageFacts:
     changes = [text for text in options.set if text.startswith("data.")]
     data = overrides.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
     raise_if_any(check_source(data))
-    return ImageFacts.of(prepare(absolute_data(data)).info)
+    return read_dataset(data)
 
 
 def _preset(claim: Claim, options: ClaimOptions) -> Preset:
@@ -162,28 +161,29 @@ def _preset(claim: Claim, options: ClaimOptions) -> Preset:
     return replace(preset, seeds=seeds, epochs=epochs)
 
 
-def _require_enough(claim: Claim, data: DataSpec, facts: ImageFacts) -> None:
+def _require_enough(claim: Claim, data: DataSpec, facts: DatasetFacts) -> None:
     """Raise ``UserError`` where the smallest arm would see too few images of each class."""
     train = min(facts.counts["train"], data.train_limit or facts.counts["train"])
     train = round(data.fraction * train)
     smallest = round(claim.fewest_share * train)
-    needed = claim.fewest_images_per_class * facts.classes
+    needed = claim.fewest_images_per_class * len(facts.class_names)
     if smallest < needed:
+        share = f"{100 * claim.fewest_share:g} % of {train} training images"
         raise UserError(
             f"{claim.name} needs {claim.fewest_images_per_class} images of each of "
-            f"{facts.classes} classes in its smallest arm, {needed} in all; "
-            f"{100 * claim.fewest_share:g} % of {train} training images are "
+            f"{len(facts.class_names)} classes in its smallest arm, {needed} in all; {share} are "
             f"{smallest}: it can give no verdict here. Fix: a larger --dataset, or a larger "
             "--set data.train_limit"
         )
 
 
 def _bases(
-    claim: Claim, preset: Preset, options: ClaimOptions, facts: ImageFacts
+    claim: Claim, preset: Preset, options: ClaimOptions, facts: DatasetFacts
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.dataset or DEFAULT_DATASET, options.scale or DEFAULT_SCALE
-    weights = options.weights or named_sweeps.default_weights("vit", scale)
+    defaults = overrides.default_axes("vit", scale, source)
+    weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:

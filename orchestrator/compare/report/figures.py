@@ -259,15 +259,15 @@ def _curves(
         "finished": {"color": color(index), "linewidth": 1.1, "alpha": 0.65},
     }
     with new_plot() as axes:
-        for rung in sorted({rung for curve in curves for rung in curve.rungs}):
+        for rung in sorted({rung for curve in curves for rung in curve.state.rungs}):
             axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for status, style in styles.items():
             others = [c for c in curves if c.status == status and c is not best]
             _lines(axes, [(c.epoch, 100 * c.val_top1) for c in others], **style)
         after_rung = [
-            (np.r_[c.epoch[-1:], c.audit.epoch], 100 * np.r_[c.val_top1[-1:], c.audit.val_top1])
+            (c.audit.epoch[c.epoch.size - 1 :], 100 * c.audit.val_top1[c.epoch.size - 1 :])
             for c in curves
-            if c.audit and c.audit.epoch.size
+            if c.audit and c.audit.epoch.size > c.epoch.size
         ]
         _lines(axes, after_rung, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         _marks(axes, _ends(curves, "pruned"), "x", MUTED, zorder=3)
@@ -403,13 +403,13 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
     return figures
 
 
-def recipe_figures(families: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
+def recipe_figures(search: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
     """For each family with known importance its bars, and its trials across the axes."""
     important = {entry.family: entry for entry in comparison.importance}
     ends = [100 * x for e in important.values() for axis in e.axes for x in (axis.low, axis.high)]
     limits = max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
     importances, across = [], []
-    for index, (family, curves) in enumerate(families.items()):
+    for index, (family, curves) in enumerate(search.items()):
         trials = at_equal_budget(curves, comparison.spaces.get(family, {}))
         entry = important.get(family)
         if entry is None or trials is None:

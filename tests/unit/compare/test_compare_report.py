@@ -134,12 +134,11 @@ def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
     assert "5bec5bec5bec5bec" in said
     assert "What device time went into" in said
     for entry in made.families:
-        assert entry.best
         assert entry.device_seconds_parts
         for seconds in entry.device_seconds_parts.parts().values():
             assert duration(seconds) in said
-        assert f"{100 * entry.best.val_top1:.1f} %" in said
-        assert entry.best.trial in said
+        assert f"{100 * entry.best_val_top1:.1f} %" in said
+        assert entry.best_trial in said
     assert "below the cut-off 0.44 of 5 trials" in said
 
 
