@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.attach import Node
+from orchestrator.ray_cluster.capacity import Node, alive_nodes
 from trainables.config import BackboneSpec, DataSpec
 from trainables.errors import UserError, one_line
 from trainables.storage.object_storage import is_remote
@@ -228,7 +228,7 @@ class _Examination:
         self.problems: list[str] = []
 
     def facts(self) -> ClusterFacts:
-        everyone = attach.alive_nodes()
+        everyone = alive_nodes()
         versions = self._ask(installed, {node: {} for node in everyone}, attach.VERSIONS_TIMEOUT_S)
         for node, theirs in versions.items():
             self.problems += differences(installed(), theirs, node.name)
