@@ -30,7 +30,6 @@ from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
-from orchestrator.tracking import store
 from trainables.config import EpochReport
 from trainables.worker.dispatcher_client import NAMESPACE, SlotCommand
 
@@ -142,9 +141,8 @@ def main() -> None:
         lag.append(time.monotonic() - ended)
 
     asked = spec(options.folder, options)
-    uri = asked.tracking_uri or store.default_uri(asked.storage)
     outcome = runner.run(
-        WithoutImages(spec=asked, tracking_uri=uri),
+        WithoutImages(spec=asked),
         fit_slot=partial(fit_slot, options.trials, options.reports),
         mirror=timed,
         write=lambda folder: "",

@@ -10,7 +10,8 @@ StorageError     object storage did not answer for as long as one tries; nobody'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -57,8 +58,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def raise_if_any(mistakes: Iterable[str]) -> None:
-    """Raise one ``UserError`` that lists every mistake; nothing when there is none."""
-    found = tuple(mistakes)
-    if found:
-        raise UserError(*found)
+def raise_if_any(mistakes: Iterable[str], *, exit_code: int = 2) -> None:
+    """Raise one ``UserError`` that lists every mistake once; nothing when there is none."""
+    lines = tuple(dict.fromkeys(mistakes))
+    if lines:
+        raise UserError(*lines, exit_code=exit_code)
+
+
+@contextmanager
+def collected(mistakes: list[str]) -> Iterator[list[str]]:
+    """Catches a ``UserError``: its mistakes are added to ``mistakes``."""
+    try:
+        yield mistakes
+    except UserError as error:
+        mistakes += error.mistakes

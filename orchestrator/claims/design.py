@@ -13,27 +13,25 @@ from orchestrator.claims.experiments import claim_named
 from orchestrator.launch.forecast import (
     COLD_START_S,
     STEP_PASSES,
-    ImageFacts,
     images_per_epoch,
     known_images,
+    read_dataset,
 )
-from orchestrator.launch.plan import slots_of
-from orchestrator.launch.prepare import RunOptions
+from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
-from orchestrator.ledger.state import FamilyForecast
+from orchestrator.ledger.state import DatasetFacts, FamilyForecast
+from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import (
     RunSpec,
     SweepSpec,
-    absolute_data,
     dataset_name,
     sanitised,
     with_axes,
 )
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
-from trainables.data.build import prepare
 from trainables.data.sources import check_source
 from trainables.errors import UserError, raise_if_any
 
@@ -63,7 +61,7 @@ class ClaimOptions(RunOptions):
         return self.scale or "tiny"
 
 
-def run_spec(claim: Claim, options: ClaimOptions, facts: ImageFacts) -> RunSpec:
+def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpec:
     """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it."""
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
@@ -116,7 +114,7 @@ def specs_of(
     return specs, totals
 
 
-def facts_of(options: ClaimOptions) -> ImageFacts:
+def facts_of(options: ClaimOptions) -> DatasetFacts:
     """Of the data set without a limit; it is read into the pixel store where they are unknown."""
     known = known_images(DataSpec(source=options.source))
     if known is not None:
@@ -125,7 +123,7 @@ def facts_of(options: ClaimOptions) -> ImageFacts:
     sweep = named_sweeps.family_sweep("vit", dataset=options.source)
     data = overrides.apply_set(sweep, changes).data
     raise_if_any(check_source(data))
-    return ImageFacts.of(prepare(absolute_data(data)).info)
+    return read_dataset(data)
 
 
 def default_name(claim: Claim, options: ClaimOptions) -> str:
@@ -173,7 +171,7 @@ def _departures(claim: Claim, preset: Preset, options: ClaimOptions) -> list[str
     return changed + _design_sets(options)
 
 
-def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: ImageFacts) -> Setting:
+def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: DatasetFacts) -> Setting:
     backbone, data = bases[0].backbone, bases[0].data
     vit = describe(
         next((base.backbone for base in bases if base.family == "vit"), backbone),
@@ -191,26 +189,27 @@ def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: ImageFacts) -> S
     )
 
 
-def _require_enough(claim: Claim, setting: Setting, facts: ImageFacts) -> None:
+def _require_enough(claim: Claim, setting: Setting, facts: DatasetFacts) -> None:
     """Raise ``UserError`` where the smallest arm would see too few images of each class."""
     smallest = round(claim.fewest_share * setting.train_images)
-    needed = claim.fewest_images_per_class * facts.classes
+    needed = claim.fewest_images_per_class * len(facts.class_names)
     if smallest < needed:
         share = f"{100 * claim.fewest_share:g} % of {setting.train_images} training images"
         raise UserError(
             f"{claim.name} needs {claim.fewest_images_per_class} images of each of "
-            f"{facts.classes} classes in its smallest arm, {needed} in all; {share} are "
+            f"{len(facts.class_names)} classes in its smallest arm, {needed} in all; {share} are "
             f"{smallest}: it can give no verdict here. Fix: a larger --dataset, or a larger "
             "--set data.train_limit"
         )
 
 
 def _bases(
-    claim: Claim, preset: Preset, options: ClaimOptions, facts: ImageFacts
+    claim: Claim, preset: Preset, options: ClaimOptions, facts: DatasetFacts
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.source, options.size
-    weights = options.weights or named_sweeps.default_weights("vit", scale)
+    defaults = overrides.default_axes("vit", scale, source)
+    weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, apply, show
+from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
 from orchestrator.cli.read import run_folder, run_folders
+from orchestrator.ledger import session
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
-
-subject, means = partial(apply, SUBJECT), partial(apply, MEANS)
 
 
 @click.group()
@@ -34,16 +32,13 @@ def list_(as_json: bool) -> None:
     from orchestrator.claims.experiments import CLAIMS
 
     declared = [claim.declaration() for claim in CLAIMS.values()]
-    if as_json:
-        show({"schema": 1, "claims": declared})
-    else:
-        for claim in declared:
-            click.echo(f"{claim['name']:<28} {claim['statement']}")
+    lines = [f"{claim['name']:<28} {claim['statement']}" for claim in declared]
+    show(as_json, {"schema": 1, "claims": declared}, lambda: "\n".join(lines))
     log.info("next: orchestrator claims run CLAIM --preset smoke --dry-run")
 
 
 @claims.command()
-@subject
+@SUBJECT
 @click.argument("claim", nargs=-1, required=True)
 @click.option(
     "--preset",
@@ -56,7 +51,7 @@ def list_(as_json: bool) -> None:
 @click.option("--max-epochs", type=int, help="Epochs of the reference arm, instead of the preset's")
 @click.option("--seed", type=int, help="Draws the seeds. Default 0.")
 @click.option("--name", help="Name of the run, for one claim. Default: of claim, data and preset.")
-@means
+@MEANS
 @click.option("--dry-run", is_flag=True, help="Print what it would cost and stop.")
 @JSON
 @click.pass_context
@@ -106,12 +101,11 @@ def _dry_run(
     plans = [price(spec, cost_of, total=totals) for spec in specs]
     hours = [plan["wall_hours"] for plan in plans]
     total_hours = None if None in hours else sum(hours)
-    if as_json:
-        show({"schema": 1, "claims": plans, "wall_hours": total_hours})
-    else:
-        click.echo("\n\n".join("\n".join(price_lines(plan)) for plan in plans))
-        if total_hours is not None and len(plans) > 1:
-            click.echo(f"\nall       about {60 * total_hours:.0f} minutes here")
+    texts = ["\n".join(price_lines(plan)) for plan in plans]
+    if total_hours is not None and len(plans) > 1:
+        texts.append(f"all       about {60 * total_hours:.0f} minutes here")
+    document = {"schema": 1, "claims": plans, "wall_hours": total_hours}
+    show(as_json, document, lambda: "\n\n".join(texts))
     log.info("next: the same without --dry-run")
 
 
@@ -122,21 +116,15 @@ def _dry_run(
 def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
     from orchestrator.claims.verdict import declared, shown, state_of, verdict_lines
-    from orchestrator.ledger.session import state_of as any_state
 
     folders = [run_folder(run, storage) for run in name]
     if not name:
-        folders = [folder for folder in run_folders(storage) if declared(any_state(folder))]
+        folders = [folder for folder in run_folders(storage) if declared(session.state_of(folder))]
     verdicts = [shown(state_of(folder)) for folder in folders]
-    if as_json:
-        show({"schema": 1, "claims": verdicts})
-    else:
-        click.echo("\n\n".join("\n".join(verdict_lines(verdict)) for verdict in verdicts))
+    texts = ["\n".join(verdict_lines(verdict)) for verdict in verdicts]
+    show(as_json, {"schema": 1, "claims": verdicts}, lambda: "\n\n".join(texts))
     for verdict in verdicts:
         if verdict["rule_changes"]:
             log.info(f"{verdict['run']}: its rule has changed since: a changed rule is a new claim")
     if not verdicts:
         log.info(f"no claim was run in {storage!r} yet; next: orchestrator claims list")
-
-
-COMMANDS = (claims,)

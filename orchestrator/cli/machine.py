@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
+from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
@@ -64,15 +65,16 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
         {"class": name, **{split: counts[label] for split, counts in by_split.items()}}
         for label, name in enumerate(store.info.class_names)
     ]
-    if as_json:
-        show({"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)})
-    else:
-        counts = ", ".join(f"{count} {split}" for split, count in facts["counts"].items())
-        click.echo(f"{facts['name']}: {facts['height']} x {facts['width']} px, {counts}")
-        click.echo(f"content {facts['content_hash']}, store {store.path}")
-        for row in classes:
-            shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
-            click.echo(f"  {row['class']:<24} {shares}")
+    counts = ", ".join(f"{count} {split}" for split, count in facts["counts"].items())
+    lines = [
+        f"{facts['name']}: {facts['height']} x {facts['width']} px, {counts}",
+        f"content {facts['content_hash']}, store {store.path}",
+    ]
+    for row in classes:
+        shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
+        lines.append(f"  {row['class']:<24} {shares}")
+    document = {"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)}
+    show(as_json, document, lambda: "\n".join(lines))
     log.info(f"next: orchestrator sweep vit --dataset {dataset}")
 
 
@@ -97,7 +99,6 @@ def doctor(
 
     The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
     """
-    from orchestrator.launch.prepare import DEMO_FAMILIES, RunOptions, spec_of
     from orchestrator.ops.doctor import examine
 
     backbones = []
@@ -106,26 +107,22 @@ def doctor(
         raise_if_any(spec.mistakes())
         backbones = [sweep.backbone for sweep in spec.sweeps]
     findings = examine(storage, tracking_uri, backbones, local=local)
-    if as_json:
-        show({"schema": 1, **findings.as_dict()})
-    else:
-        _print_findings(findings)
+    show(as_json, {"schema": 1, **findings.as_dict()}, lambda: _findings_text(findings))
     for line in findings.warnings:
         log.warning(f"warning: {line}")
     raise_if_any(findings.problems)
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
-def _print_findings(findings: Findings) -> None:
-    for name, value in findings.facts.items():
-        click.echo(f"{name:<15} {'none' if value is None else value}")
+def _findings_text(findings: Findings) -> str:
     versions = ", ".join(f"{library} {version}" for library, version in findings.versions.items())
-    click.echo(f"{'versions':<15} {versions}")
+    facts = [*findings.facts.items(), ("versions", versions)]
     for node in findings.nodes or ():
         role = "head" if node.head else "worker"
         gpus = f", {node.gpus:g} GPU, torch sees {node.torch_gpus}" if node.gpus else ""
         answers = "" if node.answers else ", does not answer"
-        click.echo(f"{'node':<15} {node.node}, {role}{gpus}{answers}")
+        facts.append(("node", f"{node.node}, {role}{gpus}{answers}"))
+    return "\n".join(f"{name:<15} {'none' if value is None else value}" for name, value in facts)
 
 
 @click.command()
@@ -148,15 +145,10 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
         raise UserError(
             f"there is no MLflow store at {file} yet. Fix: orchestrator demo, or --storage FOLDER"
         )
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind(("127.0.0.1", port))
-        except OSError:
-            raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
     click.echo(f"http://127.0.0.1:{port}")
     log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
     raise SystemExit(subprocess.run(command, check=False).returncode)
-
-
-COMMANDS = (data, doctor, ui)

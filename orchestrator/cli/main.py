@@ -5,7 +5,6 @@ Nothing here may import torch, ray, mlflow or pyarrow before a command needs it.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -22,22 +21,7 @@ from trainables.errors import StorageError, UserError
 log = logging.getLogger(__name__)
 
 
-class Commands(click.Group):
-    """A group that names the near commands when one is unknown."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with the near names."""
-        name, valid = args[0], self.list_commands(ctx)
-        if name not in valid and not name.startswith("-"):
-            near = difflib.get_close_matches(name, valid, n=2) or ["--help"]
-            fix = " or ".join(f"{ctx.command_path} {word}" for word in near)
-            ctx.fail(f"no command {name!r}; valid: {', '.join(valid)}. Fix: {fix}")
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def group() -> None:
     """Settle which vision backbone to fine-tune on your images, and why.
 
@@ -48,7 +32,11 @@ def group() -> None:
     """
 
 
-for command in (*run.COMMANDS, *read.COMMANDS, *machine.COMMANDS, *claims.COMMANDS):
+for command in (
+    *(run.demo, run.sweep, run.tournament, run.plan, run.submit, claims.claims),
+    *(read.compare, read.reproduce, read.stop, read.export, read.status),
+    *(machine.data, machine.doctor, machine.ui),
+):
     group.add_command(command)
 
 
@@ -65,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         log.error(f"error: {error}; nothing is lost: the same command goes on where it stopped")
         code = 130
     except click.ClickException as error:
-        log.error(f"error: {' '.join(error.format_message().split())}")
+        text = _unknown(error) if isinstance(error, click.NoSuchCommand) else error.format_message()
+        log.error(f"error: {' '.join(text.split())}")
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         log.info("interrupted: the same command goes on where it stopped")
@@ -81,3 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _unknown(error: click.NoSuchCommand) -> str:
+    """The mistake with the near names."""
+    assert error.ctx is not None
+    assert isinstance(error.ctx.command, click.Group)
+    valid = ", ".join(error.ctx.command.list_commands(error.ctx))
+    near = [f"{error.ctx.command_path} {name}" for name in (error.possibilities or ["--help"])[:2]]
+    return f"no command {error.command_name!r}; valid: {valid}. Fix: {' or '.join(near)}"

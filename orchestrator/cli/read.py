@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
+from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
-from orchestrator.ledger.session import is_running
+from orchestrator.ledger.session import is_running, state_of
+from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -64,10 +68,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 
     runs = [load(folder) for folder in folders]
     comparison = compare_runs(runs)
-    if as_json:
-        show(comparison.as_dict())
-    else:
-        click.echo(table_text(comparison))
+    show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     if out:
         Path(out).write_text(report_html(comparison), encoding="utf-8")
         log.info(f"wrote {out}")
@@ -120,19 +121,14 @@ def reproduce(
     record = read_report(report, run=run)
     if rerun is not None:
         from orchestrator.cli.run import carry_out
-        from orchestrator.launch.prepare import RunOptions
         from orchestrator.launch.validation import validate
-        from orchestrator.spec.run import RunSpec
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**record["spec"], **place})
         log.info(f"{record['name']} again as {rerun}, spec {spec.hash()}")
         ctx.exit(carry_out(spec, validate(spec), RunOptions()))
-    if as_spec:
-        show({"schema": 1, **record})
-    else:
-        click.echo(record["command"])
+    show(as_spec, {"schema": 1, **record}, lambda: record["command"])
     log.info(
         f"next: orchestrator reproduce {report} --rerun NAME; its spec is {record['spec_hash']}"
     )
@@ -145,7 +141,6 @@ def reproduce(
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)
@@ -153,11 +148,11 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     runs = list(zip(folders, views, strict=True))
     if as_json:
         documents = [
-            {"name": folder.name, "folder": str(folder), **run.as_dict()}
+            {"name": folder.name, "folder": str(folder), **asdict(run)}
             | {"checkpoint_bytes": checkpoint_bytes(folder)}
             for folder, run in runs
         ]
-        show({"schema": 1, "runs": documents})
+        click.echo(json.dumps({"schema": 1, "runs": documents}, indent=2))
     elif name:
         folder, run = runs[0]
         click.echo(f"{folder.name}, {run.status}{f': {run.reason}' if run.reason else ''}")
@@ -192,8 +187,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     """
     folder = run_folder(name, storage)
     from orchestrator.compare.winners import select_model
-    from orchestrator.ledger.session import state_of
-    from orchestrator.ops import export as exporting
+    from orchestrator.tracking import best_model
 
     state = state_of(folder)
     model = select_model(state, family)
@@ -202,7 +196,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         log.info(f"{name} has not ended: this is its best so far")
     if to == "registry":
         alias = family or "champion"
-        uri, version = exporting.export_to_registry(
+        uri, version = best_model.export_to_registry(
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )
         log.info(f"version {version} of {name}")
@@ -210,9 +204,6 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         load = f"mlflow.pyfunc.load_model('models:/{name}@{alias}')"
         log.info(f"next: {load}, MLFLOW_TRACKING_URI={uri}")
     else:
-        exporting.export_to_folder(state, model, folder, Path(to))
+        best_model.export_to_folder(state, model, folder, Path(to))
         click.echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
-
-
-COMMANDS = (compare, reproduce, stop, export, status)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, STORAGE, TRACKING, run_options, show
+from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, show
+from orchestrator.launch.options import (
+    DEMO,
+    DEMO_FAMILIES,
+    TOURNAMENT_FINAL_SEEDS,
+    RunOptions,
+    spec_of,
+)
+from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from orchestrator.launch.prepare import RunOptions
     from orchestrator.ops.jobs import Job
-    from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
 
 @click.command()
 @click.argument("target")
-@run_options
+@RUN
 @REOPEN
 @DRY_RUN
 @click.pass_context
@@ -59,7 +65,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> None:
 
 @click.command()
 @click.argument("target", metavar="FAMILY...", nargs=-1, required=True)
-@run_options
+@RUN
 @REOPEN
 @DRY_RUN
 @click.pass_context
@@ -73,7 +79,7 @@ def tournament(ctx: click.Context, /, **options: Any) -> None:
 
 @click.command()
 @click.argument("target", nargs=-1, required=True)
-@run_options
+@RUN
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
@@ -85,14 +91,11 @@ def _asked(
     command: str, target: str | tuple[str, ...] = (), **options: Any
 ) -> tuple[RunSpec, RunOptions]:
     """The run that a command and its parameters ask for, and how it is to be carried out."""
-    from orchestrator.launch.prepare import RunOptions, demo_spec, spec_of, tournament_spec
-
-    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
     if command == "demo":
-        return demo_spec(chosen), chosen
-    if command == "tournament":
-        return tournament_spec(targets, chosen), chosen
-    return spec_of(targets, chosen), chosen
+        target, options = DEMO_FAMILIES, {**DEMO, **options}
+    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
+    final_seeds = TOURNAMENT_FINAL_SEEDS if command == "tournament" else 0
+    return spec_of(targets, chosen, final_seeds=final_seeds), chosen
 
 
 def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
@@ -106,14 +109,10 @@ def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
-    from orchestrator.launch.plan import plan_text
-    from orchestrator.launch.prepare import plan_of
+    from orchestrator.launch.prepare import plan_of, plan_text
 
     planned = plan_of(spec, options)
-    if as_json:
-        show(planned.as_dict())
-    else:
-        click.echo(plan_text(planned))
+    show(as_json, planned, lambda: plan_text(planned))
     log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 
@@ -174,8 +173,6 @@ def submit(
     mistakes are found here. The same again, while the job is at work, follows that job. Ctrl-C
     stops following it; the job goes on.
     """
-    from orchestrator.spec.run import sanitised
-
     if job_id is not None and sanitised(job_id) != job_id:
         raise UserError(
             "a job's id must be letters, digits, '.', '_' or '-'; "
@@ -206,7 +203,8 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     )
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, how_it_ended = jobs.follow(client, job_id, show=partial(click.echo, nl=False))
+        log_text = partial(click.echo, nl=False)
+        code, how_it_ended = asyncio.run(jobs.follow(client, job_id, show=log_text))
     except KeyboardInterrupt:
         log.info(f"no longer following job {job_id}; it goes on")
         log.info(
@@ -251,6 +249,3 @@ def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[
     if name not in JOBS:
         raise UserError(f"a job is one of {', '.join(JOBS)}; got {name!r}. Fix: {JOB_EXAMPLE}")
     return name, command.make_context(name, rest).params
-
-
-COMMANDS = (demo, sweep, tournament, plan, submit)

@@ -11,14 +11,14 @@ Equal budgets are counted in trials, device seconds and FLOPs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, Curve, search_trials, total
+from orchestrator.compare.runs import Array, Curve, Family, total
 from orchestrator.compare.statistics import ALPHA, LEVEL
 
 DRAWS = 1_000_000  # uniforms drawn to calibrate a band
@@ -105,12 +105,18 @@ def best_of(
     hold by the union bound, whatever decided the pruning.
     """
     n = len(full) + pruned
-    points = np.unique(np.concatenate([np.asarray(full, float), np.asarray(audited, float)]))
-    below = _counts(points, full)
-    seen = _counts(points, audited)
-    mean, least, most = (below + part for part in _pruned_counts(seen, len(audited), pruned, alpha))
-    exact = len(audited) == pruned
-    low, high = cdf_bounds(n, alpha if exact else alpha / 2)
+    points = np.unique(np.array([*full, *audited], dtype=float))
+    below, seen = _counts(points, full), _counts(points, audited)
+    mean = below + pruned * seen / max(1, len(audited))
+    if len(audited) == pruned:
+        least = most = below + seen
+        low, high = cdf_bounds(n, alpha)
+    else:
+        low, high = cdf_bounds(len(audited), alpha / 2)
+        least = np.maximum(seen, np.ceil(pruned * low[seen] - 1e-9))
+        most = np.minimum(pruned - len(audited) + seen, np.floor(pruned * high[seen] + 1e-9))
+        least, most = below + least, below + np.maximum(most, least)
+        low, high = cdf_bounds(n, alpha / 2)
     return Band(
         trials=trials,
         expected_best=expected_best(points, mean / n, trials),
@@ -125,18 +131,6 @@ def _counts(points: Array, values: Sequence[float]) -> Array:
     return np.concatenate([[0], at])
 
 
-def _pruned_counts(
-    seen: Array, audited: int, pruned: int, alpha: float
-) -> tuple[Array, Array, Array]:
-    """Estimate and bounds of how many of the pruned trials lie below, where ``seen`` audited do."""
-    if audited == pruned:
-        return seen, seen, seen
-    low, high = cdf_bounds(audited, alpha / 2)
-    least = np.maximum(seen, np.ceil(pruned * low[seen] - 1e-9))
-    most = np.minimum(pruned - (audited - seen), np.floor(pruned * high[seen] + 1e-9))
-    return pruned * seen / audited, least, np.maximum(most, least)
-
-
 STEPS = 40  # budgets on record a curve
 PRUNED = (
     "pruning without an audit leaves the rest of the pruned trials unknown; they are taken to "
@@ -146,91 +140,88 @@ OPEN = "trials still run"
 UNEQUAL = "the finished trials are of unequal length"  # PASHA's cap on epochs grew on the way
 
 
-def curves_over_budget(families: Mapping[str, Sequence[Curve]]) -> list[BudgetCurve]:
+def curves_over_budget(families: Sequence[Family]) -> tuple[BudgetCurve, ...]:
     """A curve a family that has finished trials, its band simultaneous at ``LEVEL``."""
-    curves = (_budget_curve(label, search_trials(trials)) for label, trials in families.items())
-    return [curve for curve in curves if curve is not None]
+    return tuple(filter(None, map(_budget_curve, families)))
 
 
-def _budget_curve(label: str, search: Sequence[Curve]) -> BudgetCurve | None:
-    ended = [curve for curve in search if curve.status.is_final]
+def _budget_curve(family: Family) -> BudgetCurve | None:
+    ended = [curve for curve in family.search if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
-    full = [c.full_top1 for c in ended if c.status != "pruned" and c.full_top1 is not None]
-    audited = [c.full_top1 for c in pruned if c.full_top1 is not None]
-    finished = [curve.best[0] for curve in ended if curve.status == "finished" and curve.best]
+    tops = [(curve, top1) for curve in ended if (top1 := curve.full_top1) is not None]
+    full = [top1 for curve, top1 in tops if curve.status != "pruned"]
+    audited = [top1 for curve, top1 in tops if curve.status == "pruned"]
+    finished = [top1 for curve, top1 in tops if curve.status == "finished"]
     if not finished:
         return None
-    auditing = sum(curve.audit is not None for curve in pruned) - len(audited)
     assumed = audited or [min(finished)] * len(pruned)
     n = len(full) + len(pruned)
     trials = np.unique(np.geomspace(1, n, min(n, STEPS)).round().astype(int))
     band = best_of(full, assumed, len(pruned), trials=trials, alpha=ALPHA)
     cost = total(ended, "seconds")
-    lengths = {curve.epoch.size for curve in ended if curve.status == "finished"}
+    auditing = sum(curve.audit is not None for curve in pruned) > len(audited)
     reasons = {
-        UNEQUAL: len(lengths) > 1,
+        UNEQUAL: len({curve.epoch.size for curve in ended if curve.status == "finished"}) > 1,
         PRUNED: bool(pruned) and not audited,
-        OPEN: auditing > 0 or len(ended) < len(search),
+        OPEN: auditing or len(ended) < len(family.search),
     }
     why = "; ".join(reason for reason, holds in reasons.items() if holds)
     return BudgetCurve(
-        family=label, n=n, finished=len(finished), pruned=len(pruned),
+        family=family.label, n=n, finished=len(finished), pruned=len(pruned),
         audited=len(audited), level=LEVEL, valid=not why, why=why or None,
         seconds=None if cost is None else trials * cost / len(ended), **vars(band),
     )  # fmt: skip
 
 
-UNITS = ("trials", "device_seconds", "flops")
 COST = {"device_seconds": "seconds", "flops": "flops"}
 EQUAL_WITHIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualBudget:
-    """The families at ``at`` units, the largest budget that all of them spent; ``None`` where a
-    cost is missing. ``ranking``: best first; ``unranked``: nothing finished by then, or its costs
-    are missing."""
-
-    unit: str
-    at: float | None
-    best_val_top1: Mapping[str, float | None]
-    ranking: tuple[str, ...]
-    unranked: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A ranking in each of ``UNITS``. ``equal_in``: the first unit in which all families spent
-    the same. ``flips``: two families change places between two of the rankings."""
+    """The families at the largest budget that all of them spent, by unit: trials, device seconds
+    or FLOPs.
+
+    ``at``: that budget, ``None`` where a cost is missing. ``ranking``: best first; ``unranked``:
+    nothing finished by then, or its costs are missing. ``equal_in``: the first unit in which all
+    families spent the same, costs within 5 %. ``flips``: two families change places between two
+    rankings.
+    """
 
     equal_in: str | None
-    units: tuple[EqualBudget, ...]
+    at: Mapping[str, float | None]
+    best_val_top1: Mapping[str, Mapping[str, float | None]]
+    ranking: Mapping[str, Sequence[str]]
+    unranked: Mapping[str, Sequence[str]]
     flips: bool
 
 
-def budgets(families: Mapping[str, Sequence[Curve]]) -> Budget:
+def budgets(families: Sequence[Family]) -> Budget:
     """Rankings of the families at the largest budget that all of them spent.
 
     A family's value at a budget is the best validation accuracy among its trials *finished*
     by then; every epoch of every search trial is charged in the order it was reported, pruned
     and failed ones too. For ``trials`` the first n that ended count.
     """
-    search = {label: search_trials(curves) for label, curves in families.items()}
-    spent = {
-        unit: {label: spending(curves, unit) for label, curves in search.items()} for unit in UNITS
+    equal_in = "trials" if len({len(family.search) for family in families}) == 1 else None
+    at: dict[str, float | None] = {}
+    best: dict[str, dict[str, float | None]] = {}
+    for unit in ("trials", *COST):
+        spent = {family.label: spending(family.search, unit) for family in families}
+        ends = [float(steps[-1]) for steps, _ in spent.values() if steps.size]
+        at[unit] = min(ends, default=None)
+        best[unit] = {label: _best_within(*steps, at[unit]) for label, steps in spent.items()}
+        if unit in COST and ends and len(ends) == len(families) and not equal_in:
+            equal_in = unit if min(ends) >= (1 - EQUAL_WITHIN) * max(ends) else None
+    ranked = {
+        unit: sorted((-value, label) for label, value in values.items() if value is not None)
+        for unit, values in best.items()
     }
-    units = tuple(_equal_budget(unit, spent[unit]) for unit in UNITS)
-    flips = _flips([unit.best_val_top1 for unit in units])
-    return Budget(equal_in=_equal_in(search, spent), units=units, flips=flips)
-
-
-def _equal_budget(unit: str, spent: Mapping[str, tuple[Array, Array]]) -> EqualBudget:
-    at = min((float(steps[-1]) for steps, _ in spent.values() if steps.size), default=None)
-    best = {label: _best_within(*steps, at) for label, steps in spent.items()}
-    ranked = sorted((-value, label) for label, value in best.items() if value is not None)
-    return EqualBudget(
-        unit=unit, at=at, best_val_top1=best, ranking=tuple(label for _, label in ranked),
-        unranked=tuple(label for label, value in best.items() if value is None),
+    return Budget(
+        equal_in=equal_in, at=at, best_val_top1=best, flips=_flips(best["trials"], best.values()),
+        ranking={unit: [label for _, label in places] for unit, places in ranked.items()},
+        unranked={unit: [label for label, value in values.items() if value is None]
+                  for unit, values in best.items()},
     )  # fmt: skip
 
 
@@ -239,23 +230,20 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     ended trial. ``best`` is the best accuracy of the trials finished so far, NaN before the
     first. Both are empty when a cost is missing."""
     if unit == "trials":
-        values = [_value(curve) for curve in curves if curve.status.is_final]
-        return np.arange(1.0, len(values) + 1), np.fmax.accumulate(np.array(values, dtype=float))
-    time, cost, value = [np.empty(0)], [np.empty(0)], [np.empty(0)]
-    for curve in curves:
-        if not curve.epoch.size:
-            continue
-        last = np.full(curve.epoch.size, math.nan)
-        last[-1] = _value(curve)
-        time.append(curve.time)
-        total = getattr(curve, COST[unit])
-        cost.append(np.concatenate([total[:1], total[1:] - total[:-1]]))
-        value.append(last)
-    order = np.argsort(np.concatenate(time), kind="stable")
-    spent = np.cumsum(np.concatenate(cost)[order])
+        tops = np.array([c.finished_top1 for c in curves if c.status.is_final], dtype=float)
+        return np.arange(1.0, tops.size + 1), np.fmax.accumulate(tops)
+    reported = [curve for curve in curves if curve.epoch.size]
+    if not reported:
+        return np.empty(0), np.empty(0)
+    order = np.argsort(np.concatenate([curve.time for curve in reported]), kind="stable")
+    costs = [np.diff(getattr(curve, COST[unit]), prepend=0.0) for curve in reported]
+    spent = np.cumsum(np.concatenate(costs)[order])
     if not np.isfinite(spent).all():
         return np.empty(0), np.empty(0)
-    return spent, np.fmax.accumulate(np.concatenate(value)[order])
+    tops = np.full(spent.size, math.nan)
+    ends = np.cumsum([curve.epoch.size for curve in reported]) - 1
+    tops[ends] = np.array([curve.finished_top1 for curve in reported], dtype=float)
+    return spent, np.fmax.accumulate(tops[order])
 
 
 def _best_within(spent: Array, best: Array, budget: float | None) -> float | None:
@@ -263,29 +251,11 @@ def _best_within(spent: Array, best: Array, budget: float | None) -> float | Non
         return None
     # Sums of the same costs in another order may differ in the last digits.
     steps = int(np.searchsorted(spent, budget * (1 + 1e-9), side="right"))
-    value = best[steps - 1] if steps else math.nan
-    return float(value) if math.isfinite(value) else None
+    return float(best[steps - 1]) if steps and math.isfinite(best[steps - 1]) else None
 
 
-def _value(curve: Curve) -> float:
-    return curve.best[0] if curve.status == "finished" and curve.best else math.nan
-
-
-def _equal_in(
-    search: Mapping[str, Sequence[Curve]], spent: Mapping[str, Mapping[str, tuple[Array, Array]]]
-) -> str | None:
-    """The first unit in which all families spent the same; costs within 5 %."""
-    if len({len(curves) for curves in search.values()}) == 1:
-        return "trials"
-    for unit in COST:
-        ends = [steps[0][-1] for steps in spent[unit].values() if steps[0].size]
-        if ends and len(ends) == len(search) and min(ends) >= (1 - EQUAL_WITHIN) * max(ends):
-            return unit
-    return None
-
-
-def _flips(best: Sequence[Mapping[str, float | None]]) -> bool:
-    for a, b in combinations(best[0], 2):
+def _flips(labels: Iterable[str], best: Collection[Mapping[str, float | None]]) -> bool:
+    for a, b in combinations(labels, 2):
         pairs = [(values[a], values[b]) for values in best]
         signs = {np.sign(x - y) for x, y in pairs if x is not None and y is not None}
         if {-1.0, 1.0} <= signs:

@@ -1,41 +1,41 @@
-"""From runs to the comparison, its answer in two sentences, and its JSON."""
+"""From runs to the comparison: its answer in two sentences, its JSON, what differed between the
+families besides the architecture, and what the plan had forecast that it would cost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from orchestrator.compare.budget import Budget, BudgetCurve, budgets, curves_over_budget
-from orchestrator.compare.confounds import Confound, ForecastScore, confounds, score_forecast
 from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
 from orchestrator.compare.finals import (
+    FinalSummary,
     Gap,
     PairResult,
+    PairVerdict,
     compare_pairs,
     describe_verdict,
     gaps,
-    summarise_finals,
 )
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
-from orchestrator.compare.runs import Curve, RunData, Values, collect, family_labels
-from orchestrator.ledger.cost import epochs_by_workers, node_notes, preemptions
-from orchestrator.ledger.state import DatasetFacts
-from orchestrator.spec import spaces
+from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
+from orchestrator.ledger import cost
+from orchestrator.ledger.state import DatasetFacts, Forecast
 from orchestrator.spec.spaces import Space
-from orchestrator.wording import day, interval, percent, points
+from orchestrator.wording import day, interval, percent, points, span
 from trainables.errors import UserError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-SCHEMA = 1
-# JSON keys of schema 1 that differ from the attributes' names.
-KEYS = {"gaps": "gap", "confounds": "differences",
-        "dataset": "dataset_info"}  # fmt: skip
-WHAT = {"adaptation": "road"}  # likewise the names of facts
+FACTS = (
+    "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
+    "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
+    "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
+    "channels_last", "epochs", "num_workers", "device",
+)  # fmt: skip
+OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28 and in schema 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,48 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Everything that is said of the compared runs.
+class Confound:
+    """One fact by family; ``None`` where a family does not state it."""
 
-    ``dataset``: facts of the one that all share; ``test_opened_at``: unix seconds; ``spaces``: the
-    families' search spaces; ``claims``: verdicts on the claims that the runs tested; ``audit``: of
-    the families that had one.
+    what: str
+    values: Values
+    same: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastScore:
+    """Hours of ``device`` of all runs together, by the plan made before the first trial.
+
+    ``expected`` if trials are pruned as expected, ``worst`` if none is, and ``actual``; ``ratio``:
+    actual over expected, once every run is complete. ``basis`` says what the plan rested on.
     """
 
-    dataset: DatasetFacts | None
+    device: str
+    basis: str
+    expected: float
+    worst: float
+    actual: float
+    ratio: float | None
+
+    @property
+    def sentence(self) -> str:
+        """Forecast and outcome."""
+        so_far = " so far" if self.ratio is None else f", {self.ratio:.2f} times the expected"
+        hours = f"{span(f'{self.expected:.3g}', f'{self.worst:.3g}')} {self.device}-hours"
+        return f"Forecast: {hours} ({self.basis}); {self.actual:.3g} were spent{so_far}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that is said of the compared runs, under the names of the compare JSON.
+
+    ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
+    facts; ``test_opened_at``: unix seconds; ``spaces``: the families' search spaces; ``claims``:
+    verdicts on the claims that the runs tested; ``audit``: of the families that had one.
+    """
+
+    dataset: str | None
+    dataset_info: DatasetFacts | None
     test_opened_at: float | None
     runs: tuple[RunData, ...]
     claims: tuple[Values, ...]
@@ -68,10 +101,10 @@ class Comparison:
     forecast: ForecastScore | None
     curves_over_budget: tuple[BudgetCurve, ...]
     importance: tuple[Importance, ...]
-    gaps: tuple[Gap, ...]
+    gap: tuple[Gap, ...]
     audit: tuple[AuditResult, ...]
     failures: tuple[Failure, ...]
-    confounds: tuple[Confound, ...]
+    differences: tuple[Confound, ...]
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
 
@@ -82,17 +115,12 @@ class Comparison:
             return " ".join(verdict["sentence"] for verdict in self.claims)
         if any(entry.final for entry in self.families):
             return _answer_of_finals(self)
-        return f"{_search_sentence(self)} {_no_verdict(self)}"
+        return _answer_of_search(self)
 
     @property
     def validation_images(self) -> int | None:
         """How many images a validation accuracy is over."""
-        return self.dataset.counts.get("val") if self.dataset else None
-
-    @property
-    def dataset_name(self) -> str | None:
-        """Name of the dataset, where it is on record."""
-        return self.dataset.name if self.dataset else None
+        return self.dataset_info.counts.get("val") if self.dataset_info else None
 
     def as_dict(self) -> dict[str, Any]:
         """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``.
@@ -100,144 +128,17 @@ class Comparison:
         Where they are of GPUs, device seconds also stand under their former name, gpu_seconds.
         """
         plain = {
-            **_object(self),
-            "schema": SCHEMA,
+            "schema": 1,
             "answer": self.answer,
-            "dataset": self.dataset_name,
-            "dataset_info": self.dataset.as_dict() if self.dataset else None,
-            "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
+            **_object(self),
+            "spaces": {
+                label: {path: domain.as_dict() for path, domain in space.items()}
+                for label, space in self.spaces.items()
+            },
             "audit": {"families": _plain(self.audit)} if self.audit else None,
         }
         on_gpus = any(family.device not in (None, "cpu") for family in self.families)
         return _with_gpu_seconds(plain) if on_gpus else plain
-
-
-def _search_sentence(comparison: Comparison) -> str:
-    ranked = [(e.best.val_top1, e) for e in comparison.families if e.best]
-    ranked.sort(key=lambda pair: -pair[0])
-    on = f"on {comparison.dataset_name or 'a dataset without a record'}"
-    if not ranked:
-        total = sum(entry.trials for entry in comparison.families)
-        return f"No trial has finished {on} ({total} on record), so nothing can be ranked."
-    best, first = ranked[0]
-    *others, last = [entry.family for value, entry in ranked if value == best]
-    if len(ranked) == 1:
-        return (
-            f"{on[0].upper()}{on[1:]}, the best finished of {first.trials} {first.family} trials "
-            f"has a validation accuracy of {percent(best)}."
-        )
-    counts = {entry.trials for _, entry in ranked}
-    trials = f"{counts.pop()} trials each" if len(counts) == 1 else "unequal numbers of trials"
-    flips = (
-        "; the order changes with the unit of an equal budget" if comparison.budget.flips else ""
-    )
-    lead = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
-    return (
-        f"{on[0].upper()}{on[1:]}, at {trials}, "
-        f"{lead} the best finished trial by validation accuracy: "
-        f"{', '.join(f'{entry.family} {percent(value)}' for value, entry in ranked)}{flips}."
-    )
-
-
-def _no_verdict(comparison: Comparison) -> str:
-    opened = comparison.test_opened_at
-    test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
-    ranked = any(entry.best for entry in comparison.families)
-    end = "this ranks single best trials and is not a verdict" if ranked else "there is no verdict"
-    return f"Selection used val only, no finals are on record and {test}, so {end}."
-
-
-def _answer_of_finals(comparison: Comparison) -> str:
-    tested = [(e.family, e.final.test_top1) for e in comparison.families if e.final]
-    tested.sort(key=lambda pair: -pair[1].mean)
-    places = [f"{family} {interval(**vars(top1))}" for family, top1 in tested]
-    opened = comparison.test_opened_at
-    when = f" (opened {day(opened)})" if opened is not None else ""
-    first = f"On {comparison.dataset_name or 'the'} test images{when}: {', '.join(places)}."
-    if not comparison.pairs:
-        return f"{first} Only one family has finals, so there is no pair to test."
-    return f"{first} {_verdicts(comparison.pairs)}"
-
-
-def _verdicts(pairs: Sequence[PairResult]) -> str:
-    shown = [describe_verdict(pair) for pair in pairs if pair.better_and_worse]
-    undecided = [pair for pair in pairs if not pair.better_and_worse]
-    if not undecided:
-        return f"Paired tests with Holm's correction show {', '.join(shown)}."
-    rest = ", ".join(map(describe_verdict, undecided))
-    sizes = [p.smallest_detectable for p in undecided if p.smallest_detectable is not None]
-    limit = f" (smaller than {points(max(sizes))} could not have been shown)" if sizes else ""
-    shows = f"show {', '.join(shown)}, but " if shown else "show "
-    return f"Tests with Holm's correction {shows}{rest}{limit}."
-
-
-def _plain(value: object) -> Any:
-    """``value`` as JSON holds it: dataclasses as objects, arrays and tuples as lists."""
-    if isinstance(value, RunData):
-        return _run(value)
-    if isinstance(value, FamilySummary):
-        return _family(value)
-    if isinstance(value, Budget):
-        return _budget(value)
-    if isinstance(value, Confound):
-        return _object(value) | {"what": WHAT.get(value.what, value.what)}
-    if is_dataclass(value) and not isinstance(value, type):
-        return _object(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _object(value: DataclassInstance) -> dict[str, Any]:
-    return {KEYS.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
-
-
-def _with_gpu_seconds(plain: Any) -> Any:
-    """``plain`` with the name that schema 1 had for device seconds beside theirs."""
-    if isinstance(plain, list):
-        return [_with_gpu_seconds(part) for part in plain]
-    if not isinstance(plain, dict):
-        return plain
-    named = {key: _with_gpu_seconds(part) for key, part in plain.items()}
-    return named | ({"gpu_seconds": named["device_seconds"]} if "device_seconds" in named else {})
-
-
-def _run(run: RunData) -> dict[str, Any]:
-    state, header = run.state, run.header
-    return {
-        "spec_hash": header.spec_hash,
-        "code_version": header.code_version,
-        "environment": header.environment.as_dict(),
-        "name": run.name,
-        "status": run.status,
-        "created_at": state.created_at,
-        "test_openings": state.test_openings,
-        "device_hours": run.device_hours,
-        "preemptions": preemptions(state),
-        "epochs_by_workers": _plain(epochs_by_workers(state)),
-        "checkpoint_bytes": run.checkpoint_bytes,
-    }
-
-
-def _family(entry: FamilySummary) -> dict[str, Any]:
-    keys = ("trial", "status", "val_top1", "epoch", "recipe", "axes")
-    family = _object(entry)
-    best, unfinished = family.pop("best"), family["best_unfinished"]
-    family |= {f"best_{key}": best and best[key] for key in keys if key != "status"}
-    family["best_unfinished"] = unfinished and {key: unfinished[key] for key in keys[:4]}
-    if entry.final:
-        family["final"]["probes"] = family["final"]["probes"] or {}
-    return family
-
-
-def _budget(budget: Budget) -> dict[str, Any]:
-    by_unit = {
-        key: {unit.unit: _plain(getattr(unit, key)) for unit in budget.units}
-        for key in ("at", "best_val_top1", "ranking", "unranked")
-    }
-    return {"equal_in": budget.equal_in, **by_unit, "flips": budget.flips}
 
 
 def compare(runs: Sequence[RunData]) -> Comparison:
@@ -247,31 +148,23 @@ def compare(runs: Sequence[RunData]) -> Comparison:
     """
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
-    dataset = _one_dataset(runs)
-    families, labels = collect(runs), family_labels(runs)
-    searched = {labels[i, s.family]: s.space for i, run in enumerate(runs) for s in run.sweeps}
-    trials = {
-        label: at_equal_budget(curves, searched.get(label, {}))
-        for label, curves in families.items()
-    }
-    importances = (importance(label, of_family) for label, of_family in trials.items())
+    dataset, families = _one_dataset(runs), collect(runs)
+    trials = [at_equal_budget(family.search, family.space) for family in families]
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
+    verdicts = [run.verdict for run in runs if run.verdict]
+    labels = [family.label for family in families]
     return Comparison(
-        dataset=dataset, test_opened_at=min(opened, default=None), runs=tuple(runs),
-        claims=tuple({k: v for k, v in run.verdict.items() if k != "pictures"}
-                     for run in runs if run.verdict),
-        families=tuple(
-            summarise(label, curves, searched.get(label, {}), trials=trials[label],
-                      final=summarise_finals(curves))
-            for label, curves in families.items()
-        ),
-        pairs=tuple(compare_pairs(families)), budget=budgets(families),
-        forecast=score_forecast(runs), curves_over_budget=tuple(curves_over_budget(families)),
-        importance=tuple(entry for entry in importances if entry is not None),
-        gaps=tuple(gaps(families)), audit=tuple(audits(families)),
-        failures=tuple(_failures(families)), confounds=tuple(confounds(families, runs)),
-        spaces=searched,
-        notes=tuple(n for run in runs for n in (*node_notes(run.state), *run.state.notes)),
+        dataset=dataset.name if dataset else None, dataset_info=dataset,
+        test_opened_at=min(opened, default=None), runs=tuple(runs),
+        claims=tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts),
+        families=tuple(map(summarise, families, trials)),
+        pairs=compare_pairs(families), budget=budgets(families), forecast=score_forecast(runs),
+        curves_over_budget=curves_over_budget(families),
+        importance=tuple(filter(None, map(importance, labels, trials))),
+        gap=gaps(families), audit=audits(families), failures=tuple(_failures(families)),
+        differences=tuple(_differences(families)),
+        spaces={family.label: family.sweep.space for family in families if family.sweep},
+        notes=tuple(n for run in runs for n in (*cost.node_notes(run.state), *run.state.notes)),
     )  # fmt: skip
 
 
@@ -294,14 +187,160 @@ def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
     return next((facts for by_run in datasets.values() for facts in by_run.values()), None)
 
 
-def _failures(families: Mapping[str, Sequence[Curve]]) -> Iterable[Failure]:
+def _failures(families: Sequence[Family]) -> Iterator[Failure]:
     """Failed trials of every stage, grouped by family and reason."""
-    for label, curves in families.items():
+    for family in families:
         by_reason: dict[str, list[Curve]] = {}
-        for curve in curves:
+        for curve in family.curves:
             if curve.status == "failed":
-                by_reason.setdefault(curve.reason or "no reason on record", []).append(curve)
+                reason = curve.state.reason or "no reason on record"
+                by_reason.setdefault(reason, []).append(curve)
         for reason, failed in by_reason.items():
-            yield Failure(family=label, reason=reason, trials=len(failed),
-                          first_trial=failed[0].trial,
+            yield Failure(family=family.label, reason=reason, trials=len(failed),
+                          first_trial=failed[0].name,
                           epochs=sum(curve.epoch.size for curve in failed))  # fmt: skip
+
+
+def _differences(families: Sequence[Family]) -> Iterator[Confound]:
+    """One row a fact that any family states."""
+    facts = {family.label: _facts(family) for family in families}
+    for what in FACTS:
+        values = {label: stated.get(what) for label, stated in facts.items()}
+        first = next((value for value in values.values() if value is not None), None)
+        if first is not None:
+            same = all(value == first for value in values.values())
+            yield Confound(what=what, values=values, same=same)
+
+
+def _facts(family: Family) -> Values:
+    """Those of the family's best finished trial, else of its first one: what its worker reported,
+    then its recipe, the header's geometry and the sweep's spec."""
+    header: dict[str, Any] = {}
+    if sweep := family.sweep:
+        header |= sweep.data.as_dict() | sweep.backbone.as_dict()
+        header["epochs"] = sweep.scheduler.max_epochs
+    layers = [header | dict(family.run.header.geometry.get(family.name, {}))]
+    chosen = best_trial(family.search) or next(iter(family.search), None)
+    if chosen is not None:
+        axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
+        layers += [dict(chosen.state.recipe), axes, chosen.state.detail]
+    stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
+    return {OLD_NAMES.get(key, key): value for key, value in stated}
+
+
+def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
+    """``None`` where a run has no forecast, or they count different devices."""
+    forecasts = [run.header.forecast or Forecast() for run in runs]
+    hours = [forecast.device_hours for forecast in forecasts if forecast.device_hours]
+    devices = {forecast.device for forecast in forecasts}
+    if len(hours) < len(runs) or len(devices) != 1:
+        return None
+    expected, worst = (sum(getattr(part, case) for part in hours) for case in ("expected", "worst"))
+    actual = sum(cost.spent_device_hours(run.state) for run in runs)
+    complete = all(run.status.is_complete for run in runs)
+    return ForecastScore(
+        device=str(devices.pop()), expected=expected, worst=worst, actual=actual,
+        basis=" and ".join(sorted({str(forecast.basis) for forecast in forecasts})),
+        ratio=actual / expected if complete and expected else None,
+    )  # fmt: skip
+
+
+def _answer_of_search(comparison: Comparison) -> str:
+    opened, families = comparison.test_opened_at, comparison.families
+    test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
+    unjudged = f"Selection used val only, no finals are on record and {test}, so"
+    ranked = [(top1, e) for e in families if (top1 := e.best_val_top1) is not None]
+    ranked.sort(key=lambda pair: -pair[0])
+    on = f"on {comparison.dataset or 'a dataset without a record'}"
+    if not ranked:
+        total = sum(entry.trials for entry in families)
+        return (
+            f"No trial has finished {on} ({total} on record), so nothing can be ranked. "
+            f"{unjudged} there is no verdict."
+        )
+    best, first = ranked[0]
+    if len(ranked) == 1:
+        lead = (
+            f"the best finished of {first.trials} {first.family} trials has a validation accuracy "
+            f"of {percent(best)}"
+        )
+    else:
+        *others, last = [entry.family for value, entry in ranked if value == best]
+        counts = {entry.trials for _, entry in ranked}
+        each = f"{first.trials} trials each" if len(counts) == 1 else "unequal numbers of trials"
+        leads = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
+        values = ", ".join(f"{entry.family} {percent(value)}" for value, entry in ranked)
+        lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
+        if comparison.budget.flips:
+            lead += "; the order changes with the unit of an equal budget"
+    ranks = "this ranks single best trials and is not a verdict"
+    return f"{on[0].upper()}{on[1:]}, {lead}. {unjudged} {ranks}."
+
+
+def _answer_of_finals(comparison: Comparison) -> str:
+    tested = [(e.family, e.final.test_top1) for e in comparison.families if e.final]
+    tested.sort(key=lambda pair: -pair[1].mean)
+    places = [f"{family} {interval(**vars(top1))}" for family, top1 in tested]
+    opened = comparison.test_opened_at
+    when = f" (opened {day(opened)})" if opened is not None else ""
+    first = f"On {comparison.dataset or 'the'} test images{when}: {', '.join(places)}."
+    if not comparison.pairs:
+        return f"{first} Only one family has finals, so there is no pair to test."
+    undecided = [pair for pair in comparison.pairs if pair.verdict is PairVerdict.OPEN]
+    shown = ", ".join(describe_verdict(p) for p in comparison.pairs if p not in undecided)
+    if not undecided:
+        return f"{first} Paired tests with Holm's correction show {shown}."
+    rest = ", ".join(map(describe_verdict, undecided))
+    sizes = [p.smallest_detectable for p in undecided if p.smallest_detectable is not None]
+    limit = f" (smaller than {points(max(sizes))} could not have been shown)" if sizes else ""
+    shows = f"show {shown}, but" if shown else "show"
+    return f"{first} Tests with Holm's correction {shows} {rest}{limit}."
+
+
+def _plain(value: object) -> Any:
+    """``value`` as JSON holds it: dataclasses as objects, arrays and tuples as lists."""
+    if isinstance(value, RunData):
+        return _run(value)
+    if isinstance(value, FinalSummary):
+        return _object(value) | {"probes": _plain(value.probes) or {}}
+    if isinstance(value, Confound):
+        former = {new: old for old, new in OLD_NAMES.items()}
+        return _object(value) | {"what": former.get(value.what, value.what)}
+    if is_dataclass(value):
+        return _object(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def _with_gpu_seconds(plain: Any) -> Any:
+    """``plain`` with the name that schema 1 had for device seconds beside theirs."""
+    if isinstance(plain, list):
+        return [_with_gpu_seconds(part) for part in plain]
+    if not isinstance(plain, dict):
+        return plain
+    named = {key: _with_gpu_seconds(part) for key, part in plain.items()}
+    return named | ({"gpu_seconds": named["device_seconds"]} if "device_seconds" in named else {})
+
+
+def _run(run: RunData) -> dict[str, Any]:
+    state, header = run.state, run.header
+    return {
+        "spec_hash": header.spec_hash,
+        "code_version": header.code_version,
+        "environment": header.environment.as_dict(),
+        "name": run.name,
+        "status": run.status,
+        "created_at": state.created_at,
+        "test_openings": state.test_openings,
+        "device_hours": cost.spent_device_hours(state),
+        "preemptions": cost.preemptions(state),
+        "epochs_by_workers": _plain(cost.epochs_by_workers(state)),
+        "checkpoint_bytes": run.checkpoint_bytes,
+    }

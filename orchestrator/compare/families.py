@@ -6,21 +6,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.compare.finals import FinalSummary
+from orchestrator.compare.finals import FinalSummary, summarise_finals
 from orchestrator.compare.importance import RATE, WITHIN, LearningRateFit, Trials, learning_rate_fit
 from orchestrator.compare.runs import (
     Curve,
+    Family,
     Values,
     accuracy,
     best_trial,
     device,
     device_cost,
-    search_trials,
     total,
 )
 from orchestrator.compare.statistics import MeanInterval, share_interval
@@ -31,19 +31,6 @@ from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
 FEWEST = 3  # trials that an order needs
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestTrial:
-    """A trial's best validation accuracy (fraction), the epoch it was first reached in, and what
-    the trial was: its whole recipe, and of it the searched axes."""
-
-    trial: str
-    status: TrialStatus
-    val_top1: float
-    epoch: int
-    recipe: Values
-    axes: Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +83,12 @@ class Edge:
 class FamilySummary:
     """A family in the comparison; all but ``final`` is of its search trials alone.
 
-    ``best`` is of finished trials only: a pruned trial is censored, never ranked beside them;
-    ``best_unfinished`` is stated where none finished. A cost is ``None`` when any trial that
-    reported left it out, since the sum would flatter the family. ``device`` is the kind of device
-    that ``device_seconds`` were spent on.
+    ``best_trial`` is of the finished ones only: a pruned trial is censored, never ranked beside
+    them. It reached its best validation accuracy, a fraction, first in ``best_epoch``;
+    ``best_recipe`` is whole, ``best_axes`` what was searched of it. Where none finished,
+    ``best_unfinished`` has ``trial``, ``status``, ``val_top1`` and ``epoch`` of the best other one.
+    A cost is ``None`` when any trial that reported left it out, since the sum would flatter the
+    family. ``device`` is the kind of device that ``device_seconds`` were spent on.
     """
 
     family: str
@@ -116,37 +105,32 @@ class FamilySummary:
     device_seconds_parts: DeviceSeconds | None
     device: str | None
     flops: float | None
-    best: BestTrial | None
-    best_unfinished: BestTrial | None
+    best_trial: str | None
+    best_val_top1: float | None
+    best_epoch: int | None
+    best_recipe: Values | None
+    best_axes: Values | None
+    best_unfinished: Values | None
     convergence: Convergence | None
     learning_rate_basin: Basin | None
     edges: tuple[Edge, ...]
     learning_rate_fit: LearningRateFit | None
     final: FinalSummary | None
 
-    @property
-    def best_val_top1(self) -> float | None:
-        """Accuracy of the best finished trial."""
-        return self.best.val_top1 if self.best else None
 
-
-def summarise(
-    label: str,
-    curves: Sequence[Curve],
-    space: Space,
-    *,
-    trials: Trials | None,
-    final: FinalSummary | None,
-) -> FamilySummary:
+def summarise(family: Family, trials: Trials | None) -> FamilySummary:
     """The family's entry in the comparison; ``trials`` are its trials at equal budget."""
-    search = search_trials(curves)
+    search = family.search
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
-    reached = max((curve for curve in search if curve.best), key=accuracy, default=None)
+    top1, epoch = best.best if best and best.best else (None, None)
+    models = [
+        curve.state.detail.get("model") or curve.state.assignment.backbone.model
+        for curve in ([best] if best else search)
+    ]
     images, cost = total(search, "images"), device_cost(search)
-    models = [curve.backbone for curve in ([best] if best else search) if curve.backbone]
     return FamilySummary(
-        family=label, backbone=models[0] if models else None, trials=len(search),
+        family=family.label, backbone=next(filter(None, models), None), trials=len(search),
         finished=status[TrialStatus.FINISHED], pruned=status[TrialStatus.PRUNED],
         failed=status[TrialStatus.FAILED],
         unfinished=status[TrialStatus.QUEUED] + status[TrialStatus.RUNNING],
@@ -154,29 +138,29 @@ def summarise(
         epochs=sum(curve.epoch.size for curve in search),
         images_seen=None if images is None else round(images),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
-        device=device(search),
-        flops=total(search, "flops"),
-        best=_best(best), best_unfinished=None if best else _best(reached),
-        convergence=convergence(best) if best else None,
-        learning_rate_basin=basin(search),
-        edges=tuple(edges(best.axes, space)) if best else (),
-        learning_rate_fit=learning_rate_fit(trials), final=final,
+        device=device(search), flops=total(search, "flops"),
+        best_trial=best.name if best else None, best_val_top1=top1, best_epoch=epoch,
+        best_recipe=best.state.recipe if best else None, best_axes=best.axes if best else None,
+        best_unfinished=None if best else _best_unfinished(search),
+        convergence=convergence(best) if best else None, learning_rate_basin=basin(search),
+        edges=tuple(edges(best.axes, family.space)) if best else (),
+        learning_rate_fit=learning_rate_fit(trials), final=summarise_finals(family),
     )  # fmt: skip
 
 
-def _best(curve: Curve | None) -> BestTrial | None:
-    if curve is None or curve.best is None:
+def _best_unfinished(search: Sequence[Curve]) -> Values | None:
+    best = max(search, key=accuracy, default=None)
+    if best is None or best.best is None:
         return None
-    value, epoch = curve.best
-    return BestTrial(trial=curve.trial, status=curve.status, val_top1=value, epoch=epoch,
-                     recipe=curve.recipe, axes=curve.axes)  # fmt: skip
+    top1, epoch = best.best
+    return {"trial": best.name, "status": best.status, "val_top1": top1, "epoch": epoch}
 
 
 def convergence(curve: Curve) -> Convergence:
     """How fast one trial learned."""
     marks = tuple(_reach(curve, share) for share in SHARES)
     at_90 = marks[SHARES.index(0.9)]
-    return Convergence(trial=curve.trial, auc=area_under(curve), to_share=marks, **vars(at_90))
+    return Convergence(trial=curve.name, auc=area_under(curve), to_share=marks, **vars(at_90))
 
 
 def _reach(curve: Curve, share: float) -> Reach:
@@ -201,7 +185,7 @@ def area_under(curve: Curve) -> float | None:
 
 def basin(curves: Sequence[Curve]) -> Basin | None:
     """Learning rates of the finished trials within 2 points of the best accuracy."""
-    finished = [c for c in curves if c.status == "finished" and c.best and RATE in c.axes]
+    finished = [c for c in curves if c.finished_top1 is not None and RATE in c.axes]
     best = best_trial(finished)
     if best is None:
         return None
@@ -217,7 +201,7 @@ def edges(axes: Values, space: Space) -> list[Edge]:
     choice's is its first or last of three or more numbers. Zero is a limit, not an edge.
     """
     on_edge = (_edge(axis, value, space.get(axis)) for axis, value in axes.items())
-    return [edge for edge in on_edge if edge is not None]
+    return list(filter(None, on_edge))
 
 
 def _edge(axis: str, value: object, domain: Domain | None) -> Edge | None:
@@ -273,27 +257,28 @@ class AuditResult:
     better: MeanInterval | None
 
 
-def audits(families: Mapping[str, Sequence[Curve]]) -> list[AuditResult]:
+def audits(families: Sequence[Family]) -> tuple[AuditResult, ...]:
     """The audit of each family that had one."""
-    results = (_audit(label, search_trials(curves)) for label, curves in families.items())
-    return [result for result in results if result.audited]
+    results = (_audit(family.label, family.search) for family in families)
+    return tuple(result for result in results if result.audited)
 
 
 def _audit(label: str, search: Sequence[Curve]) -> AuditResult:
-    audits = [curve.audit for curve in search if curve.audit]
-    ended = [audit.top1 for audit in audits if audit.top1 is not None]
-    finished = [curve.best[0] for curve in search if curve.status == "finished" and curve.best]
+    audited = [(curve, curve.audit) for curve in search if curve.audit]
+    ended = [top1 for curve, _ in audited if (top1 := curve.full_top1) is not None]
+    finished = [top1 for curve in search if (top1 := curve.finished_top1) is not None]
     at_full_length = [c for c in search if (c.audit or c).status == "finished"]
-    rungs = sorted({rung for curve in search for rung in curve.rungs})
+    rungs = sorted({rung for curve in search for rung in curve.state.rungs})
     regret, better = None, None
     if ended and finished:
         best = max(finished)
         regret = max(0.0, max(ended) - best)
         better = share_interval(sum(value > best for value in ended), len(ended))
+    spent = [float(whole.seconds[-1] - curve.seconds[-1]) for curve, whole in audited]
     return AuditResult(
-        family=label, audited=len(audits), ended=len(ended), regret_top1=regret, better=better,
+        family=label, audited=len(audited), ended=len(ended), regret_top1=regret, better=better,
         pruned=sum(curve.status == "pruned" for curve in search),
-        seconds=_finite(math.fsum(audit.seconds for audit in audits)),
+        seconds=_finite(math.fsum(spent)),
         kendall_tau_by_rung=tuple(_tau(at_full_length, rung) for rung in rungs),
         best_finished=max(finished, default=None), best_audited=max(ended, default=None),
     )  # fmt: skip

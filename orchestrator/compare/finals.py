@@ -17,11 +17,11 @@ import numpy as np
 from orchestrator.compare.runs import (
     Array,
     Curve,
+    Family,
     Values,
     best_trial,
     device,
     device_cost,
-    search_trials,
     total,
 )
 from orchestrator.compare.statistics import (
@@ -96,9 +96,8 @@ def pool(probes: Sequence[Values]) -> PooledProbes | None:
                 numbers[path] = mean_interval(means, bounds=_bounds(path))
         elif (stacked := _stacked(values)) is not None:
             series[path] = mean_series(stacked)
-    bins = reliability([row for probe in flat for row in probe.get(BINS, ())])
-    return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts,
-                        reliability=tuple(bins))  # fmt: skip
+    bins = _reliability([row for probe in flat for row in probe.get(BINS, ())])
+    return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts, reliability=bins)
 
 
 def _bounds(path: str) -> tuple[float, float]:
@@ -126,38 +125,38 @@ def _stacked(values: Sequence[Any]) -> Array | None:
     return stacked
 
 
-def reliability(rows: Sequence[Values]) -> list[ReliabilityBin]:
-    """Reliability rows of the same edges added up: counts, and means weighted by them."""
+def _reliability(rows: Sequence[Values]) -> tuple[ReliabilityBin, ...]:
+    """Rows of the same edges added up: counts, and means weighted by them."""
     by_edges: dict[tuple[float, float], list[Values]] = {}
     for row in rows:
-        by_edges.setdefault((row["low"], row["high"]), []).append(row)
+        if row["count"]:
+            by_edges.setdefault((row["low"], row["high"]), []).append(row)
     bins = []
     for (low, high), same in sorted(by_edges.items()):
         counts = [row["count"] for row in same]
-        if sum(counts):
-            accuracy, confidence = (
-                float(np.average([row[key] for row in same], weights=counts))
-                for key in ("accuracy", "confidence")
-            )
-            bins.append(ReliabilityBin(low=low, high=high, count=sum(counts),
-                                       accuracy=accuracy, confidence=confidence))  # fmt: skip
-    return bins
+        accuracy, confidence = (
+            float(np.average([row[key] for row in same], weights=counts))
+            for key in ("accuracy", "confidence")
+        )
+        bins.append(ReliabilityBin(low=low, high=high, count=sum(counts), accuracy=accuracy,
+                                   confidence=confidence))  # fmt: skip
+    return tuple(bins)
 
 
-def finals_of(curves: Sequence[Curve]) -> list[Curve]:
-    """The family's finished finals of its newest round that measured test accuracy."""
-    finals = [curve for curve in _newest_round(curves) if curve.status == "finished"]
-    return [final for final in finals if math.isfinite(final.test("top1"))]
-
-
-def _newest_round(curves: Sequence[Curve]) -> list[Curve]:
+def _newest_round(family: Family) -> list[Curve]:
     """Finals of the last opening of test: ``FAMILY-final-00`` before ``FAMILY-final2-00``."""
     rounds: dict[int, list[Curve]] = {}
-    for curve in curves:
-        if curve.stage == "final":
-            number = re.search(r"-final(\d+)-\d+$", curve.trial)
+    for curve in family.curves:
+        if curve.state.stage == "final":
+            number = re.search(r"-final(\d+)-\d+$", curve.name)
             rounds.setdefault(int(number[1]) if number else 1, []).append(curve)
     return rounds[max(rounds)] if rounds else []
+
+
+def _finished(finals: Sequence[Curve]) -> list[Curve]:
+    """Those that measured test accuracy."""
+    finished = [final for final in finals if final.status == "finished"]
+    return [final for final in finished if math.isfinite(final.test("top1"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,21 +176,22 @@ class FinalSummary:
     probes: PooledProbes | None
 
 
-def summarise_finals(curves: Sequence[Curve]) -> FinalSummary | None:
+def summarise_finals(family: Family) -> FinalSummary | None:
     """The family's finals over seeds; ``None`` without any."""
-    finals = finals_of(curves)
+    trials = _newest_round(family)
+    finals = _finished(trials)
     if not finals:
         return None
-    trials = _newest_round(curves)
     cost = device_cost(trials)
     return FinalSummary(
-        seeds=tuple(final.seed for final in finals), winner=trials[0].winner,
+        seeds=tuple(final.state.assignment.seed for final in finals),
+        winner=trials[0].state.winner,
         test_top1=mean_interval([final.test("top1") for final in finals], bounds=(0.0, 1.0)),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
-        device=device(trials),
-        flops=total(trials, "flops"), failed=sum(curve.status == "failed" for curve in trials),
-        probes=pool([probes for final in finals if (probes := final.outcome.get("probes"))]),
+        device=device(trials), flops=total(trials, "flops"),
+        failed=sum(curve.status == "failed" for curve in trials),
+        probes=pool([probes for final in finals if (probes := final.state.outcome.get("probes"))]),
     )  # fmt: skip
 
 
@@ -218,27 +218,29 @@ class Gap:
     to_test: MeanInterval
 
 
-def gaps(families: Mapping[str, Sequence[Curve]]) -> list[Gap]:
+def gaps(families: Sequence[Family]) -> tuple[Gap, ...]:
     """One of each family with finals.
 
     The winner's validation accuracy is as it was frozen, else of the best finished trial.
     """
-    entries = []
-    for label, curves in families.items():
-        scores = [(final.best[0], final.test("top1")) for final in finals_of(curves) if final.best]
-        if not scores:
-            continue
-        winners, search = {final.winner for final in _newest_round(curves)}, search_trials(curves)
-        winner = next((trial for trial in search if trial.trial in winners), best_trial(search))
-        chosen = winner.best[0] if winner and winner.best else None
-        val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
-        entries.append(Gap(
-            family=label, search_val_top1=chosen, final_val_top1=val,
-            test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
-            selection=None if chosen is None else chosen - val.mean,
-            to_test=mean_interval([v - test for v, test in scores]),
-        ))  # fmt: skip
-    return entries
+    return tuple(filter(None, map(_gap, families)))
+
+
+def _gap(family: Family) -> Gap | None:
+    trials, search = _newest_round(family), family.search
+    scores = [(final.best[0], final.test("top1")) for final in _finished(trials) if final.best]
+    if not scores:
+        return None
+    winners = {final.state.winner for final in trials}
+    winner = next((trial for trial in search if trial.name in winners), best_trial(search))
+    chosen = winner.best[0] if winner and winner.best else None
+    val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
+    return Gap(
+        family=family.label, search_val_top1=chosen, final_val_top1=val,
+        test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
+        selection=None if chosen is None else chosen - val.mean,
+        to_test=mean_interval([v - test for v, test in scores]),
+    )  # fmt: skip
 
 
 class PairVerdict(StrEnum):
@@ -250,17 +252,11 @@ class PairVerdict(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairSize:
-    """What a pair was tested on: finals of each family, and test images where known by image."""
-
-    seeds_a: int
-    seeds_b: int
-    images: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class PairResult:
     """Two families tested on their finals; ``difference`` is a's test accuracy less b's.
+
+    ``n``: finals of each family, ``seeds_a`` and ``seeds_b``, and test ``images``, ``None`` where
+    correctness by image is not known.
 
     With two seeds or more each, the test covers seeds (and images, where correctness by image
     is there); with one seed each it is McNemar's on the images and speaks of those two trained
@@ -272,7 +268,7 @@ class PairResult:
     a: str
     b: str
     difference: Interval
-    n: PairSize
+    n: Mapping[str, int | None]
     method: str
     p_value: float | None
     p_value_images: float | None
@@ -281,44 +277,33 @@ class PairResult:
     verdict: PairVerdict = PairVerdict.OPEN
     smallest_detectable: float | None = None
 
-    @property
-    def better_and_worse(self) -> tuple[str, str] | None:
-        """The families' names where one is shown to be better."""
-        if self.verdict is PairVerdict.OPEN:
-            return None
-        return (self.a, self.b) if self.verdict is PairVerdict.A_BETTER else (self.b, self.a)
-
 
 def describe_verdict(pair: PairResult) -> str:
     """The verdict with the families' names."""
-    if pair.better_and_worse is None:
+    if pair.verdict is PairVerdict.OPEN:
         return f"no difference between {pair.a} and {pair.b}"
-    return "{} better than {}".format(*pair.better_and_worse)
+    a_better = pair.verdict is PairVerdict.A_BETTER
+    better, worse = (pair.a, pair.b) if a_better else (pair.b, pair.a)
+    return f"{better} better than {worse}"
 
 
-def compare_pairs(families: Mapping[str, Sequence[Curve]]) -> list[PairResult]:
+def compare_pairs(families: Sequence[Family]) -> tuple[PairResult, ...]:
     """Every pair of families that has finals, with Holm's correction across the pairs."""
-    finals = {label: finals_of(curves) for label, curves in families.items()}
+    finals = {family.label: _finished(_newest_round(family)) for family in families}
     present = [label for label, trials in finals.items() if trials]
     pairs = [_pair(a, b, finals[a], finals[b]) for a, b in combinations(present, 2)]
     p_values = [pair.p_value for pair, _ in pairs if pair.p_value is not None]
-    alpha = ALPHA / max(1, len(p_values))
-    adjusted = iter(holm(p_values))
-    return [
-        replace(
-            pair,
-            p_value_holm=(p_holm := None if pair.p_value is None else next(adjusted)),
-            verdict=_verdict(pair.difference.mean, p_holm),
-            smallest_detectable=estimate.detectable(alpha) if estimate else None,
-        )
-        for pair, estimate in pairs
-    ]
-
-
-def _verdict(mean: float, p_holm: float | None) -> PairVerdict:
-    if p_holm is None or p_holm >= ALPHA:
-        return PairVerdict.OPEN
-    return PairVerdict.A_BETTER if mean > 0 else PairVerdict.B_BETTER
+    alpha, adjusted = ALPHA / max(1, len(p_values)), iter(holm(p_values))
+    results = []
+    for pair, estimate in pairs:
+        p_holm = None if pair.p_value is None else next(adjusted)
+        verdict = PairVerdict.OPEN
+        if p_holm is not None and p_holm < ALPHA:
+            verdict = PairVerdict.A_BETTER if pair.difference.mean > 0 else PairVerdict.B_BETTER
+        detectable = estimate.detectable(alpha) if estimate else None
+        results.append(replace(pair, p_value_holm=p_holm, verdict=verdict,
+                               smallest_detectable=detectable))  # fmt: skip
+    return tuple(results)
 
 
 def _pair(
@@ -329,25 +314,23 @@ def _pair(
     p_images = permutation(images) if images is not None else None
     estimate, p_value, method = None, None, UNTESTED
     if min(len(of_a), len(of_b)) > 1:
-        estimate = difference(top1_a, top1_b, images)
-        if estimate is not None:
+        if estimate := difference(top1_a, top1_b, images):
             p_value = estimate.p_value
             method = "Welch's t over seeds" if images is None else "t over seeds and images"
     elif images is not None and len(of_a) == len(of_b) == 1:
-        error = float(np.std(images, ddof=1) / np.sqrt(images.size))
-        if error:
+        if error := float(np.std(images, ddof=1) / np.sqrt(images.size)):
             estimate = Difference(mean=float(images.mean()), error=error, freedom=images.size - 1)
         p_value = p_images = mcnemar(images > 0, images < 0)
         method = "McNemar on these two trained models"
-    mean = sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)
-    interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
-    size = None if images is None else images.size
-    by_seed = {final.seed: final.test("top1") for final in of_b}
-    paired = [f.test("top1") - by_seed[f.seed] for f in of_a if f.seed in by_seed]
+    interval = estimate.interval() if estimate else Interval(mean=0.0, low=None, high=None)
+    seed_b = {final.state.assignment.seed: final.test("top1") for final in of_b}
+    seed_a = [(final.state.assignment.seed, final.test("top1")) for final in of_a]
     pair = PairResult(
-        a=a, b=b, difference=replace(interval, mean=mean), method=method, p_value=p_value,
-        n=PairSize(seeds_a=len(of_a), seeds_b=len(of_b), images=size),
-        p_value_images=p_images, p_value_seeds=paired_t(paired),
+        a=a, b=b, method=method, p_value=p_value, p_value_images=p_images,
+        difference=replace(interval, mean=sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)),
+        n={"seeds_a": len(of_a), "seeds_b": len(of_b),
+           "images": None if images is None else images.size},
+        p_value_seeds=paired_t([top1 - seed_b[seed] for seed, top1 in seed_a if seed in seed_b]),
     )  # fmt: skip
     return pair, estimate
 

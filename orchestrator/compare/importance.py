@@ -38,15 +38,13 @@ class Trials:
     columns: dict[str, Array]
 
 
-def at_equal_budget(curves: Sequence[Curve], space: Space) -> Trials | None:
+def at_equal_budget(search: Sequence[Curve], space: Space) -> Trials | None:
     """The family's trials after the last epoch that all of them reached; None without any."""
-    ended = [c for c in curves if c.stage == "search" and c.status in ("finished", "pruned")]
-    ended = [curve for curve in ended if curve.epoch.size and curve.axes]
+    ended = [c for c in search if c.status in ("finished", "pruned") and c.epoch.size and c.axes]
     if not ended:
         return None
     epoch = min(int(curve.epoch[-1]) for curve in ended)
-    reached = [(curve, curve.at(epoch)) for curve in ended]
-    at_epoch = [(curve, value) for curve, value in reached if value is not None]
+    at_epoch = [(curve, value) for curve in ended if (value := curve.at(epoch)) is not None]
     axes = list(dict.fromkeys(axis for curve, _ in at_epoch for axis in curve.axes))
     columns = {a: _numbers([c.axes.get(a) for c, _ in at_epoch], space.get(a)) for a in axes}
     return Trials(

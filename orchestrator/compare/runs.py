@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.ledger import cost, events
-from orchestrator.ledger.cost import DeviceSeconds
+from orchestrator.ledger.cost import DeviceSeconds, checkpoint_bytes, cost_of, epoch_cost
+from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import is_running
 from orchestrator.ledger.state import (
-    Record,
     RunHeader,
     RunStatus,
-    Stage,
     State,
     TrialState,
     TrialStatus,
@@ -30,6 +28,7 @@ from orchestrator.ledger.state import (
     run_status,
 )
 from orchestrator.spec.run import SweepSpec
+from orchestrator.spec.spaces import Space
 from trainables.errors import UserError
 
 Array = np.ndarray
@@ -38,18 +37,18 @@ Values = Mapping[str, Any]  # what a recipe, an axis or a worker's report names 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run: what its ledger adds up to, and what its folder holds beside the ledger.
+    """One run: what its ledger adds up to, how it stood when it was read, and what its folder holds
+    beside the ledger.
 
     ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
-    ``checkpoint_bytes``: what its checkpoints take on disk. ``running``: a process carried the run
-    out when it was read.
+    ``checkpoint_bytes``: what its checkpoints take on disk.
     """
 
     folder: Path
     state: State
-    correct: Mapping[str, Array] = field(default_factory=dict)
-    checkpoint_bytes: int | None = None
-    running: bool = False
+    status: RunStatus
+    correct: Mapping[str, Array]
+    checkpoint_bytes: int | None
 
     @property
     def name(self) -> str:
@@ -60,16 +59,6 @@ class RunData:
     def header(self) -> RunHeader:
         """The ledger's newest header."""
         return self.state.header
-
-    @property
-    def status(self) -> RunStatus:
-        """How the run stood when it was read."""
-        return run_status(self.state, held=self.running)
-
-    @property
-    def device_hours(self) -> float:
-        """All that the run has cost so far, in hours of its devices."""
-        return cost.spent_device_hours(self.state)
 
     @property
     def verdict(self) -> Values:
@@ -84,17 +73,19 @@ class RunData:
 
 def load(run_folder: Path) -> RunData:
     """Read a run folder. Raises ``UserError`` when it holds no readable ledger."""
-    path = run_folder / events.FILE_NAME
+    path = run_folder / FILE_NAME
     if not path.is_file():
         raise UserError(
-            f"a run is a folder with a {events.FILE_NAME}; {str(run_folder)!r} has none. "
+            f"a run is a folder with a {FILE_NAME}; {str(run_folder)!r} has none. "
             "Fix: name a run that exists under the storage folder, or give --storage"
         )
     # A million small objects that all stay: looking for garbage among them doubles the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        state = replay(_records(path))
+        lines = path.read_bytes().split(b"\n")[:-1]
+        # Decoded at once: half the time of a line at a time.
+        state = replay(json.loads(b"[" + b",".join(lines) + b"]"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise UserError(
             f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
@@ -106,17 +97,10 @@ def load(run_folder: Path) -> RunData:
     return RunData(
         folder=run_folder,
         state=state,
+        status=run_status(state, running=is_running(run_folder)),
         correct=_read_correct(run_folder, state),
-        checkpoint_bytes=cost.checkpoint_bytes(run_folder),
-        running=is_running(run_folder),
+        checkpoint_bytes=checkpoint_bytes(run_folder),
     )
-
-
-def _records(path: Path) -> list[Record]:
-    """Every whole record, decoded at once: half the time of a line at a time."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    records: list[Record] = json.loads(b"[" + b",".join(lines) + b"]")
-    return records
 
 
 def _read_correct(run_folder: Path, state: State) -> dict[str, Array]:
@@ -131,51 +115,18 @@ def _read_correct(run_folder: Path, state: State) -> dict[str, Array]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
-    """What became of a trial after ``rung``, where the search would have pruned it.
-
-    ``status``: how it stands now. ``top1``: its best validation accuracy over the whole trial,
-    0 when it failed, ``None`` while it runs. ``epoch`` and ``val_top1``: the epochs after the
-    rung, shape (E,). ``seconds``: device seconds of those epochs, not charged to the search.
-    """
-
-    rung: int
-    status: TrialStatus
-    top1: float | None
-    epoch: Array
-    val_top1: Array
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One trial, of the ``run`` at that position. ``family`` is its label in the comparison.
+    """A trial of the ledger, ``state``, as arrays. ``family`` is its label in the comparison.
 
     Arrays have one element a reported epoch, shape (E,); NaN is missing. ``time`` is in unix
     seconds; ``images``, ``seconds`` (device seconds of what was reported) and ``flops`` are
-    cumulative over the trial; ``costs`` are the device seconds of each epoch,
-    ``unreported`` those that no report counts. An audited trial ends here at the rung where it
-    would have been pruned, because the search did not see what came after; ``audit`` holds that
-    rest. One
-    that is not ``drawn`` yet has no ``axes``, and a recipe without the searched values. A final has
-    a ``winner``, the search trial that it repeats, and ``correct``, bool (N,) by test image.
+    cumulative over the trial. An audited trial ends here, in ``state`` too, at the rung where it
+    would have been pruned, because the search did not see what came after; ``audit`` is all of it.
+    ``correct``: of a final, bool (N,) by test image.
     """
 
-    trial: str
     family: str
-    run: int
-    stage: Stage
-    status: TrialStatus
-    backbone: str | None
-    seed: int | None
-    reason: str | None
-    axes: Values
-    drawn: bool
-    recipe: Values
-    detail: Values
-    outcome: Values
-    rungs: Mapping[int, str]
-    winner: str | None
+    state: TrialState
     correct: Array | None
     epoch: Array
     time: Array
@@ -183,23 +134,33 @@ class Curve:
     images: Array
     seconds: Array
     flops: Array
-    costs: Sequence[DeviceSeconds]
-    unreported: DeviceSeconds
-    audit: Audit | None = None
+    audit: Curve | None = None
+
+    @property
+    def name(self) -> str:
+        """The trial's name in its run."""
+        return self.state.trial
+
+    @property
+    def status(self) -> TrialStatus:
+        """How the trial stands; one that was audited is pruned."""
+        return self.state.status
+
+    @property
+    def axes(self) -> Values:
+        """The searched values; empty until they are suggested."""
+        return self.state.axes or {}
 
     @cached_property
     def best(self) -> tuple[float, int] | None:
         """Best validation accuracy (fraction) and the epoch it was first reached in."""
-        reported = np.flatnonzero(~np.isnan(self.val_top1))
-        if not reported.size:
-            return None
-        index = reported[np.argmax(self.val_top1[reported])]
-        return float(self.val_top1[index]), int(self.epoch[index])
+        value, epoch = self.state.best()
+        return None if value is None or epoch is None else (float(value), epoch)
 
-    def test(self, metric: str) -> float:
-        """What a final measured on test; NaN where it did not."""
-        value = (self.outcome.get("test") or {}).get(metric)
-        return math.nan if value is None else float(value)
+    @property
+    def finished_top1(self) -> float | None:
+        """Best validation accuracy of a finished trial."""
+        return self.best[0] if self.status == "finished" and self.best else None
 
     @property
     def full_top1(self) -> float | None:
@@ -207,60 +168,103 @@ class Curve:
 
         A failed one yields no model and is worth 0; ``None`` where a trial was pruned or runs.
         """
-        if self.audit is not None:
-            return self.audit.top1
-        if self.status == "failed":
-            return 0.0
-        return self.best[0] if self.status == "finished" and self.best else None
+        whole = self.audit or self
+        return 0.0 if whole.status == "failed" else whole.finished_top1
 
     def at(self, epoch: int) -> float | None:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
-        for part in (self, self.audit):
-            if part is not None:
-                values = part.val_top1[part.epoch == epoch]
-                if np.isfinite(values).any():
-                    return float(values[0])
-        return None
+        report = (self.audit or self).state.reports.get(epoch)
+        value = report.metrics.get("val_top1", math.nan) if report else math.nan
+        return float(value) if math.isfinite(value) else None
+
+    def test(self, metric: str) -> float:
+        """What a final measured on test; NaN where it did not."""
+        value = (self.state.outcome.get("test") or {}).get(metric)
+        return math.nan if value is None else float(value)
 
 
-def family_labels(runs: Sequence[RunData]) -> dict[tuple[int, str], str]:
-    """Label of each (run index, family): the family, with the run's name where two runs share it.
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What one ``run`` did with one of its families, ``name``; another run's is another one."""
 
-    Families appear in the order of the runs' specs, then of their trials; a family of the spec
-    without a trial yet is included.
+    label: str
+    name: str
+    run: RunData
+    curves: tuple[Curve, ...]
+
+    @property
+    def search(self) -> list[Curve]:
+        """Trials of the search in order of submission, finals left out."""
+        return [curve for curve in self.curves if curve.state.stage == "search"]
+
+    @property
+    def sweep(self) -> SweepSpec | None:
+        """What was asked for; ``None`` where the spec does not say."""
+        return next((sweep for sweep in self.run.sweeps if sweep.family == self.name), None)
+
+    @property
+    def space(self) -> Space:
+        """What was searched."""
+        return self.sweep.space if self.sweep else {}
+
+
+def collect(runs: Sequence[RunData]) -> list[Family]:
+    """Every run's families, those of its spec and then those of its trials.
+
+    A label is the family's name, followed by the run's where several runs share the family.
     """
     names = Counter(run.name for run in runs)
-    labels: dict[tuple[int, str], str] = {}
-    for index, run in enumerate(runs):
+    pairs = [
+        (run, family)
+        for run in runs
+        for family in dict.fromkeys([
+            *(sweep.family for sweep in run.sweeps),
+            *(trial.family for trial in run.state.trials.values()),
+        ])
+    ]  # fmt: skip
+    shared = Counter(family for _, family in pairs)
+    families = []
+    for run, name in pairs:
         place = run.name if names[run.name] == 1 else run.folder
-        families = [sweep.family for sweep in run.sweeps]
-        for family in families + [trial.family for trial in run.state.trials.values()]:
-            labels[index, family] = f"{family} ({place})"
-    shared = Counter(family for _, family in labels)
-    return {key: label if shared[key[1]] > 1 else key[1] for key, label in labels.items()}
-
-
-def collect(runs: Sequence[RunData]) -> dict[str, list[Curve]]:
-    """Every trial's curve by family label, in order of submission."""
-    labels = family_labels(runs)
-    families: dict[str, list[Curve]] = {label: [] for label in labels.values()}
-    for index, run in enumerate(runs):
-        for trial in run.state.trials.values():
-            label = labels[index, trial.family]
-            curve = _curve(trial, label, index, run.correct.get(trial.trial))
-            audited = [rung for rung, decision in curve.rungs.items() if decision == "audited"]
-            families[label].append(_cut_at_rung(curve, min(audited)) if audited else curve)
+        label = f"{name} ({place})" if shared[name] > 1 else name
+        trials = [trial for trial in run.state.trials.values() if trial.family == name]
+        curves = tuple(_curve(label, trial, run.correct.get(trial.trial)) for trial in trials)
+        families.append(Family(label=label, name=name, run=run, curves=curves))
     return families
 
 
-def search_trials(curves: Sequence[Curve]) -> list[Curve]:
-    """Those of the search, finals left out."""
-    return [curve for curve in curves if curve.stage == "search"]
+def _curve(family: str, trial: TrialState, correct: Array | None) -> Curve:
+    whole = curve_of(family, trial, correct)
+    audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
+    if not audited:
+        return whole
+    reports = {epoch: r for epoch, r in trial.reports.items() if epoch <= min(audited)}
+    pruned = replace(trial, status=TrialStatus.PRUNED, reports=reports)
+    return replace(curve_of(family, pruned, correct), audit=whole)
+
+
+def curve_of(family: str, trial: TrialState, correct: Array | None = None) -> Curve:
+    """The trial as it is, an audited one to its end."""
+    epochs = sorted(trial.reports)
+    reports = [trial.reports[epoch] for epoch in epochs]
+
+    def column(name: str) -> Array:
+        values = np.array([report.metrics.get(name) for report in reports], dtype=float)
+        return np.where(np.isfinite(values), values, math.nan)
+
+    spent = [epoch_cost(report, trial.num_workers).total for report in reports]
+    complete = np.isfinite(column("train_seconds"))
+    return Curve(
+        family=family, state=trial, correct=correct,
+        epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
+        val_top1=column("val_top1"), images=column("images_seen"),
+        seconds=np.cumsum(np.where(complete, spent, math.nan)), flops=column("flops"),
+    )  # fmt: skip
 
 
 def best_trial(curves: Sequence[Curve]) -> Curve | None:
     """The finished trial with the best validation accuracy; the earlier one of a tie."""
-    finished = [curve for curve in curves if curve.status == "finished" and curve.best]
+    finished = (curve for curve in curves if curve.finished_top1 is not None)
     return max(finished, key=accuracy, default=None)
 
 
@@ -272,64 +276,18 @@ def accuracy(curve: Curve) -> float:
 def total(curves: Sequence[Curve], cost: str) -> float | None:
     """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
     ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]
-    if not ends or not all(math.isfinite(end) for end in ends):
-        return None
-    return math.fsum(ends)
+    return math.fsum(ends) if ends and all(map(math.isfinite, ends)) else None
 
 
 def device_cost(curves: Sequence[Curve]) -> DeviceSeconds | None:
     """What the trials cost, lost epochs and test evaluations too; ``None`` as :func:`total`."""
     if total(curves, "seconds") is None:
         return None
-    parts = (part for curve in curves for part in (*curve.costs, curve.unreported))
-    return sum(parts, DeviceSeconds())
+    return cost_of(curve.state for curve in curves)
 
 
 def device(curves: Sequence[Curve]) -> str | None:
     """Kind of device that the workers said they ran on: ``cpu``, ``cuda``, ``cpu + cuda``."""
-    names = {str(curve.detail["device"]) for curve in curves if "device" in curve.detail}
+    details = [curve.state.detail for curve in curves]
+    names = {str(detail["device"]) for detail in details if "device" in detail}
     return " + ".join(sorted({name.split(":")[0] for name in names})) or None
-
-
-def _curve(trial: TrialState, label: str, run: int, correct: Array | None) -> Curve:
-    epochs = sorted(trial.reports)
-    reports = [trial.reports[epoch] for epoch in epochs]
-    metrics = [report.metrics for report in reports]
-
-    def column(name: str, missing: float = math.nan) -> Array:
-        values = np.array([m.get(name, missing) for m in metrics], dtype=float)
-        return np.where(np.isfinite(values), values, missing)
-
-    costs = tuple(cost.epoch_cost(report, trial.num_workers) for report in reports)
-    complete = np.isfinite(column("train_seconds"))
-    spent = np.where(complete, [epoch.total for epoch in costs], math.nan)
-    unreported = cost.DeviceSeconds(unreported=trial.num_workers * trial.unreported_s)
-    return Curve(
-        trial=trial.trial, family=label, run=run, stage=trial.stage, status=trial.status,
-        backbone=trial.detail.get("model") or trial.assignment.backbone.model,
-        seed=trial.assignment.seed, reason=trial.reason,
-        axes=trial.axes or {}, drawn=trial.axes is not None,
-        recipe=trial.recipe, detail=trial.detail, outcome=trial.outcome,
-        rungs={rung: trial.rungs[rung] for rung in epochs if rung in trial.rungs},
-        winner=trial.winner, correct=correct,
-        epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
-        val_top1=column("val_top1"), images=column("images_seen"), seconds=np.cumsum(spent),
-        costs=costs, unreported=unreported,
-        flops=column("flops"),
-    )  # fmt: skip
-
-
-def _cut_at_rung(curve: Curve, rung: int) -> Curve:
-    """The audited ``curve`` pruned at ``rung``, the rest in its ``audit``."""
-    cut = int(np.searchsorted(curve.epoch, rung, side="right"))
-    audit = Audit(
-        rung=rung,
-        status=curve.status,
-        top1=curve.full_top1,
-        epoch=curve.epoch[cut:],
-        val_top1=curve.val_top1[cut:],
-        seconds=float(curve.seconds[-1] - curve.seconds[cut - 1]),
-    )
-    columns = ("epoch", "time", "val_top1", "images", "seconds", "costs", "flops")
-    parts = {name: getattr(curve, name)[:cut] for name in columns}
-    return replace(curve, status=TrialStatus.PRUNED, audit=audit, **parts)

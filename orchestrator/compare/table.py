@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.compare.budget import Budget, EqualBudget
+from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
 from orchestrator.compare.finals import PairResult, describe_verdict
@@ -74,7 +74,7 @@ def _dataset_and_runs(comparison: Comparison) -> str:
     runs = [f"{run.name} ({run.status})" for run in comparison.runs]
     val = comparison.validation_images
     images = f", {val} validation images (one is {points(1 / val)})" if val else ""
-    return f"Dataset {comparison.dataset_name or MISSING}{images}. Run {', '.join(runs)}."
+    return f"Dataset {comparison.dataset or MISSING}{images}. Run {', '.join(runs)}."
 
 
 def checkpoints_text(runs: Sequence[RunData]) -> str:
@@ -108,7 +108,7 @@ def _families(families: Sequence[FamilySummary]) -> str:
 
 
 def _by_accuracy(entry: FamilySummary) -> float:
-    return -entry.best.val_top1 if entry.best else 1.0
+    return 1.0 if entry.best_val_top1 is None else -entry.best_val_top1
 
 
 def _family_row(entry: FamilySummary) -> list[str]:
@@ -127,8 +127,9 @@ def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
     lines = []
     for entry in sorted(families, key=_by_accuracy):
         text = f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
-        if best := entry.best:
-            text = f"{best.trial} at epoch {best.epoch}: {recipe_text(best.axes)}"
+        if entry.best_trial:
+            axes = recipe_text(entry.best_axes)
+            text = f"{entry.best_trial} at epoch {entry.best_epoch}: {axes}"
         lines.append(_wrap(text, "    ", "  "))
     for entry in families:
         if entry.final:
@@ -146,8 +147,8 @@ def unfinished_text(entry: FamilySummary) -> str:
     best = entry.best_unfinished
     if best is None:
         return ""
-    reached = f"{percent(best.val_top1)} at epoch {best.epoch}"
-    return f"; {best.trial} ({best.status}) reached {reached}"
+    reached = f"{percent(best['val_top1'])} at epoch {best['epoch']}"
+    return f"; {best['trial']} ({best['status']}) reached {reached}"
 
 
 def edge_text(edge: Edge) -> str:
@@ -174,26 +175,27 @@ def pair_text(pair: PairResult) -> str:
         level = f"{100 * gap.level:.0f} %"
         parts.append(f"{level} interval {signed(gap.low)} to {signed(gap.high)}")
     parts.append(f"p (Holm) {p_text(pair.p_value_holm)}")
-    parts.append(f"{pair.method}, n = {pair.n.seeds_a} and {pair.n.seeds_b} seeds")
+    parts.append(f"{pair.method}, n = {pair.n['seeds_a']} and {pair.n['seeds_b']} seeds")
     return "; ".join(parts)
 
 
 def budget_lines(budget: Budget) -> list[str]:
     """One line a unit: the budget all families spent, and the ranking there."""
-    return [_budget_line(unit) for unit in budget.units]
-
-
-def _budget_line(unit: EqualBudget) -> str:
-    if unit.at is None:
-        return f"{unit.unit}: {MISSING}"
-    spent = {
-        "trials": f"{unit.at:.0f} trials",
-        "device_seconds": f"{duration(unit.at)} of device time",
-        "flops": f"{count(unit.at)}FLOPs",
-    }
-    places = [f"{label} {percent(unit.best_val_top1[label])}" for label in unit.ranking]
-    places += [f"{label} {MISSING}" for label in unit.unranked]
-    return f"{spent[unit.unit]}: {', '.join(places)}"
+    lines = []
+    for unit, at in budget.at.items():
+        if at is None:
+            lines.append(f"{unit}: {MISSING}")
+            continue
+        spent = {
+            "trials": f"{at:.0f} trials",
+            "device_seconds": f"{duration(at)} of device time",
+            "flops": f"{count(at)}FLOPs",
+        }
+        best = budget.best_val_top1[unit]
+        labels = (*budget.ranking[unit], *budget.unranked[unit])
+        places = ", ".join(f"{label} {percent(best[label])}" for label in labels)
+        lines.append(f"{spent[unit]}: {places}")
+    return lines
 
 
 def audit_text(audit: AuditResult) -> str:

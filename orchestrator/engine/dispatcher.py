@@ -20,7 +20,7 @@ from orchestrator.engine.budget_guard import Slot
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import read
-from orchestrator.ledger.replication import GroupCommit
+from orchestrator.ledger.replication import Segments
 from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import attach
 from trainables.config import EpochReport
@@ -61,14 +61,14 @@ class Dispatcher:
         self._created_at = clock()
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
-        self._commit: GroupCommit | None = None
+        self._commit: Segments | None = None
         if self._path.exists() and options.session in (r.get("session") for r in read(self._path)):
             self._open()
 
     def _open(self) -> None:
         self._opened = DispatcherState(self._path, self._options, clock=self._clock)
         remote = origin(self._path.parent)
-        self._commit = GroupCommit(self._path, remote) if remote else None
+        self._commit = Segments(self._path, remote) if remote else None
 
     @property
     def _session(self) -> DispatcherState:

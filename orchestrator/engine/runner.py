@@ -21,12 +21,11 @@ from orchestrator.compare.runs import load
 from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
-from orchestrator.launch import plan
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.ledger import replication, retention, session
-from orchestrator.ledger.state import DatasetFacts, State, TrialStatus
-from orchestrator.ray_cluster import attach
+from orchestrator.ledger.state import State, TrialStatus
+from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec
 from trainables.errors import StorageError, UserError, raise_if_any
 
@@ -154,7 +153,7 @@ def run(
             spec,
             folder,
             session.session_name(folder),
-            plan.slots_of(spec, session.to_train(spec, before), totals),
+            capacity.slots_of(spec, session.to_train(spec, before), totals),
             fit_slot,
         )
         pool.start()
@@ -178,22 +177,18 @@ def _is_done(prepared: PreparedRun, state: State) -> bool:
     test split again unasked."""
     spec = prepared.spec
     searched = session.searched(spec, state)
-    if state.test_openings and not searched and not prepared.reopen_test:
+    if state.test_openings and not searched and not prepared.options.reopen_test:
         raise UserError(finals.reopening_refused(spec.name))
     if not searched or session.open_trials(state):
         return False
-    return finals.due(spec, state, reopen=prepared.reopen_test) is None
+    return finals.due(spec, state, reopen=prepared.options.reopen_test) is None
 
 
 def _attach(spec: RunSpec, stack: ExitStack) -> Mapping[str, float]:
     """Hold a Ray that can carry the run out until ``stack`` closes; what it can ever hold."""
     shared = attach.known_address() is not None
     totals = stack.enter_context(attach.attached(namespace="backbone-tournament"))
-    mistakes = [
-        line for sweep in spec.sweeps for line in plan.capacity_mistakes(sweep.resources, totals)
-    ]
-    if mistakes:
-        raise UserError(*dict.fromkeys(mistakes), exit_code=3)
+    raise_if_any(capacity.capacity_mistakes(spec.sweeps[0].resources, totals), exit_code=3)
     if shared:
         attach.refuse_other_versions()
     return totals
@@ -205,7 +200,7 @@ def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> St
         spec,
         folder,
         pool.session,
-        datasets={f: DatasetFacts.from_dict(info.as_dict()) for f, info in images.datasets.items()},
+        datasets=images.datasets,
         geometry={family: geometry.as_dict() for family, geometry in images.geometry.items()},
         forecast=forecast(spec, images.costs, slots=pool.num_slots),
     )
@@ -253,7 +248,7 @@ def _search_then_finals(
     fit(spec, state, pool.dispatcher)
     searched = session.state_of(folder)
     if spec.final_seeds and not stop_file.exists() and not session.open_trials(searched):
-        due = finals.due(spec, searched, reopen=prepared.reopen_test)
+        due = finals.due(spec, searched, reopen=prepared.options.reopen_test)
         if due is not None:
             replication.share_stores(folder, [final.assignment.data for final in due.finals])
         pool.dispatcher("submit", [] if due is None else due.records())

@@ -23,10 +23,10 @@ import ray
 from orchestrator.engine.dispatcher import Dispatcher, SlotHealth
 from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.engine.trial import RESOURCES
-from orchestrator.launch.plan import worker_asks
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import open_trials, state_of
 from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster.capacity import worker_asks
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.run import RunSpec
 from trainables.config import FREED_MEMORY_KEPT

@@ -14,14 +14,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import trainables
-from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
+from orchestrator.ledger.state import Cases, DatasetFacts, FamilyForecast, Forecast
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
@@ -29,13 +29,10 @@ from trainables.backbones import Geometry, describe, size_of
 from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DataSpec
 from trainables.data.build import prepare
 from trainables.data.sources import KNOWN_DATASETS
-from trainables.data.store import DatasetInfo
-from trainables.errors import UserError
+from trainables.errors import raise_if_any
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 60.0
-SECONDS_PER_BACKBONE = 1.0
 MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
@@ -54,32 +51,17 @@ Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots 
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageFacts:
-    """Stored images: ``height`` and ``width`` in pixels, and ``counts`` by split."""
-
-    height: int
-    width: int
-    classes: int
-    counts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, info: DatasetInfo) -> ImageFacts:
-        """Of a dataset that is prepared."""
-        classes = len(info.class_names)
-        return cls(height=info.height, width=info.width, classes=classes, counts=info.counts)
-
-
-def known_images(data: DataSpec) -> ImageFacts | None:
-    """What the dataset's name alone tells; ``None`` for a path."""
+def known_images(data: DataSpec) -> DatasetFacts | None:
+    """What the dataset's name alone tells: sizes and counts, and numbers for the names of its
+    classes; ``None`` for a path."""
     dataset = KNOWN_DATASETS.get(data.source)
     if dataset is None:
         return None
-    side = dataset.stored_side_px(data)
-    return ImageFacts(height=side, width=side, classes=dataset.classes, counts=dataset.counts(data))
+    side, classes = dataset.stored_side_px(data), tuple(map(str, range(dataset.classes)))
+    return DatasetFacts(height=side, width=side, class_names=classes, counts=dataset.counts(data))
 
 
-def geometry_of(sweep: SweepSpec, images: ImageFacts) -> Geometry:
+def geometry_of(sweep: SweepSpec, images: DatasetFacts) -> Geometry:
     """How the sweep's backbone meets the images, with the warnings of each searched variant.
 
     Raises ``UserError`` when a variant cannot be adapted to their size.
@@ -115,17 +97,14 @@ def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
     (m - 1), and 1 for m = 0. (Li et al., MLSys 2020, section 3; the quantile as Tune takes it.)
     Of those pruned, the audited share is finished anyway. PASHA trains at most as much as ASHA.
     """
-    keep = 1 - 1 / scheduler.reduction_factor
-    arrive, before, epochs = float(trials), 0, 0.0
-    for rung in scheduler.rungs():
-        epochs += arrive * (rung - before)
-        before = rung
-        whole = int(arrive)
-        odds = [1.0, *((m - keep * (m - 1)) / (m + 1) for m in range(1, whole + 1))]
-        kept = sum(odds[:whole]) + (arrive - whole) * odds[whole]
-        epochs += scheduler.audit * (arrive - kept) * (scheduler.max_epochs - rung)
-        arrive = kept
-    return epochs + arrive * (scheduler.max_epochs - before)
+    pruned_share = 1 - 1 / scheduler.reduction_factor
+
+    def kept(arriving: float) -> float:
+        whole = int(arriving)
+        odds = [1.0, *((m - pruned_share * (m - 1)) / (m + 1) for m in range(1, whole + 1))]
+        return sum(odds[:whole]) + (arriving - whole) * odds[whole]
+
+    return _epochs_over_rungs(scheduler, 0, float(trials), kept)
 
 
 def expected_rest(scheduler: SchedulerSpec, epoch: int) -> float:
@@ -133,16 +112,22 @@ def expected_rest(scheduler: SchedulerSpec, epoch: int) -> float:
 
     At each rung ahead it goes on with probability 1/eta, as one of very many would.
     """
-    odds, before, epochs = 1.0, epoch, 0.0
+    return _epochs_over_rungs(scheduler, epoch, 1.0, lambda n: n / scheduler.reduction_factor)
+
+
+def _epochs_over_rungs(
+    scheduler: SchedulerSpec, epoch: int, trials: float, kept: Callable[[float], float]
+) -> float:
+    """Epochs that ``trials`` are expected to train after ``epoch``, where of so many that arrive
+    at a rung ``kept`` go on."""
+    epochs = 0.0
     for rung in scheduler.rungs():
-        if rung <= epoch:
-            continue
-        epochs += odds * (rung - before)
-        before = rung
-        pruned = odds * (1 - 1 / scheduler.reduction_factor)
-        epochs += scheduler.audit * pruned * (scheduler.max_epochs - rung)
-        odds -= pruned
-    return epochs + odds * (scheduler.max_epochs - before)
+        if rung > epoch:
+            survivors = kept(trials)
+            epochs += trials * (rung - epoch)
+            epochs += scheduler.audit * (trials - survivors) * (scheduler.max_epochs - rung)
+            trials, epoch = survivors, rung
+    return epochs + trials * (scheduler.max_epochs - epoch)
 
 
 def images_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> tuple[int, int]:
@@ -163,22 +148,17 @@ def measured(
     if not good:
         return None
     train, val = images_per_epoch(sweep, counts)
-
-    def mean(name: str) -> float:
-        return fmean(row[name] for row in good)
-
-    return FamilyForecast(
-        basis=MEASURED,
-        epoch_seconds=train * mean("train_seconds_per_image")
-        + val * mean("eval_seconds_per_image")
-        + mean("checkpoint_seconds"),
-        setup_seconds=mean("setup_seconds"),
-        first_setup_seconds=mean("first_setup_seconds"),
-        checkpoint_bytes=round(mean("checkpoint_bytes")),
-        params_m=mean("params_m"),
-        gflops_per_image=mean("gflops_per_image"),
-        memory=max((row["memory"] for row in good), key=lambda memory: sum(memory.values())),
-    )
+    numbers = [name for name, value in good[0].items() if isinstance(value, int | float)]
+    mean = {name: fmean(row[name] for row in good) for name in numbers}
+    cost = {
+        "basis": MEASURED,
+        "epoch_seconds": train * mean["train_seconds_per_image"]
+        + val * mean["eval_seconds_per_image"]
+        + mean["checkpoint_seconds"],
+        "checkpoint_bytes": round(mean["checkpoint_bytes"]),
+        "memory": max((row["memory"] for row in good), key=lambda memory: sum(memory.values())),
+    }
+    return FamilyForecast.from_dict({**mean, **cost})
 
 
 def estimated(
@@ -228,36 +208,35 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
         for sweep in spec.sweeps
     }
     known = [family for family in families.values() if family is not None]
-    partial = Forecast(
+    unsummed = Forecast(
         device=limits.device(resources),
         slots=slots,
         basis=" and ".join(sorted({family.basis for family in known})) or None,
         families=families,
     )
     if len(known) < len(families):
-        return partial
+        return unsummed
     finals_s = sum(family.slot_seconds["finals"] for family in known)
     finals_at_once = max(1, min(slots or 1, seeds * len(known)))
 
-    def cases(amount: Callable[[float], float]) -> Cases:
-        """``amount`` of the slot-seconds of the search."""
-        seconds = {case: sum(family.slot_seconds[case] for family in known) for case in CASES}
-        return Cases(expected=amount(seconds["expected"]), worst=amount(seconds["worst"]))
+    def cases(amount: Callable[[float], float | None]) -> Cases | None:
+        """``amount`` of the slot-seconds of the search; ``None`` where it is not known."""
+        expected, worst = (amount(sum(f.slot_seconds[case] for f in known)) for case in CASES)
+        return None if expected is None or worst is None else Cases(expected=expected, worst=worst)
 
     def workers_s(search_s: float) -> float:
         return (search_s + finals_s) * resources.num_workers
 
-    def wall_s(search_s: float) -> float:
-        return search_s / (slots or 1) + finals_s / finals_at_once + COLD_START_S
+    def wall_hours(search_s: float) -> float | None:
+        if not slots:
+            return None
+        return (search_s / slots + finals_s / finals_at_once + COLD_START_S) / limits.HOUR_S
 
-    is_priced = limits.usd(0.0, resources, spec.prices) is not None
     return replace(
-        partial,
+        unsummed,
         device_hours=cases(lambda s: limits.device_hours(workers_s(s), resources)),
-        wall_hours=cases(lambda s: wall_s(s) / limits.HOUR_S) if slots else None,
-        usd=cases(lambda s: limits.usd(workers_s(s), resources, spec.prices) or 0.0)
-        if is_priced
-        else None,
+        wall_hours=cases(wall_hours),
+        usd=cases(lambda s: limits.usd(workers_s(s), resources, spec.prices)),
         checkpoint_bytes=_checkpoints(spec, known, slots),
     )
 
@@ -294,24 +273,26 @@ def _checkpoints(
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
-def read_datasets(spec: RunSpec) -> dict[str, DatasetInfo]:
+def read_dataset(data: DataSpec) -> DatasetFacts:
+    """Of the pixel store, which is built where it is not there yet."""
+    return DatasetFacts.from_dict(prepare(absolute_data(data)).info.as_dict())
+
+
+def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
     """By family; builds each pixel store that is not there yet."""
-    data = {sweep.family: absolute_data(sweep.data) for sweep in spec.sweeps}
-    stores = {source: prepare(source) for source in dict.fromkeys(data.values())}
-    return {family: stores[source].info for family, source in data.items()}
+    facts = {data: read_dataset(data) for data in dict.fromkeys(s.data for s in spec.sweeps)}
+    return {sweep.family: facts[sweep.data] for sweep in spec.sweeps}
 
 
-def images_of(spec: RunSpec) -> dict[str, ImageFacts]:
+def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
     """By family; images of unknown size are read into the pixel store."""
-    known = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
-    images = {family: facts for family, facts in known.items() if facts is not None}
-    if len(images) == len(known):
-        return images
-    return {family: ImageFacts.of(info) for family, info in read_datasets(spec).items()}
+    images = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
+    known = {family: facts for family, facts in images.items() if facts is not None}
+    return known if len(known) == len(images) else read_datasets(spec)
 
 
 def costs_of(
-    spec: RunSpec, images: Mapping[str, ImageFacts], *, measure: bool, tflops: float | None
+    spec: RunSpec, images: Mapping[str, DatasetFacts], *, measure: bool, tflops: float | None
 ) -> Costs:
     """What an epoch of each family costs: measured on this machine where asked, else estimated."""
     costs: dict[str, FamilyForecast | None] = {}
@@ -356,12 +337,11 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
                 f"{first_s * workers:.3g} s ({MEASURED}, with a margin). "
                 f"Fix: --budget {unit}={amount * first_s / share_s:.2g} or more"
             )
-    if mistakes:
-        raise UserError(*mistakes, exit_code=3)
+    raise_if_any(mistakes, exit_code=3)
 
 
 def measure_steps(
-    spec: RunSpec, images: Mapping[str, ImageFacts], *, timeout_s: float = TIMEOUT_S
+    spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float = 60.0
 ) -> dict[str, list[Row]]:
     """By family, a row of :mod:`trainables.train.measure` for every trial whose backbone was
     measured; families that did not fit into ``timeout_s`` have none."""
@@ -382,7 +362,7 @@ def measure_steps(
     request = {
         "device": "cuda" if resources.gpus_per_worker else "cpu",
         "threads": max(1, int(resources.cpus_per_worker)),
-        "seconds": SECONDS_PER_BACKBONE,
+        "seconds": 1.0,
         "backbones": requests,
     }
     rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}
@@ -393,14 +373,14 @@ def measure_steps(
 
 
 def _measurement(
-    sweep: SweepSpec, backbone: BackboneSpec, images: ImageFacts
+    sweep: SweepSpec, backbone: BackboneSpec, images: DatasetFacts
 ) -> Mapping[str, object]:
     """The backbone as it would be built, without fetching its weights."""
     side = {"height": images.height, "width": images.width}
     stem = describe(backbone, **side).stem or backbone.stem
     fresh = replace(backbone, weights="none", stem=stem)
     assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
-    return {**side, "classes": images.classes, "assignment": assignment.as_dict()}
+    return {**side, "classes": len(images.class_names), "assignment": assignment.as_dict()}
 
 
 def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:

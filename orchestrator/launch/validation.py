@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from orchestrator.launch import plan
 from orchestrator.launch.forecast import geometry_of, known_images, variants
 from orchestrator.ledger import replication, session
-from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import store
 from trainables.backbones import check_backbone, check_weights
 from trainables.data.sources import KNOWN_DATASETS, check_source
-from trainables.errors import UserError
+from trainables.errors import collected, raise_if_any
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
 
@@ -46,11 +45,14 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
     if not mistakes:
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
-    totals = None if as_job or attach.known_address() else plan.local_totals()
-    resources = [spec.sweeps[0].resources for spec in specs] if totals else []
-    no_room = [line for one in resources for line in plan.capacity_mistakes(one, totals or {})]
-    if mistakes or no_room:
-        raise UserError(*dict.fromkeys(mistakes + no_room), exit_code=2 if mistakes else 3)
+    totals = None if as_job or attach.known_address() else capacity.local_totals()
+    no_room = [
+        line
+        for spec in specs
+        if totals is not None
+        for line in capacity.capacity_mistakes(spec.sweeps[0].resources, totals)
+    ]
+    raise_if_any(mistakes + no_room, exit_code=2 if mistakes else 3)
     return totals
 
 
@@ -85,10 +87,8 @@ def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     ]
     images = known_images(sweep.data)
     if not mistakes and images is not None:
-        try:
+        with collected(mistakes):
             geometry_of(sweep, images)
-        except UserError as error:
-            mistakes += error.mistakes
     return mistakes
 
 
@@ -107,39 +107,28 @@ def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
 
 def _job_mistakes(spec: RunSpec) -> list[str]:
     """Of the paths of the run, which another machine must understand."""
-    paths, mistakes = list(_paths(spec)), []
     uri = spec.tracking_uri or ""
-    scheme, _, path = uri.partition(":///")
-    if scheme.partition("+")[0] == "sqlite":
-        paths.append(("--tracking-uri sqlite:///", path))
-    elif uri and uri.partition(":")[0] not in store.SERVER_SCHEMES:
-        mistakes = store.check(uri)
-    return [
-        _relative(option, path)
-        for option, path in paths
-        if not Path(path).expanduser().is_absolute()
-    ] + mistakes
-
-
-def _paths(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    if not is_remote(spec.storage):
-        yield "--storage ", spec.storage
+    scheme, _, database = uri.partition(":///")
+    is_sqlite = scheme.partition("+")[0] == "sqlite"
+    paths: list[tuple[str, str | None]] = []
+    paths.append(("--storage ", None if is_remote(spec.storage) else spec.storage))
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights
-        if data.source not in KNOWN_DATASETS and Path(data.source).exists():
-            yield "--dataset ", data.source
-        for leaf, path in (("archive", data.archive), ("folder", data.folder)):
-            if path is not None:
-                yield f"--set data.{leaf}=", path
-        if weights not in ("hub", "none"):
-            yield "--weights ", weights
-
-
-def _relative(option: str, path: str) -> str:
-    fix = f"{option}{Path(path).absolute()} where the head is this machine, else a path there"
-    if option == "--storage ":
-        fix += ", or --storage s3://BUCKET/runs"
-    return (
+        is_path = data.source not in KNOWN_DATASETS and Path(data.source).exists()
+        paths += [
+            ("--dataset ", data.source if is_path else None),
+            ("--set data.archive=", data.archive),
+            ("--set data.folder=", data.folder),
+            ("--weights ", None if weights in ("hub", "none") else weights),
+        ]
+    paths.append(("--tracking-uri sqlite:///", database if is_sqlite else None))
+    mistakes = [
         f"a job runs in a copy of its folder, so a path must be absolute; got {option}{path}. "
-        f"Fix: {fix}"
-    )
+        f"Fix: {option}{Path(path).absolute()} where the head is this machine, else a path there"
+        + (", or --storage s3://BUCKET/runs" if option == "--storage " else "")
+        for option, path in paths
+        if path is not None and not Path(path).expanduser().is_absolute()
+    ]
+    if uri and not is_sqlite and uri.partition(":")[0] not in store.SERVER_SCHEMES:
+        mistakes += store.check(uri)
+    return mistakes

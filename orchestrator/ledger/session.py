@@ -16,9 +16,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
-from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, Lease
-from orchestrator.ledger.replication import STOP_FILE as STOP_FILE
-from orchestrator.ledger.replication import is_held as lease_is_held
+from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE, Lease
 from orchestrator.ledger.state import (
     DatasetFacts,
     Environment,
@@ -54,10 +52,13 @@ class RunLock:
 def is_running(folder: Path) -> bool:
     """Whether a process holds the run's lock or, in object storage, its lease."""
     remote = object_storage.origin(folder)
-    if remote is not None and lease_is_held(remote):
+    if remote is not None and replication.is_held(remote):
         return True
     try:
         with (folder / LOCK_FILE).open("rb") as lock:
+            # Not by filelock, whose locks on this file are all exclusive: of two who ask at the
+            # same moment, one would take the other for the run. Those who share do not meet, and a
+            # run's own lock, which is this very flock(), is exclusive to both.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -121,8 +122,7 @@ def session_name(folder: Path) -> str:
 
 def to_train(spec: RunSpec, state: State) -> int:
     """Search trials that a session of ``spec`` has to bring to their end."""
-    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
-    return len(open_trials(state)) + len(asked - set(state.trials))
+    return len(open_trials(state)) + len(spec.trial_names() - set(state.trials))
 
 
 def begin(
@@ -158,20 +158,7 @@ def begin(
 
 def _opening(header: RunHeader, before: State, session: str) -> list[Record]:
     spec = header.spec
-    wanted = [
-        (sweep, index)
-        for index in range(max(sweep.trials for sweep in spec.sweeps))
-        for sweep in spec.sweeps
-        if index < sweep.trials and sweep.trial_name(index) not in before.trials
-    ]
-    records: list[Record] = [{"event": "created", "detail": header.as_dict()}]
-    if before.begun:
-        changed = any(getattr(before.spec, cap) != getattr(spec, cap) for cap in CAPS)
-        if not wanted:  # what was forecast was for these trials
-            header = replace(header, forecast=before.header.forecast)
-        extended: list[Record] = [{"event": "extended", "detail": header.as_dict()}]
-        records = [*(extended if wanted or changed else ()), {"event": "resumed"}]
-    records += [
+    submitted: list[Record] = [
         {
             "event": "submitted",
             "trial": sweep.trial_name(index),
@@ -179,8 +166,18 @@ def _opening(header: RunHeader, before: State, session: str) -> list[Record]:
             "stage": "search",
             "detail": sweep.submission(index),
         }
-        for sweep, index in wanted
+        for index in range(max(sweep.trials for sweep in spec.sweeps))
+        for sweep in spec.sweeps
+        if index < sweep.trials and sweep.trial_name(index) not in before.trials
     ]
+    records: list[Record] = [{"event": "created", "detail": header.as_dict()}]
+    if before.begun:
+        if not submitted:  # what was forecast was for these trials
+            header = replace(header, forecast=before.header.forecast)
+        records = [{"event": "extended", "detail": header.as_dict()}, {"event": "resumed"}]
+        if not submitted and all(getattr(before.spec, cap) == getattr(spec, cap) for cap in CAPS):
+            del records[0]
+    records += submitted
     # Named by the last record: a dispatcher that finds its session here has read them all.
     records[-1]["session"] = session
     return records
@@ -194,9 +191,8 @@ def open_trials(state: State) -> list[str]:
 
 def searched(spec: RunSpec, state: State) -> bool:
     """All search trials that the spec asks for are on record and have ended."""
-    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
     recorded = {name for name, trial in state.trials.items() if trial.stage == "search"}
-    return asked <= recorded and not recorded & set(open_trials(state))
+    return spec.trial_names() <= recorded and not recorded & set(open_trials(state))
 
 
 def code_version() -> str:

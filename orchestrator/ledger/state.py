@@ -283,17 +283,17 @@ class State:
         return self.created_at is not None
 
 
-def run_status(state: State, *, held: bool) -> RunStatus:
-    """How a run stands, for everyone who shows it. ``held``: a process carries the run out.
+def run_status(state: State, *, running: bool) -> RunStatus:
+    """How a run stands, for everyone who shows it. ``running``: a process carries it out.
 
-    ``DONE`` (``FAILED`` where every trial failed) once the run has reached its end, if its process
-    is still at work on the report; a run that was neither ended nor stopped nor held is
-    ``INTERRUPTED``: its process died.
+    ``DONE`` (``FAILED`` where every trial failed) once the run has reached its end, also while its
+    process still works on the report; one that has neither ended nor been stopped, and that no
+    process carries out, is ``INTERRUPTED``: its process died.
     """
     if state.closed and state.trials:
         failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
         return RunStatus.FAILED if failed else RunStatus.DONE
-    if held:
+    if running:
         return RunStatus.RUNNING
     if not state.trials:
         return RunStatus.EMPTY

@@ -1,4 +1,4 @@
-"""What a cluster can ever hold: resources, and how they are cut into nodes.
+"""What a cluster can ever hold: resources, how they are cut into nodes, and slots.
 
 Ray keeps no record of what may still be started: its autoscalers read that from the cluster file
 that the head was started with or, on Kubernetes, from the ``RayCluster`` resource, and so does
@@ -12,11 +12,16 @@ import logging
 import math
 import os
 import ssl
+import subprocess
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from orchestrator.spec.limits import ResourceSpec
+from orchestrator.spec.run import RunSpec
 
 Resources = Mapping[str, float]
 
@@ -256,3 +261,61 @@ def _quantity(amount: str | float) -> float:
     """A Kubernetes quantity of processors: ``500m`` is half of one."""
     text = str(amount)
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def local_totals() -> dict[str, float]:
+    """CPUs and GPUs of this machine, as a Ray started here would count them."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus, visible = 0, os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = sum(device.strip() not in ("", "-1") for device in visible.split(","))
+    else:
+        with suppress(OSError, subprocess.SubprocessError):
+            listed = subprocess.run(
+                ["nvidia-smi", "-L"], capture_output=True, timeout=5, check=False
+            )
+            gpus = sum(line.startswith(b"GPU ") for line in listed.stdout.splitlines())
+    return {"CPU": float(cpus or 1), "GPU": float(gpus)}
+
+
+def worker_asks(resources: ResourceSpec) -> dict[str, float]:
+    """What one worker takes, on one node."""
+    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+
+
+def capacity_mistakes(resources: ResourceSpec, totals: Resources) -> list[str]:
+    """Why the smallest slot can never be placed, a line for each resource that is short.
+
+    ``totals`` is a :class:`ClusterCapacity`, or what one machine has.
+    """
+    least, per_worker = resources.least_workers, worker_asks(resources)
+    mistakes = [
+        f"a slot must fit the cluster: {least} workers ask for {least * n:g} {kind}, there is "
+        f"{totals.get(kind, 0.0):g}. Fix: lower --workers or --{kind.lower()}s-per-worker"
+        for kind, n in per_worker.items()
+        if least * n > totals.get(kind, 0.0)
+    ]
+    cluster = as_capacity(totals)
+    workers = cluster.workers(per_worker)
+    if not mistakes and workers < least:
+        asks = " + ".join(f"{n:g} {kind}" for kind, n in per_worker.items() if n)
+        mistakes.append(
+            f"a worker must fit a node, {least} of them the cluster: a worker asks for {asks}; "
+            f"there is room for {workers} ({', '.join(map(str, cluster.kinds))}). "
+            "Fix: lower --workers, --gpus-per-worker or --cpus-per-worker"
+        )
+    return mistakes
+
+
+def capacity(resources: ResourceSpec, totals: Resources) -> int:
+    """Slots that the cluster can ever have at once, and no more than ``max_slots``: of full size,
+    and one more of what is left where that is enough for a smaller one."""
+    full, rest = divmod(as_capacity(totals).workers(worker_asks(resources)), resources.num_workers)
+    slots = full + (rest >= resources.least_workers)
+    return min(slots, resources.max_slots) if resources.max_slots else slots
+
+
+def slots_of(spec: RunSpec, trials: int, totals: Resources) -> int:
+    """Slots that a run of so many search trials will have."""
+    most = max(trials, spec.final_seeds * len(spec.sweeps))
+    return min(most, capacity(spec.sweeps[0].resources, totals))

@@ -10,7 +10,7 @@ from dataclasses import fields
 import click
 
 from orchestrator.cli.main import group
-from orchestrator.launch.prepare import RunOptions, spec_of
+from orchestrator.launch.options import RunOptions, spec_of
 
 RUNS = ("sweep", "tournament", "plan")
 OPTIONS = {field.name for field in fields(RunOptions)}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainables.backbones.adaptation import Geometry, Member, TimmArguments
 from trainables.backbones.families import FAMILIES, describe, member_of
 from trainables.config import BackboneSpec, Recipe
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError, collected, raise_if_any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -203,11 +203,9 @@ def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
         return []
     if spec.weights == "hub":
         return _check_hub(member_of(spec), timeout_s)
-    try:
+    with collected([]) as mistakes:
         weights_file(spec.weights)
-    except UserError as error:
-        return list(error.mistakes)
-    return []
+    return mistakes
 
 
 def weights_file(path: str) -> Path:

@@ -1,22 +1,33 @@
-"""Build a pixel store once a node, or find it again in milliseconds."""
+"""Build a pixel store once a node, or find it again in milliseconds.
+
+The driver puts a run's stores into object storage once, and each node fetches them once.
+``STORAGE/stores/FOLDER`` is a store, whatever run it serves; ``STORAGE/RUN/stores.json`` says
+which one holds the images of each of the run's data specs, so that a node needs no dataset.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import filelock
 import numpy as np
+import pyarrow as pa
 
 from trainables.config import DataSpec, stable_hash
 from trainables.data.sources import locate
 from trainables.data.store import (
+    INFO,
     SPLITS,
     STORE_SCHEMA,
     DatasetInfo,
@@ -25,33 +36,22 @@ from trainables.data.store import (
     Labels,
     PixelStore,
     Reading,
+    Rows,
     Source,
     assign_splits,
-    content_hash,
     default_folder,
-    digests_of,
-    fetch,
-    find_entry,
-    open_entry,
     open_store,
     require_two_classes,
-    seal,
-    write_split,
 )
 from trainables.errors import UserError
+from trainables.storage import object_storage
 
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 3600.0
-NOT_WRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EROFS,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
+BLOCK_ROWS = 4096
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM,
+                errno.ENOTDIR, errno.EEXIST)  # fmt: skip
 
 
 def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
@@ -86,18 +86,6 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
             f"data.train_limit={spec.train_limit} is more than the {train_images} training images "
             "there are: all are used"
         )
-    return store
-
-
-def _from_storage(spec: DataSpec, remote: str) -> PixelStore | None:
-    entry = find_entry(spec, remote)
-    if entry is None:
-        return None
-    path = default_folder(spec) / entry.folder
-    store = open_entry(path, entry)
-    if store is None:
-        with _locked(path):
-            store = open_entry(path, entry) or fetch(path, entry, remote)
     return store
 
 
@@ -159,7 +147,7 @@ def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
     require_two_classes(
         spec.source, [reading.class_names[index] for index in np.unique(labels["train"])]
     )
-    shape = (reading.height, reading.width, 3)
+    shape = (reading.side, reading.side, 3)
     assigned = assign_splits(labels, digests, spec)
     columns = []
     for name in SPLITS:
@@ -173,8 +161,8 @@ def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
     return DatasetInfo(
         name=source.name,
         class_names=reading.class_names,
-        height=reading.height,
-        width=reading.width,
+        height=reading.side,
+        width=reading.side,
         channels=3,
         counts={name: len(assigned[name][1]) for name in SPLITS},
         content_hash=content_hash(reading.class_names, shape, columns),
@@ -216,13 +204,164 @@ def _spool(reading: Reading, folder: Path) -> tuple[dict[str, Labels], dict[str,
 
 def require_disk_space(reading: Reading, folder: Path) -> None:
     """Raise ``UserError`` where ``folder`` has no room to build the store of ``reading``."""
-    per_image = reading.height * reading.width * 3 + 16
-    need = 2 * reading.count * per_image + 2**20  # decoded once, then written by split
+    side = reading.side
+    need = 2 * reading.count * (side * side * 3 + 16) + 2**20  # decoded, then written by split
     free = shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
             f"building the pixel store needs {need / 1e9:.2f} GB of disk ({reading.count} images "
-            f"of {reading.height}x{reading.width} px, twice while building); {folder.parent} has "
-            f"{free / 1e9:.2f} GB free. Fix: --set data.short_side={max(8, reading.height // 2)} "
+            f"of {side}x{side} px, twice while building); {folder.parent} has "
+            f"{free / 1e9:.2f} GB free. Fix: --set data.short_side={max(8, side // 2)} "
             "or --set data.folder=PATH on a larger disk"
         )
+
+
+def write_split(path: Path, pool: Images, rows: Rows, labels: Labels, digests: Digests) -> None:
+    """Write ``pool[rows]`` with ``labels`` and ``digests`` (all (N,)) as one record batch.
+
+    ``pool`` is (M, H, W, C) and may be a memory map larger than memory: the file is laid out
+    first over a hole of the right size, then filled row by row in place. One batch, because
+    only then are all images of a split one contiguous array.
+    """
+    row_bytes = int(np.prod(pool.shape[1:]))
+    total = len(rows) * row_bytes
+    hole = path.with_suffix(".hole")
+    with hole.open("wb") as sparse:
+        sparse.truncate(total)
+    kind = pa.binary(row_bytes)
+    with pa.memory_map(str(hole)) as zeros, pa.OSFile(str(path), "wb") as sink:
+        images = pa.FixedSizeBinaryArray.from_buffers(
+            kind, len(rows), [None, zeros.read_buffer(total)]
+        )
+        batch = pa.record_batch(
+            {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
+        )
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    hole.unlink()
+    target = np.memmap(
+        path, mode="r+", offset=_image_offset(path), shape=(len(rows), *pool.shape[1:])
+    )
+    for start in range(0, len(rows), BLOCK_ROWS):
+        target[start : start + BLOCK_ROWS] = pool[rows[start : start + BLOCK_ROWS]]
+    target.flush()
+
+
+def _image_offset(path: Path) -> int:
+    with pa.memory_map(str(path)) as mapped:
+        base = mapped.read_buffer(1).address
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        return int(batch.column("image").buffers()[1].address - base)
+
+
+def digests_of(images: Images) -> Digests:
+    """uint64 (n,): BLAKE2b of each image's pixels."""
+    rows = np.ascontiguousarray(images).reshape(len(images), -1)
+    joined = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
+    return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
+
+
+def content_hash(
+    class_names: tuple[str, ...],
+    shape: tuple[int, ...],
+    splits: Iterable[tuple[str, Labels, Digests]],
+) -> str:
+    """Of images of ``shape`` (H, W, C): each split's name, labels (N,) and pixel digests (N,)."""
+    content = hashlib.sha256(repr((class_names, shape)).encode())
+    for name, *columns in splits:
+        for column in columns:
+            content.update(f"{name} {len(column)}".encode() + column.tobytes())
+    return content.hexdigest()[:16]
+
+
+def seal(folder: Path, info: DatasetInfo, key: Mapping[str, object]) -> None:
+    """Write ``info.json``: what the store holds, and the ``key`` that it was built for."""
+    record = {"schema": STORE_SCHEMA, "info": info.as_dict(), "key": dict(key)}
+    (folder / INFO).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+INDEX = "stores.json"
+Index = dict[str, dict[str, str]]  # by key of the data spec: the store's folder and content hash
+
+
+def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
+    """Put stores into the storage that are not there yet, then enter them for the run at
+    ``remote``. Raises ``StorageError``."""
+    for store in stores.values():
+        uri = _uri(remote, store.path.name)
+        if not object_storage.exists(f"{uri}/{INFO}"):
+            object_storage.put_folder(store.path, uri, marker=INFO)
+    index = _index(remote)
+    for spec, store in stores.items():
+        index[_key(spec)] = {"folder": store.path.name, "content": store.info.content_hash}
+    object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(index, indent=1).encode())
+
+
+def _from_storage(spec: DataSpec, remote: str) -> PixelStore | None:
+    """The store of the run at ``remote``, on this node or fetched to it; ``None`` where the run
+    has none, or it is not what it should be."""
+    try:
+        entry = _entry(remote, _key(spec))
+    except KeyError:
+        return None
+    path, content = default_folder(spec) / entry["folder"], entry["content"]
+    store = open_store(path, content)
+    if store is None:
+        with _locked(path):
+            store = open_store(path, content) or _fetch(path, content, remote)
+    return store
+
+
+def _fetch(path: Path, content: str, remote: str) -> PixelStore | None:
+    half = path.with_name(f".{path.name}.fetched")
+    try:
+        object_storage.get_folder(_uri(remote, path.name), half, marker=INFO)
+        store = open_store(half, content)
+        if store is None or not _intact(store):
+            return None
+        shutil.rmtree(path, ignore_errors=True)
+        half.rename(path)
+    except FileNotFoundError:
+        return None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return open_store(path, content)
+
+
+def _intact(store: PixelStore) -> bool:
+    """Whether the digests and the content hash are those of the pixels and labels there."""
+    info, columns = store.info, []
+    for name in SPLITS:
+        split, digests = store.split(name), store.digests(name)
+        for start in range(0, len(digests), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            if (digests_of(split.images[rows]) != digests[rows]).any():
+                return False
+        columns.append((name, split.labels, digests))
+    shape = (info.height, info.width, info.channels)
+    return content_hash(info.class_names, shape, columns) == info.content_hash
+
+
+@cache  # a request would delay every trial's start; what is not there raises, and is asked again
+def _entry(remote: str, key: str) -> dict[str, str]:
+    return _index(remote)[key]
+
+
+def _index(remote: str) -> Index:
+    try:
+        index: Index = json.loads(object_storage.read_bytes(f"{remote}/{INDEX}"))
+    except FileNotFoundError:
+        return {}
+    return index
+
+
+def _uri(remote: str, folder: str) -> str:
+    return f"{remote.rpartition('/')[0]}/stores/{folder}"
+
+
+def _key(spec: DataSpec) -> str:
+    """Of all that decides on the images, and on which split they are in."""
+    plain = asdict(spec)
+    for name in ("folder", "train_limit", "fraction"):
+        del plain[name]
+    return stable_hash(plain)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,15 +31,7 @@ from numpy._core import numeric
 from numpy._core.multiarray import _reconstruct
 
 from trainables.config import DataSpec
-from trainables.data.store import (
-    Chunk,
-    Images,
-    Labels,
-    Reading,
-    Source,
-    default_folder,
-    file_identity,
-)
+from trainables.data.store import Chunk, Reading, Source, default_folder, file_identity
 from trainables.errors import UserError, one_line
 from trainables.storage.waiting import bounded
 
@@ -101,11 +94,15 @@ def locate(spec: DataSpec, official_url: str) -> Source:
     """
     if spec.archive is None:
         form = next(form for form in FORMS if form.dataset == spec.source and not form.binary)
-        return Source(
-            name=spec.source,
-            identity=lambda: [form.archive, form.md5],
-            read=lambda: _read(form, _download(form, spec, official_url)),
-        )
+
+        def read() -> Reading:
+            url = f"{base_url(official_url)}/{form.archive}"
+            target = default_folder(spec) / "downloads" / form.archive
+            archive = f"{form.archive}, or its unpacked folder"
+            fix = f"give {archive}, from elsewhere as --set data.archive=PATH"
+            return _read(form, download(url, target, md5=form.md5, fix=fix))
+
+        return Source(name=spec.source, identity=lambda: [form.archive, form.md5], read=read)
     place, form = _find_archive(Path(spec.archive).expanduser(), spec.source)
     files = [place] if place.is_file() else [place / member for member in form.members]
     return Source(
@@ -145,77 +142,60 @@ def _first_folders(path: Path) -> set[str]:
 
 
 def _read(form: Form, place: Path) -> Reading:
-    names: tuple[str, ...] = ()
-    batches: dict[str, tuple[Images, Labels]] = {}
     try:
-        for member, file in _members(form, place):
-            with file:
-                if member == form.names:
-                    names = _names(form, file)
-                else:
-                    batches[member] = _batch(form, file)
+        contents = _contents(form, place)
+        missing = [member for member in form.members if member not in contents]
+        names = () if missing else _names(form, contents[form.names])
+        if not names:
+            raise ValueError(f"no {(missing or [form.names])[0]}")
+        chunks = [_chunk(form, "train", contents[member]) for member in form.train]
+        chunks.append(_chunk(form, "test", contents[form.test]))
+        labels = np.concatenate([chunk.labels for chunk in chunks])
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
+            raise ValueError(f"a label outside [0, {len(names) - 1}]")
     except BROKEN as error:
-        raise _damaged(place, str(error)) from None
-    missing = [member for member in (*form.train, form.test) if member not in batches]
-    if missing or not names:
-        raise _damaged(place, f"no {(missing or [form.names])[0]}")
-    if any(len(y) and not (y.min() >= 0 and y.max() < len(names)) for _, y in batches.values()):
-        raise _damaged(place, f"a label outside [0, {len(names) - 1}]")
-    splits = [("train", *batches[member]) for member in form.train]
-    splits.append(("test", *batches[form.test]))
-    return Reading(
-        class_names=names,
-        height=32,
-        width=32,
-        count=sum(len(labels) for _, _, labels in splits),
-        chunks=(Chunk(split=split, images=x, labels=y) for split, x, y in splits),
-    )
+        raise UserError(
+            f"the CIFAR archive {place} cannot be read: {error}. "
+            "Fix: put the official one in its place, or give it as --set data.archive=PATH"
+        ) from None
+    return Reading(class_names=names, side=32, count=len(labels), chunks=iter(chunks))
 
 
-def _members(form: Form, place: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The form's files by name, read in place: nothing is unpacked to disk."""
+def _contents(form: Form, place: Path) -> dict[str, bytes]:
+    """The form's files by name: nothing is unpacked to disk."""
     if place.is_dir():
-        yield from ((member, (place / member).open("rb")) for member in form.members)
-        return
+        return {member: (place / member).read_bytes() for member in form.members}
+    contents = {}
     with tarfile.open(place) as tar:
         for member in tar:
             parts = Path(member.name).parts
-            is_read = parts[:1] == (form.folder,) and parts[-1] in form.members
-            if (
-                is_read
-                and member.size <= LARGEST_MEMBER_BYTES
-                and (file := tar.extractfile(member))
-            ):
-                yield parts[-1], file
+            wanted = parts[:1] == (form.folder,) and parts[-1] in form.members
+            if wanted and member.size <= LARGEST_MEMBER_BYTES and (file := tar.extractfile(member)):
+                contents[parts[-1]] = file.read()
+    return contents
 
 
-def _names(form: Form, file: IO[bytes]) -> tuple[str, ...]:
+def _names(form: Form, content: bytes) -> tuple[str, ...]:
     if form.binary:
-        return tuple(file.read().decode("utf-8").split())
-    names = load_arrays(file).get(form.names_key)
+        return tuple(content.decode("utf-8").split())
+    names = load_arrays(content).get(form.names_key)
     return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
-def _batch(form: Form, file: IO[bytes]) -> tuple[Images, Labels]:
-    """One file's images (N, 32, 32, 3) and labels (N,). Raises ``ValueError`` on another shape."""
+def _chunk(form: Form, split: str, content: bytes) -> Chunk:
+    """One file's images and labels. Raises ``ValueError`` on another shape."""
     if form.binary:
-        rows = np.frombuffer(file.read(), dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
+        rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
         labels = rows[:, form.label_bytes - 1].astype(np.int64)  # CIFAR-100: coarse, then fine
         flat = rows[:, form.label_bytes :]
     else:
-        values = load_arrays(file)
+        values = load_arrays(content)
         flat = np.asarray(values.get("data"))
         labels = np.asarray(values.get(form.labels_key), dtype=np.int64)
     if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
         raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
-    return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels  # (N, 32, 32, 3)
-
-
-def _damaged(place: Path, reason: str) -> UserError:
-    return UserError(
-        f"the CIFAR archive {place} cannot be read: {reason}. "
-        "Fix: put the official one in its place, or give it as --set data.archive=PATH"
-    )
+    images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
+    return Chunk(split=split, images=images, labels=labels)
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -225,14 +205,16 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+# By module and name, those of numpy before and since numpy 2.
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.numeric", "_frombuffer"): vars(numeric)["_frombuffer"],  # not in the stubs
+    ("numpy.core.numeric", "_frombuffer"): vars(numeric)["_frombuffer"],
     ("_codecs", "encode"): _latin1,
 }
-for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-    ADMITTED[f"{_core}.numeric", "_frombuffer"] = vars(numeric)["_frombuffer"]  # not in the stubs
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -243,14 +225,14 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
 
 
-def load_arrays(file: IO[bytes]) -> dict[str, object]:
-    """The dict pickled in ``file`` (by Python 2 or 3), its keys as ``str``.
+def load_arrays(content: bytes) -> dict[str, object]:
+    """The dict pickled in ``content`` (by Python 2 or 3), its keys as ``str``.
 
     Raises ``pickle.UnpicklingError`` on anything but arrays, containers, text and numbers: what
     a pickle names is looked up in a fixed table and never imported.
     """
     try:
-        value = _ArraysOnly(file, encoding="latin1").load()
+        value = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a broken pickle can raise anything
@@ -280,12 +262,6 @@ def base_url(official_url: str) -> str:
     return url
 
 
-def _download(form: Form, spec: DataSpec, official_url: str) -> Path:
-    fix = f"give {form.archive}, or its unpacked folder, from elsewhere as --set data.archive=PATH"
-    target = default_folder(spec) / "downloads" / form.archive
-    return download(f"{base_url(official_url)}/{form.archive}", target, md5=form.md5, fix=fix)
-
-
 def download(
     url: str, target: Path, *, md5: str, fix: str, connect_timeout_s: float = CONNECT_TIMEOUT_S
 ) -> Path:
@@ -302,17 +278,14 @@ def download(
         if target.exists():
             return target
         part = target.with_name(f"{target.name}.part")
-        failures, reached = 0, False
+        tries_left = 1  # a server that gave nothing yet is not worth more waiting
         while True:
             before = _size(part)
             problem = _download_rest(url, part, target.name, connect_timeout_s)
             if problem is None:
                 break
-            progress = _size(part) > before
-            reached = reached or progress
-            failures = 0 if progress else failures + 1
-            # A server that gave nothing yet is not worth more waiting; one that did is.
-            if not reached or failures >= TRIES_WITHOUT_PROGRESS:
+            tries_left = TRIES_WITHOUT_PROGRESS if _size(part) > before else tries_left - 1
+            if not tries_left:
                 raise UserError(f"cannot download {url}: {problem}. Fix: {fix}")
             log.info(f"{target.name}: {problem}; going on at {_size(part) / 1e6:.1f} MB")
         with part.open("rb") as file:
@@ -351,12 +324,10 @@ def _download_rest(url: str, part: Path, name: str, connect_timeout_s: float) ->
                 return None
             part.unlink()
         return f"the server answered {error.code} {error.reason}"
-    except urllib.error.URLError as error:
-        return f"{error.reason}"
     except TimeoutError as error:
         return str(error) or f"no answer within {connect_timeout_s:g} s"
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return one_line(error)
+        return str(getattr(error, "reason", "")) or one_line(error)
 
 
 def _copy(source: IO[bytes], file: IO[bytes], start: int, total: int, name: str) -> None:

@@ -7,12 +7,13 @@ neither numpy nor a reader: the command line does.
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.config import DataSpec
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError, collected, raise_if_any
 
 if TYPE_CHECKING:
     from trainables.data.store import Reading, Source
@@ -75,9 +76,8 @@ def _read_digits() -> Reading:
     images = np.repeat(grey[..., None], 3, axis=-1)  # (N, 8, 8, 3)
     labels = digits.target.astype(np.int64)
     return Reading(
-        class_names=tuple(str(digit) for digit in digits.target_names),
-        height=8,
-        width=8,
+        class_names=tuple(map(str, digits.target_names)),
+        side=8,
         count=len(images),
         chunks=iter([Chunk(split="train", images=images, labels=labels)]),
         mirror_safe=KNOWN_DATASETS["digits"].mirror_safe,
@@ -89,20 +89,15 @@ def check_source(spec: DataSpec) -> list[str]:
 
     Looks at names, bounds, folder layout, Parquet footers and the archive's kind; no network.
     """
-    try:
+    with collected([]) as mistakes:
         locate(spec)
-    except UserError as error:
-        return list(error.mistakes)
-    return []
+    return mistakes
 
 
 def locate(spec: DataSpec) -> Source:
     """The source that ``spec`` names; ``UserError`` with all that ``check_source`` lists."""
-    mistakes = spec.mistakes()
-    try:
+    with collected(spec.mistakes()) as mistakes:
         source = _locate(spec)
-    except UserError as error:
-        raise UserError(*mistakes, *error.mistakes) from None
     raise_if_any(mistakes)
     return source
 
@@ -136,21 +131,30 @@ def _locate(spec: DataSpec) -> Source:
 
 
 def _at_path(path: Path, spec: DataSpec) -> Source:
-    if path.is_dir() and not _holds_parquet(path):
-        from trainables.data import folder
-
-        _refuse_cifar_folder(path)
-        return folder.locate(path, spec)
-    if path.is_dir() or path.suffix.lower() in (".parquet", ".pq"):
+    if path.is_dir():
+        levels = ("*.parquet", "*/*.parquet", "*/*/*.parquet")  # of Hugging Face's snapshots
+        is_parquet = any(True for level in levels for _ in path.glob(level))
+    else:
+        is_parquet = path.suffix.lower() in (".parquet", ".pq")
+    if is_parquet:
         from trainables.data import parquet
 
         return parquet.locate(path, spec)
-    raise UserError(
-        f"data.source must be {', '.join(KNOWN_DATASETS)}, an image folder, or a Parquet file or "
-        f"folder; {path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an archive "
-        "of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 "
-        "--set data.archive=PATH"
-    )
+    if not path.is_dir():
+        raise UserError(
+            f"data.source must be {', '.join(KNOWN_DATASETS)}, an image folder, or a Parquet file "
+            f"or folder; {path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an "
+            "archive of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 "
+            "--set data.archive=PATH"
+        )
+    if any((path / name).is_file() for name in ("data_batch_1", "data_batch_1.bin")):
+        raise UserError(
+            f"{path} is an unpacked CIFAR archive, not an image folder. "
+            f"Fix: --dataset cifar10 --set data.archive={path}"
+        )
+    from trainables.data import pictures
+
+    return pictures.locate(path, spec)
 
 
 def _missing(name: str, path: Path) -> str:
@@ -163,13 +167,10 @@ def _missing(name: str, path: Path) -> str:
             f"folder or of Parquet; {name!r} is neither: {hint} Fix: "
             f"--dataset {near[0] if near else 'PATH'}"
         )
-    parent = path.parent
-    while not parent.is_dir():
-        parent = parent.parent
-    try:
+    parent = next(folder for folder in path.parents if folder.is_dir())
+    beside: list[str] = []
+    with suppress(OSError):
         beside = [entry.name for entry in parent.iterdir()]
-    except OSError:
-        beside = []
     part = path.relative_to(parent).parts[0]
     near = difflib.get_close_matches(part, beside, n=3, cutoff=0.5)
     hint = f" (near: {', '.join(str(parent / n) for n in near)})" if near else ""
@@ -177,17 +178,3 @@ def _missing(name: str, path: Path) -> str:
         f"data.source must exist; there is no {path} below {parent.resolve()}{hint}. "
         "Fix: give an existing folder or file as --dataset"
     )
-
-
-def _holds_parquet(path: Path) -> bool:
-    """Parquet within three levels, as Hugging Face's snapshots keep it."""
-    levels = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-    return any(True for level in levels for _ in path.glob(level))
-
-
-def _refuse_cifar_folder(path: Path) -> None:
-    if any((path / name).is_file() for name in ("data_batch_1", "data_batch_1.bin")):
-        raise UserError(
-            f"{path} is an unpacked CIFAR archive, not an image folder. "
-            f"Fix: --dataset cifar10 --set data.archive={path}"
-        )

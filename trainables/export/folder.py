@@ -20,40 +20,8 @@ from trainables.export import timm_classifier
 from trainables.train.loop import TrainedModel
 
 CODE = Path(timm_classifier.__file__)
+README, TIMM_ALONE = CODE.with_name("readme.md"), CODE.with_name("readme_timm_alone.md")
 CHECKED_IMAGES = 500
-LIBRARIES = ("torch", "timm", "safetensors", "numpy")  # all that a portable folder needs
-
-README = """# {title}
-
-{summary}
-Pixels: RGB, `(N, {height}, {width}, 3)`, uint8 or floats in [0, 1]; the model's side is {side} px.
-A larger picture: short side to {short} px (bicubic), then the centre.
-Needs {libraries}. In this folder:
-
-```python
-import numpy
-from timm_classifier import Classifier
-
-images = numpy.zeros((2, {height}, {width}, 3), "uint8")
-answer = Classifier(".").predict(images)
-print(answer["label"], answer["probabilities"].max(1))
-```
-{alone}"""
-ALONE = """
-With timm alone:
-
-```python
-import timm, torch
-
-model = timm.create_model("local-dir:.", pretrained=True).eval()
-cfg = model.pretrained_cfg
-mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-pixels = torch.zeros((2, {height}, {width}, 3), dtype=torch.uint8)
-batch = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
-batch = torch.nn.functional.interpolate(batch, {side}, mode="bilinear", antialias={smaller})
-probabilities = model(batch).softmax(1)
-```
-"""
 
 
 def write(
@@ -93,14 +61,18 @@ def write(
     )
     exchanged = _record_stem(folder / "config.json", assignment.backbone, model)
     shutil.copy(CODE, folder)
-    texts = {
-        **{"height": height, "width": width, "short": min(height, width), "side": side},
-        **{"smaller": side < min(height, width), "libraries": ", ".join(LIBRARIES)},
-    }
-    alone = "" if exchanged else ALONE.format(**texts)
-    title = f"{geometry.model}, {len(class_names)} classes"
-    text = README.format(title=title, summary=summary, alone=alone, **texts)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    texts = [README] if exchanged else [README, TIMM_ALONE]
+    short = min(height, width)
+    filled = "".join(text.read_text(encoding="utf-8") for text in texts).format(
+        title=f"{geometry.model}, {len(class_names)} classes",
+        summary=summary,
+        height=height,
+        width=width,
+        side=side,
+        short=short,
+        smaller=side < short,
+    )
+    (folder / "README.md").write_text(filled, encoding="utf-8")
 
 
 def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:

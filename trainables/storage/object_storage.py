@@ -11,17 +11,17 @@ raised. What is not there is ``FileNotFoundError`` at once. pyarrow is loaded at
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from trainables.config import stable_hash
 from trainables.errors import StorageError, one_line
@@ -48,15 +48,15 @@ class StoredFile:
     time: float
 
 
-def retried(doing: str, call: Callable[[], T], patience_s: float | None = None) -> T:
-    """What ``call`` returns, called again while it raises ``OSError``, for ``PATIENCE_S`` at most.
-
-    Raises ``FileNotFoundError`` at once, and :class:`StorageError` once patience is over.
-    """
+def _ask(
+    doing: str, uri: str, request: Callable[[Any, str], T], patience_s: float | None = None
+) -> T:
+    """``request`` made of the file system behind ``uri`` and the path in it, again while it raises
+    ``OSError``, for ``PATIENCE_S`` at most."""
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         return retry(
-            call,
+            lambda: request(*_filesystem(uri)),
             on=OSError,
             never=FileNotFoundError,
             patience_s=patience_s,
@@ -65,14 +65,8 @@ def retried(doing: str, call: Callable[[], T], patience_s: float | None = None) 
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{doing} failed for {patience_s:g} s: {one_line(error)}") from error
-
-
-def _ask(
-    doing: str, uri: str, request: Callable[[Any, str], T], patience_s: float | None = None
-) -> T:
-    """``request`` made of the file system behind ``uri`` and the path in it."""
-    return retried(f"{doing} {uri}", lambda: request(*_filesystem(uri)), patience_s)
+        reason = one_line(error)
+        raise StorageError(f"{doing} {uri} failed for {patience_s:g} s: {reason}") from error
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
@@ -102,21 +96,6 @@ def _s3(bucket: str) -> Any:
         connect_timeout=CONNECT_TIMEOUT_S,
         allow_delayed_open=True,  # a small file is one request, not three
     )
-
-
-@contextmanager
-def _output_stream(uri: str) -> Iterator[Any]:
-    """A stream to a file that is seen whole, once the stream is closed, or not at all."""
-    files, path = _filesystem(uri)
-    if not uri.startswith("file:"):
-        with files.open_output_stream(path) as stream:
-            yield stream
-        return
-    half = f"{path}.{uuid.uuid4().hex[:8]}.part"
-    files.create_dir(str(Path(path).parent))
-    with files.open_output_stream(half) as stream:
-        yield stream
-    files.move(half, path)
 
 
 def is_remote(place: str) -> bool:
@@ -153,22 +132,28 @@ def read_bytes(uri: str, *, patience_s: float | None = None) -> bytes:
 
 def write_bytes(uri: str, content: bytes, *, patience_s: float | None = None) -> None:
     """Put ``content`` as a file; another of the name is replaced."""
-
-    def write() -> None:
-        with _output_stream(uri) as stream:
-            stream.write(content)
-
-    retried(f"writing {uri}", write, patience_s)
+    _put(uri, lambda: io.BytesIO(content), patience_s)
 
 
 def put_file(source: Path, uri: str) -> None:
     """Put a copy of ``source``; another of the name is replaced."""
+    _put(uri, lambda: source.open("rb"))
 
-    def write() -> None:
-        with source.open("rb") as stream, _output_stream(uri) as target:
-            shutil.copyfileobj(stream, target, BLOCK_BYTES)
 
-    retried(f"writing {uri}", write)
+def _put(uri: str, opened: Callable[[], IO[bytes]], patience_s: float | None = None) -> None:
+    """Put a file that is seen whole, once its stream is closed, or not at all."""
+
+    def write(files: Any, path: str) -> None:
+        local = uri.startswith("file:")
+        half = f"{path}.{uuid.uuid4().hex[:8]}.part" if local else path
+        if local:
+            files.create_dir(str(Path(path).parent))
+        with opened() as source, files.open_output_stream(half) as target:
+            shutil.copyfileobj(source, target, BLOCK_BYTES)
+        if local:
+            files.move(half, path)
+
+    _ask("writing", uri, write, patience_s)
 
 
 def put_folder(source: Path, uri: str, *, marker: str) -> None:
@@ -203,12 +188,10 @@ def get_folder(uri: str, target: Path, *, marker: str) -> None:
     names = [file.name for file in list_files(uri)]
     if marker not in names:
         raise FileNotFoundError(f"{uri} has no {marker}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         for name in names:
             get_file(f"{uri}/{name}", half / name)
-        half.chmod(0o755)  # mkdtemp's are private
         shutil.rmtree(target, ignore_errors=True)
         half.replace(target)
     finally:

@@ -86,23 +86,24 @@ def delete_stored_except(
 
 def stored_checkpoints(uri: str, *, whole: bool = True) -> list[str]:
     """``attempt-N/NAME`` of the checkpoints in a trial's folder; with ``whole``, complete ones."""
-    names = (file.name for file in object_storage.list_files(uri))
+    split = (file.name.rpartition("/") for file in object_storage.list_files(uri))
     checkpoints = dict.fromkeys(
-        name.rpartition("/")[0]
-        for name in names
-        if name.count("/") == 2 and (not whole or name.endswith(f"/{STATE_FILE}"))
+        folder
+        for folder, _, name in split
+        if folder.count("/") == 1 and (not whole or name == STATE_FILE)
     )
     return list(checkpoints)
 
 
 def stored_by_trial(uri: str) -> dict[str, list[str]]:
     """By trial, ``attempt-N/NAME`` of all checkpoints of the run at ``uri``, complete or not."""
-    trials: dict[str, dict[str, None]] = {}
-    for file in object_storage.list_files(f"{uri}/{FOLDER}"):
-        trial, *checkpoint = file.name.split("/")[:-1]
-        if len(checkpoint) == 2:
-            trials.setdefault(trial, {})["/".join(checkpoint)] = None
-    return {trial: list(names) for trial, names in trials.items()}
+    trials: dict[str, list[str]] = {}
+    files = object_storage.list_files(f"{uri}/{FOLDER}")
+    folders = dict.fromkeys(file.name.rpartition("/")[0] for file in files)
+    for trial, _, checkpoint in (folder.partition("/") for folder in folders):
+        if checkpoint.count("/") == 1:
+            trials.setdefault(trial, []).append(checkpoint)
+    return trials
 
 
 def stored_uri(assignment: Assignment) -> str:

@@ -8,21 +8,12 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 Result = TypeVar("Result")
 Errors = type[BaseException] | tuple[type[BaseException], ...]
-
-
-def pauses(first_s: float, longest_s: float) -> Iterator[float]:
-    """Seconds to wait before each next try, without an end: doubling up to ``longest_s``, each
-    drawn from its upper half, so that a hundred workers do not come back at once."""
-    pause_s = min(first_s, longest_s)
-    while True:
-        yield pause_s * random.uniform(0.5, 1.0)
-        pause_s = min(2 * pause_s, longest_s)
 
 
 def retry(
@@ -39,38 +30,34 @@ def retry(
 
     Errors of ``never`` and all others pass at once; the last error of ``on`` passes when the next
     pause would end after the patience. ``on_failure`` gets each error that is waited for and the
-    seconds since the first call; what it raises ends the wait.
+    seconds since the first call; what it raises ends the wait. Pauses double from
+    ``first_pause_s`` to ``longest_pause_s``, each drawn from its upper half, so that a hundred
+    workers do not come back at once.
     """
-    began, waits = time.monotonic(), pauses(first_pause_s, longest_pause_s)
+    began, longest_s = time.monotonic(), first_pause_s
     while True:
         try:
             return call()
         except never:
             raise
         except on as error:
-            pause_s, waited_s = next(waits), time.monotonic() - began
+            longest_s = min(longest_s, longest_pause_s)
+            pause_s, waited_s = longest_s * random.uniform(0.5, 1.0), time.monotonic() - began
             if waited_s + pause_s > patience_s:
                 raise
             if on_failure is not None:
                 on_failure(error, waited_s)
         time.sleep(pause_s)
+        longest_s *= 2
 
 
-def wait_until(
-    condition: Callable[[], bool],
-    *,
-    patience_s: float,
-    poll_s: float,
-    give_up: Callable[[], bool] | None = None,
-) -> bool:
-    """Whether ``condition`` came true within ``patience_s``, asked every ``poll_s``, at least once.
-
-    Ends early where ``give_up`` is true.
-    """
+def wait_until(condition: Callable[[], bool], *, patience_s: float, poll_s: float) -> bool:
+    """Whether ``condition`` came true within ``patience_s``, asked every ``poll_s``, at least
+    once."""
     deadline = time.monotonic() + patience_s
     while not condition():
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or (give_up is not None and give_up()):
+        if left_s <= 0:
             return False
         time.sleep(min(poll_s, left_s))
     return True

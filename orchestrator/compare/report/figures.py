@@ -251,15 +251,15 @@ def _curves(
         "finished": {"color": color(index), "linewidth": 1.1, "alpha": 0.65},
     }
     with new_plot() as (plot, axes):
-        for rung in sorted({rung for curve in curves for rung in curve.rungs}):
+        for rung in sorted({rung for curve in curves for rung in curve.state.rungs}):
             axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for status, style in styles.items():
             others = [c for c in curves if c.status == status and c is not best]
             _lines(axes, [(c.epoch, c.val_top1) for c in others], **style)
         after_rung = [
-            (np.r_[c.epoch[-1:], c.audit.epoch], np.r_[c.val_top1[-1:], c.audit.val_top1])
+            (c.audit.epoch[c.epoch.size - 1 :], c.audit.val_top1[c.epoch.size - 1 :])
             for c in curves
-            if c.audit and c.audit.epoch.size
+            if c.audit and c.audit.epoch.size > c.epoch.size
         ]
         _lines(axes, after_rung, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         _ends(axes, [c for c in curves if c.status == "pruned"], "x", MUTED)

@@ -25,7 +25,7 @@ from orchestrator.compare.report.claim_figures import UNIT_WORDS, claim_figures,
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.report.probe_figures import number, probe_figures
 from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
-from orchestrator.compare.runs import RunData, Values, collect, search_trials
+from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER, MeanInterval
 from orchestrator.compare.table import (
     budget_lines,
@@ -78,21 +78,20 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
 def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
-    families = collect(comparison.runs)
-    search = {family: search_trials(curves) for family, curves in families.items()}
+    search = {family.label: family.search for family in collect(comparison.runs)}
     claims = _claims(comparison)
     made = {name: claim_figures(claim, run.verdict, name) for name, claim, run in claims}
     made["cost"] = figures.against_cost(search)
     made["curves"] = figures.learning_curves(search)
     if comparison.claims:
         return made
-    places = {family: index for index, family in enumerate(families)}
+    places = {family: index for index, family in enumerate(search)}
     if curves := comparison.curves_over_budget:
         made["expected"] = figures.expected_best(curves, places)
         made["together"] = figures.expected_together(curves, places)
         made["spent"] = figures.best_so_far(search)
     if comparison.importance:
-        made["importance"], made["lines"] = recipe_figures(families, comparison)
+        made["importance"], made["lines"] = recipe_figures(search, comparison)
     made["probes"] = probe_figures(_pooled(comparison), places)
     return made
 
@@ -123,7 +122,6 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     return template.render(
         vars(comparison),
         answer=comparison.answer,
-        dataset_name=comparison.dataset_name,
         validation_images=comparison.validation_images,
         sections=sections,
         claims=_claims(comparison),

@@ -28,12 +28,12 @@ LEVELS = 6  # choices that are written beside an axis
 LINES = 300  # beyond it, the best third of so many is drawn and the rest at random
 
 
-def recipe_figures(families: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
+def recipe_figures(search: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
     """For each family with known importance its bars, and its trials across the axes."""
     important = {entry.family: entry for entry in comparison.importance}
     limits = _bar_limits(comparison.importance)
     bars, lines = [], []
-    for index, (family, curves) in enumerate(families.items()):
+    for index, (family, curves) in enumerate(search.items()):
         trials = at_equal_budget(curves, comparison.spaces.get(family, {}))
         entry = important.get(family)
         if entry is None or trials is None:

@@ -23,9 +23,9 @@ from orchestrator.claims.experiments import (
 from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
 from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
-from orchestrator.launch.forecast import COLD_START_S, ImageFacts, estimated, geometry_of
+from orchestrator.launch.forecast import COLD_START_S, estimated, geometry_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import replay
+from orchestrator.ledger.state import DatasetFacts, replay
 from orchestrator.spec.run import RunSpec, diff
 from orchestrator.tracking import view
 from tests.unit.claims.claim_worlds import OPTIONS, World, spec_of
@@ -157,9 +157,8 @@ def test_what_would_spoil_the_design_is_refused(options: dict[str, Any], said: s
 
 
 def test_too_few_images_for_the_smallest_level_give_no_verdict() -> None:
-    facts = ImageFacts(
-        height=32, width=32, classes=10, counts={"train": 900, "val": 100, "test": 0}
-    )
+    counts = {"train": 900, "val": 100, "test": 0}
+    facts = DatasetFacts(height=32, width=32, class_names=tuple("0123456789"), counts=counts)
     run_spec(CLAIMS[PATCHES], OPTIONS, facts)  # 90 a class
     with pytest.raises(UserError, match=r"10 % of 900 training images are 90: .* no verdict"):
         run_spec(CLAIMS["vit-needs-more-data"], OPTIONS, facts)
@@ -291,7 +290,8 @@ def test_the_verdict_is_on_record_once_and_leads_the_report(tmp_path: Path) -> N
         assert said in text, said
 
     assert shown(state_of(folder))["recorded"]["agrees"] is True
-    tags, rows = (f(state_of(folder)) for f in (view.claim_tags, view.claim_metrics))
+    state = state_of(folder)
+    tags, rows = view.run_tags(state, False), view.claim_metrics(state)
     assert (tags["claim"], tags["verdict"]) == (PATCHES, "supported")
     values = {name: value for name, value, _, _ in rows}
     effect = records[-1]["detail"]["effects"][1]
@@ -333,7 +333,7 @@ def test_claims_show_recomputes_and_tells_of_a_changed_rule(
 def test_a_plan_prices_each_arm_by_its_own_backbone_and_length() -> None:
     asked: list[RunSpec] = []
     counts = {"train": 45_000, "val": 1000}
-    images = ImageFacts(height=32, width=32, classes=10, counts=counts)
+    images = DatasetFacts(height=32, width=32, class_names=tuple("0123456789"), counts=counts)
 
     def cost_of(one: RunSpec) -> tuple[dict[str, int], Any]:
         asked.append(one)

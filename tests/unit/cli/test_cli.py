@@ -19,7 +19,7 @@ import pytest
 
 from orchestrator.cli.main import main
 from orchestrator.cli.options import log_to_stderr
-from orchestrator.launch.prepare import RunOptions, spec_of
+from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger
 
 Run = Callable[..., tuple[int, str, list[str]]]

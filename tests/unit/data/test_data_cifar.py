@@ -164,7 +164,7 @@ def test_forms_and_places_agree_on_content(tmp_path):
 )
 def test_pickles_of_each_age_are_read(dumps):
     rows, labels = batch_of(FORMS[0], 0)
-    values = load_arrays(io.BytesIO(dumps({"data": rows, "labels": labels})))
+    values = load_arrays(dumps({"data": rows, "labels": labels}))
     np.testing.assert_array_equal(values["data"], rows)
     assert values["labels"] == labels
 
@@ -206,13 +206,13 @@ def test_a_pickle_that_names_code_is_refused_unrun(tmp_path):
 )
 def test_other_pickles_are_refused(value):
     with pytest.raises(pickle.UnpicklingError):
-        load_arrays(io.BytesIO(value))
+        load_arrays(value)
 
 
 def test_codecs_other_than_latin1_are_refused():
     bad = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R."
     with pytest.raises(pickle.UnpicklingError, match="rot13"):
-        load_arrays(io.BytesIO(bad))
+        load_arrays(bad)
 
 
 def test_the_wrong_archive_is_refused(tmp_path):

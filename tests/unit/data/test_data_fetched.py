@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from trainables.config import DataSpec
-from trainables.data import store
-from trainables.data.build import prepare
+from trainables.data.build import prepare, put_stores
 from trainables.errors import UserError
 from trainables.storage import object_storage
 
@@ -29,9 +28,9 @@ def test_a_node_without_the_dataset_fetches_its_store_and_looks_it_through(
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(picture)
     spec = DataSpec(source=str(tmp_path / "pictures"), folder=str(tmp_path / "driver"))
     uri, built = f"{place}/run", prepare(spec)
-    store.put_stores(uri, {spec: built})
+    put_stores(uri, {spec: built})
     put = object_storage.list_files(f"{place}/stores")
-    store.put_stores(uri, {spec: built})
+    put_stores(uri, {spec: built})
     assert object_storage.list_files(f"{place}/stores") == put
     shutil.rmtree(tmp_path / "pictures")
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainables.config import DataSpec
 from trainables.data.build import prepare
-from trainables.data.decode import decode
+from trainables.data.pictures import decode
 from trainables.data.sources import check_source
 from trainables.errors import UserError
 

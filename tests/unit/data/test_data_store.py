@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 
 from trainables.config import DataSpec
-from trainables.data.build import prepare, require_disk_space
+from trainables.data.build import prepare, require_disk_space, seal, write_split
 from trainables.data.sources import KNOWN_DATASETS, check_source
-from trainables.data.store import DatasetInfo, Reading, open_store, seal, write_split
+from trainables.data.store import DatasetInfo, Reading, open_store
 from trainables.errors import UserError
 
 
@@ -160,7 +160,7 @@ def test_info_is_json_both_ways(digits):
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_read(tmp_path):
-    reading = Reading(class_names=("a", "b"), height=512, width=512, count=10**12, chunks=iter(()))
+    reading = Reading(class_names=("a", "b"), side=512, count=10**12, chunks=iter(()))
     with pytest.raises(UserError, match=r"needs .* GB of disk") as caught:
         require_disk_space(reading, tmp_path)
     assert "--set data.short_side=256" in str(caught.value)

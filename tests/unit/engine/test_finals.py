@@ -11,7 +11,7 @@ import pytest
 from orchestrator.compare.winners import winners
 from orchestrator.engine import finals
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
-from orchestrator.launch.prepare import RunOptions, spec_of
+from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.ledger import session
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Record, State, replay

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch.forecast import ImageFacts, measure_steps
+from orchestrator.launch.forecast import measure_steps
+from orchestrator.ledger.state import DatasetFacts
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
@@ -19,7 +20,7 @@ from trainables.train.measure import measure
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIGITS = {"height": 8, "width": 8, "classes": 10}
-FACTS = ImageFacts(**DIGITS, counts={})
+FACTS = DatasetFacts(height=8, width=8, class_names=tuple("0123456789"))
 
 
 def plain(family: str, **recipe: object) -> SweepSpec:

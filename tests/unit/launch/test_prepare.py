@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.launch import prepare as preparing
-from orchestrator.launch.prepare import PreparedRun, RunOptions, default_name, prepare, spec_of
+from orchestrator.launch.options import RunOptions, default_name, spec_of
+from orchestrator.launch.prepare import PreparedRun, prepare
 from orchestrator.launch.validation import validate
 from orchestrator.spec import spaces
 from orchestrator.spec.named_sweeps import family_sweep
@@ -93,7 +94,7 @@ def test_a_mistake_in_the_images_shows_within_the_head_start_and_later_ones_as_a
         raise UserError("no images")
 
     monkeypatch.setattr(preparing, "read_datasets", fails)
-    run = PreparedRun(spec=spec_of(["vit"], options), tracking_uri="sqlite:///none")
+    run = PreparedRun(spec=spec_of(["vit"], options))
     later = run.prepare_images(head_start_s=0.01)
     assert not later.done()
     go_on.set()

@@ -10,14 +10,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.launch.plan import capacity, capacity_mistakes, worker_asks
 from orchestrator.ray_cluster.capacity import (
     ClusterCapacity,
     NodeKind,
+    capacity,
+    capacity_mistakes,
     limits_of_cluster_file,
     limits_of_ray_cluster,
+    local_totals,
     running_capacity,
     scaled_capacity,
+    worker_asks,
 )
 from orchestrator.spec.limits import ResourceSpec
 
@@ -127,3 +130,51 @@ def test_totals_obey_the_cap_on_nodes_each_for_itself() -> None:
     ]
     assert dict(ClusterCapacity(kinds, 5)) == {"CPU": 68.0, "GPU": 8.0}
     assert dict(ClusterCapacity(kinds)) == {"CPU": 80.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("resources", "total", "slots"),
+    [
+        ({}, {"CPU": 2.0}, 2),
+        ({"num_workers": 2}, {"CPU": 5.0}, 2),
+        ({"cpus_per_worker": 0.1}, {"CPU": 0.3}, 3),
+        ({"gpus_per_worker": 0.5}, {"CPU": 16.0, "GPU": 1.0}, 2),
+        ({"max_slots": 1}, {"CPU": 64.0}, 1),
+        ({"num_workers": 3}, {"CPU": 2.0}, 0),
+    ],
+)
+def test_capacity_is_what_the_scarcest_resource_holds(
+    resources: dict[str, float], total: dict[str, float], slots: int
+) -> None:
+    assert capacity(ResourceSpec(**resources), total) == slots  # type: ignore[arg-type]
+
+
+@given(
+    workers=st.integers(1, 8),
+    cpus=st.sampled_from([0.5, 1.0, 4.0]),
+    gpus=st.sampled_from([0.0, 0.25, 1.0]),
+    there=st.tuples(st.integers(0, 16), st.integers(0, 8)),
+)
+def test_infeasible_exactly_where_no_slot_fits(
+    workers: int, cpus: float, gpus: float, there: tuple[int, int]
+) -> None:
+    resources = ResourceSpec(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    total = {"CPU": float(there[0]), "GPU": float(there[1])}
+    assert (capacity_mistakes(resources, total) == []) == (capacity(resources, total) >= 1)
+
+
+def test_infeasibility_says_what_is_asked_and_what_there_is() -> None:
+    (line,) = capacity_mistakes(ResourceSpec(num_workers=64), {"CPU": 2.0})
+    assert "64 CPU, there is 2" in line
+    assert "Fix:" in line
+
+
+def test_this_machine_has_a_cpu() -> None:
+    assert local_totals()["CPU"] >= 1
+
+
+def test_visible_devices_count_as_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert local_totals()["GPU"] == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local_totals()["GPU"] == 0

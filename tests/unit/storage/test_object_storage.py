@@ -3,8 +3,8 @@ integration tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,33 +12,40 @@ from trainables.errors import StorageError
 from trainables.storage import object_storage
 
 WHOLE = "state.json"
+FILESYSTEM = object_storage._filesystem
 pytestmark = pytest.mark.usefixtures("quick_storage")
 
 
-def failing(times: int, error: type[OSError] = OSError) -> tuple[Callable[[], str], list[int]]:
-    """Work that fails so often before it succeeds, and the count of its tries."""
-    tries: list[int] = []
+def failing(
+    monkeypatch: pytest.MonkeyPatch, times: int, error: type[OSError] = OSError
+) -> list[str]:
+    """Have the storage fail so often before it answers; returns what was asked for at each try."""
+    tries: list[str] = []
 
-    def work() -> str:
-        tries.append(1)
+    def filesystem(uri: str) -> tuple[Any, str]:
+        tries.append(uri)
         if len(tries) <= times:
             raise error("no")
-        return "done"
+        return FILESYSTEM(uri)
 
-    return work, tries
+    monkeypatch.setattr(object_storage, "_filesystem", filesystem)
+    return tries
 
 
-def test_what_fails_is_tried_again_for_a_while_and_what_is_not_there_is_not() -> None:
-    work, tries = failing(3)
-    assert object_storage.retried("trying", work, patience_s=10) == "done"
+def test_what_fails_is_tried_again_for_a_while_and_what_is_not_there_is_not(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object_storage.write_bytes(f"{place}/x", b"done")
+    tries = failing(monkeypatch, 3)
+    assert object_storage.read_bytes(f"{place}/x", patience_s=10) == b"done"
     assert len(tries) == 4
-    work, tries = failing(10**9)
-    with pytest.raises(StorageError, match=r"trying failed for 0\.05 s: no"):
-        object_storage.retried("trying", work)
+    tries = failing(monkeypatch, 10**9)
+    with pytest.raises(StorageError, match=r"reading file://.*/x failed for 0\.05 s: no"):
+        object_storage.read_bytes(f"{place}/x")
     assert len(tries) > 2
-    work, tries = failing(1, FileNotFoundError)
+    tries = failing(monkeypatch, 1, FileNotFoundError)
     with pytest.raises(FileNotFoundError):
-        object_storage.retried("trying", work)
+        object_storage.read_bytes(f"{place}/x")
     assert len(tries) == 1
 
 

@@ -92,8 +92,9 @@ def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
     sweeps = tuple(SweepSpec(backbone=BackboneSpec(family=family)) for family in ("a", "b"))
     header = RunHeader(spec=RunSpec(name="r", sweeps=sweeps), datasets={"a": facts, "b": facts})
     (shown,) = view.datasets(State(header=header))
-    assert (shown.name, shown.digest, shown.source) == ("digits", "c0ffee", "digits")
-    assert '"val": 180' in shown.profile
+    assert (shown["name"], shown["digest"]) == ("digits", "c0ffee")
+    assert shown["source"] == '{"uri": "digits"}'
+    assert '"val": 180' in shown["profile"]
     changed = {"a": facts, "b": replace(facts, content_hash="decade")}
     assert len(view.datasets(State(header=replace(header, datasets=changed)))) == 2
 
@@ -143,7 +144,7 @@ def test_status_of_a_trial(
 ) -> None:
     state = replay({"event": event, "time": 1.0} for event in events)
     trial = trial_of([0.5], status=TrialStatus(trial_status))
-    assert view.trial_status(state, trial, interrupted) == shown
+    assert view.trial_tags(state, trial, "parent", interrupted)["status"] == shown
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import difflib
 from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Request, Size
 from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
 from trainables.config import BackboneSpec
-from trainables.errors import UserError
+from trainables.errors import collected, raise_if_any
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -31,9 +31,7 @@ def describe(spec: BackboneSpec, *, height: int, width: int) -> Geometry:
     Needs no torch (the family ``timm`` imports timm for the model's name). Raises ``UserError``
     for everything :func:`check_backbone` lists, and for a patch that does not divide the side.
     """
-    mistakes = check_backbone(spec)
-    if mistakes:
-        raise UserError(*mistakes)
+    raise_if_any(check_backbone(spec))
     member, stored = member_of(spec), min(height, width)
     side = spec.image_size or max(SMALLEST_SIDE, -(-stored // SIDE_STEP) * SIDE_STEP)
     request = Request(spec=spec, member=member, image_size=side)
@@ -95,15 +93,12 @@ def check_backbone(spec: BackboneSpec) -> list[str]:
         mistakes.append(_unknown("backbone.stem", spec.stem, STEMS))
     mistakes += spec.mistakes()
     mistakes = mistakes or _patch_mistakes(spec)
-    if mistakes:
-        return mistakes
-    try:
-        member, side = member_of(spec), spec.image_size
-        if side is not None:
-            FAMILIES[spec.family].adapt(Request(spec=spec, member=member, image_size=side))
-    except UserError as error:
-        return list(error.mistakes)
-    return []
+    if not mistakes:
+        with collected(mistakes):
+            member, side = member_of(spec), spec.image_size
+            if side is not None:
+                FAMILIES[spec.family].adapt(Request(spec=spec, member=member, image_size=side))
+    return mistakes
 
 
 def _patch_mistakes(spec: BackboneSpec) -> list[str]:

@@ -1,0 +1,274 @@
+"""Encoded pictures of any size and mode -> square RGB pixels, and the folders that hold them:
+``train/CLASS/…``, with ``val/`` and ``test/`` if there are, or ``CLASS/…``.
+
+The only file that imports PIL, and only to build a store.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainables.config import DataSpec
+from trainables.data.store import Chunk, Images, Reading, Source
+from trainables.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SIDE = 64
+SMALLEST_SIDE = 8
+CHUNK_IMAGES = 512
+NAMED_CORRUPT = 3
+
+Picture = bytes | str | Path | None  # encoded, or its file; None: the row is empty
+Item = tuple[str, Picture, int]  # how to name it in an error, where it is, its label
+
+
+def _open(picture: Picture) -> Image.Image:
+    from PIL import Image
+
+    if picture is None:
+        raise ValueError("no bytes")
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+
+
+def decode(picture: Picture, side: int) -> Images:
+    """RGB uint8 (side, side, 3): short side resized to ``side`` pixels, then the centre.
+
+    EXIF orientation is applied; alpha is dropped, as torchvision's loader does; 16-bit grey is
+    scaled to 8. Raises whatever PIL raises on what it cannot read.
+    """
+    from PIL import Image, ImageOps
+
+    with _open(picture) as image:
+        if min(image.size) > 2 * side:
+            image.draft(None, (2 * side, 2 * side))  # JPEG: decode at a fraction of the size
+        rgb = ImageOps.exif_transpose(image)
+        if rgb.mode.startswith("I"):
+            wide = np.asarray(rgb).astype(np.int64)
+            if rgb.mode != "I" or wide.max(initial=0) > 255:
+                wide = wide >> 8
+            rgb = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
+        if rgb.mode == "P":  # PIL warns when it drops a palette's alpha itself
+            rgb = rgb.convert("RGBA")
+        if rgb.mode != "RGB":
+            rgb = rgb.convert("RGB")
+        if rgb.size != (side, side):
+            rgb = ImageOps.fit(rgb, (side, side), method=Image.Resampling.BICUBIC)
+        return np.asarray(rgb, dtype=np.uint8)  # (side, side, 3)
+
+
+def read_pictures(
+    class_names: tuple[str, ...],
+    splits: Mapping[str, Iterator[Item]],
+    *,
+    sample: Iterable[Picture],
+    count: int,
+    spec: DataSpec,
+) -> Reading:
+    """The pictures of all ``splits``, ``count`` in all, decoded when their chunks are asked for.
+
+    Their side in pixels is ``data.short_side`` (or 64) or the median short side of the ``sample``,
+    whichever is smaller. Where sizes differ, so that most images are resized anyway, it is cut to
+    a multiple of 8, which patches divide.
+    """
+    sizes = []
+    for picture in sample:
+        with suppress(Exception), _open(picture) as image:  # what is broken is named when decoded
+            sizes.append(image.size)
+    side = spec.short_side or DEFAULT_SIDE
+    median = int(np.median([min(size) for size in sizes])) if sizes else side
+    if median < side:
+        side = max(SMALLEST_SIDE, median - median % 8 if len(set(sizes)) > 1 else median)
+    chunks = (
+        _decode_chunks(split, items, side, spec.skip_corrupt) for split, items in splits.items()
+    )
+    return Reading(
+        class_names=class_names, side=side, count=count, chunks=chain.from_iterable(chunks)
+    )
+
+
+def _decode_chunks(
+    split: str, items: Iterator[Item], side: int, skip_corrupt: bool
+) -> Iterator[Chunk]:
+    """Decode in a few threads (PIL releases the interpreter), a bounded number at a time.
+
+    Raises ``UserError`` naming the corrupt images of the first chunk that has any, unless
+    ``skip_corrupt``; then they are left out and counted.
+    """
+
+    def attempt(item: Item) -> Images | str:
+        name, picture, _ = item
+        try:
+            return decode(picture, side)
+        except Exception as error:  # PIL's readers raise anything on broken bytes
+            # PIL names the in-memory buffer by its address, which helps nobody
+            unknown = str(error).startswith("cannot identify image file")
+            return f"{name} ({'not a picture' if unknown else one_line(error)})"
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        while batch := list(islice(items, CHUNK_IMAGES)):
+            images: list[Images] = []
+            labels: list[int] = []
+            corrupt: list[str] = []
+            for result, (_, _, label) in zip(pool.map(attempt, batch), batch, strict=True):
+                if isinstance(result, str):
+                    corrupt.append(result)
+                else:
+                    images.append(result)
+                    labels.append(label)
+            if corrupt and not skip_corrupt:
+                more = len(corrupt) - NAMED_CORRUPT
+                raise UserError(
+                    "every image must be readable; cannot read "
+                    f"{', '.join(corrupt[:NAMED_CORRUPT])}{f' and {more} more' if more > 0 else ''}"
+                    ". Fix: replace or remove them, or leave them out with "
+                    "--set data.skip_corrupt=true"
+                )
+            yield Chunk(
+                split=split,
+                images=np.array(images, np.uint8),
+                labels=np.array(labels, np.int64),
+                skipped=len(corrupt),
+            )
+
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+SAMPLED_IMAGES = 512
+Files = dict[tuple[str, str], list[str]]  # paths of pictures by split and class
+LAYOUT_HELP = "expected CLASS/picture.jpg, or train/CLASS/picture.jpg with val/ and test/"
+
+
+def locate(path: Path, spec: DataSpec) -> Source:
+    """An image folder whose layout is right; opens no image.
+
+    Raises ``UserError`` where it is empty, has one class only, or a split has classes that
+    train lacks.
+    """
+    roots = _split_roots(path)
+    files, ignored = _list(roots)
+    names = tuple(name for split, name in files if split == "train")
+    if not names:
+        raise UserError(
+            f"an image folder needs pictures in one folder per class; {path} has none "
+            f"({LAYOUT_HELP}). Fix: give the folder that holds the class folders"
+        )
+    if len(names) == 1:
+        raise UserError(
+            f"a dataset needs at least two classes; {path} has only {names[0]!r} ({LAYOUT_HELP}). "
+            "Fix: add the other classes' folders, or give the folder above"
+        )
+    for split, name in files:
+        if name not in names:
+            raise UserError(
+                f"classes of {split} must be classes of train; {roots[split]} has {name!r}, "
+                f"and train has {', '.join(names[:10])}. Fix: rename or remove that folder"
+            )
+
+    def identity() -> list[Any]:
+        stats = ((file, Path(file).stat()) for file in chain.from_iterable(files.values()))
+        return [[str(path.resolve())], *([file, s.st_size, s.st_mtime_ns] for file, s in stats)]
+
+    def items(wanted: str) -> Iterator[Item]:
+        for (split, name), pictures in files.items():
+            if split == wanted:
+                label = names.index(name)
+                yield from ((file, file, label) for file in pictures)
+
+    def read() -> Reading:
+        _log_unused(roots, names, ignored)
+        train = [picture for _, picture, _ in items("train")]
+        return read_pictures(
+            names,
+            {split: items(split) for split in roots},
+            sample=train[:: -(-len(train) // SAMPLED_IMAGES)],
+            count=sum(map(len, files.values())),
+            spec=spec,
+        )
+
+    return Source(name=path.resolve().name, identity=identity, read=read)
+
+
+def _split_roots(path: Path) -> dict[str, Path]:
+    """The folder of each split; the whole folder is train unless it has ``train/CLASS/``."""
+    folders = _folders(path)
+    splits: dict[str, Path] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        for folder in folders:
+            if split not in splits and folder.name.lower() in names and _folders(folder):
+                splits[split] = folder
+    if splits and "train" not in splits and len(splits) == len(folders):
+        raise UserError(
+            f"an image folder with {' and '.join(f.name for f in splits.values())} needs train/ "
+            f"beside them; {path} has none ({LAYOUT_HELP}). Fix: add train/CLASS/ folders"
+        )
+    return splits if "train" in splits else {"train": path}
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _list(roots: Mapping[str, Path]) -> tuple[Files, int]:
+    """Pictures by split and class, and how many other files were passed over."""
+    files: Files = {}
+    ignored = 0
+    for split, root in roots.items():
+        ignored += sum(entry.is_file() for entry in root.iterdir())
+        for folder in _folders(root):
+            for file in _walk(folder):
+                if file.lower().endswith(EXTENSIONS):
+                    files.setdefault((split, folder.name), []).append(file)
+                else:
+                    ignored += 1
+    return files, ignored
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Paths of the files below ``folder`` in a fixed order; links are followed, each real folder
+    once. Raises ``OSError`` on a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    visited: set[str] = set()
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(current)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted((n for n in folders if not n.startswith(".")), reverse=True)
+        yield from (f"{current}/{name}" for name in sorted(files) if not name.startswith("."))
+
+
+def _log_unused(roots: Mapping[str, Path], names: Collection[str], ignored: int) -> None:
+    if ignored:
+        log.info(f"{ignored} files ignored: their names are not those of pictures")
+    train = roots["train"]
+    if train.name.lower() in SPLIT_FOLDERS["train"]:
+        for folder in _folders(train.parent):
+            if folder not in roots.values():
+                log.info(f"{folder} is not used: it is not a split with class folders")
+    empty = [folder.name for folder in _folders(train) if folder.name not in names]
+    if empty:
+        log.info(f"{len(empty)} folders without a picture are no class: {', '.join(empty[:5])}")
