@@ -22,6 +22,7 @@ from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from orchestrator.spec import spaces
+from orchestrator.spec.run import with_axes
 from trainables.config import Assignment, EpochReport
 from trainables.storage.object_storage import origin
 from trainables.worker.dispatcher_client import Order, SlotCommand
@@ -56,7 +57,7 @@ def draw(state: State, trial: TrialState) -> Record:
     others = (t for t in state.trials.values() if t.family == trial.family and t.stage == "search")
     past = [_observation(other) for other in others if other.axes is not None]
     axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
-    return {"axes": axes, "assignment": trial.suggest(axes).as_dict()}
+    return {"axes": axes, "assignment": with_axes(trial.assignment, axes).as_dict()}
 
 
 def _observation(trial: TrialState) -> spaces.Observation:
