@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.attach import Node
+from orchestrator.ray_cluster.capacity import Node, alive_nodes
 from trainables.config import BackboneSpec, DataSpec
-from trainables.errors import UserError, one_line
+from trainables.errors import collected, one_line
 from trainables.storage.object_storage import is_remote
 from trainables.versions import differences, installed
 
@@ -37,7 +37,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 AUTH = {True: "token", False: "disabled", None: "missing"}  # whether it asks for a token
 PINS = Path(__file__).parents[2] / "constraints.txt"  # beside a checkout, not in a wheel
 
-Arguments = Mapping[str, object]  # of a function that a node is asked to call
 Answer = TypeVar("Answer")
 
 
@@ -103,18 +102,16 @@ def inspect_node(
             )
         )
     problems: list[str] = []
-    wrote = False
     try:
         place = probe_place(storage, probe)
         object_storage.write_bytes(place, name.encode(), patience_s=STORAGE_PATIENCE_S)
-        wrote = True
     except (OSError, RuntimeError) as error:
         problems.append(
             f"every node must write to --storage; node {name} cannot write to {storage} "
             f"({' '.join(str(error).split())}). Fix: mount it there and let Ray's user write, or "
             "--storage s3://BUCKET/PREFIX with credentials on every node"
         )
-    visible = torch_gpus() if gpus else None
+    wrote, visible = not problems, torch_gpus() if gpus else None
     problems += gpu_mistakes(f"node {name}", gpus, visible)
     for backbone in backbones:
         problems += [f"node {name}: {line}" for line in check_weights(BackboneSpec(**backbone))]
@@ -206,14 +203,14 @@ def examine_cluster(
     wrong is added to ``problems``, one line each."""
     uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
     place = {"storage": uri.rstrip("/")}
-    everyone = attach.alive_nodes()
-    unasked: dict[Node, Arguments] = {node: {} for node in everyone}
-    versions = _ask(installed, unasked, attach.VERSIONS_TIMEOUT_S, problems)
+    everyone = alive_nodes()
+    nothing: dict[Node, dict[str, Any]] = {node: {} for node in everyone}
+    versions = _ask(installed, nothing, attach.VERSIONS_TIMEOUT_S, problems)
     for node, theirs in versions.items():
         problems += differences(installed(), theirs, node.name)
     probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
     same = {**place, "backbones": [asdict(backbone) for backbone in backbones]}
-    questions: dict[Node, Arguments] = {
+    questions = {
         node: {**same, "name": node.name, "probe": probe, "gpus": node.gpus}
         for node, probe in probes.items()
     }
@@ -246,7 +243,7 @@ def examine_cluster(
 
 def _ask(
     question: Callable[..., Answer],
-    asked: Mapping[Node, Arguments],
+    asked: Mapping[Node, Mapping[str, Any]],
     timeout_s: float,
     problems: list[str],
 ) -> dict[Node, Answer]:
@@ -320,11 +317,8 @@ def examine(
     nodes: list[NodeFacts] | None = None
     if address is not None:
         cluster, nodes = {"dashboard": None, "auth": AUTH[None]}, []
-        try:
-            with attach.attached(namespace="doctor"):
-                cluster, nodes = examine_cluster(storage, uri, backbones, problems)
-        except UserError as error:
-            problems += error.mistakes
+        with collected(problems), attach.attached(namespace="doctor"):
+            cluster, nodes = examine_cluster(storage, uri, backbones, problems)
         facts |= cluster
     return Findings(
         facts=facts,

@@ -36,7 +36,6 @@ from orchestrator.spec import limits
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.wording import duration, span, top1
 
-STATUSES = tuple(TrialStatus)
 REDRAW_S = 0.5
 HEARTBEAT_S = 30.0
 
@@ -167,7 +166,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
     return FamilyView(
         family=family,
         trials=len(trials),
-        **{status: counts[status] for status in STATUSES},
+        **{status: counts[status] for status in TrialStatus},
         preemptions=preemptions(state, family),
         epochs=sum(len(trial.reports) for trial in trials),
         full_epochs=sum(trial.assignment.epochs for trial in trials),
@@ -232,7 +231,7 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
 
 def summary(run: RunView) -> str:
     """Counts, what was spent and saved against full length, and what is to go, in one line."""
-    counts = {status: sum(getattr(f, status) for f in run.families) for status in STATUSES}
+    counts = {status: sum(getattr(f, status) for f in run.families) for status in TrialStatus}
     parts = [", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no trial"]
     if run.preemptions:
         parts.append(f"{run.preemptions} preemption{'s' * (run.preemptions != 1)}")
@@ -370,7 +369,7 @@ def render(run: RunView) -> Group:
     table.add_column("")
     for family in run.families:
         table.add_column(family.family, justify="right", overflow="fold")
-    for status in STATUSES:
+    for status in TrialStatus:
         table.add_row(status, *(str(getattr(family, status)) for family in run.families))
     table.add_row("epochs", *(str(family.epochs) for family in run.families))
     hours = (f"{family.device_hours:.3g}" for family in run.families)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import uuid
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -73,8 +74,8 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
     test = ""
     if "test_top1" in facts:
         test = f", on {facts.get('test_images', 'the')} test images {facts['test_top1']:.4f}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
     try:
         portable.write(
             temporary,
@@ -87,7 +88,6 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
             summary=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
             f"{facts['dataset']}: accuracy {facts['val_top1']:.4f} on validation{test}.",
         )
-        temporary.chmod(0o755)  # mkdtemp's are private
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

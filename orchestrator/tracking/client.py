@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -74,16 +73,14 @@ def talking() -> Iterator[None]:
         raise Outage(error) from error
 
 
-@dataclass
 class MlflowRun:
     """What MLflow holds of one run already; of ``artifacts``, the texts that we put there."""
 
-    id: str
-    status: str
-    tags: dict[str, str]
-    params: set[str]
-    has_datasets: bool
-    artifacts: dict[str, str] = field(default_factory=dict)
+    def __init__(self, run: entities.Run) -> None:
+        self.id, self.status = str(run.info.run_id), str(run.info.status)
+        self.tags, self.params = dict(run.data.tags), set(run.data.params)
+        self.has_datasets = bool(run.inputs and run.inputs.dataset_inputs)
+        self.artifacts: dict[str, str] = {}
 
     @property
     def epochs(self) -> int:
@@ -135,13 +132,13 @@ class Client:
             if trial in by_trial:
                 self._client.delete_run(run.info.run_id)
             else:
-                by_trial[trial] = _mlflow_run(run)
+                by_trial[trial] = MlflowRun(run)
         return by_trial
 
     def create(self, name: str, tags: Mapping[str, str], at: float | None) -> MlflowRun:
         """A new run, begun at unix second ``at``."""
         start = view.milliseconds(at) if at else None
-        return _mlflow_run(self._client.create_run(self._experiment_id, start, dict(tags), name))
+        return MlflowRun(self._client.create_run(self._experiment_id, start, dict(tags), name))
 
     def log(
         self,
@@ -254,16 +251,6 @@ class Client:
             )
         self._client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
-
-
-def _mlflow_run(run: entities.Run) -> MlflowRun:
-    return MlflowRun(
-        id=run.info.run_id,
-        status=run.info.status,
-        tags=dict(run.data.tags),
-        params=set(run.data.params),
-        has_datasets=bool(run.inputs and run.inputs.dataset_inputs),
-    )
 
 
 def _signature(folder: Path) -> ModelSignature:

@@ -11,9 +11,9 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -124,12 +124,12 @@ def _build_and_rename(
     if path.exists():
         log.info(f"the pixel store {path} is damaged: building it again")
         shutil.rmtree(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
+    temporary = path.with_name(f".{path.name}.building-{os.getpid()}")
+    temporary.mkdir()
     try:
         log.info(f"building the pixel store of {source.name} in {path}")
         info = _build(source, spec, temporary)
         seal(temporary, info, key)
-        temporary.chmod(0o755)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -227,30 +227,22 @@ def write_split(path: Path, pool: Images, rows: Rows, labels: Labels, digests: D
     hole = path.with_suffix(".hole")
     with hole.open("wb") as sparse:
         sparse.truncate(total)
-    kind = pa.binary(row_bytes)
-    with pa.memory_map(str(hole)) as zeros, pa.OSFile(str(path), "wb") as sink:
-        images = pa.FixedSizeBinaryArray.from_buffers(
-            kind, len(rows), [None, zeros.read_buffer(total)]
-        )
-        batch = pa.record_batch(
-            {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
-        )
-        with pa.ipc.new_file(sink, batch.schema) as writer:
+    with pa.memory_map(str(hole)) as zeros:
+        buffers = [None, zeros.read_buffer(total)]
+        images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(rows), buffers)
+        columns = {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
+        batch = pa.record_batch(columns)
+        with pa.ipc.new_file(str(path), batch.schema) as writer:
             writer.write_batch(batch)
     hole.unlink()
-    target = np.memmap(
-        path, mode="r+", offset=_image_offset(path), shape=(len(rows), *pool.shape[1:])
-    )
+    with pa.memory_map(str(path)) as mapped:
+        start_address = mapped.read_buffer(1).address
+        images = pa.ipc.open_file(mapped).get_batch(0).column("image")
+        offset = images.buffers()[1].address - start_address
+    target = np.memmap(path, mode="r+", offset=offset, shape=(len(rows), *pool.shape[1:]))
     for start in range(0, len(rows), BLOCK_ROWS):
         target[start : start + BLOCK_ROWS] = pool[rows[start : start + BLOCK_ROWS]]
     target.flush()
-
-
-def _image_offset(path: Path) -> int:
-    with pa.memory_map(str(path)) as mapped:
-        base = mapped.read_buffer(1).address
-        batch = pa.ipc.open_file(mapped).get_batch(0)
-        return int(batch.column("image").buffers()[1].address - base)
 
 
 def digests_of(images: Images) -> Digests:
