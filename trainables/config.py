@@ -85,13 +85,14 @@ OPERATIONAL = {"operational": True}  # metadata of a field that needs no rule
 
 
 class Spec:
-    """Checked and serialised by its fields: a base for keyword-only frozen dataclasses.
+    """Checked and serialised by its fields: a base for frozen dataclasses.
 
     ``section`` is the path before its fields in messages and ``--set``. A field's metadata may
     hold its ``rule``, ``operational`` where it says how a run is carried out and not what it
     trains, and ``read`` where the general way does not read its JSON form.
     """
 
+    __slots__ = ()
     section: ClassVar[str] = ""
 
     def mistakes(self) -> list[str]:
@@ -287,6 +288,28 @@ class DataSpec(Spec):
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts(Spec):
+    """What an image store holds.
+
+    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
+    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
+    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
+    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
+    ``skipped`` counts corrupt images left out.
+    """
+
+    name: str | None = None
+    class_names: tuple[str, ...] = ()
+    height: int
+    width: int
+    channels: int = 3
+    counts: Mapping[str, int] = field(default_factory=dict)
+    content_hash: str | None = None
+    mirror_safe: bool = True
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
