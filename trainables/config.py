@@ -290,6 +290,28 @@ class DataSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetFacts(Spec):
+    """What a pixel store holds, or as much of it as is known: then the name or the hash is missing.
+
+    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
+    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
+    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
+    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
+    ``skipped`` counts corrupt images left out.
+    """
+
+    name: str | None = None
+    class_names: tuple[str, ...] = ()
+    height: int
+    width: int
+    channels: int = 3
+    counts: Mapping[str, int] = field(default_factory=dict)
+    content_hash: str | None = None
+    mirror_safe: bool = True
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Assignment(Spec):
     """One trial's attempt, complete: a worker needs nothing else to train it.
 

@@ -19,7 +19,7 @@ from orchestrator.launch.forecast import (
 )
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
-from orchestrator.ledger.state import DatasetFacts, FamilyForecast
+from orchestrator.ledger.state import FamilyForecast
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
@@ -31,7 +31,7 @@ from orchestrator.spec.run import (
     with_axes,
 )
 from trainables.backbones import describe
-from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
+from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, stable_hash
 from trainables.data.sources import check_source
 from trainables.errors import UserError, raise_if_any
 

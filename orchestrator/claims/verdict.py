@@ -13,8 +13,9 @@ from orchestrator.claims.experiments import CLAIMS
 from orchestrator.claims.results import TrialResult, require_ended, results_of
 from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import DatasetFacts, State, TrialStatus, replay
+from orchestrator.ledger.state import State, TrialStatus, replay
 from orchestrator.wording import signed, span
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 NO_VERDICT = "no verdict"

@@ -24,9 +24,10 @@ from orchestrator.compare.finals import (
 from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.ledger import cost
-from orchestrator.ledger.state import DatasetFacts, Forecast
+from orchestrator.ledger.state import Forecast
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points, span
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (

@@ -18,7 +18,6 @@ from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
 from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE, Lease
 from orchestrator.ledger.state import (
-    DatasetFacts,
     Environment,
     Forecast,
     Geometry,
@@ -28,6 +27,7 @@ from orchestrator.ledger.state import (
     replay,
 )
 from orchestrator.spec.run import RunSpec, diff, remote_of
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor

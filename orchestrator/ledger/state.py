@@ -14,24 +14,9 @@ from typing import Any, Self
 
 from orchestrator.spec.run import RunSpec, with_axes
 from orchestrator.spec.spaces import Axes
-from trainables.config import Assignment, Spec
+from trainables.config import Assignment, DatasetFacts, Spec
 
 Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetFacts(Spec):
-    """What a family's image store holds; see :class:`trainables.data.store.DatasetInfo`."""
-
-    name: str | None = None
-    class_names: tuple[str, ...] = ()
-    height: int
-    width: int
-    channels: int = 3
-    counts: Mapping[str, int] = field(default_factory=dict)  # images by split
-    content_hash: str | None = None
-    mirror_safe: bool = True
-    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
