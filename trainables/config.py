@@ -85,13 +85,14 @@ OPERATIONAL = {"operational": True}  # metadata of a field that needs no rule
 
 
 class Spec:
-    """Checked and serialised by its fields: a base for keyword-only frozen dataclasses.
+    """Checked and serialised by its fields: a base for frozen dataclasses.
 
     ``section`` is the path before its fields in messages and ``--set``. A field's metadata may
     hold its ``rule``, ``operational`` where it says how a run is carried out and not what it
     trains, and ``read`` where the general way does not read its JSON form.
     """
 
+    __slots__ = ()
     section: ClassVar[str] = ""
 
     def mistakes(self) -> list[str]:
@@ -291,7 +292,7 @@ class DataSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts(Spec):
-    """What a pixel store holds, or as much of it as is known: then the name or the hash is missing.
+    """What an image store holds.
 
     ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
     ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
