@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.importance import Importance, Trials, at_equal_budget
+from orchestrator.compare.families import Importance, Trials, at_equal_budget
 from orchestrator.compare.report.figures import (  # fmt: skip
     INK,
     MUTED,
-    Families,
     Figure,
     color,
     figure_of,
     new_plot,
 )
-from orchestrator.compare.runs import Array
+from orchestrator.compare.runs import Array, Family
 from orchestrator.wording import axis_name, value_text
 
 if TYPE_CHECKING:
@@ -28,14 +27,15 @@ LEVELS = 6  # choices that are written beside an axis
 LINES = 300  # beyond it, the best third of so many is drawn and the rest at random
 
 
-def recipe_figures(search: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
+def recipe_figures(
+    families: Sequence[Family], comparison: Comparison
+) -> tuple[list[Figure], list[Figure]]:
     """For each family with known importance its bars, and its trials across the axes."""
     important = {entry.family: entry for entry in comparison.importance}
     limits = _bar_limits(comparison.importance)
     bars, lines = [], []
-    for index, (family, curves) in enumerate(search.items()):
-        trials = at_equal_budget(curves, comparison.spaces.get(family, {}))
-        entry = important.get(family)
+    for index, family in enumerate(families):
+        trials, entry = at_equal_budget(family), important.get(family.label)
         if entry is None or trials is None:
             continue
         bars.append(_bars(entry, index, limits))

@@ -106,7 +106,7 @@ def _flat(values: Values) -> Iterator[tuple[str, Any]]:
 
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    sweeps = run.sweeps
+    sweeps = run.state.spec.sweeps
     if not sweeps:
         return ""
     first = sweeps[0]
