@@ -63,9 +63,8 @@ class Rule:
             return kind is bool and isinstance(value, bool)
         if not isinstance(value, int if kind is int else int | float):
             return False
-        if self.low is not None and not (value > self.low if self.open_low else value >= self.low):
-            return False
-        return self.high is None or value <= self.high
+        low, high = (bound if bound is not None else value for bound in (self.low, self.high))
+        return low <= value <= high and not (self.open_low and value == low)
 
 
 def ruled(
@@ -74,42 +73,47 @@ def ruled(
     high: float | None = None,
     *,
     choices: tuple[str, ...] = (),
+    operational: bool = False,
     **more: Any,
 ) -> Any:
     """A dataclass field with a :class:`Rule`; ``default`` is its default."""
     rule = Rule(low=low, high=high, choices=choices, **more)
-    return field(default=default, metadata={"rule": rule})
+    return field(default=default, metadata={"rule": rule, "operational": operational})
+
+
+OPERATIONAL = {"operational": True}  # metadata of a field that needs no rule
 
 
 class Spec:
-    """Checked and serialised by its fields: a base for keyword-only frozen dataclasses.
+    """Checked and serialised by its fields: a base for frozen dataclasses.
 
     ``section`` is the path before its fields in messages and ``--set``. A field's metadata may
-    hold its ``rule``, and ``write`` and ``read`` where its JSON form is not the general one.
+    hold its ``rule``, ``operational`` where it says how a run is carried out and not what it
+    trains, and ``read`` where the general way does not read its JSON form.
     """
 
+    __slots__ = ()
     section: ClassVar[str] = ""
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when it is valid."""
-        found = []
         owner: Any = type(self)
-        for one in fields(self):  # type: ignore[arg-type]
+        mistakes = []
+        for one in fields(owner):
             rule: Rule | None = one.metadata.get("rule")
-            kinds = kinds_of(owner, one.name)
-            value = getattr(self, one.name)
+            kinds, value = kinds_of(owner, one.name), getattr(self, one.name)
             if rule is None or (value is None and NoneType in kinds):
                 continue
             path = f"{self.section}.{one.name}" if self.section else one.name
-            line = rule.mistake(path, value, kinds[0], one.default)
-            found += [line] if line else []
-        return found
+            mistakes.append(rule.mistake(path, value, kinds[0], one.default))
+        return [line for line in mistakes if line]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Nested, JSON-ready mapping."""
+    def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
+        """Nested, JSON-ready mapping, with its ``operational`` fields or without."""
         return {
-            one.name: one.metadata.get("write", _written)(getattr(self, one.name))
+            one.name: _written(getattr(self, one.name), operational)
             for one in fields(self)  # type: ignore[arg-type]
+            if operational or not one.metadata.get("operational")
         }
 
     @classmethod
@@ -125,43 +129,45 @@ class Spec:
 @cache
 def kinds_of(owner: Any, name: str) -> tuple[Any, ...]:
     """The types that a field of a :class:`Spec` may have, ``NoneType`` last."""
-    hint = typing.get_type_hints(owner)[name]
+    return _kinds(typing.get_type_hints(owner)[name])
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return tuple(sorted(kinds, key=lambda kind: kind is NoneType))
 
 
 @cache
 def _readers(owner: Any) -> dict[str, Callable[[Any], Any]]:
-    return {
-        one.name: one.metadata.get("read") or _reader(kinds_of(owner, one.name)[0])
-        for one in fields(owner)
-    }
+    hints = typing.get_type_hints(owner)
+    return {one.name: one.metadata.get("read") or _reader(hints[one.name]) for one in fields(owner)}
 
 
-def _reader(kind: Any) -> Callable[[Any], Any]:
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    kind = _kinds(hint)[0]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Spec):
         return lambda value: None if value is None else kind.from_dict(value)
     if origin in (tuple, Sequence):
         each = _reader(args[0])
         return lambda value: None if value is None else tuple(map(each, value))
-    if origin is Mapping and isinstance(_spec_in(args[1]), type):
-        of = _reader(_spec_in(args[1]))
-        return lambda value: {key: of(one) for key, one in (value or {}).items()}
-    return lambda value: value
+    if origin is Mapping and (of := _reader(args[1])) is not _as_it_is:
+        return lambda value: {key: of(entry) for key, entry in (value or {}).items()}
+    return _as_it_is
 
 
-def _spec_in(hint: Any) -> type[Spec] | None:
-    kinds = typing.get_args(hint) or (hint,)
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Spec)), None)
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
-def _written(value: Any) -> Any:
+def _written(value: Any, operational: bool) -> Any:
     if isinstance(value, Spec):
-        return value.as_dict()
+        return value.as_dict(operational=operational)
     if isinstance(value, Mapping):
-        return {key: _written(one) for key, one in value.items()}
-    return [_written(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _written(entry, operational) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(entry, operational) for entry in value]
+    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,19 +207,13 @@ class Recipe(Spec):
 
     def mistakes(self) -> list[str]:
         """Every rule this recipe breaks, one line each; empty when it is valid."""
-        found = super().mistakes()
-        if not found and self.batch_size_per_worker % self.accumulation_steps:
-            found.append(
-                "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
-                f"{self.accumulation_steps} and {self.batch_size_per_worker}. "
-                "Fix: choose a divisor"
-            )
-        return found
-
-    @classmethod
-    def axes(cls) -> tuple[str, ...]:
-        """Names of all axes, in declaration order."""
-        return tuple(one.name for one in fields(cls))
+        mistakes = super().mistakes()
+        if mistakes or self.batch_size_per_worker % self.accumulation_steps == 0:
+            return mistakes
+        return [
+            "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
+            f"{self.accumulation_steps} and {self.batch_size_per_worker}. Fix: choose a divisor"
+        ]
 
 
 def stable_hash(value: Any) -> str:
@@ -287,7 +287,29 @@ class DataSpec(Spec):
     val_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=OPERATIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts(Spec):
+    """What an image store holds.
+
+    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
+    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
+    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
+    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
+    ``skipped`` counts corrupt images left out.
+    """
+
+    name: str | None = None
+    class_names: tuple[str, ...] = ()
+    height: int
+    width: int
+    channels: int = 3
+    counts: Mapping[str, int] = field(default_factory=dict)
+    content_hash: str | None = None
+    mirror_safe: bool = True
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

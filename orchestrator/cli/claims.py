@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
 from orchestrator.cli.read import run_folder, run_folders
+from orchestrator.ledger import session
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,23 +88,15 @@ def _dry_run(
     as_json: bool,
 ) -> None:
     from orchestrator.claims.design import price, price_lines
-    from orchestrator.launch.forecast import costs_of, images_of
 
-    measure = options.measure is not False
-
-    def cost_of(spec: RunSpec) -> tuple[Any, Any]:
-        family = spec.sweeps[0].family
-        images = images_of(spec)
-        costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
-        return images[family].counts, costs[family]
-
-    plans = [price(spec, cost_of, total=totals) for spec in specs]
-    hours = [plan["wall_hours"] for plan in plans]
-    total_hours = None if None in hours else sum(hours)
+    plans = [price(spec, options, totals=totals) for spec in specs]
+    hours = [plan.wall_hours for plan in plans if plan.wall_hours is not None]
+    total_hours = sum(hours) if len(hours) == len(plans) else None
     texts = ["\n".join(price_lines(plan)) for plan in plans]
     if total_hours is not None and len(plans) > 1:
         texts.append(f"all       about {60 * total_hours:.0f} minutes here")
-    document = {"schema": 1, "claims": plans, "wall_hours": total_hours}
+    claims = [plan.as_dict() for plan in plans]
+    document = {"schema": 1, "claims": claims, "wall_hours": total_hours}
     show(as_json, document, lambda: "\n\n".join(texts))
     log.info("next: the same without --dry-run")
 
@@ -115,11 +108,10 @@ def _dry_run(
 def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
     from orchestrator.claims.verdict import declared, shown, state_of, verdict_lines
-    from orchestrator.ledger.session import state_of as any_state
 
     folders = [run_folder(run, storage) for run in name]
     if not name:
-        folders = [folder for folder in run_folders(storage) if declared(any_state(folder))]
+        folders = [folder for folder in run_folders(storage) if declared(session.state_of(folder))]
     verdicts = [shown(state_of(folder)) for folder in folders]
     texts = ["\n".join(verdict_lines(verdict)) for verdict in verdicts]
     show(as_json, {"schema": 1, "claims": verdicts}, lambda: "\n\n".join(texts))

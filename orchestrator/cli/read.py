@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -14,7 +15,8 @@ from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
-from orchestrator.ledger.session import is_running
+from orchestrator.ledger.session import is_running, state_of
+from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -120,7 +122,6 @@ def reproduce(
     if rerun is not None:
         from orchestrator.cli.run import carry_out
         from orchestrator.launch.validation import validate
-        from orchestrator.spec.run import RunSpec
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
@@ -140,7 +141,6 @@ def reproduce(
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)
@@ -148,7 +148,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     runs = list(zip(folders, views, strict=True))
     if as_json:
         documents = [
-            {"name": folder.name, "folder": str(folder), **run.as_dict()}
+            {"name": folder.name, "folder": str(folder), **asdict(run)}
             | {"checkpoint_bytes": checkpoint_bytes(folder)}
             for folder, run in runs
         ]
@@ -187,8 +187,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     """
     folder = run_folder(name, storage)
     from orchestrator.compare.winners import select_model
-    from orchestrator.ledger.session import state_of
-    from orchestrator.ops import export as exporting
+    from orchestrator.tracking import best_model
 
     state = state_of(folder)
     model = select_model(state, family)
@@ -197,7 +196,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         log.info(f"{name} has not ended: this is its best so far")
     if to == "registry":
         alias = family or "champion"
-        uri, version = exporting.export_to_registry(
+        uri, version = best_model.export_to_registry(
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )
         log.info(f"version {version} of {name}")
@@ -205,6 +204,6 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         load = f"mlflow.pyfunc.load_model('models:/{name}@{alias}')"
         log.info(f"next: {load}, MLFLOW_TRACKING_URI={uri}")
     else:
-        exporting.export_to_folder(state, model, folder, Path(to))
+        best_model.export_to_folder(state, model, folder, Path(to))
         click.echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")

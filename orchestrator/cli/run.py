@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +26,6 @@ from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orchestrator.ops.jobs import Job
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
         larger = " with a larger --budget" if spec.budget else ""
         log.info(f"next: the same command{larger} goes on; orchestrator compare {spec.name}{place}")
     elif outcome.interrupted:
-        log.info(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
+        log.info(f"interrupted after {outcome.succeeded} trials; nothing is lost")
         log.info(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
         click.echo(outcome.text, nl=False)
@@ -203,7 +203,8 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     )
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, how_it_ended = jobs.follow(client, job_id, show=partial(click.echo, nl=False))
+        log_text = partial(click.echo, nl=False)
+        code, how_it_ended = asyncio.run(jobs.follow(client, job_id, show=log_text))
     except KeyboardInterrupt:
         log.info(f"no longer following job {job_id}; it goes on")
         log.info(

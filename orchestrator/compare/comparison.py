@@ -31,10 +31,10 @@ from orchestrator.compare.finals import (
 )
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.ledger import cost
-from orchestrator.ledger.state import DatasetFacts, Forecast
-from orchestrator.spec import spaces
+from orchestrator.ledger.state import Forecast
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points, span
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (
@@ -139,7 +139,6 @@ class Comparison:
             "schema": 1,
             "answer": self.answer,
             **vars(self),
-            "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
             "audit": {"families": self.audit} if self.audit else None,
         }
         on_gpus = any(family.device not in (None, "cpu") for family in self.families)
@@ -159,6 +158,8 @@ def _plain(value: Any) -> Any:
         return vars(value) | {"what": former.get(value.what, value.what)}
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
     return dict(value) if isinstance(value, Mapping) else vars(value)
 
 

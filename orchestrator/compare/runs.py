@@ -86,7 +86,7 @@ def load(run_folder: Path) -> RunData:
     return RunData(
         folder=run_folder,
         state=state,
-        status=run_status(state, held=is_running(run_folder)),
+        status=run_status(state, running=is_running(run_folder)),
         checkpoint_bytes=checkpoint_bytes(run_folder),
     )
 
@@ -219,16 +219,17 @@ def _correct(run_folder: Path, trial: TrialState) -> Array | None:
 
 
 def _curve(family: str, trial: TrialState, correct: Array | None) -> Curve:
-    whole = _arrays(family, trial, correct)
+    whole = curve_of(family, trial, correct)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
     if not audited:
         return whole
     reports = {epoch: r for epoch, r in trial.reports.items() if epoch <= min(audited)}
     pruned = replace(trial, status=TrialStatus.PRUNED, reports=reports)
-    return replace(_arrays(family, pruned, correct), audit=whole)
+    return replace(curve_of(family, pruned, correct), audit=whole)
 
 
-def _arrays(family: str, trial: TrialState, correct: Array | None) -> Curve:
+def curve_of(family: str, trial: TrialState, correct: Array | None = None) -> Curve:
+    """The trial as it is, an audited one to its end."""
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]
 

@@ -21,19 +21,18 @@ from statistics import fmean
 from typing import Any
 
 import trainables
-from orchestrator.ledger.state import Cases, DatasetFacts, FamilyForecast, Forecast
+from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DataSpec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, DataSpec
 from trainables.data.build import prepare
 from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import raise_if_any
 
 log = logging.getLogger(__name__)
 
-SECONDS_PER_BACKBONE = 1.0
 MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
@@ -222,9 +221,7 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
 
     def cases(amount: Callable[[float], float | None]) -> Cases | None:
         """``amount`` of the slot-seconds of the search; ``None`` where it is not known."""
-        expected, worst = (
-            amount(sum(family.slot_seconds[case] for family in known)) for case in CASES
-        )
+        expected, worst = (amount(sum(f.slot_seconds[case] for f in known)) for case in CASES)
         return None if expected is None or worst is None else Cases(expected=expected, worst=worst)
 
     def workers_s(search_s: float) -> float:
@@ -278,7 +275,7 @@ def _checkpoints(
 
 def read_dataset(data: DataSpec) -> DatasetFacts:
     """Of the pixel store, which is built where it is not there yet."""
-    return DatasetFacts.from_dict(prepare(absolute_data(data)).info.as_dict())
+    return prepare(absolute_data(data)).info
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
@@ -365,7 +362,7 @@ def measure_steps(
     request = {
         "device": "cuda" if resources.gpus_per_worker else "cpu",
         "threads": max(1, int(resources.cpus_per_worker)),
-        "seconds": SECONDS_PER_BACKBONE,
+        "seconds": 1.0,
         "backbones": requests,
     }
     rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from orchestrator.spec import limits, named_sweeps, overrides
-from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, leaves, sanitised
+from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")
 # Minutes on two CPUs.
 DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
 TOURNAMENT_FINAL_SEEDS = 3
-SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
 
 
 def asked(text: str, *, default: Any = None, path: str | None = None, **more: Any) -> Any:
@@ -144,7 +143,6 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)
-    raise_if_any(_unequal(changed))
     if options.final_seeds is None:
         run = replace(run, final_seeds=final_seeds)
     return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
@@ -154,19 +152,3 @@ def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
     """``TARGET-DATASET``: the same command typed again is the same run."""
     short = [target.rpartition(":")[2] if ".py:" in target else target for target in targets]
     return sanitised("-".join([*short, dataset_name(sweeps[0].data.source)]))
-
-
-def _unequal(sweeps: Sequence[SweepSpec]) -> list[str]:
-    """What keeps families from being compared in one run, one line each."""
-    mistakes = []
-    leaves_by_sweep = [leaves(sweep.as_dict()) for sweep in sweeps]
-    for path in leaves_by_sweep[0]:
-        values = [own.get(path) for own in leaves_by_sweep]
-        if path.partition(".")[0] in SHARED and len(set(values)) > 1:
-            pairs = zip(sweeps, values, strict=True)
-            each = ", ".join(f"{sweep.family} {value}" for sweep, value in pairs)
-            mistakes.append(
-                f"families of one run must have equal {path}; got {each}. "
-                f"Fix: --set {path}=VALUE for all of them"
-            )
-    return mistakes

@@ -28,13 +28,13 @@ from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
 from orchestrator.ledger import replication
 from orchestrator.ledger.session import state_of
-from orchestrator.ledger.state import DatasetFacts
 from orchestrator.ray_cluster.capacity import slots_of, worker_asks
-from orchestrator.spec.limits import ESTIMATED, HOUR_S
+from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, size, span
 from trainables.backbones import Geometry
+from trainables.config import DatasetFacts
 from trainables.storage.object_storage import is_remote
 from trainables.storage.waiting import in_background
 
@@ -127,10 +127,9 @@ def plan_text(planned: Plan) -> str:
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    functions = (duration, size, span, geometry_line)
-    words = {"ESTIMATED": ESTIMATED, "HOUR_S": HOUR_S, "COLD_START_S": COLD_START_S}
-    words |= {"TFLOPS": TFLOPS, **{function.__name__: function for function in functions}}
-    return template.render(planned, **words).rstrip()
+    functions = {f.__name__: f for f in (duration, size, span, geometry_line)}
+    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
+    return template.render(planned, **functions, **constants).rstrip()
 
 
 def geometry_line(geometry: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.ledger.retention import FOLDER
@@ -42,7 +42,7 @@ class DeviceSeconds:
 
     def parts(self) -> dict[str, float]:
         """By purpose, in seconds."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return vars(self).copy()
 
     def __add__(self, other: DeviceSeconds) -> DeviceSeconds:
         return DeviceSeconds(**{k: v + getattr(other, k) for k, v in self.parts().items()})
@@ -113,12 +113,8 @@ def preemptions(state: State, family: str | None = None) -> int:
 def epochs_by_workers(state: State) -> dict[int, int]:
     """Epochs by the workers that trained them, the most workers first; empty where slots are not
     elastic: then all have as many as the spec says."""
-    epochs = Counter(
-        report.workers
-        for trial in state.trials.values()
-        for report in trial.reports.values()
-        if report.workers is not None
-    )
+    reports = (report for trial in state.trials.values() for report in trial.reports.values())
+    epochs = Counter(report.workers for report in reports if report.workers is not None)
     return dict(sorted(epochs.items(), reverse=True))
 
 

@@ -8,6 +8,7 @@ pass with each of its hours.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,11 +41,8 @@ class SchedulerSpec(Spec):
         """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
         if self.kind == "none":
             return ()
-        epochs, rung = [], self.grace_epochs
-        while rung < self.max_epochs:
-            epochs.append(rung)
-            rung *= self.reduction_factor
-        return tuple(epochs)
+        rungs = (self.grace_epochs * self.reduction_factor**power for power in itertools.count())
+        return tuple(itertools.takewhile(lambda rung: rung < self.max_epochs, rungs))
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
@@ -77,13 +75,13 @@ class ResourceSpec(Spec):
     section: ClassVar[str] = "resources"
 
     num_workers: int = ruled(1, 1)
-    min_workers: int | None = ruled(None, 1)
-    cpus_per_worker: float = ruled(1.0, 0.1)
+    min_workers: int | None = ruled(None, 1, operational=True)
+    cpus_per_worker: float = ruled(1.0, 0.1, operational=True)
     gpus_per_worker: float = ruled(0.0, 0)
-    max_slots: int | None = ruled(None, 1)
-    epoch_timeout_s: float = ruled(3600.0, 1)
-    slot_start_timeout_s: float = ruled(600.0, 1)
-    max_failures_per_trial: int = ruled(2, 0)
+    max_slots: int | None = ruled(None, 1, operational=True)
+    epoch_timeout_s: float = ruled(3600.0, 1, operational=True)
+    slot_start_timeout_s: float = ruled(600.0, 1, operational=True)
+    max_failures_per_trial: int = ruled(2, 0, operational=True)
 
     @property
     def least_workers(self) -> int:
@@ -123,31 +121,28 @@ def parse(
 ) -> tuple[dict[str, float] | None, dict[str, float] | None]:
     """``usd=20`` and ``gpu_hour=2.50`` as ``{"usd": 20.0}`` and ``{"gpu_hour": 2.5}``; what was
     not given is ``None``. Raises ``UserError`` with all that is wrong."""
-    wrong: list[str] = []
-    caps = _amounts("--budget", [budget] if budget else [], BUDGETS, wrong)
-    hourly_prices = _amounts("--price", prices, PRICES, wrong)
-    raise_if_any(wrong)
+    mistakes: list[str] = []
+    caps: dict[str, float] = {}
+    hourly_prices: dict[str, float] = {}
+    for option, texts, units, amounts in (
+        ("--budget", [budget] if budget else [], BUDGETS, caps),
+        ("--price", prices, PRICES, hourly_prices),
+    ):
+        for text in texts:
+            unit, _, number = text.partition("=")
+            try:
+                amount = float(number)
+            except ValueError:
+                amount = math.nan
+            if unit.strip() in units and 0 < amount < math.inf:
+                amounts[unit.strip()] = amount
+            else:
+                mistakes.append(
+                    f"{option} must be UNIT=AMOUNT, UNIT one of {', '.join(units)}, AMOUNT above "
+                    f"0; got {text!r}. Fix: {option} {units[0]}=4"
+                )
+    raise_if_any(mistakes)
     return caps or None, hourly_prices or None
-
-
-def _amounts(
-    option: str, texts: Iterable[str], names: tuple[str, ...], wrong: list[str]
-) -> dict[str, float]:
-    amounts = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if name.strip() in names and 0 < value < math.inf:
-            amounts[name.strip()] = value
-        else:
-            wrong.append(
-                f"{option} must be UNIT=AMOUNT, UNIT one of {', '.join(names)}, AMOUNT above 0; "
-                f"got {text!r}. Fix: {option} {names[0]}=4"
-            )
-    return amounts
 
 
 def device(resources: ResourceSpec) -> str:
@@ -162,10 +157,8 @@ def device_hours(worker_seconds: float, resources: ResourceSpec) -> float:
 
 
 def usd(worker_seconds: float, resources: ResourceSpec, prices: Amounts | None) -> float | None:
-    """What it costs: the device's hours, and a GPU worker's CPUs where they have a price too.
-
-    ``None`` without a price for the device.
-    """
+    """What it costs: the device's hours, and a GPU worker's CPUs where they have a price too;
+    ``None`` without a price for the device."""
     hourly_prices = prices or {}
     if f"{device(resources).lower()}_hour" not in hourly_prices:
         return None
@@ -181,16 +174,6 @@ def spent_in(
     if unit == "usd":
         return usd(worker_seconds, resources, prices)
     return device_hours(worker_seconds, resources)
-
-
-def cap_worker_seconds(
-    budget: Amounts | None, resources: ResourceSpec, prices: Amounts | None
-) -> float | None:
-    """Worker-seconds that the budget affords; ``None`` without a budget."""
-    for unit, amount in (budget or {}).items():
-        one = spent_in(unit, 1.0, resources, prices)
-        return None if one is None else amount / one
-    return None
 
 
 def mistakes(budget: Amounts | None, prices: Amounts | None, resources: ResourceSpec) -> list[str]:

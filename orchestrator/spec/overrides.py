@@ -10,30 +10,52 @@ weights, warm-up the number of epochs, mirroring and batch size the dataset, wei
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from types import NoneType
 from typing import Any
 
-from orchestrator.spec import named_sweeps
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable, with_axes
-from orchestrator.spec.spaces import Axes, Choice, Domain, LogUniform, Uniform
+from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Uniform, space_for
+from trainables.backbones.families import FAMILIES
 from trainables.config import NOUNS, BackboneSpec, DataSpec, Recipe, kinds_of
-from trainables.errors import UserError
+from trainables.data.sources import KNOWN_DATASETS
+from trainables.errors import UserError, collected, raise_if_any
 
 SECTIONS: tuple[Any, ...] = (Recipe, BackboneSpec, DataSpec, SchedulerSpec, ResourceSpec)
 # The family is what the TARGET names.
 FIXED = ("backbone.family",)
 _RANGE = re.compile(r"(log|uniform)\((.*)\)", re.DOTALL)
 
-
 Kinds = tuple[Any, ...]  # types that a field may have, NoneType last
 
 
-class _Wrong(ValueError):
-    """A value that does not fit its field; the message is the rule."""
+def default_axes(family: str, scale: str, source: str) -> Axes:
+    """What follows the family, the scale and the dataset, by path.
+
+    Weights are ``none`` at tiny scale, where a laptop trains from scratch in minutes; mirroring is
+    off where a mirrored image is another sign (digits).
+    """
+    facts, dataset = FAMILIES.get(family), KNOWN_DATASETS.get(source)
+    scratch_scales = facts.scratch_scales if facts else ("tiny",)
+    return {
+        "backbone.weights": "none" if scale in scratch_scales else "hub",
+        "recipe.flip": dataset.mirror_safe if dataset else True,
+        "recipe.batch_size_per_worker": dataset.batch_size_per_worker if dataset else 64,
+    }
+
+
+def default_space(sweep: SweepSpec) -> dict[str, Domain]:
+    """The family's space for this sweep's weights, optimizer and length."""
+    return space_for(
+        sweep.family,
+        weights=sweep.backbone.weights,
+        optimizer=sweep.recipe.optimizer,
+        max_epochs=sweep.scheduler.max_epochs,
+    )
 
 
 def leaves() -> dict[str, Kinds]:
@@ -52,48 +74,50 @@ def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
 
 def apply_sets(sweeps: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
     """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
-    families = [sweep.family for sweep in sweeps]
-    wanted: list[dict[str, object]] = [{} for _ in sweeps]
-    wrong: list[str] = []
+    changes: dict[str, dict[str, object]] = {sweep.family: {} for sweep in sweeps}
+    mistakes: list[str] = []
     for text in texts:
         path, equals, value = text.partition("=")
         path = path.strip()
         family, _, rest = path.partition(".")
-        chosen = family if family in families else None
-        path = rest if chosen else path
-        try:
-            parsed = parse(path, value.strip(), given=bool(equals))
-        except _Wrong as error:
-            wrong.append(str(error))
-            continue
-        for one, values in zip(families, wanted, strict=True):
-            if chosen in (None, one):
-                values[path] = parsed
-    if wrong:
-        raise UserError(*wrong)
-    return tuple(_changed(one, values) for one, values in zip(sweeps, wanted, strict=True))
+        chosen, path = ([family], rest) if family in changes else (list(changes), path)
+        with collected(mistakes):
+            parsed = parse(path, value.strip() if equals else None)
+            for name in chosen:
+                changes[name][path] = parsed
+    raise_if_any(mistakes)
+    return tuple(with_changes(sweep, changes[sweep.family]) for sweep in sweeps)
 
 
-def parse(path: str, text: str, *, given: bool = True) -> Any:
-    """A value, or a ``Domain`` where ``text`` is a range. The error's message is the rule."""
+def parse(path: str, text: str | None) -> Any:
+    """A value, or a ``Domain`` where ``text`` is a range. Raises ``UserError``, one line."""
     kinds_by_path = leaves()
     if path not in kinds_by_path:
         near = _near(path, list(kinds_by_path))
-        raise _Wrong(f"--set has no path {path!r}. Fix: did you mean {' or '.join(near)}?")
-    if not given:
-        raise _Wrong(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
+        raise UserError(f"--set has no path {path!r}. Fix: did you mean {' or '.join(near)}?")
+    if text is None:
+        raise UserError(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
     kinds = kinds_by_path[path]
     match = _RANGE.fullmatch(text)
     listed = text.startswith("[") and text.endswith("]")
     if (match or listed) and not searchable(path):
-        raise _Wrong(f"{path} takes one value, not a range; got {text}. Fix: --set {path}=VALUE")
+        raise UserError(f"{path} takes one value, not a range; got {text}. Fix: --set {path}=VALUE")
     if match:
-        return _range(path, kinds, match)
+        parts = [part.strip() for part in match[2].split(",")]
+        if float not in kinds or len(parts) != 2:
+            rule = "takes LOW,HIGH" if len(parts) != 2 else "needs an axis of real numbers"
+            raise UserError(f"{path}: {match[1]}() {rule}; got {text}. Fix: --set {path}=[A,B]")
+        return RANGES[match[1]](*(_typed(path, (float,), part) for part in parts))
     if listed:
         values = [part.strip() for part in text[1:-1].split(",") if part.strip()]
         parsed = tuple(dict.fromkeys(_typed(path, kinds, value) for value in values))
         return parsed[0] if len(parsed) == 1 else Choice(parsed)
     return _typed(path, kinds, text)
+
+
+def nearest(name: str, valid: list[str]) -> list[str]:
+    """Up to three of ``valid`` that look like ``name``; the first one when none does."""
+    return difflib.get_close_matches(name, valid, n=3, cutoff=0.5) or valid[:1]
 
 
 def _near(path: str, paths: list[str]) -> list[str]:
@@ -103,17 +127,7 @@ def _near(path: str, paths: list[str]) -> list[str]:
     same = [name for name in paths if leafs[name] == leaf]
     initials = {name: "".join(word[0] for word in leafs[name].split("_")) for name in paths}
     short = [name for name in paths if initials[name] == leaf]
-    return list(dict.fromkeys([*same, *short, *named_sweeps.nearest(path, paths)]))[:3]
-
-
-def _range(path: str, kinds: Kinds, match: re.Match[str]) -> Domain:
-    kind, text = match.groups()
-    parts = [part.strip() for part in text.split(",")]
-    if float not in kinds or len(parts) != 2:
-        rule = "takes LOW,HIGH" if len(parts) != 2 else "needs an axis of real numbers"
-        raise _Wrong(f"{path}: {kind}() {rule}; got {match[0]}. Fix: --set {path}=[A,B]")
-    low, high = (_typed(path, (float,), part) for part in parts)
-    return LogUniform(low, high) if kind == "log" else Uniform(low, high)
+    return list(dict.fromkeys([*same, *short, *nearest(path, paths)]))[:3]
 
 
 def _typed(path: str, kinds: Kinds, text: str) -> Any:
@@ -128,54 +142,35 @@ def _typed(path: str, kinds: Kinds, text: str) -> Any:
             return kind(text)
     except (KeyError, ValueError):
         noun = NOUNS[kind] + (" or none" if optional else "")
-        raise _Wrong(f"{path} must be {noun}; got {text!r}. Fix: --set {path}=VALUE") from None
+        raise UserError(f"{path} must be {noun}; got {text!r}. Fix: --set {path}=VALUE") from None
     if not text:
-        raise _Wrong(f"{path} needs a value; got nothing. Fix: --set {path}=VALUE")
+        raise UserError(f"{path} needs a value; got nothing. Fix: --set {path}=VALUE")
     return text
 
 
-def _changed(sweep: SweepSpec, wanted: Axes) -> SweepSpec:
-    """Fixed values first, then the defaults that follow them, then the ranges."""
-    domains = {
-        path: v for path, v in wanted.items() if isinstance(v, Choice | LogUniform | Uniform)
-    }
-    fixed = {path: value for path, value in wanted.items() if path not in domains}
-    top = {path: fixed.pop(path) for path in ("trials", "seed") if path in fixed}
-    changed = replace(with_axes(sweep, fixed), **top)
-    changed = _follow(sweep, changed, wanted)
-    if "recipe.optimizer" in domains and "recipe.learning_rate" not in wanted:
+def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
+    """``old`` with a value or a ``Domain`` for each path, and what is still its default moved to
+    the new default. Raises ``UserError`` for a searched optimizer with one range for them all."""
+    domains = {path: v for path, v in changes.items() if isinstance(v, Choice | Uniform)}
+    fixed = {path: value for path, value in changes.items() if path not in domains}
+    new = with_axes(old, fixed)
+    before, after = (
+        default_axes(sweep.family, sweep.backbone.scale, sweep.data.source) for sweep in (old, new)
+    )
+    for path, value in after.items():
+        section, _, name = path.partition(".")
+        if path not in changes and getattr(getattr(new, section), name) == before[path]:
+            new = with_axes(new, {path: value})
+    if "recipe.optimizer" in domains and "recipe.learning_rate" not in changes:
         raise UserError(
             "a searched recipe.optimizer needs a recipe.learning_rate range that fits each of "
-            f"them; got only the default {sweep.space.get('recipe.learning_rate')}. "
+            f"them; got only the default {old.space.get('recipe.learning_rate')}. "
             "Fix: --set 'recipe.learning_rate=log(1e-4,1e-1)'"
         )
-    space = {path: domain for path, domain in changed.space.items() if path not in fixed}
-    return replace(changed, space={**space, **domains})
-
-
-def _follow(old: SweepSpec, new: SweepSpec, wanted: Axes) -> SweepSpec:
-    """Move each value that is still its old default to its new default."""
-    moves: dict[str, tuple[Any, Any]] = {
-        "backbone.weights": (
-            named_sweeps.default_weights(old.family, old.backbone.scale),
-            named_sweeps.default_weights(new.family, new.backbone.scale),
-        ),
-        "recipe.flip": (
-            named_sweeps.default_flip(old.data.source),
-            named_sweeps.default_flip(new.data.source),
-        ),
-        "recipe.batch_size_per_worker": (
-            named_sweeps.default_batch_size(old.data.source),
-            named_sweeps.default_batch_size(new.data.source),
-        ),
-    }
-    for path, (before, after) in moves.items():
-        section, _, name = path.partition(".")
-        if path not in wanted and getattr(getattr(new, section), name) == before:
-            new = with_axes(new, {path: after})
-    before_space, after_space = named_sweeps.default_space(old), named_sweeps.default_space(new)
+    old_space, new_space = default_space(old), default_space(new)
     space = {
-        path: after_space[path] if domain == before_space.get(path) else domain
-        for path, domain in new.space.items()
+        path: new_space[path] if domain == old_space.get(path) else domain
+        for path, domain in old.space.items()
+        if path not in fixed
     }
-    return replace(new, space=space)
+    return replace(new, space={**space, **domains})

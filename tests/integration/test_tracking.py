@@ -285,10 +285,8 @@ def test_a_deleted_child_does_not_stop_the_others(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    from orchestrator.tracking.mirror import Mirror
-
     folder = storage / "deleted"
-    mirror = Mirror(folder, database, None)
+    mirror = follow.Mirror(folder, database, None)
     records = [created("deleted"), *RECORDS]
     append(folder, records[:6])
     mirror.read_ledger()

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
 
@@ -48,36 +49,30 @@ class Pixels:
 _on_accelerator: dict[tuple[str, str], Pixels] = {}  # the next trial finds its pixels there
 
 
-def load_pixels(
-    images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    device: torch.device,
-    *,
-    name: str = "images",
-) -> Pixels:
+def load_pixels(store: PixelStore, split: str, device: torch.device) -> Pixels:
     """Map a split to ``device``; says in the log where it went, with sizes.
 
-    What lies in an accelerator's memory stays there under its ``name`` (which must tell
-    contents apart) until something else needs the room.
+    What lies in an accelerator's memory stays there until something else needs the room.
     """
+    part, name = store.split(split), f"{split} of {store.info.content_hash}"
     with warnings.catch_warnings():  # the map is read-only, and nothing here writes to it
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        host = torch.from_numpy(images)
-        targets = torch.from_numpy(np.ascontiguousarray(labels))
+        images = torch.from_numpy(part.images)
+        labels = torch.from_numpy(np.ascontiguousarray(part.labels))
     if device.type != "cuda":
-        return Pixels(host, targets, device)
+        return Pixels(images, labels, device)
     key = (name, str(device))
-    if key not in _on_accelerator:
-        if not _has_room(images.nbytes, device):
-            _on_accelerator.clear()
-        fits, gigabytes = _has_room(images.nbytes, device), images.nbytes / 1e9
-        place = "device memory" if fits else "host memory, copied batch by batch"
-        log.info("%s: %d images, %.2f GB, in %s", name, len(images), gigabytes, place)
-        pixels = Pixels(host.to(device) if fits else host, targets.to(device), device)
-        if not fits:
-            return pixels
+    if key in _on_accelerator:
+        return _on_accelerator[key]
+    if not _has_room(images.nbytes, device):
+        _on_accelerator.clear()
+    fits, gigabytes = _has_room(images.nbytes, device), images.nbytes / 1e9
+    place = "device memory" if fits else "host memory, copied batch by batch"
+    log.info("%s: %d images, %.2f GB, in %s", name, len(images), gigabytes, place)
+    pixels = Pixels(images.to(device) if fits else images, labels.to(device), device)
+    if fits:
         _on_accelerator[key] = pixels
-    return _on_accelerator[key]
+    return pixels
 
 
 def _has_room(size: int, device: torch.device) -> bool:

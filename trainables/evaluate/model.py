@@ -17,7 +17,7 @@ from torch import Tensor
 from trainables.backbones import Backbone, build, describe
 from trainables.backbones.model import SUFFIXES, folder_config
 from trainables.config import Assignment, BackboneSpec
-from trainables.data.batches import shard
+from trainables.data.batches import load_pixels, shard
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import UserError
@@ -31,7 +31,6 @@ from trainables.train.loop import (
     predict,
     score,
 )
-from trainables.train.trial import pixels_of
 
 PROBE_IMAGES = 500
 
@@ -120,7 +119,7 @@ def evaluate_split(
     in ``checkpoint``. With several workers each predicts a shard and all return the whole."""
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
-    pixels = pixels_of(opened, split, model.device)
+    pixels = load_pixels(opened, split, model.device)
     first = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
     return _joined([p.argmax(1) for p, _ in predict(model, first, world=world)], world).numpy()
 
@@ -164,7 +163,7 @@ def evaluate_test(
     """
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
-    pixels, part = pixels_of(opened, "test", model.device), opened.split("test")
+    pixels, part = load_pixels(opened, "test", model.device), opened.split("test")
     classes: list[Tensor] = []  # (B,) each
     probed: list[Tensor] = []  # logits (B, classes) each, of the images that are probed
 

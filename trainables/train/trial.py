@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainables.config import Assignment
-from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
+from trainables.data.batches import BatchPlan, blocks, load_pixels
 from trainables.data.rng import key_of
 from trainables.data.store import PixelStore, train_indices
 from trainables.errors import Diverged, UserError
@@ -81,8 +81,8 @@ class Trial:
             height=info.height,
             width=info.width,
         )
-        self._train_pixels = pixels_of(store, "train", self.device)
-        self._val_pixels = pixels_of(store, "val", self.device)
+        self._train_pixels = load_pixels(store, "train", self.device)
+        self._val_pixels = load_pixels(store, "val", self.device)
         self._identity = checkpoint.identity(assignment, info.content_hash)
         self._rows = torch.from_numpy(train_indices(store, assignment.data))
         self.plan = BatchPlan(
@@ -279,9 +279,3 @@ class Trial:
         self.progress.loss_sum *= workers / self.world.size  # the mean of so many sums
         self.clock.seconds.update(state["seconds"])
         self.learner.restore(folder, state, replace(self.plan, world_size=workers))
-
-
-def pixels_of(store: PixelStore, split: str, device: torch.device) -> Pixels:
-    """A split's pixels and labels, mapped or on the device."""
-    part, name = store.split(split), f"{split} of {store.info.content_hash}"
-    return load_pixels(part.images, part.labels, device, name=name)
