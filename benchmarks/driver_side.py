@@ -26,13 +26,12 @@ import ray
 
 from benchmarks.worlds import WORLDS, Trials, draw
 from orchestrator.engine import runner
-from orchestrator.engine.trial import NAMESPACE
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
 from trainables.config import EpochReport
-from trainables.worker.dispatcher_client import SlotCommand
+from trainables.worker.dispatcher_client import NAMESPACE, SlotCommand
 
 NAME = "throughput"
 FAMILY = "vit"
@@ -42,8 +41,8 @@ IMAGES = 45_000
 class Reporters:
     """A Ray actor that is all slots: it talks to the dispatcher as a worker of a slot does."""
 
-    def __init__(self, dispatcher: str, namespace: str, trials: int, reports: int) -> None:
-        self._dispatcher = ray.get_actor(dispatcher, namespace=namespace)
+    def __init__(self, dispatcher: str, trials: int, reports: int) -> None:
+        self._dispatcher = ray.get_actor(dispatcher, namespace=NAMESPACE)
         self._curves: Trials = draw(WORLDS["crossing"], trials=trials, epochs=reports, seed=0)
 
     async def serve(self, slot: str) -> None:
@@ -89,7 +88,7 @@ def fit_slot(
     actor = ray.remote(Reporters).options(
         name="reporters", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, max_concurrency=1000
     )
-    ray.get(actor.remote(dispatcher, NAMESPACE, trials, reports).serve.remote(slot))
+    ray.get(actor.remote(dispatcher, trials, reports).serve.remote(slot))
 
 
 def largest_rss_mb() -> float:
@@ -151,7 +150,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "finished": outcome.finished,
+                "finished": outcome.succeeded,
                 "mlflow_lag_s": lag[0] if lag else None,
                 "driver_rss_mb": largest_rss_mb(),
             }

@@ -134,7 +134,7 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
         larger = " with a larger --budget" if spec.budget else ""
         log.info(f"next: the same command{larger} goes on; orchestrator compare {spec.name}{place}")
     elif outcome.interrupted:
-        log.info(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
+        log.info(f"interrupted after {outcome.succeeded} trials; nothing is lost")
         log.info(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
         click.echo(outcome.text, nl=False)

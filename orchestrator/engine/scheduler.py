@@ -61,8 +61,6 @@ class PashaBracket:
     def may_pass(self, name: str, epoch: int) -> bool:
         """Promote ``name`` beyond the rung at ``epoch`` if its value there earns it."""
         rung = self.rungs.index(epoch)
-        if rung == self._top and rung < len(self.rungs) - 1:
-            return False
         if name not in self._promoted[rung] and name not in self._best(rung):
             return False
         self._promoted[rung].add(name)
@@ -71,8 +69,6 @@ class PashaBracket:
     def promote(self, paused: Sequence[str]) -> str | None:
         """The paused trial to go on with, from the highest rung; ``None`` when nobody earned it."""
         for rung in reversed(range(len(self.rungs))):
-            if rung == self._top and rung < len(self.rungs) - 1:
-                continue
             for name in self._best(rung):
                 here = name in paused and name not in self._promoted[rung]
                 if here and max(self._curves[name]) == self.rungs[rung]:
@@ -85,7 +81,8 @@ class PashaBracket:
         return name in self._values[self._top]
 
     def _best(self, rung: int) -> list[str]:
-        values = self._values[rung]
+        """Who earns to go on; at the cap nobody does."""
+        values = self._values[rung] if rung != self._top or rung == len(self.rungs) - 1 else {}
         ranked = sorted(values, key=lambda name: -values[name])
         return ranked[: len(ranked) // self._eta]
 
@@ -130,19 +127,17 @@ class AshaBracket:
 
     def observe(self, name: str, epoch: int, value: float) -> tuple[bool, int | None, str]:
         """``(go on?, rung that was met or None, reason)`` of one report."""
-        for rung, values in self._values.items():
-            if epoch >= rung:
-                if name in values:
-                    return True, None, ""
-                before = list(values.values())
-                values[name] = value
-                if not before:
-                    return True, rung, f"{METRIC} {value:.4f}, first at this rung"
-                cutoff = float(np.percentile(before, self._percentile))
-                side = "below" if value < cutoff else "at or above"
-                of = f"the cut-off {cutoff:.4f} of {len(before)} results"
-                return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
-        return True, None, ""
+        rung = next((rung for rung in self._values if epoch >= rung), None)
+        if rung is None or name in self._values[rung]:
+            return True, None, ""
+        before = list(self._values[rung].values())
+        self._values[rung][name] = value
+        if not before:
+            return True, rung, f"{METRIC} {value:.4f}, first at this rung"
+        cutoff = float(np.percentile(before, self._percentile))
+        side = "below" if value < cutoff else "at or above"
+        of = f"the cut-off {cutoff:.4f} of {len(before)} results"
+        return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
 
 
 class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.attach import Node
+from orchestrator.ray_cluster.capacity import Node, alive_nodes
 from trainables.config import BackboneSpec, DataSpec
 from trainables.errors import collected, one_line
 from trainables.storage.object_storage import is_remote
@@ -203,7 +203,7 @@ def examine_cluster(
     wrong is added to ``problems``, one line each."""
     uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
     place = {"storage": uri.rstrip("/")}
-    everyone = attach.alive_nodes()
+    everyone = alive_nodes()
     nothing: dict[Node, dict[str, Any]] = {node: {} for node in everyone}
     versions = _ask(installed, nothing, attach.VERSIONS_TIMEOUT_S, problems)
     for node, theirs in versions.items():

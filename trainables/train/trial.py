@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from trainables.backbones import build
 from trainables.config import Assignment
-from trainables.data.batches import BatchPlan, blocks, load_pixels
+from trainables.data.batches import BatchPlan, load_pixels
 from trainables.data.rng import key_of
 from trainables.data.store import PixelStore, train_indices
 from trainables.errors import Diverged, UserError
@@ -26,6 +27,7 @@ from trainables.train.loop import World, broadcast, mean_over_workers, predict, 
 from trainables.train.optimizer import rate_at
 
 PURPOSES = ("train", "eval", "checkpoint", "data")
+BLOCK_BYTES = 8 << 20  # of float32 pixels, prepared at a time
 CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
 ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
 
@@ -247,8 +249,11 @@ class Trial:
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
         )
-        size = self.plan.share_size(rank)
-        for block in blocks(steps, size * 3 * side * side * 4):
+        size = len(self.plan.share(rank))
+        # Preparing costs many small operations, and pixels depend on their row alone: several steps
+        # at a time.
+        at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
+        while block := list(islice(steps, at_once)):
             images, positions = pixels.cut(in_block := torch.cat(block))
             in_block = in_block.to(self.device)  # (steps * B,)
             ready = augmentation(images, in_block, epoch, positions=positions)

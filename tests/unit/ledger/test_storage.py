@@ -169,7 +169,7 @@ def test_a_slot_is_answered_once_the_storage_has_it(
         # By the ledger: that it is on no disk of the head's says nothing.
         assert answer is not None
         assert [Path(path).parts[-2:] for path in answer] == [("attempt-1", "epoch-0001")]
-        assert await dispatcher.over_budget() is None
+        assert (await dispatcher.health()).over is None
 
         def refused(*_: object) -> None:
             raise StorageError("the bucket is gone")
@@ -180,7 +180,7 @@ def test_a_slot_is_answered_once_the_storage_has_it(
         dispatcher._session.want("vit-0000", 3)
         order = await dispatcher.next_order("s-0", "life", "vit-0000")
         assert order.command is SlotCommand.SHUTDOWN
-        assert await dispatcher.over_budget() == "the storage failed: the bucket is gone"
+        assert (await dispatcher.health()).over == "the storage failed: the bucket is gone"
 
     asyncio.run(story())
     assert stored()[-1] == "reported"
