@@ -19,8 +19,8 @@ Whoever changes this rule, or how ``results.py`` reads results, raises ``claim.R
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class NoVerdict(Exception):
     """The experiment cannot speak; the message says why, as the end of a sentence."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Effect:
     """One contrast. ``values`` has one number a seed, above 0 where it speaks for the claim.
 
@@ -55,9 +55,14 @@ class Effect:
     """
 
     name: str
-    values: tuple[float, ...]
-    unit: str
+    values: Sequence[float]
+    unit: str = "points"
     bound: str = "exact"
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it is known in every seed."""
+        return all(map(math.isfinite, self.values))
 
     def summary(self, alpha: float) -> Json:
         """Mean and interval over seeds, JSON-ready; each side of the interval at ``alpha``."""
@@ -65,24 +70,19 @@ class Effect:
             "name": self.name,
             "unit": self.unit,
             "bound": self.bound,
-            "values": [float(value) for value in self.values],
+            "values": list(self.values),
             **vars(mean_interval(self.values, 1 - 2 * alpha)),
         }
 
 
-def points(name: str, values: Array) -> Effect:
-    """An effect that is a difference of fractions, (seeds,)."""
-    return Effect(name=name, values=tuple(map(float, values)), unit="points")
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Series:
     """One line of a picture: ``values`` (seeds, points) over ``x`` (points,); ``place`` colours
     it as the family at that place; a stepped one keeps its height until the next point."""
 
     name: str
     place: int
-    x: tuple[float, ...]
+    x: Array
     values: Array
     stepped: bool = False
 
@@ -93,7 +93,7 @@ class Series:
             "name": self.name,
             "place": self.place,
             "stepped": self.stepped,
-            "x": [float(x) for x in self.x],
+            "x": np.asarray(self.x, dtype=float).tolist(),
             "n": mean.n,
             "mean": _rounded(mean.mean),
             "low": _rounded(mean.low),
@@ -105,44 +105,39 @@ def _rounded(values: Array | None) -> list[float] | None:
     return None if values is None else [float(f"{value:.5g}") for value in values]
 
 
-def lines(x: Iterable[float], rows: Mapping[str, Array]) -> list[Series]:
+def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Series]:
     """A line for each of ``rows``, (seeds, points) by name, over the same ``x``, (points,)."""
-    shared_x = tuple(map(float, x))
-    return [
-        Series(name=name, place=place, x=shared_x, values=values)
-        for place, (name, values) in enumerate(rows.items())
-    ]
+    shared_x = np.asarray(x)
+    return [Series(name, i, shared_x, values) for i, (name, values) in enumerate(rows.items())]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Picture:
-    """A diagram with its data; ``y_unit`` is ``percent`` or empty, ``ticks`` name the places of
-    ``x`` where it is no number."""
+    """A diagram with its data, y in percent; ``ticks`` name the places of ``x`` where it is no
+    number."""
 
     title: str
     x_label: str
     series: Sequence[Series]
     y_label: str = "validation accuracy, %"
     x_log: bool = False
-    ticks: tuple[str, ...] = ()
-    y_unit: str = "percent"
+    ticks: Sequence[str] = ()
 
     def as_dict(self) -> Json:
         """JSON-ready."""
         series = [line.as_dict() for line in self.series]
-        return {**vars(self), "ticks": list(self.ticks), "series": series}
+        return {**vars(self), "ticks": list(self.ticks), "series": series, "y_unit": "percent"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """``effects`` decide, ``others`` are described; ``seeds`` counts those that were complete.
-    ``pictures`` draws up the diagrams: a verdict does not need them, and they take longer."""
+    """``effects`` decide, ``others`` are described. ``pictures`` draws up the diagrams: a verdict
+    does not need them, and they take longer."""
 
-    seeds: int
-    effects: tuple[Effect, ...]
-    others: tuple[Effect, ...] = ()
+    effects: Sequence[Effect]
+    others: Sequence[Effect] = ()
     pictures: Callable[[], Sequence[Picture]] = tuple
-    notes: tuple[str, ...] = field(default=())
+    notes: Sequence[str] = ()
 
 
 def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[str, list[Json]]:
@@ -179,9 +174,7 @@ def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
     below = t_below(t, len(effect.values) - 1)
     against_support = 1 - below if effect.bound in ("exact", "at least") else 1.0
     against_refutation = below if effect.bound in ("exact", "at most") else 1.0
-    if against_support < against_refutation:
-        return against_support, SUPPORTED
-    return against_refutation, REFUTED
+    return min((against_refutation, REFUTED), (against_support, SUPPORTED))
 
 
 def _detectable(effect: Effect, smallest: float, alpha: float) -> float | None:

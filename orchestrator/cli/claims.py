@@ -88,23 +88,15 @@ def _dry_run(
     as_json: bool,
 ) -> None:
     from orchestrator.claims.design import price, price_lines
-    from orchestrator.launch.forecast import costs_of, images_of
 
-    measure = options.measure is not False
-
-    def cost_of(spec: RunSpec) -> tuple[Any, Any]:
-        family = spec.sweeps[0].family
-        images = images_of(spec)
-        costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
-        return images[family].counts, costs[family]
-
-    plans = [price(spec, cost_of, total=totals) for spec in specs]
-    hours = [plan["wall_hours"] for plan in plans]
-    total_hours = None if None in hours else sum(hours)
+    plans = [price(spec, options, totals=totals) for spec in specs]
+    hours = [plan.wall_hours for plan in plans if plan.wall_hours is not None]
+    total_hours = sum(hours) if len(hours) == len(plans) else None
     texts = ["\n".join(price_lines(plan)) for plan in plans]
     if total_hours is not None and len(plans) > 1:
         texts.append(f"all       about {60 * total_hours:.0f} minutes here")
-    document = {"schema": 1, "claims": plans, "wall_hours": total_hours}
+    claims = [plan.as_dict() for plan in plans]
+    document = {"schema": 1, "claims": claims, "wall_hours": total_hours}
     show(as_json, document, lambda: "\n\n".join(texts))
     log.info("next: the same without --dry-run")
 

@@ -18,13 +18,10 @@ from markupsafe import Markup
 
 from orchestrator import wording
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.families import FEWEST, SEEDS
 from orchestrator.compare.finals import PooledProbes, describe_verdict
-from orchestrator.compare.importance import FEWEST, SEEDS
-from orchestrator.compare.report import figures, reproduce
-from orchestrator.compare.report.claim_figures import UNIT_WORDS, claim_figures, effect_text
+from orchestrator.compare.report import figures, reproduce, seed_figures
 from orchestrator.compare.report.figures import Figure
-from orchestrator.compare.report.probe_figures import number, probe_figures
-from orchestrator.compare.report.recipe_figures import LINES, recipe_figures
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER, MeanInterval
 from orchestrator.compare.table import (
@@ -50,7 +47,8 @@ FILTERS = (
     wording.axis_name, wording.count, wording.day, wording.p_text,
     wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
     wording.value_text, budget_lines, describe_verdict, domain_text, edge_text, unfinished_text,
-    effect_text, number, reproduce.command, reproduce.record, reproduce.spec_text,
+    seed_figures.effect_text, seed_figures.number,
+    reproduce.command, reproduce.record, reproduce.spec_text,
 )  # fmt: skip
 
 
@@ -78,9 +76,12 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
 def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
-    search = {family.label: family.search for family in collect(comparison.runs)}
+    families = collect(comparison.runs)
+    search = {family.label: family.search for family in families}
     claims = _claims(comparison)
-    made = {name: claim_figures(claim, run.verdict, name) for name, claim, run in claims}
+    made = {
+        name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
+    }
     made["cost"] = figures.against_cost(search)
     made["curves"] = figures.learning_curves(search)
     if comparison.claims:
@@ -91,8 +92,8 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
         made["together"] = figures.expected_together(curves, places)
         made["spent"] = figures.best_so_far(search)
     if comparison.importance:
-        made["importance"], made["lines"] = recipe_figures(search, comparison)
-    made["probes"] = probe_figures(_pooled(comparison), places)
+        made["importance"], made["lines"] = figures.recipe_figures(families, comparison)
+    made["probes"] = seed_figures.probe_figures(_pooled(comparison), places)
     return made
 
 
@@ -151,7 +152,8 @@ def _environment() -> Environment:
     environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
-        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": LINES, "unit_words": UNIT_WORDS,
+        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": figures.LINES,
+        "unit_words": seed_figures.UNIT_WORDS,
     }  # fmt: skip
     return environment
 

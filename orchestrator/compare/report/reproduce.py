@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from html.parser import HTMLParser
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from orchestrator.compare.runs import RunData, Values
-from orchestrator.spec.limits import ResourceSpec
-from orchestrator.spec.run import SweepSpec
+from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.wording import MISSING, day
 from trainables.errors import UserError
+
+# No "<" is left in the JSON itself.
+EMBEDDED = re.compile(r'<script type="application/json" id="spec">(.*?)</script>', re.S)
 
 
 def embedded(runs: Sequence[RunData]) -> Values:
@@ -30,64 +32,49 @@ def embedded(runs: Sequence[RunData]) -> Values:
     return {"schema": 1, "runs": entries}
 
 
-class _Embedded(HTMLParser):
-    """Finds the text of ``<script type="application/json" id="spec">``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text: str | None = None
-        self._inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._inside = tag == "script" and ("id", "spec") in attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = False
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.text = (self.text or "") + data
-
-
 def read_report(path: Path, *, run: str | None = None) -> Values:
     """``{"name", "spec", "spec_hash", "command"}`` of the run that a report was made of.
 
     ``run`` names it where the report compares several. Raises ``UserError`` for a file that is no
     report, for a run that is not in it, and for several without ``run``.
     """
-    page = _Embedded()
     try:
-        page.feed(path.read_text(encoding="utf-8"))
+        page = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"a report is an HTML file of orchestrator compare; {str(path)!r} cannot be read "
             f"({type(error).__name__}). Fix: name the report.html in a run's folder"
         ) from error
-    if page.text is None:
+    carried = EMBEDDED.search(page)
+    if carried is None:
         raise UserError(
             f"a report holds the spec of its run; {str(path)!r} has none. "
             "Fix: name a report.html that orchestrator compare wrote"
         )
-    entries = {entry["name"]: entry for entry in json.loads(page.text)["runs"]}
+    entries = {entry["name"]: entry for entry in json.loads(carried[1])["runs"]}
     if run is None and len(entries) == 1:
-        return dict(next(iter(entries.values())))
+        (run,) = entries
     if run not in entries:
         given = "none was named" if run is None else f"got {run!r}"
         raise UserError(
             f"one run of the report is reproduced; {given}; valid: {', '.join(entries)}. "
             "Fix: name one of them"
         )
-    return dict(entries[run])
+    entry: Values = entries[run]
+    return entry
 
 
 def record(run: RunData) -> list[list[str]]:
     """Facts of a run, each with its value."""
+    environment = run.header.environment.as_dict()
+    versions = environment.pop("versions")
+    facts = {**environment, **versions}.items()
     return [
         ["spec hash", run.header.spec_hash or MISSING],
         ["code version", run.header.code_version or MISSING],
         ["created (UTC)", day(run.state.created_at) if run.state.created_at else MISSING],
         ["status", run.status],
-        *[[k, str(v)] for k, v in _flat(run.header.environment.as_dict()) if v is not None],
+        *([fact, str(value)] for fact, value in facts if value is not None),
     ]
 
 
@@ -96,58 +83,40 @@ def spec_text(run: RunData) -> str:
     return json.dumps(run.header.spec.as_dict(), indent=1)
 
 
-def _flat(values: Values) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value)
-        else:
-            yield key, value
-
-
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    sweeps = run.sweeps
-    if not sweeps:
+    spec = run.header.spec
+    if not spec.sweeps:
         return ""
-    first = sweeps[0]
-    if claim := run.header.spec.claim:
-        return _claim_command(run.name, claim, first)
-    scheduler = first.scheduler
-    options = {
+    first = spec.sweeps[0]
+    scheduler, resources = first.scheduler, first.resources
+    options: dict[str, object] = {
         "name": run.name,
         "dataset": first.data.source,
         "scale": first.backbone.scale,
         "weights": first.backbone.weights,
-        "trials": first.trials,
-        "max-epochs": scheduler.max_epochs,
-        "seed": first.seed,
-        "final-seeds": run.header.spec.final_seeds or None,
-        "audit": scheduler.audit or None,
-        "workers": _workers(first.resources),
     }
-    words = ["orchestrator", "sweep" if len(sweeps) == 1 else "tournament"]
-    words += [sweep.family for sweep in sweeps]
-    for name, value in options.items():
-        words += [] if value is None else [f"--{name}", str(value)]
-    for name, value, usual in (
-        ("kind", scheduler.kind, "asha"),
-        ("sampler", scheduler.sampler, "random"),
-    ):
-        if value != usual:
-            words += ["--set", f"scheduler.{name}={value}"]
-    return shlex.join(words)
-
-
-def _workers(resources: ResourceSpec) -> str | None:
-    if resources.elastic:
-        return f"{resources.least_workers}..{resources.num_workers}"
-    return None if resources.num_workers == 1 else str(resources.num_workers)
-
-
-def _claim_command(name: str, claim: Values, first: SweepSpec) -> str:
-    words = ["orchestrator", "claims", "run", claim["name"], "--name", name]
-    words += ["--dataset", first.data.source, "--scale", first.backbone.scale]
-    words += ["--weights", first.backbone.weights, "--preset", str(claim["preset"])]
-    for option in claim["options"]:
-        words += list(option)
-    return shlex.join(words)
+    if claim := spec.claim:
+        words = ["claims", "run", claim["name"]]
+        options["preset"] = claim["preset"]
+        others = claim["options"]
+    else:
+        words = ["sweep" if len(spec.sweeps) == 1 else "tournament"]
+        words += [sweep.family for sweep in spec.sweeps]
+        most = None if resources.num_workers == 1 else resources.num_workers
+        options |= {
+            "trials": first.trials,
+            "max-epochs": scheduler.max_epochs,
+            "seed": first.seed,
+            "final-seeds": spec.final_seeds or None,
+            "audit": scheduler.audit or None,
+            "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,
+        }
+        usual = SchedulerSpec()
+        others = [
+            ["--set", f"scheduler.{name}={value}"]
+            for name in ("kind", "sampler")
+            if (value := getattr(scheduler, name)) != getattr(usual, name)
+        ]
+    given = [[f"--{name}", str(value)] for name, value in options.items() if value is not None]
+    return shlex.join(["orchestrator", *words, *chain(*given, *others)])
