@@ -35,7 +35,7 @@ from orchestrator.spec.run import (
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
 from trainables.data.sources import check_source
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
@@ -116,21 +116,16 @@ def specs_of(
         )
     chosen = [claim_named(name) for name in dict.fromkeys(names)]
     facts = facts_of(options)
-    specs, totals = [], None
-    errors: list[UserError] = []
+    specs: list[RunSpec] = []
+    mistakes: list[str] = []
     for claim in chosen:
-        try:
+        with collected(mistakes):
             specs.append(run_spec(claim, options, facts))
-        except UserError as error:
-            errors.append(error)
-    try:
-        totals = validate(*specs, as_job=as_job)
-    except UserError as error:
-        errors.append(error)
-    if errors:
-        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
-        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
-    return specs, totals
+    if mistakes:
+        with collected(mistakes):
+            validate(*specs, as_job=as_job)
+        raise_if_any(mistakes)
+    return specs, validate(*specs, as_job=as_job)
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:

@@ -162,10 +162,7 @@ def measured(
 
 
 def estimated(
-    sweep: SweepSpec,
-    counts: Mapping[str, int],
-    geometry: Geometry,
-    tflops: float | None = None,
+    sweep: SweepSpec, counts: Mapping[str, int], geometry: Geometry, tflops: float | None = None
 ) -> FamilyForecast | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 

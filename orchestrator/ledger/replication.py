@@ -104,11 +104,9 @@ class Lease:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        try:
+        with suppress(StorageError):  # then it is stale in a minute
             if not self._taken():
                 object_storage.delete_file(self._uri, patience_s=PATIENCE_S)
-        except StorageError:
-            pass  # stale in a minute
 
     def _keep(self) -> None:
         refreshed_at = time.monotonic()
@@ -137,12 +135,10 @@ class Lease:
 def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
     """Who holds the run at ``remote``: ``host``, ``pid``, ``where`` and ``time`` of the last
     refreshment, in unix seconds of its clock; ``None`` where nobody does."""
-    uri = f"{remote}/{LEASE_FILE}"
-    try:
-        owner: Holder = json.loads(object_storage.read_bytes(uri, patience_s=patience_s))
-    except FileNotFoundError:
-        return None
-    return owner
+    with suppress(FileNotFoundError):
+        lease = object_storage.read_bytes(f"{remote}/{LEASE_FILE}", patience_s=patience_s)
+        return dict(json.loads(lease))
+    return None
 
 
 def is_held(remote: str) -> bool:
@@ -159,17 +155,14 @@ def _gone(seen: Holder) -> bool:
 
 def _where() -> str:
     """This boot of this machine, and the process namespace in it: where a pid means something."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    parts = [boot.read_text().strip() if boot.exists() else socket.gethostname()]
-    return ":".join([*parts, str(space.readlink()) if space.exists() else ""])
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    machine = boot.read_text().strip() if boot.exists() else socket.gethostname()
+    return f"{machine}:{space.readlink() if space.exists() else ''}"
 
 
 FOLDER = "ledger"
 SEGMENT_BYTES = 256 * 1024
-SEGMENT_LOOK_S = (
-    20.0  # less than a lease is good for; by a clock that goes on while a machine sleeps
-)
+SEGMENT_LOOK_S = 20.0  # below STALE_S, by a clock that goes on while a machine sleeps
 READERS = 8
 
 

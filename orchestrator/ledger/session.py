@@ -100,13 +100,12 @@ def state_of(folder: Path) -> State:
 def name_mistakes(spec: RunSpec) -> list[str]:
     """Why this name cannot be used for this spec; empty when it is new or the same run's."""
     state = state_of(spec.folder.resolve())
-    changes = diff(state.spec, spec) if state.begun else []
-    if not changes:
-        return []
-    return [
-        f"a name keeps its spec; {spec.name!r} is in use by a different one "
-        f"({'; '.join(changes)}). Fix: --name OTHER, or ask for the same again"
-    ]
+    changes = "; ".join(diff(state.spec, spec)) if state.begun else ""
+    mistake = (
+        f"a name keeps its spec; {spec.name!r} is in use by a different one ({changes}). "
+        "Fix: --name OTHER, or ask for the same again"
+    )
+    return [mistake] if changes else []
 
 
 def session_name(folder: Path) -> str:

@@ -162,7 +162,6 @@ def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetFacts:
         class_names=reading.class_names,
         height=reading.side,
         width=reading.side,
-        channels=3,
         counts={name: len(assigned[name][1]) for name in SPLITS},
         content_hash=content_hash(reading.class_names, shape, columns),
         mirror_safe=reading.mirror_safe,
@@ -284,8 +283,7 @@ def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
             object_storage.put_folder(store.path, uri, marker=INFO)
     index = _index(remote)
     for spec, store in stores.items():
-        content = str(store.info.content_hash)
-        index[_key(spec)] = {"folder": store.path.name, "content": content}
+        index[_key(spec)] = {"folder": store.path.name, "content": str(store.info.content_hash)}
     object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(index, indent=1).encode())
 
 

@@ -76,9 +76,7 @@ def write(
 
 def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     """Name in timm's config what was exchanged for small images; ``False`` where nothing was."""
-    geometry, module = model.geometry, model.module
-    exchange = FAMILIES[spec.family].exchanged_stem
-    exchanged = exchange and exchange(geometry, member_of(spec), module)
+    exchanged = FAMILIES[spec.family].exchanged_stem(model.geometry, member_of(spec))
     if exchanged is None:
         return False
     content = json.loads(config.read_text(encoding="utf-8"))
@@ -86,9 +84,9 @@ def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     if exchanged.pool is not None:
         stem["pool"] = exchanged.pool
     if exchanged.built_image_size is not None:
-        stem["img_size"] = geometry.image_size
+        stem["img_size"] = model.geometry.image_size
         content["model_args"]["img_size"] = exchanged.built_image_size
-    conv: Any = module.get_submodule(exchanged.conv)
+    conv: Any = model.module.get_submodule(exchanged.conv)
     stem |= {key: list(getattr(conv, key)) for key in ("kernel_size", "stride", "padding")}
     config.write_text(json.dumps({**content, "stem": stem}, indent=2), encoding="utf-8")
     return True

@@ -31,7 +31,7 @@ from trainables.evaluate.model import evaluate_test
 from trainables.finetune import fine_tune
 from trainables.storage import trial_files
 from trainables.storage.trial_files import delete_checkpoints_except, name_of
-from trainables.train.loop import World, from_every_rank, from_rank_zero
+from trainables.train.loop import World, broadcast, from_every_rank
 from trainables.worker.dispatcher_client import DispatcherClient, SlotCommand, SlotConfig
 
 PREEMPTION_POLL_S = 1.0
@@ -57,7 +57,7 @@ class ActiveTrial:
         wanted, alone = self.checkpoint, self.world.size == 1
         asked = self.world.rank == 0
         name = trial_files.choose_checkpoint(self.assignment, alone=alone) if asked else None
-        name = from_rank_zero(name, self.world)
+        name = broadcast(name, self.world)
         self.checkpoint = (
             None if name is None else trial_files.fetch_checkpoint(self.assignment, name)
         )
@@ -158,7 +158,7 @@ def serve(config: SlotConfig) -> None:
     active: ActiveTrial | None = None
     while True:
         running = active.assignment.trial_id if active else None
-        order = from_rank_zero(client.next_order(running) if rank == 0 else None, world)
+        order = broadcast(client.next_order(running) if rank == 0 else None, world)
         assert order is not None
         if order.command is SlotCommand.SHUTDOWN:
             return
@@ -260,7 +260,7 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
         if assignment.remote is not None and world.rank == 0:
             trial_files.put_correct_file(assignment, file)
     if world.rank == 0:
-        kept = client.end(assignment.trial_id, "finished", detail=evaluation.detail)
+        kept = client.end(assignment.trial_id, "finished", detail=evaluation)
     active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)
 
 

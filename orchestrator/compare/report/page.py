@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from orchestrator import wording
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.families import FEWEST, SEEDS
 from orchestrator.compare.finals import PooledProbes, describe_verdict
-from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, reproduce, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
@@ -76,7 +76,8 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
 def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
-    search = {family.label: family.search for family in collect(comparison.runs)}
+    families = collect(comparison.runs)
+    search = {family.label: family.search for family in families}
     claims = _claims(comparison)
     made = {
         name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
@@ -91,7 +92,7 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
         made["together"] = figures.expected_together(curves, places)
         made["spent"] = figures.best_so_far(search)
     if comparison.importance:
-        made["importance"], made["lines"] = figures.recipe_figures(search, comparison)
+        made["importance"], made["lines"] = figures.recipe_figures(families, comparison)
     made["probes"] = seed_figures.probe_figures(_pooled(comparison), places)
     return made
 

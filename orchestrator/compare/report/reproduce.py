@@ -85,9 +85,10 @@ def spec_text(run: RunData) -> str:
 
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    if not run.sweeps:
+    spec = run.header.spec
+    if not spec.sweeps:
         return ""
-    spec, first = run.header.spec, run.sweeps[0]
+    first = spec.sweeps[0]
     scheduler, resources = first.scheduler, first.resources
     options: dict[str, object] = {
         "name": run.name,
@@ -100,8 +101,8 @@ def command(run: RunData) -> str:
         options["preset"] = claim["preset"]
         others = claim["options"]
     else:
-        words = ["sweep" if len(run.sweeps) == 1 else "tournament"]
-        words += [sweep.family for sweep in run.sweeps]
+        words = ["sweep" if len(spec.sweeps) == 1 else "tournament"]
+        words += [sweep.family for sweep in spec.sweeps]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
             "trials": first.trials,
