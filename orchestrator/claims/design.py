@@ -17,7 +17,6 @@ from orchestrator.launch.forecast import (
     costs_of,
     images_of,
     images_per_epoch,
-    known_images,
     read_dataset,
 )
 from orchestrator.launch.options import RunOptions
@@ -34,7 +33,7 @@ from orchestrator.spec.run import (
 )
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
-from trainables.data.sources import check_source
+from trainables.data.sources import check_source, known_images
 from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
