@@ -17,13 +17,12 @@ from orchestrator.launch.forecast import (
     costs_of,
     images_of,
     images_per_epoch,
-    known_images,
     read_dataset,
 )
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
 from orchestrator.ray_cluster.capacity import slots_of
-from orchestrator.spec import limits, named_sweeps, overrides, spaces
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import (
     RunSpec,
@@ -34,8 +33,8 @@ from orchestrator.spec.run import (
 )
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
-from trainables.data.sources import check_source
-from trainables.errors import UserError, raise_if_any
+from trainables.data.sources import check_source, known_images
+from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
@@ -116,21 +115,16 @@ def specs_of(
         )
     chosen = [claim_named(name) for name in dict.fromkeys(names)]
     facts = facts_of(options)
-    specs, totals = [], None
-    errors: list[UserError] = []
+    specs: list[RunSpec] = []
+    mistakes: list[str] = []
     for claim in chosen:
-        try:
+        with collected(mistakes):
             specs.append(run_spec(claim, options, facts))
-        except UserError as error:
-            errors.append(error)
-    try:
-        totals = validate(*specs, as_job=as_job)
-    except UserError as error:
-        errors.append(error)
-    if errors:
-        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
-        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
-    return specs, totals
+    if mistakes:
+        with collected(mistakes):
+            validate(*specs, as_job=as_job)
+        raise_if_any(mistakes)
+    return specs, validate(*specs, as_job=as_job)
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:
@@ -140,7 +134,7 @@ def facts_of(options: ClaimOptions) -> DatasetFacts:
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]
-    data = overrides.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
+    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
     raise_if_any(check_source(data))
     return read_dataset(data)
 
@@ -181,7 +175,7 @@ def _bases(
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.dataset or DEFAULT_DATASET, options.scale or DEFAULT_SCALE
-    defaults = overrides.default_axes("vit", scale, source)
+    defaults = named_sweeps.default_axes("vit", scale, source)
     weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
@@ -195,7 +189,7 @@ def _bases(
         )
         scheduler = SchedulerSpec(kind="none")
         bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
-    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
+    changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
+from orchestrator.cli.run import carry_out
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
@@ -120,7 +121,6 @@ def reproduce(
 
     record = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.cli.run import carry_out
         from orchestrator.launch.validation import validate
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from orchestrator.launch.forecast import geometry_of, known_images, variants
+from orchestrator.launch.forecast import geometry_of, variants
 from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import store
 from trainables.backbones import check_backbone, check_weights
-from trainables.data.sources import KNOWN_DATASETS, check_source
+from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
 from trainables.errors import collected, raise_if_any
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote

@@ -258,7 +258,7 @@ def event_line(record: Record, state: State) -> str | None:
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()
-        names = ", ".join(f"{won['trial']} ({top1(won['val_top1'])})" for won in winners)
+        names = ", ".join(f"{model['trial']} ({top1(model['val_top1'])})" for model in winners)
         return f"winners frozen: {names}"
     if event == "test_opened":
         return "the test split is opened"

@@ -56,7 +56,7 @@ class Mirror:
         self._state = State()
         self._offset = 0  # bytes of the ledger that have been read
         self._ended_at: float | None = None  # time of the ledger's end, None while it is open
-        self._over = False
+        self._over = False  # no more records will come
         self._client: Client | None = None  # None: MLflow may hold runs that are not in _runs
         self._runs: dict[str, MlflowRun] = {}
         self._due: set[str] = set()  # names of the runs that may have differences

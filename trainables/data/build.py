@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -338,11 +338,10 @@ def _entry(remote: str, key: str) -> dict[str, str]:
 
 
 def _index(remote: str) -> Index:
-    try:
+    with suppress(FileNotFoundError):
         index: Index = json.loads(object_storage.read_bytes(f"{remote}/{INDEX}"))
-    except FileNotFoundError:
-        return {}
-    return index
+        return index
+    return {}
 
 
 def _uri(remote: str, folder: str) -> str:
