@@ -10,7 +10,7 @@ import hashlib
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
@@ -23,13 +23,14 @@ MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rule:
     """What a field's value must be; ``None`` bounds nothing. ``unit`` is of the bounds, ``fix`` a
     value that is valid and ``option`` the CLI's name of the field where it has one."""
 
     low: float | None = None
     high: float | None = None
+    _: KW_ONLY
     open_low: bool = False
     choices: tuple[str, ...] = ()
     unit: str = ""
@@ -67,32 +68,28 @@ class Rule:
         return low <= value <= high and not (self.open_low and value == low)
 
 
-def ruled(
-    default: Any,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    choices: tuple[str, ...] = (),
-    operational: bool = False,
-    **more: Any,
-) -> Any:
-    """A dataclass field with a :class:`Rule`; ``default`` is its default."""
-    rule = Rule(low=low, high=high, choices=choices, **more)
-    return field(default=default, metadata={"rule": rule, "operational": operational})
+def ruled(default: Any, *bounds: float, operational: bool = False, **rule: Any) -> Any:
+    """A dataclass field with a default and a :class:`Rule`; ``bounds`` are its low and high."""
+    metadata = {"rule": Rule(*bounds, **rule), "operational": operational}
+    return field(default=default, metadata=metadata)
 
 
 OPERATIONAL = {"operational": True}  # metadata of a field that needs no rule
 
 
 class Spec:
-    """Checked and serialised by its fields: a base for keyword-only frozen dataclasses.
+    """Checked and serialised by its fields: a base for frozen dataclasses.
 
-    ``section`` is the path before its fields in messages and ``--set``. A field's metadata may
-    hold its ``rule``, ``operational`` where it says how a run is carried out and not what it
-    trains, and ``read`` where the general way does not read its JSON form.
+    The class keyword ``section`` is the path before its fields in messages and ``--set``. A
+    field's metadata may hold its ``rule``, ``operational`` where it says how a run is carried out
+    and not what it trains, and ``read`` where the general way does not read its JSON form.
     """
 
-    section: ClassVar[str] = ""
+    __slots__ = ()
+    section: ClassVar[str]
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        cls.section = section
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when it is valid."""
@@ -170,15 +167,13 @@ def _written(value: Any, operational: bool) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Spec):
+class Recipe(Spec, section="recipe"):
     """One complete choice of hyperparameters; every field is a searchable axis.
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
     into ``accumulation_steps`` micro-batches, so the global batch is
     ``batch_size_per_worker * num_workers`` whatever the memory allows.
     """
-
-    section: ClassVar[str] = "recipe"
 
     optimizer: str = ruled("adamw", choices=OPTIMIZERS)
     learning_rate: float = ruled(1e-3, 0, 100, open_low=True)
@@ -225,10 +220,9 @@ def stable_hash(value: Any) -> str:
 # default glibc hands large freed blocks back to the kernel at once, so that every step asks for
 # its activations again, page by page: 240,000 page faults in a step of the small hybrid, a fifth
 # of its time (benchmarks/allocator.py). Other C libraries take no notice.
-LARGEST_INT = 2**31 - 1
 FREED_MEMORY_KEPT = {
-    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_INT),
-    "MALLOC_TRIM_THRESHOLD_": str(LARGEST_INT),
+    "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     # Threads other than the first have heaps of 64 MiB, which the trim threshold does not keep:
     # one is unmapped once it is empty, unless what is free before it is less than the padding.
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -238,7 +232,7 @@ SHIFT_IMAGES = 256  # of the validation split, that ``shift_offsets_px`` are tri
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneSpec(Spec):
+class BackboneSpec(Spec, section="backbone"):
     """Which timm model, and how it is adapted to the dataset's image size.
 
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
@@ -250,8 +244,6 @@ class BackboneSpec(Spec):
     by :func:`trainables.backbones.check_backbone`.
     """
 
-    section: ClassVar[str] = "backbone"
-
     family: str
     scale: str = "tiny"
     model: str | None = None
@@ -262,7 +254,7 @@ class BackboneSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSpec(Spec):
+class DataSpec(Spec, section="data"):
     """Which images, and which share of them.
 
     ``source`` is ``digits``, ``cifar10``, ``cifar100`` or a path. ``archive`` is a local
@@ -273,8 +265,6 @@ class DataSpec(Spec):
     another val beside the same test. ``short_side`` is the stored short side in
     pixels of images that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
     """
-
-    section: ClassVar[str] = "data"
 
     source: str = "digits"
     archive: str | None = None
@@ -287,6 +277,28 @@ class DataSpec(Spec):
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts(Spec):
+    """What an image store holds.
+
+    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
+    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
+    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
+    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
+    ``skipped`` counts corrupt images left out.
+    """
+
+    name: str | None = None
+    class_names: tuple[str, ...] = ()
+    height: int
+    width: int
+    channels: int = 3
+    counts: Mapping[str, int] = field(default_factory=dict)
+    content_hash: str | None = None
+    mirror_safe: bool = True
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

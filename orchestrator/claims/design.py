@@ -14,7 +14,6 @@ from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
-from orchestrator.ledger.state import DatasetFacts
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
@@ -26,9 +25,9 @@ from orchestrator.spec.run import (
     with_axes,
 )
 from trainables.backbones import describe
-from trainables.config import SHIFT_IMAGES, DataSpec, Spec, stable_hash
-from trainables.data.sources import check_source
-from trainables.errors import UserError, raise_if_any
+from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
+from trainables.data.sources import check_source, known_images
+from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
@@ -109,27 +108,22 @@ def specs_of(
         )
     chosen = [claim_named(name) for name in dict.fromkeys(names)]
     facts = facts_of(options)
-    specs, totals = [], None
-    errors: list[UserError] = []
+    specs: list[RunSpec] = []
+    mistakes: list[str] = []
     for claim in chosen:
-        try:
+        with collected(mistakes):
             specs.append(run_spec(claim, options, facts))
-        except UserError as error:
-            errors.append(error)
-    try:
-        totals = validate(*specs, as_job=as_job)
-    except UserError as error:
-        errors.append(error)
-    if errors:
-        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
-        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
-    return specs, totals
+    if mistakes:
+        with collected(mistakes):
+            validate(*specs, as_job=as_job)
+        raise_if_any(mistakes)
+    return specs, validate(*specs, as_job=as_job)
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:
     """Of the data set without a limit; it is read into the pixel store where they are unknown."""
     source = options.dataset or DEFAULT_DATASET
-    known = forecast.known_images(DataSpec(source=source))
+    known = known_images(DataSpec(source=source))
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]

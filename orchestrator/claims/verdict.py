@@ -14,8 +14,9 @@ from orchestrator.claims.results import TrialResult, complete, require_ended, re
 from orchestrator.ledger import session
 from orchestrator.ledger.cost import device_seconds
 from orchestrator.ledger.events import FILE_NAME, Ledger
-from orchestrator.ledger.state import DatasetFacts, State, TrialStatus
+from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.wording import signed, span
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 NO_VERDICT = "no verdict"

@@ -22,6 +22,7 @@ from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from orchestrator.spec import spaces
+from orchestrator.spec.run import with_axes
 from trainables.config import Assignment, EpochReport
 from trainables.storage.object_storage import origin
 from trainables.worker.dispatcher_client import Order, SlotCommand
@@ -67,7 +68,7 @@ def draw(state: State, trial: TrialState) -> Record:
         if (other.family, other.stage) == (trial.family, "search") and other.axes is not None
     ]
     axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
-    return {"axes": axes, "assignment": trial.suggest(axes).as_dict()}
+    return {"axes": axes, "assignment": with_axes(trial.assignment, axes).as_dict()}
 
 
 class DispatcherState:

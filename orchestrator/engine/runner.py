@@ -31,6 +31,7 @@ from trainables.errors import StorageError, UserError, raise_if_any
 
 if TYPE_CHECKING:
     from orchestrator.engine.slots import FitSlot, SlotPool
+    from orchestrator.ledger.replication import Lease
 
 TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
 LEAVE_PATIENCE_S = 15.0
@@ -136,8 +137,7 @@ def run(
     """
     spec = prepared.spec
     with ExitStack() as stack:
-        lock = stack.enter_context(session.run_lock(spec))
-        folder = lock.folder
+        folder, lease = spec.folder.resolve(), stack.enter_context(session.run_lock(spec))
         raise_if_any(session.name_mistakes(spec))
         before = session.state_of(folder)
         if _is_done(prepared, before):
@@ -163,8 +163,8 @@ def run(
             pool.abandon()
             raise
         stack.enter_context(mirror(prepared, folder))
-        stop_reason = _train(prepared, lock, state, pool)
-        if lock.lease is None or stop_reason is None:
+        stop_reason = _train(prepared, folder, lease, state, pool)
+        if lease is None or stop_reason is None:
             _clean_up_checkpoints(folder)
         # Written while MLflow still follows: what is in the run's folder reaches it.
         ended = not session.open_trials(session.state_of(folder))
@@ -210,20 +210,22 @@ def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> St
 
 
 def _train(
-    prepared: PreparedRun, lock: session.RunLock, state: State, pool: SlotPool
+    prepared: PreparedRun, folder: Path, lease: Lease | None, state: State, pool: SlotPool
 ) -> str | None:
     """Search, then finals, each trial to its end or until the stop file appears; why it did, where
     that was no user's wish. Raises ``UserError`` where the slots ended the run (exit code 3)."""
     from orchestrator.engine.slots import Watchdog, stop_on_signals
 
-    spec, stop_file = prepared.spec, lock.folder / replication.STOP_FILE
+    spec, stop_file = prepared.spec, folder / replication.STOP_FILE
     num_trials, num_slots = len(session.open_trials(state)), pool.num_slots
     log.info(f"{num_trials} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
-    watchdog = Watchdog(pool, spec.sweeps[0].resources, stop_file, lock.lost)
+    watchdog = Watchdog(
+        pool, spec.sweeps[0].resources, stop_file, lambda: lease.problem if lease else None
+    )
     with stop_on_signals(stop_file):
         try:
             with watchdog:
-                _search_then_finals(prepared, lock.folder, state, pool, stop_file)
+                _search_then_finals(prepared, folder, state, pool, stop_file)
         except StorageError:
             stop_file.touch()
             raise

@@ -21,14 +21,14 @@ from statistics import fmean
 from typing import Any
 
 import trainables
-from orchestrator.ledger.state import Cases, DatasetFacts, FamilyForecast, Forecast
+from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DataSpec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, DataSpec
 from trainables.data.build import prepare
-from trainables.data.sources import KNOWN_DATASETS
+from trainables.data.sources import known_images
 from trainables.errors import raise_if_any
 
 log = logging.getLogger(__name__)
@@ -49,16 +49,6 @@ CASES = ("expected", "worst")
 
 Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
-
-
-def known_images(data: DataSpec) -> DatasetFacts | None:
-    """What the dataset's name alone tells: sizes and counts, and numbers for the names of its
-    classes; ``None`` for a path."""
-    dataset = KNOWN_DATASETS.get(data.source)
-    if dataset is None:
-        return None
-    side, classes = dataset.stored_side_px(data), tuple(map(str, range(dataset.classes)))
-    return DatasetFacts(height=side, width=side, class_names=classes, counts=dataset.counts(data))
 
 
 def geometry_of(sweep: SweepSpec, images: DatasetFacts) -> Geometry:
@@ -162,10 +152,7 @@ def measured(
 
 
 def estimated(
-    sweep: SweepSpec,
-    counts: Mapping[str, int],
-    geometry: Geometry,
-    tflops: float | None = None,
+    sweep: SweepSpec, counts: Mapping[str, int], geometry: Geometry, tflops: float | None = None
 ) -> FamilyForecast | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 
@@ -275,7 +262,7 @@ def _checkpoints(
 
 def read_dataset(data: DataSpec) -> DatasetFacts:
     """Of the pixel store, which is built where it is not there yet."""
-    return DatasetFacts.from_dict(prepare(absolute_data(data)).info.as_dict())
+    return prepare(absolute_data(data)).info
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:

@@ -28,13 +28,13 @@ from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
 from orchestrator.ledger import replication
 from orchestrator.ledger.session import state_of
-from orchestrator.ledger.state import DatasetFacts
 from orchestrator.ray_cluster.capacity import slots_of, worker_asks
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, size, span
 from trainables.backbones import Geometry
+from trainables.config import DatasetFacts
 from trainables.storage.object_storage import is_remote
 from trainables.storage.waiting import in_background
 

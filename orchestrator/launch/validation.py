@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from orchestrator.launch.forecast import geometry_of, known_images, variants
+from orchestrator.launch.forecast import geometry_of, variants
 from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import store
 from trainables.backbones import check_backbone, check_weights
-from trainables.data.sources import KNOWN_DATASETS, check_source
+from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
 from trainables.errors import collected, raise_if_any
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
@@ -61,8 +61,7 @@ def storage_mistakes(storage: str) -> list[str]:
     if is_remote(storage):
         return object_storage.mistakes(storage.rstrip("/"))
     place = Path(storage).expanduser().absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = next(folder for folder in (place, *place.parents) if folder.exists())
     if not place.is_dir():
         return [f"--storage must be a folder; {place} is a file. Fix: --storage FOLDER"]
     if not os.access(place, os.W_OK | os.X_OK):
@@ -101,8 +100,7 @@ def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
         *(partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris),
     ]
     with ThreadPoolExecutor() as threads:
-        answers = [threads.submit(check) for check in checks]
-        return [line for answer in answers for line in answer.result()]
+        return [line for answer in threads.map(lambda check: check(), checks) for line in answer]
 
 
 def _job_mistakes(spec: RunSpec) -> list[str]:

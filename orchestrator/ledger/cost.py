@@ -8,8 +8,6 @@ What a run's nodes did to it, from its ledger: preemptions, and how many workers
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -84,14 +82,8 @@ def device_seconds(state: State, family: str | None = None) -> float:
 def checkpoint_bytes(run_folder: Path) -> int:
     """Bytes of all checkpoints in the run's folder, or in object storage where it is kept there;
     0 where there are none. Raises ``StorageError``."""
-    if remote := object_storage.origin(run_folder):
-        return sum(one.size for one in object_storage.list_files(f"{remote}/{FOLDER}"))
-    total = 0
-    for folder, _, names in os.walk(run_folder / FOLDER):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a run in progress replaces them
-                total += Path(folder, name).lstat().st_size
-    return total
+    place = object_storage.origin(run_folder) or f"file://{run_folder.resolve()}"
+    return sum(file.size for file in object_storage.list_files(f"{place}/{FOLDER}"))
 
 
 def resources_of(state: State) -> ResourceSpec:

@@ -26,9 +26,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,9 @@ class Lease:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        try:
+        with suppress(StorageError):  # then it is stale in a minute
             if not self._taken():
                 object_storage.delete_file(self._uri, patience_s=PATIENCE_S)
-        except StorageError:
-            pass  # stale in a minute
 
     def _keep(self) -> None:
         refreshed_at = time.monotonic()
@@ -137,12 +135,10 @@ class Lease:
 def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
     """Who holds the run at ``remote``: ``host``, ``pid``, ``where`` and ``time`` of the last
     refreshment, in unix seconds of its clock; ``None`` where nobody does."""
-    uri = f"{remote}/{LEASE_FILE}"
-    try:
-        owner: Holder = json.loads(object_storage.read_bytes(uri, patience_s=patience_s))
-    except FileNotFoundError:
-        return None
-    return owner
+    with suppress(FileNotFoundError):
+        lease = object_storage.read_bytes(f"{remote}/{LEASE_FILE}", patience_s=patience_s)
+        return dict(json.loads(lease))
+    return None
 
 
 def is_held(remote: str) -> bool:
@@ -159,17 +155,14 @@ def _gone(seen: Holder) -> bool:
 
 def _where() -> str:
     """This boot of this machine, and the process namespace in it: where a pid means something."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    parts = [boot.read_text().strip() if boot.exists() else socket.gethostname()]
-    return ":".join([*parts, str(space.readlink()) if space.exists() else ""])
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    machine = boot.read_text().strip() if boot.exists() else socket.gethostname()
+    return f"{machine}:{space.readlink() if space.exists() else ''}"
 
 
 FOLDER = "ledger"
 SEGMENT_BYTES = 256 * 1024
-SEGMENT_LOOK_S = (
-    20.0  # less than a lease is good for; by a clock that goes on while a machine sleeps
-)
+SEGMENT_LOOK_S = 20.0  # below STALE_S, by a clock that goes on while a machine sleeps
 READERS = 8
 
 
@@ -278,39 +271,14 @@ PLOTS, FINALS = "plots", "finals"  # folders of small files
 PULL_PATIENCE_S = 2.0
 
 
-@contextmanager
-def leased(folder: Path, remote: str) -> Iterator[Lease]:
-    """The right to run what is kept at ``remote``, with ``folder`` as its copy, brought in line.
-
-    The caller holds the folder's lock. Raises ``UserError`` that names a living holder.
-    """
-    lease = Lease(remote, (folder / STOP_FILE).touch)
-    lease.acquire()
-    try:
-        (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
-        _bring(folder, remote, read(remote))
-        yield lease
-    finally:
-        lease.release()
-        if not (folder / FILE_NAME).exists():
-            (folder / object_storage.ORIGIN_FILE).unlink(missing_ok=True)
-
-
 def pull(place: str, name: str) -> Path:
     """The folder of the run ``name`` kept at ``place``, a folder or a URI: a copy is brought in
     line, unless its driver is at work on this very machine and writes there."""
     folder, remote = run_folder(place, name), remote_of(place, name)
-    content = b"" if remote is None else read(remote)
-    if remote is None or not content:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        with lock.acquire(timeout=PULL_PATIENCE_S):
-            (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
-            _bring(folder, remote, content)
-    except Timeout:
-        pass
+    if remote and (content := read(remote)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(folder / LOCK_FILE, timeout=PULL_PATIENCE_S):
+            bring(folder, remote, content)
     return folder
 
 
@@ -355,8 +323,10 @@ def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
         put_stores(remote, {spec: prepare(spec) for spec in dict.fromkeys(specs)})
 
 
-def _bring(folder: Path, remote: str, content: bytes) -> None:
-    """``content`` as the copy's ledger, and the small files beside it."""
+def bring(folder: Path, remote: str, content: bytes) -> None:
+    """Make ``folder`` a copy of the run at ``remote``: ``content`` as its ledger, and the small
+    files beside it. The caller holds the folder's lock."""
+    (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
     path = folder / FILE_NAME
     if not content:
         path.unlink(missing_ok=True)

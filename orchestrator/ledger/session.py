@@ -8,8 +8,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,7 +18,6 @@ from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
 from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE, Lease
 from orchestrator.ledger.state import (
-    DatasetFacts,
     Environment,
     Forecast,
     Geometry,
@@ -28,25 +27,13 @@ from orchestrator.ledger.state import (
     replay,
 )
 from orchestrator.spec.run import RunSpec, diff, remote_of
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
 
 RECORDED = (*LIBRARIES, "mlflow")
 CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
-
-
-@dataclass(frozen=True)
-class RunLock:
-    """A run that is this process's: its ``folder`` here, and the ``lease`` where it is kept in
-    object storage."""
-
-    folder: Path
-    lease: Lease | None
-
-    def lost(self) -> str | None:
-        """Why it is no longer ours, if so."""
-        return None if self.lease is None else self.lease.problem
 
 
 def is_running(folder: Path) -> bool:
@@ -68,8 +55,9 @@ def is_running(folder: Path) -> bool:
 
 
 @contextmanager
-def run_lock(spec: RunSpec) -> Iterator[RunLock]:
-    """The run, for this process alone; nothing stays behind if nothing was begun.
+def run_lock(spec: RunSpec) -> Iterator[Lease | None]:
+    """The run, for this process alone, and its lease where it is kept in object storage: its
+    folder is brought in line with what is there. Nothing stays behind if nothing was begun.
 
     Raises :class:`UserError` when another process holds the name, ``StorageError`` when object
     storage does not answer.
@@ -84,13 +72,20 @@ def run_lock(spec: RunSpec) -> Iterator[RunLock]:
             f"one process at a time may run a name; {spec.name!r} is running already. "
             f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
         ) from None
+    lease = None
     try:
-        with replication.leased(folder, remote) if remote else nullcontext() as lease:
-            yield RunLock(folder, lease)
+        with ExitStack() as stack:
+            if remote:
+                lease = Lease(remote, (folder / STOP_FILE).touch)
+                lease.acquire()
+                stack.callback(lease.release)
+                replication.bring(folder, remote, replication.read(remote))
+            yield lease
     finally:
         lock.release()
         if not (folder / FILE_NAME).exists():
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+            for name in (LOCK_FILE, object_storage.ORIGIN_FILE):
+                (folder / name).unlink(missing_ok=True)
             for empty in (folder, folder.parent):
                 if not any(empty.iterdir()):
                     empty.rmdir()
@@ -105,13 +100,12 @@ def state_of(folder: Path) -> State:
 def name_mistakes(spec: RunSpec) -> list[str]:
     """Why this name cannot be used for this spec; empty when it is new or the same run's."""
     state = state_of(spec.folder.resolve())
-    changes = diff(state.spec, spec) if state.begun else []
-    if not changes:
-        return []
-    return [
-        f"a name keeps its spec; {spec.name!r} is in use by a different one "
-        f"({'; '.join(changes)}). Fix: --name OTHER, or ask for the same again"
-    ]
+    changes = "; ".join(diff(state.spec, spec)) if state.begun else ""
+    mistake = (
+        f"a name keeps its spec; {spec.name!r} is in use by a different one ({changes}). "
+        "Fix: --name OTHER, or ask for the same again"
+    )
+    return [mistake] if changes else []
 
 
 def session_name(folder: Path) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.capacity import Node, alive_nodes
+from orchestrator.ray_cluster.capacity import Node, alive_nodes, local_totals
 from trainables.config import BackboneSpec, DataSpec
 from trainables.errors import collected, one_line
 from trainables.storage.object_storage import is_remote
@@ -146,10 +146,10 @@ def torch_gpus() -> int | None:
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TORCH_TIMEOUT_S
         )
-        return int(done.stdout)
+        return int(process.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
 
@@ -202,28 +202,28 @@ def examine_cluster(
     """Of the attached cluster its dashboard, whether that asks for a token, and the nodes; what is
     wrong is added to ``problems``, one line each."""
     uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
-    place = {"storage": uri.rstrip("/")}
+    shared = {"storage": uri.rstrip("/")}
     everyone = alive_nodes()
-    nothing: dict[Node, dict[str, Any]] = {node: {} for node in everyone}
-    versions = _ask(installed, nothing, attach.VERSIONS_TIMEOUT_S, problems)
-    for node, theirs in versions.items():
-        problems += differences(installed(), theirs, node.name)
+    unasked: dict[Node, dict[str, Any]] = {node: {} for node in everyone}
+    versions = _ask(installed, unasked, attach.VERSIONS_TIMEOUT_S, problems)
+    for node, node_versions in versions.items():
+        problems += differences(installed(), node_versions, node.name)
     probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
-    same = {**place, "backbones": [asdict(backbone) for backbone in backbones]}
-    questions = {
-        node: {**same, "name": node.name, "probe": probe, "gpus": node.gpus}
+    specs = [asdict(backbone) for backbone in backbones]
+    arguments = {
+        node: {**shared, "name": node.name, "probe": probe, "gpus": node.gpus, "backbones": specs}
         for node, probe in probes.items()
     }
-    answers = _ask(inspect_node, questions, NODE_TIMEOUT_S, problems)
+    answers = _ask(inspect_node, arguments, NODE_TIMEOUT_S, problems)
     written = {probes[node]: node.name for node, answer in answers.items() if answer.wrote}
     dashboard = attach.dashboard()
     question = {"probes": written, "tracking_uri": tracking_uri, "dashboard": dashboard}
     try:
-        head = {node: {**place, **question} for node in answers if node.is_head}
+        head = {node: {**shared, **question} for node in answers if node.is_head}
         heads = _ask(inspect_from_head, head, HEAD_TIMEOUT_S, problems)
     finally:
-        left = {node: {**place, "probe": probes[node]} for node in answers}
-        attach.ask_each(left, remove_probe, timeout_s=HEAD_TIMEOUT_S)
+        leftovers = {node: {**shared, "probe": probes[node]} for node in answers}
+        attach.ask_each(leftovers, remove_probe, timeout_s=HEAD_TIMEOUT_S)
     status = next((answer.dashboard_status for answer in heads.values()), None)
     asks_token = None if status is None else status in (401, 403)
     problems += auth_mistakes(dashboard, asks_token)
@@ -287,7 +287,6 @@ def examine(
     """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
     from orchestrator.launch.validation import storage_mistakes
     from orchestrator.ledger.session import environment
-    from orchestrator.ray_cluster.capacity import local_totals
     from orchestrator.tracking import store
     from trainables.backbones import check_weights
     from trainables.data.store import default_folder

@@ -62,8 +62,8 @@ def head_address(given: str | None) -> str:
 
     Raises ``UserError`` for an address of another kind.
     """
-    named = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
-    addresses = (address for address in named if address and address not in ("local", "auto"))
+    choices = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
+    addresses = (choice for choice in choices if choice and choice not in ("local", "auto"))
     address = next(addresses, DEFAULT_ADDRESS)
     if urlsplit(address).scheme in ("http", "https"):
         return address.rstrip("/")
@@ -189,13 +189,13 @@ async def follow(
     Raises ``UserError`` with exit code 130 when the head says nothing for ``patience_s`` seconds,
     or no longer knows the job.
     """
-    shown = 0  # characters of the log
+    num_shown = 0  # characters of the log
 
     def show_new(text: str, start: int) -> None:
-        nonlocal shown
-        if new := text[max(0, shown - start) :]:
+        nonlocal num_shown
+        if new := text[max(0, num_shown - start) :]:
             show(new)
-            shown = start + len(text)
+            num_shown = start + len(text)
 
     async def stream() -> None:
         while True:

@@ -216,13 +216,11 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
     for trial in state.trials.values():
         if trial.family != family or trial.status.is_final:
             continue
-        most = float(trial.assignment.epochs - trial.epoch)
-        if trial.stage is Stage.FINAL:
-            epochs.append((most + 1, most + 1))  # and the test split
-        elif trial.audited:
-            epochs.append((most, most))
-        else:
-            epochs.append((min(most, expected_rest(scheduler, trial.epoch)), most))
+        is_final = trial.stage is Stage.FINAL
+        most = float(trial.assignment.epochs - trial.epoch + is_final)  # and the test split
+        goes_on = is_final or trial.audited
+        expected = most if goes_on else min(most, expected_rest(scheduler, trial.epoch))
+        epochs.append((expected, most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
         epochs += [(full, full)] * state.spec.final_seeds
@@ -260,7 +258,7 @@ def event_line(record: Record, state: State) -> str | None:
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()
-        names = ", ".join(f"{won['trial']} ({top1(won['val_top1'])})" for won in winners)
+        names = ", ".join(f"{model['trial']} ({top1(model['val_top1'])})" for model in winners)
         return f"winners frozen: {names}"
     if event == "test_opened":
         return "the test split is opened"
@@ -319,21 +317,21 @@ class LedgerFollower:
         self._state, self._offset = State(), 0
         self._read()
         self._live: Live | None = None
-        self._began = False  # nothing is shown of a run that nobody has touched
-        self._last_shown = clock()
+        self._last_shown: float | None = None  # nothing is shown of a run that nobody has touched
 
     def catch_up(self) -> None:
         """Read what is new; draw or log what is due."""
         lines, now = self._read(), self._clock()
-        if lines and not self._began:
-            self._began, self._last_shown = True, now
+        if lines and self._last_shown is None:
+            self._last_shown = now
             if self._console is not None:  # what others print meanwhile scrolls by above the table
                 self._live = Live(console=self._console, auto_refresh=False)
                 self._live.start()
         if self._live is None:
             for line in filter(None, lines):
                 log.info(line)
-        if self._began and now - self._last_shown >= (REDRAW_S if self._live else HEARTBEAT_S):
+        pause_s = REDRAW_S if self._live else HEARTBEAT_S
+        if self._last_shown is not None and now - self._last_shown >= pause_s:
             self._show()
             self._last_shown = now
 

@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from trainables.config import Spec, ruled
 from trainables.errors import raise_if_any
@@ -22,13 +21,11 @@ SAMPLERS = ("random", "sobol", "tpe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSpec(Spec):
+class SchedulerSpec(Spec, section="scheduler"):
     """When trials are compared. ``asha`` prunes at rungs, ``pasha`` also stops lengthening trials
     once their ranking is stable, ``none`` trains all to the end. ``audit`` is the share of the
     trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
     draws the searched values: see :mod:`orchestrator.spec.spaces`."""
-
-    section: ClassVar[str] = "scheduler"
 
     kind: str = ruled("asha", choices=SCHEDULERS, fix="asha")
     max_epochs: int = ruled(9, 1)
@@ -66,13 +63,11 @@ class SchedulerSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResourceSpec(Spec):
+class ResourceSpec(Spec, section="resources"):
     """What a slot takes, how many there may be, and how long anything may take.
 
     A slot has ``num_workers`` workers. With ``min_workers`` it is elastic: it goes on with fewer
     where nodes are gone, and the global batch stays that of ``num_workers``."""
-
-    section: ClassVar[str] = "resources"
 
     num_workers: int = ruled(1, 1)
     min_workers: int | None = ruled(None, 1, operational=True)
@@ -96,13 +91,13 @@ class ResourceSpec(Spec):
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
         mistakes = super().mistakes()
-        if not mistakes and self.least_workers > self.num_workers:
-            mistakes.append(
-                "resources.min_workers must not exceed resources.num_workers; got "
-                f"{self.min_workers} and {self.num_workers}. "
-                f"Fix: --workers {self.num_workers}..{self.min_workers}"
-            )
-        return mistakes
+        if mistakes or self.least_workers <= self.num_workers:
+            return mistakes
+        return [
+            "resources.min_workers must not exceed resources.num_workers; got "
+            f"{self.min_workers} and {self.num_workers}. "
+            f"Fix: --workers {self.num_workers}..{self.min_workers}"
+        ]
 
 
 BUDGETS = ("gpu_hours", "cpu_hours", "usd")

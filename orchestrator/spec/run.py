@@ -102,6 +102,7 @@ def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
 SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
+SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -259,19 +260,30 @@ class RunSpec(Spec):
             mistakes.append(
                 f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
             )
-        if any(sweep.resources != self.sweeps[0].resources for sweep in self.sweeps):
-            mistakes.append(
-                "families of one run share its slots, so resources.* must be equal for all; got "
-                "different ones. Fix: set resources.* without a family's name before it"
-            )
         if not families:
             mistakes.append("a run needs at least one family; got none. Fix: name one, such as vit")
-        mistakes += super().mistakes()
+        mistakes += self._unequal() + super().mistakes()
         for sweep in self.sweeps[:1]:
             mistakes += limits.mistakes(self.budget, self.prices, sweep.resources)
         for sweep in self.sweeps:
             mistakes += sweep.mistakes()
         return list(dict.fromkeys(mistakes))
+
+    def _unequal(self) -> list[str]:
+        """What keeps families from sharing slots or, but in a claim, from being compared."""
+        shared = ("resources",) if self.claim else SHARED
+        each_sweep = [leaves(sweep.as_dict()) for sweep in self.sweeps]
+        mistakes = []
+        for path in each_sweep[0] if each_sweep else ():
+            values = [texts.get(path) for texts in each_sweep]
+            if path.partition(".")[0] in shared and len(set(values)) > 1:
+                pairs = zip(self.sweeps, values, strict=True)
+                got = ", ".join(f"{sweep.family} {value}" for sweep, value in pairs)
+                mistakes.append(
+                    f"families of one run must have equal {path}; got {got}. "
+                    f"Fix: --set {path}=VALUE for all of them"
+                )
+        return mistakes
 
 
 def searchable(path: str) -> bool:

@@ -69,11 +69,6 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
     checkpoint = checkpoint_of(model, run_folder)
     from trainables.export import folder as portable
 
-    dataset = state.header.datasets[model.trial.family]
-    facts = view.model_facts(state, model)
-    test = ""
-    if "test_top1" in facts:
-        test = f", on {facts.get('test_images', 'the')} test images {facts['test_top1']:.4f}"
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
@@ -81,12 +76,8 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
             temporary,
             checkpoint,
             model.trial.assignment,
-            class_names=dataset.class_names,
-            height=dataset.height,
-            width=dataset.width,
-            trained=facts,
-            summary=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
-            f"{facts['dataset']}: accuracy {facts['val_top1']:.4f} on validation{test}.",
+            dataset=state.header.datasets[model.trial.family],
+            trained=view.model_facts(state, model),
         )
         temporary.replace(folder)
     finally:

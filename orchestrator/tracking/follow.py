@@ -37,38 +37,61 @@ from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
 from trainables.errors import UserError, one_line
 from trainables.storage.waiting import retry
 
-POLL_S, LONGEST_BACKOFF_S = 1.0, 10.0
+POLL_S = 5.0  # short epochs of a trial share a request
+RETRY_S = 10.0  # after an outage
 GIVE_UP_S = 20.0  # of silence, after the run has ended; while it goes on, there is no end
 PARENT = ""  # key of the parent run beside the trials' names
 REPORT, COMPARISON, PLOTS = "report.html", "comparison.json", "plots"
 SERVER_THREADS = 3
-REST_S = 5.0  # between two requests about a trial that goes on: short epochs share one
 ENDS, BEGINS = ("stopped", "closed"), ("created", "extended", "resumed")
 
 log = logging.getLogger("orchestrator.tracking.follow")  # not __main__
 
 
 class Mirror:
-    """One run of ours in MLflow: ``read_ledger``, then ``flush``, as often as one likes."""
+    """One run of ours in MLflow: ``flush``, as often as one likes."""
 
     def __init__(self, run_folder: Path, uri: str, experiment: str | None) -> None:
         self._folder, self._uri, self._experiment = run_folder, uri, experiment
         self._state = State()
         self._offset = 0  # bytes of the ledger that have been read
         self._ended_at: float | None = None  # time of the ledger's end, None while it is open
-        self._interrupted = False
+        self._over = False
         self._client: Client | None = None  # None: MLflow may hold runs that are not in _runs
         self._runs: dict[str, MlflowRun] = {}
         self._due: set[str] = set()  # names of the runs that may have differences
-        self._shown_at: dict[str, float] = {}
         self._given_up: set[str] = set()
 
-    def read_ledger(self) -> int:
-        """Fold in what the ledger has that is new; the number of records."""
-        try:
-            records, self._offset = tail(self._folder / FILE_NAME, self._offset)
-        except FileNotFoundError:
+    def flush(self, *, last: bool = False, over: bool = False) -> int:
+        """Read what is new in the ledger and write every difference; the number of new records.
+
+        The ``last`` time the best models of a run that has closed are written, too: they can be
+        large. ``over``: no more records will come, what was running is shown as stopped. Raises
+        :class:`Outage`; what was not written stays due.
+        """
+        count = self._read_ledger()
+        if over:
+            self._over = True
+            self._due |= {PARENT, *self._state.trials}
+        if not self._state.begun:
+            return count
+        with talking():
+            client = self._connect()
+        due = self._due - self._given_up
+        with ThreadPoolExecutor(1 if self._uri.startswith("sqlite") else SERVER_THREADS) as pool:
+            trials = pool.map(partial(self._show, client), sorted(due - {PARENT}))
+            list(trials)  # an outage cancels the rest
+        if PARENT in due:  # last, so that its end means that all is there
+            self._show(client, PARENT)
+        if last and self._state.closed:
+            self._log_best_models(client)
+        return count
+
+    def _read_ledger(self) -> int:
+        ledger = self._folder / FILE_NAME
+        if not ledger.exists():
             return 0
+        records, self._offset = tail(ledger, self._offset)
         for record in records:
             apply(self._state, record)
             self._due.add(record.get("trial", PARENT))
@@ -76,33 +99,6 @@ class Mirror:
                 self._ended_at = record["time"] if record["event"] in ENDS else None
                 self._due |= self._state.trials.keys()
         return len(records)
-
-    def finish(self) -> None:
-        """No more records will come: look for the report, show what was running as stopped."""
-        self._due.add(PARENT)
-        if self._ended_at is None and not self._interrupted:
-            self._interrupted = True
-            self._due |= self._state.trials.keys()
-
-    def flush(self, *, last: bool = False) -> None:
-        """Write every difference, and the ``last`` time the best models of a run that has closed:
-        they can be large. Raises :class:`Outage`; what was not written stays due."""
-        if not self._state.begun:
-            return
-        with talking():
-            client = self._connect()
-        due = self._due - self._given_up
-        trials = sorted(name for name in due - {PARENT} if self._may_show(name))
-        with ThreadPoolExecutor(1 if self._uri.startswith("sqlite") else SERVER_THREADS) as pool:
-            list(pool.map(partial(self._show, client), trials))  # an outage cancels the rest
-        if PARENT in due:  # last, so that its end means that all is there
-            self._show(client, PARENT)
-        if last and self._state.closed:
-            self._log_best_models(client)
-
-    def _may_show(self, name: str) -> bool:
-        over = self._ended_at or self._interrupted or self._state.trials[name].ended_at
-        return bool(over) or time.monotonic() - self._shown_at.get(name, -REST_S) >= REST_S
 
     def _connect(self) -> Client:
         """Find every run that MLflow has of ours; create the parent where it is missing."""
@@ -113,7 +109,7 @@ class Mirror:
             self._client = client
             self._due |= {PARENT, *self._state.trials}
         if PARENT not in self._runs:
-            tags = view.run_tags(self._state, self._interrupted)
+            tags = view.run_tags(self._state, self._over)
             self._create(client, PARENT, tags, self._state.created_at)
         return client
 
@@ -134,7 +130,6 @@ class Mirror:
                     self._show_parent(client, self._runs[PARENT])
                 elif view.has_begun(self._state.trials[name]):
                     self._show_trial(client, self._state.trials[name])
-                    self._shown_at[name] = time.monotonic()
         except Outage as outage:
             if outage.forgotten:
                 self._client = None
@@ -146,7 +141,7 @@ class Mirror:
         self._due.discard(name)
 
     def _show_trial(self, client: Client, trial: TrialState) -> None:
-        tags = view.trial_tags(self._state, trial, self._runs[PARENT].id, self._interrupted)
+        tags = view.trial_tags(self._state, trial, self._runs[PARENT].id, self._over)
         if trial.trial not in self._runs:
             self._create(client, trial.trial, tags, trial.started_at or trial.ended_at)
         run = self._runs[trial.trial]
@@ -166,7 +161,7 @@ class Mirror:
             client.set_status(run, status, trial.ended_at or self._ended_at)
 
     def _show_parent(self, client: Client, run: MlflowRun) -> None:
-        state, tags = self._state, view.run_tags(self._state, self._interrupted)
+        state, tags = self._state, view.run_tags(self._state, self._over)
         status = view.STATUS.get(tags["status"], "RUNNING")
         metrics: list[view.MetricRow] = []
         if run.status != status and self._ended_at:
@@ -219,10 +214,10 @@ def follow(
 ) -> bool:
     """Keep MLflow in step with a ledger until ``ended``; whether it was in step at the end.
 
-    While MLflow is down it tries again after 1, 2, 4 ... 10 s, for as long as the run goes on.
-    After the end it goes on for at most 20 s of that. A ledger that is still open then is shown
-    as a stopped run, and a ``report.html`` beside it becomes the run's artifact. Raises
-    ``UserError`` where another process mirrors the run and does not end.
+    While MLflow is down it tries again every 10 s, for as long as the run goes on, and for at most
+    20 s after its end. A ledger that is still open then is shown as a stopped run, and a
+    ``report.html`` beside it becomes the run's artifact. Raises ``UserError`` where another process
+    mirrors the run and does not end.
     """
     delay_s = POLL_S
     out_since: float | None = None
@@ -231,23 +226,20 @@ def follow(
         while not ended.wait(delay_s):
             began = time.monotonic()
             try:
-                mirror.read_ledger()
                 mirror.flush()
             except Outage as outage:
                 if out_since is None:
                     out_since = time.monotonic()
                     log.warning(f"MLflow at {tracking_uri} is out, records wait: {outage}")
-                delay_s = min(2 * delay_s, LONGEST_BACKOFF_S)
+                delay_s = RETRY_S
                 continue
             if out_since is not None:
                 log.info(f"MLflow is back after {time.monotonic() - out_since:.0f} s, in step")
                 out_since = None
             # Behind a busy run, half of the time is left to training.
             delay_s = max(POLL_S, time.monotonic() - began)
-        mirror.read_ledger()
-        mirror.finish()
         try:
-            retry(lambda: mirror.flush(last=True), on=Outage, patience_s=GIVE_UP_S)
+            retry(lambda: mirror.flush(last=True, over=True), on=Outage, patience_s=GIVE_UP_S)
         except Outage as outage:
             log.warning(f"gave up ({outage}); `sync` brings MLflow up to date from the ledger")
             return False
@@ -263,14 +255,11 @@ def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> 
     if not (run_folder / FILE_NAME).exists():
         raise UserError(f"a run's folder holds {FILE_NAME}; {run_folder} does not. Fix: the path")
     with _only_mirror_of(run_folder, lambda: True, 0.0):
-        mirror = Mirror(run_folder, tracking_uri, experiment)
-        count = mirror.read_ledger()
         try:
-            mirror.flush(last=True)
+            return Mirror(run_folder, tracking_uri, experiment).flush(last=True)
         except Outage as outage:
             failed = f"MLflow at {tracking_uri} failed: {outage}. Fix: try again"
             raise UserError(*(store.check(tracking_uri) or [failed])) from outage
-    return count
 
 
 def _only_mirror_of(

@@ -97,17 +97,18 @@ def age_mistakes(tracking_uri: str) -> list[str]:
     parts = urlsplit(tracking_uri)
     if parts.scheme not in SERVER_SCHEMES:
         return []
-    server, ours = _address(parts), metadata.version("mlflow")
+    server, client_version = _address(parts), metadata.version("mlflow")
     try:
-        theirs = _ask(parts, "version", TIMEOUT_S).decode(errors="replace").strip()[:50]
+        answer = _ask(parts, "version", TIMEOUT_S).decode(errors="replace")
     except OSError as error:
         return [f"the tracking server {server} does not tell its version ({error}). Fix: update it"]
-    there, here = _major_minor(theirs), _major_minor(ours)
-    if there[:1] == here[:1] and there >= here:
+    server_version = answer.strip()[:50]
+    has, needs = _major_minor(server_version), _major_minor(client_version)
+    if has[:1] == needs[:1] and has >= needs:
         return []
     return [
-        f"the tracking server must be as new as the MLflow here; {server} is {theirs}, here is "
-        f"{ours}. Fix: update the server to mlflow=={ours}"
+        f"the tracking server must be as new as the MLflow here; {server} is {server_version}, "
+        f"here is {client_version}. Fix: update the server to mlflow=={client_version}"
     ]
 
 

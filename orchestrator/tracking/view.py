@@ -29,7 +29,7 @@ from trainables.config import stable_hash
 
 RUN_ID_TAG = "orchestrator.run_id"
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
-GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights")
+GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "num_workers")
 MAX_TAG, MAX_PARAM = 5000, 6000
 TABLE = "summary.json"
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
@@ -104,8 +104,7 @@ def trial_params(trial: TrialState) -> dict[str, str]:
     }
     if "model" in trial.detail or trial.ended_at is not None:
         details = {**assignment.backbone.as_dict(), **trial.detail}
-        names = (*GEOMETRY, "num_workers")
-        params |= {name: details[name] for name in names if details.get(name) is not None}
+        params |= {name: details[name] for name in GEOMETRY if details.get(name) is not None}
         # "road" is MLflow's name for the adaptation, as in the runs that are there
         if adaptation := details.get("adaptation", details.get("road")):
             params["road"] = adaptation

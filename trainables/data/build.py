@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -24,13 +24,12 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
-from trainables.config import DataSpec, stable_hash
+from trainables.config import DatasetFacts, DataSpec, stable_hash
 from trainables.data.sources import locate
 from trainables.data.store import (
     INFO,
     SPLITS,
     STORE_SCHEMA,
-    DatasetInfo,
     Digests,
     Images,
     Labels,
@@ -140,7 +139,7 @@ def _build_and_rename(
     return PixelStore(info=info, path=path)
 
 
-def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
+def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetFacts:
     reading = source.read()
     require_disk_space(reading, folder)
     labels, digests, skipped = _spool(reading, folder)
@@ -158,12 +157,11 @@ def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
         write_split(folder / f"{name}.arrow", pool, rows, *columns[-1][1:])
     for origin in labels:
         _spooled(folder, origin).unlink()
-    return DatasetInfo(
+    return DatasetFacts(
         name=source.name,
         class_names=reading.class_names,
         height=reading.side,
         width=reading.side,
-        channels=3,
         counts={name: len(assigned[name][1]) for name in SPLITS},
         content_hash=content_hash(reading.class_names, shape, columns),
         mirror_safe=reading.mirror_safe,
@@ -266,7 +264,7 @@ def content_hash(
     return content.hexdigest()[:16]
 
 
-def seal(folder: Path, info: DatasetInfo, key: Mapping[str, object]) -> None:
+def seal(folder: Path, info: DatasetFacts, key: Mapping[str, object]) -> None:
     """Write ``info.json``: what the store holds, and the ``key`` that it was built for."""
     record = {"schema": STORE_SCHEMA, "info": info.as_dict(), "key": dict(key)}
     (folder / INFO).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -285,7 +283,7 @@ def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
             object_storage.put_folder(store.path, uri, marker=INFO)
     index = _index(remote)
     for spec, store in stores.items():
-        index[_key(spec)] = {"folder": store.path.name, "content": store.info.content_hash}
+        index[_key(spec)] = {"folder": store.path.name, "content": str(store.info.content_hash)}
     object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(index, indent=1).encode())
 
 
@@ -340,11 +338,10 @@ def _entry(remote: str, key: str) -> dict[str, str]:
 
 
 def _index(remote: str) -> Index:
-    try:
+    with suppress(FileNotFoundError):
         index: Index = json.loads(object_storage.read_bytes(f"{remote}/{INDEX}"))
-    except FileNotFoundError:
-        return {}
-    return index
+        return index
+    return {}
 
 
 def _uri(remote: str, folder: str) -> str:

@@ -261,9 +261,7 @@ def base_url(official_url: str) -> str:
     return url
 
 
-def download(
-    url: str, target: Path, *, md5: str, fix: str, connect_timeout_s: float = CONNECT_TIMEOUT_S
-) -> Path:
+def download(url: str, target: Path, *, md5: str, fix: str) -> Path:
     """Download ``url`` to ``target`` unless it is there; returns ``target``.
 
     Bytes gather in ``target.part``; a later call, or the next try after a cut connection, asks
@@ -279,7 +277,7 @@ def download(
         part = target.with_name(f"{target.name}.part")
         tries_left = 1  # a server that gave nothing yet is not worth more waiting
         size = _size(part)
-        while problem := _download_rest(url, part, target.name, connect_timeout_s):
+        while problem := _download_rest(url, part, target.name):
             before, size = size, _size(part)
             tries_left = TRIES_WITHOUT_PROGRESS if size > before else tries_left - 1
             if not tries_left:
@@ -297,14 +295,14 @@ def download(
     return target
 
 
-def _download_rest(url: str, part: Path, name: str, connect_timeout_s: float) -> str | None:
+def _download_rest(url: str, part: Path, name: str) -> str | None:
     """Append what is missing to ``part``; None when complete, else what went wrong."""
     done = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         # One bound on all before the body: look-up (which knows none), each address, headers.
         response: http.client.HTTPResponse = bounded(
-            lambda: urllib.request.urlopen(request, timeout=READ_TIMEOUT_S), connect_timeout_s
+            lambda: urllib.request.urlopen(request, timeout=READ_TIMEOUT_S), CONNECT_TIMEOUT_S
         )
         with response:
             if done and response.status != 206:
@@ -322,7 +320,7 @@ def _download_rest(url: str, part: Path, name: str, connect_timeout_s: float) ->
             part.unlink()
         return f"the server answered {error.code} {error.reason}"
     except TimeoutError as error:
-        return str(error) or f"no answer within {connect_timeout_s:g} s"
+        return str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return str(getattr(error, "reason", "")) or one_line(error)
 

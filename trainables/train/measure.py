@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainables.config import Assignment, DataSpec
-from trainables.data.store import DatasetInfo, PixelStore, Split
+from trainables.config import Assignment, DatasetFacts, DataSpec
+from trainables.data.store import PixelStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
 from trainables.train.trial import Trial
@@ -55,7 +55,7 @@ def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
     for name, count in (("train", train), ("val", VAL_IMAGES)):
         images = generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
         parts[name] = Split(images=images, labels=generator.integers(0, classes, count))
-    info = DatasetInfo(
+    info = DatasetFacts(
         name="noise",
         class_names=tuple(map(str, range(classes))),
         height=height,

@@ -21,8 +21,8 @@ from markupsafe import Markup
 
 from orchestrator.compare.budget import BudgetCurve, spending
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.importance import Importance, Trials, at_equal_budget
-from orchestrator.compare.runs import Array, Curve, best_trial
+from orchestrator.compare.families import Importance, Trials, at_equal_budget
+from orchestrator.compare.runs import Array, Curve, Family, best_trial
 from orchestrator.wording import axis_name, value_text
 
 if TYPE_CHECKING:
@@ -403,15 +403,16 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
     return figures
 
 
-def recipe_figures(search: Families, comparison: Comparison) -> tuple[list[Figure], list[Figure]]:
+def recipe_figures(
+    families: Sequence[Family], comparison: Comparison
+) -> tuple[list[Figure], list[Figure]]:
     """For each family with known importance its bars, and its trials across the axes."""
     important = {entry.family: entry for entry in comparison.importance}
     ends = [100 * x for e in important.values() for axis in e.axes for x in (axis.low, axis.high)]
     limits = max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
     importances, across = [], []
-    for index, (family, curves) in enumerate(search.items()):
-        trials = at_equal_budget(curves, comparison.spaces.get(family, {}))
-        entry = important.get(family)
+    for index, family in enumerate(families):
+        trials, entry = at_equal_budget(family), important.get(family.label)
         if entry is None or trials is None:
             continue
         importances.append(_importance(entry, index, limits))

@@ -24,8 +24,8 @@ from markupsafe import Markup
 from orchestrator import wording
 from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.families import FEWEST, SEEDS
 from orchestrator.compare.finals import PooledProbes, describe_verdict
-from orchestrator.compare.importance import FEWEST, SEEDS
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
@@ -70,7 +70,8 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
 def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
-    search = {family.label: family.search for family in collect(comparison.runs)}
+    families = collect(comparison.runs)
+    search = {family.label: family.search for family in families}
     claims = _claims(comparison)
     made = {
         name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
@@ -85,7 +86,7 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
         made["together"] = figures.expected_together(curves, places)
         made["spent"] = figures.best_so_far(search)
     if comparison.importance:
-        made["importance"], made["lines"] = figures.recipe_figures(search, comparison)
+        made["importance"], made["lines"] = figures.recipe_figures(families, comparison)
     made["probes"] = seed_figures.probe_figures(_pooled(comparison), places)
     return made
 
@@ -256,9 +257,10 @@ def spec_text(run: RunData) -> str:
 
 def command(run: RunData) -> str:
     """The command that asks for the run's main values; empty without a spec."""
-    if not run.sweeps:
+    spec = run.header.spec
+    if not spec.sweeps:
         return ""
-    spec, first = run.header.spec, run.sweeps[0]
+    first = spec.sweeps[0]
     scheduler, resources = first.scheduler, first.resources
     options: dict[str, object] = {
         "name": run.name,
@@ -271,8 +273,8 @@ def command(run: RunData) -> str:
         options["preset"] = claim["preset"]
         others = claim["options"]
     else:
-        words = ["sweep" if len(run.sweeps) == 1 else "tournament"]
-        words += [sweep.family for sweep in run.sweeps]
+        words = ["sweep" if len(spec.sweeps) == 1 else "tournament"]
+        words += [sweep.family for sweep in spec.sweeps]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
             "trials": first.trials,

@@ -23,10 +23,11 @@ from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
 from orchestrator.launch.forecast import COLD_START_S
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import DatasetFacts, replay
+from orchestrator.ledger.state import replay
 from orchestrator.spec.run import RunSpec, diff
 from orchestrator.tracking import view
 from tests.unit.claims.claim_worlds import OPTIONS, World, spec_of
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 NAMES = sorted(CLAIMS)

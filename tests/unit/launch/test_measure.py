@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.launch.forecast import measure_steps
-from orchestrator.ledger.state import DatasetFacts
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
 from trainables.backbones import FAMILIES, SCALES, build, describe, size_of
-from trainables.config import BackboneSpec
+from trainables.config import BackboneSpec, DatasetFacts
 from trainables.train.learner import count_flops
 from trainables.train.measure import measure
 

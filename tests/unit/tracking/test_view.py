@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ledger.state import (
-    DatasetFacts,
     ReportedEpoch,
     RunHeader,
     State,
@@ -23,7 +22,7 @@ from orchestrator.ledger.state import (
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
-from trainables.config import Assignment, BackboneSpec, Recipe
+from trainables.config import Assignment, BackboneSpec, DatasetFacts, Recipe
 
 
 def trial_of(accuracies: list[float], **fields: Any) -> TrialState:
