@@ -51,22 +51,20 @@ Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots 
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
+_described = cache(describe)
+
+
 def geometry_of(sweep: SweepSpec, images: DatasetFacts) -> Geometry:
     """How the sweep's backbone meets the images, with the warnings of each searched variant.
 
     Raises ``UserError`` when a variant cannot be adapted to their size.
     """
     geometries = [
-        _described(variant.backbone, images.height, images.width)
+        _described(variant.backbone, height=images.height, width=images.width)
         for variant in variants(sweep, "backbone")
     ]
     warnings = dict.fromkeys(line for geometry in geometries for line in geometry.warnings)
     return replace(geometries[0], warnings=tuple(warnings))
-
-
-@cache
-def _described(backbone: BackboneSpec, height: int, width: int) -> Geometry:
-    return describe(backbone, height=height, width=width)
 
 
 def variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
