@@ -22,7 +22,7 @@ from orchestrator.launch.forecast import (
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
 from orchestrator.ray_cluster.capacity import slots_of
-from orchestrator.spec import limits, named_sweeps, overrides, spaces
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import (
     RunSpec,
@@ -134,7 +134,7 @@ def facts_of(options: ClaimOptions) -> DatasetFacts:
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]
-    data = overrides.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
+    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
     raise_if_any(check_source(data))
     return read_dataset(data)
 
@@ -175,7 +175,7 @@ def _bases(
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.dataset or DEFAULT_DATASET, options.scale or DEFAULT_SCALE
-    defaults = overrides.default_axes("vit", scale, source)
+    defaults = named_sweeps.default_axes("vit", scale, source)
     weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
@@ -189,7 +189,7 @@ def _bases(
         )
         scheduler = SchedulerSpec(kind="none")
         bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
-    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
+    changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec import limits, named_sweeps, overrides
+from orchestrator.spec import limits, named_sweeps
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
@@ -99,7 +99,7 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0
     # Unknown targets keep their mistakes beside those of --set.
     targeted = sweeps or [named_sweeps.family_sweep("vit")]
     with collected(mistakes):
-        changed = overrides.apply_sets(targeted, options.texts())
+        changed = named_sweeps.apply_sets(targeted, options.texts())
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)
