@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from orchestrator.launch.forecast import geometry_of, variants
+from orchestrator.launch.forecast import geometry_of
 from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec, SweepSpec
@@ -75,14 +75,14 @@ def _data_mistakes(sweep: SweepSpec, as_job: bool) -> list[str]:
     paths = [Path(text).expanduser() for text in texts if text]
     if as_job and any(path.is_absolute() and not path.exists() for path in paths):
         return []  # it is where the job runs, or nowhere
-    return [line for variant in variants(sweep, "data") for line in check_source(variant.data)]
+    return [line for variant in sweep.variants("data.") for line in check_source(variant.data)]
 
 
 def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     """Why the backbone, or one that is searched, cannot be; where the images' side is known, on
     such images."""
     mistakes = [
-        line for variant in variants(sweep, "backbone") for line in check_backbone(variant.backbone)
+        line for variant in sweep.variants("backbone.") for line in check_backbone(variant.backbone)
     ]
     images = known_images(sweep.data)
     if not mistakes and images is not None:
