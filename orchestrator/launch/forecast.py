@@ -219,13 +219,11 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
 def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyForecast:
     """The family's cost with what its slots will spend on it; setup is paid for every trial."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
-    epochs = {
-        "expected": expected_epochs(sweep.scheduler, sweep.trials),
-        "worst": float(sweep.trials * full),
-    }
+    expected, worst = expected_epochs(sweep.scheduler, sweep.trials), sweep.trials * full
     if sweep.grid:
-        epochs = dict.fromkeys(CASES, float(sum(row["epochs"] for row in sweep.grid)))
-    seconds = {case: epochs[case] * cost.epoch_seconds + sweep.trials * setup for case in CASES}
+        expected = worst = sum(row["epochs"] for row in sweep.grid)
+    epochs = zip(CASES, (expected, worst), strict=True)
+    seconds = {case: n * cost.epoch_seconds + sweep.trials * setup for case, n in epochs}
     # Evaluating the test split, with its probes, takes about as long as an epoch.
     seconds["finals"] = final_seeds * ((full + 1) * cost.epoch_seconds + setup)
     return replace(cost, slot_seconds=seconds)

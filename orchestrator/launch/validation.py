@@ -46,12 +46,8 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
     totals = None if as_job or attach.known_address() else capacity.local_totals()
-    no_room = [
-        line
-        for spec in specs
-        if totals is not None
-        for line in capacity.capacity_mistakes(spec.sweeps[0].resources, totals)
-    ]
+    slots = [spec.sweeps[0].resources for spec in specs] if totals else []
+    no_room = [line for slot in slots for line in capacity.capacity_mistakes(slot, totals or {})]
     raise_if_any(mistakes + no_room, exit_code=2 if mistakes else 3)
     return totals
 
@@ -108,8 +104,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
     uri = spec.tracking_uri or ""
     scheme, _, database = uri.partition(":///")
     is_sqlite = scheme.partition("+")[0] == "sqlite"
-    paths: list[tuple[str, str | None]] = []
-    paths.append(("--storage ", None if is_remote(spec.storage) else spec.storage))
+    paths = [("--storage ", None if is_remote(spec.storage) else spec.storage)]
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights
         is_path = data.source not in KNOWN_DATASETS and Path(data.source).exists()
