@@ -24,13 +24,7 @@ from orchestrator.launch.validation import validate
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.run import (
-    RunSpec,
-    SweepSpec,
-    dataset_name,
-    sanitised,
-    with_axes,
-)
+from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
 from trainables.data.sources import check_source, known_images
@@ -63,10 +57,7 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     backbone = backbones.get("vit", bases[0].backbone)
     geometry = describe(backbone, height=facts.height, width=facts.width)
     setting = Setting(
-        preset=preset,
-        side=geometry.image_size,
-        patch=geometry.patch or 1,
-        weights=backbone.weights,
+        preset=preset, side=geometry.image_size, patch=geometry.patch or 1, weights=backbone.weights
     )
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
