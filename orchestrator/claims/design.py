@@ -15,15 +15,9 @@ from orchestrator.launch import forecast
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.validation import validate
 from orchestrator.ray_cluster.capacity import slots_of
-from orchestrator.spec import limits, named_sweeps, overrides, spaces
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.run import (
-    RunSpec,
-    SweepSpec,
-    dataset_name,
-    sanitised,
-    with_axes,
-)
+from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
 from trainables.data.sources import check_source, known_images
@@ -56,10 +50,7 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     backbone = backbones.get("vit", bases[0].backbone)
     geometry = describe(backbone, height=facts.height, width=facts.width)
     setting = Setting(
-        preset=preset,
-        side=geometry.image_size,
-        patch=geometry.patch or 1,
-        weights=backbone.weights,
+        preset=preset, side=geometry.image_size, patch=geometry.patch or 1, weights=backbone.weights
     )
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
@@ -127,7 +118,7 @@ def facts_of(options: ClaimOptions) -> DatasetFacts:
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]
-    data = overrides.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
+    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
     raise_if_any(check_source(data))
     return forecast.read_dataset(data)
 
@@ -168,7 +159,7 @@ def _bases(
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.dataset or DEFAULT_DATASET, options.scale or DEFAULT_SCALE
-    defaults = overrides.default_axes("vit", scale, source)
+    defaults = named_sweeps.default_axes("vit", scale, source)
     weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
@@ -182,7 +173,7 @@ def _bases(
         )
         scheduler = SchedulerSpec(kind="none")
         bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
-    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
+    changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(

@@ -28,8 +28,7 @@ def data() -> None:
 
 
 def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
-    from orchestrator.spec.named_sweeps import family_sweep
-    from orchestrator.spec.overrides import apply_set
+    from orchestrator.spec.named_sweeps import apply_set, family_sweep
     from trainables.data.build import prepare
     from trainables.data.sources import check_source
 

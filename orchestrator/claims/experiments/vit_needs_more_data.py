@@ -18,9 +18,7 @@ def arms(setting: Setting) -> list[Arm]:
     """Architecture x share of the images, all as many steps long: fewer images, more epochs."""
     return [
         Arm(
-            family,
-            round(setting.preset.epochs / fraction),
-            {"data.fraction": fraction, RATE: rate},
+            family, round(setting.preset.epochs / fraction), {"data.fraction": fraction, RATE: rate}
         )
         for fraction in FRACTIONS
         for family in FAMILIES
