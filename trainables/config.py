@@ -34,26 +34,24 @@ class Rule:
     open_low: bool = False
     choices: tuple[str, ...] = ()
     unit: str = ""
-    fix: object = None
+    fix: Any = None
     option: str | None = None
 
-    def mistake(self, path: str, value: object, kind: type, default: object) -> str | None:
+    def mistake(self, path: str, value: object, kind: type, default: Any) -> str | None:
         """Rule, value and fix in one line; ``None`` for a value that fits."""
         if self._fits(value, kind):
             return None
-        fix = self.fix
+        noun = NOUNS.get(kind, "") + (f" of {self.unit}" if self.unit else "")
         if self.choices:
-            what, fix = f"one of {', '.join(self.choices)}", fix or self.choices[0]
+            what, fix = f"one of {', '.join(self.choices)}", self.choices[0]
         elif self.low is None:
-            what, fix = NOUNS[kind], default if fix is None else fix
+            what, fix = noun, default
+        elif self.high is None:
+            what, fix = f"{noun} of at least {self.low:g}", f"{self.low:g}"
         else:
-            what = NOUNS[kind] + (f" of {self.unit}" if self.unit else "")
-            if self.high is None:
-                what, fix = f"{what} of at least {self.low:g}", f"{self.low:g}"
-            else:
-                bounds = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
-                what = bounds if kind is float else f"{what} {bounds}"
-                fix = "VALUE with a VALUE in that range" if fix is None else fix
+            bounds = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
+            what = bounds if kind is float else f"{noun} {bounds}"
+            fix = self.fix or "VALUE with a VALUE in that range"
         option = f"{self.option} " if self.option else f"--set {path}="
         return f"{path} must be {what}; got {value!r}. Fix: {option}{fix}"
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from orchestrator.launch.forecast import geometry_of, variants
+from orchestrator.launch.forecast import geometry_of
 from orchestrator.ledger import replication, session
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec, SweepSpec
@@ -46,12 +46,8 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
     totals = None if as_job or attach.known_address() else capacity.local_totals()
-    no_room = [
-        line
-        for spec in specs
-        if totals is not None
-        for line in capacity.capacity_mistakes(spec.sweeps[0].resources, totals)
-    ]
+    slots = [spec.sweeps[0].resources for spec in specs] if totals else []
+    no_room = [line for slot in slots for line in capacity.capacity_mistakes(slot, totals or {})]
     raise_if_any(mistakes + no_room, exit_code=2 if mistakes else 3)
     return totals
 
@@ -75,14 +71,14 @@ def _data_mistakes(sweep: SweepSpec, as_job: bool) -> list[str]:
     paths = [Path(text).expanduser() for text in texts if text]
     if as_job and any(path.is_absolute() and not path.exists() for path in paths):
         return []  # it is where the job runs, or nowhere
-    return [line for variant in variants(sweep, "data") for line in check_source(variant.data)]
+    return [line for variant in sweep.variants("data.") for line in check_source(variant.data)]
 
 
 def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     """Why the backbone, or one that is searched, cannot be; where the images' side is known, on
     such images."""
     mistakes = [
-        line for variant in variants(sweep, "backbone") for line in check_backbone(variant.backbone)
+        line for variant in sweep.variants("backbone.") for line in check_backbone(variant.backbone)
     ]
     images = known_images(sweep.data)
     if not mistakes and images is not None:
@@ -108,8 +104,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
     uri = spec.tracking_uri or ""
     scheme, _, database = uri.partition(":///")
     is_sqlite = scheme.partition("+")[0] == "sqlite"
-    paths: list[tuple[str, str | None]] = []
-    paths.append(("--storage ", None if is_remote(spec.storage) else spec.storage))
+    paths = [("--storage ", None if is_remote(spec.storage) else spec.storage)]
     for sweep in spec.sweeps:
         data, weights = sweep.data, sweep.backbone.weights
         is_path = data.source not in KNOWN_DATASETS and Path(data.source).exists()

@@ -139,15 +139,13 @@ class RunStatus(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReportedEpoch(Spec):
     """One epoch's ``reported`` record: time in unix seconds, metrics as in DESIGN, section 5. An
-    elastic slot says how many ``workers`` trained it, ``of_workers`` that it has at its full size.
-    """
+    elastic slot says how many ``workers`` trained it."""
 
     epoch: int
     time: float
     metrics: Mapping[str, float]
     checkpoint: str | None = None
     workers: int | None = None
-    of_workers: int | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ class SchedulerSpec(Spec, section="scheduler"):
     trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
     draws the searched values: see :mod:`orchestrator.spec.spaces`."""
 
-    kind: str = ruled("asha", choices=SCHEDULERS, fix="asha")
+    kind: str = ruled("asha", choices=SCHEDULERS)
     max_epochs: int = ruled(9, 1)
     grace_epochs: int = ruled(1, 1)
     reduction_factor: int = ruled(3, 2)

@@ -235,11 +235,9 @@ def parse(path: str, text: str | None) -> Any:
 
 def _near(path: str, paths: list[str]) -> list[str]:
     """Paths with the same leaf, or whose initials it is (lr, wd), before those that look alike."""
-    leaf = path.rpartition(".")[2]
-    leafs = {name: name.rpartition(".")[2] for name in paths}
-    same = [name for name in paths if leafs[name] == leaf]
-    initials = {name: "".join(word[0] for word in leafs[name].split("_")) for name in paths}
-    short = [name for name in paths if initials[name] == leaf]
+    leaf, own = path.rpartition(".")[2], {name: name.rpartition(".")[2] for name in paths}
+    same = [name for name in paths if own[name] == leaf]
+    short = [name for name in paths if "".join(w[0] for w in own[name].split("_")) == leaf]
     return list(dict.fromkeys([*same, *short, *nearest(path, paths)]))[:3]
 
 

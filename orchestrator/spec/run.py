@@ -14,7 +14,7 @@ data, weights and folders.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -174,6 +174,14 @@ class SweepSpec(Spec):
             backbone = replace(backbone, weights=absolute(backbone.weights))
         return replace(assignment, backbone=backbone, data=data)
 
+    def variants(self, prefix: str) -> Iterator[SweepSpec]:
+        """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""
+        yield self
+        for path, domain in self.space.items():
+            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
+            for value in ends if path.startswith(prefix) else ():
+                yield with_axes(self, {path: value})
+
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; data and backbone are checked by their owners."""
         mistakes = super().mistakes() + self.scheduler.mistakes() + self.resources.mistakes()
@@ -195,9 +203,8 @@ class SweepSpec(Spec):
                 continue
             wrong = spaces.domain_mistakes(path, domain)
             mistakes += wrong
-            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
-            for end in () if wrong else ends:
-                mistakes += with_axes(self, {path: end}).recipe.mistakes()
+            for variant in () if wrong else self.variants(path):
+                mistakes += variant.recipe.mistakes()
         return list(dict.fromkeys(mistakes))
 
 

@@ -158,8 +158,9 @@ class Client:
         run.params |= new_params.keys()
         run.tags |= new_tags
 
-    def put_text(self, run: MlflowRun, name: str, text: str) -> None:
-        """A text as artifact ``name``, unless it is there already."""
+    def put(self, run: MlflowRun, name: str, content: object) -> None:
+        """A text, or a document as JSON, as artifact ``name``, unless it is there already."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=1, default=str)
         if run.artifacts.get(name) != text:
             self._client.log_text(run.id, text, name)
             run.artifacts[name] = text
