@@ -20,7 +20,7 @@ from orchestrator.launch.forecast import (
     read_dataset,
 )
 from orchestrator.launch.options import RunOptions
-from orchestrator.launch.validation import validate
+from orchestrator.launch.prepare import validate
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
