@@ -116,7 +116,7 @@ def reproduce(
     tracking_uri: str | None,
 ) -> None:
     """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
-    from orchestrator.compare.report.reproduce import read_report
+    from orchestrator.compare.report.page import read_report
 
     record = read_report(report, run=run)
     if rerun is not None:
