@@ -297,13 +297,10 @@ def costs_of(
 
 def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
     """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a family's share."""
-    share_s = spec.family_share_s()
-    if share_s is None:
-        return
-    mistakes = []
+    share_s, mistakes = spec.family_share_s(), []
     workers = spec.sweeps[0].resources.num_workers
     for family, cost in costs.items():
-        if cost is None or cost.basis != MEASURED:
+        if share_s is None or cost is None or cost.basis != MEASURED:
             continue
         first_s = (cost.epoch_seconds + cost.first_setup_seconds) * limits.EPOCH_MARGIN
         if first_s > share_s:
