@@ -36,7 +36,7 @@ from orchestrator.compare.statistics import (
 )
 
 Array = np.ndarray
-Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a plan
+Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a diagram
 
 SUPPORTED, REFUTED, UNDETERMINED = "supported", "refuted", "undetermined"
 
@@ -75,58 +75,57 @@ class Effect:
         }
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a picture: ``values`` (seeds, points) over ``x`` (points,); ``place`` colours
-    it as the family at that place; a stepped one keeps its height until the next point."""
-
-    name: str
-    place: int
-    x: Array
-    values: Array
-    stepped: bool = False
-
-    def as_dict(self) -> Json:
-        """JSON-ready: for each point the mean over seeds with its 95 % interval."""
-        mean = mean_series(self.values)
-        return {
-            "name": self.name,
-            "place": self.place,
-            "stepped": self.stepped,
-            "x": np.asarray(self.x, dtype=float).tolist(),
-            "n": mean.n,
-            "mean": _rounded(mean.mean),
-            "low": _rounded(mean.low),
-            "high": _rounded(mean.high),
-        }
+def points(differences: Mapping[str, Array]) -> list[Effect]:
+    """Effects that are differences of fractions, (seeds,) by name."""
+    return [Effect(name, values.tolist()) for name, values in differences.items()]
 
 
-def _rounded(values: Array | None) -> list[float] | None:
-    return None if values is None else [float(f"{value:.5g}") for value in values]
+def line(
+    name: str, place: int, x: Array | Sequence[float], values: Array, *, stepped: bool = False
+) -> Json:
+    """One line of a diagram: at each of ``x``, (points,), the mean of ``values``, (seeds, points),
+    with its 95 % interval. ``place`` colours it as the family at that place; a stepped one keeps
+    its height until the next point."""
+    means = mean_series(values)
+    rounded = {
+        key: None if row is None else [float(f"{value:.5g}") for value in row]
+        for key, row in (("mean", means.mean), ("low", means.low), ("high", means.high))
+    }
+    x_values = np.asarray(x, dtype=float).tolist()
+    return {
+        "name": name,
+        "place": place,
+        "stepped": stepped,
+        "x": x_values,
+        "n": means.n,
+        **rounded,
+    }
 
 
-def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Series]:
+def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Json]:
     """A line for each of ``rows``, (seeds, points) by name, over the same ``x``, (points,)."""
-    shared_x = np.asarray(x)
-    return [Series(name, i, shared_x, values) for i, (name, values) in enumerate(rows.items())]
+    return [line(name, place, x, values) for place, (name, values) in enumerate(rows.items())]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A diagram with its data, y in percent; ``ticks`` name the places of ``x`` where it is no
-    number."""
-
-    title: str
-    x_label: str
-    series: Sequence[Series]
-    y_label: str = "validation accuracy, %"
-    x_log: bool = False
-    ticks: Sequence[str] = ()
-
-    def as_dict(self) -> Json:
-        """JSON-ready."""
-        series = [line.as_dict() for line in self.series]
-        return {**vars(self), "ticks": list(self.ticks), "series": series, "y_unit": "percent"}
+def diagram(
+    title: str,
+    x_label: str,
+    series: Sequence[Json],
+    *,
+    y_label: str = "validation accuracy, %",
+    x_log: bool = False,
+    ticks: Sequence[str] = (),
+) -> Json:
+    """Lines with their axes, y in percent; ``ticks`` name the places of x where it is no number."""
+    return {
+        "title": title,
+        "x_label": x_label,
+        "series": series,
+        "y_label": y_label,
+        "x_log": x_log,
+        "ticks": list(ticks),
+        "y_unit": "percent",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ class Measured:
 
     effects: Sequence[Effect]
     others: Sequence[Effect] = ()
-    pictures: Callable[[], Sequence[Picture]] = tuple
+    pictures: Callable[[], Sequence[Json]] = tuple
     notes: Sequence[str] = ()
 
 

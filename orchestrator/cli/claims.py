@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
 from orchestrator.cli.read import run_folder, run_folders
+from orchestrator.cli.run import carry_out
 from orchestrator.ledger import session
 from trainables.errors import UserError
-
-if TYPE_CHECKING:
-    from orchestrator.claims.design import ClaimOptions
-    from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +55,24 @@ def run(
     ctx: click.Context, /, claim: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Run claims one after the other. The same command goes on where it stopped."""
-    from orchestrator.claims.design import ClaimOptions, specs_of
+    from orchestrator.claims.design import ClaimOptions, price, price_lines, specs_of
 
     chosen = ClaimOptions(**options)
     specs, totals = specs_of(claim, chosen)
     if dry_run:
-        _dry_run(specs, totals, chosen, as_json)
+        plans = [price(spec, chosen, totals=totals) for spec in specs]
+        hours = [plan.wall_hours for plan in plans if plan.wall_hours is not None]
+        total_hours = sum(hours) if len(hours) == len(plans) else None
+        texts = ["\n".join(price_lines(plan)) for plan in plans]
+        if total_hours is not None and len(plans) > 1:
+            texts.append(f"all       about {60 * total_hours:.0f} minutes here")
+        documents = [plan.as_dict() for plan in plans]
+        document = {"schema": 1, "claims": documents, "wall_hours": total_hours}
+        show(as_json, document, lambda: "\n\n".join(texts))
+        log.info("next: the same without --dry-run")
         return
     if as_json:
         raise UserError("--json is for --dry-run and `claims show`. Fix: leave it out")
-    from orchestrator.cli.run import carry_out
-
     codes = []
     for spec in specs:
         log.info(f"claim: {(spec.claim or {})['name']}, as run {spec.name}")
@@ -79,26 +82,6 @@ def run(
     place = "" if chosen.storage == "runs" else f" --storage {chosen.storage}"
     log.info(f"next: orchestrator claims show {' '.join(spec.name for spec in specs)}{place}")
     ctx.exit(max(codes))
-
-
-def _dry_run(
-    specs: list[RunSpec],
-    totals: Mapping[str, float] | None,
-    options: ClaimOptions,
-    as_json: bool,
-) -> None:
-    from orchestrator.claims.design import price, price_lines
-
-    plans = [price(spec, options, totals=totals) for spec in specs]
-    hours = [plan.wall_hours for plan in plans if plan.wall_hours is not None]
-    total_hours = sum(hours) if len(hours) == len(plans) else None
-    texts = ["\n".join(price_lines(plan)) for plan in plans]
-    if total_hours is not None and len(plans) > 1:
-        texts.append(f"all       about {60 * total_hours:.0f} minutes here")
-    claims = [plan.as_dict() for plan in plans]
-    document = {"schema": 1, "claims": claims, "wall_hours": total_hours}
-    show(as_json, document, lambda: "\n\n".join(texts))
-    log.info("next: the same without --dry-run")
 
 
 @claims.command("show")

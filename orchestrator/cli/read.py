@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
+from orchestrator.cli.run import carry_out
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
@@ -66,8 +67,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
     from orchestrator.compare.runs import load
     from orchestrator.compare.table import table_text
 
-    runs = [load(folder) for folder in folders]
-    comparison = compare_runs(runs)
+    comparison = compare_runs([load(folder) for folder in folders])
     show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     if out:
         Path(out).write_text(report_html(comparison), encoding="utf-8")
@@ -116,12 +116,11 @@ def reproduce(
     tracking_uri: str | None,
 ) -> None:
     """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
-    from orchestrator.compare.report.reproduce import read_report
+    from orchestrator.compare.report.page import read_report
 
     record = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.cli.run import carry_out
-        from orchestrator.launch.validation import validate
+        from orchestrator.launch.prepare import validate
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
@@ -144,8 +143,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)
-    views = [view(state_of(folder), running=is_running(folder)) for folder in folders]
-    runs = list(zip(folders, views, strict=True))
+    runs = [(folder, view(state_of(folder), running=is_running(folder))) for folder in folders]
     if as_json:
         documents = [
             {"name": folder.name, "folder": str(folder), **asdict(run)}

@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, show
-from orchestrator.launch.options import (
-    DEMO,
-    DEMO_FAMILIES,
-    TOURNAMENT_FINAL_SEEDS,
-    RunOptions,
-    spec_of,
-)
+from orchestrator.launch.options import RunOptions, asked
 from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 
@@ -41,7 +35,7 @@ JOB_EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
 @click.pass_context
 def demo(ctx: click.Context, /, **options: Any) -> None:
     """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
-    spec, _ = _asked("demo", **options)
+    spec, _ = asked("demo", **options)
     families = ", ".join(sweep.family for sweep in spec.sweeps)
     trials = spec.sweeps[0].trials
     log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
@@ -84,24 +78,13 @@ def tournament(ctx: click.Context, /, **options: Any) -> None:
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
     command = "tournament" if len(target) > 1 else "sweep"
-    _show_plan(*_asked(command, target, **options), as_json=as_json)
-
-
-def _asked(
-    command: str, target: str | tuple[str, ...] = (), **options: Any
-) -> tuple[RunSpec, RunOptions]:
-    """The run that a command and its parameters ask for, and how it is to be carried out."""
-    if command == "demo":
-        target, options = DEMO_FAMILIES, {**DEMO, **options}
-    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
-    final_seeds = TOURNAMENT_FINAL_SEEDS if command == "tournament" else 0
-    return spec_of(targets, chosen, final_seeds=final_seeds), chosen
+    _show_plan(*asked(command, target, **options), as_json=as_json)
 
 
 def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
-    from orchestrator.launch.validation import validate
+    from orchestrator.launch.prepare import validate
 
-    spec, chosen = _asked(str(ctx.command.name), **options)
+    spec, chosen = asked(str(ctx.command.name), **options)
     if dry_run:
         _show_plan(spec, chosen)
     else:
@@ -119,7 +102,7 @@ def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> 
 def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> int:
     """Run, print how it ended and what to type next; the exit code. Raises ``UserError``.
 
-    ``totals`` is what :func:`orchestrator.launch.validation.validate` returned of ``spec``.
+    ``totals`` is what :func:`orchestrator.launch.prepare.validate` returned of ``spec``.
     """
     from orchestrator.engine import runner
     from orchestrator.launch.prepare import prepare
@@ -221,21 +204,8 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
     from orchestrator.claims.design import ClaimOptions, specs_of
-    from orchestrator.launch.validation import validate
+    from orchestrator.launch.prepare import validate
 
-    command, params = _parsed(root, arguments)
-    if params.pop("dry_run", False):
-        raise UserError("--dry-run needs no job. Fix: the command without `submit`")
-    if command == "claims run":
-        params.pop("as_json")
-        return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
-    spec, _ = _asked(command, **params)
-    validate(spec, as_job=True)
-    return [spec]
-
-
-def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """The command's name and its options, as the job will read them."""
     command, rest = root, list(arguments)
     words: list[str] = []
     while isinstance(command, click.Group):
@@ -248,4 +218,12 @@ def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[
     name = " ".join(words)
     if name not in JOBS:
         raise UserError(f"a job is one of {', '.join(JOBS)}; got {name!r}. Fix: {JOB_EXAMPLE}")
-    return name, command.make_context(name, rest).params
+    params = command.make_context(name, rest).params  # as the job will read them
+    if params.pop("dry_run", False):
+        raise UserError("--dry-run needs no job. Fix: the command without `submit`")
+    if name == "claims run":
+        params.pop("as_json")
+        return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
+    spec, _ = asked(name, **params)
+    validate(spec, as_job=True)
+    return [spec]

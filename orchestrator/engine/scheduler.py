@@ -43,9 +43,9 @@ class PashaBracket:
         self._curves: dict[str, dict[int, float]] = {}
 
     @property
-    def cap(self) -> int | None:
-        """Epochs at the highest rung that trials may reach now; ``None`` without rungs."""
-        return self.rungs[self._top] if self.rungs else None
+    def cap(self) -> int:
+        """Epochs at the highest rung that trials may reach now."""
+        return self.rungs[self._top]
 
     def observe(self, name: str, epoch: int, value: float) -> None:
         """One report; at a rung it counts for the ranking, and may raise the cap."""
@@ -70,8 +70,8 @@ class PashaBracket:
         """The paused trial to go on with, from the highest rung; ``None`` when nobody earned it."""
         for rung in reversed(range(len(self.rungs))):
             for name in self._best(rung):
-                here = name in paused and name not in self._promoted[rung]
-                if here and max(self._curves[name]) == self.rungs[rung]:
+                waits = name in paused and name not in self._promoted[rung]
+                if waits and max(self._curves[name]) == self.rungs[rung]:
                     self._promoted[rung].add(name)
                     return name
         return None
@@ -157,7 +157,7 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         self._specs, self._decide, self._seed = dict(schedulers), decide, seed
         search = [trial for trial in history.trials.values() if trial.stage == "search"]
         self._family = {trial.trial: trial.family for trial in search}
-        self._audited = {t.trial for t in search if "audited" in t.rungs.values()}
+        self._audited = {t.trial for t in search if t.audited}
         self._ended = {t.trial for t in search if t.status.is_final}
         self._asha = {f: AshaBracket(s) for f, s in self._specs.items() if s.kind == "asha"}
         self._pasha = {
@@ -187,15 +187,13 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
         if rung is None:
             return CONTINUE
-        if goes_on:
-            self._tell("promoted", name, epoch, reason, rung)
-            return CONTINUE
-        if random.Random(f"{self._seed}/audit/{name}").random() < self._specs[family].audit:
+        event = "promoted" if goes_on else "pruned"
+        lot = random.Random(f"{self._seed}/audit/{name}").random()
+        if not goes_on and lot < self._specs[family].audit:
+            event = "audited"
             self._audited.add(name)
-            self._tell("audited", name, epoch, reason, rung)
-            return CONTINUE
-        self._tell("pruned", name, epoch, reason, rung)
-        return STOP
+        self._tell(event, name, epoch, reason, rung)
+        return STOP if event == "pruned" else CONTINUE
 
     def _decide_pasha(self, race: PashaBracket, name: str, epoch: int, value: float) -> str:
         race.observe(name, epoch, value)
@@ -212,14 +210,11 @@ class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
         chosen = super().choose_trial_to_run(tune_controller, **kwargs)
         if not self._pasha or (chosen is not None and chosen.status != Trial.PAUSED):
             return chosen
-        live = {trial.config["trial"]: trial for trial in tune_controller.get_live_trials()}
+        live = tune_controller.get_live_trials()
+        waiting = {trial.config["trial"]: trial for trial in live if trial.status == Trial.PAUSED}
         for family, race in self._pasha.items():
             of_family = {name for name, other in self._family.items() if other == family}
-            paused = {
-                name: trial
-                for name, trial in live.items()
-                if name in of_family and trial.status == Trial.PAUSED
-            }
+            paused = {name: trial for name, trial in waiting.items() if name in of_family}
             if (name := race.promote(list(paused))) is not None:
                 return paused[name]
             if paused and of_family - self._ended == set(paused):

@@ -79,12 +79,7 @@ class StopFile(tune.Stopper):  # type: ignore[misc]
 
 
 def fit_trials(
-    spec: RunSpec,
-    state: State,
-    dispatcher: ActorClient,
-    *,
-    num_slots: int,
-    stop_file: Path,
+    spec: RunSpec, state: State, dispatcher: ActorClient, *, num_slots: int, stop_file: Path
 ) -> None:
     """Run Tune until all trials of ``state`` have ended or ``stop_file`` exists. What its scheduler
     decides, and that a trial's driver failed again and again, the ``dispatcher`` records."""

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,14 @@ from typing import Any
 
 import trainables
 from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
-from orchestrator.spec import limits, spaces
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, DataSpec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
-from trainables.data.sources import known_images
+from trainables.data.sources import check_source, known_images
+from trainables.data.store import PixelStore
 from trainables.errors import raise_if_any
 
 log = logging.getLogger(__name__)
@@ -51,32 +52,20 @@ Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots 
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
+_described = cache(describe)
+
+
 def geometry_of(sweep: SweepSpec, images: DatasetFacts) -> Geometry:
     """How the sweep's backbone meets the images, with the warnings of each searched variant.
 
     Raises ``UserError`` when a variant cannot be adapted to their size.
     """
     geometries = [
-        _described(variant.backbone, images.height, images.width)
-        for variant in variants(sweep, "backbone")
+        _described(variant.backbone, height=images.height, width=images.width)
+        for variant in sweep.variants("backbone.")
     ]
     warnings = dict.fromkeys(line for geometry in geometries for line in geometry.warnings)
     return replace(geometries[0], warnings=tuple(warnings))
-
-
-@cache
-def _described(backbone: BackboneSpec, height: int, width: int) -> Geometry:
-    return describe(backbone, height=height, width=width)
-
-
-def variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
-    """The sweep at each end or value of its searched axes of ``section``."""
-    yield sweep
-    for path, domain in sweep.space.items():
-        if path.startswith(f"{section}."):
-            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
-            for value in ends:
-                yield with_axes(sweep, {path: value})
 
 
 def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
@@ -231,13 +220,11 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
 def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyForecast:
     """The family's cost with what its slots will spend on it; setup is paid for every trial."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
-    epochs = {
-        "expected": expected_epochs(sweep.scheduler, sweep.trials),
-        "worst": float(sweep.trials * full),
-    }
+    expected, worst = expected_epochs(sweep.scheduler, sweep.trials), sweep.trials * full
     if sweep.grid:
-        epochs = dict.fromkeys(CASES, float(sum(row["epochs"] for row in sweep.grid)))
-    seconds = {case: epochs[case] * cost.epoch_seconds + sweep.trials * setup for case in CASES}
+        expected = worst = sum(row["epochs"] for row in sweep.grid)
+    epochs = zip(CASES, (expected, worst), strict=True)
+    seconds = {case: n * cost.epoch_seconds + sweep.trials * setup for case, n in epochs}
     # Evaluating the test split, with its probes, takes about as long as an epoch.
     seconds["finals"] = final_seeds * ((full + 1) * cost.epoch_seconds + setup)
     return replace(cost, slot_seconds=seconds)
@@ -260,15 +247,18 @@ def _checkpoints(
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
-def read_dataset(data: DataSpec) -> DatasetFacts:
-    """Of the pixel store, which is built where it is not there yet."""
-    return prepare(absolute_data(data)).info
+def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
+    """The pixel store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
+    is not there yet. Raises ``UserError``."""
+    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
+    raise_if_any(check_source(data))
+    return prepare(absolute_data(data))
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
     """By family; builds each pixel store that is not there yet."""
-    facts = {data: read_dataset(data) for data in dict.fromkeys(s.data for s in spec.sweeps)}
-    return {sweep.family: facts[sweep.data] for sweep in spec.sweeps}
+    stores = {data: prepare(absolute_data(data)) for data in {sweep.data for sweep in spec.sweeps}}
+    return {sweep.family: stores[sweep.data].info for sweep in spec.sweeps}
 
 
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:

@@ -10,8 +10,9 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from orchestrator.spec import limits, named_sweeps, overrides
+from orchestrator.spec import limits, named_sweeps
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
@@ -19,8 +20,6 @@ DEMO_FAMILIES = ("resnet", "vit", "hybrid")
 # Minutes on two CPUs.
 DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
 TOURNAMENT_FINAL_SEEDS = 3
-
-
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
 
@@ -78,6 +77,17 @@ class RunOptions:
         )
 
 
+def asked(
+    command: str, target: str | Sequence[str] = (), **options: Any
+) -> tuple[RunSpec, RunOptions]:
+    """The run that a command and its parameters ask for, and how it is to be carried out."""
+    if command == "demo":
+        target, options = DEMO_FAMILIES, {**DEMO, **options}
+    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
+    final_seeds = TOURNAMENT_FINAL_SEEDS if command == "tournament" else 0
+    return spec_of(targets, chosen, final_seeds=final_seeds), chosen
+
+
 def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0) -> RunSpec:
     """The run that is asked for, with so many ``final_seeds`` unless the options say. Raises
     ``UserError`` with all that is wrong."""
@@ -89,7 +99,7 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0
     # Unknown targets keep their mistakes beside those of --set.
     targeted = sweeps or [named_sweeps.family_sweep("vit")]
     with collected(mistakes):
-        changed = overrides.apply_sets(targeted, options.texts())
+        changed = named_sweeps.apply_sets(targeted, options.texts())
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)

@@ -42,8 +42,8 @@ def newest(run_folder: Path, trial: TrialState) -> str | None:
 
 def best(run_folder: Path, trial: TrialState) -> str | None:
     """The best checkpoint by val_top1, or the newest one that is there where it got lost."""
-    wanted = [trial.best_checkpoint] if trial.best_checkpoint else []
-    return _first_there(run_folder, trial, [*wanted, *trial.checkpoints])
+    best_first = [trial.best_checkpoint, *trial.checkpoints]
+    return _first_there(run_folder, trial, filter(None, best_first))
 
 
 def kept(run_folder: Path, trial: TrialState) -> list[str]:

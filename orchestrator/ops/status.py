@@ -297,7 +297,7 @@ def live_view(run_folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        follower.finish()
+        follower.catch_up(last=True)
 
 
 class LedgerFollower:
@@ -307,11 +307,7 @@ class LedgerFollower:
     """
 
     def __init__(
-        self,
-        ledger: Path,
-        *,
-        console: Console | None,
-        clock: Callable[[], float] = time.monotonic,
+        self, ledger: Path, *, console: Console | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._path, self._console, self._clock = ledger, console, clock
         self._state, self._offset = State(), 0
@@ -319,35 +315,29 @@ class LedgerFollower:
         self._live: Live | None = None
         self._last_shown: float | None = None  # nothing is shown of a run that nobody has touched
 
-    def catch_up(self) -> None:
-        """Read what is new; draw or log what is due."""
+    def catch_up(self, *, last: bool = False) -> None:
+        """Read what is new; draw or log what is due. The ``last`` table is left standing."""
         lines, now = self._read(), self._clock()
         if lines and self._last_shown is None:
             self._last_shown = now
             if self._console is not None:  # what others print meanwhile scrolls by above the table
                 self._live = Live(console=self._console, auto_refresh=False)
                 self._live.start()
+        if self._last_shown is None:
+            return
         if self._live is None:
             for line in filter(None, lines):
                 log.info(line)
         pause_s = REDRAW_S if self._live else HEARTBEAT_S
-        if self._last_shown is not None and now - self._last_shown >= pause_s:
-            self._show()
+        if now - self._last_shown >= pause_s or (last and self._live):
             self._last_shown = now
-
-    def finish(self) -> None:
-        """Catch up, and leave the last table standing."""
-        self.catch_up()
-        if self._live is not None:
-            self._show()
+            run = view(self._state, running=True)
+            if self._live is None:
+                log.info(summary(run))
+            else:
+                self._live.update(render(run), refresh=True)
+        if last and self._live is not None:
             self._live.stop()
-
-    def _show(self) -> None:
-        run = view(self._state, running=True)
-        if self._live is not None:
-            self._live.update(render(run), refresh=True)
-        else:
-            log.info(summary(run))
 
     def _read(self) -> list[str | None]:
         """The line, if any, of each record that is new."""

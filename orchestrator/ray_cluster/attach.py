@@ -210,12 +210,12 @@ def dashboard() -> str | None:
 def refuse_other_versions() -> None:
     """Raise ``UserError`` with a line for each library that a node holds in another version than
     this process. A node that does not answer is only named: its workers check themselves."""
-    here, mistakes = installed(), []
-    asked: dict[Node, dict[str, Any]] = {node: {} for node in alive_nodes()}
-    for node, answer in ask_each(asked, installed, timeout_s=VERSIONS_TIMEOUT_S).items():
+    mistakes = []
+    questions: dict[Node, dict[str, Any]] = {node: {} for node in alive_nodes()}
+    for node, answer in ask_each(questions, installed, timeout_s=VERSIONS_TIMEOUT_S).items():
         if isinstance(answer, Exception):
             why = one_line(answer)[:200]
             log.warning(f"warning: node {node.name} did not tell its versions: {why}")
         else:
-            mistakes += differences(here, answer, node.name)
+            mistakes += differences(installed(), answer, node.name)
     raise_if_any(mistakes)

@@ -14,7 +14,7 @@ data, weights and folders.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,11 +99,9 @@ def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
     return texts
 
 
-SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
 SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +172,14 @@ class SweepSpec(Spec):
             backbone = replace(backbone, weights=absolute(backbone.weights))
         return replace(assignment, backbone=backbone, data=data)
 
+    def variants(self, prefix: str) -> Iterator[SweepSpec]:
+        """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""
+        yield self
+        for path, domain in self.space.items():
+            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
+            for value in ends if path.startswith(prefix) else ():
+                yield with_axes(self, {path: value})
+
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; data and backbone are checked by their owners."""
         mistakes = super().mistakes() + self.scheduler.mistakes() + self.resources.mistakes()
@@ -195,9 +201,8 @@ class SweepSpec(Spec):
                 continue
             wrong = spaces.domain_mistakes(path, domain)
             mistakes += wrong
-            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
-            for end in () if wrong else ends:
-                mistakes += with_axes(self, {path: end}).recipe.mistakes()
+            for variant in () if wrong else self.variants(path):
+                mistakes += variant.recipe.mistakes()
         return list(dict.fromkeys(mistakes))
 
 
@@ -249,7 +254,7 @@ class RunSpec(Spec):
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when the run may start."""
         mistakes = []
-        if not _NAME.fullmatch(self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             mistakes.append(
                 "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
                 f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
@@ -288,7 +293,7 @@ class RunSpec(Spec):
 
 def searchable(path: str) -> bool:
     """Whether an axis may have a range; the others are the same for all trials of a sweep."""
-    return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
+    return path.startswith(("recipe.", "backbone.")) or path in SEARCHABLE_DATA
 
 
 def with_axes(spec: HasSections, axes: spaces.Axes) -> HasSections:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from trainables.backbones.adaptation import Family
 from trainables.backbones.families import FAMILIES
-from trainables.config import stable_hash
+from trainables.config import AUGMENT_LEVELS, stable_hash
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,9 @@ def space_for(
     scratch = weights == "none"
     facts = FAMILIES.get(family, FAMILIES["timm"])
     attention = facts.has_attention
+    levels = AUGMENT_LEVELS[0 if scratch else 1 : 4 if attention else 3]
     low, high, why = _WEIGHT_DECAY.get(optimizer, _WEIGHT_DECAY["adamw"])
     warmup_share = 0.2 if attention else 0.1
-    levels: tuple[str, ...] = ("none", "light", "medium") if scratch else ("light", "medium")
-    if attention:
-        levels = (*levels, "heavy")
     return {
         "recipe.learning_rate": _learning_rate(facts, scratch, optimizer),
         "recipe.weight_decay": LogUniform(low, high, why),

@@ -47,7 +47,6 @@ from orchestrator.tracking.store import artifact_root, database_path
 from trainables.errors import one_line
 
 MAX_METRICS = 800  # a request; MLflow takes 1000 entities, tags and params included
-MAX_SEARCH = 1000
 # Errors that come again however often the same request is sent.
 PERMANENT = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST")
 MODEL_CODE = "timm_classifier"
@@ -115,17 +114,12 @@ class Client:
     def runs_of(self, run_id: str) -> dict[str, MlflowRun]:
         """Our run's runs there by trial, the parent as ``""``; of two for one trial, which an
         answer lost on its way can make, the younger is deleted."""
-        runs: list[entities.Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = self._client.search_runs(
-                [self._experiment_id],
-                f"tags.`{view.RUN_ID_TAG}` = '{run_id}'",
-                max_results=MAX_SEARCH,
-                page_token=token or None,
-            )
+        query = [self._experiment_id], f"tags.`{view.RUN_ID_TAG}` = '{run_id}'"
+        page = self._client.search_runs(*query)
+        runs = list(page)
+        while page.token:
+            page = self._client.search_runs(*query, page_token=page.token)
             runs += page
-            token = page.token or None
         by_trial: dict[str, MlflowRun] = {}
         for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
             trial = run.data.tags.get("trial", "")
@@ -164,8 +158,9 @@ class Client:
         run.params |= new_params.keys()
         run.tags |= new_tags
 
-    def put_text(self, run: MlflowRun, name: str, text: str) -> None:
-        """A text as artifact ``name``, unless it is there already."""
+    def put(self, run: MlflowRun, name: str, content: object) -> None:
+        """A text, or a document as JSON, as artifact ``name``, unless it is there already."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=1, default=str)
         if run.artifacts.get(name) != text:
             self._client.log_text(run.id, text, name)
             run.artifacts[name] = text

@@ -56,7 +56,7 @@ class Mirror:
         self._state = State()
         self._offset = 0  # bytes of the ledger that have been read
         self._ended_at: float | None = None  # time of the ledger's end, None while it is open
-        self._over = False
+        self._over = False  # no more records will come
         self._client: Client | None = None  # None: MLflow may hold runs that are not in _runs
         self._runs: dict[str, MlflowRun] = {}
         self._due: set[str] = set()  # names of the runs that may have differences
@@ -153,11 +153,11 @@ class Mirror:
         client.log(run, metrics, view.trial_params(trial), tags)
         if run.status != status:
             if trial.ended_at is not None and trial.reports:
-                client.put_text(run, "learning_curve.json", view.learning_curve(trial))
+                client.put(run, "learning_curve.json", view.learning_curve(trial))
             if trial.stage == "final" and not run.has_datasets:
                 client.log_datasets(run, view.datasets(self._state, trial))
             if trial.outcome.get("probes"):
-                client.put_text(run, "probes.json", view.as_json(trial.outcome["probes"]))
+                client.put(run, "probes.json", trial.outcome["probes"])
             client.set_status(run, status, trial.ended_at or self._ended_at)
 
     def _show_parent(self, client: Client, run: MlflowRun) -> None:
@@ -170,12 +170,11 @@ class Mirror:
             metrics += view.claim_metrics(state)
         client.log(run, metrics, {}, tags)
         if state.verdict:
-            client.put_text(run, "verdict.json", view.as_json(state.verdict["detail"]))
+            client.put(run, "verdict.json", state.verdict["detail"])
         if not run.has_datasets:
             client.log_datasets(run, view.datasets(state))
-        client.put_text(run, "spec.json", view.as_json(state.spec.as_dict()))
-        environment = state.header.environment.as_dict()
-        client.put_text(run, "environment.json", view.as_json(environment))
+        client.put(run, "spec.json", state.spec.as_dict())
+        client.put(run, "environment.json", state.header.environment.as_dict())
         self._put_comparison(client, run)
         if run.status != status:
             client.set_status(run, status, self._ended_at)
@@ -186,13 +185,13 @@ class Mirror:
         if file.is_file():
             text = file.read_text(encoding="utf-8")
             comparison = json.loads(text)
-            client.put_text(run, view.TABLE, view.as_json(view.summary_table(comparison)))
+            client.put(run, view.TABLE, view.summary_table(comparison))
             client.log(run, [], {}, view.comparison_tags(comparison, run.tags))
-            client.put_text(run, COMPARISON, text)
+            client.put(run, COMPARISON, text)
         if page.is_file():
             for figure in sorted((self._folder / PLOTS).glob("*.svg")):
-                client.put_text(run, f"{PLOTS}/{figure.name}", figure.read_text(encoding="utf-8"))
-            client.put_text(run, REPORT, page.read_text(encoding="utf-8"))
+                client.put(run, f"{PLOTS}/{figure.name}", figure.read_text(encoding="utf-8"))
+            client.put(run, REPORT, page.read_text(encoding="utf-8"))
 
     def _log_best_models(self, client: Client) -> None:
         """Every family's best model that is not logged yet. What is in the way of one, but an

@@ -153,17 +153,12 @@ def _at(values: Sequence[float], steps: Sequence[float], step: float) -> float |
     return values[steps.index(step)] if step in steps and len(values) == len(steps) else None
 
 
-def learning_curve(trial: TrialState) -> str:
+def learning_curve(trial: TrialState) -> dict[str, object]:
     """All reports of a trial as one JSON document."""
     reports = sorted(trial.reports.items())
     epochs = [{"epoch": epoch, **report.metrics} for epoch, report in reports]
     rungs = {str(epoch): event for epoch, event in trial.rungs.items()}
-    return as_json({"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs})
-
-
-def as_json(document: object) -> str:
-    """Text of a small JSON artifact."""
-    return json.dumps(document, indent=1, default=str)
+    return {"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs}
 
 
 def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:

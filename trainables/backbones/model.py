@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,27 +73,16 @@ class Backbone:
 
     def layer_depths(self) -> dict[str, int]:
         """Depth of every parameter by name: 0 at the stem, highest at the head."""
-        names = [name for name, _ in self.module.named_parameters()]
-        patterns = FAMILIES[self.geometry.family].layers
-        if patterns:
-            keys = {name: _layer_key(name, patterns) for name in names}
-            order = sorted(set(keys.values()))
-            return {name: order.index(key) for name, key in keys.items()}
-        matcher: Any = getattr(self.module, "group_matcher", None)
-        if matcher is None:
-            return dict.fromkeys(names, 0)
         import timm
 
-        depths = timm.models.group_parameters(self.module, matcher(), reverse=True)
+        names = [name for name, _ in self.module.named_parameters()]
+        layers = FAMILIES[self.geometry.family].layers
+        matcher: Any = getattr(self.module, "group_matcher", dict)
+        patterns = dict(enumerate(layers)) or matcher()
+        if not patterns:
+            return dict.fromkeys(names, 0)
+        depths = timm.models.group_parameters(self.module, patterns, reverse=True)
         return {name: depths[name] for name in names}
-
-
-def _layer_key(name: str, patterns: tuple[str, ...]) -> tuple[int, ...]:
-    for position, pattern in enumerate(patterns):
-        match = re.match(pattern, name)
-        if match:
-            return (position, *(int(number or 0) for number in match.groups()))
-    return (len(patterns),)
 
 
 def build(

@@ -22,14 +22,7 @@ from trainables.data.store import PixelStore
 from trainables.errors import UserError
 from trainables.evaluate.probes import probe
 from trainables.train import checkpoint as checkpoints
-from trainables.train.loop import (
-    TrainedModel,
-    World,
-    from_every_rank,
-    on_device,
-    predict,
-    score,
-)
+from trainables.train.loop import TrainedModel, World, from_every_rank, on_device, predict, score
 
 PROBE_IMAGES = 500
 

@@ -2,9 +2,9 @@
 
 REQUEST is one JSON object: ``device`` (torch's name), ``threads``, ``seconds`` of training to
 measure per backbone, and ``backbones``: label -> ``{"assignment": …, "height": pixels,
-"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, a
-:class:`Measurement` or ``{"label", "error"}``. The steps are those of training, on noise of the
-right size: nothing is read, and what is written is gone afterwards.
+"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, its
+``label`` with what :func:`measure` returns or with an ``error``. The steps are those of training,
+on noise of the right size: nothing is read, and what is written is gone afterwards.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,31 +70,15 @@ def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
     return Noise(info, Path(), parts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """Cost of one worker.
+def measure(
+    assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
+) -> dict[str, Any]:
+    """Measure epochs of one step each on one worker, ``seconds`` of them after a first one.
 
     ``train_seconds_per_image`` is the median of ``n`` steps, data and augmentation included;
     ``setup_seconds`` is of a warm process and ``first_setup_seconds`` of a cold one (imports),
     ``gflops_per_image`` of the forward pass; ``memory`` is bytes by purpose.
     """
-
-    train_seconds_per_image: float
-    eval_seconds_per_image: float
-    n: int
-    first_setup_seconds: float
-    setup_seconds: float
-    checkpoint_seconds: float
-    checkpoint_bytes: int
-    params_m: float
-    gflops_per_image: float
-    memory: dict[str, int]
-
-
-def measure(
-    assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
-) -> Measurement:
-    """Measure epochs of one step each, ``seconds`` of them after a first one."""
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,22 +88,21 @@ def measure(
             trial.train(lambda: False)
         trial.finish_epoch()
         reports = _reports(trial, seconds)
-        saved = trial.save()
-        assert saved is not None
-        facts = trial.facts()
-        return Measurement(
-            train_seconds_per_image=statistics.median(map(_step_seconds, reports)) / batch,
-            eval_seconds_per_image=statistics.median(r["eval_seconds"] for r in reports)
+        checkpoint, facts = trial.save(), trial.facts()
+        assert checkpoint is not None
+        return {
+            "train_seconds_per_image": statistics.median(map(_step_seconds, reports)) / batch,
+            "eval_seconds_per_image": statistics.median(r["eval_seconds"] for r in reports)
             / VAL_IMAGES,
-            n=len(reports),
-            first_setup_seconds=cold,
-            setup_seconds=trial.setup_seconds,
-            checkpoint_seconds=trial.clock.seconds["checkpoint"],
-            checkpoint_bytes=sum(file.stat().st_size for file in Path(saved).iterdir()),
-            params_m=facts["params_m"],
-            gflops_per_image=facts["gflops_per_image"],
-            memory={**_lasting_bytes(trial), "activations": sum(activations.values())},
-        )
+            "n": len(reports),
+            "first_setup_seconds": cold,
+            "setup_seconds": trial.setup_seconds,
+            "checkpoint_seconds": trial.clock.seconds["checkpoint"],
+            "checkpoint_bytes": sum(file.stat().st_size for file in Path(checkpoint).iterdir()),
+            "params_m": facts["params_m"],
+            "gflops_per_image": facts["gflops_per_image"],
+            "memory": {**_lasting_bytes(trial), "activations": sum(activations.values())},
+        }
 
 
 def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) -> Trial:
@@ -186,10 +170,9 @@ def main() -> None:
     for label, backbone in request["backbones"].items():
         assignment = Assignment.from_dict(backbone.pop("assignment"))
         try:
-            measured = measure(
+            row = measure(
                 assignment, device=request["device"], seconds=request["seconds"], **backbone
             )
-            row = asdict(measured)
         except Exception as error:  # the plan goes on with an estimate, and says why
             row = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
         print(json.dumps({"label": label, **row}), flush=True)

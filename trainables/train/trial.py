@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -174,7 +174,7 @@ class Trial:
         """Evaluate, count, save when due; returns the report's metrics and the folder written."""
         progress, learner, images = self.progress, self.learner, self.progress.images
         with self.clock.on("eval"):
-            self.learner.average_buffers()
+            learner.average_buffers()
             predictions = predict(learner.trained, self._val_pixels, world=self.world)
             scores = score(predictions, self.world)
             train_loss = mean_over_workers(progress.loss_sum, self.world)
@@ -186,8 +186,19 @@ class Trial:
         every = self.assignment.checkpoint_every_epochs
         due = progress.epoch == self.assignment.epochs or progress.epoch % max(1, every) == 0
         folder = self.save() if due else None
-        metrics = self._metrics(scores, train_loss, images)
-        self.clock = Clock()
+        seconds, self.clock = self.clock.seconds, Clock()
+        metrics = {
+            "epoch": float(progress.epoch),
+            **{f"val_{name}": value for name, value in scores.items()},
+            "train_loss": train_loss,
+            "lr": self._rate(),
+            "images_seen": float(progress.images_seen),
+            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
+            "flops": progress.flops,
+            **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
+        }
+        if self.device.type == "cuda":
+            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         # rank 0's clock counts for all: every worker reports the same
         return broadcast(metrics, self.world), folder
 
@@ -265,24 +276,6 @@ class Trial:
                     continue
                 mixture, partner, weight = mixing(batch, rows, epoch, weights)
                 yield Batch(mixture, labels, labels[partner], weight)
-
-    def _metrics(
-        self, scores: Mapping[str, float], train_loss: float, images: int
-    ) -> dict[str, float]:
-        progress, seconds = self.progress, self.clock.seconds
-        metrics = {
-            "epoch": float(progress.epoch),
-            **{f"val_{name}": value for name, value in scores.items()},
-            "train_loss": train_loss,
-            "lr": self._rate(),
-            "images_seen": float(progress.images_seen),
-            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
-            "flops": progress.flops,
-            **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
-        }
-        if self.device.type == "cuda":
-            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-        return metrics
 
     def _state(self) -> checkpoint.State:
         ema = self.learner.ema

@@ -54,20 +54,18 @@ class ActiveTrial:
         earlier one. Raises ``StorageError``."""
         if self._fetched:
             return None
-        wanted, alone = self.checkpoint, self.world.size == 1
-        asked = self.world.rank == 0
-        name = trial_files.choose_checkpoint(self.assignment, alone=alone) if asked else None
+        assignment, recorded, name = self.assignment, self.checkpoint, None
+        if self.world.rank == 0:
+            name = trial_files.choose_checkpoint(assignment, alone=self.world.size == 1)
         name = broadcast(name, self.world)
-        self.checkpoint = (
-            None if name is None else trial_files.fetch_checkpoint(self.assignment, name)
-        )
-        self.assignment = replace(self.assignment, checkpoint=self.checkpoint)
+        self.checkpoint = trial_files.fetch_checkpoint(assignment, name) if name else None
+        self.assignment = replace(assignment, checkpoint=self.checkpoint)
         self.reports = fine_tune(self.assignment, self.world, should_stop=self.notice)
         self._fetched = True
-        if self.checkpoint == wanted:
+        if self.checkpoint == recorded:
             return None
         start = "from the beginning" if name is None else f"from {name}"
-        return f"{name_of(str(wanted))} is in the storage no more: {start}"
+        return f"{name_of(str(recorded))} is in the storage no more: {start}"
 
     def store(self, checkpoint: str | None) -> float:
         """Bring a checkpoint into the storage, where the run is kept there: rank 0. The seconds it
@@ -119,15 +117,14 @@ class PreemptionNotice:
     def __call__(self) -> bool:
         self.first_step_at = self.first_step_at or time.time()
         self._questions += 1
-        if self._alone:
-            due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
-        else:
-            due = self._questions % PREEMPTION_POLL_QUESTIONS == 1
+        now = time.monotonic()
+        by_count = self._questions % PREEMPTION_POLL_QUESTIONS == 1
+        due = now - self._asked_at > PREEMPTION_POLL_S if self._alone else by_count
         if self._watched and not self.nodes and due:
-            self._asked_at = time.monotonic()
+            self._asked_at = now
             info = ray.train.get_preemption_info()
             self.nodes = [] if info is None else list(info.preempted_node_ids)
-        return bool(self.nodes) or time.monotonic() > self._deadline
+        return bool(self.nodes) or now > self._deadline
 
 
 class RestartGroup(RuntimeError):

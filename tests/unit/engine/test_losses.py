@@ -211,10 +211,10 @@ PLAIN = Assignment(trial_id=TRIAL, backbone=BackboneSpec(family="vit"), epochs=9
 
 def test_an_epoch_by_half_the_workers_costs_half() -> None:
     whole = ReportedEpoch(1, 1.0, {"train_seconds": 8.0, "eval_seconds": 2.0})
-    half = replace(whole, workers=1, of_workers=2)
+    half = replace(whole, workers=1)
     assert (epoch_seconds(whole, 2), epoch_seconds(half, 2)) == (10.0, 5.0)
     trial = TrialState(TRIAL, "vit", PLAIN, num_workers=2)
-    trial.reports = {1: replace(whole, workers=2, of_workers=2), 2: half}
+    trial.reports = {1: replace(whole, workers=2), 2: half}
     assert cost_of([trial]) == DeviceSeconds(train=24.0, eval=6.0)
     assert cost_of([trial]).total == 30.0
 
