@@ -28,17 +28,13 @@ def data() -> None:
 
 
 def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
-    from orchestrator.spec.named_sweeps import apply_set, family_sweep
-    from trainables.data.build import prepare
-    from trainables.data.sources import check_source
+    from orchestrator.launch.forecast import read_dataset
 
     other = [text for text in sets if not text.startswith("data.")]
     raise_if_any(
         f"only data.* matters to a dataset; got --set {text}. Fix: leave it out" for text in other
     )
-    spec = apply_set(family_sweep("vit", dataset=source), sets).data
-    raise_if_any(check_source(spec))
-    return prepare(spec)
+    return read_dataset(source, sets)
 
 
 @data.command()
