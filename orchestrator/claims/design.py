@@ -13,14 +13,14 @@ from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
 from orchestrator.launch.options import RunOptions
-from orchestrator.launch.validation import validate
+from orchestrator.launch.prepare import validate
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
-from trainables.data.sources import check_source, known_images
+from trainables.data.sources import known_images
 from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
@@ -118,9 +118,7 @@ def facts_of(options: ClaimOptions) -> DatasetFacts:
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]
-    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
-    raise_if_any(check_source(data))
-    return forecast.read_dataset(data)
+    return forecast.read_dataset(source, changes).info
 
 
 def _preset(claim: Claim, options: ClaimOptions) -> Preset:
