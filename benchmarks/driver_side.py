@@ -26,13 +26,13 @@ import ray
 
 from benchmarks.common import largest_rss_mb
 from orchestrator.engine import runner
-from orchestrator.engine.trial import NAMESPACE
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.simulate.worlds import WORLDS, Training
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
 from trainables.config import EpochReport
+from trainables.worker.dispatcher_client import NAMESPACE
 from trainables.worker.messages import SlotCommand
 
 NAME = "throughput"
@@ -43,8 +43,8 @@ IMAGES = 45_000
 class Reporters:
     """A Ray actor that is all slots: it talks to the dispatcher as a worker of a slot does."""
 
-    def __init__(self, dispatcher: str, namespace: str, trials: int, reports: int) -> None:
-        self._dispatcher = ray.get_actor(dispatcher, namespace=namespace)
+    def __init__(self, dispatcher: str) -> None:
+        self._dispatcher = ray.get_actor(dispatcher, namespace=NAMESPACE)
         self._trainings: dict[str, Training] = {}
 
     async def serve(self, slot: str) -> None:
@@ -91,7 +91,7 @@ def fit_slot(
     actor = ray.remote(Reporters).options(
         name="reporters", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, max_concurrency=1000
     )
-    ray.get(actor.remote(dispatcher, NAMESPACE, trials, reports).serve.remote(slot))
+    ray.get(actor.remote(dispatcher).serve.remote(slot))
 
 
 def spec(folder: Path, options: argparse.Namespace) -> RunSpec:
@@ -147,7 +147,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "finished": outcome.finished,
+                "finished": outcome.succeeded,
                 "mlflow_lag_s": lag[0] if lag else None,
                 "driver_rss_mb": largest_rss_mb(),
             }

@@ -75,7 +75,7 @@ def judge(name: str, seed: int) -> Judged:
     world = replace(WORLDS[name], seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         run = simulate(tournament(seed=seed), world, Path(folder), slots=SLOTS)
-    comparison = compare([run.data], forests=False)
+        comparison = compare([run.data], forests=False)
     frozen = run.state.frozen.get("winners", {})
     truth = {
         family: world.accuracy(run.state.trials[winner["trial"]].assignment)

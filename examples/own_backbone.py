@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from orchestrator.spec import named_sweeps, spaces
 from orchestrator.spec.run import SweepSpec
-from trainables.backbones.adaptation import Adapted, Family, LearningRates, Member
-from trainables.backbones.families.generic import create
+from trainables.backbones.adaptation import Family, LearningRates, Member
 
 
 def regnet() -> SweepSpec:
@@ -37,8 +36,6 @@ REGNET = Family(
         "small": Member(model="regnetx_016", hub="timm/regnetx_016.pycls_in1k", image_size=224),
         "base": Member(model="regnetx_080", hub="timm/regnetx_080.pycls_in1k", image_size=224),
     },
-    adapt=lambda request: Adapted(),  # taken as published
-    create=create,
     from_scratch=LearningRates(3e-4, 3e-2, "batch norm, as a ResNet"),
     fine_tuned=LearningRates(3e-5, 3e-3, "batch norm, as a ResNet"),
     patches=(),

@@ -20,10 +20,8 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.3g} s"
 
 
-def size(num_bytes: float | None) -> str:
+def size(num_bytes: float) -> str:
     """Bytes in powers of ten."""
-    if num_bytes is None:
-        return MISSING
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if num_bytes >= power:
             return f"{num_bytes / power:.3g} {unit}"

@@ -10,49 +10,45 @@ import hashlib
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
 
-OPTIMIZERS = ("adamw", "sgd", "lion")
-FREEZE_MODES = ("full", "head", "head_then_full")
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
-PRECISIONS = ("fp32", "bf16")
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rule:
     """What a field's value must be; ``None`` bounds nothing. ``unit`` is of the bounds, ``fix`` a
     value that is valid and ``option`` the CLI's name of the field where it has one."""
 
     low: float | None = None
     high: float | None = None
+    _: KW_ONLY
     open_low: bool = False
     choices: tuple[str, ...] = ()
     unit: str = ""
-    fix: object = None
+    fix: Any = None
     option: str | None = None
 
-    def mistake(self, path: str, value: object, kind: type, default: object) -> str | None:
+    def mistake(self, path: str, value: object, kind: type, default: Any) -> str | None:
         """Rule, value and fix in one line; ``None`` for a value that fits."""
         if self._fits(value, kind):
             return None
-        fix = self.fix
+        noun = NOUNS.get(kind, "") + (f" of {self.unit}" if self.unit else "")
         if self.choices:
-            what, fix = f"one of {', '.join(self.choices)}", fix or self.choices[0]
+            what, fix = f"one of {', '.join(self.choices)}", self.choices[0]
         elif self.low is None:
-            what, fix = NOUNS[kind], default if fix is None else fix
+            what, fix = noun, default
+        elif self.high is None:
+            what, fix = f"{noun} of at least {self.low:g}", f"{self.low:g}"
         else:
-            what = NOUNS[kind] + (f" of {self.unit}" if self.unit else "")
-            if self.high is None:
-                what, fix = f"{what} of at least {self.low:g}", f"{self.low:g}"
-            else:
-                bounds = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
-                what = bounds if kind is float else f"{what} {bounds}"
-                fix = "VALUE with a VALUE in that range" if fix is None else fix
+            bounds = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
+            what = bounds if kind is float else f"{noun} {bounds}"
+            fix = self.fix or "VALUE with a VALUE in that range"
         option = f"{self.option} " if self.option else f"--set {path}="
         return f"{path} must be {what}; got {value!r}. Fix: {option}{fix}"
 
@@ -63,53 +59,52 @@ class Rule:
             return kind is bool and isinstance(value, bool)
         if not isinstance(value, int if kind is int else int | float):
             return False
-        if self.low is not None and not (value > self.low if self.open_low else value >= self.low):
-            return False
-        return self.high is None or value <= self.high
+        low, high = (bound if bound is not None else value for bound in (self.low, self.high))
+        return low <= value <= high and not (self.open_low and value == low)
 
 
-def ruled(
-    default: Any,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    choices: tuple[str, ...] = (),
-    **more: Any,
-) -> Any:
-    """A dataclass field with a :class:`Rule`; ``default`` is its default."""
-    rule = Rule(low=low, high=high, choices=choices, **more)
-    return field(default=default, metadata={"rule": rule})
+def ruled(default: Any, *bounds: float, operational: bool = False, **rule: Any) -> Any:
+    """A dataclass field with a default and a :class:`Rule`; ``bounds`` are its low and high."""
+    metadata = {"rule": Rule(*bounds, **rule), "operational": operational}
+    return field(default=default, metadata=metadata)
+
+
+OPERATIONAL = {"operational": True}  # metadata of a field that needs no rule
 
 
 class Spec:
-    """Checked and serialised by its fields: a base for keyword-only frozen dataclasses.
+    """Checked and serialised by its fields: a base for frozen dataclasses.
 
-    ``section`` is the path before its fields in messages and ``--set``. A field's metadata may
-    hold its ``rule``, and ``write`` and ``read`` where its JSON form is not the general one.
+    The class keyword ``section`` is the path before its fields in messages and ``--set``. A
+    field's metadata may hold its ``rule``, ``operational`` where it says how a run is carried out
+    and not what it trains, and ``read`` where the general way does not read its JSON form.
     """
 
-    section: ClassVar[str] = ""
+    __slots__ = ()
+    section: ClassVar[str]
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        cls.section = section
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when it is valid."""
-        found = []
         owner: Any = type(self)
-        for one in fields(self):  # type: ignore[arg-type]
+        mistakes = []
+        for one in fields(owner):
             rule: Rule | None = one.metadata.get("rule")
-            kinds = kinds_of(owner, one.name)
-            value = getattr(self, one.name)
+            kinds, value = kinds_of(owner, one.name), getattr(self, one.name)
             if rule is None or (value is None and NoneType in kinds):
                 continue
             path = f"{self.section}.{one.name}" if self.section else one.name
-            line = rule.mistake(path, value, kinds[0], one.default)
-            found += [line] if line else []
-        return found
+            mistakes.append(rule.mistake(path, value, kinds[0], one.default))
+        return [line for line in mistakes if line]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Nested, JSON-ready mapping."""
+    def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
+        """Nested, JSON-ready mapping, with its ``operational`` fields or without."""
         return {
-            one.name: one.metadata.get("write", _written)(getattr(self, one.name))
+            one.name: _written(getattr(self, one.name), operational)
             for one in fields(self)  # type: ignore[arg-type]
+            if operational or not one.metadata.get("operational")
         }
 
     @classmethod
@@ -125,47 +120,49 @@ class Spec:
 @cache
 def kinds_of(owner: Any, name: str) -> tuple[Any, ...]:
     """The types that a field of a :class:`Spec` may have, ``NoneType`` last."""
-    hint = typing.get_type_hints(owner)[name]
+    return _kinds(typing.get_type_hints(owner)[name])
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return tuple(sorted(kinds, key=lambda kind: kind is NoneType))
 
 
 @cache
 def _readers(owner: Any) -> dict[str, Callable[[Any], Any]]:
-    return {
-        one.name: one.metadata.get("read") or _reader(kinds_of(owner, one.name)[0])
-        for one in fields(owner)
-    }
+    hints = typing.get_type_hints(owner)
+    return {one.name: one.metadata.get("read") or _reader(hints[one.name]) for one in fields(owner)}
 
 
-def _reader(kind: Any) -> Callable[[Any], Any]:
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    kind = _kinds(hint)[0]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Spec):
         return lambda value: None if value is None else kind.from_dict(value)
     if origin in (tuple, Sequence):
         each = _reader(args[0])
         return lambda value: None if value is None else tuple(map(each, value))
-    if origin is Mapping and isinstance(_spec_in(args[1]), type):
-        of = _reader(_spec_in(args[1]))
-        return lambda value: {key: of(one) for key, one in (value or {}).items()}
-    return lambda value: value
+    if origin is Mapping and (of := _reader(args[1])) is not _as_it_is:
+        return lambda value: {key: of(entry) for key, entry in (value or {}).items()}
+    return _as_it_is
 
 
-def _spec_in(hint: Any) -> type[Spec] | None:
-    kinds = typing.get_args(hint) or (hint,)
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Spec)), None)
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
-def _written(value: Any) -> Any:
+def _written(value: Any, operational: bool) -> Any:
     if isinstance(value, Spec):
-        return value.as_dict()
+        return value.as_dict(operational=operational)
     if isinstance(value, Mapping):
-        return {key: _written(one) for key, one in value.items()}
-    return [_written(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _written(entry, operational) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(entry, operational) for entry in value]
+    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Spec):
+class Recipe(Spec, section="recipe"):
     """One complete choice of hyperparameters; every field is a searchable axis.
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
@@ -173,16 +170,14 @@ class Recipe(Spec):
     ``batch_size_per_worker * num_workers`` whatever the memory allows.
     """
 
-    section: ClassVar[str] = "recipe"
-
-    optimizer: str = ruled("adamw", choices=OPTIMIZERS)
+    optimizer: str = ruled("adamw", choices=("adamw", "sgd", "lion"))
     learning_rate: float = ruled(1e-3, 0, 100, open_low=True)
     weight_decay: float = ruled(0.05, 0, 10)
     momentum: float = ruled(0.9, 0, 0.9999)
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
     warmup_epochs: float = ruled(1.0, 0, 1000)
     final_lr_fraction: float = ruled(0.01, 0, 1)
-    freeze: str = ruled("full", choices=FREEZE_MODES)
+    freeze: str = ruled("full", choices=("full", "head", "head_then_full"))
     head_epochs: int = ruled(1, 0, 100_000)
     batch_size_per_worker: int = ruled(64, 1, 65_536)
     accumulation_steps: int = ruled(1, 1, 4096)
@@ -195,25 +190,19 @@ class Recipe(Spec):
     cutmix: float = ruled(0.0, 0, 10)
     label_smoothing: float = ruled(0.0, 0, 0.9)
     drop_path: float = ruled(0.0, 0, 0.9)
-    precision: str = ruled("fp32", choices=PRECISIONS)
+    precision: str = ruled("fp32", choices=("fp32", "bf16"))
     compile: bool = ruled(False)
     channels_last: bool = ruled(False)
 
     def mistakes(self) -> list[str]:
         """Every rule this recipe breaks, one line each; empty when it is valid."""
-        found = super().mistakes()
-        if not found and self.batch_size_per_worker % self.accumulation_steps:
-            found.append(
-                "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
-                f"{self.accumulation_steps} and {self.batch_size_per_worker}. "
-                "Fix: choose a divisor"
-            )
-        return found
-
-    @classmethod
-    def axes(cls) -> tuple[str, ...]:
-        """Names of all axes, in declaration order."""
-        return tuple(one.name for one in fields(cls))
+        mistakes = super().mistakes()
+        if mistakes or self.batch_size_per_worker % self.accumulation_steps == 0:
+            return mistakes
+        return [
+            "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
+            f"{self.accumulation_steps} and {self.batch_size_per_worker}. Fix: choose a divisor"
+        ]
 
 
 def stable_hash(value: Any) -> str:
@@ -226,10 +215,9 @@ def stable_hash(value: Any) -> str:
 # default glibc hands large freed blocks back to the kernel at once, so that every step asks for
 # its activations again, page by page: 240,000 page faults in a step of the small hybrid, a fifth
 # of its time (benchmarks/allocator.py). Other C libraries take no notice.
-LARGEST_INT = 2**31 - 1
 FREED_MEMORY_KEPT = {
-    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_INT),
-    "MALLOC_TRIM_THRESHOLD_": str(LARGEST_INT),
+    "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     # Threads other than the first have heaps of 64 MiB, which the trim threshold does not keep:
     # one is unmapped once it is empty, unless what is free before it is less than the padding.
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -239,7 +227,7 @@ SHIFT_IMAGES = 256  # of the validation split, that ``shift_offsets_px`` are tri
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneSpec(Spec):
+class BackboneSpec(Spec, section="backbone"):
     """Which timm model, and how it is adapted to the dataset's image size.
 
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
@@ -251,8 +239,6 @@ class BackboneSpec(Spec):
     by :func:`trainables.backbones.check_backbone`.
     """
 
-    section: ClassVar[str] = "backbone"
-
     family: str
     scale: str = "tiny"
     model: str | None = None
@@ -263,7 +249,7 @@ class BackboneSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSpec(Spec):
+class DataSpec(Spec, section="data"):
     """Which images, and which share of them.
 
     ``source`` is ``digits``, ``cifar10``, ``cifar100`` or a path. ``archive`` is a local
@@ -275,8 +261,6 @@ class DataSpec(Spec):
     pixels of images that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
     """
 
-    section: ClassVar[str] = "data"
-
     source: str = "digits"
     archive: str | None = None
     train_limit: int | None = ruled(None, 1, 1_000_000_000)
@@ -287,7 +271,29 @@ class DataSpec(Spec):
     val_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=OPERATIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts(Spec):
+    """What an image store holds.
+
+    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
+    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
+    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
+    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
+    ``skipped`` counts corrupt images left out.
+    """
+
+    name: str | None = None
+    class_names: tuple[str, ...] = ()
+    height: int
+    width: int
+    channels: int = 3
+    counts: Mapping[str, int] = field(default_factory=dict)
+    content_hash: str | None = None
+    mirror_safe: bool = True
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,4 @@
-"""Errors that end a command or a trial with a sentence instead of a traceback.
-
-UserError        a mistake in what was asked: every line states rule, value, choices, fix
-TrialError       a trial cannot go on; the run does
-├── Diverged         loss or gradient is not finite
-└── OutOfMemory      the device has no room, also after the retry with a smaller micro-batch
-Preempted        the worker was told to leave; carries the checkpoint it wrote
-StorageError     object storage did not answer for as long as one tries; nobody's mistake
-"""
+"""Errors that end a command or a trial with a sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +7,8 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """One or more mistakes in what was asked; ``exit_code`` is the CLI's."""
+    """Mistakes in what was asked, each a line with rule, value, choices and fix; ``exit_code`` is
+    the CLI's."""
 
     def __init__(self, *mistakes: str, exit_code: int = 2) -> None:
         super().__init__("\n".join(mistakes))
@@ -36,7 +29,7 @@ class Diverged(TrialError):
 
 
 class OutOfMemory(TrialError):
-    """The device has no room for this recipe."""
+    """The device has no room for this recipe, also after the retry with a smaller micro-batch."""
 
     kind = "out of memory"
 

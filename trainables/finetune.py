@@ -59,11 +59,9 @@ def fine_tune(
 def recipe_line(assignment: Assignment) -> str:
     """The backbone and every axis of the recipe that differs from its default, in one line."""
     defaults = type(assignment.recipe)().as_dict()
-    changed = {
-        k: v
-        for k, v in assignment.recipe.as_dict().items()
-        if v != defaults[k] or k in ("optimizer", "learning_rate")
-    }
-    spec = assignment.backbone
-    axes = ", ".join(f"{key}={value}" for key, value in changed.items())
-    return f"{spec.family}/{spec.scale}: {axes}"
+    axes = ", ".join(
+        f"{name}={value}"
+        for name, value in assignment.recipe.as_dict().items()
+        if value != defaults[name] or name in ("optimizer", "learning_rate")
+    )
+    return f"{assignment.backbone.family}/{assignment.backbone.scale}: {axes}"

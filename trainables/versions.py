@@ -19,13 +19,13 @@ Versions = Mapping[str, str | None]
 
 def installed() -> dict[str, str | None]:
     """Version of Python and of each library here; ``None`` for one that is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def processor() -> str:

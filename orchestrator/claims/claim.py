@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 from orchestrator.claims.effects import Json, Measured
 from orchestrator.claims.results import TrialResult
 from trainables.config import stable_hash
 
-ALPHA = 0.05
 # Of the rule that all claims share (effects.py, results.py): raised by hand when what it gives
 # changes, as a claim's own ``rule_version`` is. A test holds what the rules give on known worlds.
 RULE_VERSION = 1
@@ -43,21 +44,19 @@ class Preset:
     val_images: int
     seeds: int
     batch_size: int = 64
-    rates: tuple[float, ...] = (1.0,)
+    rates: Sequence[float] = (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a design is laid out for. ``side`` is the native input side in pixels, ``patch`` the
-    ViT's own choice there, ``train_images`` how many there will be, ``weights`` where they start.
+    ViT's own choice there, ``weights`` where they start.
     """
 
     preset: Preset
     side: int
     patch: int
-    train_images: int
-    scale: str = "tiny"
-    weights: str = "none"
+    weights: str
 
     def rates(self, family: str, weights: str | None = None) -> tuple[float, ...]:
         """Learning rates of a family that starts from ``weights``, ascending, for AdamW."""
@@ -76,7 +75,7 @@ USUAL_RATES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Arm:
     """One treatment: a family, its length in epochs and its levels by axis path.
 
@@ -96,17 +95,17 @@ class Claim:
     ``alpha`` bounds the probability of a wrong verdict, ``smallest_effect`` (in the statistic's
     unit) is the cut between an effect that would matter and one that would not. ``recipe`` is
     what all arms share beside the defaults. ``arms`` lays the design out, ``measure`` turns its
-    results into effects with one value a seed, above 0 where it speaks for the claim. Whoever
-    changes what these two give raises ``rule_version``. The rule is a module of ``experiments``;
-    the words and numbers are the TOML file beside it.
+    results into effects with one value a seed, above 0 where it speaks for the claim. It reads the
+    seeds of which all trials finished, or all of them where ``failed_count`` as results. Whoever
+    changes what ``arms`` and ``measure`` give raises ``rule_version``.
     """
 
     name: str
     statement: str
     source: str
-    literature_for: tuple[str, ...]
-    literature_against: tuple[str, ...]
-    families: tuple[str, ...]
+    literature_for: Sequence[str]
+    literature_against: Sequence[str]
+    families: Sequence[str]
     factors: Mapping[str, str]
     presets: Mapping[str, Preset]
     statistic: str
@@ -117,52 +116,35 @@ class Claim:
     undetermined: str
     arms: Callable[[Setting], Sequence[Arm]]
     measure: Callable[[Sequence[TrialResult]], Measured]
+    failed_count: bool
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    alpha: float = ALPHA
+    alpha: float = 0.05
     fewest_images_per_class: int = 10
     fewest_share: float = 1.0  # of the training images that the smallest arm sees
-    rule_version: int = 1  # of ``arms`` and ``measure``
+    rule_version: int = 1
 
     @classmethod
-    def declared(
-        cls,
-        module_file: str,
-        *,
-        families: tuple[str, ...],
-        arms: Callable[[Setting], Sequence[Arm]],
-        measure: Callable[[Sequence[TrialResult]], Measured],
-    ) -> Self:
-        """The claim whose words and numbers are in the TOML file beside the module of its rule."""
-        words = _with_tuples(
-            tomllib.loads(Path(module_file).with_suffix(".toml").read_text("utf-8"))
-        )
+    def of(cls, rule: ModuleType) -> Self:
+        """The claim of a module of ``experiments``, its words and numbers in the TOML beside it."""
+        words = tomllib.loads(Path(str(rule.__file__)).with_suffix(".toml").read_text("utf-8"))
         presets = {name: Preset(**preset) for name, preset in words.pop("presets").items()}
-        return cls(**words, presets=presets, families=families, arms=arms, measure=measure)
+        return cls(
+            **words,
+            presets=presets,
+            families=rule.FAMILIES,
+            arms=rule.arms,
+            measure=rule.measure,
+            failed_count=getattr(rule, "FAILED_COUNT", False),
+        )
 
     def declaration(self) -> Json:
         """Every word and number of the claim, JSON-ready, with the ``hash`` that binds it.
 
-        The hash covers these and the versions of the rule, so that a verdict by another rule
-        shows. Tuples are lists, as JSON gives them back.
+        The hash covers these and the versions of the rule, so that a verdict by another rule shows.
         """
-        words = {
-            entry.name: _plain(getattr(self, entry.name))
-            for entry in fields(self)
-            if entry.name not in ("arms", "measure", "rule_version")
-        }
+        of_the_rule = ("arms", "measure", "failed_count", "rule_version")
+        entries = [entry.name for entry in fields(self) if entry.name not in of_the_rule]
+        plain = json.dumps({name: getattr(self, name) for name in entries}, default=vars)
+        words = json.loads(plain)
         digest = stable_hash([words, self.rule_version, RULE_VERSION])
         return {**words, "hash": EARLIER_HASHES.get(digest, digest)}
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -3,39 +3,28 @@ each of them will cost by its own backbone and length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
-from orchestrator.claims.effects import Json
 from orchestrator.claims.experiments import claim_named
-from orchestrator.launch.forecast import (
-    COLD_START_S,
-    STEP_PASSES,
-    images_per_epoch,
-    known_images,
-    read_dataset,
-)
+from orchestrator.launch import forecast
 from orchestrator.launch.options import RunOptions
-from orchestrator.launch.validation import validate
-from orchestrator.ledger.state import DatasetFacts, FamilyForecast
+from orchestrator.launch.prepare import validate
 from orchestrator.ray_cluster.capacity import slots_of
-from orchestrator.spec import limits, named_sweeps, overrides, spaces
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.run import (
-    RunSpec,
-    SweepSpec,
-    dataset_name,
-    sanitised,
-    with_axes,
-)
+from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
-from trainables.config import SHIFT_IMAGES, DataSpec, stable_hash
-from trainables.data.sources import check_source
-from trainables.errors import UserError, raise_if_any
+from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
+from trainables.data.sources import known_images
+from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
+DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which validation images are carved by
 OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
 LAID_OUT = ("trials", "seed", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
@@ -50,23 +39,19 @@ class ClaimOptions(RunOptions):
     preset: str = "smoke"
     seeds: int | None = None
 
-    @property
-    def source(self) -> str:
-        """The data set's name or path."""
-        return self.dataset or "digits"
-
-    @property
-    def size(self) -> str:
-        """The scale of the backbones."""
-        return self.scale or "tiny"
-
 
 def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpec:
-    """The run that tests ``claim``. Raises ``UserError`` with all that is wrong with it."""
+    """The run that tests ``claim``; the same command typed again is the same run. Raises
+    ``UserError`` with all that is wrong with it."""
     preset = _preset(claim, options)
     bases = _bases(claim, preset, options, facts)
-    setting = _setting(preset, bases, facts)
-    _require_enough(claim, setting, facts)
+    _require_enough(claim, bases[0].data, facts)
+    backbones = {base.family: base.backbone for base in bases}
+    backbone = backbones.get("vit", bases[0].backbone)
+    geometry = describe(backbone, height=facts.height, width=facts.width)
+    setting = Setting(
+        preset=preset, side=geometry.image_size, patch=geometry.patch or 1, weights=backbone.weights
+    )
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
     # The same for all arms, so that seed by seed they share order, first weights and val.
@@ -77,13 +62,30 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     sweeps = tuple(
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
-    declaration = {
+    dataset, scale = dataset_name(bases[0].data.source), backbone.scale
+    name = sanitised("-".join(("claim", claim.name, dataset, scale, options.preset)))
+    return replace(options.run(name, sweeps), claim=_declaration(claim, preset, options))
+
+
+def _declaration(claim: Claim, preset: Preset, options: ClaimOptions) -> dict[str, Any]:
+    """The claim's, with ``departures``: what the command line changed in the declared design; and
+    ``options``: those that make this run another one than the preset's, for whoever repeats it."""
+    # How a run is carried out is no part of its design.
+    design_sets = [text for text in options.set if not text.startswith("resources.")]
+    given = {"--seeds": options.seeds, "--max-epochs": options.max_epochs, "--seed": options.seed}
+    own = [[option, str(value)] for option, value in given.items() if value is not None]
+    declared = claim.presets[options.preset]
+    departures = [
+        f"{name} {getattr(preset, name)} instead of {getattr(declared, name)}"
+        for name in ("seeds", "epochs")
+        if getattr(preset, name) != getattr(declared, name)
+    ]
+    return {
         **claim.declaration(),
         "preset": options.preset,
-        "options": _own_options(options),
-        "departures": _departures(claim, preset, options),
+        "options": own + [["--set", text] for text in design_sets],
+        "departures": departures + design_sets,
     }
-    return replace(options.run(default_name(claim, options), sweeps), claim=declaration)
 
 
 def specs_of(
@@ -97,40 +99,26 @@ def specs_of(
         )
     chosen = [claim_named(name) for name in dict.fromkeys(names)]
     facts = facts_of(options)
-    specs, totals = [], None
-    errors: list[UserError] = []
+    specs: list[RunSpec] = []
+    mistakes: list[str] = []
     for claim in chosen:
-        try:
+        with collected(mistakes):
             specs.append(run_spec(claim, options, facts))
-        except UserError as error:
-            errors.append(error)
-    try:
-        totals = validate(*specs, as_job=as_job)
-    except UserError as error:
-        errors.append(error)
-    if errors:
-        mistakes = dict.fromkeys(line for error in errors for line in error.mistakes)
-        raise UserError(*mistakes, exit_code=min(error.exit_code for error in errors))
-    return specs, totals
+    if mistakes:
+        with collected(mistakes):
+            validate(*specs, as_job=as_job)
+        raise_if_any(mistakes)
+    return specs, validate(*specs, as_job=as_job)
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:
     """Of the data set without a limit; it is read into the pixel store where they are unknown."""
-    known = known_images(DataSpec(source=options.source))
+    source = options.dataset or DEFAULT_DATASET
+    known = known_images(DataSpec(source=source))
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]
-    sweep = named_sweeps.family_sweep("vit", dataset=options.source)
-    data = overrides.apply_set(sweep, changes).data
-    raise_if_any(check_source(data))
-    return read_dataset(data)
-
-
-def default_name(claim: Claim, options: ClaimOptions) -> str:
-    """``claim-NAME-DATASET-SCALE-PRESET``: the same command typed again is the same run."""
-    dataset = dataset_name(options.source)
-    parts = ("claim", claim.name, dataset, options.size, options.preset)
-    return sanitised("-".join(parts))
+    return forecast.read_dataset(source, changes).info
 
 
 def _preset(claim: Claim, options: ClaimOptions) -> Preset:
@@ -148,53 +136,14 @@ def _preset(claim: Claim, options: ClaimOptions) -> Preset:
     return replace(preset, seeds=seeds, epochs=epochs)
 
 
-def _design_sets(options: ClaimOptions) -> list[str]:
-    """Each --set that changes the design; how a run is carried out is none of it."""
-    return [text for text in options.set if not text.startswith("resources.")]
-
-
-def _own_options(options: ClaimOptions) -> list[list[str]]:
-    """The options that make this run another one than the preset's, for whoever repeats it."""
-    given = {name: getattr(options, name) for name in ("seeds", "max_epochs", "seed")}
-    own = [[f"--{k.replace('_', '-')}", str(v)] for k, v in given.items() if v is not None]
-    return own + [["--set", text] for text in _design_sets(options)]
-
-
-def _departures(claim: Claim, preset: Preset, options: ClaimOptions) -> list[str]:
-    """What the command line changed in the declared design."""
-    declared = claim.presets[options.preset]
-    changed = [
-        f"{name} {getattr(preset, name)} instead of {getattr(declared, name)}"
-        for name in ("seeds", "epochs")
-        if getattr(preset, name) != getattr(declared, name)
-    ]
-    return changed + _design_sets(options)
-
-
-def _setting(preset: Preset, bases: Sequence[SweepSpec], facts: DatasetFacts) -> Setting:
-    backbone, data = bases[0].backbone, bases[0].data
-    vit = describe(
-        next((base.backbone for base in bases if base.family == "vit"), backbone),
-        height=facts.height,
-        width=facts.width,
-    )
-    images = min(facts.counts["train"], data.train_limit or facts.counts["train"])
-    return Setting(
-        preset=preset,
-        side=vit.image_size,
-        patch=vit.patch or 1,
-        train_images=round(data.fraction * images),
-        scale=backbone.scale,
-        weights=backbone.weights,
-    )
-
-
-def _require_enough(claim: Claim, setting: Setting, facts: DatasetFacts) -> None:
+def _require_enough(claim: Claim, data: DataSpec, facts: DatasetFacts) -> None:
     """Raise ``UserError`` where the smallest arm would see too few images of each class."""
-    smallest = round(claim.fewest_share * setting.train_images)
+    train = min(facts.counts["train"], data.train_limit or facts.counts["train"])
+    train = round(data.fraction * train)
+    smallest = round(claim.fewest_share * train)
     needed = claim.fewest_images_per_class * len(facts.class_names)
     if smallest < needed:
-        share = f"{100 * claim.fewest_share:g} % of {setting.train_images} training images"
+        share = f"{100 * claim.fewest_share:g} % of {train} training images"
         raise UserError(
             f"{claim.name} needs {claim.fewest_images_per_class} images of each of "
             f"{len(facts.class_names)} classes in its smallest arm, {needed} in all; {share} are "
@@ -207,8 +156,9 @@ def _bases(
     claim: Claim, preset: Preset, options: ClaimOptions, facts: DatasetFacts
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
-    source, scale = options.source, options.size
-    weights = options.weights or named_sweeps.default_weights("vit", scale)
+    source, scale = options.dataset or DEFAULT_DATASET, options.scale or DEFAULT_SCALE
+    defaults = named_sweeps.default_axes("vit", scale, source)
+    weights = options.weights or defaults["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:
@@ -221,7 +171,7 @@ def _bases(
         )
         scheduler = SchedulerSpec(kind="none")
         bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
-    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
+    changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(
@@ -233,13 +183,9 @@ def _bases(
 
 def _refuse_laid_out(claim: Claim, arms: Sequence[Arm], texts: Sequence[str]) -> None:
     laid_out = {*LAID_OUT, *(path for arm in arms for path in arm.levels)}
-    paths = [text.partition("=")[0].strip() for text in texts]
-    bare = [
-        path.partition(".")[2] if path.partition(".")[0] in claim.families else path
-        for path in paths
-    ]
-    conflicts = sorted(laid_out & set(bare))
-    if conflicts:
+    paths = {text.partition("=")[0].strip() for text in texts}
+    bare = {path.removeprefix(f"{family}.") for path in paths for family in claim.families}
+    if conflicts := sorted(laid_out & bare):
         raise UserError(
             f"{claim.name} lays out {', '.join(conflicts)} itself, --set cannot change it. "
             "Fix: leave it out; --dataset, --scale, --weights, --preset, --seeds, --seed and "
@@ -272,127 +218,135 @@ def _sweep(base: SweepSpec, arms: Sequence[Arm], seeds: Sequence[int]) -> SweepS
 # As many forward passes as trainables.evaluate.probes takes: each shift moves along two axes.
 SHIFT_WAYS = 2
 
-# (run of one arm) -> its family's images by split and its cost, None where that is not known
-CostOf = Callable[[RunSpec], tuple[Mapping[str, int], FamilyForecast | None]]
-
 
 @dataclass(frozen=True, kw_only=True)
-class ArmPrice:
+class ArmPrice(Spec):
     """Arms of one family that cost the same: ``trials`` of them over all seeds."""
 
     family: str
-    levels: Json
+    levels: Mapping[str, Any]
     epochs: int
     trials: int
     basis: str | None
     slot_seconds: float | None
 
 
-def price(spec: RunSpec, cost_of: CostOf, *, total: Mapping[str, float] | None) -> Json:
-    """The plan of a claim's run as JSON; what is not known is ``None``.
+@dataclass(frozen=True, kw_only=True)
+class ClaimPlan(Spec):
+    """The plan of a claim's run, JSON by :meth:`as_dict`; what is not known is ``None``."""
 
-    ``cost_of`` tells the cost of a run with one arm, ``total`` what the machine holds.
-    """
-    arms = [arm for sweep in spec.sweeps for arm in _priced_arms(spec, sweep, cost_of)]
+    claim: str
+    statement: str
+    run: str
+    hash: str
+    spec_hash: str
+    preset: str
+    departures: Sequence[str]
+    trials: int
+    epochs: int
+    device: str
+    slots: int | None
+    basis: str | None
+    device_hours: float | None = None
+    wall_hours: float | None = None
+    usd: float | None = None
+    arms: tuple[ArmPrice, ...]
+
+
+def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] | None) -> ClaimPlan:
+    """The plan of a claim's run. ``totals`` is what the machine holds, where that is known."""
+    arms = tuple(arm for sweep in spec.sweeps for arm in _arm_prices(spec, sweep, options))
     trials = sum(arm.trials for arm in arms)
     resources = spec.sweeps[0].resources
-    slots = None if total is None else slots_of(spec, trials, total)
-    priced = [arm.slot_seconds for arm in arms if arm.slot_seconds is not None]
-    whole = sum(priced) if len(priced) == len(arms) else None
-    seconds = None if whole is None else whole * resources.num_workers
+    slots = None if totals is None else slots_of(spec, trials, totals)
     claim = spec.claim or {}
-    return {
-        "claim": claim.get("name"),
-        "statement": claim.get("statement"),
-        "run": spec.name,
-        "hash": claim.get("hash"),
-        "spec_hash": spec.hash(),
-        "preset": claim.get("preset"),
-        "departures": list(claim.get("departures", ())),
-        "trials": trials,
-        "epochs": sum(arm.trials * arm.epochs for arm in arms),
-        "device": limits.device(resources),
-        "slots": slots,
-        "basis": " and ".join(sorted({arm.basis for arm in arms if arm.basis})) or None,
-        "device_hours": None if seconds is None else limits.device_hours(seconds, resources),
-        "wall_hours": (whole / slots + COLD_START_S) / limits.HOUR_S if whole and slots else None,
-        "usd": None if seconds is None else limits.usd(seconds, resources, spec.prices),
-        "arms": [asdict(arm) for arm in arms],
-    }
-
-
-def _priced_arms(spec: RunSpec, sweep: SweepSpec, cost_of: CostOf) -> list[ArmPrice]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sweep.grid:
-        groups.setdefault(repr(_what_costs(row)), []).append(row)
-    return [_priced(spec, sweep, rows, cost_of) for rows in groups.values()]
-
-
-def _what_costs(row: Mapping[str, Any]) -> Json:
-    """Backbone, share of the data and length; a learning rate costs nothing."""
-    return {
-        key: value
-        for key, value in row.items()
-        if key.startswith("backbone.") or key in ("data.fraction", "epochs", "shift_offsets_px")
-    }
-
-
-def _priced(
-    spec: RunSpec, sweep: SweepSpec, rows: list[Mapping[str, Any]], cost_of: CostOf
-) -> ArmPrice:
-    first, trials = rows[0], len(rows)
-    levels = {key: value for key, value in _what_costs(first).items() if "." in key}
-    arm = replace(
-        with_axes(sweep, levels),
-        grid=(),
-        space={},
+    plan = ClaimPlan(
+        claim=claim["name"],
+        run=spec.name,
+        spec_hash=spec.hash(),
+        **{key: claim[key] for key in ("statement", "hash", "preset", "departures")},
         trials=trials,
-        scheduler=replace(sweep.scheduler, max_epochs=first["epochs"]),
+        epochs=sum(arm.trials * arm.epochs for arm in arms),
+        device=limits.device(resources),
+        slots=slots,
+        basis=" and ".join(sorted({arm.basis for arm in arms if arm.basis})) or None,
+        arms=arms,
     )
-    counts, cost = cost_of(replace(spec, sweeps=(arm,), claim=None))
-    seconds = None
-    if cost is not None:
-        train, val = images_per_epoch(arm, counts)
-        passes = STEP_PASSES * train + val
-        probes = SHIFT_IMAGES * (1 + SHIFT_WAYS * len(first.get("shift_offsets_px", ())))
-        more = (passes + probes) / passes if "shift_offsets_px" in first else 1.0
-        seconds = trials * (first["epochs"] * cost.epoch_seconds * more + cost.setup_seconds)
-    return ArmPrice(
-        family=sweep.family,
-        levels=levels,
-        epochs=first["epochs"],
-        trials=trials,
-        basis=cost.basis if cost else None,
-        slot_seconds=seconds,
+    priced = [arm.slot_seconds for arm in arms if arm.slot_seconds is not None]
+    if len(priced) < len(arms):
+        return plan
+    seconds, cold_start_s = sum(priced), forecast.COLD_START_S
+    return replace(
+        plan,
+        device_hours=limits.device_hours(seconds * resources.num_workers, resources),
+        wall_hours=(seconds / slots + cold_start_s) / limits.HOUR_S if slots else None,
+        usd=limits.usd(seconds * resources.num_workers, resources, spec.prices),
     )
 
 
-def price_lines(plan: Json) -> list[str]:
+def _arm_prices(spec: RunSpec, sweep: SweepSpec, options: ClaimOptions) -> Iterator[ArmPrice]:
+    """By backbone, share of the data and length; a learning rate costs nothing."""
+    costly = ("data.fraction", "epochs", "shift_offsets_px")
+    rows = Counter(
+        json.dumps({k: v for k, v in row.items() if k.startswith("backbone.") or k in costly})
+        for row in sweep.grid
+    )
+    for row, trials in rows.items():
+        levels = json.loads(row)
+        epochs, offsets = levels.pop("epochs"), levels.pop("shift_offsets_px", ())
+        scheduler = replace(sweep.scheduler, max_epochs=epochs)
+        arm = replace(
+            with_axes(sweep, levels), grid=(), space={}, trials=trials, scheduler=scheduler
+        )
+        alone, family = replace(spec, sweeps=(arm,), claim=None), sweep.family
+        images, measure = forecast.images_of(alone), options.measure is not False
+        costs = forecast.costs_of(alone, images, measure=measure, tflops=options.tflops)
+        cost, seconds = costs[family], None
+        if cost is not None:
+            train, val = forecast.images_per_epoch(arm, images[family].counts)
+            passes = forecast.STEP_PASSES * train + val
+            probes = SHIFT_IMAGES * (1 + SHIFT_WAYS * len(offsets)) if offsets else 0
+            epoch_s = cost.epoch_seconds * (passes + probes) / passes
+            seconds = trials * (epochs * epoch_s + cost.setup_seconds)
+        yield ArmPrice(
+            family=family,
+            levels=levels,
+            epochs=epochs,
+            trials=trials,
+            basis=cost.basis if cost else None,
+            slot_seconds=seconds,
+        )
+
+
+def price_lines(plan: ClaimPlan) -> list[str]:
     """A claim's plan for a terminal."""
+    departures = "".join(f", {departure}" for departure in plan.departures)
     lines = [
-        f"claim     {plan['claim']}: {plan['statement']}",
-        f"run       {plan['run']}, rule {plan['hash']}, preset {plan['preset']}"
-        + "".join(f", {departure}" for departure in plan["departures"]),
-        f"trials    {plan['trials']} on {plan['slots'] or 'as many as fit'} slots, "
-        f"{plan['epochs']} epochs in all",
+        f"claim     {plan.claim}: {plan.statement}",
+        f"run       {plan.run}, rule {plan.hash}, preset {plan.preset}{departures}",
+        f"trials    {plan.trials} on {plan.slots or 'as many as fit'} slots, "
+        f"{plan.epochs} epochs in all",
         f"forecast  {_hours(plan)}",
     ]
-    for arm in plan["arms"]:
-        levels = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in
-                           arm["levels"].items() if value is not None)  # fmt: skip
-        seconds = arm["slot_seconds"]
+    for arm in plan.arms:
+        levels = ", ".join(
+            f"{path.partition('.')[2]} {value}"
+            for path, value in arm.levels.items()
+            if value is not None
+        )
+        seconds = arm.slot_seconds
         cost = "unknown" if seconds is None else f"{seconds / 60:.1f} slot minutes"
-        arm_name = f"{arm['family']:<8}{f' ({levels})' if levels else ''}"
-        lines.append(f"  {arm_name} {arm['trials']} trials of {arm['epochs']} epochs: {cost}")
+        name = f"{arm.family:<8}{f' ({levels})' if levels else ''}"
+        lines.append(f"  {name} {arm.trials} trials of {arm.epochs} epochs: {cost}")
     return lines
 
 
-def _hours(plan: Json) -> str:
-    if plan["device_hours"] is None:
+def _hours(plan: ClaimPlan) -> str:
+    if plan.device_hours is None:
         return "unknown: a backbone's size is known only once it is built; --measure tells"
-    parts = [f"{plan['device_hours']:.2f} {plan['device']} hours"]
-    if plan["wall_hours"] is not None:
-        parts.append(f"about {60 * plan['wall_hours']:.0f} minutes here")
-    if plan["usd"] is not None:
-        parts.append(f"{plan['usd']:.2f} USD")
-    return f"{', '.join(parts)} ({plan['basis']})"
+    parts = [f"{plan.device_hours:.2f} {plan.device} hours"]
+    if plan.wall_hours is not None:
+        parts.append(f"about {60 * plan.wall_hours:.0f} minutes here")
+    if plan.usd is not None:
+        parts.append(f"{plan.usd:.2f} USD")
+    return f"{', '.join(parts)} ({plan.basis})"

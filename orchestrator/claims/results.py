@@ -4,7 +4,7 @@ recorded curves at a budget, at an accuracy, at the best level."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ FEWEST_SEEDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """One trial: its treatment (``family`` and ``axes``), its seed's number, what it reported.
+    """One trial: its treatment (family and ``axes``), its seed's number, what it reported.
 
     ``chance`` is the accuracy of guessing.
     """
@@ -28,11 +28,6 @@ class TrialResult:
     trial: TrialState
     seed: int
     chance: float
-
-    @property
-    def family(self) -> str:
-        """The backbone's family."""
-        return self.trial.family
 
     @property
     def axes(self) -> Mapping[str, Any]:
@@ -43,11 +38,6 @@ class TrialResult:
     def finished(self) -> bool:
         """Whether it was trained to its end."""
         return self.trial.status == "finished"
-
-    @property
-    def asked_epochs(self) -> int:
-        """Epochs that it was to train."""
-        return self.trial.assignment.epochs
 
     @cached_property
     def epochs(self) -> Array:
@@ -79,15 +69,14 @@ def results_of(state: State) -> list[TrialResult]:
     ]
 
 
-def select(
-    results: Iterable[TrialResult], *, family: str | None = None, seed: int | None = None
-) -> list[TrialResult]:
-    """Those of a family, of a seed, or of both."""
-    return [
-        result
-        for result in results
-        if family in (None, result.family) and seed in (None, result.seed)
-    ]
+def grouped(
+    results: Iterable[TrialResult], key: Callable[[TrialResult], Any]
+) -> dict[Any, list[TrialResult]]:
+    """The results by their ``key``, in order of first appearance."""
+    groups: dict[Any, list[TrialResult]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return groups
 
 
 def require_ended(results: Sequence[TrialResult]) -> None:
@@ -101,38 +90,25 @@ def require_ended(results: Sequence[TrialResult]) -> None:
         raise NoVerdict(f"{still_open} of {len(results)} trials have not ended")
 
 
-def all_seeds(results: Sequence[TrialResult]) -> list[int]:
-    """The seeds, for a claim in which a failed trial counts.
-
-    Raises :class:`NoVerdict` where trials are open, all failed, or seeds are too few."""
-    require_ended(results)
-    seeds = sorted({result.seed for result in results})
-    _require_seeds(len(seeds))
-    return seeds
-
-
-def complete(results: Sequence[TrialResult]) -> tuple[list[TrialResult], int, tuple[str, ...]]:
-    """The results of those seeds of which every trial was finished, their number, and a note on
-    each seed left out. Raises :class:`NoVerdict` when fewer than two are left."""
-    broken: dict[int, list[str]] = {}
-    for result in results:
-        if not result.finished:
-            why = f"{result.trial.trial} {result.trial.status} ({result.trial.reason})"
-            broken.setdefault(result.seed, []).append(why)
-    seeds = {result.seed for result in results} - set(broken)
-    notes = tuple(
-        f"Seed {seed + 1} is left out, because {'; '.join(lines[:2])}"
-        + (f" and {len(lines) - 2} more." if len(lines) > 2 else ".")
-        for seed, lines in sorted(broken.items())
-    )
-    _require_seeds(len(seeds), " ".join(notes))
-    return [result for result in results if result.seed in seeds], len(seeds), notes
-
-
-def _require_seeds(seeds: int, why: str = "") -> None:
+def complete(
+    results: Sequence[TrialResult], *, failed_count: bool
+) -> tuple[list[TrialResult], tuple[str, ...]]:
+    """The results of those seeds of which every trial was finished, or of all seeds where
+    ``failed_count``, and a note on each seed left out. Raises :class:`NoVerdict` when fewer than
+    two seeds are left."""
+    broken = grouped((r for r in results if not (r.finished or failed_count)), lambda r: r.seed)
+    notes = []
+    for seed, failed in sorted(broken.items()):
+        trials = [result.trial for result in failed]
+        why = "; ".join(f"{one.trial} {one.status} ({one.reason})" for one in trials[:2])
+        more = f" and {len(trials) - 2} more" if len(trials) > 2 else ""
+        notes.append(f"Seed {seed + 1} is left out, because {why}{more}.")
+    kept = [result for result in results if result.seed not in broken]
+    seeds = len({result.seed for result in kept})
     if seeds < FEWEST_SEEDS:
         count = f"only {seeds} complete seed{'s' * (seeds != 1)}, an interval needs {FEWEST_SEEDS}"
-        raise NoVerdict(f"{count}. {why}".strip())
+        raise NoVerdict(" ".join([f"{count}.", *notes]))
+    return kept, tuple(notes)
 
 
 RATE = "recipe.learning_rate"
@@ -140,13 +116,8 @@ LEARNED = 0.1  # share of the way from chance to perfect that counts as having l
 
 
 def final(result: TrialResult) -> float:
-    """Validation accuracy after the last epoch."""
-    return float(result.accuracy[-1])
-
-
-def final_or_chance(result: TrialResult) -> float:
-    """The same; a trial that failed has learned nothing and counts as guessing."""
-    return final(result) if result.finished else result.chance
+    """Validation accuracy after the last epoch; that of guessing for a trial that failed."""
+    return float(result.accuracy[-1]) if result.finished else result.chance
 
 
 def at_flops(result: TrialResult, flops: float) -> float:
@@ -170,40 +141,34 @@ def reached(result: TrialResult, accuracy: float, spent: Array) -> float | None:
     return float(cost + share * (spent[after] - cost))
 
 
-def best_on_other_seeds(table: Array) -> Array:
-    """For each seed the row of ``table`` (rows, n) that is best on the mean of the *other* seeds,
-    (n,).
+def elsewhere(table: Array, values: Array | None = None) -> Array:
+    """For each seed the value, of ``values`` or of ``table``, (rows, n) each, in the row of
+    ``table`` that is best on the mean of the *other* seeds; (n,).
 
     To choose the best level and then report its value on the same seeds would flatter it; here
     no seed has a say in what it is read at.
     """
     others = table.sum(axis=1, keepdims=True) - table
-    return np.asarray(others.argmax(axis=0))
-
-
-def elsewhere(table: Array) -> Array:
-    """For each seed the value of the row of ``table`` (rows, n) best on the others, (n,)."""
-    return np.asarray(table[best_on_other_seeds(table), np.arange(table.shape[1])])
+    chosen = others.argmax(axis=0), np.arange(table.shape[1])
+    return np.asarray((table if values is None else values)[chosen])
 
 
 def by_rate(
-    results: Iterable[TrialResult], value: Callable[[TrialResult], float]
+    results: Sequence[TrialResult], value: Callable[[TrialResult], Any] = final
 ) -> tuple[list[float], Array]:
     """Learning rates, ascending, and ``value`` of one arm by rate and seed, (rates, n)."""
-    values = {(result.axes.get(RATE), result.seed): value(result) for result in results}
+    values = {(result.axes[RATE], result.seed): value(result) for result in results}
     rates, seeds = (sorted(set(keys)) for keys in zip(*values, strict=True))
     return rates, np.array([[values[rate, seed] for seed in seeds] for rate in rates])
 
 
 def by_arm(
     results: Sequence[TrialResult],
-    key: Callable[[TrialResult], Hashable],
-    value: Callable[[TrialResult], float],
+    key: Callable[[TrialResult], Any],
+    value: Callable[[TrialResult], float] = final,
 ) -> dict[Any, Array]:
     """``value`` by arm and seed, (n,); an arm's learning rate is the best on the other seeds."""
-    arms: dict[Any, list[TrialResult]] = {}
-    for result in results:
-        arms.setdefault(key(result), []).append(result)
+    arms = grouped(results, key)
     return {arm: elsewhere(by_rate(group, value)[1]) for arm, group in arms.items()}
 
 
@@ -211,11 +176,11 @@ def by_level(
     results: Sequence[TrialResult], families: Sequence[str], path: str, levels: Sequence[Any]
 ) -> dict[str, Array]:
     """By family the final accuracy at each level of the axis ``path``, (levels, n)."""
-    arms = by_arm(results, lambda result: (result.family, result.axes[path]), final)
+    arms = by_arm(results, lambda result: (result.trial.family, result.axes[path]))
     return {family: np.stack([arms[family, level] for level in levels]) for family in families}
 
 
-def must_have_learned(accuracies: Mapping[str, float], chance: float) -> None:
+def require_learned(accuracies: Mapping[str, float], chance: float) -> None:
     """Raise :class:`NoVerdict` where an arm is hardly better than guessing: it says nothing."""
     if not np.isfinite(list(accuracies.values())).all():
         raise NoVerdict(f"reports lack a number that {' or '.join(accuracies)} is read from")

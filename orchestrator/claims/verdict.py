@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.claims.claim import Claim
 from orchestrator.claims.effects import Json, Measured, NoVerdict, judge
 from orchestrator.claims.experiments import CLAIMS
-from orchestrator.claims.results import TrialResult, require_ended, results_of
-from orchestrator.ledger.cost import cost_of
-from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import DatasetFacts, State, TrialStatus, replay
+from orchestrator.claims.results import TrialResult, complete, require_ended, results_of
+from orchestrator.ledger import session
+from orchestrator.ledger.cost import device_seconds
+from orchestrator.ledger.events import FILE_NAME, Ledger
+from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.wording import signed, span
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 NO_VERDICT = "no verdict"
 
 
-def effect_text(value: float | None, unit: str) -> str:
+def effect_text(value: float, unit: str) -> str:
     """``+3.1 points``, ``×4.2`` or ``0.8 decades``."""
-    if value is None:
-        return "missing"
     if unit == "ratio":
         return f"×{10**value:.3g}"
     if unit == "decades":
@@ -88,8 +88,7 @@ SCHEMA = 1
 
 def state_of(run_folder: Path) -> State:
     """The ledger of a claim's run. Raises ``UserError`` where there is none."""
-    path = run_folder / FILE_NAME
-    state = replay(read(path)) if path.exists() else State()
+    state = session.state_of(run_folder)
     if not declared(state):
         raise UserError(
             f"a verdict is on the run of a claim; {run_folder} is none. "
@@ -110,7 +109,11 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
     cannot speak, with ``reason``. ``rule_changes`` lists what the claim says otherwise now than
     in the ledger; where it is not empty, this is not the declared claim's verdict.
     """
-    claim, words, results = _claim(state), declared(state), results_of(state)
+    words, results, environment = declared(state), results_of(state), state.header.environment
+    dataset = next(iter(state.header.datasets.values()))  # all families of a claim see the same
+    statuses = [result.trial.status for result in results]
+    devices = (result.trial.detail.get("device") for result in results)
+    hardware = ("processor", "cpus", "memory_gb", "platform")
     verdict: Json = {
         "schema": SCHEMA,
         "claim": words["name"],
@@ -124,46 +127,49 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
         "level": 1 - 2 * words["alpha"],
         "smallest_effect": {"value": words["smallest_effect"], "unit": words["unit"],
                             "text": effect_text(words["smallest_effect"], words["unit"])},
-        "scope": scope(state, results),
-        **_counts(state, results),
+        "scope": scope(dataset, results),
+        "trials": {"asked": len(results)}
+        | {one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
+        "device_seconds": round(device_seconds(state), 1),
+        "dataset": dataset.name,
+        "scale": state.spec.sweeps[0].backbone.scale,
+        "hardware": {key: getattr(environment, key) for key in hardware}
+        | {"device": next(filter(None, devices), None)},
+        "versions": {"python": environment.python, **environment.versions},
+        "code_version": state.header.code_version,
         "verdict": None, "reason": None, "seeds": None, "effects": [], "others": [], "notes": [],
         "pictures": [],
     }  # fmt: skip
     try:
-        require_ended(results)
-        measured = claim.measure(results)
-        _require_finite(measured)
+        measured = _measured(state, results)
     except NoVerdict as why:
         verdict["reason"] = str(why)
     else:
-        verdict |= _judged(measured, words)
-        if pictures:
-            verdict["pictures"] = [picture.as_dict() for picture in measured.pictures()]
+        alpha, smallest = words["alpha"], words["smallest_effect"]
+        outcome, effects = judge(measured.effects, smallest=smallest, alpha=alpha)
+        verdict |= {
+            "verdict": outcome,
+            "reason": words[outcome],
+            "seeds": effects[0]["n"],
+            "effects": effects,
+            "others": [other.summary(alpha) for other in measured.others if other.is_finite],
+            "notes": list(measured.notes),
+            "pictures": list(measured.pictures()) if pictures else [],
+        }
     return {**verdict, "sentence": sentence(verdict)}
 
 
-def _judged(measured: Measured, words: Json) -> Json:
-    alpha = words["alpha"]
-    verdict, effects = judge(measured.effects, smallest=words["smallest_effect"], alpha=alpha)
-    return {
-        "verdict": verdict,
-        "reason": words[verdict],
-        "seeds": measured.seeds,
-        "effects": effects,
-        "others": [
-            effect.summary(alpha)
-            for effect in measured.others
-            if all(map(math.isfinite, effect.values))
-        ],
-        "notes": list(measured.notes),
-    }
-
-
-def _require_finite(measured: Measured) -> None:
-    """A number that is missing in a report must not become a verdict."""
+def _measured(state: State, results: Sequence[TrialResult]) -> Measured:
+    """By the claim's rule, of the seeds that count. Raises :class:`NoVerdict` where it cannot be,
+    or where a number is missing in a report: that must not become a verdict."""
+    claim = _claim(state)
+    require_ended(results)
+    counted, notes = complete(results, failed_count=claim.failed_count)
+    measured = claim.measure(counted)
     for effect in measured.effects:
-        if not all(math.isfinite(value) for value in effect.values):
+        if not effect.is_finite:
             raise NoVerdict(f"{effect.name} is not known in every seed: reports lack a number")
+    return replace(measured, notes=[*notes, *measured.notes])
 
 
 def _claim(state: State) -> Claim:
@@ -189,58 +195,34 @@ def rule_changes(state: State) -> list[str]:
     return changed or ["its rule gives other verdicts: it has another version now"]
 
 
-def _counts(state: State, results: Sequence[TrialResult]) -> Json:
-    environment = state.header.environment
-    statuses = [result.trial.status for result in results]
-    return {
-        "trials": {
-            "asked": len(results),
-            **{one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
-        },
-        "device_seconds": round(cost_of(result.trial for result in results).total, 1),
-        "dataset": _dataset(state).name,
-        "scale": state.spec.sweeps[0].backbone.scale,
-        "hardware": {
-            key: getattr(environment, key) for key in ("processor", "cpus", "memory_gb", "platform")
-        }
-        | {"device": next((d for c in results if (d := c.trial.detail.get("device"))), None)},
-        "versions": {"python": environment.python, **environment.versions},
-        "code_version": state.header.code_version,
-    }
-
-
-def _dataset(state: State) -> DatasetFacts:
-    """What the ledger says of the images; all families of a claim see the same."""
-    return next(iter(state.header.datasets.values()))
-
-
-def scope(state: State, results: Sequence[TrialResult]) -> str:
+def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
     details = [result.trial.detail for result in results if result.trial.detail.get("model")]
     backbones = [result.trial.assignment.backbone for result in results]
-    models = sorted({str(detail["model"]) for detail in details})
+    models = ", ".join(sorted({str(detail["model"]) for detail in details}))
     starts = {"from scratch" if b.weights == "none" else "fine-tuned" for b in backbones}
-    images = sorted({int(detail["train_images"]) for detail in details})
-    info = _dataset(state)
-    lengths = sorted({result.asked_epochs for result in results})
-    val = info.counts.get("val")
-    shared = len({d.get("dataset_hash") for d in details}) == 1 < len({c.seed for c in results})
+    images = {int(detail["train_images"]) for detail in details}
+    seeds = {result.seed for result in results}
+    shared = len({detail.get("dataset_hash") for detail in details}) == 1 < len(seeds)
     return ", ".join(
         [
-            f"{backbones[0].scale} models" + (f" ({', '.join(models)})" if models else ""),
+            f"{backbones[0].scale} models" + (f" ({models})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
-            f"{_range(images)} images of {info.name} at {info.height} px",
-            f"{_range(lengths)} epochs",
-            f"{val:,} validation images{' (the same for all seeds)' if shared else ' a seed'}",
-            f"{len({result.seed for result in results})} seeds",
+            f"{_range(images)} images of {dataset.name} at {dataset.height} px",
+            f"{_range({result.trial.assignment.epochs for result in results})} epochs",
+            f"{dataset.counts.get('val'):,} validation images"
+            + (" (the same for all seeds)" if shared else " a seed"),
+            f"{len(seeds)} seeds",
         ]
     )
 
 
-def _range(numbers: Sequence[int]) -> str:
-    """``2,000`` or ``400 to 4,000``, of sorted numbers."""
-    return span(f"{numbers[0]:,}", f"{numbers[-1]:,}") if numbers else "an unknown number of"
+def _range(numbers: Collection[int]) -> str:
+    """``2,000`` or ``400 to 4,000``."""
+    if not numbers:
+        return "an unknown number of"
+    return span(f"{min(numbers):,}", f"{max(numbers):,}")
 
 
 def shown(state: State) -> Json:
@@ -266,7 +248,7 @@ def conclude(run_folder: Path) -> str | None:
 
     Only for the process that holds the run, after its dispatcher has gone.
     """
-    state = replay(read(run_folder / FILE_NAME))
+    state = session.state_of(run_folder)
     if not declared(state):
         return None
     verdict = verdict_of(state)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
 from orchestrator.cli.read import run_folder, run_folders
+from orchestrator.cli.run import carry_out
+from orchestrator.ledger import session
 from trainables.errors import UserError
-
-if TYPE_CHECKING:
-    from orchestrator.claims.design import ClaimOptions
-    from orchestrator.spec.run import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +55,24 @@ def run(
     ctx: click.Context, /, claim: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Run claims one after the other. The same command goes on where it stopped."""
-    from orchestrator.claims.design import ClaimOptions, specs_of
+    from orchestrator.claims.design import ClaimOptions, price, price_lines, specs_of
 
     chosen = ClaimOptions(**options)
     specs, totals = specs_of(claim, chosen)
     if dry_run:
-        _dry_run(specs, totals, chosen, as_json)
+        plans = [price(spec, chosen, totals=totals) for spec in specs]
+        hours = [plan.wall_hours for plan in plans if plan.wall_hours is not None]
+        total_hours = sum(hours) if len(hours) == len(plans) else None
+        texts = ["\n".join(price_lines(plan)) for plan in plans]
+        if total_hours is not None and len(plans) > 1:
+            texts.append(f"all       about {60 * total_hours:.0f} minutes here")
+        documents = [plan.as_dict() for plan in plans]
+        document = {"schema": 1, "claims": documents, "wall_hours": total_hours}
+        show(as_json, document, lambda: "\n\n".join(texts))
+        log.info("next: the same without --dry-run")
         return
     if as_json:
         raise UserError("--json is for --dry-run and `claims show`. Fix: leave it out")
-    from orchestrator.cli.run import carry_out
-
     codes = []
     for spec in specs:
         log.info(f"claim: {(spec.claim or {})['name']}, as run {spec.name}")
@@ -80,34 +84,6 @@ def run(
     ctx.exit(max(codes))
 
 
-def _dry_run(
-    specs: list[RunSpec],
-    totals: Mapping[str, float] | None,
-    options: ClaimOptions,
-    as_json: bool,
-) -> None:
-    from orchestrator.claims.design import price, price_lines
-    from orchestrator.launch.forecast import costs_of, images_of
-
-    measure = options.measure is not False
-
-    def cost_of(spec: RunSpec) -> tuple[Any, Any]:
-        family = spec.sweeps[0].family
-        images = images_of(spec)
-        costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
-        return images[family].counts, costs[family]
-
-    plans = [price(spec, cost_of, total=totals) for spec in specs]
-    hours = [plan["wall_hours"] for plan in plans]
-    total_hours = None if None in hours else sum(hours)
-    texts = ["\n".join(price_lines(plan)) for plan in plans]
-    if total_hours is not None and len(plans) > 1:
-        texts.append(f"all       about {60 * total_hours:.0f} minutes here")
-    document = {"schema": 1, "claims": plans, "wall_hours": total_hours}
-    show(as_json, document, lambda: "\n\n".join(texts))
-    log.info("next: the same without --dry-run")
-
-
 @claims.command("show")
 @click.argument("name", nargs=-1)
 @JSON
@@ -115,11 +91,10 @@ def _dry_run(
 def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
     from orchestrator.claims.verdict import declared, shown, state_of, verdict_lines
-    from orchestrator.ledger.session import state_of as any_state
 
     folders = [run_folder(run, storage) for run in name]
     if not name:
-        folders = [folder for folder in run_folders(storage) if declared(any_state(folder))]
+        folders = [folder for folder in run_folders(storage) if declared(session.state_of(folder))]
     verdicts = [shown(state_of(folder)) for folder in folders]
     texts = ["\n".join(verdict_lines(verdict)) for verdict in verdicts]
     show(as_json, {"schema": 1, "claims": verdicts}, lambda: "\n\n".join(texts))

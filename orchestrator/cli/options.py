@@ -6,13 +6,12 @@ import json
 import logging
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
 from types import NoneType
 from typing import Any, TypeVar
 
 import click
 
-from orchestrator.launch.options import RunOptions
+from orchestrator.launch.options import OPTIONS, RunOptions
 from trainables.config import kinds_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,10 +25,8 @@ class _PlainLines(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Print what ``orchestrator`` and ``trainables`` log from INFO up, once however often called.
-
-    The loggers of libraries are left as they are.
-    """
+    """Print what ``orchestrator`` and ``trainables`` log from INFO up, once however often called;
+    the loggers of libraries are left as they are."""
     for package in ("orchestrator", "trainables"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
@@ -42,22 +39,23 @@ def show(as_json: bool, document: Mapping[str, object], text: Callable[[], str])
     click.echo(json.dumps(document, indent=2) if as_json else text())
 
 
-def _option(field: Field[Any]) -> Callable[[Any], Any]:
+def _option(field: str) -> Callable[[Any], Any]:
     """The option of a field of :class:`RunOptions`: its name, type and default are the field's."""
-    kind, *others = kinds_of(RunOptions, field.name)
-    name, arguments = field.name.replace("_", "-"), dict(field.metadata["option"])
+    kind, *others = kinds_of(RunOptions, field)
+    name, default = field.replace("_", "-"), getattr(RunOptions, field)
+    arguments = {key: value for key, value in OPTIONS[field].items() if key != "path"}
     if kind is bool:
         flags = f"--{name}/--no-{name}" if NoneType in others else f"--{name}"
-        return click.option(flags, is_flag=True, default=field.default, **arguments)
+        return click.option(flags, is_flag=True, default=default, **arguments)
     if "above" in arguments:
         arguments["type"] = click.FloatRange(min=arguments.pop("above"), min_open=True)
     elif kind in (int, float):
         arguments["type"] = kind
     is_repeatable = typing.get_origin(kind) is tuple
-    return click.option(f"--{name}", default=field.default, multiple=is_repeatable, **arguments)
+    return click.option(f"--{name}", default=default, multiple=is_repeatable, **arguments)
 
 
-_OPTIONS = {field.name: _option(field) for field in fields(RunOptions)}
+_OPTIONS = {field: _option(field) for field in OPTIONS}
 
 
 def options(*names: str) -> Callable[[Command], Command]:

@@ -12,10 +12,12 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
+from orchestrator.cli.run import carry_out
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME
-from orchestrator.ledger.session import is_running
+from orchestrator.ledger.session import is_running, state_of
+from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
 from trainables.errors import UserError
 from trainables.storage.object_storage import is_remote, origin, write_bytes
@@ -65,8 +67,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
     from orchestrator.compare.runs import load
     from orchestrator.compare.table import table_text
 
-    runs = [load(folder) for folder in folders]
-    comparison = compare_runs(runs)
+    comparison = compare_runs([load(folder) for folder in folders])
     show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     if out:
         Path(out).write_text(report_html(comparison), encoding="utf-8")
@@ -115,13 +116,11 @@ def reproduce(
     tracking_uri: str | None,
 ) -> None:
     """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
-    from orchestrator.compare.report.reproduce import read_report
+    from orchestrator.compare.report.page import read_report
 
     record = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.cli.run import carry_out
-        from orchestrator.launch.validation import validate
-        from orchestrator.spec.run import RunSpec
+        from orchestrator.launch.prepare import validate
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
@@ -141,15 +140,13 @@ def reproduce(
 def status(name: str | None, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ledger.session import state_of
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [run_folder(name, storage)] if name else run_folders(storage)
-    views = [view(state_of(folder), running=is_running(folder)) for folder in folders]
-    runs = list(zip(folders, views, strict=True))
+    runs = [(folder, view(state_of(folder), running=is_running(folder))) for folder in folders]
     if as_json:
         documents = [
-            {"name": folder.name, "folder": str(folder), **run.as_dict()}
+            {"name": folder.name, "folder": str(folder), **asdict(run)}
             | {"checkpoint_bytes": checkpoint_bytes(folder)}
             for folder, run in runs
         ]
@@ -188,8 +185,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
     """
     folder = run_folder(name, storage)
     from orchestrator.compare.winners import select_model
-    from orchestrator.ledger.session import state_of
-    from orchestrator.ops import export as exporting
+    from orchestrator.tracking import best_model
 
     state = state_of(folder)
     model = select_model(state, family)
@@ -198,7 +194,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         log.info(f"{name} has not ended: this is its best so far")
     if to == "registry":
         alias = family or "champion"
-        uri, version = exporting.export_to_registry(
+        uri, version = best_model.export_to_registry(
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )
         log.info(f"version {version} of {name}")
@@ -206,7 +202,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         load = f"mlflow.pyfunc.load_model('models:/{name}@{alias}')"
         log.info(f"next: {load}, MLFLOW_TRACKING_URI={uri}")
     else:
-        exporting.export_to_folder(state, model, folder, Path(to))
+        best_model.export_to_folder(state, model, folder, Path(to))
         click.echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
 

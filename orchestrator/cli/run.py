@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, show
-from orchestrator.launch.options import (
-    DEMO,
-    DEMO_FAMILIES,
-    TOURNAMENT_FINAL_SEEDS,
-    RunOptions,
-    spec_of,
-)
+from orchestrator.launch.options import RunOptions, asked
 from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orchestrator.ops.jobs import Job
 
 log = logging.getLogger(__name__)
@@ -41,7 +35,7 @@ JOB_EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
 @click.pass_context
 def demo(ctx: click.Context, /, **options: Any) -> None:
     """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
-    spec, _ = _asked("demo", **options)
+    spec, _ = asked("demo", **options)
     families = ", ".join(sweep.family for sweep in spec.sweeps)
     trials = spec.sweeps[0].trials
     log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
@@ -84,24 +78,13 @@ def tournament(ctx: click.Context, /, **options: Any) -> None:
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
     command = "tournament" if len(target) > 1 else "sweep"
-    _show_plan(*_asked(command, target, **options), as_json=as_json)
-
-
-def _asked(
-    command: str, target: str | tuple[str, ...] = (), **options: Any
-) -> tuple[RunSpec, RunOptions]:
-    """The run that a command and its parameters ask for, and how it is to be carried out."""
-    if command == "demo":
-        target, options = DEMO_FAMILIES, {**DEMO, **options}
-    targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
-    final_seeds = TOURNAMENT_FINAL_SEEDS if command == "tournament" else 0
-    return spec_of(targets, chosen, final_seeds=final_seeds), chosen
+    _show_plan(*asked(command, target, **options), as_json=as_json)
 
 
 def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
-    from orchestrator.launch.validation import validate
+    from orchestrator.launch.prepare import validate
 
-    spec, chosen = _asked(str(ctx.command.name), **options)
+    spec, chosen = asked(str(ctx.command.name), **options)
     if dry_run:
         _show_plan(spec, chosen)
     else:
@@ -117,10 +100,8 @@ def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> 
 
 
 def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> int:
-    """Run, print how it ended and what to type next; the exit code. Raises ``UserError``.
-
-    ``totals`` is what :func:`orchestrator.launch.validation.validate` returned of ``spec``.
-    """
+    """Run, print how it ended and what to type next; the exit code. ``totals`` is what
+    :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
     from orchestrator.launch.prepare import prepare
     from orchestrator.ops.status import live_view
@@ -134,7 +115,7 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
         larger = " with a larger --budget" if spec.budget else ""
         log.info(f"next: the same command{larger} goes on; orchestrator compare {spec.name}{place}")
     elif outcome.interrupted:
-        log.info(f"interrupted after {outcome.finished + outcome.pruned} trials; nothing is lost")
+        log.info(f"interrupted after {outcome.succeeded} trials; nothing is lost")
         log.info(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
         click.echo(outcome.text, nl=False)
@@ -203,7 +184,8 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     )
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        code, how_it_ended = jobs.follow(client, job_id, show=partial(click.echo, nl=False))
+        log_text = partial(click.echo, nl=False)
+        code, how_it_ended = asyncio.run(jobs.follow(client, job_id, show=log_text))
     except KeyboardInterrupt:
         log.info(f"no longer following job {job_id}; it goes on")
         log.info(
@@ -220,21 +202,8 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
     from orchestrator.claims.design import ClaimOptions, specs_of
-    from orchestrator.launch.validation import validate
+    from orchestrator.launch.prepare import validate
 
-    command, params = _parsed(root, arguments)
-    if params.pop("dry_run", False):
-        raise UserError("--dry-run needs no job. Fix: the command without `submit`")
-    if command == "claims run":
-        params.pop("as_json")
-        return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
-    spec, _ = _asked(command, **params)
-    validate(spec, as_job=True)
-    return [spec]
-
-
-def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """The command's name and its options, as the job will read them."""
     command, rest = root, list(arguments)
     words: list[str] = []
     while isinstance(command, click.Group):
@@ -247,4 +216,12 @@ def _parsed(root: click.Command, arguments: tuple[str, ...]) -> tuple[str, dict[
     name = " ".join(words)
     if name not in JOBS:
         raise UserError(f"a job is one of {', '.join(JOBS)}; got {name!r}. Fix: {JOB_EXAMPLE}")
-    return name, command.make_context(name, rest).params
+    params = command.make_context(name, rest).params  # as the job will read them
+    if params.pop("dry_run", False):
+        raise UserError("--dry-run needs no job. Fix: the command without `submit`")
+    if name == "claims run":
+        params.pop("as_json")
+        return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
+    spec, _ = asked(name, **params)
+    validate(spec, as_job=True)
+    return [spec]

@@ -11,10 +11,9 @@ Equal budgets are counted in trials, device seconds and FLOPs.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 
@@ -140,12 +139,8 @@ OPEN = "trials still run"
 UNEQUAL = "the finished trials are of unequal length"  # PASHA's cap on epochs grew on the way
 
 
-def curves_over_budget(families: Sequence[Family]) -> tuple[BudgetCurve, ...]:
-    """A curve a family that has finished trials, its band simultaneous at ``LEVEL``."""
-    return tuple(filter(None, map(_budget_curve, families)))
-
-
-def _budget_curve(family: Family) -> BudgetCurve | None:
+def budget_curve(family: Family) -> BudgetCurve | None:
+    """The family's curve, its band simultaneous at ``LEVEL``; ``None`` where no trial finished."""
     ended = [curve for curve in family.search if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     tops = [(curve, top1) for curve in ended if (top1 := curve.full_top1) is not None]
@@ -218,7 +213,7 @@ def budgets(families: Sequence[Family]) -> Budget:
         for unit, values in best.items()
     }
     return Budget(
-        equal_in=equal_in, at=at, best_val_top1=best, flips=_flips(best["trials"], best.values()),
+        equal_in=equal_in, at=at, best_val_top1=best, flips=_flips(best),
         ranking={unit: [label for _, label in places] for unit, places in ranked.items()},
         unranked={unit: [label for label, value in values.items() if value is None]
                   for unit, values in best.items()},
@@ -254,10 +249,9 @@ def _best_within(spent: Array, best: Array, budget: float | None) -> float | Non
     return float(best[steps - 1]) if steps and math.isfinite(best[steps - 1]) else None
 
 
-def _flips(labels: Iterable[str], best: Collection[Mapping[str, float | None]]) -> bool:
-    for a, b in combinations(labels, 2):
-        pairs = [(values[a], values[b]) for values in best]
-        signs = {np.sign(x - y) for x, y in pairs if x is not None and y is not None}
-        if {-1.0, 1.0} <= signs:
-            return True
-    return False
+def _flips(best: Mapping[str, Mapping[str, float | None]]) -> bool:
+    """Whether a family is ahead of another in one unit and behind it in another one."""
+    # (units, families); NaN, which a missing one becomes, is ahead of nothing
+    values = np.array([[*of_unit.values()] for of_unit in best.values()], dtype=float)
+    ahead = values[:, :, None] > values[:, None, :]
+    return bool((ahead.any(axis=0) & ahead.any(axis=0).T).any())

@@ -4,14 +4,22 @@ families besides the architecture, and what the plan had forecast that it would 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.budget import Budget, BudgetCurve, budgets, curves_over_budget
-from orchestrator.compare.families import AuditResult, FamilySummary, audits, summarise
+from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
+from orchestrator.compare.families import (
+    AuditResult,
+    FamilySummary,
+    Importance,
+    audit,
+    importance,
+    summarise,
+)
 from orchestrator.compare.finals import (
     FinalSummary,
     Gap,
@@ -19,15 +27,14 @@ from orchestrator.compare.finals import (
     PairVerdict,
     compare_pairs,
     describe_verdict,
-    gaps,
+    gap_to_test,
 )
-from orchestrator.compare.importance import Importance, at_equal_budget, importance
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.ledger import cost
-from orchestrator.ledger.state import DatasetFacts, Forecast
-from orchestrator.spec import spaces
+from orchestrator.ledger.state import Forecast
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import day, interval, percent, points, span
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (
@@ -128,15 +135,54 @@ class Comparison:
 
         Where they are of GPUs, device seconds also stand under their former name, gpu_seconds.
         """
-        plain = {
+        named = {
             "schema": 1,
             "answer": self.answer,
-            **_object(self),
-            "spaces": {label: spaces.as_dict(space) for label, space in self.spaces.items()},
-            "audit": {"families": _plain(self.audit)} if self.audit else None,
+            **vars(self),
+            "audit": {"families": self.audit} if self.audit else None,
         }
         on_gpus = any(family.device not in (None, "cpu") for family in self.families)
-        return _with_gpu_seconds(plain) if on_gpus else plain
+        hook = _with_gpu_seconds if on_gpus else None
+        plain: dict[str, Any] = json.loads(json.dumps(named, default=_plain), object_hook=hook)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows in place of ``value``; its parts need not be plain."""
+    if isinstance(value, RunData):
+        return _run(value)
+    if isinstance(value, FinalSummary):
+        return vars(value) | {"probes": value.probes or {}}
+    if isinstance(value, Confound):
+        former = {new: old for old, new in OLD_NAMES.items()}
+        return vars(value) | {"what": former.get(value.what, value.what)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    return dict(value) if isinstance(value, Mapping) else vars(value)
+
+
+def _with_gpu_seconds(plain: dict[str, Any]) -> dict[str, Any]:
+    """``plain`` with the name that schema 1 had for device seconds beside theirs."""
+    return plain | ({"gpu_seconds": plain["device_seconds"]} if "device_seconds" in plain else {})
+
+
+def _run(run: RunData) -> dict[str, Any]:
+    state, header = run.state, run.header
+    return {
+        "spec_hash": header.spec_hash,
+        "code_version": header.code_version,
+        "environment": header.environment,
+        "name": run.name,
+        "status": run.status,
+        "created_at": state.created_at,
+        "test_openings": state.test_openings,
+        "device_hours": cost.spent_device_hours(state),
+        "preemptions": cost.preemptions(state),
+        "epochs_by_workers": cost.epochs_by_workers(state),
+        "checkpoint_bytes": run.checkpoint_bytes,
+    }
 
 
 def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
@@ -148,20 +194,19 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
     dataset, families = _one_dataset(runs), collect(runs)
-    trials = [at_equal_budget(family.search, family.space) for family in families]
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     verdicts = [run.verdict for run in runs if run.verdict]
-    labels = [family.label for family in families]
     return Comparison(
         dataset=dataset.name if dataset else None, dataset_info=dataset,
         test_opened_at=min(opened, default=None), runs=tuple(runs),
         claims=tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts),
-        families=tuple(map(summarise, families, trials)),
+        families=tuple(map(summarise, families)),
         pairs=compare_pairs(families), budget=budgets(families), forecast=score_forecast(runs),
-        curves_over_budget=curves_over_budget(families),
-        importance=tuple(filter(None, map(importance, labels, trials))) if forests else (),
-        gap=gaps(families), audit=audits(families), failures=tuple(_failures(families)),
-        differences=tuple(_differences(families)),
+        curves_over_budget=tuple(filter(None, map(budget_curve, families))),
+        importance=tuple(filter(None, map(importance, families if forests else ()))),
+        gap=tuple(filter(None, map(gap_to_test, families))),
+        audit=tuple(filter(None, map(audit, families))),
+        failures=tuple(_failures(families)), differences=tuple(_differences(families)),
         spaces={family.label: family.sweep.space for family in families if family.sweep},
         notes=tuple(n for run in runs for n in (*cost.node_notes(run.state), *run.state.notes)),
     )  # fmt: skip
@@ -169,21 +214,20 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
 
 def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
     """The dataset all runs share; images and split are told by the content hash."""
-    datasets: dict[tuple[str | None, str | None], dict[str, DatasetFacts]] = {}  # by run's name
-    for run in runs:
-        for dataset in run.header.datasets.values():
-            by_run = datasets.setdefault((dataset.name, dataset.content_hash), {})
-            by_run.setdefault(run.name, dataset)
-    if len(datasets) > 1:
+    stated = [(run, facts) for run in runs for facts in run.header.datasets.values()]
+    names: dict[tuple[str | None, str | None], set[str]] = {}  # of runs
+    for run, facts in stated:
+        names.setdefault((facts.name, facts.content_hash), set()).add(run.name)
+    if len(names) > 1:
         got = ", ".join(
-            f"{name} {str(content)[:8]} (run {', '.join(sorted(by_run))})"
-            for (name, content), by_run in datasets.items()
+            f"{dataset} {str(content)[:8]} (run {', '.join(sorted(of_runs))})"
+            for (dataset, content), of_runs in names.items()
         )
         raise UserError(
             f"compare needs one dataset with one split; got {got}. "
             "Fix: compare runs of one dataset at a time"
         )
-    return next((facts for by_run in datasets.values() for facts in by_run.values()), None)
+    return next((facts for _, facts in stated), None)
 
 
 def _failures(families: Sequence[Family]) -> Iterator[Failure]:
@@ -218,7 +262,7 @@ def _facts(family: Family) -> Values:
     if sweep := family.sweep:
         header |= sweep.data.as_dict() | sweep.backbone.as_dict()
         header["epochs"] = sweep.scheduler.max_epochs
-    layers = [header | dict(family.run.header.geometry.get(family.name, {}))]
+    layers = [header | dict(family.geometry)]
     chosen = best_trial(family.search) or next(iter(family.search), None)
     if chosen is not None:
         axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
@@ -294,52 +338,3 @@ def _answer_of_finals(comparison: Comparison) -> str:
     limit = f" (smaller than {points(max(sizes))} could not have been shown)" if sizes else ""
     shows = f"show {shown}, but" if shown else "show"
     return f"{first} Tests with Holm's correction {shows} {rest}{limit}."
-
-
-def _plain(value: object) -> Any:
-    """``value`` as JSON holds it: dataclasses as objects, arrays and tuples as lists."""
-    if isinstance(value, RunData):
-        return _run(value)
-    if isinstance(value, FinalSummary):
-        return _object(value) | {"probes": _plain(value.probes) or {}}
-    if isinstance(value, Confound):
-        former = {new: old for old, new in OLD_NAMES.items()}
-        return _object(value) | {"what": former.get(value.what, value.what)}
-    if is_dataclass(value):
-        return _object(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-
-
-def _with_gpu_seconds(plain: Any) -> Any:
-    """``plain`` with the name that schema 1 had for device seconds beside theirs."""
-    if isinstance(plain, list):
-        return [_with_gpu_seconds(part) for part in plain]
-    if not isinstance(plain, dict):
-        return plain
-    named = {key: _with_gpu_seconds(part) for key, part in plain.items()}
-    return named | ({"gpu_seconds": named["device_seconds"]} if "device_seconds" in named else {})
-
-
-def _run(run: RunData) -> dict[str, Any]:
-    state, header = run.state, run.header
-    return {
-        "spec_hash": header.spec_hash,
-        "code_version": header.code_version,
-        "environment": header.environment.as_dict(),
-        "name": run.name,
-        "status": run.status,
-        "created_at": state.created_at,
-        "test_openings": state.test_openings,
-        "device_hours": cost.spent_device_hours(state),
-        "preemptions": cost.preemptions(state),
-        "epochs_by_workers": _plain(cost.epochs_by_workers(state)),
-        "checkpoint_bytes": run.checkpoint_bytes,
-    }

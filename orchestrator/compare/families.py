@@ -1,5 +1,6 @@
-"""One family's search in numbers: counts, cost, the best finished trial, how fast it learned, and
-the audit of pruning: pruned trials finished anyway, drawn at random, tell what it got wrong.
+"""One family's search in numbers: counts, cost, the best finished trial, how fast it learned, which
+axes of the recipe matter at a budget that every trial spent, and the audit of pruning: pruned
+trials finished anyway, drawn at random, tell what it got wrong.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from orchestrator.compare.finals import FinalSummary, summarise_finals
-from orchestrator.compare.importance import RATE, WITHIN, LearningRateFit, Trials, learning_rate_fit
 from orchestrator.compare.runs import (
+    Array,
     Curve,
     Family,
     Values,
@@ -30,7 +32,16 @@ from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 EDGE_SHARE = 0.05
-FEWEST = 3  # trials that an order needs
+RANKED = 3  # trials that an order needs
+FEWEST = 8  # trials below which nothing is said of the recipe
+MOST = 300  # trials that a forest sees, drawn at random from more
+SEEDS = 5
+TREES = 30
+HELD_OUT = 0.25
+REPEATS = 3
+RATE = "recipe.learning_rate"
+NEAR_DECADES = 1.0  # the local fit sees learning rates this far from the best one
+WITHIN = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +59,11 @@ class Convergence(Reach):
     """How fast one trial learned: to 90 % of its best, and ``to_share`` for other shares.
 
     ``auc``: area under accuracy against epochs by the trapezoid rule, divided by the epochs
-    spanned: a mean accuracy in [0, 1].
+    spanned: a mean accuracy in [0, 1]; the accuracy itself where one epoch was reported.
     """
 
     trial: str
-    auc: float | None
+    auc: float
     to_share: tuple[Reach, ...]
 
 
@@ -118,8 +129,8 @@ class FamilySummary:
     final: FinalSummary | None
 
 
-def summarise(family: Family, trials: Trials | None) -> FamilySummary:
-    """The family's entry in the comparison; ``trials`` are its trials at equal budget."""
+def summarise(family: Family) -> FamilySummary:
+    """The family's entry in the comparison."""
     search = family.search
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
@@ -144,7 +155,7 @@ def summarise(family: Family, trials: Trials | None) -> FamilySummary:
         best_unfinished=None if best else _best_unfinished(search),
         convergence=convergence(best) if best else None, learning_rate_basin=basin(search),
         edges=tuple(edges(best.axes, family.space)) if best else (),
-        learning_rate_fit=learning_rate_fit(trials), final=summarise_finals(family),
+        learning_rate_fit=learning_rate_fit(family), final=summarise_finals(family),
     )  # fmt: skip
 
 
@@ -157,10 +168,13 @@ def _best_unfinished(search: Sequence[Curve]) -> Values | None:
 
 
 def convergence(curve: Curve) -> Convergence:
-    """How fast one trial learned."""
+    """How fast a trial learned that reported an accuracy."""
     marks = tuple(_reach(curve, share) for share in SHARES)
-    at_90 = marks[SHARES.index(0.9)]
-    return Convergence(trial=curve.name, auc=area_under(curve), to_share=marks, **vars(at_90))
+    reported = np.isfinite(curve.val_top1)
+    epoch, top1 = curve.epoch[reported], curve.val_top1[reported]
+    spanned = int(epoch[-1] - epoch[0])
+    auc = float(np.trapezoid(top1, epoch) / spanned if spanned else top1[0])
+    return Convergence(trial=curve.name, auc=auc, to_share=marks, **vars(marks[SHARES.index(0.9)]))
 
 
 def _reach(curve: Curve, share: float) -> Reach:
@@ -172,15 +186,6 @@ def _reach(curve: Curve, share: float) -> Reach:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def area_under(curve: Curve) -> float | None:
-    """Mean accuracy over the epochs spanned; the accuracy itself when one epoch was reported."""
-    reported = np.isfinite(curve.val_top1)
-    epoch, value = curve.epoch[reported], curve.val_top1[reported]
-    if epoch.size < 2:
-        return float(value[0]) if epoch.size else None
-    return float(np.trapezoid(value, epoch) / (epoch[-1] - epoch[0]))
 
 
 def basin(curves: Sequence[Curve]) -> Basin | None:
@@ -227,6 +232,172 @@ def _edge(axis: str, value: object, domain: Domain | None) -> Edge | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trials:
+    """The ended trials of a family after one ``epoch``: what they drew and what they reached.
+
+    ``values``: validation accuracy, shape (N,). ``columns``: each searched axis as numbers, shape
+    (N,), a logarithm where its range is logarithmic, a code in order of value where it is not a
+    number. Failed trials are left out.
+    """
+
+    epoch: int
+    curves: tuple[Curve, ...]
+    values: Array
+    columns: dict[str, Array]
+
+
+def at_equal_budget(family: Family) -> Trials | None:
+    """The family's trials after the last epoch that all of them reached; None without any."""
+    ended = [curve for curve in family.search if curve.status in ("finished", "pruned")]
+    ended = [curve for curve in ended if curve.epoch.size and curve.axes]
+    if not ended:
+        return None
+    epoch = min(int(curve.epoch[-1]) for curve in ended)
+    at_epoch = [(curve, value) for curve in ended if (value := curve.at(epoch)) is not None]
+    axes = list(dict.fromkeys(axis for curve, _ in at_epoch for axis in curve.axes))
+    drawn = {axis: [curve.axes.get(axis) for curve, _ in at_epoch] for axis in axes}
+    columns = {axis: _numbers(values, family.space.get(axis)) for axis, values in drawn.items()}
+    return Trials(
+        epoch=epoch,
+        curves=tuple(curve for curve, _ in at_epoch),
+        values=np.array([value for _, value in at_epoch]),
+        columns={axis: column for axis, column in columns.items() if np.ptp(column) > 0},
+    )
+
+
+def _numbers(values: Sequence[Any], domain: Domain | None) -> Array:
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        numbers = np.array(values, dtype=float)
+        logarithmic = isinstance(domain, LogUniform) and (numbers > 0).all()
+        return np.log10(numbers) if logarithmic else numbers
+    listed = domain.values if isinstance(domain, Choice) else ()
+    order = list(dict.fromkeys([*map(str, listed), *sorted(map(str, values))]))
+    return np.array([order.index(str(value)) for value in values], dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisImportance:
+    """The rise of the squared error on held-out trials when ``axis`` is shuffled, as a ``share`` of
+    the variance of the accuracies; ``low`` and ``high`` are its extremes over ``SEEDS`` seeds."""
+
+    axis: str
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """A family's axes over ``n`` trials after ``epoch``, most important first.
+
+    ``explained`` is the R² on held-out trials: where it is not above 0, the forest learned
+    nothing and the shares say nothing.
+    """
+
+    family: str
+    epoch: int
+    n: int
+    explained: float
+    axes: tuple[AxisImportance, ...]
+
+
+def importance(family: Family) -> Importance | None:
+    """Permutation importance (Breiman 2001) of each axis in a random forest.
+
+    Means over ``SEEDS`` seeds of split, forest and shuffle. ``None`` with fewer than 8 trials,
+    without axes or without differences.
+    """
+    trials = at_equal_budget(family)
+    if trials is None or len(trials.values) < FEWEST or not trials.columns:
+        return None
+    if not np.ptp(trials.values):
+        return None
+    axes = list(trials.columns)
+    x, y = np.column_stack(list(trials.columns.values())), trials.values
+    if len(y) > MOST:
+        chosen = np.random.default_rng(0).permutation(len(y))[:MOST]
+        x, y = x[chosen], y[chosen]
+    forests = [_one_forest(x, y, seed) for seed in range(SEEDS)]
+    shares = np.array([share for share, _ in forests])  # (SEEDS, axes)
+    order = np.argsort(-shares.mean(axis=0), kind="stable")
+    return Importance(
+        family=family.label, epoch=trials.epoch, n=len(trials.values),
+        explained=float(np.mean([explained for _, explained in forests])),
+        axes=tuple(
+            AxisImportance(axis=axes[i], share=float(shares[:, i].mean()),
+                           low=float(shares[:, i].min()), high=float(shares[:, i].max()))
+            for i in order
+        ),
+    )  # fmt: skip
+
+
+def _one_forest(x: Array, y: Array, seed: int) -> tuple[Array, float]:
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+    from sklearn.model_selection import train_test_split
+
+    fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=HELD_OUT, random_state=seed)
+    forest = RandomForestRegressor(TREES, random_state=seed, n_jobs=1).fit(fit_x, fit_y)
+    shuffled = permutation_importance(
+        forest, held_x, held_y, scoring="neg_mean_squared_error", n_repeats=REPEATS,
+        random_state=seed,
+    )  # fmt: skip
+    error = float(np.mean((forest.predict(held_x) - held_y) ** 2))
+    variance = float(np.var(y))
+    return shuffled.importances_mean / variance, 1 - error / variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateFit:
+    """The top of a parabola through the trials near the best learning rate, and its basin.
+
+    ``best`` is cut to the rates tried; ``low`` to ``high``, the basin, is where the parabola lies
+    ``within`` of its top, cut likewise, and ``decades`` its width. ``at_edge`` names the end of the
+    tried rates where the accuracy still rises.
+    """
+
+    epoch: int
+    n: int
+    best: float
+    low: float
+    high: float
+    decades: float
+    within: float
+    at_edge: str | None
+
+
+def learning_rate_fit(family: Family) -> LearningRateFit | None:
+    """Best learning rate at equal budget and the width of its basin, by a local fit.
+
+    A parabola in log10 of the rate is fitted by least squares to the accuracies of the trials
+    within one decade of the best trial's rate. ``None`` with fewer than 8 such trials, or where the
+    parabola opens upward.
+    """
+    trials = at_equal_budget(family)
+    if trials is None or RATE not in trials.columns:
+        return None
+    rate = np.log10([float(curve.axes[RATE]) for curve in trials.curves])
+    near = np.abs(rate - rate[np.argmax(trials.values)]) <= NEAR_DECADES
+    rate, value = rate[near], trials.values[near]
+    if rate.size < FEWEST or np.unique(rate).size < 3:
+        return None
+    square, slope, constant = np.polyfit(rate, value, 2)
+    if square >= 0:
+        return None
+    low, high = float(rate.min()), float(rate.max())
+    vertex = float(-slope / (2 * square))
+    best = min(max(vertex, low), high)
+    top = np.polyval([square, slope, constant], best)
+    half = math.sqrt((np.polyval([square, slope, constant], vertex) - top + WITHIN) / -square)
+    basin = max(low, vertex - half), min(high, vertex + half)
+    return LearningRateFit(
+        epoch=trials.epoch, n=int(rate.size), within=WITHIN,
+        best=10**best, low=10 ** basin[0], high=10 ** basin[1], decades=basin[1] - basin[0],
+        at_edge="high" if vertex >= high else "low" if vertex <= low else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungTau:
     """Kendall's tau-b (1945) over ``n`` trials between accuracy at ``rung`` and at full length."""
 
@@ -257,14 +428,12 @@ class AuditResult:
     better: MeanInterval | None
 
 
-def audits(families: Sequence[Family]) -> tuple[AuditResult, ...]:
-    """The audit of each family that had one."""
-    results = (_audit(family.label, family.search) for family in families)
-    return tuple(result for result in results if result.audited)
-
-
-def _audit(label: str, search: Sequence[Curve]) -> AuditResult:
+def audit(family: Family) -> AuditResult | None:
+    """The family's audit; ``None`` where it had none."""
+    search = family.search
     audited = [(curve, curve.audit) for curve in search if curve.audit]
+    if not audited:
+        return None
     ended = [top1 for curve, _ in audited if (top1 := curve.full_top1) is not None]
     finished = [top1 for curve in search if (top1 := curve.finished_top1) is not None]
     at_full_length = [c for c in search if (c.audit or c).status == "finished"]
@@ -276,8 +445,8 @@ def _audit(label: str, search: Sequence[Curve]) -> AuditResult:
         better = share_interval(sum(value > best for value in ended), len(ended))
     spent = [float(whole.seconds[-1] - curve.seconds[-1]) for curve, whole in audited]
     return AuditResult(
-        family=label, audited=len(audited), ended=len(ended), regret_top1=regret, better=better,
-        pruned=sum(curve.status == "pruned" for curve in search),
+        family=family.label, audited=len(audited), ended=len(ended),
+        regret_top1=regret, better=better, pruned=sum(curve.status == "pruned" for curve in search),
         seconds=_finite(math.fsum(spent)),
         kendall_tau_by_rung=tuple(_tau(at_full_length, rung) for rung in rungs),
         best_finished=max(finished, default=None), best_audited=max(ended, default=None),
@@ -289,6 +458,6 @@ def _tau(curves: Sequence[Curve], rung: int) -> RungTau:
 
     pairs = [(at, c.full_top1) for c in curves if (at := c.at(rung)) is not None]
     tau = math.nan
-    if len(pairs) >= FEWEST:
+    if len(pairs) >= RANKED:
         tau = float(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
     return RungTau(rung=rung, tau=_finite(tau), n=len(pairs))

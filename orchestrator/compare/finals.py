@@ -14,30 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.runs import (
-    Array,
-    Curve,
-    Family,
-    Values,
-    best_trial,
-    device,
-    device_cost,
-    total,
-)
-from orchestrator.compare.statistics import (
-    ALPHA,
-    Difference,
-    Interval,
-    MeanInterval,
-    MeanSeries,
-    difference,
-    holm,
-    mcnemar,
-    mean_interval,
-    mean_series,
-    paired_t,
-    permutation,
-)
+from orchestrator.compare import runs, statistics
+from orchestrator.compare.runs import Array, Curve, Family, Values, best_trial
+from orchestrator.compare.statistics import ALPHA, Difference, Interval, MeanInterval, mean_interval
 from orchestrator.ledger.cost import DeviceSeconds
 
 BINS = "calibration.bins"
@@ -67,7 +46,7 @@ class PooledProbes:
 
     n: int
     numbers: Mapping[str, MeanInterval]
-    series: Mapping[str, MeanSeries]
+    series: Mapping[str, statistics.MeanSeries]
     facts: Values
     reliability: tuple[ReliabilityBin, ...]
 
@@ -81,7 +60,7 @@ def pool(probes: Sequence[Values]) -> PooledProbes | None:
         return None
     flat = [_flatten(probe) for probe in probes]
     numbers: dict[str, MeanInterval] = {}
-    series: dict[str, MeanSeries] = {}
+    series: dict[str, statistics.MeanSeries] = {}
     facts: dict[str, Any] = {}
     for path in flat[0]:
         if path == BINS or not all(path in other for other in flat):
@@ -95,7 +74,7 @@ def pool(probes: Sequence[Values]) -> PooledProbes | None:
                 means = [float(value) for value in values]
                 numbers[path] = mean_interval(means, bounds=_bounds(path))
         elif (stacked := _stacked(values)) is not None:
-            series[path] = mean_series(stacked)
+            series[path] = statistics.mean_series(stacked)
     bins = _reliability([row for probe in flat for row in probe.get(BINS, ())])
     return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts, reliability=bins)
 
@@ -182,14 +161,14 @@ def summarise_finals(family: Family) -> FinalSummary | None:
     finals = _finished(trials)
     if not finals:
         return None
-    cost = device_cost(trials)
+    cost = runs.device_cost(trials)
     return FinalSummary(
         seeds=tuple(final.state.assignment.seed for final in finals),
         winner=trials[0].state.winner,
         test_top1=mean_interval([final.test("top1") for final in finals], bounds=(0.0, 1.0)),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
-        device=device(trials), flops=total(trials, "flops"),
+        device=runs.device(trials), flops=runs.total(trials, "flops"),
         failed=sum(curve.status == "failed" for curve in trials),
         probes=pool([probes for final in finals if (probes := final.state.outcome.get("probes"))]),
     )  # fmt: skip
@@ -218,15 +197,11 @@ class Gap:
     to_test: MeanInterval
 
 
-def gaps(families: Sequence[Family]) -> tuple[Gap, ...]:
-    """One of each family with finals.
+def gap_to_test(family: Family) -> Gap | None:
+    """The family's gap; ``None`` without finals.
 
     The winner's validation accuracy is as it was frozen, else of the best finished trial.
     """
-    return tuple(filter(None, map(_gap, families)))
-
-
-def _gap(family: Family) -> Gap | None:
     trials, search = _newest_round(family), family.search
     scores = [(final.best[0], final.test("top1")) for final in _finished(trials) if final.best]
     if not scores:
@@ -280,11 +255,11 @@ class PairResult:
 
 def describe_verdict(pair: PairResult) -> str:
     """The verdict with the families' names."""
-    if pair.verdict is PairVerdict.OPEN:
-        return f"no difference between {pair.a} and {pair.b}"
-    a_better = pair.verdict is PairVerdict.A_BETTER
-    better, worse = (pair.a, pair.b) if a_better else (pair.b, pair.a)
-    return f"{better} better than {worse}"
+    return {
+        PairVerdict.OPEN: f"no difference between {pair.a} and {pair.b}",
+        PairVerdict.A_BETTER: f"{pair.a} better than {pair.b}",
+        PairVerdict.B_BETTER: f"{pair.b} better than {pair.a}",
+    }[pair.verdict]
 
 
 def compare_pairs(families: Sequence[Family]) -> tuple[PairResult, ...]:
@@ -293,7 +268,7 @@ def compare_pairs(families: Sequence[Family]) -> tuple[PairResult, ...]:
     present = [label for label, trials in finals.items() if trials]
     pairs = [_pair(a, b, finals[a], finals[b]) for a, b in combinations(present, 2)]
     p_values = [pair.p_value for pair, _ in pairs if pair.p_value is not None]
-    alpha, adjusted = ALPHA / max(1, len(p_values)), iter(holm(p_values))
+    alpha, adjusted = ALPHA / max(1, len(p_values)), iter(statistics.holm(p_values))
     results = []
     for pair, estimate in pairs:
         p_holm = None if pair.p_value is None else next(adjusted)
@@ -311,26 +286,27 @@ def _pair(
 ) -> tuple[PairResult, Difference | None]:
     top1_a, top1_b = ([final.test("top1") for final in side] for side in (of_a, of_b))
     images = _per_example(of_a, of_b)
-    p_images = permutation(images) if images is not None else None
+    p_images = statistics.permutation(images) if images is not None else None
     estimate, p_value, method = None, None, UNTESTED
     if min(len(of_a), len(of_b)) > 1:
-        if estimate := difference(top1_a, top1_b, images):
+        if estimate := statistics.difference(top1_a, top1_b, images):
             p_value = estimate.p_value
             method = "Welch's t over seeds" if images is None else "t over seeds and images"
     elif images is not None and len(of_a) == len(of_b) == 1:
         if error := float(np.std(images, ddof=1) / np.sqrt(images.size)):
             estimate = Difference(mean=float(images.mean()), error=error, freedom=images.size - 1)
-        p_value = p_images = mcnemar(images > 0, images < 0)
+        p_value = p_images = statistics.mcnemar(images > 0, images < 0)
         method = "McNemar on these two trained models"
     interval = estimate.interval() if estimate else Interval(mean=0.0, low=None, high=None)
-    seed_b = {final.state.assignment.seed: final.test("top1") for final in of_b}
-    seed_a = [(final.state.assignment.seed, final.test("top1")) for final in of_a]
+    by_seed = {final.state.assignment.seed: final.test("top1") for final in of_b}
+    seeds = [(final.state.assignment.seed, final.test("top1")) for final in of_a]
+    paired = [top1 - by_seed[seed] for seed, top1 in seeds if seed in by_seed]
     pair = PairResult(
         a=a, b=b, method=method, p_value=p_value, p_value_images=p_images,
         difference=replace(interval, mean=sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)),
         n={"seeds_a": len(of_a), "seeds_b": len(of_b),
            "images": None if images is None else images.size},
-        p_value_seeds=paired_t([top1 - seed_b[seed] for seed, top1 in seed_a if seed in seed_b]),
+        p_value_seeds=statistics.paired_t(paired),
     )  # fmt: skip
     return pair, estimate
 

@@ -19,6 +19,7 @@ from orchestrator.ledger.cost import DeviceSeconds, checkpoint_bytes, cost_of, e
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import is_running
 from orchestrator.ledger.state import (
+    Geometry,
     RunHeader,
     RunStatus,
     State,
@@ -37,18 +38,13 @@ Values = Mapping[str, Any]  # what a recipe, an axis or a worker's report names 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run: what its ledger adds up to, how it stood when it was read, and what its folder holds
-    beside the ledger.
-
-    ``correct``: by final, one bool an image of the test split, in the split's order: (N,).
-    ``checkpoint_bytes``: what its checkpoints take on disk.
-    """
+    """One run: what its ledger adds up to, how it stood when it was read, and what its checkpoints
+    take on disk."""
 
     folder: Path
     state: State
     status: RunStatus
-    correct: Mapping[str, Array]
-    checkpoint_bytes: int | None
+    checkpoint_bytes: int
 
     @property
     def name(self) -> str:
@@ -65,11 +61,6 @@ class RunData:
         """The last verdict on the claim that the run tested; empty without one."""
         return self.state.verdict.get("detail") or {}
 
-    @property
-    def sweeps(self) -> tuple[SweepSpec, ...]:
-        """The sweeps of the run's spec; empty where the header has none."""
-        return self.state.spec.sweeps
-
 
 def load(run_folder: Path) -> RunData:
     """Read a run folder. Raises ``UserError`` when it holds no readable ledger."""
@@ -80,7 +71,6 @@ def load(run_folder: Path) -> RunData:
             "Fix: name a run that exists under the storage folder, or give --storage"
         )
     # A million small objects that all stay: looking for garbage among them doubles the time.
-    collecting = gc.isenabled()
     gc.disable()
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -92,26 +82,13 @@ def load(run_folder: Path) -> RunData:
             f"that is not ({type(error).__name__}: {error}). Fix: restore the file from a backup"
         ) from error
     finally:
-        if collecting:
-            gc.enable()
+        gc.enable()
     return RunData(
         folder=run_folder,
         state=state,
-        status=run_status(state, held=is_running(run_folder)),
-        correct=_read_correct(run_folder, state),
+        status=run_status(state, running=is_running(run_folder)),
         checkpoint_bytes=checkpoint_bytes(run_folder),
     )
-
-
-def _read_correct(run_folder: Path, state: State) -> dict[str, Array]:
-    correct: dict[str, Array] = {}
-    for trial in state.trials.values():
-        path = run_folder / "finals" / trial.trial / "test_correct.arrow"
-        if trial.stage == "final" and path.is_file():
-            with pa.memory_map(str(path)) as source:
-                column = pa.ipc.open_file(source).read_all()["correct"]
-                correct[trial.trial] = column.to_numpy(zero_copy_only=False).astype(bool)
-    return correct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +99,7 @@ class Curve:
     seconds; ``images``, ``seconds`` (device seconds of what was reported) and ``flops`` are
     cumulative over the trial. An audited trial ends here, in ``state`` too, at the rung where it
     would have been pruned, because the search did not see what came after; ``audit`` is all of it.
-    ``correct``: of a final, bool (N,) by test image.
+    ``correct``: of a final, one bool an image of the test split, in its order: (N,).
     """
 
     family: str
@@ -185,22 +162,18 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What one ``run`` did with one of its families, ``name``; another run's is another one."""
+    """A family of one run: what was asked for, ``None`` where the spec does not say, the backbone's
+    geometry by the run's header, and every trial in order of submission."""
 
     label: str
-    name: str
-    run: RunData
+    sweep: SweepSpec | None
+    geometry: Geometry
     curves: tuple[Curve, ...]
 
     @property
     def search(self) -> list[Curve]:
-        """Trials of the search in order of submission, finals left out."""
+        """The trials of the search."""
         return [curve for curve in self.curves if curve.state.stage == "search"]
-
-    @property
-    def sweep(self) -> SweepSpec | None:
-        """What was asked for; ``None`` where the spec does not say."""
-        return next((sweep for sweep in self.run.sweeps if sweep.family == self.name), None)
 
     @property
     def space(self) -> Space:
@@ -218,7 +191,7 @@ def collect(runs: Sequence[RunData]) -> list[Family]:
         (run, family)
         for run in runs
         for family in dict.fromkeys([
-            *(sweep.family for sweep in run.sweeps),
+            *(sweep.family for sweep in run.state.spec.sweeps),
             *(trial.family for trial in run.state.trials.values()),
         ])
     ]  # fmt: skip
@@ -228,22 +201,35 @@ def collect(runs: Sequence[RunData]) -> list[Family]:
         place = run.name if names[run.name] == 1 else run.folder
         label = f"{name} ({place})" if shared[name] > 1 else name
         trials = [trial for trial in run.state.trials.values() if trial.family == name]
-        curves = tuple(_curve(label, trial, run.correct.get(trial.trial)) for trial in trials)
-        families.append(Family(label=label, name=name, run=run, curves=curves))
+        curves = tuple(_curve(label, trial, _correct(run.folder, trial)) for trial in trials)
+        families.append(Family(
+            label=label, curves=curves, geometry=run.header.geometry.get(name, {}),
+            sweep=next((sweep for sweep in run.state.spec.sweeps if sweep.family == name), None),
+        ))  # fmt: skip
     return families
 
 
+def _correct(run_folder: Path, trial: TrialState) -> Array | None:
+    path = run_folder / "finals" / trial.trial / "test_correct.arrow"
+    if trial.stage != "final" or not path.is_file():
+        return None
+    with pa.memory_map(str(path)) as source:
+        column = pa.ipc.open_file(source).read_all()["correct"]
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
+
+
 def _curve(family: str, trial: TrialState, correct: Array | None) -> Curve:
-    whole = _arrays(family, trial, correct)
+    whole = curve_of(family, trial, correct)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
     if not audited:
         return whole
     reports = {epoch: r for epoch, r in trial.reports.items() if epoch <= min(audited)}
     pruned = replace(trial, status=TrialStatus.PRUNED, reports=reports)
-    return replace(_arrays(family, pruned, correct), audit=whole)
+    return replace(curve_of(family, pruned, correct), audit=whole)
 
 
-def _arrays(family: str, trial: TrialState, correct: Array | None) -> Curve:
+def curve_of(family: str, trial: TrialState, correct: Array | None = None) -> Curve:
+    """The trial as it is, an audited one to its end."""
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]
 

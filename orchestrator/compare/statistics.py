@@ -78,29 +78,26 @@ class MeanSeries:
 
     n: int
     mean: Array
-    low: Array | None
-    high: Array | None
+    low: Array | None = None
+    high: Array | None = None
 
 
-def mean_series(values: Array, level: float = LEVEL) -> MeanSeries:
+def mean_series(values: Array) -> MeanSeries:
     """:func:`mean_interval` at every place of ``values``, (n, ...)."""
-    n, shape = len(values), values.shape[1:]
-    places = [mean_interval(column, level) for column in values.reshape(n, -1).T.tolist()]
-    mean, low, high = (
-        np.reshape([getattr(place, part) for place in places], shape)
-        for part in ("mean", "low", "high")
-    )
-    some = n > 1
-    return MeanSeries(n=n, mean=mean, low=low if some else None, high=high if some else None)
+    places = [mean_interval(column) for column in values.reshape(len(values), -1).T.tolist()]
+    parts = {
+        part: np.reshape([getattr(place, part) for place in places], values.shape[1:])
+        for part in (("mean", "low", "high") if len(values) > 1 else ("mean",))
+    }
+    return MeanSeries(n=len(values), **parts)
 
 
-def share_interval(hits: int, n: int, level: float = LEVEL) -> MeanInterval:
+def share_interval(hits: int, n: int) -> MeanInterval:
     """Share ``hits / n`` with its exact interval (Clopper and Pearson 1934); ``n`` >= 1."""
     from scipy import stats
 
-    ends = stats.binomtest(hits, n).proportion_ci(level)
-    low, high = float(ends.low), float(ends.high)
-    return MeanInterval(mean=hits / n, low=low, high=high, level=level, n=n)
+    ends = stats.binomtest(hits, n).proportion_ci(LEVEL)
+    return MeanInterval(mean=hits / n, low=float(ends.low), high=float(ends.high), n=n)
 
 
 def mcnemar(a: Array, b: Array) -> float:

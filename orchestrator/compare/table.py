@@ -5,26 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from orchestrator import wording
 from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
 from orchestrator.compare.finals import PairResult, describe_verdict
 from orchestrator.compare.runs import RunData
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
-from orchestrator.wording import (
-    MISSING,
-    axis_name,
-    count,
-    duration,
-    interval,
-    p_text,
-    percent,
-    points,
-    recipe_text,
-    signed,
-    size,
-    value_text,
-)
+from orchestrator.wording import MISSING, percent, points, value_text
 
 WIDTH = 80
 
@@ -32,55 +20,42 @@ WIDTH = 80
 def table_text(comparison: Comparison) -> str:
     """The answer, the families, their best recipes, pairs, equal budgets, failures and notes."""
     families = comparison.families
+    runs = ", ".join(f"{run.name} ({run.status})" for run in comparison.runs)
+    val = comparison.validation_images
+    images = f", {val} validation images (one is {points(1 / val)})" if val else ""
     forecast = f"{comparison.forecast.sentence} " if comparison.forecast else ""
+    budgets = budget_lines(comparison.budget) if len(families) > 1 else ()
     failures = (f"{f.family}: {f.trials} × {f.reason} (first: {f.first_trial})"
                 for f in comparison.failures)  # fmt: skip
     blocks = [
         _wrap(comparison.answer),
-        _wrap(_dataset_and_runs(comparison)),
-        _families(families),
-        *_best(families),
-        *_block("Pairs on test", map(pair_text, comparison.pairs)),
-        *_block(
-            "Best finished at equal budget",
-            budget_lines(comparison.budget) if len(families) > 1 else (),
-        ),
-        *_block("Pruning audit", map(audit_text, comparison.audit)),
+        _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
+        _families(families) if families else "No family has a trial yet.",
+        _block("Best finished trial", _best(families)),
+        _block("Pairs on test", map(pair_text, comparison.pairs)),
+        _block("Best finished at equal budget", budgets),
+        _block("Pruning audit", map(audit_text, comparison.audit)),
         _wrap(forecast + checkpoints_text(comparison.runs)),
-        *_block("Failed trials", failures),
-        *_block("Notes", comparison.notes),
+        _block("Failed trials", failures),
+        _block("Notes", comparison.notes),
     ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _wrap(text: str, indent: str = "", first: str | None = None) -> str:
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    )
+def _wrap(text: str, first: str = "", rest: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest,
+                         break_on_hyphens=False)  # fmt: skip
 
 
-def _block(title: str, lines: Iterable[str]) -> Iterator[str]:
-    """A titled block; nothing without lines."""
-    wrapped = [_wrap(line, "    ", "  ") for line in lines]
-    if wrapped:
-        yield "\n".join([title, *wrapped])
-
-
-def _dataset_and_runs(comparison: Comparison) -> str:
-    runs = [f"{run.name} ({run.status})" for run in comparison.runs]
-    val = comparison.validation_images
-    images = f", {val} validation images (one is {points(1 / val)})" if val else ""
-    return f"Dataset {comparison.dataset or MISSING}{images}. Run {', '.join(runs)}."
+def _block(title: str, lines: Iterable[str]) -> str:
+    """A titled block; empty without lines."""
+    wrapped = [_wrap(line, "  ", "    ") for line in lines]
+    return "\n".join([title, *wrapped]) if wrapped else ""
 
 
 def checkpoints_text(runs: Sequence[RunData]) -> str:
     """What the checkpoints of all runs take on disk."""
-    sizes = [run.checkpoint_bytes for run in runs if run.checkpoint_bytes is not None]
-    return f"Checkpoints on disk: {size(sum(sizes)) if len(sizes) == len(runs) else MISSING}."
+    return f"Checkpoints on disk: {wording.size(sum(run.checkpoint_bytes for run in runs))}."
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
@@ -96,12 +71,16 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _families(families: Sequence[FamilySummary]) -> str:
-    if not families:
-        return "No family has a trial yet."
     kinds = {entry.device for entry in families if entry.device}
     cost = f"{kinds.pop().upper()} time" if len(kinds) == 1 else "device time"
-    head = ["family", "best val", "finished", "pruned", "failed", "open", "to 90%", cost, "FLOPs"]
-    rows = [head, *map(_family_row, sorted(families, key=_by_accuracy))]
+    rows = [["family", "best val", "finished", "pruned", "failed", "open", "to 90%", cost, "FLOPs"]]
+    for entry in sorted(families, key=_by_accuracy):
+        counts = (entry.finished, entry.pruned, entry.failed, entry.unfinished)
+        learned = f"{entry.convergence.epochs} ep" if entry.convergence else MISSING
+        spent = wording.duration(entry.device_seconds), wording.count(entry.flops)
+        rows.append(
+            [entry.family, percent(entry.best_val_top1), *map(str, counts), learned, *spent]
+        )
     if not any(entry.unfinished for entry in families):
         rows = [[*row[:5], *row[6:]] for row in rows]
     return _columns(rows)
@@ -111,35 +90,18 @@ def _by_accuracy(entry: FamilySummary) -> float:
     return 1.0 if entry.best_val_top1 is None else -entry.best_val_top1
 
 
-def _family_row(entry: FamilySummary) -> list[str]:
-    counts = (entry.finished, entry.pruned, entry.failed, entry.unfinished)
-    return [
-        entry.family,
-        percent(entry.best_val_top1),
-        *map(str, counts),
-        f"{entry.convergence.epochs} ep" if entry.convergence else MISSING,
-        duration(entry.device_seconds),
-        count(entry.flops),
-    ]
-
-
 def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
-    lines = []
     for entry in sorted(families, key=_by_accuracy):
-        text = f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
         if entry.best_trial:
-            axes = recipe_text(entry.best_axes)
-            text = f"{entry.best_trial} at epoch {entry.best_epoch}: {axes}"
-        lines.append(_wrap(text, "    ", "  "))
+            axes = wording.recipe_text(entry.best_axes)
+            yield f"{entry.best_trial} at epoch {entry.best_epoch}: {axes}"
+        else:
+            yield f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
     for entry in families:
         if entry.final:
-            top1 = interval(**vars(entry.final.test_top1))
-            lines.append(_wrap(f"{entry.family} test accuracy: {top1}", "    ", "  "))
-        lines += [
-            _wrap(f"{entry.family}: {edge_text(edge)}", "    ", "  ! ") for edge in entry.edges
-        ]
-    if lines:
-        yield "\n".join(["Best finished trial", *lines])
+            yield f"{entry.family} test accuracy: {wording.interval(**vars(entry.final.test_top1))}"
+        for edge in entry.edges:
+            yield f"! {entry.family}: {edge_text(edge)}"
 
 
 def unfinished_text(entry: FamilySummary) -> str:
@@ -154,8 +116,8 @@ def unfinished_text(entry: FamilySummary) -> str:
 def edge_text(edge: Edge) -> str:
     """One optimum on the edge of its range."""
     return (
-        f"best {axis_name(edge.axis)} {value_text(edge.value)} is at the {edge.end} end of "
-        f"{value_text(edge.low)} to {value_text(edge.high)}; the space may be too small"
+        f"best {wording.axis_name(edge.axis)} {value_text(edge.value)} is at the {edge.end} end "
+        f"of {value_text(edge.low)} to {value_text(edge.high)}; the space may be too small"
     )
 
 
@@ -173,8 +135,8 @@ def pair_text(pair: PairResult) -> str:
     parts = [describe_verdict(pair), f"{pair.a} − {pair.b} = {points(gap.mean)}"]
     if gap.low is not None and gap.high is not None:
         level = f"{100 * gap.level:.0f} %"
-        parts.append(f"{level} interval {signed(gap.low)} to {signed(gap.high)}")
-    parts.append(f"p (Holm) {p_text(pair.p_value_holm)}")
+        parts.append(f"{level} interval {wording.signed(gap.low)} to {wording.signed(gap.high)}")
+    parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
     parts.append(f"{pair.method}, n = {pair.n['seeds_a']} and {pair.n['seeds_b']} seeds")
     return "; ".join(parts)
 
@@ -188,8 +150,8 @@ def budget_lines(budget: Budget) -> list[str]:
             continue
         spent = {
             "trials": f"{at:.0f} trials",
-            "device_seconds": f"{duration(at)} of device time",
-            "flops": f"{count(at)}FLOPs",
+            "device_seconds": f"{wording.duration(at)} of device time",
+            "flops": f"{wording.count(at)}FLOPs",
         }
         best = budget.best_val_top1[unit]
         labels = (*budget.ranking[unit], *budget.unranked[unit])

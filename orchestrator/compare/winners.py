@@ -68,19 +68,18 @@ def select_model(state: State, family: str | None = None) -> SelectedModel:
     Of several families with finals, the one whose finals are best on average is taken.
     Raises ``UserError`` where the family is unknown or has no finished trial.
     """
-    models = best_models(state)
+    models, name = best_models(state), state.header.run
     families = list(dict.fromkeys(trial.family for trial in state.trials.values()))
-    name = state.header.run
-    if family is not None:
-        if family not in families:
-            raise UserError(
-                f"--family must be one of {', '.join(families)}; got {family!r}. "
-                f"Fix: --family {families[0]}"
-                if families
-                else f"the run {name} has no trial yet. Fix: orchestrator status {name}"
-            )
-        models = {label: model for label, model in models.items() if label == family}
-    if not models:
+    if family is not None and family not in families:
+        raise UserError(
+            f"--family must be one of {', '.join(families)}; got {family!r}. "
+            f"Fix: --family {families[0]}"
+            if families
+            else f"the run {name} has no trial yet. Fix: orchestrator status {name}"
+        )
+    if family in models:
+        return models[family]
+    if family is not None or not models:
         of = f"no trial of {family}" if family else "none of its trials"
         raise UserError(
             f"a trial must have finished to be exported; {of} in {name} has. "
@@ -88,12 +87,10 @@ def select_model(state: State, family: str | None = None) -> SelectedModel:
         )
     finals = {label: _finished_finals(state, label) for label in models}
     means = {label: fmean(map(_last_top1, trials)) for label, trials in finals.items() if trials}
-    if family is None and means:
-        best = max(means, key=lambda label: means[label])
-        others = f"; {best} has the best mean of {len(means)} families" if len(means) > 1 else ""
-    else:
-        best = max(models, key=lambda label: models[label].val_top1)
-        others = f", and of {len(models)} families" if len(models) > 1 else ""
+    ranked = means or {label: model.val_top1 for label, model in models.items()}
+    best = max(ranked, key=ranked.__getitem__)
+    lead = f"; {best} has the best mean" if means else ", and"
+    others = f"{lead} of {len(ranked)} families" if len(ranked) > 1 else ""
     return replace(models[best], why=models[best].why + others)
 
 

@@ -123,10 +123,10 @@ class BudgetGuard:
 
     def over(self) -> str | None:
         """Why nothing that is left can be trained; ``None`` while something can, or nothing is."""
-        left = {t.family for t in self._state.trials.values() if not t.status.is_final}
-        if not left or not left <= self._refused:
+        if not self._refused:
             return None
-        return self._no_room(sorted(left))
+        left = {t.family for t in self._state.trials.values() if not t.status.is_final}
+        return self._no_room(sorted(left)) if left and left <= self._refused else None
 
     def _no_room(self, families: list[str]) -> str:
         caps = self._state.spec.budget or {}

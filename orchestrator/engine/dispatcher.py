@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.engine.budget_guard import Slot
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.replication import GroupCommit
+from orchestrator.ledger.replication import Segments
 from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import attach
 from trainables.config import EpochReport
@@ -30,35 +30,38 @@ from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 PATIENCE_S = 10.0
 
 
-class Nodes(Protocol):
-    """What the dispatcher asks of the cluster; both may take seconds."""
+@dataclass(frozen=True, kw_only=True)
+class SlotHealth:
+    """How a session's slots are. ``ready``: one has asked for work since this actor began;
+    ``silent_s`` is since the last time, or since then. ``over``: why nothing that is left may be
+    trained, if the budget or the storage ends the run."""
 
-    def gone(self, nodes: Sequence[str]) -> list[str]: ...
-
-    def fitting(self, worker: Mapping[str, float]) -> int: ...
+    ready: bool
+    silent_s: float
+    over: str | None
 
 
 class Dispatcher:
-    """The actor of one session. ``worker`` is what one worker reserves, in Ray's names: how many
-    fit decides when an elastic slot grows."""
+    """The actor of one session. ``gone`` says which nodes are no longer there, ``fitting`` how many
+    workers today's nodes hold, by which an elastic slot grows; both may take seconds."""
 
     def __init__(
         self,
         ledger_path: str,
         options: SessionOptions,
         *,
-        nodes: Nodes = attach,
-        worker: Mapping[str, float] = MappingProxyType({}),
+        gone: Callable[[Sequence[str]], list[str]] = attach.gone,
+        fitting: Callable[[], int] = lambda: 0,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path, self._options, self._patience_s = Path(ledger_path), options, patience_s
-        self._nodes, self._worker, self._clock = nodes, worker, clock
+        self._gone, self._fitting, self._clock = gone, fitting, clock
         self._opened: DispatcherState | None = None
         self._created_at = clock()
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
-        self._commit: GroupCommit | None = None
+        self._commit: Segments | None = None
         if self._path.exists() and options.session in (r.get("session") for r in read(self._path)):
             self._open()
 
@@ -66,7 +69,7 @@ class Dispatcher:
         ledger = Ledger(self._path)
         self._opened = DispatcherState(ledger, self._options, clock=self._clock)
         remote = origin(self._path.parent)
-        self._commit = GroupCommit(self._path, remote) if remote else None
+        self._commit = Segments(self._path, remote) if remote else None
 
     @property
     def _session(self) -> DispatcherState:
@@ -102,10 +105,12 @@ class Dispatcher:
             if not await self._wait(deadline):
                 return Order(command=SlotCommand.WAIT)
         restarted = self._session.is_restarted(slot_name, incarnation, running)
-        gone = await self._gone(slot_name) if restarted else []
+        gone = await self._gone_nodes(slot_name) if restarted else []
         slot = self._session.register_heartbeat(slot_name, incarnation, running, nodes, gone)
         if self._session.growth.may_grow(slot):
-            slot.restarts = await self._growth_is_due(slot)
+            fitting = await asyncio.to_thread(self._fitting)
+            in_slots = sum(len(other.nodes) for other in self._session.slots.values())
+            slot.restarts = self._session.growth.is_due(slot, fitting=fitting, in_slots=in_slots)
         while True:
             order = self._session.order(slot_name, running)
             if order is not None:
@@ -121,20 +126,13 @@ class Dispatcher:
         self._wake(trial)
         return self._session.kept(trial) if await self._stored() and counted else None
 
-    async def test_evaluated(self, slot_name: str, trial: str, detail: Record) -> list[str] | None:
-        """A final met the test split; it is finished."""
-        return await self._end(slot_name, "finished", trial, detail=detail)
-
-    async def trial_failed(
-        self, slot_name: str, trial: str, kind: str, reason: str
-    ) -> list[str] | None:
-        """The trial itself cannot go on (diverged, out of memory, broken code)."""
-        return await self._end(slot_name, "failed", trial, reason=f"{kind}: {reason}")
-
-    async def note(self, slot_name: str, trial: str, line: str) -> None:
-        """What a reader should know of the trial, such as that its group broke and is about to ask
-        again."""
-        self._session.record("noted", reason=f"{trial}: {slot_name}: {line}")
+    async def end(self, slot_name: str, event: str, trial: str, **fields: Any) -> list[str] | None:
+        """The trial is ``finished``, a final that met the test split, or has ``failed``: it cannot
+        go on (diverged, out of memory, broken code)."""
+        seconds = self._session.budget_guard.charge_lost(self._session.slots.get(slot_name))
+        self._session.end(event, trial, slot_seconds=seconds, **fields)
+        self._wake()
+        return self._session.kept(trial) if await self._stored() else None
 
     async def preempted(
         self, slot_name: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
@@ -155,11 +153,12 @@ class Dispatcher:
     async def slot_lost(self, slot_name: str, reason: str) -> None:
         """A slot was given up."""
         if self._opened is not None:
-            self._opened.lost(slot_name, reason, await self._gone(slot_name))
+            self._opened.lost(slot_name, reason, await self._gone_nodes(slot_name))
         self._wake()
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
-        """A decision. An end frees the trial's slot at its next question."""
+        """A decision, or what a reader should know. An end frees the trial's slot at its next
+        question."""
         if trial is None or not self._session.state.trials[trial].status.is_final:
             self._session.record(event, trial=trial, **fields)
             self._wake(trial)
@@ -170,22 +169,15 @@ class Dispatcher:
         self._session.submit(records)
         self._wake()
 
-    async def slots_ready(self) -> int:
-        """Slots that have asked for work in this session."""
-        return sum(slot.heard_at is not None for slot in self._session.slots.values())
-
-    async def silent_s(self) -> float:
-        """Seconds since any slot asked for an order; since this actor began, where none has."""
-        heard = [
-            slot.heard_at for slot in self._session.slots.values() if slot.heard_at is not None
-        ]
-        return self._clock() - max(heard, default=self._created_at)
-
-    async def over_budget(self) -> str | None:
-        """Why nothing that is left may be trained, if so."""
+    async def health(self) -> SlotHealth:
+        """How the slots are."""
+        slots = self._session.slots.values()
+        heard_at = [slot.heard_at for slot in slots if slot.heard_at is not None]
+        over = self._session.budget_guard.over()
         if self._commit is not None and self._commit.problem is not None:
-            return f"the storage failed: {self._commit.problem}"
-        return None if self._opened is None else self._opened.budget_guard.over()
+            over = f"the storage failed: {self._commit.problem}"
+        silent_s = self._clock() - max(heard_at, default=self._created_at)
+        return SlotHealth(ready=bool(heard_at), silent_s=silent_s, over=over)
 
     async def stop(self) -> None:
         """Let every trial end and every slot shut down at its next question."""
@@ -200,12 +192,6 @@ class Dispatcher:
         await self.stop()
         await self._stored()
 
-    async def _end(self, slot_name: str, event: str, trial: str, **fields: Any) -> list[str] | None:
-        seconds = self._session.budget_guard.charge_lost(self._session.slots.get(slot_name))
-        self._session.end(event, trial, slot_seconds=seconds, **fields)
-        self._wake()
-        return self._session.kept(trial) if await self._stored() else None
-
     async def _stored(self) -> bool:
         """Wait until all that is on record is in the storage, if that is where the run is kept;
         ``False`` when the storage failed: then nobody may act on it."""
@@ -217,16 +203,10 @@ class Dispatcher:
             retention.clear(self._path.parent, trial)
         return stored
 
-    async def _gone(self, slot_name: str) -> list[str]:
+    async def _gone_nodes(self, slot_name: str) -> list[str]:
         """Nodes of the slot's workers that are no longer there."""
-        slot = self._session.slots.get(slot_name)
-        nodes = slot.nodes if slot is not None else ()
-        return await asyncio.to_thread(self._nodes.gone, nodes) if nodes else []
-
-    async def _growth_is_due(self, slot: Slot) -> bool:
-        fitting = await asyncio.to_thread(self._nodes.fitting, self._worker)
-        in_slots = sum(len(other.nodes) for other in self._session.slots.values())
-        return self._session.growth.is_due(slot, fitting=fitting, in_slots=in_slots)
+        nodes = self._session.slots.get(slot_name, Slot()).nodes
+        return await asyncio.to_thread(self._gone, nodes) if nodes else []
 
     def _wake(self, trial: str | None = None) -> None:
         """Wake whoever waits for news of ``trial``, or of no trial in particular; all without.

@@ -22,6 +22,7 @@ from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Record, State, TrialState, apply, replay
 from orchestrator.spec import spaces
+from orchestrator.spec.run import with_axes
 from trainables.config import Assignment, EpochReport
 from trainables.storage.object_storage import origin
 from trainables.worker.messages import EpochAnswer, Order, SlotCommand
@@ -53,19 +54,13 @@ def draw(state: State, trial: TrialState) -> Record:
     A recipe is drawn when its trial starts, from what the ledger knows of the others by then.
     """
     sweep = next(sweep for sweep in state.spec.sweeps if sweep.family == trial.family)
-    others = (t for t in state.trials.values() if t.family == trial.family and t.stage == "search")
-    past = [_observation(other) for other in others if other.axes is not None]
+    past = [
+        spaces.Observation(axes=other.axes, values=other.values(), status=other.status)
+        for other in state.trials.values()
+        if (other.family, other.stage) == (trial.family, "search") and other.axes is not None
+    ]
     axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
-    return {"axes": axes, "assignment": trial.suggest(axes).as_dict()}
-
-
-def _observation(trial: TrialState) -> spaces.Observation:
-    values = {
-        epoch: report.metrics["val_top1"]
-        for epoch, report in trial.reports.items()
-        if "val_top1" in report.metrics
-    }
-    return spaces.Observation(axes=trial.axes or {}, values=values, status=trial.status)
+    return {"axes": axes, "assignment": with_axes(trial.assignment, axes).as_dict()}
 
 
 class Queue:
@@ -137,31 +132,29 @@ class DispatcherState:
         self.losses = Losses(self, options)
         self.growth = Growth(options, clock)
         for trial in self.state.trials.values():
-            own_slot = trial.slot is not None and trial.slot.startswith(options.session)
-            if trial.status == "running" and own_slot:
-                self.slots[str(trial.slot)] = Slot(
-                    trial=trial.trial, ordered_at=clock(), nodes=trial.nodes
-                )
-            elif trial.status == "running":
-                trial.slot = None
             trained = trial.epoch >= trial.assignment.epochs
             if trained and trial.stage != "final" and not trial.status.is_final:
                 self.end("finished", trial.trial)  # the last session died before it could say so
+            if trial.status != "running":
+                continue
+            if trial.slot is None or not trial.slot.startswith(options.session):
+                trial.slot = None
+            else:
+                slot = Slot(trial=trial.trial, ordered_at=clock(), nodes=trial.nodes)
+                self.slots[trial.slot] = slot
 
     def record(self, event: str, **fields: Any) -> None:
         """Write one record and apply it; the weights of a trial that ends with no slot go."""
         trial = self.state.trials.get(fields.get("trial") or "")
-        ends = event in ENDS
-        without_slot = ends and trial is not None and trial.slot is None
-        was_open, num_trials = (
-            trial is not None and not trial.status.is_final,
-            len(self.state.trials),
-        )
+        has_slot = trial is not None and trial.slot is not None
+        was_open, num_trials = bool(trial and not trial.status.is_final), len(self.state.trials)
         apply(self.state, self._ledger.append(event, **fields))
-        self._num_open += len(self.state.trials) - num_trials - (was_open and ends)
-        if without_slot and trial is not None and self._remote is not None:
+        self._num_open += len(self.state.trials) - num_trials - (was_open and event in ENDS)
+        if event not in ENDS or trial is None or has_slot:
+            return
+        if self._remote is not None:
             self.ended_without_slot.append(trial)
-        elif without_slot and trial is not None:
+        else:
             retention.clear(self._folder, trial)
 
     def end(self, event: str, trial: str, **fields: Any) -> bool:
@@ -195,13 +188,13 @@ class DispatcherState:
         if epoch in state.reports and (ended or not self.awaits_test(state)):
             return EpochAnswer(metrics=state.reports[epoch].metrics, done=ended)
         if ended:
-            return EpochAnswer(ended=state.status, reason=state.reason)
+            return EpochAnswer(ended=state.status)
         if self.closing:
-            return EpochAnswer(ended="stopped", reason="the run was asked to stop")
+            return EpochAnswer(ended="stopped")
         if self.want(trial, epoch):
             on_news(trial)
-        refusal = self.budget_guard.refusal(trial)
-        return EpochAnswer(ended="stopped", reason=refusal) if refusal is not None else None
+        refused = self.budget_guard.refusal(trial) is not None
+        return EpochAnswer(ended="stopped") if refused else None
 
     def is_restarted(self, slot_name: str, incarnation: str, running: str | None) -> bool:
         """Whether a new worker group speaks that has lost the trial which the slot was given."""
@@ -241,17 +234,15 @@ class DispatcherState:
         # A trial that ended or was paused is no longer this slot's.
         if slot.trial is not None and self.state.trials[slot.trial].slot != slot_name:
             slot.trial = None
-        if slot.trial is None and running is not None:
+        if running is not None and running != slot.trial:
             return self._release(running)
+        if running is not None:
+            return self._next_step(slot, self.state.trials[running])
         if slot.trial is None:
             slot.trial = self.queue.take(self.budget_guard.affords)
         if slot.trial is None:
             return self._shutdown(slot) if self._is_spare(slot_name) else None
-        if running is None:
-            return self._start(slot_name, slot.trial)
-        if running != slot.trial:
-            return self._release(running)
-        return self._next_step(slot, self.state.trials[running])
+        return self._start(slot_name, slot.trial)
 
     def _next_step(self, slot: Slot, trial: TrialState) -> Order | None:
         """The next epoch, or the test, of the trial that the slot holds."""
@@ -363,8 +354,8 @@ class Losses:
 
     def __init__(self, dispatcher: DispatcherState, options: SessionOptions) -> None:
         self._dispatcher, self._options = dispatcher, options
-        self._failures: Counter[str] = Counter()
-        self._preemptions: Counter[tuple[str, int]] = Counter()
+        # By trial and, of preemptions, which an epoch that is done makes good, its last epoch.
+        self._times: Counter[tuple[str, int | None]] = Counter()
 
     def on_preempted(
         self, slot_name: str, trial: str, checkpoint: str | None, nodes: Sequence[str]
@@ -375,8 +366,10 @@ class Losses:
         seconds = self._dispatcher.budget_guard.charge_lost(slot)
         # With a checkpoint the report of the epoch will name them: its clock is in there.
         charged = seconds if checkpoint is None else None
-        fields = {"nodes": list(nodes) or None, "slot_seconds": charged}
-        self._requeue(slot_name, slot, trial, checkpoint=checkpoint, **fields)
+        named = list(nodes) or None
+        self._requeue(
+            slot_name, slot, trial, checkpoint=checkpoint, nodes=named, slot_seconds=charged
+        )
 
     def on_restart(self, slot_name: str, slot: Slot) -> None:
         """Between two epochs the slot starts again with the workers that now have room."""
@@ -395,10 +388,13 @@ class Losses:
         if state.status.is_final:
             return
         state.slot = None
-        times = self._times_if_too_often(trial, state.epoch, preempted=bool(gone))
-        reason = "its node is gone" if gone else reason
-        if times is not None:
-            why = f"{reason}, {times} times on this trial"
+        limit = self._options.max_failures_per_trial
+        if gone:
+            reason, limit = "its node is gone", self._options.max_preemptions_per_epoch
+        key = trial, state.epoch if gone else None
+        self._times[key] += 1
+        if self._times[key] > limit:
+            why = f"{reason}, {self._times[key]} times on this trial"
             dispatcher.end("failed", trial, reason=why, slot_seconds=seconds)
             return
         if gone:
@@ -414,16 +410,6 @@ class Losses:
         self._dispatcher.record("preempted", trial=trial, epoch=epoch, slot=slot_name, **fields)
         slot.trial = None
         self._dispatcher.queue.add(trial)
-
-    def _times_if_too_often(self, trial: str, epoch: int, *, preempted: bool) -> int | None:
-        """How often it has happened, once that is too often."""
-        if preempted:
-            self._preemptions[trial, epoch] += 1
-            times = self._preemptions[trial, epoch]
-            return times if times > self._options.max_preemptions_per_epoch else None
-        self._failures[trial] += 1
-        times = self._failures[trial]
-        return times if times > self._options.max_failures_per_trial else None
 
 
 class Growth:

@@ -6,9 +6,11 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ from trainables.errors import StorageError, UserError, raise_if_any
 
 if TYPE_CHECKING:
     from orchestrator.engine.slots import FitSlot, SlotPool
+    from orchestrator.ledger.replication import Lease
 
 TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
 LEAVE_PATIENCE_S = 15.0
@@ -39,30 +42,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, from its ledger; counts are over all families. ``stop_reason`` is of a run
-    that was stopped by something other than its user: its budget, or slots that are not there.
-    ``text`` is the result of an ended run, for the terminal: see :func:`write_results`."""
+    """How a run ended, from its ledger; counts are over all families, ``succeeded`` is finished or
+    pruned. ``stop_reason`` is of a run that was stopped by something other than its user: its
+    budget, or slots that are not there. ``text`` is the result of an ended run, for the terminal:
+    see :func:`write_results`."""
 
-    finished: int
-    pruned: int
+    succeeded: int
     failed: int
     interrupted: bool
     run_folder: Path
-    stop_reason: str | None = None
-    text: str | None = None
+    stop_reason: str | None
+    text: str | None
 
     @classmethod
-    def of(cls, folder: Path) -> Outcome:
+    def of(cls, folder: Path, text: str | None) -> Outcome:
         """The outcome of the run in ``folder``."""
         state = session.state_of(folder)
-        count = [trial.status for trial in state.trials.values()].count
+        count = Counter(trial.status for trial in state.trials.values())
         return cls(
-            finished=count(TrialStatus.FINISHED),
-            pruned=count(TrialStatus.PRUNED),
-            failed=count(TrialStatus.FAILED),
+            succeeded=count[TrialStatus.FINISHED] + count[TrialStatus.PRUNED],
+            failed=count[TrialStatus.FAILED],
             interrupted=bool(session.open_trials(state)),
             run_folder=folder,
             stop_reason=state.stop_reason if state.stopped else None,
+            text=text,
         )
 
     @property
@@ -71,7 +74,7 @@ class Outcome:
         if self.interrupted:
             return 130
         if self.failed:
-            return 4 if self.finished + self.pruned else 5
+            return 4 if self.succeeded else 5
         return 0
 
 
@@ -134,14 +137,13 @@ def run(
     """
     spec = prepared.spec
     with ExitStack() as stack:
-        lock = stack.enter_context(session.run_lock(spec))
-        folder = lock.folder
+        folder, lease = spec.folder.resolve(), stack.enter_context(session.run_lock(spec))
         raise_if_any(session.name_mistakes(spec))
         before = session.state_of(folder)
         if _is_done(prepared, before):
             log.info(f"{spec.name} is done already: nothing to train; bringing MLflow up to date")
             with mirror(prepared, folder):
-                return replace(Outcome.of(folder), text=write(folder))
+                return Outcome.of(folder, write(folder))
         preparing = prepared.prepare_images()
         log.info("starting Ray")
         totals = _attach(spec, stack)
@@ -152,8 +154,7 @@ def run(
             folder,
             session.session_name(folder),
             capacity.slots_of(spec, session.to_train(spec, before), totals),
-            more_to_come=spec.final_seeds > 0,
-            fit_slot=fit_slot,
+            fit_slot,
         )
         pool.start()
         try:
@@ -162,13 +163,13 @@ def run(
             pool.abandon()
             raise
         stack.enter_context(mirror(prepared, folder))
-        stop_reason = _train(prepared, lock, state, pool)
-        if lock.lease is None or stop_reason is None:
+        stop_reason = _train(prepared, folder, lease, state, pool)
+        if lease is None or stop_reason is None:
             _clean_up_checkpoints(folder)
         # Written while MLflow still follows: what is in the run's folder reaches it.
         ended = not session.open_trials(session.state_of(folder))
         text = write(folder) if ended else None
-    return replace(Outcome.of(folder), text=text)
+    return Outcome.of(folder, text)
 
 
 def _is_done(prepared: PreparedRun, state: State) -> bool:
@@ -204,31 +205,33 @@ def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> St
         forecast=forecast(spec, images.costs, slots=pool.num_slots),
     )
     _clean_up_checkpoints(folder)
-    pool.open()
+    pool.dispatcher("open")
     return state
 
 
 def _train(
-    prepared: PreparedRun, lock: session.RunLock, state: State, pool: SlotPool
+    prepared: PreparedRun, folder: Path, lease: Lease | None, state: State, pool: SlotPool
 ) -> str | None:
     """Search, then finals, each trial to its end or until the stop file appears; why it did, where
     that was no user's wish. Raises ``UserError`` where the slots ended the run (exit code 3)."""
     from orchestrator.engine.slots import Watchdog, stop_on_signals
 
-    spec, stop_file = prepared.spec, lock.folder / replication.STOP_FILE
+    spec, stop_file = prepared.spec, folder / replication.STOP_FILE
     num_trials, num_slots = len(session.open_trials(state)), pool.num_slots
     log.info(f"{num_trials} trials to train on {num_slots} slot{'s' * (num_slots != 1)}")
-    watchdog = Watchdog(pool, spec.sweeps[0].resources, stop_file, lock.lost)
+    watchdog = Watchdog(
+        pool, spec.sweeps[0].resources, stop_file, lambda: lease.problem if lease else None
+    )
     with stop_on_signals(stop_file):
         try:
             with watchdog:
-                _search_then_finals(prepared, lock.folder, state, pool, stop_file)
+                _search_then_finals(prepared, folder, state, pool, stop_file)
         except StorageError:
             stop_file.touch()
             raise
         finally:
             # The same file stops Tune whether a user, a signal or the watchdog wrote it.
-            stop_reason = watchdog.reason or pool.over_budget()
+            stop_reason = watchdog.reason or pool.dispatcher("health").over
             if stop_reason or stop_file.exists():
                 pool.close("stopped", watchdog.error or stop_reason, STOP_PATIENCE_S)
             else:
@@ -243,25 +246,15 @@ def _search_then_finals(
 ) -> None:
     from orchestrator.engine.trial import fit_trials
 
-    def fit(state: State) -> None:
-        fit_trials(
-            prepared.spec,
-            state,
-            session.open_trials(state),
-            dispatcher=pool.dispatcher,
-            num_slots=pool.num_slots,
-            decide=pool.decide,
-            stop_file=stop_file,
-        )
-
-    fit(state)
-    if prepared.spec.final_seeds and not stop_file.exists() and not pool.open_trials():
-        searched = session.state_of(folder)
-        due = finals.due(prepared.spec, searched, reopen=prepared.options.reopen_test)
+    spec, fit = prepared.spec, partial(fit_trials, num_slots=pool.num_slots, stop_file=stop_file)
+    fit(spec, state, pool.dispatcher)
+    searched = session.state_of(folder)
+    if spec.final_seeds and not stop_file.exists() and not session.open_trials(searched):
+        due = finals.due(spec, searched, reopen=prepared.options.reopen_test)
         if due is not None:
             replication.share_stores(folder, [final.assignment.data for final in due.finals])
-        pool.submit([] if due is None else due.records())
-        fit(session.state_of(folder))
+        pool.dispatcher("submit", [] if due is None else due.records())
+        fit(spec, session.state_of(folder), pool.dispatcher)
 
 
 def _clean_up_checkpoints(folder: Path) -> None:

@@ -54,9 +54,9 @@ class PashaBracket:
         self._waiting: set[tuple[str, int]] = set()  # (trial, epoch of the rung that it waits at)
 
     @property
-    def cap(self) -> int | None:
-        """Epochs at the highest rung that trials may reach now; ``None`` without rungs."""
-        return self.rungs[self._top] if self.rungs else None
+    def cap(self) -> int:
+        """Epochs at the highest rung that trials may reach now."""
+        return self.rungs[self._top]
 
     def observe(self, name: str, epoch: int, value: float) -> None:
         """One report; at a rung it counts for the ranking, and may raise the cap."""
@@ -91,8 +91,6 @@ class PashaBracket:
         waits."""
         self._waiting.add((name, epoch))
         rung = self.rungs.index(epoch)
-        if rung == self._top and rung < len(self.rungs) - 1:
-            return False
         if name not in self._promoted[rung] and name not in self._best(rung):
             return False
         self._promoted[rung].add(name)
@@ -101,11 +99,9 @@ class PashaBracket:
     def promote(self, paused: Sequence[str]) -> str | None:
         """The paused trial to go on with, from the highest rung; ``None`` when nobody earned it."""
         for rung in reversed(range(len(self.rungs))):
-            if rung == self._top and rung < len(self.rungs) - 1:
-                continue
             for name in self._best(rung):
-                here = name in paused and name not in self._promoted[rung]
-                if here and self.epoch(name) == self.rungs[rung]:
+                waits = name in paused and name not in self._promoted[rung]
+                if waits and self.epoch(name) == self.rungs[rung]:
                     self._promoted[rung].add(name)
                     return name
         return None
@@ -115,7 +111,8 @@ class PashaBracket:
         return name in self._values[self._top]
 
     def _best(self, rung: int) -> list[str]:
-        values = self._values[rung]
+        """Who earns to go on; at the cap nobody does."""
+        values = self._values[rung] if rung != self._top or rung == len(self.rungs) - 1 else {}
         ranked = sorted(values, key=lambda name: -values[name])
         return ranked[: len(ranked) // self._eta]
 
@@ -154,20 +151,18 @@ class AshaBracket:
 
     def observe(self, name: str, epoch: int, value: float) -> tuple[bool, int | None, str]:
         """``(go on?, rung that was met or None, reason)`` of one report."""
-        for rung, values in self._ordered.items():
-            if epoch >= rung:
-                if name in self._met[rung]:
-                    return True, None, ""
-                count = len(values)
-                cutoff = quantile(values, self._quantile) if values else None
-                self._met[rung].add(name)
-                insort(values, value)
-                if cutoff is None:
-                    return True, rung, f"{METRIC} {value:.4f}, first at this rung"
-                side = "below" if value < cutoff else "at or above"
-                of = f"the cut-off {cutoff:.4f} of {count} results"
-                return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
-        return True, None, ""
+        rung = next((rung for rung in self._ordered if epoch >= rung), None)
+        if rung is None or name in self._met[rung]:
+            return True, None, ""
+        values = self._ordered[rung]
+        cutoff = quantile(values, self._quantile) if values else None
+        self._met[rung].add(name)
+        insort(values, value)
+        if cutoff is None:
+            return True, rung, f"{METRIC} {value:.4f}, first at this rung"
+        side = "below" if value < cutoff else "at or above"
+        of = f"the cut-off {cutoff:.4f} of {len(values) - 1} results"
+        return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -249,14 +244,14 @@ class Scheduler:
         goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
         if rung is None:
             return Action.CONTINUE
-        if goes_on:
-            self._record("promoted", name, epoch, reason, rung)
-            return Action.CONTINUE
-        if random.Random(f"{self._seed}/audit/{name}").random() < self._specs[family].audit:
+        event = "promoted" if goes_on else "pruned"
+        lot = random.Random(f"{self._seed}/audit/{name}").random()
+        if not goes_on and lot < self._specs[family].audit:
+            event = "audited"
             self._audited.add(name)
-            self._record("audited", name, epoch, reason, rung)
+        self._record(event, name, epoch, reason, rung)
+        if event != "pruned":
             return Action.CONTINUE
-        self._record("pruned", name, epoch, reason, rung)
         self.on_end(name)
         return Action.STOP
 

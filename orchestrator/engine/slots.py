@@ -13,28 +13,26 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.dispatcher import Dispatcher, SlotHealth
 from orchestrator.engine.dispatcher_state import SessionOptions
-from orchestrator.engine.trial import NAMESPACE, RESOURCES
+from orchestrator.engine.trial import RESOURCES
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import open_trials, state_of
-from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster.capacity import worker_asks
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.run import RunSpec
 from trainables.config import FREED_MEMORY_KEPT
 from trainables.errors import UserError, one_line
-from trainables.storage.object_storage import is_remote
 from trainables.versions import installed
-from trainables.worker.dispatcher_client import ActorClient
+from trainables.worker.dispatcher_client import NAMESPACE, ActorClient
 from trainables.worker.messages import SlotConfig
 
 MAX_RESTARTS_PER_SLOT = 3
@@ -42,7 +40,7 @@ NEVER_S = 1e9
 CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
 SECOND_SIGNAL_S = 2.0
-POLL_S, SILENCE_POLL_S = 0.5, 10.0
+POLL_S = 0.5
 JOIN_PATIENCE_S = 300.0  # beyond two outages of the dispatcher, whose calls are bounded themselves
 
 # The controller looks at its workers this often: the delay until a dead one is noticed.
@@ -53,8 +51,8 @@ FitSlot = Callable[[str, str, ResourceSpec, Path], None]  # as fit_with_ray_trai
 
 
 class SlotPool:
-    """One session's dispatcher actor and ``num_slots`` slots, each carried out by ``fit_slot``
-    in a thread of its own; ``decide(event, trial, ...)`` puts a decision on record."""
+    """One session's dispatcher actor, which ``dispatcher(method, ...)`` calls, and ``num_slots``
+    slots, each carried out by ``fit_slot`` in a thread of its own."""
 
     def __init__(
         self,
@@ -62,24 +60,18 @@ class SlotPool:
         folder: Path,
         session: str,
         num_slots: int,
-        *,
-        more_to_come: bool,
         fit_slot: FitSlot | None = None,
     ) -> None:
         self.num_slots, self.session = num_slots, session
-        self.dispatcher = f"dispatcher-{spec.name}-{session}"
+        self.dispatcher = ActorClient(f"dispatcher-{spec.name}-{session}")
         self.errors: list[str] = []  # why slots ended, where they ended in error
-        self._resources = spec.sweeps[0].resources
+        self._resources, self._folder = spec.sweeps[0].resources, folder
         self._options = SessionOptions(
             session=session,
             max_failures_per_trial=self._resources.max_failures_per_trial,
-            more_to_come=more_to_come,
+            more_to_come=spec.final_seeds > 0,
             full_workers=self._resources.num_workers if self._resources.elastic else None,
         )
-        self._folder = folder
-        self._uncapped = not spec.budget and not is_remote(spec.storage)
-        self._call = ActorClient(self.dispatcher, NAMESPACE)
-        self.decide: Callable[..., Any] = partial(self._call, "record")
         self._fit_slot = fit_slot or fit_with_ray_train
         self._leaving = threading.Event()
         self._threads = [
@@ -93,83 +85,50 @@ class SlotPool:
         ]
 
     def start(self) -> None:
-        """Start the dispatcher, which waits for :meth:`open`, and ask Ray Train for all slots at
+        """Start the dispatcher, which waits for its ``open``, and ask Ray Train for all slots at
         once; their placement groups are what an autoscaler sees."""
         actor = ray.remote(Dispatcher).options(
-            name=self.dispatcher,
+            name=self.dispatcher.name,
             namespace=NAMESPACE,
             num_cpus=0,
             resources=RESOURCES,
             max_restarts=-1,
             max_concurrency=CONCURRENT_CALLS,
         )
-        worker = worker_resources(self._resources)
-        self._actor = actor.remote(str(self._folder / FILE_NAME), self._options, worker=worker)
+        fitting = partial(attach.fitting, worker_asks(self._resources))
+        self._actor = actor.remote(str(self._folder / FILE_NAME), self._options, fitting=fitting)
         for thread in self._threads:
             thread.start()
-
-    def open(self) -> None:
-        """The ledger holds what to train."""
-        self._call("open")
-
-    def ready(self) -> int:
-        """Slots that have asked for work."""
-        return int(self._call("slots_ready"))
-
-    def silent_s(self) -> float:
-        """Seconds since any slot asked for an order."""
-        return float(self._call("silent_s"))
 
     def alive(self) -> int:
         """Slots whose Ray Train run has not ended."""
         return sum(thread.is_alive() for thread in self._threads)
 
-    def submit(self, records: Sequence[Record]) -> None:
-        """Write the records that begin the last phase."""
-        self._call("submit", records)
-
-    def over_budget(self) -> str | None:
-        """Why nothing that is left may be trained, if the budget or the storage ends the run."""
-        if self._uncapped:
-            return None
-        reason: str | None = self._call("over_budget")
-        return reason
-
-    def open_trials(self) -> list[str]:
-        """Trials that have not ended, from the ledger."""
-        return open_trials(state_of(self._folder))
-
-    def stop(self) -> None:
-        """Wake every trial and slot that waits, so that they end at once."""
-        self._call("stop")
-
     def close(self, event: str, reason: str | None, patience_s: float) -> None:
-        """Let the slots leave, for at most ``patience_s``, then write the last record."""
-        self.stop()
-        self.join(patience_s)
-        self._call("close", event, reason=reason)
+        """Let the slots leave, for at most ``patience_s`` each, then write the last record."""
+        self._let_slots_leave(patience_s)
+        self.dispatcher("close", event, reason=reason)
         ray.kill(self._actor)
 
     def abandon(self) -> None:
         """Leave no trace of a session that never began."""
-        self.stop()
-        self.join(ABANDON_PATIENCE_S)
+        self._let_slots_leave(ABANDON_PATIENCE_S)
         ray.kill(self._actor)
         shutil.rmtree(self._folder / "slots", ignore_errors=True)
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the slots to leave; ``False`` when some are still there after the time."""
+    def _let_slots_leave(self, patience_s: float) -> None:
+        self.dispatcher("stop")
         self._leaving.set()
         for thread in self._threads:
-            thread.join(timeout_s)
-        return self.alive() == 0
+            thread.join(patience_s)
 
     def _keep_up(self, slot_name: str) -> None:
         """Fit the slot, and again under another name where it ends in error."""
         for life in range(1 + MAX_RESTARTS_PER_SLOT):
             slot = f"{slot_name}.{life}"
             try:
-                self._fit_slot(slot, self.dispatcher, self._resources, self._folder / "slots")
+                folder = self._folder / "slots"
+                self._fit_slot(slot, self.dispatcher.name, self._resources, folder)
                 return
             except Exception as error:
                 if self._leaving.is_set():
@@ -177,7 +136,7 @@ class SlotPool:
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 reason = f"{kind}{one_line(error)[:500]}"
                 self.errors.append(f"{slot}: {reason}")
-                self._call("slot_lost", slot, reason)
+                self.dispatcher("slot_lost", slot, reason)
 
 
 class Watchdog(threading.Thread):
@@ -191,15 +150,15 @@ class Watchdog(threading.Thread):
 
     def __init__(
         self,
-        slots: SlotPool,
+        pool: SlotPool,
         resources: ResourceSpec,
         stop_file: Path,
-        lost: Callable[[], str | None] = lambda: None,
+        lost: Callable[[], str | None],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._slots, self._stop_file, self._lost = slots, stop_file, lost
+        self._pool, self._stop_file, self._lost = pool, stop_file, lost
         self._timeout_s, self._epoch_s = resources.slot_start_timeout_s, resources.epoch_timeout_s
-        self._began_at, self._ready, self._silence_asked_at = time.monotonic(), False, 0.0
+        self._began_at, self._ready = time.monotonic(), False
         self._ended = threading.Event()
         self.error: str | None = None
         self.reason: str | None = None
@@ -214,35 +173,32 @@ class Watchdog(threading.Thread):
         self.join(JOIN_PATIENCE_S)
 
     def run(self) -> None:
-        self._began_at = time.monotonic()
         while not self._ended.wait(POLL_S) and not self._stop_file.exists():
-            self.error = self._problem()
-            self.reason = self._lost() or self._slots.over_budget()
+            health: SlotHealth = self._pool.dispatcher("health")
+            self.error = self._problem(health)
+            self.reason = self._lost() or health.over
             if self.error or self.reason:
                 self._stop_file.touch()
         if self._stop_file.exists():
-            self._slots.stop()
+            self._pool.dispatcher("stop")
 
-    def _problem(self) -> str | None:
+    def _problem(self, health: SlotHealth) -> str | None:
         """What keeps the trials from being trained, if anything does."""
-        now, limit = time.monotonic(), f"resources.slot_start_timeout_s={self._timeout_s:g}"
-        self._ready = self._ready or self._slots.ready() > 0
-        if not self._ready and now - self._began_at > self._timeout_s:
+        limit = f"resources.slot_start_timeout_s={self._timeout_s:g}"
+        self._ready = self._ready or health.ready
+        if not self._ready and time.monotonic() - self._began_at > self._timeout_s:
             return (
                 f"a slot must start within {limit}; none did. Fix: free the cluster, ask for less, "
                 "or --set resources.slot_start_timeout_s=SECONDS"
             )
-        if not self._slots.alive() and self._slots.open_trials():
-            last = (self._slots.errors or ["no reason given"])[-1]
+        if not self._pool.alive() and open_trials(state_of(self._stop_file.parent)):
+            last = (self._pool.errors or ["no reason given"])[-1]
             return f"every slot ended before its trials did; the last one: {last}"
-        if not self._ready or now - self._silence_asked_at < SILENCE_POLL_S:
-            return None
-        self._silence_asked_at, silent_s = now, self._slots.silent_s()
-        if silent_s > self._epoch_s + self._timeout_s:
+        if self._ready and health.silent_s > self._epoch_s + self._timeout_s:
             return (
                 f"a slot that lost its nodes must start again within {limit}; none has been heard "
-                f"of for {silent_s:.0f} s, an epoch's time included. Fix: the same command goes on "
-                "once the cluster has nodes again"
+                f"of for {health.silent_s:.0f} s, an epoch's time included. Fix: the same command "
+                "goes on once the cluster has nodes again"
             )
         return None
 
@@ -281,22 +237,26 @@ def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, fold
 
     config = SlotConfig(
         dispatcher=dispatcher,
-        namespace=NAMESPACE,
         slot=slot,
         full_workers=resources.num_workers,
         threads_per_worker=max(1, int(resources.cpus_per_worker)),
         versions=installed(),
     )
+    workers: int | tuple[int, int] = resources.num_workers
+    if resources.elastic:  # Ray Train starts with what today's nodes hold
+        workers = resources.least_workers, resources.num_workers
+        # What it believes of the nodes is up to 20 s old; it asks again when this is over.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     result = TorchTrainer(
         serve_if_fit,
         train_loop_config={"slot": config},
         scaling_config=ScalingConfig(
-            num_workers=num_workers(resources),
+            num_workers=workers,
             # It would resize in the middle of an epoch, which would be lost: a slot that may
             # grow is told so by the dispatcher, between two.
             elastic_resize_monitor_interval_s=NEVER_S,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(resources),
+            resources_per_worker=worker_asks(resources),
         ),
         run_config=RunConfig(
             name=slot,
@@ -308,23 +268,6 @@ def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, fold
     ).fit()
     if result.return_value:
         raise UserError(result.return_value)
-
-
-def num_workers(resources: ResourceSpec) -> int | tuple[int, int]:
-    """As Ray Train takes it: with a range it starts with what today's nodes hold."""
-    if not resources.elastic:
-        return resources.num_workers
-    # What Ray Train believes of the nodes is up to 20 s old; it asks again when this is over.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    return resources.least_workers, resources.num_workers
-
-
-def worker_resources(resources: ResourceSpec) -> dict[str, float]:
-    """What one worker reserves, in Ray's names."""
-    reserved = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        reserved["GPU"] = resources.gpus_per_worker
-    return reserved
 
 
 def worker_environment(resources: ResourceSpec) -> dict[str, dict[str, str]]:

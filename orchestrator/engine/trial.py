@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from orchestrator.engine.scheduler import METRIC, Action, Scheduler
+from orchestrator.ledger.session import open_trials
 from orchestrator.ledger.state import State
 from orchestrator.ray_cluster.capacity import HEAD
 from orchestrator.spec.run import RunSpec
 from trainables.errors import one_line
 from trainables.worker.dispatcher_client import ActorClient
 from trainables.worker.messages import EpochAnswer
-
-NAMESPACE = "backbone-tournament"
 
 # Held by the head node alone, so drivers stay on the node that is never a spot instance.
 RESOURCES: dict[str, float] = {HEAD: 0.001}
@@ -44,7 +44,7 @@ class SlotTrial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: Mapping[str, str]) -> None:
         self._trial = config["trial"]
-        self._call = ActorClient(config["dispatcher"], NAMESPACE)
+        self._call = ActorClient(config["dispatcher"])
         self._epoch = int(self._call("resume_epoch", self._trial))
 
     def reset_config(self, new_config: Mapping[str, str]) -> bool:
@@ -125,20 +125,11 @@ class StopFile(tune.Stopper):  # type: ignore[misc]
 
 
 def fit_trials(
-    spec: RunSpec,
-    state: State,
-    trials: Sequence[str],
-    *,
-    dispatcher: str,
-    num_slots: int,
-    decide: Callable[..., Any],
-    stop_file: Path,
+    spec: RunSpec, state: State, dispatcher: ActorClient, *, num_slots: int, stop_file: Path
 ) -> None:
-    """Run Tune until the ``trials`` have ended or ``stop_file`` exists.
-
-    ``decide(event, trial, …)`` records a decision, as of :class:`Scheduler`; also that a
-    trial has failed whose driver did so again and again.
-    """
+    """Run Tune until all trials of ``state`` have ended or ``stop_file`` exists. What its scheduler
+    decides, and that a trial's driver failed again and again, the ``dispatcher`` records."""
+    trials, decide = open_trials(state), partial(dispatcher, "record")
     if not trials:
         return
     # One more than the slots, so that a freed slot finds the next trial waiting. A paused trial
@@ -151,7 +142,7 @@ def fit_trials(
     shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
     results = tune.Tuner(
         tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
-        param_space={"trial": tune.grid_search(list(trials)), "dispatcher": dispatcher},
+        param_space={"trial": tune.grid_search(trials), "dispatcher": dispatcher.name},
         tune_config=tune.TuneConfig(
             scheduler=TuneScheduler(Scheduler(schedulers, state, decide, seed=spec.sweeps[0].seed)),
             reuse_actors=True,

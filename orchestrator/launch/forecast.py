@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,19 +21,19 @@ from statistics import fmean
 from typing import Any
 
 import trainables
-from orchestrator.ledger.state import Cases, DatasetFacts, FamilyForecast, Forecast
-from orchestrator.spec import limits, spaces
+from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DataSpec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
-from trainables.data.sources import KNOWN_DATASETS
+from trainables.data.sources import check_source, known_images
+from trainables.data.store import PixelStore
 from trainables.errors import raise_if_any
 
 log = logging.getLogger(__name__)
 
-SECONDS_PER_BACKBONE = 1.0
 MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
@@ -52,14 +52,7 @@ Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots 
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
-def known_images(data: DataSpec) -> DatasetFacts | None:
-    """What the dataset's name alone tells: sizes and counts, and numbers for the names of its
-    classes; ``None`` for a path."""
-    dataset = KNOWN_DATASETS.get(data.source)
-    if dataset is None:
-        return None
-    side, classes = dataset.stored_side_px(data), tuple(map(str, range(dataset.classes)))
-    return DatasetFacts(height=side, width=side, class_names=classes, counts=dataset.counts(data))
+_described = cache(describe)
 
 
 def geometry_of(sweep: SweepSpec, images: DatasetFacts) -> Geometry:
@@ -68,26 +61,11 @@ def geometry_of(sweep: SweepSpec, images: DatasetFacts) -> Geometry:
     Raises ``UserError`` when a variant cannot be adapted to their size.
     """
     geometries = [
-        _described(variant.backbone, images.height, images.width)
-        for variant in variants(sweep, "backbone")
+        _described(variant.backbone, height=images.height, width=images.width)
+        for variant in sweep.variants("backbone.")
     ]
     warnings = dict.fromkeys(line for geometry in geometries for line in geometry.warnings)
     return replace(geometries[0], warnings=tuple(warnings))
-
-
-@cache
-def _described(backbone: BackboneSpec, height: int, width: int) -> Geometry:
-    return describe(backbone, height=height, width=width)
-
-
-def variants(sweep: SweepSpec, section: str) -> Iterator[SweepSpec]:
-    """The sweep at each end or value of its searched axes of ``section``."""
-    yield sweep
-    for path, domain in sweep.space.items():
-        if path.startswith(f"{section}."):
-            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
-            for value in ends:
-                yield with_axes(sweep, {path: value})
 
 
 def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
@@ -163,10 +141,7 @@ def measured(
 
 
 def estimated(
-    sweep: SweepSpec,
-    counts: Mapping[str, int],
-    geometry: Geometry,
-    tflops: float | None = None,
+    sweep: SweepSpec, counts: Mapping[str, int], geometry: Geometry, tflops: float | None = None
 ) -> FamilyForecast | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 
@@ -222,9 +197,7 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
 
     def cases(amount: Callable[[float], float | None]) -> Cases | None:
         """``amount`` of the slot-seconds of the search; ``None`` where it is not known."""
-        expected, worst = (
-            amount(sum(family.slot_seconds[case] for family in known)) for case in CASES
-        )
+        expected, worst = (amount(sum(f.slot_seconds[case] for f in known)) for case in CASES)
         return None if expected is None or worst is None else Cases(expected=expected, worst=worst)
 
     def workers_s(search_s: float) -> float:
@@ -247,13 +220,11 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
 def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyForecast:
     """The family's cost with what its slots will spend on it; setup is paid for every trial."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
-    epochs = {
-        "expected": expected_epochs(sweep.scheduler, sweep.trials),
-        "worst": float(sweep.trials * full),
-    }
+    expected, worst = expected_epochs(sweep.scheduler, sweep.trials), sweep.trials * full
     if sweep.grid:
-        epochs = dict.fromkeys(CASES, float(sum(row["epochs"] for row in sweep.grid)))
-    seconds = {case: epochs[case] * cost.epoch_seconds + sweep.trials * setup for case in CASES}
+        expected = worst = sum(row["epochs"] for row in sweep.grid)
+    epochs = zip(CASES, (expected, worst), strict=True)
+    seconds = {case: n * cost.epoch_seconds + sweep.trials * setup for case, n in epochs}
     # Evaluating the test split, with its probes, takes about as long as an epoch.
     seconds["finals"] = final_seeds * ((full + 1) * cost.epoch_seconds + setup)
     return replace(cost, slot_seconds=seconds)
@@ -276,15 +247,18 @@ def _checkpoints(
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
-def read_dataset(data: DataSpec) -> DatasetFacts:
-    """Of the pixel store, which is built where it is not there yet."""
-    return DatasetFacts.from_dict(prepare(absolute_data(data)).info.as_dict())
+def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
+    """The pixel store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
+    is not there yet. Raises ``UserError``."""
+    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
+    raise_if_any(check_source(data))
+    return prepare(absolute_data(data))
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
     """By family; builds each pixel store that is not there yet."""
-    facts = {data: read_dataset(data) for data in dict.fromkeys(s.data for s in spec.sweeps)}
-    return {sweep.family: facts[sweep.data] for sweep in spec.sweeps}
+    stores = {data: prepare(absolute_data(data)) for data in {sweep.data for sweep in spec.sweeps}}
+    return {sweep.family: stores[sweep.data].info for sweep in spec.sweeps}
 
 
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
@@ -323,13 +297,10 @@ def costs_of(
 
 def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
     """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a family's share."""
-    share_s = spec.family_share_s()
-    if share_s is None:
-        return
-    mistakes = []
+    share_s, mistakes = spec.family_share_s(), []
     workers = spec.sweeps[0].resources.num_workers
     for family, cost in costs.items():
-        if cost is None or cost.basis != MEASURED:
+        if share_s is None or cost is None or cost.basis != MEASURED:
             continue
         first_s = (cost.epoch_seconds + cost.first_setup_seconds) * limits.EPOCH_MARGIN
         if first_s > share_s:
@@ -365,7 +336,7 @@ def measure_steps(
     request = {
         "device": "cuda" if resources.gpus_per_worker else "cpu",
         "threads": max(1, int(resources.cpus_per_worker)),
-        "seconds": SECONDS_PER_BACKBONE,
+        "seconds": 1.0,
         "backbones": requests,
     }
     rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}

@@ -8,11 +8,9 @@ What a run's nodes did to it, from its ledger: preemptions, and how many workers
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.ledger.retention import FOLDER
@@ -42,7 +40,7 @@ class DeviceSeconds:
 
     def parts(self) -> dict[str, float]:
         """By purpose, in seconds."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return vars(self).copy()
 
     def __add__(self, other: DeviceSeconds) -> DeviceSeconds:
         return DeviceSeconds(**{k: v + getattr(other, k) for k, v in self.parts().items()})
@@ -84,14 +82,8 @@ def device_seconds(state: State, family: str | None = None) -> float:
 def checkpoint_bytes(run_folder: Path) -> int:
     """Bytes of all checkpoints in the run's folder, or in object storage where it is kept there;
     0 where there are none. Raises ``StorageError``."""
-    if remote := object_storage.origin(run_folder):
-        return sum(one.size for one in object_storage.list_files(f"{remote}/{FOLDER}"))
-    total = 0
-    for folder, _, names in os.walk(run_folder / FOLDER):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a run in progress replaces them
-                total += Path(folder, name).lstat().st_size
-    return total
+    place = object_storage.origin(run_folder) or f"file://{run_folder.resolve()}"
+    return sum(file.size for file in object_storage.list_files(f"{place}/{FOLDER}"))
 
 
 def resources_of(state: State) -> ResourceSpec:
@@ -113,12 +105,8 @@ def preemptions(state: State, family: str | None = None) -> int:
 def epochs_by_workers(state: State) -> dict[int, int]:
     """Epochs by the workers that trained them, the most workers first; empty where slots are not
     elastic: then all have as many as the spec says."""
-    epochs = Counter(
-        report.workers
-        for trial in state.trials.values()
-        for report in trial.reports.values()
-        if report.workers is not None
-    )
+    reports = (report for trial in state.trials.values() for report in trial.reports.values())
+    epochs = Counter(report.workers for report in reports if report.workers is not None)
     return dict(sorted(epochs.items(), reverse=True))
 
 

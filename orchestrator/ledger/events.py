@@ -3,12 +3,12 @@
 One JSON object a line, one writer at a time (the dispatcher, while it lives). A line is written
 with a single system call, so a process killed at any moment leaves whole lines and at most one
 torn tail, which the next writer cuts off. Whatever can be asked of a run (what to resume, what
-MLflow should show, what to compare) is a pure function of these lines: see :func:`replay`.
+MLflow should show, what to compare) is a pure function of these lines: see
+:func:`orchestrator.ledger.state.replay`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -16,28 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger.state import Record, State, TrialState, apply, replay
+from filelock import lock_descriptor
+
+from orchestrator.ledger.state import Record
 from trainables.errors import UserError
 from trainables.storage.waiting import wait_until
-
-__all__ = [
-    "EVENTS",
-    "FILE_NAME",
-    "SCHEMA",
-    "Ledger",
-    "Record",
-    "State",
-    "TrialState",
-    "apply",
-    "read",
-    "replay",
-    "tail",
-]
 
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
 WRITER_PATIENCE_S = 30.0
-LOCK_POLL_S = 0.05
 
 EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
@@ -75,29 +62,16 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._clock = path, clock
         self._file = path.open("ab", buffering=0)
-        self._lock_file()
-        self._cut_torn_tail()
-
-    def _lock_file(self) -> None:
-        """Held until the file is closed or this process dies."""
-        if not wait_until(self._try_lock, patience_s=WRITER_PATIENCE_S, poll_s=LOCK_POLL_S):
+        if not wait_until(  # held until the file is closed or this process dies
+            lambda: lock_descriptor(self._file.fileno(), blocking=False),
+            patience_s=WRITER_PATIENCE_S,
+            poll_s=0.05,
+        ):
             raise UserError(
-                f"one process at a time may write a ledger; another one still writes {self.path} "
+                f"one process at a time may write a ledger; another one still writes {path} "
                 f"after {WRITER_PATIENCE_S:.0f} s. Fix: wait for its end, or --name OTHER"
             )
-
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _cut_torn_tail(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def append(self, event: str, *, trial: str | None = None, **fields: Any) -> Record:
         """Write one record and return it. Raises ``ValueError`` for an unknown event."""

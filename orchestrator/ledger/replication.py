@@ -26,10 +26,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import zip_longest
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from orchestrator.spec.run import remote_of, run_folder
 from trainables.config import DataSpec
 from trainables.errors import StorageError, UserError, one_line
 from trainables.storage import object_storage
+from trainables.storage.waiting import wait_until
 
 LEASE_FILE, STOP_FILE = "lease.json", "stop"
 REFRESH_S = 10.0
@@ -75,23 +76,19 @@ class Lease:
     def acquire(self) -> None:
         """Take it; waits up to ``STALE_S`` to see whether a holder is alive. Raises ``UserError``
         that names who is, and ``StorageError``."""
-        name = self.remote.rpartition("/")[2]
-        seen, since = holder(self.remote), time.monotonic()
+        name, seen = self.remote.rpartition("/")[2], holder(self.remote)
         if seen is not None and not _gone(seen):
             owner = f"{seen['host']} (process {seen['pid']})"
             log.info(
                 f"{name!r} belongs to {owner}: seeing within {STALE_S:g} s whether that is alive"
             )
-            while time.monotonic() - since < STALE_S:
-                time.sleep(LEASE_LOOK_S)
-                now = holder(self.remote)
-                if now is None:
-                    break
-                if now != seen:
-                    raise UserError(
-                        f"one process at a time may run a name; {name!r} is running on {owner}. "
-                        f"Fix: orchestrator stop {name}, or --name OTHER"
-                    )
+            if wait_until(
+                lambda: holder(self.remote) != seen, patience_s=STALE_S, poll_s=LEASE_LOOK_S
+            ) and holder(self.remote):
+                raise UserError(
+                    f"one process at a time may run a name; {name!r} is running on {owner}. "
+                    f"Fix: orchestrator stop {name}, or --name OTHER"
+                )
         self._write()
         time.sleep(SETTLE_S)  # of two who take it at once, the later one has it
         if self._taken():
@@ -107,11 +104,9 @@ class Lease:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        try:
+        with suppress(StorageError):  # then it is stale in a minute
             if not self._taken():
                 object_storage.delete_file(self._uri, patience_s=PATIENCE_S)
-        except StorageError:
-            pass  # stale in a minute
 
     def _keep(self) -> None:
         refreshed_at = time.monotonic()
@@ -140,12 +135,10 @@ class Lease:
 def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
     """Who holds the run at ``remote``: ``host``, ``pid``, ``where`` and ``time`` of the last
     refreshment, in unix seconds of its clock; ``None`` where nobody does."""
-    uri = f"{remote}/{LEASE_FILE}"
-    try:
-        owner: Holder = json.loads(object_storage.read_bytes(uri, patience_s=patience_s))
-    except FileNotFoundError:
-        return None
-    return owner
+    with suppress(FileNotFoundError):
+        lease = object_storage.read_bytes(f"{remote}/{LEASE_FILE}", patience_s=patience_s)
+        return dict(json.loads(lease))
+    return None
 
 
 def is_held(remote: str) -> bool:
@@ -162,50 +155,57 @@ def _gone(seen: Holder) -> bool:
 
 def _where() -> str:
     """This boot of this machine, and the process namespace in it: where a pid means something."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    parts = [boot.read_text().strip() if boot.exists() else socket.gethostname()]
-    return ":".join([*parts, str(space.readlink()) if space.exists() else ""])
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    machine = boot.read_text().strip() if boot.exists() else socket.gethostname()
+    return f"{machine}:{space.readlink() if space.exists() else ''}"
 
 
 FOLDER = "ledger"
 SEGMENT_BYTES = 256 * 1024
-SEGMENT_LOOK_S = (
-    20.0  # less than a lease is good for; by a clock that goes on while a machine sleeps
-)
-READERS = 8
+SEGMENT_LOOK_S = 20.0  # below STALE_S, by a clock that goes on while a machine sleeps
 
 
 class Segments:
     """The one writer's way of bringing the ledger file ``path`` into the run at ``remote``, from
-    byte ``begin`` on; without one, from where the last segment there ends."""
+    byte ``begin`` on; without one, from where the last segment there ends.
+
+    Callers of :meth:`settled` wait until what they have written is stored. One put is under way at
+    a time and covers all that was written before it began. ``problem`` says why the last one
+    failed: then nothing is stored any more, and the run has to stop.
+    """
 
     def __init__(self, path: Path, remote: str, begin: int | None = None) -> None:
         self._path, self._remote = path, remote
         self._file = path.open("rb")
         self._begin = begin  # of the current segment, a byte offset
         self._looked_at = 0.0
+        self._under_way: asyncio.Task[None] | None = None
         self.stored = begin or 0
+        self.problem: str | None = None
 
     def size(self) -> int:
         """Bytes of the file. Raises ``StorageError`` once another driver has put its own there."""
         file = os.fstat(self._file.fileno())
-        try:
-            there: int | None = self._path.stat().st_ino
-        except FileNotFoundError:
-            there = None
-        if there != file.st_ino:
-            raise StorageError(f"{self._path} is another process's now")
-        return file.st_size
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino == file.st_ino:
+                return file.st_size
+        raise StorageError(f"{self._path} is another process's now")
 
     def push(self) -> int:
         """Put all whole lines; the number of bytes that are stored now. Raises ``StorageError``
         also where another process writes: one that took us for dead, while we slept."""
         if self._begin is None:
-            self._begin = self.stored = _end(self._remote)
+            segments = _segments(self._remote)
+            last = max(segments, default=0)
+            self._begin = self.stored = last + (segments[last].size if segments else 0)
         self.size()
         if time.time() - self._looked_at > SEGMENT_LOOK_S:
-            self._look()
+            last = max(_segments(self._remote), default=0)
+            if last > self._begin:
+                raise StorageError(
+                    f"{self._remote} is another process's since byte {last} of its ledger"
+                )
+            self._looked_at = time.time()
         self._file.seek(self._begin)
         content = self._file.read()
         content = content[: content.rfind(b"\n") + 1]
@@ -222,73 +222,13 @@ class Segments:
             self._begin = end
         return self.stored
 
-    def _look(self) -> None:
-        assert self._begin is not None
-        last = max((_offset(one.name) for one in _segments(self._remote)), default=0)
-        if last > self._begin:
-            raise StorageError(
-                f"{self._remote} is another process's since byte {last} of its ledger"
-            )
-        self._looked_at = time.time()
-
-
-def read(remote: str) -> bytes:
-    """The ledger that is stored at ``remote``, whole lines; empty where there is none."""
-    names = [one.name for one in _segments(remote)]
-
-    def fetched(name: str) -> bytes:
-        return object_storage.read_bytes(f"{remote}/{FOLDER}/{name}")
-
-    with ThreadPoolExecutor(READERS) as readers:
-        parts = zip(map(_offset, names), readers.map(fetched, names), strict=True)
-        return b"".join(_joined(list(parts)))
-
-
-def _segments(remote: str) -> list[object_storage.StoredFile]:
-    return [
-        one
-        for one in object_storage.list_files(f"{remote}/{FOLDER}")
-        if one.name.endswith(".jsonl")
-    ]
-
-
-def _end(remote: str) -> int:
-    last = _segments(remote)[-1:]
-    return _offset(last[0].name) + last[0].size if last else 0
-
-
-def _offset(name: str) -> int:
-    return int(name.removesuffix(".jsonl"))
-
-
-def _joined(parts: list[tuple[int, bytes]]) -> Iterator[bytes]:
-    """Each part up to where the next one begins; nothing after a gap."""
-    at, ends = 0, [offset for offset, _ in parts[1:]]
-    for (offset, content), end in zip_longest(parts, ends):
-        if offset != at:
-            return
-        kept = content if end is None else content[: end - offset]
-        at += len(kept)
-        yield kept
-
-
-class GroupCommit:
-    """Lets callers wait until what they have written is stored. One put is under way at a time and
-    covers all that was written before it began. ``problem`` says why the last one failed: then
-    nothing is stored any more, and the run has to stop."""
-
-    def __init__(self, path: Path, remote: str) -> None:
-        self._segments = Segments(path, remote)
-        self._under_way: asyncio.Task[None] | None = None
-        self.problem: str | None = None
-
     async def settled(self) -> bool:
         """Wait until the file, as it is now, is stored; ``False`` where the storage failed."""
         try:
-            wanted = self._segments.size()
+            wanted = self.size()
         except StorageError as error:
             self.problem, wanted = str(error), 0
-        while self._segments.stored < wanted and self.problem is None:
+        while self.stored < wanted and self.problem is None:
             if self._under_way is None:
                 self._under_way = asyncio.create_task(self._put())
             await asyncio.shield(self._under_way)
@@ -296,52 +236,48 @@ class GroupCommit:
 
     async def _put(self) -> None:
         try:
-            await asyncio.to_thread(self._segments.push)
+            await asyncio.to_thread(self.push)
         except Exception as error:
             self.problem = one_line(error)
         finally:
             self._under_way = None
 
 
+def _segments(remote: str) -> dict[int, object_storage.StoredFile]:
+    """By their first byte, in order."""
+    files = object_storage.list_files(f"{remote}/{FOLDER}")
+    return {int(Path(file.name).stem): file for file in files if file.name.endswith(".jsonl")}
+
+
+def read(remote: str) -> bytes:
+    """The ledger that is stored at ``remote``, whole lines, each segment up to where the next one
+    begins and nothing after a gap; empty where there is none."""
+    segments = _segments(remote)
+    uris = [f"{remote}/{FOLDER}/{file.name}" for file in segments.values()]
+    ledger = bytearray()
+    with ThreadPoolExecutor(8) as readers:
+        contents = readers.map(object_storage.read_bytes, uris)
+        for begin, content in zip(segments, contents, strict=True):
+            if begin > len(ledger):
+                break
+            ledger[begin:] = content
+    return bytes(ledger)
+
+
 LOCK_FILE = ".lock"
 REPORTS = ("report.html", "comparison.json")
-FINALS = "finals"
+PLOTS, FINALS = "plots", "finals"  # folders of small files
 PULL_PATIENCE_S = 2.0
-
-
-@contextmanager
-def leased(folder: Path, remote: str) -> Iterator[Lease]:
-    """The right to run what is kept at ``remote``, with ``folder`` as its copy, brought in line.
-
-    The caller holds the folder's lock. Raises ``UserError`` that names a living holder.
-    """
-    lease = Lease(remote, (folder / STOP_FILE).touch)
-    lease.acquire()
-    try:
-        (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
-        _bring(folder, remote, read(remote))
-        yield lease
-    finally:
-        lease.release()
-        if not (folder / FILE_NAME).exists():
-            (folder / object_storage.ORIGIN_FILE).unlink(missing_ok=True)
 
 
 def pull(place: str, name: str) -> Path:
     """The folder of the run ``name`` kept at ``place``, a folder or a URI: a copy is brought in
     line, unless its driver is at work on this very machine and writes there."""
     folder, remote = run_folder(place, name), remote_of(place, name)
-    content = b"" if remote is None else read(remote)
-    if remote is None or not content:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        with lock.acquire(timeout=PULL_PATIENCE_S):
-            (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
-            _bring(folder, remote, content)
-    except Timeout:
-        pass
+    if remote and (content := read(remote)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(folder / LOCK_FILE, timeout=PULL_PATIENCE_S):
+            bring(folder, remote, content)
     return folder
 
 
@@ -362,15 +298,19 @@ def push_reports(folder: Path) -> None:
     """The same for the whole ledger and for what was written from it. Raises ``StorageError``."""
     if remote := object_storage.origin(folder):
         push_ledger(folder)
-        for name in REPORTS:
-            if (folder / name).exists():
-                object_storage.put_file(folder / name, f"{remote}/{name}")
+        plots = sorted((folder / PLOTS).glob("*"))
+        for path in [*(folder / name for name in REPORTS), *plots]:
+            if path.exists():
+                object_storage.put_file(path, f"{remote}/{path.relative_to(folder)}")
+        for stored in _files_in(remote, PLOTS):
+            if folder / stored.name not in plots:  # of an earlier report
+                object_storage.delete_file(f"{remote}/{stored.name}")
 
 
 def pull_finals(folder: Path) -> None:
     """Have what the finals' workers wrote here, where they put it into the storage."""
     if remote := object_storage.origin(folder):
-        _fetch_new(folder, remote, _small(remote, FINALS))
+        _fetch_new(folder, remote, _files_in(remote, FINALS))
 
 
 def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
@@ -382,8 +322,10 @@ def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
         put_stores(remote, {spec: prepare(spec) for spec in dict.fromkeys(specs)})
 
 
-def _bring(folder: Path, remote: str, content: bytes) -> None:
-    """``content`` as the copy's ledger, and the small files beside it."""
+def bring(folder: Path, remote: str, content: bytes) -> None:
+    """Make ``folder`` a copy of the run at ``remote``: ``content`` as its ledger, and the small
+    files beside it. The caller holds the folder's lock."""
+    (folder / object_storage.ORIGIN_FILE).write_text(remote, encoding="utf-8")
     path = folder / FILE_NAME
     if not content:
         path.unlink(missing_ok=True)
@@ -391,19 +333,21 @@ def _bring(folder: Path, remote: str, content: bytes) -> None:
         half = path.with_name(f".{FILE_NAME}.{os.getpid()}")
         half.write_bytes(content)
         half.replace(path)
-    reports = [one for one in object_storage.list_files(remote, deep=False) if one.name in REPORTS]
-    _fetch_new(folder, remote, [*reports, *_small(remote, FINALS)])
+    reports = [
+        file for file in object_storage.list_files(remote, deep=False) if file.name in REPORTS
+    ]
+    _fetch_new(folder, remote, [*reports, *_files_in(remote, PLOTS), *_files_in(remote, FINALS)])
 
 
-def _small(remote: str, below: str) -> list[object_storage.StoredFile]:
+def _files_in(remote: str, below: str) -> list[object_storage.StoredFile]:
     files = object_storage.list_files(f"{remote}/{below}")
-    return [object_storage.StoredFile(f"{below}/{one.name}", one.size, one.time) for one in files]
+    return [replace(file, name=f"{below}/{file.name}") for file in files]
 
 
 def _fetch_new(folder: Path, remote: str, files: Iterable[object_storage.StoredFile]) -> None:
-    for one in files:
-        target = folder / one.name
+    for file in files:
+        target = folder / file.name
         local = target.stat() if target.exists() else None
-        if local is None or local.st_size != one.size or abs(local.st_mtime - one.time) > 0.01:
-            object_storage.get_file(f"{remote}/{one.name}", target)
-            os.utime(target, (one.time, one.time))
+        if local is None or local.st_size != file.size or abs(local.st_mtime - file.time) > 0.01:
+            object_storage.get_file(f"{remote}/{file.name}", target)
+            os.utime(target, (file.time, file.time))

@@ -42,18 +42,15 @@ def newest(run_folder: Path, trial: TrialState) -> str | None:
 
 def best(run_folder: Path, trial: TrialState) -> str | None:
     """The best checkpoint by val_top1, or the newest one that is there where it got lost."""
-    wanted = [trial.best_checkpoint] if trial.best_checkpoint else []
-    return _first_there(run_folder, trial, [*wanted, *trial.checkpoints])
+    best_first = [trial.best_checkpoint, *trial.checkpoints]
+    return _first_there(run_folder, trial, filter(None, best_first))
 
 
 def kept(run_folder: Path, trial: TrialState) -> list[str]:
     """The trial's checkpoints that stay, by the rule above, before the run has closed."""
-    if trial.status in ("pruned", "failed"):
-        return []
-    wanted = {best(run_folder, trial), newest(run_folder, trial)}
-    if trial.status == "finished":
-        chosen = newest if trial.stage == "final" else best
-        wanted = {chosen(run_folder, trial)}
+    of_finished = newest if trial.stage == "final" else best
+    rules = {"pruned": (), "failed": (), "finished": (of_finished,)}
+    wanted = {rule(run_folder, trial) for rule in rules.get(trial.status, (best, newest))}
     return sorted(path for path in wanted if path is not None)
 
 
@@ -80,10 +77,11 @@ def _first_there(run_folder: Path, trial: TrialState, recorded: Iterable[str]) -
 
 def clear(run_folder: Path, trial: TrialState) -> Future[None]:
     """Apply the rule to a trial that no slot holds, beside the caller: disks are slow."""
-    return _DISK.submit(_clear, run_folder, trial.trial, kept(run_folder, trial))
+    name, wanted = trial.trial, kept(run_folder, trial)
 
+    def remove() -> None:
+        delete_checkpoints_except(trial_folder(run_folder, name), wanted)
+        if uri := object_storage.origin(run_folder):
+            trial_files.delete_stored_except(f"{uri}/{FOLDER}/{name}", wanted)
 
-def _clear(run_folder: Path, trial: str, wanted: list[str]) -> None:
-    delete_checkpoints_except(trial_folder(run_folder, trial), wanted)
-    if uri := object_storage.origin(run_folder):
-        trial_files.delete_stored_except(f"{uri}/{FOLDER}/{trial}", wanted)
+    return _DISK.submit(remove)

@@ -8,19 +8,16 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
-from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, Lease
-from orchestrator.ledger.replication import STOP_FILE as STOP_FILE
-from orchestrator.ledger.replication import is_held as lease_is_held
+from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE, Lease
 from orchestrator.ledger.state import (
-    DatasetFacts,
     Environment,
     Forecast,
     Geometry,
@@ -30,34 +27,22 @@ from orchestrator.ledger.state import (
     replay,
 )
 from orchestrator.spec.run import RunSpec, diff, remote_of
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
-
-RECORDED = (*LIBRARIES, "mlflow")
-CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
-
-
-@dataclass(frozen=True)
-class RunLock:
-    """A run that is this process's: its ``folder`` here, and the ``lease`` where it is kept in
-    object storage."""
-
-    folder: Path
-    lease: Lease | None
-
-    def lost(self) -> str | None:
-        """Why it is no longer ours, if so."""
-        return None if self.lease is None else self.lease.problem
 
 
 def is_running(folder: Path) -> bool:
     """Whether a process holds the run's lock or, in object storage, its lease."""
     remote = object_storage.origin(folder)
-    if remote is not None and lease_is_held(remote):
+    if remote is not None and replication.is_held(remote):
         return True
     try:
         with (folder / LOCK_FILE).open("rb") as lock:
+            # Not by filelock, whose locks on this file are all exclusive: of two who ask at the
+            # same moment, one would take the other for the run. Those who share do not meet, and a
+            # run's own lock, which is this very flock(), is exclusive to both.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -67,8 +52,9 @@ def is_running(folder: Path) -> bool:
 
 
 @contextmanager
-def run_lock(spec: RunSpec) -> Iterator[RunLock]:
-    """The run, for this process alone; nothing stays behind if nothing was begun.
+def run_lock(spec: RunSpec) -> Iterator[Lease | None]:
+    """The run, for this process alone, and its lease where it is kept in object storage: its
+    folder is brought in line with what is there. Nothing stays behind if nothing was begun.
 
     Raises :class:`UserError` when another process holds the name, ``StorageError`` when object
     storage does not answer.
@@ -83,13 +69,20 @@ def run_lock(spec: RunSpec) -> Iterator[RunLock]:
             f"one process at a time may run a name; {spec.name!r} is running already. "
             f"Fix: orchestrator status {spec.name}, orchestrator stop {spec.name}, or --name OTHER"
         ) from None
+    lease = None
     try:
-        with replication.leased(folder, remote) if remote else nullcontext() as lease:
-            yield RunLock(folder, lease)
+        with ExitStack() as stack:
+            if remote:
+                lease = Lease(remote, (folder / STOP_FILE).touch)
+                lease.acquire()
+                stack.callback(lease.release)
+                replication.bring(folder, remote, replication.read(remote))
+            yield lease
     finally:
         lock.release()
         if not (folder / FILE_NAME).exists():
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+            for name in (LOCK_FILE, object_storage.ORIGIN_FILE):
+                (folder / name).unlink(missing_ok=True)
             for empty in (folder, folder.parent):
                 if not any(empty.iterdir()):
                     empty.rmdir()
@@ -104,13 +97,12 @@ def state_of(folder: Path) -> State:
 def name_mistakes(spec: RunSpec) -> list[str]:
     """Why this name cannot be used for this spec; empty when it is new or the same run's."""
     state = state_of(spec.folder.resolve())
-    changes = diff(state.spec, spec) if state.begun else []
-    if not changes:
-        return []
-    return [
-        f"a name keeps its spec; {spec.name!r} is in use by a different one "
-        f"({'; '.join(changes)}). Fix: --name OTHER, or ask for the same again"
-    ]
+    changes = "; ".join(diff(state.spec, spec)) if state.begun else ""
+    mistake = (
+        f"a name keeps its spec; {spec.name!r} is in use by a different one ({changes}). "
+        "Fix: --name OTHER, or ask for the same again"
+    )
+    return [mistake] if changes else []
 
 
 def session_name(folder: Path) -> str:
@@ -121,8 +113,7 @@ def session_name(folder: Path) -> str:
 
 def to_train(spec: RunSpec, state: State) -> int:
     """Search trials that a session of ``spec`` has to bring to their end."""
-    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
-    return len(open_trials(state)) + len(asked - set(state.trials))
+    return len(open_trials(state)) + len(spec.trial_names() - set(state.trials))
 
 
 def begin(
@@ -159,20 +150,7 @@ def begin(
 def opening_records(header: RunHeader, before: State, session: str) -> list[Record]:
     """What makes a run new, resumed or extended: the records that a session begins with."""
     spec = header.spec
-    wanted = [
-        (sweep, index)
-        for index in range(max(sweep.trials for sweep in spec.sweeps))
-        for sweep in spec.sweeps
-        if index < sweep.trials and sweep.trial_name(index) not in before.trials
-    ]
-    records: list[Record] = [{"event": "created", "detail": header.as_dict()}]
-    if before.begun:
-        changed = any(getattr(before.spec, cap) != getattr(spec, cap) for cap in CAPS)
-        if not wanted:  # what was forecast was for these trials
-            header = replace(header, forecast=before.header.forecast)
-        extended: list[Record] = [{"event": "extended", "detail": header.as_dict()}]
-        records = [*(extended if wanted or changed else ()), {"event": "resumed"}]
-    records += [
+    submitted: list[Record] = [
         {
             "event": "submitted",
             "trial": sweep.trial_name(index),
@@ -180,8 +158,19 @@ def opening_records(header: RunHeader, before: State, session: str) -> list[Reco
             "stage": "search",
             "detail": sweep.submission(index),
         }
-        for sweep, index in wanted
+        for index in range(max(sweep.trials for sweep in spec.sweeps))
+        for sweep in spec.sweeps
+        if index < sweep.trials and sweep.trial_name(index) not in before.trials
     ]
+    records: list[Record] = [{"event": "created", "detail": header.as_dict()}]
+    if before.begun:
+        if not submitted:  # what was forecast was for these trials
+            header = replace(header, forecast=before.header.forecast)
+        records = [{"event": "extended", "detail": header.as_dict()}, {"event": "resumed"}]
+        same_caps = (before.spec.budget, before.spec.prices) == (spec.budget, spec.prices)
+        if same_caps and not submitted:
+            del records[0]
+    records += submitted
     # Named by the last record: a dispatcher that finds its session here has read them all.
     records[-1]["session"] = session
     return records
@@ -195,9 +184,8 @@ def open_trials(state: State) -> list[str]:
 
 def searched(spec: RunSpec, state: State) -> bool:
     """All search trials that the spec asks for are on record and have ended."""
-    asked = {sweep.trial_name(i) for sweep in spec.sweeps for i in range(sweep.trials)}
     recorded = {name for name, trial in state.trials.items() if trial.stage == "search"}
-    return asked <= recorded and not recorded & set(open_trials(state))
+    return spec.trial_names() <= recorded and not recorded & set(open_trials(state))
 
 
 def code_version() -> str:
@@ -228,5 +216,5 @@ def environment() -> Environment:
         processor=processor(),
         cpus=os.cpu_count(),
         memory_gb=round(memory, 1),
-        versions={name: importlib.metadata.version(name) for name in RECORDED},
+        versions={name: importlib.metadata.version(name) for name in (*LIBRARIES, "mlflow")},
     )

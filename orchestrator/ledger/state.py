@@ -12,26 +12,11 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
-from orchestrator.spec.run import RunSpec, with_axes
+from orchestrator.spec.run import RunSpec
 from orchestrator.spec.spaces import Axes
-from trainables.config import Assignment, Spec
+from trainables.config import Assignment, DatasetFacts, Spec
 
 Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetFacts(Spec):
-    """What a family's image store holds; see :class:`trainables.data.store.DatasetInfo`."""
-
-    name: str | None = None
-    class_names: tuple[str, ...] = ()
-    height: int
-    width: int
-    channels: int = 3
-    counts: Mapping[str, int] = field(default_factory=dict)  # images by split
-    content_hash: str | None = None
-    mirror_safe: bool = True
-    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +95,6 @@ class RunHeader(Spec):
 
 
 Record = dict[str, Any]
-SECTIONS = ("recipe", "backbone", "data")  # of an assignment: what may be searched
 
 
 class TrialStatus(StrEnum):
@@ -153,17 +137,15 @@ class RunStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ReportedEpoch:
+class ReportedEpoch(Spec):
     """One epoch's ``reported`` record: time in unix seconds, metrics as in DESIGN, section 5. An
-    elastic slot says how many ``workers`` trained it, ``of_workers`` that it has at its full size.
-    """
+    elastic slot says how many ``workers`` trained it."""
 
     epoch: int
     time: float
     metrics: Mapping[str, float]
     checkpoint: str | None = None
     workers: int | None = None
-    of_workers: int | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -230,29 +212,20 @@ class TrialState:
     @property
     def best_checkpoint(self) -> str | None:
         """The folder on record with the best val_top1, the earlier one of a tie."""
-        saved = {epoch: report for epoch, report in self.reports.items() if report.checkpoint}
-        _, epoch = _best(saved, "val_top1")
-        return None if epoch is None else saved[epoch].checkpoint
+        saved = {e: value for e, value in self.values().items() if self.reports[e].checkpoint}
+        epoch = max(saved, key=saved.__getitem__, default=None)
+        return None if epoch is None else self.reports[epoch].checkpoint
+
+    def values(self, metric: str = "val_top1") -> dict[int, float]:
+        """Epoch -> ``metric`` where it is finite, in the order of epochs."""
+        values = {e: self.reports[e].metrics.get(metric, math.nan) for e in sorted(self.reports)}
+        return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
 
     def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
-        """Best value of ``metric`` and the epoch it was reached in."""
-        return _best(self.reports, metric)
-
-    def suggest(self, axes: Axes) -> Assignment:
-        """The assignment with the searched values in their places."""
-        return with_axes(self.assignment, axes)
-
-
-def _best(reports: Mapping[int, ReportedEpoch], metric: str) -> tuple[float | None, int | None]:
-    values = [
-        (report.metrics[metric], -epoch)
-        for epoch, report in reports.items()
-        if math.isfinite(report.metrics.get(metric, math.nan))
-    ]
-    if not values:
-        return None, None
-    value, negative_epoch = max(values)
-    return value, -negative_epoch
+        """Best value of ``metric`` and the epoch it was reached in, the earlier one of a tie."""
+        values = self.values(metric)
+        epoch = max(values, key=values.__getitem__, default=None)
+        return (None, None) if epoch is None else (values[epoch], epoch)
 
 
 @dataclass
@@ -283,17 +256,17 @@ class State:
         return self.created_at is not None
 
 
-def run_status(state: State, *, held: bool) -> RunStatus:
-    """How a run stands, for everyone who shows it. ``held``: a process carries the run out.
+def run_status(state: State, *, running: bool) -> RunStatus:
+    """How a run stands, for everyone who shows it. ``running``: a process carries it out.
 
-    ``DONE`` (``FAILED`` where every trial failed) once the run has reached its end, if its process
-    is still at work on the report; a run that was neither ended nor stopped nor held is
-    ``INTERRUPTED``: its process died.
+    ``DONE`` (``FAILED`` where every trial failed) once the run has reached its end, also while its
+    process still works on the report; one that has neither ended nor been stopped, and that no
+    process carries out, is ``INTERRUPTED``: its process died.
     """
     if state.closed and state.trials:
         failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
         return RunStatus.FAILED if failed else RunStatus.DONE
-    if held:
+    if running:
         return RunStatus.RUNNING
     if not state.trials:
         return RunStatus.EMPTY
@@ -310,52 +283,72 @@ def replay(records: Iterable[Record]) -> State:
 
 def apply(state: State, record: Record) -> None:
     """Fold one record into ``state``."""
-    event = record["event"]
-    name = record.get("trial")
+    event, name = record["event"], record.get("trial")
+    if event == "noted":
+        state.notes.append(record.get("reason", ""))
     if name is None:
-        _apply_run_event(state, event, record)
-        return
-    if event == "submitted":
+        _apply_to_run(state, event, record)
+    elif event == "submitted":
         if name not in state.trials:
             state.trials[name] = _submitted(name, record, state.spec)
-        return
-    trial = state.trials.get(name)
-    if trial is None:
-        return
+    elif name in state.trials:
+        _apply_to_trial(state.trials[name], event, record)
+
+
+def _apply_to_run(state: State, event: str, record: Record) -> None:
+    match event:
+        case "created" | "extended":
+            state.header = RunHeader.from_dict(record["detail"])
+            state.created_at = state.created_at or record["time"]
+            state.closed = False
+        case "resumed":
+            state.stopped = state.closed = False
+        case "stopped":
+            state.stopped, state.stop_reason = True, record.get("reason")
+        case "closed":
+            state.closed = True
+        case "frozen":
+            state.frozen, state.test_opened = record["detail"], False
+        case "test_opened":
+            state.test_opened = True
+            state.test_opened_at = state.test_opened_at or record["time"]
+            state.test_openings += 1
+        case "verdict":
+            state.verdict = record
+
+
+def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
     trial.unreported_s += record.get("slot_seconds", 0.0)
-    if event == "started":
-        trial.status = TrialStatus.RUNNING
-        trial.attempt = record["attempt"]
-        trial.slot = record.get("slot")
-        trial.nodes = tuple(record.get("nodes", ()))
-        trial.started_at = trial.started_at or record["time"]
-        trial.detail.update(record.get("detail", {}))
-    elif event == "drawn":
-        if trial.axes is None:
+    match event:
+        case "reported":
+            if record["epoch"] not in trial.reports:
+                trial.reports[record["epoch"]] = ReportedEpoch.from_dict(record)
+            trial.detail.update(record.get("detail", {}))
+        case "started":
+            trial.status = TrialStatus.RUNNING
+            trial.attempt = record["attempt"]
+            trial.slot = record.get("slot")
+            trial.nodes = tuple(record.get("nodes", ()))
+            trial.started_at = trial.started_at or record["time"]
+            trial.detail.update(record.get("detail", {}))
+        case "drawn" if trial.axes is None:
             trial.axes, trial.open_axes = record["detail"]["axes"], ()
             trial.assignment = Assignment.from_dict(record["detail"]["assignment"])
-    elif event == "reported":
-        if record["epoch"] not in trial.reports:
-            trial.reports[record["epoch"]] = _report(record)
-        trial.detail.update(record.get("detail", {}))
-    elif event == "noted":
-        state.notes.append(record.get("reason", ""))
-    elif event == "preempted":
-        if folder := record.get("checkpoint"):
-            trial.preempted_at = record["epoch"], folder
-        trial.preemptions += bool(record.get("nodes"))
-        trial.slot = None
-    elif event in ("promoted", "audited", "paused"):
-        trial.rungs[record["rung"]] = event
-        trial.slot = None if event == "paused" else trial.slot
-    elif event in ("finished", "pruned", "failed"):
-        if event == "pruned":
+        case "promoted" | "audited":
             trial.rungs[record["rung"]] = event
-        trial.status = TrialStatus(event)
-        trial.outcome = record.get("detail", {})
-        trial.reason = record.get("reason")
-        trial.slot = None
-        trial.ended_at = record["time"]
+        case "paused":
+            trial.rungs[record["rung"]], trial.slot = event, None
+        case "preempted":
+            if folder := record.get("checkpoint"):
+                trial.preempted_at = record["epoch"], folder
+            trial.preemptions += bool(record.get("nodes"))
+            trial.slot = None
+        case "finished" | "pruned" | "failed":
+            if event == "pruned":
+                trial.rungs[record["rung"]] = event
+            trial.status = TrialStatus(event)
+            trial.outcome, trial.reason = record.get("detail", {}), record.get("reason")
+            trial.slot, trial.ended_at = None, record["time"]
 
 
 def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
@@ -364,10 +357,10 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     assignment = Assignment.from_dict(plain)
     axes = detail.get("axes")
     open_axes = [
-        f"{section}.{one.name}"
-        for section in (SECTIONS if axes is None else ())
-        for one in fields(getattr(assignment, section))
-        if one.name not in plain.get(section, ())
+        f"{section}.{axis.name}"
+        for section in ("recipe", "backbone", "data")  # what may be searched
+        for axis in fields(getattr(assignment, section))
+        if axes is None and axis.name not in plain.get(section, ())
     ]
     return TrialState(
         trial=name,
@@ -379,40 +372,3 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
         winner=detail.get("winner"),
         num_workers=spec.sweeps[0].resources.num_workers if spec.sweeps else 1,
     )
-
-
-def _report(record: Record) -> ReportedEpoch:
-    return ReportedEpoch(
-        epoch=record["epoch"],
-        time=record["time"],
-        metrics=record["metrics"],
-        checkpoint=record.get("checkpoint"),
-        workers=record.get("workers"),
-        of_workers=record.get("of_workers"),
-        detail=record.get("detail") or {},
-    )
-
-
-def _apply_run_event(state: State, event: str, record: Record) -> None:
-    if event in ("created", "extended"):
-        state.header = RunHeader.from_dict(record["detail"])
-        state.created_at = state.created_at or record["time"]
-        state.closed = False
-    elif event == "resumed":
-        state.stopped = False
-        state.closed = False
-    elif event == "stopped":
-        state.stopped = True
-        state.stop_reason = record.get("reason")
-    elif event == "closed":
-        state.closed = True
-    elif event == "frozen":
-        state.frozen, state.test_opened = record["detail"], False
-    elif event == "test_opened":
-        state.test_opened = True
-        state.test_opened_at = state.test_opened_at or record["time"]
-        state.test_openings += 1
-    elif event == "verdict":
-        state.verdict = record
-    elif event == "noted":
-        state.notes.append(record.get("reason", ""))

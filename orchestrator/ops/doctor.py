@@ -16,15 +16,15 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.attach import Node
+from orchestrator.ray_cluster.capacity import Node, alive_nodes, local_totals
 from trainables.config import BackboneSpec, DataSpec
-from trainables.errors import UserError, one_line
+from trainables.errors import collected, one_line
 from trainables.storage.object_storage import is_remote
 from trainables.versions import differences, installed
 
@@ -37,7 +37,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 AUTH = {True: "token", False: "disabled", None: "missing"}  # whether it asks for a token
 PINS = Path(__file__).parents[2] / "constraints.txt"  # beside a checkout, not in a wheel
 
-Arguments = Mapping[str, object]  # of a function that a node is asked to call
 Answer = TypeVar("Answer")
 
 
@@ -51,15 +50,6 @@ class NodeFacts:
     torch_gpus: int | None
     versions: Mapping[str, str | None] | None
     answers: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterFacts:
-    """The cluster; ``auth`` is ``token``, ``disabled`` or ``missing`` where nobody answers."""
-
-    nodes: list[NodeFacts] = field(default_factory=list)
-    dashboard: str | None = None
-    auth: str = "missing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +102,16 @@ def inspect_node(
             )
         )
     problems: list[str] = []
-    wrote = False
     try:
         place = probe_place(storage, probe)
         object_storage.write_bytes(place, name.encode(), patience_s=STORAGE_PATIENCE_S)
-        wrote = True
     except (OSError, RuntimeError) as error:
         problems.append(
             f"every node must write to --storage; node {name} cannot write to {storage} "
             f"({' '.join(str(error).split())}). Fix: mount it there and let Ray's user write, or "
             "--storage s3://BUCKET/PREFIX with credentials on every node"
         )
-    visible = torch_gpus() if gpus else None
+    wrote, visible = not problems, torch_gpus() if gpus else None
     problems += gpu_mistakes(f"node {name}", gpus, visible)
     for backbone in backbones:
         problems += [f"node {name}: {line}" for line in check_weights(BackboneSpec(**backbone))]
@@ -145,8 +133,12 @@ def probe_place(storage: str, probe: str) -> str:
     """Where a probe for ``storage`` lies: in the nearest folder that there is already."""
     if not storage.startswith("file://"):
         return f"{storage}/{probe}"
-    folder = Path(storage.removeprefix("file://"))
-    return f"file://{next(place for place in (folder, *folder.parents) if place.exists()) / probe}"
+    return f"file://{existing(Path(storage.removeprefix('file://'))) / probe}"
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def torch_gpus() -> int | None:
@@ -154,10 +146,10 @@ def torch_gpus() -> int | None:
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TORCH_TIMEOUT_S
         )
-        return int(done.stdout)
+        return int(process.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
 
@@ -205,99 +197,68 @@ def remove_probe(*, storage: str, probe: str) -> None:
 
 
 def examine_cluster(
-    *, storage: str, tracking_uri: str, backbones: Sequence[BackboneSpec]
-) -> tuple[ClusterFacts, list[str]]:
-    """Attach to the cluster that Ray knows of, look, leave: its facts, and its problems, one line
-    each."""
+    storage: str, tracking_uri: str, backbones: Sequence[BackboneSpec], problems: list[str]
+) -> tuple[dict[str, str | None], list[NodeFacts]]:
+    """Of the attached cluster its dashboard, whether that asks for a token, and the nodes; what is
+    wrong is added to ``problems``, one line each."""
+    uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
+    shared = {"storage": uri.rstrip("/")}
+    everyone = alive_nodes()
+    unasked: dict[Node, dict[str, Any]] = {node: {} for node in everyone}
+    versions = _ask(installed, unasked, attach.VERSIONS_TIMEOUT_S, problems)
+    for node, node_versions in versions.items():
+        problems += differences(installed(), node_versions, node.name)
+    probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
+    specs = [asdict(backbone) for backbone in backbones]
+    arguments = {
+        node: {**shared, "name": node.name, "probe": probe, "gpus": node.gpus, "backbones": specs}
+        for node, probe in probes.items()
+    }
+    answers = _ask(inspect_node, arguments, NODE_TIMEOUT_S, problems)
+    written = {probes[node]: node.name for node, answer in answers.items() if answer.wrote}
+    dashboard = attach.dashboard()
+    question = {"probes": written, "tracking_uri": tracking_uri, "dashboard": dashboard}
     try:
-        with attach.attached(namespace="doctor"):
-            examination = _Examination(storage, tracking_uri, backbones)
-            return examination.facts(), examination.problems
-    except UserError as error:
-        return ClusterFacts(), list(error.mistakes)
-
-
-class _Examination:
-    """Of the attached cluster."""
-
-    def __init__(self, storage: str, tracking_uri: str, backbones: Sequence[BackboneSpec]) -> None:
-        uri = storage if is_remote(storage) else f"file://{Path(storage).absolute()}"
-        self._storage = uri.rstrip("/")
-        self._tracking_uri = tracking_uri
-        self._backbones = [asdict(backbone) for backbone in backbones]
-        self.problems: list[str] = []
-
-    def facts(self) -> ClusterFacts:
-        everyone = attach.alive_nodes()
-        versions = self._ask(installed, {node: {} for node in everyone}, attach.VERSIONS_TIMEOUT_S)
-        for node, theirs in versions.items():
-            self.problems += differences(installed(), theirs, node.name)
-        same = {"storage": self._storage}
-        probes = {node: f".doctor-{uuid.uuid4().hex[:8]}" for node in versions}
-        answers = self._inspect(
-            inspect_node,
-            {
-                node: {**same, "name": node.name, "probe": probe, "gpus": node.gpus}
-                | {"backbones": self._backbones}
-                for node, probe in probes.items()
-            },
-            NODE_TIMEOUT_S,
+        head = {node: {**shared, **question} for node in answers if node.is_head}
+        heads = _ask(inspect_from_head, head, HEAD_TIMEOUT_S, problems)
+    finally:
+        leftovers = {node: {**shared, "probe": probes[node]} for node in answers}
+        attach.ask_each(leftovers, remove_probe, timeout_s=HEAD_TIMEOUT_S)
+    status = next((answer.dashboard_status for answer in heads.values()), None)
+    asks_token = None if status is None else status in (401, 403)
+    problems += auth_mistakes(dashboard, asks_token)
+    nodes = [
+        NodeFacts(
+            node=node.name,
+            head=node.is_head,
+            gpus=node.gpus,
+            torch_gpus=answers[node].torch_gpus if node in answers else None,
+            versions=versions.get(node),
+            answers=node in answers,
         )
-        dashboard = attach.dashboard()
-        question = {
-            **same,
-            "probes": {probes[node]: node.name for node, answer in answers.items() if answer.wrote},
-            "tracking_uri": self._tracking_uri,
-            "dashboard": dashboard,
-        }
-        try:
-            head = {node: question for node in answers if node.is_head}
-            heads = self._inspect(inspect_from_head, head, HEAD_TIMEOUT_S)
-        finally:
-            left = {node: {**same, "probe": probes[node]} for node in answers}
-            attach.ask_each(left, remove_probe, timeout_s=HEAD_TIMEOUT_S)
-        status = next((answer.dashboard_status for answer in heads.values()), None)
-        asks_token = None if status is None else status in (401, 403)
-        self.problems += auth_mistakes(dashboard, asks_token)
-        return ClusterFacts(
-            nodes=[
-                NodeFacts(
-                    node=node.name,
-                    head=node.is_head,
-                    gpus=node.gpus,
-                    torch_gpus=answers[node].torch_gpus if node in answers else None,
-                    versions=versions.get(node),
-                    answers=node in answers,
-                )
-                for node in everyone
-            ],
-            dashboard=dashboard,
-            auth=AUTH[asks_token],
-        )
+        for node in everyone
+    ]
+    return {"dashboard": dashboard, "auth": AUTH[asks_token]}, nodes
 
-    def _inspect(
-        self,
-        question: Callable[..., NodeAnswer],
-        asked: Mapping[Node, Arguments],
-        timeout_s: float,
-    ) -> dict[Node, NodeAnswer]:
-        answers = self._ask(question, asked, timeout_s)
-        for answer in answers.values():
-            self.problems += answer.problems
-        return answers
 
-    def _ask(
-        self, question: Callable[..., Answer], asked: Mapping[Node, Arguments], timeout_s: float
-    ) -> dict[Node, Answer]:
-        """The answers of those nodes that answer; the others are problems."""
-        answers = attach.ask_each(asked, question, timeout_s=timeout_s)
-        self.problems += [
-            f"node {node.name} does not do what it is asked: {one_line(answer)[:200]}. Fix: look "
-            "at its raylet.log, or take the node out of the cluster"
-            for node, answer in answers.items()
-            if isinstance(answer, Exception)
-        ]
-        return {n: answer for n, answer in answers.items() if not isinstance(answer, Exception)}
+def _ask(
+    question: Callable[..., Answer],
+    asked: Mapping[Node, Mapping[str, Any]],
+    timeout_s: float,
+    problems: list[str],
+) -> dict[Node, Answer]:
+    """The answers of those nodes that answer; the others are ``problems``, as is what they name."""
+    answers = {}
+    for node, answer in attach.ask_each(asked, question, timeout_s=timeout_s).items():
+        if isinstance(answer, Exception):
+            problems.append(
+                f"node {node.name} does not do what it is asked: {one_line(answer)[:200]}. Fix: "
+                "look at its raylet.log, or take the node out of the cluster"
+            )
+        else:
+            answers[node] = answer
+            problems += getattr(answer, "problems", ())
+    return answers
 
 
 def auth_mistakes(dashboard: str | None, asks_token: bool | None) -> list[str]:
@@ -324,9 +285,8 @@ def examine(
     storage: str, tracking_uri: str | None, backbones: Sequence[BackboneSpec], *, local: bool
 ) -> Findings:
     """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
-    from orchestrator.launch.validation import storage_mistakes
+    from orchestrator.launch.prepare import storage_mistakes
     from orchestrator.ledger.session import environment
-    from orchestrator.ray_cluster.capacity import local_totals
     from orchestrator.tracking import store
     from trainables.backbones import check_weights
     from trainables.data.store import default_folder
@@ -353,16 +313,16 @@ def examine(
         "data_folder": str(folder),
         "data_free_gb": _free_gb(folder),
     }
-    all_nodes = None
+    nodes: list[NodeFacts] | None = None
     if address is not None:
-        cluster, more = examine_cluster(storage=storage, tracking_uri=uri, backbones=backbones)
-        problems += more
-        all_nodes = cluster.nodes
-        facts |= {"dashboard": cluster.dashboard, "auth": cluster.auth}
+        cluster, nodes = {"dashboard": None, "auth": AUTH[None]}, []
+        with collected(problems), attach.attached(namespace="doctor"):
+            cluster, nodes = examine_cluster(storage, uri, backbones, problems)
+        facts |= cluster
     return Findings(
         facts=facts,
         versions=machine.versions,
-        nodes=all_nodes,
+        nodes=nodes,
         warnings=pin_mistakes(PINS),
         problems=list(dict.fromkeys(problems)),
     )
@@ -375,22 +335,14 @@ def pin_mistakes(pins: Path) -> list[str]:
     warnings = []
     for line in pins.read_text(encoding="utf-8").splitlines():
         name, _, pinned = line.partition("==")
-        if not pinned or name.startswith("#"):
-            continue
-        try:
-            here = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            continue  # of the tests, or of another platform
-        if here != pinned:
-            warnings.append(
-                f"{name} is {here} here; this project was tested with {pinned}. "
-                f"Fix: pip install -c {pins.name} {name}"
-            )
+        with suppress(metadata.PackageNotFoundError):  # of the tests, or of another platform
+            if pinned and (here := metadata.version(name).partition("+")[0]) != pinned:
+                warnings.append(
+                    f"{name} is {here} here; this project was tested with {pinned}. "
+                    f"Fix: pip install -c {pins.name} {name}"
+                )
     return warnings
 
 
 def _free_gb(folder: Path) -> float:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return round(shutil.disk_usage(place).free / 1e9, 1)
+    return round(shutil.disk_usage(existing(folder.absolute())).free / 1e9, 1)

@@ -8,6 +8,7 @@ closes the connection; then another one is opened.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import shlex
@@ -30,12 +31,12 @@ UPLOAD_TIMEOUT_S = 600.0  # of the working directory, which travels with the fir
 AGENT_PATIENCE_S = 60.0  # a head answers before what starts its jobs is there
 OUTAGE_PATIENCE_S = 300.0
 QUIET_OUTAGE_S = 5.0  # a shorter one is not worth a line
-POLL_S, ANSWER_POLL_S = 1.0, 0.05
+POLL_S = 1.0
 STREAM_PAUSE_S = 1.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 RUN_KEY = "orchestrator_run"  # in a job's metadata: which run it carries out
 
-NO_ANSWER = (OSError, RuntimeError, TimeoutError)  # also what Ray makes of a broken answer
+NO_ANSWER = (OSError, RuntimeError)  # also what Ray makes of a broken answer
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ def head_address(given: str | None) -> str:
 
     Raises ``UserError`` for an address of another kind.
     """
-    named = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
-    addresses = (address for address in named if address and address not in ("local", "auto"))
+    choices = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
+    addresses = (choice for choice in choices if choice and choice not in ("local", "auto"))
     address = next(addresses, DEFAULT_ADDRESS)
     if urlsplit(address).scheme in ("http", "https"):
         return address.rstrip("/")
@@ -112,27 +113,23 @@ def start(client: JobSubmissionClient, job: Job) -> tuple[str, bool]:
 def _found_or_submitted(client: JobSubmissionClient, job: Job) -> tuple[str, bool]:
     answer = bounded(client.list_jobs, ANSWER_TIMEOUT_S)
     submitted = {other.submission_id: other for other in answer if other.submission_id}
-    earlier = [
-        (name, other)
-        for name, other in submitted.items()
-        if (other.metadata or {}).get(RUN_KEY) == job.run
-    ]
-    for name, other in earlier:
-        if not other.status.is_terminal():
-            if other.entrypoint != job.entrypoint:
-                raise UserError(
-                    f"one job at a time may carry a run out; {job.run!r} is at work as job "
-                    f"{name}: {other.entrypoint}. Fix: submit that command to follow "
-                    f"it, orchestrator stop {job.run}, or --name OTHER"
-                )
-            return name, True
-    number = 1 + len(earlier)
-    while (name := f"{job.run}-{number}" if number > 1 else job.run) in submitted:
-        number += 1
+    of_run = {k: v for k, v in submitted.items() if (v.metadata or {}).get(RUN_KEY) == job.run}
+    for name, other in of_run.items():
+        if other.status.is_terminal():
+            continue
+        if other.entrypoint != job.entrypoint:
+            raise UserError(
+                f"one job at a time may carry a run out; {job.run!r} is at work as job "
+                f"{name}: {other.entrypoint}. Fix: submit that command to follow "
+                f"it, orchestrator stop {job.run}, or --name OTHER"
+            )
+        return name, True
+    numbers = itertools.count(1 + len(of_run))
+    names = (f"{job.run}-{number}" if number > 1 else job.run for number in numbers)
     submit = partial(
         client.submit_job,
         entrypoint=job.entrypoint,
-        submission_id=name,
+        submission_id=next(name for name in names if name not in submitted),
         runtime_env={"working_dir": str(job.working_dir), "env_vars": dict(job.env)},
         metadata={RUN_KEY: job.run},
     )
@@ -179,7 +176,7 @@ def _first_line(error: object) -> str:
     return lines[0][:200].rstrip(".")
 
 
-def follow(
+async def follow(
     client: JobSubmissionClient,
     job: str,
     *,
@@ -192,23 +189,13 @@ def follow(
     Raises ``UserError`` with exit code 130 when the head says nothing for ``patience_s`` seconds,
     or no longer knows the job.
     """
-    return asyncio.run(_follow(client, job, show, patience_s, poll_s))
-
-
-async def _follow(
-    client: JobSubmissionClient,
-    job: str,
-    show: Callable[[str], None],
-    patience_s: float,
-    poll_s: float,
-) -> tuple[int, str]:
-    shown = 0  # characters of the log
+    num_shown = 0  # characters of the log
 
     def show_new(text: str, start: int) -> None:
-        nonlocal shown
-        if new := text[max(0, shown - start) :]:
+        nonlocal num_shown
+        if new := text[max(0, num_shown - start) :]:
             show(new)
-            shown = start + len(text)
+            num_shown = start + len(text)
 
     async def stream() -> None:
         while True:
@@ -222,10 +209,8 @@ async def _follow(
 
     streaming = asyncio.create_task(stream())
     while True:
-        answer = in_background(lambda: _details(client, job, patience_s))
-        while not answer.done():  # not awaited: Ctrl-C would cancel what its thread still sets
-            await asyncio.sleep(ANSWER_POLL_S)
-        details = answer.result()
+        answer = asyncio.wrap_future(in_background(lambda: _details(client, job, patience_s)))
+        details = await asyncio.shield(answer)  # Ctrl-C would cancel what its thread still sets
         if details.status.is_terminal():
             break
         await asyncio.sleep(poll_s)

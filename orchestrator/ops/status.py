@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -29,16 +28,14 @@ from orchestrator.ledger.state import (
     RunStatus,
     Stage,
     State,
-    TrialState,
     TrialStatus,
     apply,
     run_status,
 )
 from orchestrator.spec import limits
-from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.wording import duration, span, top1
 
-STATUSES = tuple(TrialStatus)
 REDRAW_S = 0.5
 HEARTBEAT_S = 30.0
 
@@ -95,7 +92,7 @@ class TimeToGo:
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run as ``status --json`` prints it, schema 1; what is not known is ``None``.
+    """A run as ``status --json`` prints its fields, schema 1; what is not known is ``None``.
 
     Seconds are wall time, hours are of devices. ``full_epochs`` is what all search trials would
     take to full length; ``saved_epochs`` is what those that ended earlier did not train.
@@ -117,10 +114,6 @@ class RunView:
     budget: BudgetView | None
     eta_seconds: TimeToGo | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON."""
-        return asdict(self)
-
 
 def view(state: State, *, running: bool) -> RunView:
     """The run in ``state``.
@@ -128,36 +121,42 @@ def view(state: State, *, running: bool) -> RunView:
     ``running`` says whether a process carries it out: if none does, a trial that has not ended
     is ``queued``, and nothing is expected to end.
     """
-    schedulers = {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
-    names = dict.fromkeys([*schedulers, *(trial.family for trial in state.trials.values())])
-    families = [_family_view(state, family, running) for family in names]
-    spent, resources = device_seconds(state), resources_of(state)
+    trials = state.trials.values()
+    names = [*(sweep.family for sweep in state.spec.sweeps), *(trial.family for trial in trials)]
+    families = [_family_view(state, family, running) for family in dict.fromkeys(names)]
+    spent, resources, prices = device_seconds(state), resources_of(state), state.spec.prices
     saved_hours = [family.saved_device_hours for family in families]
-    finals = [trial for trial in state.trials.values() if trial.stage is Stage.FINAL]
+    finals = [trial for trial in trials if trial.stage is Stage.FINAL]
+    ended = sum(trial.status.is_final for trial in finals)
+    budgets = [
+        BudgetView(unit=unit, amount=amount, spent=limits.spent_in(unit, spent, resources, prices))
+        for unit, amount in (state.spec.budget or {}).items()
+    ]
     return RunView(
-        status=run_status(state, held=running),
+        status=run_status(state, running=running),
         reason=state.stop_reason if state.stopped and not running else None,
         families=families,
-        trials=len(state.trials) - len(finals),
+        trials=len(trials) - len(finals),
         preemptions=preemptions(state),
-        epochs=sum(len(trial.reports) for trial in state.trials.values()),
+        epochs=sum(len(trial.reports) for trial in trials),
         full_epochs=sum(family.full_epochs for family in families),
         saved_epochs=sum(family.saved_epochs for family in families),
-        finals=FinalsView(trials=len(finals), ended=sum(t.status.is_final for t in finals))
-        if finals
-        else None,
+        finals=FinalsView(trials=len(finals), ended=ended) if finals else None,
         device=limits.device(resources),
         device_hours=limits.device_hours(spent, resources),
         saved_device_hours=None if None in saved_hours else sum(filter(None, saved_hours)),
-        usd=limits.usd(spent, resources, state.spec.prices),
-        budget=_budget(state, spent, resources),
-        eta_seconds=_time_to_go(state, schedulers, families) if running else None,
+        usd=limits.usd(spent, resources, prices),
+        budget=budgets[0] if budgets else None,
+        eta_seconds=_time_to_go(state, families) if running else None,
     )
 
 
 def _family_view(state: State, family: str, running: bool) -> FamilyView:
     trials = [t for t in state.trials.values() if t.family == family and t.stage is Stage.SEARCH]
-    shown = [_shown_status(trial, running) for trial in trials]
+    # All others wait for a slot, or for a process to go on.
+    settled = [t for t in trials if t.status.is_final or (running and t.slot is not None)]
+    counts = Counter(trial.status for trial in settled)
+    counts[TrialStatus.QUEUED] += len(trials) - len(settled)
     bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
     value, best = max(bests, key=lambda pair: pair[0], default=(None, None))
     resources, seconds = resources_of(state), _seconds_per_epoch(state, family)
@@ -167,7 +166,7 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
     return FamilyView(
         family=family,
         trials=len(trials),
-        **{status: shown.count(status) for status in STATUSES},
+        **{status: counts[status] for status in TrialStatus},
         preemptions=preemptions(state, family),
         epochs=sum(len(trial.reports) for trial in trials),
         full_epochs=sum(trial.assignment.epochs for trial in trials),
@@ -179,12 +178,6 @@ def _family_view(state: State, family: str, running: bool) -> FamilyView:
         saved_device_hours=None if saved_s is None else limits.device_hours(saved_s, resources),
         seconds_per_epoch=seconds,
     )
-
-
-def _shown_status(trial: TrialState, running: bool) -> TrialStatus:
-    """The trial's status; one that waits for a slot, or for a process to go on, is queued."""
-    at_work = running and trial.slot is not None
-    return trial.status if trial.status.is_final or at_work else TrialStatus.QUEUED
 
 
 def _seconds_per_epoch(state: State, family: str) -> float | None:
@@ -202,29 +195,19 @@ def _seconds_per_epoch(state: State, family: str) -> float | None:
     return None if cost is None else cost.epoch_seconds
 
 
-def _budget(state: State, spent: float, resources: ResourceSpec) -> BudgetView | None:
-    for unit, amount in (state.spec.budget or {}).items():
-        so_far = limits.spent_in(unit, spent, resources, state.spec.prices)
-        return BudgetView(unit=unit, amount=amount, spent=so_far)
-    return None
-
-
-def _time_to_go(
-    state: State, schedulers: dict[str, SchedulerSpec], families: Sequence[FamilyView]
-) -> TimeToGo | None:
-    low: list[float] = []
-    high: list[float] = []
+def _time_to_go(state: State, families: Sequence[FamilyView]) -> TimeToGo | None:
     pace = {family.family: family.seconds_per_epoch for family in families}
-    for family, scheduler in schedulers.items():
-        seconds, rest = pace[family], _epochs_to_go(state, family, scheduler)
-        if seconds is None and rest:
+    to_go = [(0.0, 0.0)]  # seconds of each trial, as expected and at most
+    for sweep in state.spec.sweeps:
+        seconds, rest = pace[sweep.family], _epochs_to_go(state, sweep.family, sweep.scheduler)
+        if seconds is not None:
+            to_go += [(expected * seconds, most * seconds) for expected, most in rest]
+        elif rest:
             return None
-        low += [expected * (seconds or 0.0) for expected, _ in rest]
-        high += [most * (seconds or 0.0) for _, most in rest]
     slots = state.header.forecast.slots if state.header.forecast else None
     slots = slots or max(1, sum(trial.slot is not None for trial in state.trials.values()))
-    bounds = [max(sum(each) / slots, max(each, default=0.0)) for each in (low, high)]
-    return TimeToGo(low=bounds[0], high=bounds[1])
+    low, high = (max(sum(seconds) / slots, max(seconds)) for seconds in zip(*to_go, strict=True))
+    return TimeToGo(low=low, high=high)
 
 
 def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[tuple[float, float]]:
@@ -233,13 +216,11 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
     for trial in state.trials.values():
         if trial.family != family or trial.status.is_final:
             continue
-        most = float(trial.assignment.epochs - trial.epoch)
-        if trial.stage is Stage.FINAL:
-            epochs.append((most + 1, most + 1))  # and the test split
-        elif trial.audited:
-            epochs.append((most, most))
-        else:
-            epochs.append((min(most, expected_rest(scheduler, trial.epoch)), most))
+        is_final = trial.stage is Stage.FINAL
+        most = float(trial.assignment.epochs - trial.epoch + is_final)  # and the test split
+        goes_on = is_final or trial.audited
+        expected = most if goes_on else min(most, expected_rest(scheduler, trial.epoch))
+        epochs.append((expected, most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
         epochs += [(full, full)] * state.spec.final_seeds
@@ -248,7 +229,7 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
 
 def summary(run: RunView) -> str:
     """Counts, what was spent and saved against full length, and what is to go, in one line."""
-    counts = {status: sum(getattr(f, status) for f in run.families) for status in STATUSES}
+    counts = {status: sum(getattr(f, status) for f in run.families) for status in TrialStatus}
     parts = [", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no trial"]
     if run.preemptions:
         parts.append(f"{run.preemptions} preemption{'s' * (run.preemptions != 1)}")
@@ -277,7 +258,7 @@ def event_line(record: Record, state: State) -> str | None:
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()
-        names = ", ".join(f"{won['trial']} ({top1(won['val_top1'])})" for won in winners)
+        names = ", ".join(f"{model['trial']} ({top1(model['val_top1'])})" for model in winners)
         return f"winners frozen: {names}"
     if event == "test_opened":
         return "the test split is opened"
@@ -301,7 +282,8 @@ def live_view(run_folder: Path) -> Iterator[None]:
     In a terminal behind stderr a table, elsewhere a logged line for each event and, every
     ``HEARTBEAT_S``, the summary. The run need not have begun.
     """
-    follower = LedgerFollower(run_folder / FILE_NAME, console=_terminal())
+    console = Console(stderr=True) if sys.stderr.isatty() else None  # rich obeys NO_COLOR
+    follower = LedgerFollower(run_folder / FILE_NAME, console=console)
     ended = threading.Event()
 
     def follow() -> None:
@@ -315,7 +297,7 @@ def live_view(run_folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        follower.finish()
+        follower.catch_up(last=True)
 
 
 class LedgerFollower:
@@ -325,66 +307,48 @@ class LedgerFollower:
     """
 
     def __init__(
-        self,
-        ledger: Path,
-        *,
-        console: Console | None,
-        clock: Callable[[], float] = time.monotonic,
+        self, ledger: Path, *, console: Console | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._path, self._console, self._clock = ledger, console, clock
         self._state, self._offset = State(), 0
         self._read()
         self._live: Live | None = None
-        self._began = False  # nothing is shown of a run that nobody has touched
-        self._last_shown = clock()
+        self._last_shown: float | None = None  # nothing is shown of a run that nobody has touched
 
-    def catch_up(self) -> None:
-        """Read what is new; draw or log what is due."""
+    def catch_up(self, *, last: bool = False) -> None:
+        """Read what is new; draw or log what is due. The ``last`` table is left standing."""
         lines, now = self._read(), self._clock()
-        if lines and not self._began:
-            self._began, self._last_shown = True, now
+        if lines and self._last_shown is None:
+            self._last_shown = now
             if self._console is not None:  # what others print meanwhile scrolls by above the table
                 self._live = Live(console=self._console, auto_refresh=False)
                 self._live.start()
+        if self._last_shown is None:
+            return
         if self._live is None:
             for line in filter(None, lines):
                 log.info(line)
-        if self._began and now - self._last_shown >= (REDRAW_S if self._live else HEARTBEAT_S):
-            self._show()
+        pause_s = REDRAW_S if self._live else HEARTBEAT_S
+        if now - self._last_shown >= pause_s or (last and self._live):
             self._last_shown = now
-
-    def finish(self) -> None:
-        """Catch up, and leave the last table standing."""
-        self.catch_up()
-        if self._live is not None:
-            self._show()
+            run = view(self._state, running=True)
+            if self._live is None:
+                log.info(summary(run))
+            else:
+                self._live.update(render(run), refresh=True)
+        if last and self._live is not None:
             self._live.stop()
-
-    def _show(self) -> None:
-        run = view(self._state, running=True)
-        if self._live is not None:
-            self._live.update(render(run), refresh=True)
-        else:
-            log.info(summary(run))
 
     def _read(self) -> list[str | None]:
         """The line, if any, of each record that is new."""
-        try:
-            records, self._offset = tail(self._path, self._offset)
-        except FileNotFoundError:
+        if not self._path.exists():
             return []
+        records, self._offset = tail(self._path, self._offset)
         lines = []
         for record in records:
             apply(self._state, record)
             lines.append(event_line(record, self._state))
         return lines
-
-
-def _terminal() -> Console | None:
-    """The terminal behind stderr; ``None`` where there is none."""
-    if not sys.stderr.isatty():
-        return None
-    return Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
 
 
 def render(run: RunView) -> Group:
@@ -393,23 +357,21 @@ def render(run: RunView) -> Group:
     table.add_column("")
     for family in run.families:
         table.add_column(family.family, justify="right", overflow="fold")
-    rows: list[tuple[str, list[str]]] = [
-        *((status, [str(getattr(f, status)) for f in run.families]) for status in STATUSES),
-        ("epochs", [str(family.epochs) for family in run.families]),
-        (f"{run.device}-hours", [f"{family.device_hours:.3g}" for family in run.families]),
-        ("best val_top1", [top1(family.best_val_top1) for family in run.families]),
-        ("by trial", [family.best_trial or "" for family in run.families]),
-    ]
+    for status in TrialStatus:
+        table.add_row(status, *(str(getattr(family, status)) for family in run.families))
+    table.add_row("epochs", *(str(family.epochs) for family in run.families))
+    hours = (f"{family.device_hours:.3g}" for family in run.families)
+    table.add_row(f"{run.device}-hours", *hours)
+    table.add_row("best val_top1", *(top1(family.best_val_top1) for family in run.families))
+    table.add_row("by trial", *(family.best_trial or "" for family in run.families))
     recipes = [family.best_recipe or {} for family in run.families]
     for axis in dict.fromkeys(axis for recipe in recipes for axis in recipe):
-        values = [recipe.get(axis, "") for recipe in recipes]
-        texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        rows.append((axis.removeprefix("recipe."), texts))
-    for name, cells in rows:
-        table.add_row(name, *cells)
+        values = (recipe.get(axis, "") for recipe in recipes)
+        texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+        table.add_row(axis.removeprefix("recipe."), *texts)
     return Group(table, Text(summary(run)))
 
 
-def print_view(run: RunView, *, width: int | None = None) -> None:
+def print_view(run: RunView) -> None:
     """The same on stdout, for another shell."""
-    Console(no_color="NO_COLOR" in os.environ or None, width=width).print(render(run))
+    Console().print(render(run))

@@ -9,13 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.ray_cluster.capacity import (
-    HEAD,
     ClusterCapacity,
+    Node,
+    alive_nodes,
     cluster_capacity,
     running_capacity,
 )
@@ -139,56 +139,22 @@ def answers(address: str) -> bool:
         return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A node that is alive; ``gpus`` is what it announces to Ray."""
-
-    id: str
-    name: str
-    gpus: float
-    is_head: bool
-
-
-def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that are alive, the head first."""
-    import ray
-
-    nodes = [
-        Node(
-            id=node["NodeID"],
-            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, "
-            f"{node['NodeID'][:6]})",
-            gpus=node["Resources"].get("GPU", 0.0),
-            is_head=HEAD in node["Resources"],
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted(nodes, key=lambda node: not node.is_head)
-
-
 def gone(nodes: Sequence[str]) -> list[str]:
     """Those of ``nodes`` (their ids) that are no longer there: Ray says so, or nobody answers.
 
     Ray itself notices within half a minute; a worker group may be up again by then.
     """
-    import ray
-
-    standing = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    addresses = {node.id: node.address for node in alive_nodes()}
     return [
-        node_id
-        for node_id in dict.fromkeys(nodes)
-        if (node := standing.get(node_id)) is None
-        or not answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+        node
+        for node in dict.fromkeys(nodes)
+        if node not in addresses or not answers(addresses[node])
     ]
 
 
 def fitting(worker: Mapping[str, float]) -> int:
     """Workers that today's nodes hold when each asks for ``worker``."""
-    import ray
-
-    running = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return running_capacity(running).workers(worker)
+    return running_capacity([node.resources for node in alive_nodes()]).workers(worker)
 
 
 def ask_each(
@@ -244,12 +210,12 @@ def dashboard() -> str | None:
 def refuse_other_versions() -> None:
     """Raise ``UserError`` with a line for each library that a node holds in another version than
     this process. A node that does not answer is only named: its workers check themselves."""
-    here, mistakes = installed(), []
-    asked: dict[Node, dict[str, Any]] = {node: {} for node in alive_nodes()}
-    for node, answer in ask_each(asked, installed, timeout_s=VERSIONS_TIMEOUT_S).items():
+    mistakes = []
+    questions: dict[Node, dict[str, Any]] = {node: {} for node in alive_nodes()}
+    for node, answer in ask_each(questions, installed, timeout_s=VERSIONS_TIMEOUT_S).items():
         if isinstance(answer, Exception):
             why = one_line(answer)[:200]
             log.warning(f"warning: node {node.name} did not tell its versions: {why}")
         else:
-            mistakes += differences(here, answer, node.name)
+            mistakes += differences(installed(), answer, node.name)
     raise_if_any(mistakes)

@@ -14,9 +14,9 @@ import os
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class NodeKind:
         return f"{self.most} {self.name} of {' + '.join(amounts) or 'no CPU or GPU'}"
 
 
-class ClusterCapacity(Mapping[str, float]):
+class ClusterCapacity(dict[str, float]):
     """The most of each resource there can be at once, and the ``kinds`` of nodes that hold it.
 
     Of those that are scaled no more than ``most_scaled`` run at once; ``None``: as many as their
@@ -54,20 +54,9 @@ class ClusterCapacity(Mapping[str, float]):
     """
 
     def __init__(self, kinds: Sequence[NodeKind], most_scaled: int | None = None) -> None:
-        self.kinds, self._most_scaled = tuple(kinds), most_scaled
-        self._totals = {
-            name: self._most([kind.resources.get(name, 0.0) for kind in self.kinds])
-            for name in sorted({name for kind in self.kinds for name in kind.resources})
-        }
-
-    def __getitem__(self, name: str) -> float:
-        return self._totals[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._totals)
-
-    def __len__(self) -> int:
-        return len(self._totals)
+        self.kinds, self.most_scaled = tuple(kinds), most_scaled
+        for name in sorted({name for kind in kinds for name in kind.resources}):
+            self[name] = self._most([kind.resources.get(name, 0.0) for kind in kinds])
 
     def workers(self, worker: Resources) -> int:
         """Workers that fit at once, each of which reserves ``worker`` on one node."""
@@ -80,7 +69,7 @@ class ClusterCapacity(Mapping[str, float]):
 
     def _most(self, values: Sequence[float]) -> float:
         """The largest sum of ``values``, each of one node of a kind, in the order of ``kinds``."""
-        left = math.inf if self._most_scaled is None else self._most_scaled
+        left = math.inf if self.most_scaled is None else self.most_scaled
         total = 0.0
         for value, kind in sorted(zip(values, self.kinds, strict=True), key=lambda pair: -pair[0]):
             count = min(kind.most, left) if kind.scaled else kind.most
@@ -89,48 +78,42 @@ class ClusterCapacity(Mapping[str, float]):
         return total
 
 
-@dataclass(frozen=True, kw_only=True)
-class AutoscalerLimits:
-    """What an autoscaler may start: ``kinds`` of nodes beside the head, of which ``most_nodes``
-    run at once."""
-
-    kinds: tuple[NodeKind, ...]
-    most_nodes: int
-
-    @classmethod
-    def from_cluster_file(cls, config: Mapping[str, Any]) -> AutoscalerLimits:
-        """Of a file as ``ray up`` takes it."""
-        types = config.get("available_node_types", {})
-        most_of_all = sum(int(kind.get("max_workers", 0)) for kind in types.values())
-        most_nodes = int(config.get("max_workers", most_of_all))
-        kinds = tuple(
-            NodeKind(
-                name=name,
-                resources={n: float(amount) for n, amount in kind.get("resources", {}).items()},
-                most=min(int(kind.get("max_workers", most_nodes)), most_nodes),
-                scaled=True,
-            )
-            for name, kind in types.items()
-            if name != config.get("head_node_type")
+def limits_of_cluster_file(config: Mapping[str, Any]) -> ClusterCapacity:
+    """What may be started beside the head, by a file as ``ray up`` takes it."""
+    types = config.get("available_node_types", {})
+    most_of_all = sum(int(kind.get("max_workers", 0)) for kind in types.values())
+    most_nodes = int(config.get("max_workers", most_of_all))
+    kinds = [
+        NodeKind(
+            name=name,
+            resources={n: float(amount) for n, amount in kind.get("resources", {}).items()},
+            most=min(int(kind.get("max_workers", most_nodes)), most_nodes),
+            scaled=True,
         )
-        return cls(kinds=kinds, most_nodes=most_nodes)
+        for name, kind in types.items()
+        if name != config.get("head_node_type")
+    ]
+    return ClusterCapacity(kinds, most_nodes)
 
-    @classmethod
-    def from_ray_cluster(cls, resource: Mapping[str, Any]) -> AutoscalerLimits | None:
-        """Of a ``RayCluster`` (CPUs and GPUs); ``None`` where it is not scaled."""
-        spec = resource["spec"]
-        if not spec.get("enableInTreeAutoscaling"):
-            return None
-        kinds = tuple(
+
+def limits_of_ray_cluster(resource: Mapping[str, Any]) -> ClusterCapacity | None:
+    """CPUs and GPUs that may be started beside the head, by a ``RayCluster``; ``None`` where it is
+    not scaled."""
+    spec = resource["spec"]
+    if not spec.get("enableInTreeAutoscaling"):
+        return None
+    groups = spec.get("workerGroupSpecs", [])
+    return ClusterCapacity(
+        [
             NodeKind(
                 name=group["groupName"],
                 resources=_pod_resources(group),
                 most=int(group.get("maxReplicas", 0)) * int(group.get("numOfHosts", 1)),
                 scaled=True,
             )
-            for group in spec.get("workerGroupSpecs", [])
-        )
-        return cls(kinds=kinds, most_nodes=sum(kind.most for kind in kinds))
+            for group in groups
+        ]
+    )
 
 
 def as_capacity(resources: Resources) -> ClusterCapacity:
@@ -146,14 +129,50 @@ def running_capacity(running: Sequence[Resources]) -> ClusterCapacity:
 
 
 def scaled_capacity(
-    running: Sequence[Resources], head: Resources, limits: AutoscalerLimits
+    running: Sequence[Resources], head: Resources, limits: ClusterCapacity
 ) -> ClusterCapacity:
     """What an autoscaler's ``limits`` allow beside the ``head``; what is ``running`` where that
     holds more, since somebody added nodes by hand."""
     kinds = [NodeKind(name="head", resources=head), *limits.kinds]
-    allowed, today = ClusterCapacity(kinds, limits.most_nodes), running_capacity(running)
+    allowed, today = ClusterCapacity(kinds, limits.most_scaled), running_capacity(running)
     by_hand = any(today.get(name, 0.0) > allowed.get(name, 0.0) for name in ("CPU", "GPU"))
     return today if by_hand else allowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node that is alive; ``address`` is its raylet's ``HOST:PORT``, ``resources`` what it
+    announces to Ray."""
+
+    id: str
+    name: str
+    address: str
+    is_head: bool
+    resources: Resources = field(compare=False)
+
+    @property
+    def gpus(self) -> float:
+        """How many it announces."""
+        return self.resources.get("GPU", 0.0)
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that are alive, the head first."""
+    import ray
+
+    nodes = [
+        Node(
+            id=node["NodeID"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, "
+            f"{node['NodeID'][:6]})",
+            address=f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
+            is_head=HEAD in node["Resources"],
+            resources=node["Resources"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(nodes, key=lambda node: not node.is_head)
 
 
 def cluster_capacity() -> ClusterCapacity:
@@ -161,29 +180,29 @@ def cluster_capacity() -> ClusterCapacity:
     it."""
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    running = [node["Resources"] for node in nodes]
-    head = next((node for node in nodes if HEAD in node["Resources"]), None)
+    nodes = alive_nodes()
+    running = [node.resources for node in nodes]
+    head = next((node for node in nodes if node.is_head), None)
     if head is None:
         return running_capacity(running)
     context = ray.get_runtime_context()
-    if head["NodeID"] == context.get_node_id():
+    if head.id == context.get_node_id():
         limits = limits_here(context.gcs_address)
     else:
         on_head = ray.remote(num_cpus=0, resources={HEAD: 0.001})(limits_here)
         limits = ray.get(on_head.remote(context.gcs_address), timeout=CONFIG_PATIENCE_S)
     if limits is None:
         return running_capacity(running)
-    return scaled_capacity(running, head["Resources"], limits)
+    return scaled_capacity(running, head.resources, limits)
 
 
-def limits_here(gcs_address: str) -> AutoscalerLimits | None:
+def limits_here(gcs_address: str) -> ClusterCapacity | None:
     """Those of the autoscaler beside this process, on the head; ``None`` where there is none."""
     path = _cluster_file(gcs_address)
     if path is not None:
         import yaml
 
-        return AutoscalerLimits.from_cluster_file(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return limits_of_cluster_file(yaml.safe_load(path.read_text(encoding="utf-8")))
     if "KUBERNETES_SERVICE_HOST" in os.environ and (ACCOUNT / "namespace").exists():
         return _kubernetes_limits((ACCOUNT / "namespace").read_text().strip())
     return None
@@ -204,7 +223,7 @@ def _cluster_file(gcs_address: str) -> Path | None:
     return None
 
 
-def _kubernetes_limits(namespace: str) -> AutoscalerLimits | None:
+def _kubernetes_limits(namespace: str) -> ClusterCapacity | None:
     """Those of this pod's ``RayCluster``. The pod of the head may read it where KubeRay runs the
     autoscaler beside it."""
     name = os.environ.get("RAY_CLUSTER_NAME")
@@ -221,7 +240,7 @@ def _kubernetes_limits(namespace: str) -> AutoscalerLimits | None:
         )
         trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
         with urllib.request.urlopen(request, timeout=CONFIG_PATIENCE_S, context=trusted) as answer:
-            return AutoscalerLimits.from_ray_cluster(json.load(answer))
+            return limits_of_ray_cluster(json.load(answer))
     except (OSError, ValueError, KeyError) as error:
         log.warning("the RayCluster %s cannot be read (%s): today's nodes count", name, error)
         return None

@@ -30,7 +30,7 @@ from orchestrator.ledger.state import Record, State, TrialState, replay
 from orchestrator.simulate.run import UNKNOWN, simulate
 from orchestrator.simulate.worlds import Training
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.overrides import apply_sets
+from orchestrator.spec.named_sweeps import apply_sets
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import MISSING, duration, points, span
 from trainables.config import Assignment

@@ -26,6 +26,7 @@ from orchestrator.ledger.state import Record, RunHeader, State, run_status
 from orchestrator.simulate.worlds import Training, World
 from orchestrator.spec.run import RunSpec
 from trainables.config import Assignment, EpochReport
+from trainables.storage import trial_files
 from trainables.worker.messages import Order, SlotCommand
 
 BEGIN_S = 1_700_000_000.0  # the virtual clock's zero, in unix seconds
@@ -99,12 +100,17 @@ class VirtualSlot:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedRun:
-    """``makespan_s`` is of the virtual clock; ``sessions`` is how often the driver was started."""
+    """``makespan_s`` is of the virtual clock; ``sessions`` is how often the driver was started.
+    ``data`` is what a comparison takes; its folder must be there by then."""
 
-    state: State
     makespan_s: float
     sessions: int
     data: RunData
+
+    @property
+    def state(self) -> State:
+        """What the ledger adds up to."""
+        return self.data.state
 
 
 def simulate(
@@ -125,16 +131,9 @@ def simulate(
         finally:
             session.ledger.close()
         state = session.dispatcher.state
-        correct = {
-            trial.trial: world.correct(trial.assignment)
-            for trial in state.trials.values()
-            if trial.outcome.get("test")
-        }
-        status = run_status(state, held=False)
-        data = RunData(
-            folder=folder, state=state, status=status, correct=correct, checkpoint_bytes=None
-        )
-        return SimulatedRun(state=state, makespan_s=session.now, sessions=sessions, data=data)
+        status = run_status(state, running=False)
+        data = RunData(folder=folder, state=state, status=status, checkpoint_bytes=0)
+        return SimulatedRun(makespan_s=session.now, sessions=sessions, data=data)
 
 
 class Session:
@@ -302,7 +301,8 @@ class Session:
             if order.command is SlotCommand.TRAIN:
                 self._train(slot, order)
             else:
-                self._after(0.1 * self._training(slot).seconds[0], self._test, slot, slot.life)
+                seconds, file = 0.1 * self._training(slot).seconds[0], str(order.correct_file)
+                self._after(seconds, self._test, slot, slot.life, Path(file))
 
     def _take(self, slot: VirtualSlot, assignment: Assignment) -> None:
         slot.trial, slot.attempt = assignment.trial_id, assignment.attempt
@@ -373,12 +373,13 @@ class Session:
         elif trial in self._awake:
             self._asks.append(trial)
 
-    def _test(self, slot: VirtualSlot, life: int) -> None:
+    def _test(self, slot: VirtualSlot, life: int, correct_file: Path) -> None:
         if slot.life != life:
             return
         trial = self.dispatcher.state.trials[str(slot.trial)]
         correct = self._world.correct(trial.assignment)
-        test = {"top1": round(float(correct.mean()), 6), "images": int(correct.size)}
+        trial_files.write_correct(correct_file, correct)
+        test = {"top1": round(float(correct.mean()), 6), "n": int(correct.size)}
         self._end(slot, "finished", detail={"test": test})
 
     def _fail(self, slot: VirtualSlot, life: int) -> None:

@@ -8,43 +8,35 @@ pass with each of its hours.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from trainables.config import Spec, ruled
 from trainables.errors import raise_if_any
 
-SCHEDULERS = ("asha", "pasha", "none")
-SAMPLERS = ("random", "sobol", "tpe")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSpec(Spec):
+class SchedulerSpec(Spec, section="scheduler"):
     """When trials are compared. ``asha`` prunes at rungs, ``pasha`` also stops lengthening trials
     once their ranking is stable, ``none`` trains all to the end. ``audit`` is the share of the
     trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
     draws the searched values: see :mod:`orchestrator.spec.spaces`."""
 
-    section: ClassVar[str] = "scheduler"
-
-    kind: str = ruled("asha", choices=SCHEDULERS, fix="asha")
+    kind: str = ruled("asha", choices=("asha", "pasha", "none"))
     max_epochs: int = ruled(9, 1)
     grace_epochs: int = ruled(1, 1)
     reduction_factor: int = ruled(3, 2)
     audit: float = ruled(0.0, 0)
-    sampler: str = ruled("random", choices=SAMPLERS)
+    sampler: str = ruled("random", choices=("random", "sobol", "tpe"))
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
         if self.kind == "none":
             return ()
-        epochs, rung = [], self.grace_epochs
-        while rung < self.max_epochs:
-            epochs.append(rung)
-            rung *= self.reduction_factor
-        return tuple(epochs)
+        rungs = (self.grace_epochs * self.reduction_factor**power for power in itertools.count())
+        return tuple(itertools.takewhile(lambda rung: rung < self.max_epochs, rungs))
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
@@ -68,22 +60,20 @@ class SchedulerSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResourceSpec(Spec):
+class ResourceSpec(Spec, section="resources"):
     """What a slot takes, how many there may be, and how long anything may take.
 
     A slot has ``num_workers`` workers. With ``min_workers`` it is elastic: it goes on with fewer
     where nodes are gone, and the global batch stays that of ``num_workers``."""
 
-    section: ClassVar[str] = "resources"
-
     num_workers: int = ruled(1, 1)
-    min_workers: int | None = ruled(None, 1)
-    cpus_per_worker: float = ruled(1.0, 0.1)
+    min_workers: int | None = ruled(None, 1, operational=True)
+    cpus_per_worker: float = ruled(1.0, 0.1, operational=True)
     gpus_per_worker: float = ruled(0.0, 0)
-    max_slots: int | None = ruled(None, 1)
-    epoch_timeout_s: float = ruled(3600.0, 1)
-    slot_start_timeout_s: float = ruled(600.0, 1)
-    max_failures_per_trial: int = ruled(2, 0)
+    max_slots: int | None = ruled(None, 1, operational=True)
+    epoch_timeout_s: float = ruled(3600.0, 1, operational=True)
+    slot_start_timeout_s: float = ruled(600.0, 1, operational=True)
+    max_failures_per_trial: int = ruled(2, 0, operational=True)
 
     @property
     def least_workers(self) -> int:
@@ -98,17 +88,15 @@ class ResourceSpec(Spec):
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each."""
         mistakes = super().mistakes()
-        if not mistakes and self.least_workers > self.num_workers:
-            mistakes.append(
-                "resources.min_workers must not exceed resources.num_workers; got "
-                f"{self.min_workers} and {self.num_workers}. "
-                f"Fix: --workers {self.num_workers}..{self.min_workers}"
-            )
-        return mistakes
+        if mistakes or self.least_workers <= self.num_workers:
+            return mistakes
+        return [
+            "resources.min_workers must not exceed resources.num_workers; got "
+            f"{self.min_workers} and {self.num_workers}. "
+            f"Fix: --workers {self.num_workers}..{self.min_workers}"
+        ]
 
 
-BUDGETS = ("gpu_hours", "cpu_hours", "usd")
-PRICES = ("gpu_hour", "cpu_hour")
 HOUR_S = 3600.0
 # Where a cost comes from: of one that was measured, budgets are sure.
 MEASURED, ESTIMATED = "measured here", "estimated from FLOPs"
@@ -123,31 +111,28 @@ def parse(
 ) -> tuple[dict[str, float] | None, dict[str, float] | None]:
     """``usd=20`` and ``gpu_hour=2.50`` as ``{"usd": 20.0}`` and ``{"gpu_hour": 2.5}``; what was
     not given is ``None``. Raises ``UserError`` with all that is wrong."""
-    wrong: list[str] = []
-    caps = _amounts("--budget", [budget] if budget else [], BUDGETS, wrong)
-    hourly_prices = _amounts("--price", prices, PRICES, wrong)
-    raise_if_any(wrong)
+    mistakes: list[str] = []
+    caps: dict[str, float] = {}
+    hourly_prices: dict[str, float] = {}
+    for option, texts, units, amounts in (
+        ("--budget", [budget] if budget else [], ("gpu_hours", "cpu_hours", "usd"), caps),
+        ("--price", prices, ("gpu_hour", "cpu_hour"), hourly_prices),
+    ):
+        for text in texts:
+            unit, _, number = text.partition("=")
+            try:
+                amount = float(number)
+            except ValueError:
+                amount = math.nan
+            if unit.strip() in units and 0 < amount < math.inf:
+                amounts[unit.strip()] = amount
+            else:
+                mistakes.append(
+                    f"{option} must be UNIT=AMOUNT, UNIT one of {', '.join(units)}, AMOUNT above "
+                    f"0; got {text!r}. Fix: {option} {units[0]}=4"
+                )
+    raise_if_any(mistakes)
     return caps or None, hourly_prices or None
-
-
-def _amounts(
-    option: str, texts: Iterable[str], names: tuple[str, ...], wrong: list[str]
-) -> dict[str, float]:
-    amounts = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if name.strip() in names and 0 < value < math.inf:
-            amounts[name.strip()] = value
-        else:
-            wrong.append(
-                f"{option} must be UNIT=AMOUNT, UNIT one of {', '.join(names)}, AMOUNT above 0; "
-                f"got {text!r}. Fix: {option} {names[0]}=4"
-            )
-    return amounts
 
 
 def device(resources: ResourceSpec) -> str:
@@ -162,10 +147,8 @@ def device_hours(worker_seconds: float, resources: ResourceSpec) -> float:
 
 
 def usd(worker_seconds: float, resources: ResourceSpec, prices: Amounts | None) -> float | None:
-    """What it costs: the device's hours, and a GPU worker's CPUs where they have a price too.
-
-    ``None`` without a price for the device.
-    """
+    """What it costs: the device's hours, and a GPU worker's CPUs where they have a price too;
+    ``None`` without a price for the device."""
     hourly_prices = prices or {}
     if f"{device(resources).lower()}_hour" not in hourly_prices:
         return None
@@ -181,16 +164,6 @@ def spent_in(
     if unit == "usd":
         return usd(worker_seconds, resources, prices)
     return device_hours(worker_seconds, resources)
-
-
-def cap_worker_seconds(
-    budget: Amounts | None, resources: ResourceSpec, prices: Amounts | None
-) -> float | None:
-    """Worker-seconds that the budget affords; ``None`` without a budget."""
-    for unit, amount in (budget or {}).items():
-        one = spent_in(unit, 1.0, resources, prices)
-        return None if one is None else amount / one
-    return None
 
 
 def mistakes(budget: Amounts | None, prices: Amounts | None, resources: ResourceSpec) -> list[str]:

@@ -1,49 +1,77 @@
-"""What ``orchestrator sweep TARGET`` starts from: families, named sweeps, a user's own file.
+"""From a command's words to a sweep: ``orchestrator sweep TARGET --set path=value``.
 
-A named sweep is a function that returns a complete ``SweepSpec``; a user's file does the same
-with ``path/to/file.py:function``. ``--set`` and the options change the result afterwards.
+TARGET is a family, a named sweep, or a function in a user's own file that returns a complete
+``SweepSpec``: ``path/to/file.py:function``. ``--set`` reaches any leaf of it, typed by its field:
+
+    recipe.learning_rate=0.001           one value: the axis is no longer searched
+    recipe.learning_rate=log(1e-4,1e-2)  a range; also uniform(LOW,HIGH) and [A,B,C]
+    vit.backbone.patch=8                 in a run of several families, for one of them only
+
+What the user does not set follows what he does: learning-rate ranges follow optimizer and
+weights, warm-up the number of epochs, mirroring and batch size the dataset, weights the scale.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import sys
+import re
+import runpy
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
-from orchestrator.spec import spaces
-from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.run import SweepSpec
+from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.spec.run import SweepSpec, searchable, with_axes
+from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Uniform, space_for
 from trainables.backbones.families import FAMILIES
-from trainables.config import BackboneSpec, DataSpec, Recipe
+from trainables.config import NOUNS, BackboneSpec, DataSpec, Recipe, kinds_of
 from trainables.data.sources import KNOWN_DATASETS
-from trainables.errors import UserError
+from trainables.errors import UserError, collected, raise_if_any
+
+# What a named sweep is, its family, the options of ``family_sweep``, and what it changes then.
+NAMED: dict[str, tuple[str, str, dict[str, Any], Axes]] = {
+    "smoke": (
+        "The smallest sweep that goes through every part: two trials of two epochs on digits.",
+        "vit",
+        {"trials": 2, "max_epochs": 2},
+        {"data.train_limit": 256},
+    ),
+    "vit-patches": (
+        "ViT with the patch side searched too: smaller patches cost more per epoch.",
+        "vit",
+        {"trials": 16},
+        {"backbone.patch": Choice((4, 8), "64 or 16 tokens of a 32-pixel image")},
+    ),
+    "resnet-sgd": (
+        "ResNet as most papers train it: SGD with momentum, its own learning rates.",
+        "resnet",
+        {},
+        {"recipe.optimizer": "sgd"},
+    ),
+}
 
 
-def default_weights(family: str, scale: str) -> str:
-    """``none`` at tiny scale, where a laptop trains from scratch in minutes; else ``hub``."""
-    facts = FAMILIES.get(family)
-    return "none" if scale in (facts.scratch_scales if facts else ("tiny",)) else "hub"
+def default_axes(family: str, scale: str, source: str) -> Axes:
+    """What follows the family, the scale and the dataset, by path.
+
+    Weights are ``none`` at tiny scale, where a laptop trains from scratch in minutes; mirroring is
+    off where a mirrored image is another sign (digits).
+    """
+    facts, dataset = FAMILIES.get(family), KNOWN_DATASETS.get(source)
+    scratch_scales = facts.scratch_scales if facts else ("tiny",)
+    return {
+        "backbone.weights": "none" if scale in scratch_scales else "hub",
+        "recipe.flip": dataset.mirror_safe if dataset else True,
+        "recipe.batch_size_per_worker": dataset.batch_size_per_worker if dataset else 64,
+    }
 
 
-def default_flip(source: str) -> bool:
-    """Mirroring is off where a mirrored image is another sign (digits)."""
-    dataset = KNOWN_DATASETS.get(source)
-    return dataset is None or dataset.mirror_safe
-
-
-def default_batch_size(source: str) -> int:
-    """Images a step and worker."""
-    dataset = KNOWN_DATASETS.get(source)
-    return 64 if dataset is None else dataset.batch_size_per_worker
-
-
-def default_space(sweep: SweepSpec) -> dict[str, spaces.Domain]:
+def default_space(sweep: SweepSpec) -> dict[str, Domain]:
     """The family's space for this sweep's weights, optimizer and length."""
-    return spaces.space_for(
+    return space_for(
         sweep.family,
         weights=sweep.backbone.weights,
         optimizer=sweep.recipe.optimizer,
@@ -67,49 +95,16 @@ def family_sweep(
     Eight trials of at most nine epochs on digits take about two minutes on two cores.
     """
     sweep = SweepSpec(
-        backbone=BackboneSpec(
-            family=family,
-            model=model,
-            scale=scale,
-            weights=default_weights(family, scale) if weights is None else weights,
-        ),
+        backbone=BackboneSpec(family=family, model=model, scale=scale),
         data=DataSpec(source=dataset),
-        recipe=Recipe(
-            flip=default_flip(dataset), batch_size_per_worker=default_batch_size(dataset)
-        ),
-        space={},
         scheduler=SchedulerSpec(max_epochs=max_epochs),
         trials=trials,
         seed=seed,
     )
+    sweep = with_axes(sweep, default_axes(family, scale, dataset))
+    if weights is not None:
+        sweep = with_axes(sweep, {"backbone.weights": weights})
     return replace(sweep, space=default_space(sweep))
-
-
-def smoke() -> SweepSpec:
-    """The smallest sweep that goes through every part: two trials of two epochs on digits."""
-    sweep = family_sweep("vit", trials=2, max_epochs=2)
-    return replace(sweep, data=replace(sweep.data, train_limit=256))
-
-
-def vit_patches() -> SweepSpec:
-    """ViT with the patch side searched too: smaller patches cost more per epoch."""
-    sweep = family_sweep("vit", trials=16)
-    patch = spaces.Choice((4, 8), "64 or 16 tokens of a 32-pixel image")
-    return replace(sweep, space={**sweep.space, "backbone.patch": patch})
-
-
-def resnet_sgd() -> SweepSpec:
-    """ResNet as most papers train it: SGD with momentum, its own learning rates."""
-    sweep = family_sweep("resnet")
-    sweep = replace(sweep, recipe=replace(sweep.recipe, optimizer="sgd"))
-    return replace(sweep, space=default_space(sweep))
-
-
-NAMED: dict[str, Callable[[], SweepSpec]] = {
-    "smoke": smoke,
-    "vit-patches": vit_patches,
-    "resnet-sgd": resnet_sgd,
-}
 
 
 def resolve(target: str) -> SweepSpec:
@@ -122,7 +117,8 @@ def resolve(target: str) -> SweepSpec:
     if ".py:" in target or target.endswith(".py"):
         return _from_file(target)
     if target in NAMED:
-        return NAMED[target]()
+        _, family, options, changes = NAMED[target]
+        return with_changes(family_sweep(family, **options), changes)
     families = [family for family in FAMILIES if family != "timm"]
     if target in families:
         return family_sweep(target)
@@ -148,14 +144,9 @@ def _from_file(target: str) -> SweepSpec:
     path = Path(path_text).expanduser()
     if not path.is_file():
         raise UserError(f"no such file {path_text!r} for target {target!r}. Fix: correct the path")
-    module_spec = importlib.util.spec_from_file_location(f"_sweep_{path.stem}", path.resolve())
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses of the file look themselves up here
     try:
-        module_spec.loader.exec_module(module)
-        function = getattr(module, name, None)
+        module = runpy.run_path(str(path.resolve()), run_name=f"_sweep_{path.stem}")
+        function = module.get(name)
         sweep = function() if callable(function) else None
     except UserError:
         raise
@@ -167,7 +158,7 @@ def _from_file(target: str) -> SweepSpec:
             f"{target} raised {type(error).__name__} at {where}: {what}. Fix: correct the file"
         ) from error
     if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value)]
+        functions = [key for key, value in module.items() if callable(value)]
         near = nearest(name, functions) if functions else ["def " + name]
         raise UserError(f"{path_text} has no function {name!r}. Fix: use {' or '.join(near)}")
     if not isinstance(sweep, SweepSpec):
@@ -176,3 +167,120 @@ def _from_file(target: str) -> SweepSpec:
             "Fix: return orchestrator.spec.named_sweeps.family_sweep(...)"
         )
     return sweep
+
+
+SECTIONS: tuple[Any, ...] = (Recipe, BackboneSpec, DataSpec, SchedulerSpec, ResourceSpec)
+
+Kinds = tuple[Any, ...]  # types that a field may have, NoneType last
+
+
+def leaves() -> dict[str, Kinds]:
+    """Every path that ``--set`` reaches, with the types of its field."""
+    paths: dict[str, Kinds] = {"trials": (int,), "seed": (int,)}
+    for owner in SECTIONS:
+        for one in fields(owner):
+            paths[f"{owner.section}.{one.name}"] = kinds_of(owner, one.name)
+    del paths["backbone.family"]  # is what the TARGET names
+    return paths
+
+
+def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
+    """``sweep`` with every ``path=value`` applied. Raises ``UserError`` with all mistakes."""
+    return apply_sets([sweep], texts)[0]
+
+
+def apply_sets(sweeps: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
+    """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
+    changes: dict[str, dict[str, object]] = {sweep.family: {} for sweep in sweeps}
+    mistakes: list[str] = []
+    for text in texts:
+        path, equals, value = text.partition("=")
+        path = path.strip()
+        family, _, rest = path.partition(".")
+        chosen, path = ([family], rest) if family in changes else (list(changes), path)
+        with collected(mistakes):
+            parsed = parse(path, value.strip() if equals else None)
+            for name in chosen:
+                changes[name][path] = parsed
+    raise_if_any(mistakes)
+    return tuple(with_changes(sweep, changes[sweep.family]) for sweep in sweeps)
+
+
+def parse(path: str, text: str | None) -> Any:
+    """A value, or a ``Domain`` where ``text`` is a range. Raises ``UserError``, one line."""
+    kinds_by_path = leaves()
+    if path not in kinds_by_path:
+        near = _near(path, list(kinds_by_path))
+        raise UserError(f"--set has no path {path!r}. Fix: did you mean {' or '.join(near)}?")
+    if text is None:
+        raise UserError(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
+    kinds = kinds_by_path[path]
+    match = re.fullmatch(r"(log|uniform)\((.*)\)", text, re.DOTALL)
+    listed = text.startswith("[") and text.endswith("]")
+    if (match or listed) and not searchable(path):
+        raise UserError(f"{path} takes one value, not a range; got {text}. Fix: --set {path}=VALUE")
+    if match:
+        parts = [part.strip() for part in match[2].split(",")]
+        if float not in kinds or len(parts) != 2:
+            rule = "takes LOW,HIGH" if len(parts) != 2 else "needs an axis of real numbers"
+            raise UserError(f"{path}: {match[1]}() {rule}; got {text}. Fix: --set {path}=[A,B]")
+        return RANGES[match[1]](*(_typed(path, (float,), part) for part in parts))
+    if listed:
+        values = [part.strip() for part in text[1:-1].split(",") if part.strip()]
+        parsed = tuple(dict.fromkeys(_typed(path, kinds, value) for value in values))
+        return parsed[0] if len(parsed) == 1 else Choice(parsed)
+    return _typed(path, kinds, text)
+
+
+def _near(path: str, paths: list[str]) -> list[str]:
+    """Paths with the same leaf, or whose initials it is (lr, wd), before those that look alike."""
+    leaf, own = path.rpartition(".")[2], {name: name.rpartition(".")[2] for name in paths}
+    same = [name for name in paths if own[name] == leaf]
+    short = [name for name in paths if "".join(w[0] for w in own[name].split("_")) == leaf]
+    return list(dict.fromkeys([*same, *short, *nearest(path, paths)]))[:3]
+
+
+def _typed(path: str, kinds: Kinds, text: str) -> Any:
+    optional = NoneType in kinds
+    if optional and text.lower() in ("none", "null"):
+        return None
+    kind = kinds[0]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float):
+            return kind(text)
+    except (KeyError, ValueError):
+        noun = NOUNS[kind] + (" or none" if optional else "")
+        raise UserError(f"{path} must be {noun}; got {text!r}. Fix: --set {path}=VALUE") from None
+    if not text:
+        raise UserError(f"{path} needs a value; got nothing. Fix: --set {path}=VALUE")
+    return text
+
+
+def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
+    """``old`` with a value or a ``Domain`` for each path, and what is still its default moved to
+    the new default. Raises ``UserError`` for a searched optimizer with one range for them all."""
+    domains = {path: v for path, v in changes.items() if isinstance(v, Choice | Uniform)}
+    fixed = {path: value for path, value in changes.items() if path not in domains}
+    new = with_axes(old, fixed)
+    before, after = (
+        default_axes(sweep.family, sweep.backbone.scale, sweep.data.source) for sweep in (old, new)
+    )
+    for path, value in after.items():
+        section, _, name = path.partition(".")
+        if path not in changes and getattr(getattr(new, section), name) == before[path]:
+            new = with_axes(new, {path: value})
+    if "recipe.optimizer" in domains and "recipe.learning_rate" not in changes:
+        raise UserError(
+            "a searched recipe.optimizer needs a recipe.learning_rate range that fits each of "
+            f"them; got only the default {old.space.get('recipe.learning_rate')}. "
+            "Fix: --set 'recipe.learning_rate=log(1e-4,1e-1)'"
+        )
+    old_space, new_space = default_space(old), default_space(new)
+    space = {
+        path: new_space[path] if domain == old_space.get(path) else domain
+        for path, domain in old.space.items()
+        if path not in fixed
+    }
+    return replace(new, space={**space, **domains})

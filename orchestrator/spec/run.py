@@ -13,40 +13,46 @@ data, weights and folders.
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
-from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, Spec, ruled, stable_hash
+from trainables.config import (
+    OPERATIONAL,
+    Assignment,
+    BackboneSpec,
+    DataSpec,
+    Recipe,
+    Spec,
+    ruled,
+    stable_hash,
+)
 from trainables.data.sources import KNOWN_DATASETS
 from trainables.storage.object_storage import is_remote, working_copy
 
 
+def absolute(path: str) -> str:
+    """The path from the root: a worker's working directory is not the user's."""
+    return str(Path(path).expanduser().resolve())
+
+
 def absolute_data(data: DataSpec) -> DataSpec:
-    """Paths made absolute: a worker's working directory is not the user's."""
-    source = data.source
-    if source not in KNOWN_DATASETS:
-        source = str(Path(source).expanduser().resolve())
-    archive, folder = (
-        None if path is None else str(Path(path).expanduser().resolve())
-        for path in (data.archive, data.folder)
+    """``data`` with absolute paths."""
+    return replace(
+        data,
+        source=data.source if data.source in KNOWN_DATASETS else absolute(data.source),
+        archive=None if data.archive is None else absolute(data.archive),
+        folder=None if data.folder is None else absolute(data.folder),
     )
-    return replace(data, source=source, archive=archive, folder=folder)
 
 
 def dataset_name(source: str) -> str:
     """The data's part of a run's default name: its own name, or its path's last one."""
     return source if source in KNOWN_DATASETS else Path(source).resolve().stem
-
-
-def absolute_weights(weights: str) -> str:
-    """A path to weights made absolute; ``hub`` and ``none`` as they are."""
-    return weights if weights in ("hub", "none") else str(Path(weights).expanduser().resolve())
 
 
 def remote_of(storage: str, name: str) -> str | None:
@@ -62,49 +68,18 @@ def run_folder(storage: str, name: str) -> Path:
 
 Plain = Mapping[str, Any]  # a spec as ``as_dict()`` gives it
 
-# How a run is carried out, not what it trains: may change when it is resumed.
-OPERATIONAL_RESOURCES = (
-    "cpus_per_worker",
-    "min_workers",
-    "max_slots",
-    "epoch_timeout_s",
-    "slot_start_timeout_s",
-    "max_failures_per_trial",
-)
-OPERATIONAL_RUN = (
-    *("name", "storage", "tracking_uri", "experiment", "final_seeds"),
-    *("budget", "prices"),
-)
 
-
-def identity(run: Plain) -> dict[str, Any]:
-    """What makes two runs the same: all but the number of trials (a run may be extended), where
-    things are kept, and how it is carried out. ``run`` is ``RunSpec.as_dict()``."""
-    plain = {key: copy.deepcopy(value) for key, value in run.items() if key not in OPERATIONAL_RUN}
-    for sweep in plain["sweeps"]:
-        del sweep["trials"], sweep["data"]["folder"]
-        for name in OPERATIONAL_RESOURCES:
-            sweep["resources"].pop(name, None)
-        if not sweep.get("grid"):
-            sweep.pop("grid", None)
-    if not plain.get("claim"):
-        plain.pop("claim", None)
-    return plain
-
-
-def leaf_changes(old: Plain, new: Plain) -> list[str]:
+def diff(old: RunSpec, new: RunSpec) -> list[str]:
     """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
-    before, after = (leaves(_by_family(identity(run))) for run in (old, new))
+    before, after = (
+        leaves({sweep["backbone"]["family"]: sweep for sweep in plain.pop("sweeps")} | plain)
+        for plain in (old.identity(), new.identity())
+    )
     return [
         f"{path}: was {before.get(path, 'not there')}, asked {after.get(path, 'not there')}"
         for path in sorted({*before, *after})
         if before.get(path) != after.get(path)
     ]
-
-
-def _by_family(plain: dict[str, Any]) -> dict[str, Any]:
-    sweeps = {sweep["backbone"]["family"]: sweep for sweep in plain.pop("sweeps")}
-    return {**plain, **sweeps}
 
 
 def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
@@ -124,10 +99,9 @@ def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
     return texts
 
 
-SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +112,10 @@ class SweepSpec(Spec):
     backbone: BackboneSpec
     data: DataSpec = field(default_factory=DataSpec)
     recipe: Recipe = field(default_factory=Recipe)
-    space: spaces.Space = field(
-        default_factory=dict, metadata={"write": spaces.as_dict, "read": spaces.from_dict}
-    )
+    space: spaces.Space = field(default_factory=dict, metadata={"read": spaces.from_dict})
     scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
     resources: ResourceSpec = field(default_factory=ResourceSpec)
-    trials: int = ruled(8, 1, option="--trials")
+    trials: int = ruled(8, 1, option="--trials", operational=True)
     seed: int = ruled(0, 0, option="--seed")
     grid: Sequence[spaces.Axes] = ()
 
@@ -184,19 +156,29 @@ class SweepSpec(Spec):
         """Trial ``index`` complete, paths absolute for any worker; its searched ``axes`` are drawn
         where they are not given."""
         own = self.grid[index] if self.grid else self.axes(index) if axes is None else axes
-        drawn = with_axes(self, {path: value for path, value in own.items() if "." in path})
         assignment = Assignment(
             trial_id=self.trial_name(index),
             attempt=1,
-            backbone=replace(drawn.backbone, weights=absolute_weights(drawn.backbone.weights)),
-            recipe=drawn.recipe,
-            data=absolute_data(drawn.data),
+            backbone=self.backbone,
+            recipe=self.recipe,
+            data=self.data,
             seed=int(stable_hash([self.seed, self.family, index])[:7], 16),
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
-        whole = {name: value for name, value in own.items() if "." not in name}
-        return replace(assignment, **whole)
+        assignment = with_axes(assignment, own)
+        backbone, data = assignment.backbone, absolute_data(assignment.data)
+        if backbone.weights not in ("hub", "none"):
+            backbone = replace(backbone, weights=absolute(backbone.weights))
+        return replace(assignment, backbone=backbone, data=data)
+
+    def variants(self, prefix: str) -> Iterator[SweepSpec]:
+        """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""
+        yield self
+        for path, domain in self.space.items():
+            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
+            for value in ends if path.startswith(prefix) else ():
+                yield with_axes(self, {path: value})
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; data and backbone are checked by their owners."""
@@ -219,9 +201,8 @@ class SweepSpec(Spec):
                 continue
             wrong = spaces.domain_mistakes(path, domain)
             mistakes += wrong
-            ends = domain.values if isinstance(domain, spaces.Choice) else (domain.low, domain.high)
-            for end in () if wrong else ends:
-                mistakes += with_axes(self, {path: end}).recipe.mistakes()
+            for variant in () if wrong else self.variants(path):
+                mistakes += variant.recipe.mistakes()
         return list(dict.fromkeys(mistakes))
 
 
@@ -230,14 +211,14 @@ class RunSpec(Spec):
     """What has a NAME. Several sweeps share one pool of slots and one budget. ``claim`` is the
     declaration of the claim that the run tests."""
 
-    name: str
+    name: str = field(metadata=OPERATIONAL)
     sweeps: tuple[SweepSpec, ...] = ()
-    storage: str = "runs"
-    tracking_uri: str | None = None
-    experiment: str | None = None
-    final_seeds: int = ruled(0, 0, option="--final-seeds")
-    budget: Mapping[str, float] | None = None
-    prices: Mapping[str, float] | None = None
+    storage: str = field(default="runs", metadata=OPERATIONAL)
+    tracking_uri: str | None = field(default=None, metadata=OPERATIONAL)
+    experiment: str | None = field(default=None, metadata=OPERATIONAL)
+    final_seeds: int = ruled(0, 0, option="--final-seeds", operational=True)
+    budget: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
+    prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     claim: Plain | None = None
 
     @property
@@ -245,22 +226,35 @@ class RunSpec(Spec):
         """Where the run keeps its ledger, checkpoints and report."""
         return run_folder(self.storage, self.name)
 
+    def trial_names(self) -> set[str]:
+        """Of all search trials."""
+        return {sweep.trial_name(i) for sweep in self.sweeps for i in range(sweep.trials)}
+
     def family_share_s(self) -> float | None:
         """Seconds of slots that each family may spend of the budget; ``None`` without one."""
-        if not self.budget:
-            return None
-        resources = self.sweeps[0].resources
-        cap_s = limits.cap_worker_seconds(self.budget, resources, self.prices)
-        return None if cap_s is None else cap_s / resources.num_workers / len(self.sweeps)
+        for unit, amount in (self.budget or {}).items():
+            resources = self.sweeps[0].resources
+            slot_second = limits.spent_in(unit, resources.num_workers, resources, self.prices)
+            return None if slot_second is None else amount / slot_second / len(self.sweeps)
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same: all but the number of trials (a run may be extended), where
+        things are kept, and how it is carried out. What came later counts only where it is used."""
+        plain = self.as_dict(operational=False)
+        for owner, later in [(plain, "claim"), *((sweep, "grid") for sweep in plain["sweeps"])]:
+            if not owner[later]:
+                del owner[later]
+        return plain
 
     def hash(self) -> str:
-        """The same for two specs that train the same trials: see :mod:`orchestrator.spec.run`."""
-        return stable_hash(identity(self.as_dict()))
+        """The same for two specs that train the same trials."""
+        return stable_hash(self.identity())
 
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when the run may start."""
         mistakes = []
-        if not _NAME.fullmatch(self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             mistakes.append(
                 "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
                 f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
@@ -271,43 +265,46 @@ class RunSpec(Spec):
             mistakes.append(
                 f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
             )
-        if any(sweep.resources != self.sweeps[0].resources for sweep in self.sweeps):
-            mistakes.append(
-                "families of one run share its slots, so resources.* must be equal for all; got "
-                "different ones. Fix: set resources.* without a family's name before it"
-            )
         if not families:
             mistakes.append("a run needs at least one family; got none. Fix: name one, such as vit")
-        mistakes += super().mistakes()
+        mistakes += self._unequal() + super().mistakes()
         for sweep in self.sweeps[:1]:
             mistakes += limits.mistakes(self.budget, self.prices, sweep.resources)
         for sweep in self.sweeps:
             mistakes += sweep.mistakes()
         return list(dict.fromkeys(mistakes))
 
+    def _unequal(self) -> list[str]:
+        """What keeps families from sharing slots or, but in a claim, from being compared."""
+        shared = ("resources",) if self.claim else SHARED
+        each_sweep = [leaves(sweep.as_dict()) for sweep in self.sweeps]
+        mistakes = []
+        for path in each_sweep[0] if each_sweep else ():
+            values = [texts.get(path) for texts in each_sweep]
+            if path.partition(".")[0] in shared and len(set(values)) > 1:
+                pairs = zip(self.sweeps, values, strict=True)
+                got = ", ".join(f"{sweep.family} {value}" for sweep, value in pairs)
+                mistakes.append(
+                    f"families of one run must have equal {path}; got {got}. "
+                    f"Fix: --set {path}=VALUE for all of them"
+                )
+        return mistakes
+
 
 def searchable(path: str) -> bool:
     """Whether an axis may have a range; the others are the same for all trials of a sweep."""
-    return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
+    return path.startswith(("recipe.", "backbone.")) or path in SEARCHABLE_DATA
 
 
 def with_axes(spec: HasSections, axes: spaces.Axes) -> HasSections:
-    """``spec`` with the fields named by ``SECTION.FIELD`` paths replaced."""
-    by_section: dict[str, dict[str, Any]] = {}
+    """``spec`` with the fields replaced that paths as ``SECTION.FIELD`` or ``FIELD`` name."""
     for path, value in axes.items():
-        section, _, name = path.partition(".")
-        by_section.setdefault(section, {})[name] = value
-    changed = {
-        section: replace(getattr(spec, section), **values) for section, values in by_section.items()
-    }
-    return replace(spec, **changed)
+        section, _, name = path.rpartition(".")
+        changed = replace(getattr(spec, section), **{name: value}) if section else value
+        spec = replace(spec, **{section or name: changed})
+    return spec
 
 
 def sanitised(text: str) -> str:
     """The nearest valid run name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "run"
-
-
-def diff(old: RunSpec, new: RunSpec) -> list[str]:
-    """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
-    return leaf_changes(old.as_dict(), new.as_dict())

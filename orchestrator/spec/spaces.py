@@ -22,43 +22,49 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from trainables.backbones.adaptation import Family
 from trainables.backbones.families import FAMILIES
-from trainables.config import stable_hash
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """Uniform in the logarithm, between ``low`` and ``high`` > 0."""
-
-    low: float
-    high: float
-    why: str = field(default="", compare=False)
-
-    def at(self, u: float) -> float:
-        """The value at quantile ``u`` in [0, 1), rounded to four digits."""
-        return within(self, math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
-
-    def __str__(self) -> str:
-        return f"log({self.low:g}, {self.high:g})"
+from trainables.config import AUGMENT_LEVELS, stable_hash
 
 
 @dataclass(frozen=True)
 class Uniform:
     """Uniform between ``low`` and ``high``."""
 
+    kind: ClassVar[str] = "uniform"
+
     low: float
     high: float
     why: str = field(default="", compare=False)
 
     def at(self, u: float) -> float:
         """The value at quantile ``u`` in [0, 1), rounded to four digits."""
-        return within(self, self.low + u * (self.high - self.low))
+        return self.rounded(self.low + u * (self.high - self.low))
+
+    def rounded(self, value: float) -> float:
+        """``value`` as a trial gets it: four digits, inside the range."""
+        # Four digits keep recipes readable and survive JSON and MLflow's strings unchanged.
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the reason."""
+        return {"kind": self.kind, "low": self.low, "high": self.high}
 
     def __str__(self) -> str:
-        return f"uniform({self.low:g}, {self.high:g})"
+        return f"{self.kind}({self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class LogUniform(Uniform):
+    """Uniform in the logarithm, between ``low`` and ``high`` > 0."""
+
+    kind: ClassVar[str] = "log"
+
+    def at(self, u: float) -> float:
+        """The value at quantile ``u`` in [0, 1), rounded to four digits."""
+        return self.rounded(math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,18 @@ class Choice:
         """The value at quantile ``u`` in [0, 1)."""
         return self.values[int(u * len(self.values))]
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the reason."""
+        return {"kind": "choice", "values": list(self.values)}
+
     def __str__(self) -> str:
         return f"[{', '.join('none' if value is None else str(value) for value in self.values)}]"
 
 
-Domain = LogUniform | Uniform | Choice
+Domain = Uniform | Choice
 Space = Mapping[str, Domain]
 Axes = Mapping[str, Any]  # axis path -> the value that a trial has of it
-
-
-def within(domain: LogUniform | Uniform, value: float) -> float:
-    """``value`` as a trial gets it: four digits, inside the range."""
-    # Four digits keep recipes readable and survive JSON and MLflow's strings unchanged.
-    return min(max(float(f"{value:.4g}"), domain.low), domain.high)
+RANGES = {domain.kind: domain for domain in (LogUniform, Uniform)}
 
 
 def sample(space: Space, *, seed: int, index: int, family: str = "") -> Axes:
@@ -95,42 +100,26 @@ def sample(space: Space, *, seed: int, index: int, family: str = "") -> Axes:
     }
 
 
-def as_dict(space: Space) -> dict[str, dict[str, Any]]:
-    """JSON-ready form of a space."""
-    plain: dict[str, dict[str, Any]] = {}
-    for path, domain in space.items():
-        if isinstance(domain, Choice):
-            plain[path] = {"kind": "choice", "values": list(domain.values)}
-        else:
-            kind = "log" if isinstance(domain, LogUniform) else "uniform"
-            plain[path] = {"kind": kind, "low": domain.low, "high": domain.high}
-    return plain
-
-
 def from_dict(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Domain]:
-    """Inverse of :func:`as_dict` (reasons are not kept)."""
-    space: dict[str, Domain] = {}
-    for path, domain in plain.items():
-        if domain["kind"] == "choice":
-            space[path] = Choice(tuple(domain["values"]))
-        else:
-            kind = LogUniform if domain["kind"] == "log" else Uniform
-            space[path] = kind(domain["low"], domain["high"])
-    return space
+    """The space of which ``plain`` is the JSON form, without its reasons."""
+    return {
+        path: Choice(tuple(domain["values"]))
+        if domain["kind"] == "choice"
+        else RANGES[domain["kind"]](domain["low"], domain["high"])
+        for path, domain in plain.items()
+    }
 
 
 def domain_mistakes(path: str, domain: Domain) -> list[str]:
     """Rules that a domain breaks by itself, one line each."""
     if isinstance(domain, Choice):
-        if not domain.values:
-            return [f"{path} needs at least one value; got []. Fix: --set {path}=[A,B]"]
-        return []
-    rule = "0 < LOW < HIGH" if isinstance(domain, LogUniform) else "LOW < HIGH"
-    good = math.isfinite(domain.low) and math.isfinite(domain.high) and domain.low < domain.high
-    if good and not (isinstance(domain, LogUniform) and domain.low <= 0):
-        return []
-    name = str(domain).partition("(")[0]
-    return [f"{path} needs {rule}; got {domain}. Fix: --set '{path}={name}(LOW,HIGH)'"]
+        mistake = f"{path} needs at least one value; got []. Fix: --set {path}=[A,B]"
+        return [] if domain.values else [mistake]
+    least, rule = -math.inf, "LOW < HIGH"
+    if isinstance(domain, LogUniform):
+        least, rule = 0.0, f"0 < {rule}"
+    mistake = f"{path} needs {rule}; got {domain}. Fix: --set '{path}={domain.kind}(LOW,HIGH)'"
+    return [] if least < domain.low < domain.high < math.inf else [mistake]
 
 
 _WEIGHT_DECAY: dict[str, tuple[float, float, str]] = {
@@ -163,11 +152,9 @@ def space_for(
     scratch = weights == "none"
     facts = FAMILIES.get(family, FAMILIES["timm"])
     attention = facts.has_attention
+    levels = AUGMENT_LEVELS[0 if scratch else 1 : 4 if attention else 3]
     low, high, why = _WEIGHT_DECAY.get(optimizer, _WEIGHT_DECAY["adamw"])
     warmup_share = 0.2 if attention else 0.1
-    levels: tuple[str, ...] = ("none", "light", "medium") if scratch else ("light", "medium")
-    if attention:
-        levels = (*levels, "heavy")
     return {
         "recipe.learning_rate": _learning_rate(facts, scratch, optimizer),
         "recipe.weight_decay": LogUniform(low, high, why),
@@ -200,7 +187,7 @@ class Observation:
 
     @property
     def ended(self) -> bool:
-        """Whether more is to come of it."""
+        """Whether nothing more is to come of it."""
         return self.status in ("finished", "pruned", "failed")
 
 
@@ -231,11 +218,11 @@ def tpe_mistakes(space: Space) -> list[str]:
     """What cannot be drawn once trials run: the place is another then, so paths must be whole."""
     weights = space.get("backbone.weights")
     named = weights.values if isinstance(weights, Choice) else ()
-    short = [v for v in named if v not in ("hub", "none") and not Path(v).is_absolute()]
     return [
         f"backbone.weights, searched by tpe, must be hub, none or absolute paths; got {path}. "
         f"Fix: write {Path(path).absolute()}"
-        for path in short
+        for path in named
+        if path not in ("hub", "none") and not Path(path).is_absolute()
     ]
 
 
@@ -260,6 +247,7 @@ def _tpe(space: Space, past: Sequence[Observation], *, seed: int) -> Axes:
     it came and its last accuracy; a failed one last; one that still trains as bad, so that trials
     drawn meanwhile go elsewhere (the constant liar)."""
     import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
@@ -268,26 +256,19 @@ def _tpe(space: Space, past: Sequence[Observation], *, seed: int) -> Axes:
             n_startup_trials=0, multivariate=True, constant_liar=True, seed=seed
         )
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    paths = sorted(space)
-    asked = {path: _distribution(space[path]) for path in paths}
-    study.add_trials([_observed(trial, space, asked) for trial in past])
-    params = study.ask(asked).params
-    return {path: _from_optuna(space[path], params[path]) for path in paths}
-
-
-def _distribution(domain: Domain) -> Any:
-    from optuna import distributions
-
-    if isinstance(domain, Choice):
+    asked = {
         # Places, not values: optuna's values are a few plain types, and True equals 1.
-        return distributions.CategoricalDistribution(range(len(domain.values)))
-    return distributions.FloatDistribution(
-        domain.low, domain.high, log=isinstance(domain, LogUniform)
-    )
-
-
-def _from_optuna(domain: Domain, value: Any) -> Any:
-    return domain.values[value] if isinstance(domain, Choice) else within(domain, value)
+        path: CategoricalDistribution(range(len(domain.values)))
+        if isinstance(domain, Choice)
+        else FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
+        for path, domain in sorted(space.items())
+    }
+    study.add_trials([_observed(trial, space, asked) for trial in past])
+    params, axes = study.ask(asked).params, {}
+    for path in asked:
+        domain, value = space[path], params[path]
+        axes[path] = domain.values[value] if isinstance(domain, Choice) else domain.rounded(value)
+    return axes
 
 
 def _observed(trial: Observation, space: Space, asked: Mapping[str, object]) -> Any:
@@ -299,14 +280,14 @@ def _observed(trial: Observation, space: Space, asked: Mapping[str, object]) -> 
     # Of a pruned trial optuna reads the last step; without one it ranks the trial last of all, as
     # a failed one should be: nobody wants that recipe again.
     last = [max(values)] if values and trial.status == "pruned" else []
+    params = {path: trial.axes[path] for path in asked}
+    for path, domain in space.items():
+        if isinstance(domain, Choice):
+            params[path] = domain.values.index(params[path])
     return create_trial(
         state=ended if trial.ended else TrialState.RUNNING,
         value=max(values.values()) if finished else None,
-        params={path: _to_optuna(space[path], trial.axes[path]) for path in asked},
+        params=params,
         distributions=dict(asked),
         intermediate_values={epoch: values[epoch] for epoch in last},
     )
-
-
-def _to_optuna(domain: Domain, value: Any) -> Any:
-    return domain.values.index(value) if isinstance(domain, Choice) else value

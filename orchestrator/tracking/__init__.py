@@ -1,5 +1,6 @@
-"""Ledger to MLflow, in a process beside the run; the only room that imports mlflow.
+"""Ledger to MLflow, in a process beside the run, and the best models as files and in MLflow; the
+only room that imports mlflow.
 
 May import ``compare``, ``ray_cluster``, ``ledger`` and ``spec``. Read ``follow.py`` first, the
-process, then ``mirror.py``, what it does with each record.
+process, then ``view.py``, what it should show.
 """

@@ -1,5 +1,7 @@
-"""Each family's best model: as a folder that others can load, and in MLflow as an output of the
-run that trained it. Loads mlflow only for the latter.
+"""A family's best model as a folder that others can load, checked against the run, and in MLflow as
+an output of the trial that trained it. Loads mlflow only for the latter.
+
+Which model that is, ``compare.winners`` says.
 """
 
 from __future__ import annotations
@@ -7,28 +9,27 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from orchestrator.compare.winners import SelectedModel, best_models
-from orchestrator.ledger import retention
+from orchestrator.compare.winners import SelectedModel
+from orchestrator.ledger.retention import trial_folder
 from orchestrator.ledger.state import State
-from orchestrator.tracking import view
-from trainables.config import Assignment
-from trainables.errors import UserError, one_line
+from orchestrator.tracking import store, view
+from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import origin
-from trainables.storage.trial_files import fetch_checkpoint, name_of
+from trainables.storage.trial_files import checkpoint_path, fetch_checkpoint, name_of
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Client, MlflowRun
 
-MODEL_TAG = "model"  # of a trial's run: the id of its logged model
 EXAMPLE_IMAGES = 2
+WORST_AGREEMENT = 0.99  # of an exported model with the run's own evaluation
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +42,14 @@ def checkpoint_of(model: SelectedModel, run_folder: Path) -> Path:
     """
     trial, remote = model.trial, origin(run_folder)
     recorded = trial.reports[model.epoch].checkpoint
-    if remote and recorded:
-        try:
+    if recorded and remote:
+        with suppress(FileNotFoundError):
             assignment = replace(trial.assignment, remote=remote)
             return Path(fetch_checkpoint(assignment, name_of(recorded)))
-        except FileNotFoundError:
-            pass
     elif recorded:
-        kept = (retention.newest if trial.stage == "final" else retention.best)(run_folder, trial)
-        if kept and Path(kept).name == Path(recorded).name:
-            return Path(kept)
+        place = checkpoint_path(trial_folder(run_folder, trial.trial), recorded)
+        if place.is_dir():
+            return place
     raise UserError(
         f"only a checkpoint that is kept can be exported; that of {trial.trial}, epoch "
         f"{model.epoch}, is gone from {remote or run_folder}. Fix: --family OTHER, or reproduce "
@@ -70,116 +69,100 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
     checkpoint = checkpoint_of(model, run_folder)
     from trainables.export import folder as portable
 
-    dataset = state.header.datasets[model.trial.family]
-    facts = view.model_facts(state, model)
-    test = ""
-    if "test_top1" in facts:
-        test = f", on {facts.get('test_images', 'the')} test images {facts['test_top1']:.4f}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
     try:
         portable.write(
             temporary,
             checkpoint,
             model.trial.assignment,
-            class_names=dataset.class_names,
-            height=dataset.height,
-            width=dataset.width,
-            trained=facts,
-            summary=f"Trial {facts['trial']} of {facts['run']}, epoch {facts['epoch']}, trained on "
-            f"{facts['dataset']}: accuracy {facts['val_top1']:.4f} on validation{test}.",
+            dataset=state.header.datasets[model.trial.family],
+            trained=view.model_facts(state, model),
         )
-        temporary.chmod(0o755)  # mkdtemp's are private
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def log_best_models(
-    client: Client, state: State, run_folder: Path, runs: Mapping[str, MlflowRun]
-) -> None:
-    """Log every family's best model that is not logged yet under its trial's run.
+def export_to_folder(state: State, model: SelectedModel, run_folder: Path, folder: Path) -> None:
+    """Write the portable model into ``folder``, and let it and the run's own evaluation classify
+    validation images; a warning where these or the first weights are no longer there.
 
-    Raises ``Outage``. What else is in the way of a model is logged as a warning: it must not keep
-    anything from being recorded.
+    Raises ``UserError`` as :func:`write_model` does, and where the two disagree on more than one in
+    a hundred.
     """
-    from orchestrator.tracking.client import Outage
+    write_model(state, model, run_folder, folder)
+    from trainables.export.folder import agreement
 
-    for family, model in best_models(state).items():
-        run = runs.get(model.trial.trial)
-        if run is None or MODEL_TAG in run.tags or not model.trial.checkpoint:
-            continue
-        try:
-            log_model(client, state, model, run_folder, run)
-        except Exception as error:
-            if isinstance(error, Outage) and not error.permanent:
-                raise
-            log.warning(f"the best model of {family} is not logged: {one_line(error)}")
-
-
-def log_model(
-    client: Client, state: State, model: SelectedModel, run_folder: Path, run: MlflowRun
-) -> str:
-    """The id of the model in MLflow, logged now if it was not.
-
-    Raises ``Outage``, and ``UserError`` as :func:`write_model` does.
-    """
-    from orchestrator.tracking.client import talking
-
-    if MODEL_TAG in run.tags:
-        return run.tags[MODEL_TAG]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        write_model(state, model, run_folder, folder)
-        example = _example(model.trial.assignment, origin(run_folder))
-        with talking():
-            model_id = client.log_model(
-                run,
-                folder,
-                name=f"{state.header.run}-{model.trial.family}",
-                example=example,
-                tags=view.model_tags(state, model),
-                metrics=view.final_metrics(model.trial),
-                epoch=model.epoch,
-            )
-            client.log(run, [], {}, {MODEL_TAG: model_id})
-    return model_id
+    assignment = replace(model.trial.assignment, remote=origin(run_folder))
+    try:
+        same, count = agreement(assignment, str(checkpoint_of(model, run_folder)), folder)
+    except UserError as error:
+        log.info(f"warning: not checked against the run's own evaluation: {error.mistakes[0]}")
+        return
+    if same < WORST_AGREEMENT * count:
+        raise UserError(
+            f"an exported model must classify as its run did; it does so for {same} of {count} "
+            "validation images. This is a mistake of ours. Fix: report it, with config.json"
+        )
+    log.info(f"checked: the same class as the run's own evaluation for {same} of {count} images")
 
 
-def register(
+def export_to_registry(
     state: State,
     model: SelectedModel,
     run_folder: Path,
     *,
-    uri: str,
-    experiment: str | None,
+    storage: str,
+    uri: str | None,
     alias: str,
-) -> str | None:
-    """Make the model a version of the registered model that has the run's name, under ``alias``;
-    the version, or ``None`` where MLflow does not hold the trial yet.
+) -> tuple[str, str]:
+    """Check the portable model, and register it in MLflow under the run's name and ``alias``, at
+    ``uri`` or else where the run was recorded; the URI, and the model's version.
 
-    Raises ``UserError`` as :func:`write_model` does, and where MLflow fails.
+    Raises ``UserError``, also where MLflow fails.
     """
+    uri = uri or state.spec.tracking_uri or store.default_uri(storage)
+    raise_if_any(store.check(uri))
+    with tempfile.TemporaryDirectory() as scratch:
+        export_to_folder(state, model, run_folder, Path(scratch) / "model")
     from orchestrator.tracking.client import Client, Outage, talking
+    from orchestrator.tracking.follow import sync
 
-    name = str(state.header.run)
+    name, run_id = str(state.header.run), view.run_id(state)
     try:
         with talking():
-            client = Client(uri, experiment or name)
-            run = client.runs_of(view.run_id(state)).get(model.trial.trial)
-        if run is None:
-            return None
-        model_id = log_model(client, state, model, run_folder, run)
+            client = Client(uri, state.spec.experiment or name)
+            runs = client.runs_of(run_id)
+        if model.trial.trial not in runs:
+            sync(run_folder, uri, state.spec.experiment)
+            with talking():
+                runs = client.runs_of(run_id)
+        run = runs[model.trial.trial]
+        log_model(client, run, state, model, run_folder)
         with talking():
-            tags = view.model_tags(state, model)
-            return client.register(run, model_id, name=name, alias=alias, tags=tags)
+            return uri, client.register(run, name, alias, view.model_tags(state, model))
     except Outage as outage:
         raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
 
 
-def _example(assignment: Assignment, remote: str | None) -> npt.NDArray[np.uint8]:
-    """Validation images of the search, (N, H, W, 3); their store is where the run began."""
+def log_model(
+    client: Client, run: MlflowRun, state: State, model: SelectedModel, run_folder: Path
+) -> None:
+    """Make the model an output of its trial's ``run``, unless that has one.
+
+    Raises ``Outage``, and ``UserError`` as :func:`write_model` does.
+    """
+    from orchestrator.tracking.client import talking
     from trainables.data.build import prepare
 
-    store = prepare(replace(assignment.data, val_seed=None), remote=remote)
-    return np.array(store.split("val").images[:EXAMPLE_IMAGES])
+    if view.MODEL_TAG in run.tags:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        write_model(state, model, run_folder, folder)
+        # The search's validation images; their store is where the run began.
+        data = replace(model.trial.assignment.data, val_seed=None)
+        images = prepare(data, remote=origin(run_folder)).split("val").images
+        with talking():
+            client.log_model(run, folder, np.array(images[:EXAMPLE_IMAGES]), state, model)

@@ -5,101 +5,244 @@
 
 ``follow`` goes on until its standard input is closed, by the run or by the run's death, and leaves
 MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the ledger.
+
+What MLflow should show is compared with what it holds, and the difference is written. Repeating
+that from any point changes nothing, so an outage needs no queue.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator.ledger.events import FILE_NAME
-from orchestrator.tracking.store import check
-from trainables.errors import UserError
+from orchestrator.compare.winners import best_models
+from orchestrator.ledger.events import FILE_NAME, tail
+from orchestrator.ledger.state import State, TrialState, apply
+from orchestrator.tracking import store, view
+from orchestrator.tracking.best_model import log_model
+from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
+from trainables.errors import UserError, one_line
+from trainables.storage.waiting import retry
 
-LONGEST_BACKOFF_S = 10.0
+POLL_S = 5.0  # short epochs of a trial share a request
+RETRY_S = 10.0  # after an outage
 GIVE_UP_S = 20.0  # of silence, after the run has ended; while it goes on, there is no end
+PARENT = ""  # key of the parent run beside the trials' names
+REPORT, COMPARISON, PLOTS = "report.html", "comparison.json", "plots"
+SERVER_THREADS = 3
+ENDS, BEGINS = ("stopped", "closed"), ("created", "extended", "resumed")
 
 log = logging.getLogger("orchestrator.tracking.follow")  # not __main__
 
 
+class Mirror:
+    """One run of ours in MLflow: ``flush``, as often as one likes."""
+
+    def __init__(self, run_folder: Path, uri: str, experiment: str | None) -> None:
+        self._folder, self._uri, self._experiment = run_folder, uri, experiment
+        self._state = State()
+        self._offset = 0  # bytes of the ledger that have been read
+        self._ended_at: float | None = None  # time of the ledger's end, None while it is open
+        self._over = False  # no more records will come
+        self._client: Client | None = None  # None: MLflow may hold runs that are not in _runs
+        self._runs: dict[str, MlflowRun] = {}
+        self._due: set[str] = set()  # names of the runs that may have differences
+        self._given_up: set[str] = set()
+
+    def flush(self, *, last: bool = False, over: bool = False) -> int:
+        """Read what is new in the ledger and write every difference; the number of new records.
+
+        The ``last`` time the best models of a run that has closed are written, too: they can be
+        large. ``over``: no more records will come, what was running is shown as stopped. Raises
+        :class:`Outage`; what was not written stays due.
+        """
+        count = self._read_ledger()
+        if over:
+            self._over = True
+            self._due |= {PARENT, *self._state.trials}
+        if not self._state.begun:
+            return count
+        with talking():
+            client = self._connect()
+        due = self._due - self._given_up
+        with ThreadPoolExecutor(1 if self._uri.startswith("sqlite") else SERVER_THREADS) as pool:
+            trials = pool.map(partial(self._show, client), sorted(due - {PARENT}))
+            list(trials)  # an outage cancels the rest
+        if PARENT in due:  # last, so that its end means that all is there
+            self._show(client, PARENT)
+        if last and self._state.closed:
+            self._log_best_models(client)
+        return count
+
+    def _read_ledger(self) -> int:
+        ledger = self._folder / FILE_NAME
+        if not ledger.exists():
+            return 0
+        records, self._offset = tail(ledger, self._offset)
+        for record in records:
+            apply(self._state, record)
+            self._due.add(record.get("trial", PARENT))
+            if record["event"] in ENDS + BEGINS:
+                self._ended_at = record["time"] if record["event"] in ENDS else None
+                self._due |= self._state.trials.keys()
+        return len(records)
+
+    def _connect(self) -> Client:
+        """Find every run that MLflow has of ours; create the parent where it is missing."""
+        client = self._client
+        if client is None:
+            client = Client(self._uri, self._experiment or str(self._state.header.run))
+            self._runs = client.runs_of(view.run_id(self._state))
+            self._client = client
+            self._due |= {PARENT, *self._state.trials}
+        if PARENT not in self._runs:
+            tags = view.run_tags(self._state, self._over)
+            self._create(client, PARENT, tags, self._state.created_at)
+        return client
+
+    def _create(self, client: Client, key: str, tags: dict[str, str], at: float | None) -> None:
+        # Not the tags that say how far the metrics are there, which come after it.
+        first = {k: v for k, v in tags.items() if k not in ("epochs", "verdict_at")}
+        try:
+            self._runs[key] = client.create(key or str(self._state.header.run), first, at)
+        except Exception:
+            self._client = None  # it may have been created all the same
+            raise
+
+    def _show(self, client: Client, name: str) -> None:
+        """One run's differences, in as few requests as possible."""
+        try:
+            with talking():
+                if name == PARENT:
+                    self._show_parent(client, self._runs[PARENT])
+                elif view.has_begun(self._state.trials[name]):
+                    self._show_trial(client, self._state.trials[name])
+        except Outage as outage:
+            if outage.forgotten:
+                self._client = None
+            if not outage.permanent:
+                raise
+            # For instance a run that somebody deleted in the UI: the others go on.
+            self._given_up.add(name)
+            log.warning(f"{name or 'the parent run'} is no longer mirrored: {outage}")
+        self._due.discard(name)
+
+    def _show_trial(self, client: Client, trial: TrialState) -> None:
+        tags = view.trial_tags(self._state, trial, self._runs[PARENT].id, self._over)
+        if trial.trial not in self._runs:
+            self._create(client, trial.trial, tags, trial.started_at or trial.ended_at)
+        run = self._runs[trial.trial]
+        status = view.STATUS.get(tags["status"], "RUNNING")
+        new = [epoch for epoch in sorted(trial.reports) if epoch > run.epochs]
+        metrics = [row for epoch in new for row in view.epoch_metrics(trial.reports[epoch])]
+        if run.status != status:
+            metrics += view.final_metrics(trial)
+        client.log(run, metrics, view.trial_params(trial), tags)
+        if run.status != status:
+            if trial.ended_at is not None and trial.reports:
+                client.put(run, "learning_curve.json", view.learning_curve(trial))
+            if trial.stage == "final" and not run.has_datasets:
+                client.log_datasets(run, view.datasets(self._state, trial))
+            if trial.outcome.get("probes"):
+                client.put(run, "probes.json", trial.outcome["probes"])
+            client.set_status(run, status, trial.ended_at or self._ended_at)
+
+    def _show_parent(self, client: Client, run: MlflowRun) -> None:
+        state, tags = self._state, view.run_tags(self._state, self._over)
+        status = view.STATUS.get(tags["status"], "RUNNING")
+        metrics: list[view.MetricRow] = []
+        if run.status != status and self._ended_at:
+            metrics += view.run_metrics(state, self._ended_at)
+        if run.tags.get("verdict_at") != tags.get("verdict_at"):
+            metrics += view.claim_metrics(state)
+        client.log(run, metrics, {}, tags)
+        if state.verdict:
+            client.put(run, "verdict.json", state.verdict["detail"])
+        if not run.has_datasets:
+            client.log_datasets(run, view.datasets(state))
+        client.put(run, "spec.json", state.spec.as_dict())
+        client.put(run, "environment.json", state.header.environment.as_dict())
+        self._put_comparison(client, run)
+        if run.status != status:
+            client.set_status(run, status, self._ended_at)
+
+    def _put_comparison(self, client: Client, run: MlflowRun) -> None:
+        """Report, figures and table, as the run left them beside its ledger."""
+        file, page = self._folder / COMPARISON, self._folder / REPORT
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            comparison = json.loads(text)
+            client.put(run, view.TABLE, view.summary_table(comparison))
+            client.log(run, [], {}, view.comparison_tags(comparison, run.tags))
+            client.put(run, COMPARISON, text)
+        if page.is_file():
+            for figure in sorted((self._folder / PLOTS).glob("*.svg")):
+                client.put(run, f"{PLOTS}/{figure.name}", figure.read_text(encoding="utf-8"))
+            client.put(run, REPORT, page.read_text(encoding="utf-8"))
+
+    def _log_best_models(self, client: Client) -> None:
+        """Every family's best model that is not logged yet. What is in the way of one, but an
+        outage, must not keep anything from being recorded."""
+        for family, model in best_models(self._state).items():
+            run = self._runs.get(model.trial.trial)
+            if run is None or not model.trial.checkpoint:
+                continue
+            try:
+                log_model(client, run, self._state, model, self._folder)
+            except Exception as error:
+                if isinstance(error, Outage) and not error.permanent:
+                    raise
+                log.warning(f"the best model of {family} is not logged: {one_line(error)}")
+
+
 def follow(
-    run_folder: Path,
-    tracking_uri: str,
-    experiment: str | None,
-    *,
-    ended: threading.Event,
-    poll_s: float = 1.0,
+    run_folder: Path, tracking_uri: str, experiment: str | None, ended: threading.Event
 ) -> bool:
     """Keep MLflow in step with a ledger until ``ended``; whether it was in step at the end.
 
-    While MLflow is down it tries again after 1, 2, 4 ... 10 s, for as long as the run goes on.
-    After the end it goes on for at most 20 s of that. A ledger that is still open then is shown
-    as a stopped run, and a ``report.html`` beside it becomes the run's artifact. Raises
-    ``UserError`` where another process mirrors the run and does not end.
+    While MLflow is down it tries again every 10 s, for as long as the run goes on, and for at most
+    20 s after its end. A ledger that is still open then is shown as a stopped run, and a
+    ``report.html`` beside it becomes the run's artifact. Raises ``UserError`` where another process
+    mirrors the run and does not end.
     """
-    from orchestrator.tracking.client import Outage
-    from orchestrator.tracking.mirror import Mirror
-
-    connection = ConnectionStatus(tracking_uri, poll_s)
-    give_up_at: float | None = None
+    delay_s = POLL_S
+    out_since: float | None = None
     with _only_mirror_of(run_folder, ended.is_set, GIVE_UP_S):
         mirror = Mirror(run_folder, tracking_uri, experiment)
-        while True:
-            last = ended.is_set()
-            mirror.read_ledger()
-            if last:
-                mirror.finish()
+        while not ended.wait(delay_s):
             began = time.monotonic()
             try:
-                mirror.flush(last=last)
-                connection.works(time.monotonic() - began)
-                if last:
-                    return True
+                mirror.flush()
             except Outage as outage:
-                connection.fails(outage)
-                if last:
-                    give_up_at = give_up_at or time.monotonic() + GIVE_UP_S
-                    if time.monotonic() >= give_up_at:
-                        log.warning("gave up; `sync` brings MLflow up to date from the ledger")
-                        return False
-            if last:
-                time.sleep(connection.delay_s)
-            else:
-                ended.wait(connection.delay_s)
-
-
-class ConnectionStatus:
-    """Logs once that MLflow is out and once that it is back; the pause before the next try."""
-
-    def __init__(self, uri: str, poll_s: float) -> None:
-        self.delay_s = poll_s
-        self._uri, self._poll_s = uri, poll_s
-        self._out_since: float | None = None
-
-    def fails(self, error: Exception) -> None:
-        """A try has failed."""
-        if self._out_since is None:
-            self._out_since = time.monotonic()
-            log.warning(f"MLflow at {self._uri} is out, records wait: {error}")
-        self.delay_s = min(2 * self.delay_s, LONGEST_BACKOFF_S)
-
-    def works(self, spent_s: float) -> None:
-        """A try has succeeded, after ``spent_s``."""
-        if self._out_since is not None:
-            log.info(f"MLflow is back after {time.monotonic() - self._out_since:.0f} s, in step")
-            self._out_since = None
-        # Behind a busy run, half of the time is left to training.
-        self.delay_s = max(self._poll_s, spent_s)
+                if out_since is None:
+                    out_since = time.monotonic()
+                    log.warning(f"MLflow at {tracking_uri} is out, records wait: {outage}")
+                delay_s = RETRY_S
+                continue
+            if out_since is not None:
+                log.info(f"MLflow is back after {time.monotonic() - out_since:.0f} s, in step")
+                out_since = None
+            # Behind a busy run, half of the time is left to training.
+            delay_s = max(POLL_S, time.monotonic() - began)
+        try:
+            retry(lambda: mirror.flush(last=True, over=True), on=Outage, patience_s=GIVE_UP_S)
+        except Outage as outage:
+            log.warning(f"gave up ({outage}); `sync` brings MLflow up to date from the ledger")
+            return False
+        return True
 
 
 def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> int:
@@ -108,45 +251,32 @@ def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> 
     Raises :class:`UserError` where there is no ledger, MLflow does not answer, or a follower of
     this run is at work.
     """
-    from orchestrator.tracking.client import Outage
-    from orchestrator.tracking.mirror import Mirror
-
     if not (run_folder / FILE_NAME).exists():
         raise UserError(f"a run's folder holds {FILE_NAME}; {run_folder} does not. Fix: the path")
     with _only_mirror_of(run_folder, lambda: True, 0.0):
-        mirror = Mirror(run_folder, tracking_uri, experiment)
-        count = mirror.read_ledger()
         try:
-            mirror.flush(last=True)
+            return Mirror(run_folder, tracking_uri, experiment).flush(last=True)
         except Outage as outage:
-            problems = check(tracking_uri)
-            raise UserError(
-                *(problems or [f"MLflow at {tracking_uri} failed: {outage}. Fix: try again"])
-            ) from outage
-    return count
+            failed = f"MLflow at {tracking_uri} failed: {outage}. Fix: try again"
+            raise UserError(*(store.check(tracking_uri) or [failed])) from outage
 
 
-@contextmanager
 def _only_mirror_of(
     run_folder: Path, has_ended: Callable[[], bool], patience_s: float
-) -> Iterator[None]:
+) -> AbstractContextManager[object]:
     """One process mirrors a run. After a kill and a quick restart the old one may be at it yet:
     it is waited for, at most ``patience_s`` longer than the run goes on."""
     lock = FileLock(run_folder / "tracking.lock")
     try:
         try:
-            lock.acquire(cancel_check=has_ended)
+            return lock.acquire(cancel_check=has_ended)
         except Timeout:
-            lock.acquire(timeout=patience_s)
+            return lock.acquire(timeout=patience_s)
     except Timeout:
         raise UserError(
             f"one process at a time may mirror a run; {run_folder} has one already. "
             "Fix: wait for its end"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     threading.Thread(target=wait_for_parent, daemon=True).start()
     os.nice(19)  # training comes first, and Ray's workers run at 15
-    in_step = follow(options.run_folder, options.uri, options.experiment, ended=ended)
+    in_step = follow(options.run_folder, options.uri, options.experiment, ended)
     return 0 if in_step else 1
 
 

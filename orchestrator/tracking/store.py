@@ -13,15 +13,18 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from orchestrator.spec.run import run_folder
 
+TIMEOUT_S = 5.0
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 INSTEAD = "or leave --tracking-uri out to record in a local database"
+ACCESS = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 def default_uri(storage: str) -> str:
@@ -61,7 +64,7 @@ def ui_command(storage: str, uri: str | None = None, *, port: int = 5000) -> lis
     ]
 
 
-def check(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+def check(tracking_uri: str, timeout_s: float = TIMEOUT_S) -> list[str]:
     """Why nothing can be recorded at ``tracking_uri``, one line each; empty when it can.
 
     A server is asked a real question, with the credentials of ``MLFLOW_TRACKING_USERNAME`` and
@@ -88,23 +91,24 @@ def check(tracking_uri: str, timeout_s: float = 5) -> list[str]:
     ]
 
 
-def age_mistakes(tracking_uri: str, timeout_s: float = 5) -> list[str]:
+def age_mistakes(tracking_uri: str) -> list[str]:
     """Why the server, which answers, is too old for the MLflow here: another major version, or a
     minor one below ours. Empty for a database."""
     parts = urlsplit(tracking_uri)
     if parts.scheme not in SERVER_SCHEMES:
         return []
-    server, ours = _address(parts), metadata.version("mlflow")
+    server, client_version = _address(parts), metadata.version("mlflow")
     try:
-        theirs = _ask(parts, "version", timeout_s).decode(errors="replace").strip()[:50]
+        answer = _ask(parts, "version", TIMEOUT_S).decode(errors="replace")
     except OSError as error:
         return [f"the tracking server {server} does not tell its version ({error}). Fix: update it"]
-    there, here = _major_minor(theirs), _major_minor(ours)
-    if there[:1] == here[:1] and there >= here:
+    server_version = answer.strip()[:50]
+    has, needs = _major_minor(server_version), _major_minor(client_version)
+    if has[:1] == needs[:1] and has >= needs:
         return []
     return [
-        f"the tracking server must be as new as the MLflow here; {server} is {theirs}, here is "
-        f"{ours}. Fix: update the server to mlflow=={ours}"
+        f"the tracking server must be as new as the MLflow here; {server} is {server_version}, "
+        f"here is {client_version}. Fix: update the server to mlflow=={client_version}"
     ]
 
 
@@ -156,43 +160,35 @@ def _ask(
 
 
 def _check_server(parts: SplitResult, timeout_s: float) -> list[str]:
+    problem = "answers, but not as an MLflow server does"
+    fix = "start it (mlflow server), correct --tracking-uri"
     try:
         path = "api/2.0/mlflow/experiments/search"
         answer = json.loads(_ask(parts, path, timeout_s, {"max_results": 1}))
         if isinstance(answer, dict) and (not answer or "experiments" in answer):
             return []
-        problem = "answers, but not as an MLflow server does"
     except urllib.error.HTTPError as error:
-        problem = _refusal(error)
-    except (TimeoutError, urllib.error.URLError) as error:
+        code, text = error.code, " ".join(error.read(200).decode(errors="replace").split())
+        if code == 403 and "Host header" in text:
+            problem = "refuses this host name (403, its protection against DNS rebinding)"
+            fix = "start it with --allowed-hosts NAME"
+        elif code in (401, 403):
+            problem, fix = f"refuses access ({code})", ACCESS
+        elif code == 404:
+            problem = "has no MLflow at this path (404)"
+        else:
+            problem = f"answers {code} ({text[:80]})"
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ConnectionRefusedError):
             problem = "refuses connections; is it running?"
         elif isinstance(reason, TimeoutError):
             problem = f"does not answer within {timeout_s:g} s"
-        else:
+        elif isinstance(error, urllib.error.URLError):
             problem = f"cannot be reached ({reason})"
-    except (OSError, ValueError) as error:
-        problem = f"answers, but not as an MLflow server does ({type(error).__name__})"
-    fix = "" if "Fix:" in problem else " Fix: start it (mlflow server), correct --tracking-uri,"
-    return [f"the tracking server {_address(parts)} {problem}.{fix} {INSTEAD}"]
-
-
-def _refusal(error: urllib.error.HTTPError) -> str:
-    answer = " ".join(error.read(200).decode(errors="replace").split())
-    if error.code == 403 and "Host header" in answer:
-        return (
-            "refuses this host name (403, its protection against DNS rebinding). "
-            "Fix: start it with --allowed-hosts NAME,"
-        )
-    if error.code in (401, 403):
-        return (
-            f"refuses access ({error.code}). Fix: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
-        )
-    if error.code == 404:
-        return "has no MLflow at this path (404)"
-    return f"answers {error.code} ({answer[:80]})"
+        else:
+            problem += f" ({type(error).__name__})"
+    return [f"the tracking server {_address(parts)} {problem}. Fix: {fix}, {INSTEAD}"]
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:

@@ -5,16 +5,16 @@ comparison. No mlflow here.
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
+from orchestrator.compare.families import convergence
+from orchestrator.compare.runs import curve_of
+from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.state import (
     ReportedEpoch,
@@ -27,14 +27,10 @@ from orchestrator.ledger.state import (
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
-if TYPE_CHECKING:
-    from orchestrator.compare.winners import SelectedModel
-
 RUN_ID_TAG = "orchestrator.run_id"
-GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights")
+MODEL_TAG = "model"  # of a trial's run: the id of its logged model
+GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "num_workers")
 MAX_TAG, MAX_PARAM = 5000, 6000
-VERDICT = "verdict.json"
-NO_VERDICT = "no verdict"
 TABLE = "summary.json"
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
@@ -42,26 +38,13 @@ NOTE_TAG = "mlflow.note.content"  # the description on a run's page, Markdown
 SIGNATURE = f"All numbers: {TABLE}, comparison.json and report.html among the artifacts."
 # MLflow's status by that of a run or a trial of ours; RUNNING for all others.
 STATUS: Mapping[str, str] = {
-    TrialStatus.FINISHED: "FINISHED",
-    TrialStatus.PRUNED: "KILLED",
-    RunStatus.DONE: "FINISHED",
+    **dict.fromkeys((TrialStatus.FINISHED, RunStatus.DONE), "FINISHED"),
     RunStatus.FAILED: "FAILED",  # of a trial too
-    RunStatus.STOPPED: "KILLED",
-    RunStatus.INTERRUPTED: "KILLED",
-    RunStatus.EMPTY: "KILLED",
+    TrialStatus.PRUNED: "KILLED",
+    **dict.fromkeys((RunStatus.STOPPED, RunStatus.INTERRUPTED, RunStatus.EMPTY), "KILLED"),
 }
 
 MetricRow = tuple[str, float, int, int]  # name, value, unix milliseconds, step
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetView:
-    """A dataset as MLflow names one: the content hash as ``digest``, counts by split as JSON."""
-
-    name: str
-    digest: str
-    source: str
-    profile: str
 
 
 def run_id(state: State) -> str:
@@ -80,14 +63,12 @@ def has_begun(trial: TrialState) -> bool:
     return trial.started_at is not None or trial.ended_at is not None
 
 
-def trial_status(state: State, trial: TrialState, interrupted: bool) -> str:
-    """The trial's status, or ``stopped`` where its run ended before it did."""
-    over = state.stopped or state.closed or interrupted
-    return RunStatus.STOPPED if over and not trial.status.is_final else trial.status
-
-
 def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) -> dict[str, str]:
-    """Tags of a trial's run; they are on every child because MLflow cannot filter by a parent's."""
+    """Tags of a trial's run; they are on every child because MLflow cannot filter by a parent's.
+
+    The status is ``stopped`` where the run ended before the trial did.
+    """
+    over = state.stopped or state.closed or interrupted
     backbone = trial.assignment.backbone
     geometry = state.header.geometry.get(trial.family, {})
     dataset = state.header.datasets.get(trial.family)
@@ -103,7 +84,7 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
         "dataset": (dataset and dataset.name) or Path(trial.assignment.data.source).stem,
         "winner": trial.winner,
         "stage": "audit" if trial.audited else trial.stage,
-        "status": trial_status(state, trial, interrupted),
+        "status": RunStatus.STOPPED if over and not trial.status.is_final else trial.status,
         "attempt": trial.attempt,
         "epochs": trial.epoch,
         "reason": trial.reason,
@@ -123,98 +104,66 @@ def trial_params(trial: TrialState) -> dict[str, str]:
     }
     if "model" in trial.detail or trial.ended_at is not None:
         details = {**assignment.backbone.as_dict(), **trial.detail}
-        names = (*GEOMETRY, "num_workers")
-        params |= {name: details[name] for name in names if details.get(name) is not None}
+        params |= {name: details[name] for name in GEOMETRY if details.get(name) is not None}
         # "road" is MLflow's name for the adaptation, as in the runs that are there
         if adaptation := details.get("adaptation", details.get("road")):
             params["road"] = adaptation
     return {name: str(value)[:MAX_PARAM] for name, value in params.items()}
 
 
+def _rows(values: Mapping[str, float | None], at: float, step: int = 0) -> list[MetricRow]:
+    """The values that are known, at unix second ``at``. What a whole run amounts to is at step 0:
+    there MLflow draws bars of the runs, not curves of one point."""
+    return [(k, float(v), milliseconds(at), step) for k, v in values.items() if v is not None]
+
+
 def epoch_metrics(report: ReportedEpoch) -> list[MetricRow]:
     """One report as MLflow metrics; the record's own time makes a replay write the same rows."""
-    at, step = milliseconds(report.time), report.epoch
     # MLflow's comparison opens with the metric that was written first.
     ordered = sorted(report.metrics.items(), key=lambda metric: metric[0] != "val_top1")
-    return [
-        (name, float(value), at, step)
-        for name, value in ordered
-        if name != "epoch" and value is not None
-    ]
+    values = {name: value for name, value in ordered if name != "epoch"}
+    return _rows(values, report.time, report.epoch)
 
 
 def final_metrics(trial: TrialState) -> list[MetricRow]:
-    """What a whole trial amounts to; empty while it runs. Unknown values are left out.
-
-    At step 0: there MLflow draws bars of the runs, not curves of one point.
-    """
+    """What a whole trial amounts to, with test evaluation and probes of a final in single numbers;
+    empty while it runs."""
     if trial.ended_at is None:
         return []
-    values: dict[str, float | None] = {
-        "best_val_top1": trial.best()[0],
-        **_convergence(trial),
-        "device_seconds": cost_of([trial]).total if trial.reports else None,
-    }
-    for name in ("params_m", "gflops_per_image"):
-        values[name] = trial.detail.get(name)
-    values |= _final_scores(trial)
-    at = milliseconds(trial.ended_at)
-    return [(k, float(v), at, 0) for k, v in values.items() if v is not None]
-
-
-def _final_scores(trial: TrialState) -> dict[str, float | None]:
-    """What the test evaluation and the probes of a final say in single numbers."""
-    probes = trial.outcome.get("probes", {})
+    curve, probes = curve_of(trial.family, trial), trial.outcome.get("probes", {})
+    speed = convergence(curve) if curve.best else None
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
-    occluded = occlusion.get("top1", ())
-    return {
+    values: dict[str, float | None] = {
+        "best_val_top1": trial.best()[0],
+        "epochs_to_90pct_of_best": speed.epochs if speed else None,
+        "convergence_auc": speed.auc if speed else None,
+        "device_seconds": cost_of([trial]).total if trial.reports else None,
+        **{name: trial.detail.get(name) for name in ("params_m", "gflops_per_image")},
         **{f"test_{name}": value for name, value in trial.outcome.get("test", {}).items()},
         "latency_ms": probes.get("speed", {}).get("batch_1", {}).get("latency_ms"),
         "calibration_ece": probes.get("calibration", {}).get("ece"),
         "shift_consistency_1px": _at(consistency, shift.get("offsets_px", ()), 1),
-        "occluded_half_top1": _at(occluded, occlusion.get("shares", ()), 0.5),
+        "occluded_half_top1": _at(occlusion.get("top1", ()), occlusion.get("shares", ()), 0.5),
     }
+    return _rows(values, trial.ended_at)
 
 
 def _at(values: Sequence[float], steps: Sequence[float], step: float) -> float | None:
     return values[steps.index(step)] if step in steps and len(values) == len(steps) else None
 
 
-def _convergence(trial: TrialState) -> dict[str, float]:
-    """The epoch in which accuracy first reached 90 % of its best, and the area under accuracy by
-    the trapezoid rule, divided by the epochs spanned: a mean accuracy in [0, 1]."""
-    curve = [
-        (epoch, top1)
-        for epoch, report in sorted(trial.reports.items())
-        if math.isfinite(top1 := report.metrics.get("val_top1", math.nan))
-    ]
-    if not curve:
-        return {}
-    epochs, top1s = np.array(curve).T  # (E,) each
-    span = epochs[-1] - epochs[0]
-    return {
-        "epochs_to_90pct_of_best": float(epochs[np.argmax(top1s >= 0.9 * top1s.max())]),
-        "convergence_auc": float(np.trapezoid(top1s, epochs) / span if span else top1s[0]),
-    }
-
-
-def learning_curve(trial: TrialState) -> str:
+def learning_curve(trial: TrialState) -> dict[str, object]:
     """All reports of a trial as one JSON document."""
     reports = sorted(trial.reports.items())
     epochs = [{"epoch": epoch, **report.metrics} for epoch, report in reports]
     rungs = {str(epoch): event for epoch, event in trial.rungs.items()}
-    return as_json({"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs})
+    return {"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs}
 
 
-def as_json(document: object) -> str:
-    """Text of a small JSON artifact."""
-    return json.dumps(document, indent=1, default=str)
-
-
-def datasets(state: State, trial: TrialState | None = None) -> list[DatasetView]:
-    """The run's datasets, or a trial's. A final carves other validation images, hence has another
-    hash."""
+def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:
+    """The run's datasets, or a trial's, each as the fields of MLflow's ``Dataset``. A final carves
+    other validation images, hence has another hash."""
     sources = {sweep.family: sweep.data.source for sweep in state.spec.sweeps}
     by_digest = {}
     for family, info in state.header.datasets.items():
@@ -222,47 +171,56 @@ def datasets(state: State, trial: TrialState | None = None) -> list[DatasetView]
             continue
         own_hash = trial.detail.get("dataset_hash") if trial else None
         digest = str(own_hash or info.content_hash or "unknown")
-        by_digest[digest] = DatasetView(
-            name=str(info.name),
-            digest=digest,
-            source=str(sources.get(family, info.name)),
-            profile=json.dumps({"images": info.counts, "skipped": info.skipped}),
-        )
+        by_digest[digest] = {
+            "name": str(info.name),
+            "digest": digest,
+            "source_type": "local",
+            "source": json.dumps({"uri": str(sources.get(family, info.name))}),
+            "profile": json.dumps({"images": info.counts, "skipped": info.skipped}),
+        }
     return list(by_digest.values())
 
 
 def run_tags(state: State, interrupted: bool) -> dict[str, str]:
-    """Tags of the parent run."""
-    header = state.header
+    """Tags of the parent run; of a claim as soon as it is declared, its verdict with scope, rule
+    and time once it is on record."""
+    header, claim, opened = state.header, state.spec.claim or {}, state.test_opened_at
     datasets = {info.name for info in header.datasets.values()}
-    opened = state.test_opened_at
-    tags = {
+    tags: dict[str, object] = {
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
-        "status": run_status(state, held=not (interrupted or state.stopped)),
+        "status": run_status(state, running=not (interrupted or state.stopped)),
         "families": ", ".join(sorted(header.geometry)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,
         "code_version": header.code_version,
         "test_opened_at": datetime.fromtimestamp(opened, UTC).isoformat() if opened else None,
-        **claim_tags(state),
+        "claim": claim.get("name"),
+        "claim_hash": claim.get("hash"),
     }
+    if state.verdict:
+        verdict = state.verdict["detail"]
+        tags |= {
+            "verdict": verdict["verdict"] or "no verdict",
+            "verdict_scope": verdict["scope"],
+            "verdict_sentence": verdict["sentence"],
+            "verdict_at": state.verdict["time"],
+        }
     return texts(tags, MAX_TAG)
 
 
 def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
     """Counts and totals of the parent run at its end."""
-    trials = list(state.trials.values())
-    best = [value for value in (trial.best()[0] for trial in trials) if value is not None]
-    values: dict[str, float] = {
-        f"trials_{status}": sum(trial.status == status for trial in trials)
-        for status in ("finished", "pruned", "failed")
+    trials = state.trials.values()
+    counts = Counter(trial.status for trial in trials)
+    best = [value for trial in trials if (value := trial.best()[0]) is not None]
+    values = {
+        **{f"trials_{status}": counts[status] for status in TrialStatus if status.is_final},
+        "device_seconds": cost_of(trials).total,
+        "best_val_top1": max(best, default=None),
     }
-    values["device_seconds"] = cost_of(trials).total
-    if best:
-        values["best_val_top1"] = max(best)
-    return [(name, float(value), milliseconds(ended_at), 0) for name, value in values.items()]
+    return _rows(values, ended_at)
 
 
 def texts(values: Mapping[str, object], limit: int) -> dict[str, str]:
@@ -270,36 +228,17 @@ def texts(values: Mapping[str, object], limit: int) -> dict[str, str]:
     return {name: str(value)[:limit] for name, value in values.items() if value not in (None, "")}
 
 
-def claim_tags(state: State) -> dict[str, object]:
-    """The claim as soon as it is declared; its verdict with scope, rule and time once it is on
-    record."""
-    claim = state.spec.claim or {}
-    tags = {"claim": claim.get("name"), "claim_hash": claim.get("hash")}
-    if not state.verdict:
-        return tags
-    verdict = state.verdict["detail"]
-    return {
-        **tags,
-        "verdict": verdict["verdict"] or NO_VERDICT,
-        "verdict_scope": verdict["scope"],
-        "verdict_sentence": verdict["sentence"],
-        "verdict_at": state.verdict["time"],
-    }
-
-
 def claim_metrics(state: State) -> list[MetricRow]:
     """Every effect with its interval and its seeds."""
     if not state.verdict:
         return []
-    verdict, at = state.verdict["detail"], milliseconds(state.verdict["time"])
-    rows = []
+    verdict = state.verdict["detail"]
+    values: dict[str, float | None] = {}
     for effect in [*verdict["effects"], *verdict["others"]]:
         name = "effect/" + re.sub(r"[^a-z0-9]+", "_", effect["name"].lower()).strip("_")[:180]
-        named = {name: "mean", f"{name}_low": "low", f"{name}_high": "high"}
-        rows += [(k, float(effect[v]), at, 0) for k, v in named.items() if effect[v] is not None]
-    if verdict["seeds"] is not None:
-        rows.append(("claim_seeds", float(verdict["seeds"]), at, 0))
-    return rows
+        ends = {"": "mean", "_low": "low", "_high": "high"}
+        values |= {name + end: effect[bound] for end, bound in ends.items()}
+    return _rows({**values, "claim_seeds": verdict["seeds"]}, state.verdict["time"])
 
 
 def model_facts(state: State, model: SelectedModel) -> dict[str, Any]:
@@ -334,8 +273,7 @@ def summary_table(comparison: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The comparison's families as ``log_table`` writes a table: best first, missing is null."""
     rows = [_summary_row(entry) for entry in comparison["families"]]
     rows.sort(key=lambda row: -(row["test_top1"] or row["best_val_top1"] or -1.0))
-    columns = list(rows[0]) if rows else []
-    return {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
+    return {"columns": list(rows[0]) if rows else [], "data": [list(row.values()) for row in rows]}
 
 
 def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,16 +290,10 @@ def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         **{name: entry[name] for name in same},
         "epochs_to_90pct_of_best": speed.get("epochs"),
         "convergence_auc": speed.get("auc"),
-        "device_seconds": _device_seconds(entry),
+        "device_seconds": entry.get("device_seconds", entry.get("gpu_seconds")),  # as it was called
         **{name: entry[name] for name in ("flops", "images_seen")},
         "latency_ms": numbers.get("speed.batch_1.latency_ms", {}).get("mean"),
     }
-
-
-def _device_seconds(entry: Mapping[str, Any]) -> float | None:
-    """Of a family; a comparison written before has them as ``gpu_seconds``."""
-    seconds: float | None = entry.get("device_seconds", entry.get("gpu_seconds"))
-    return seconds
 
 
 def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, str]:
@@ -375,7 +307,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
             interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
             percent(entry["best_val_top1"]),
             str(entry["trials"]),
-            duration(_device_seconds(entry)),
+            duration(entry.get("device_seconds", entry.get("gpu_seconds"))),
         ]
         lines.append(" | ".join(cells))
     note = "\n\n".join([comparison["answer"], "\n".join(lines), SIGNATURE])

@@ -19,8 +19,9 @@ from tests.unit.train.engine_store import assignment, small_store
 from trainables.errors import Diverged, Preempted
 from trainables.evaluate.model import evaluate_split
 from trainables.finetune import fine_tune
-from trainables.train.learner import Learner
-from trainables.train.loop import Batch, World
+from trainables.train.learner import Batch
+from trainables.train.loop import World
+from trainables.train.trial import Trial
 
 GLOBAL_BATCH = 16
 VAL = 51  # odd: the shards differ in length
@@ -60,8 +61,7 @@ def report_lines(wanted: Any, world: World, **fields: Any) -> list[dict[str, Any
 
 def rehearse(world: World) -> dict[str, Any]:
     """A rehearsal, done on accelerators before the first step, where rank 1 has less room."""
-    learner = Learner(assignment("resnet"), world, num_classes=6, height=16, width=16)
-    learner.prepare_epoch(0)
+    learner = Trial(assignment("resnet", batch_size_per_worker=8), world, small_store()).learner
     before = {name: value.clone() for name, value in learner.module.state_dict().items()}
 
     def allocate(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -75,7 +75,7 @@ def rehearse(world: World) -> dict[str, Any]:
     after = learner.module.state_dict()
     untouched = all(value.equal(before[name]) for name, value in after.items())
     return {
-        "accumulation": learner.step.accumulation,
+        "accumulation": learner.accumulation,
         "notes": learner.notes,
         "untouched": untouched and torch.get_rng_state().equal(state),
         "loss": float(learner.take_step(batch, 0.1)),

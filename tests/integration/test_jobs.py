@@ -126,11 +126,12 @@ def test_a_client_without_the_token_is_told_how_to_get_it(cluster: tuple[Shell, 
 HUNG = """
 import time
 from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster.capacity import alive_nodes
 def hang(node):
     time.sleep(60 if node == "worker" else 0)
     return node
 with attach.attached(namespace="test"):
-    asked = {one: {"node": "head" if one.is_head else "worker"} for one in attach.alive_nodes()}
+    asked = {one: {"node": "head" if one.is_head else "worker"} for one in alive_nodes()}
     answers = attach.ask_each(asked, hang, timeout_s=6.0)
 print([str(answer) for answer in answers.values()])
 """

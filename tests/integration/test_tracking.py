@@ -285,18 +285,14 @@ def test_a_deleted_child_does_not_stop_the_others(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    from orchestrator.tracking.mirror import Mirror
-
     folder = storage / "deleted"
-    mirror = Mirror(folder, database, None)
+    mirror = follow.Mirror(folder, database, None)
     records = [created("deleted"), *RECORDS]
     append(folder, records[:6])
-    mirror.read_ledger()
     mirror.flush()
     MlflowClient(database).delete_run(shown(database, "deleted")["resnet-0000"]["id"])
 
     append(folder, records[6:])
-    mirror.read_ledger()
     mirror.flush()
     assert [line.split(":")[0] for line in caplog.messages] == ["resnet-0000 is no longer mirrored"]
     runs = shown(database, "deleted")

@@ -6,16 +6,12 @@ nor timm.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from trainables.config import BackboneSpec
+from trainables.config import BackboneSpec, Spec
 from trainables.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 PATCHES = (16, 8, 4, 2, 1)
 STEMS = ("auto", "original", "small")
@@ -63,7 +59,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry:
+class Geometry(Spec):
     """How a backbone meets the pixels: what `plan` prints and the run's tags carry.
 
     ``image_size`` is the side in pixels that the model sees, ``patch`` the pixels of it per
@@ -83,29 +79,15 @@ class Geometry:
     adaptation: str
     warnings: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Flat, JSON-ready mapping."""
-        return {**asdict(self), "warnings": list(self.warnings)}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
-        """Inverse of :meth:`as_dict`; ledgers of before 2026-11-28 call the adaptation ``road``."""
-        fields = {"adaptation" if key == "road" else key: v for key, v in values.items()}
-        return cls(**{**fields, "warnings": tuple(fields.get("warnings", ()))})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A spec whose side in pixels is settled."""
-
-    spec: BackboneSpec
-    member: Member
-    image_size: int
+        """Inverse of ``as_dict``; ledgers of before 2026-11-28 call the adaptation ``road``."""
+        return super().from_dict({"adaptation": values.get("road"), **values})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """A family's answer to a request: geometry without the parts common to all families."""
+    """A family's answer to a spec: geometry without the parts common to all families."""
 
     patch: int | None = None
     stem: str | None = None
@@ -127,42 +109,49 @@ class LearningRates:
 class ExchangedStem:
     """First layers that were exchanged for small images, which no argument of timm expresses.
 
-    ``conv`` and ``pool`` are submodules' names; the pool became an identity. A model with
-    ``built_image_size`` is built at that side, in pixels, and then set to the geometry's own.
+    ``conv`` and ``pool`` are submodules' names: the convolution gets a square ``kernel`` and a
+    ``stride`` (as published for 32 pixels by He et al. 2016, §4.2), the pool becomes an identity.
+    A model with ``built_image_size`` is built at that side, in pixels, and then set to the
+    geometry's own.
     """
 
     conv: str
+    kernel: int = 3
+    stride: int = 1
     pool: str | None = None
     built_image_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: ``adapt`` raises ``UserError`` for what cannot be; ``create`` imports timm.
+    """One family: published members by scale, and in what they differ from what timm publishes.
+
+    ``adapt`` answers a spec for images of so many pixels a side, and raises ``UserError`` for what
+    cannot be. ``arguments`` gives timm the geometry, and ``exchanged_stem`` is what they cannot
+    express. By default a model is taken as it was published.
 
     ``layers`` are patterns of parameter names in forward order, for layer-wise decay: groups of
     digits number the layers within one pattern, names without a match count with the head. Empty
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
     asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation. ``exchanged_stem`` is ``None`` where timm's arguments express the model in full.
+    augmentation.
     """
 
     members: Mapping[str, Member]
-    adapt: Callable[[Request], Adapted]
-    create: Callable[[Geometry, Member, TimmArguments], nn.Module]
     from_scratch: LearningRates
     fine_tuned: LearningRates
+    adapt: Callable[[BackboneSpec, Member, int], Adapted] = lambda *_: Adapted()
+    arguments: Callable[[Geometry, Member], TimmArguments] = lambda *_: {}
+    exchanged_stem: Callable[[Geometry, Member], ExchangedStem | None] = lambda *_: None
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
     has_attention: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
-    exchanged_stem: Callable[[Geometry, Member, nn.Module], ExchangedStem | None] | None = None
 
 
-def cut_into_patches(request: Request, patch: int | None) -> Adapted:
+def cut_into_patches(member: Member, side: int, patch: int | None) -> Adapted:
     """Square patches of ``patch`` pixels a side; raises ``UserError`` where they leave a rest."""
-    side, model = request.image_size, request.member.model
     if patch is None or patch < 1 or side % patch:
         divisors = ", ".join(str(divisor) for divisor in PATCHES if side % divisor == 0)
         raise UserError(
@@ -170,15 +159,12 @@ def cut_into_patches(request: Request, patch: int | None) -> Adapted:
             f"Fix: --set backbone.patch=P with P one of {divisors}"
         )
     tokens = (side // patch) ** 2
+    fix = "a smaller --set backbone.patch=P or a larger --set backbone.image_size=PX"
     return Adapted(
         patch=patch,
         tokens=tokens,
-        resized=patch != request.member.patch,
-        warnings=few_tokens(
-            f"{model} at {side} px and patch {patch}",
-            tokens,
-            "a smaller --set backbone.patch=P or a larger --set backbone.image_size=PX",
-        ),
+        resized=patch != member.patch,
+        warnings=few_tokens(f"{member.model} at {side} px and patch {patch}", tokens, fix),
     )
 
 
@@ -190,12 +176,11 @@ def few_tokens(model: str, tokens: int, fix: str) -> tuple[str, ...]:
     return (f"{model} sees {tokens} {plural}, fewer than {FEWEST_TOKENS}. Fix: {fix}",)
 
 
-def choose_stem(request: Request) -> str:
+def choose_stem(spec: BackboneSpec, side: int) -> str:
     """``auto`` is ``small`` below 64 px without weights: trained stems keep what they learned."""
-    if request.spec.stem != "auto":
-        return request.spec.stem
-    fresh = request.spec.weights == "none"
-    return "small" if fresh and request.image_size < SMALL_IMAGE else "original"
+    if spec.stem != "auto":
+        return spec.stem
+    return "small" if spec.weights == "none" and side < SMALL_IMAGE else "original"
 
 
 def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:
@@ -203,27 +188,3 @@ def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | Non
     fitting = [patch for patch in candidates if side % patch == 0]
     roomy = [patch for patch in fitting if side // patch >= 8]
     return max(roomy) if roomy else min(fitting, default=None)
-
-
-def shrink_conv(conv: nn.Conv2d, *, keep_weights: bool) -> nn.Conv2d:
-    """The same convolution with a 3x3 kernel and stride 1.
-
-    A 7x7 kernel of stride 2 sees an image of twice the side as a 3x3 kernel of stride 1 sees the
-    image itself, so trained kernels are resized by pseudo-inverse as patches are (Beyer et al.
-    2023, FlexiViT, section 3.4); fresh ones are drawn as timm's ResNets draw them.
-    """
-    import torch
-    from timm.layers import resample_patch_embed
-    from torch import nn
-
-    small = copy.deepcopy(conv)
-    small.kernel_size, small.stride = (3, 3), (1, 1)
-    if conv.padding != (0, 0):  # (0, 0): timm pads dynamically to the same side
-        small.padding = (1, 1)
-    weight = torch.empty(conv.out_channels, conv.in_channels, 3, 3)
-    if keep_weights:
-        weight = resample_patch_embed(conv.weight.detach(), [3, 3])
-    else:
-        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-    small.weight = nn.Parameter(weight)
-    return small

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from trainables.backbones.adaptation import Geometry, Member, TimmArguments
+from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
 from trainables.backbones.families import FAMILIES, describe, member_of
 from trainables.config import BackboneSpec, Recipe
-from trainables.errors import UserError, collected, raise_if_any
+from trainables.errors import UserError, collected, one_line, raise_if_any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ParameterGroup = dict[str, Any]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-PixelStatistics = Mapping[str, list[float]]  # ``mean`` and ``std``, where they are known
 OTHER_WAYS = "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
 
 
@@ -57,8 +56,8 @@ class Backbone:
         """
         depths = self.layer_depths()
         top = max(depths.values())
-        listed: Any = getattr(self.module, "no_weight_decay", set)
-        skip: set[str] = listed()
+        undecayed: Any = getattr(self.module, "no_weight_decay", set)
+        skip: set[str] = undecayed()
         groups: dict[tuple[float, float], ParameterGroup] = {}
         for name, parameter in self.module.named_parameters():
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
@@ -74,113 +73,135 @@ class Backbone:
 
     def layer_depths(self) -> dict[str, int]:
         """Depth of every parameter by name: 0 at the stem, highest at the head."""
+        import timm
+
         names = [name for name, _ in self.module.named_parameters()]
-        patterns = FAMILIES[self.geometry.family].layers
+        layers = FAMILIES[self.geometry.family].layers
+        matcher: Any = getattr(self.module, "group_matcher", dict)
+        patterns = dict(enumerate(layers)) or matcher()
         if not patterns:
-            return _timm_depths(self.module, names)
-        keys = {name: _layer_key(name, patterns) for name in names}
-        order = {key: depth for depth, key in enumerate(sorted(set(keys.values())))}
-        return {name: order[key] for name, key in keys.items()}
-
-
-def _layer_key(name: str, patterns: tuple[str, ...]) -> tuple[int, ...]:
-    for position, pattern in enumerate(patterns):
-        match = re.match(pattern, name)
-        if match:
-            return (position, *(int(number or 0) for number in match.groups()))
-    return (len(patterns),)
-
-
-def _timm_depths(module: nn.Module, names: list[str]) -> dict[str, int]:
-    matcher: Any = getattr(module, "group_matcher", None)
-    if matcher is None:
-        return dict.fromkeys(names, 0)
-    import timm
-
-    depths: dict[str, int] = timm.models.group_parameters(module, matcher(), reverse=True)
-    return {name: depths[name] for name in names}
+            return dict.fromkeys(names, 0)
+        depths = timm.models.group_parameters(self.module, patterns, reverse=True)
+        return {name: depths[name] for name in names}
 
 
 def build(
-    spec: BackboneSpec, *, num_classes: int, height: int, width: int, drop_path: float = 0.0
+    spec: BackboneSpec,
+    *,
+    num_classes: int,
+    height: int,
+    width: int,
+    drop_path: float = 0.0,
+    load: bool = True,
 ) -> Backbone:
     """Build the model for images stored at ``height`` x ``width`` pixels, weights loaded.
 
     The module maps normalised float images (B, 3, S, S), S = ``geometry.image_size``, to logits
     (B, num_classes). ``drop_path`` is the stochastic-depth rate of the last block (Huang et al.
-    2016). Random parts come from torch's global generator. Raises ``UserError`` for an
+    2016). Random parts come from torch's global generator. Without ``load`` its weights are drawn,
+    for a checkpoint's to replace them, and no hub is asked. Raises ``UserError`` for an
     unreachable hub, and for weights that do not fit, naming the keys.
     """
-    geometry = describe(spec, height=height, width=width)
-    raise_if_any(check_weights(spec))
-    family, member = FAMILIES[spec.family], member_of(spec)
-    arguments: TimmArguments = {"num_classes": num_classes, "drop_path_rate": drop_path}
-    if spec.weights == "none":
-        module = family.create(geometry, member, arguments)
+    geometry, member = describe(spec, height=height, width=width), member_of(spec)
+    create = partial(_create, geometry, member, num_classes=num_classes, drop_path_rate=drop_path)
+    if load:
+        raise_if_any(check_weights(spec))
+    if spec.weights == "none" or not load:
+        module = create()
     elif spec.weights == "hub":
-        module = _from_hub(geometry, member, arguments)
+        module = _from_hub(member, create)
     else:
-        module = _from_path(spec.weights, geometry, member, arguments)
-    cfg: Any = module.pretrained_cfg
+        module = _from_path(spec.weights, member, create, num_classes)
+    cfg = {**cast(Any, module).pretrained_cfg, **_pixel_statistics(spec.weights)}
     return Backbone(
         module=module, geometry=geometry, mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
     )
 
 
-def _from_hub(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
+def _create(geometry: Geometry, member: Member, **arguments: Any) -> nn.Module:
+    import timm
+
+    family = FAMILIES[geometry.family]
+    own = {**family.arguments(geometry, member), **member.arguments}
+    try:
+        module: nn.Module = timm.create_model(member.model, **own, **arguments)
+    except (TypeError, AssertionError, ValueError) as error:
+        if geometry.family != "timm":
+            raise
+        raise UserError(
+            f"timm:{member.model} cannot be built for images of {geometry.image_size} px"
+            f"{f' and patch {geometry.patch}' if geometry.patch else ''} ({error}). "
+            f"Fix: --set backbone.image_size={member.image_size} without backbone.patch"
+        ) from error
+    stem = family.exchanged_stem(geometry, member)
+    if stem is not None:
+        exchange_stem(module, stem, keep_weights=bool(arguments.get("pretrained")))
+        if stem.built_image_size is not None:
+            module.set_input_size(img_size=geometry.image_size)  # type: ignore[operator]
+    return module
+
+
+def exchange_stem(module: nn.Module, stem: ExchangedStem, *, keep_weights: bool) -> None:
+    """Give the stem's convolution its kernel and stride, and put an identity in its pool's place.
+
+    A 7x7 kernel of stride 2 sees an image of twice the side as a 3x3 kernel of stride 1 sees the
+    image itself, so trained kernels are resized by pseudo-inverse as patches are (Beyer et al.
+    2023, FlexiViT, section 3.4); fresh ones are drawn as timm draws them, in a ConvNeXt (whose
+    kernel is a patch, without overlap) or a ResNet.
+    """
+    import torch
+    from timm.layers import resample_patch_embed
+    from torch import nn
+
+    conv: Any = module.get_submodule(stem.conv)
+    side, stride = (stem.kernel, stem.kernel), (stem.stride, stem.stride)
+    weight = torch.empty(conv.out_channels, conv.in_channels, *side)
+    if keep_weights:
+        weight = resample_patch_embed(conv.weight.detach(), list(side))
+    elif side == stride:
+        nn.init.trunc_normal_(weight, std=0.02)
+    else:
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    conv.kernel_size, conv.stride, conv.weight = side, stride, nn.Parameter(weight)
+    if conv.padding != (0, 0):  # (0, 0): a patch, or timm pads dynamically to the same side
+        conv.padding = (stem.kernel // 2, stem.kernel // 2)
+    if stem.pool is not None:
+        module.set_submodule(stem.pool, nn.Identity())
+
+
+def _from_hub(member: Member, create: Callable[..., nn.Module]) -> nn.Module:
     """timm downloads, unless the file is in the cache: then no request is made at all."""
     assert member.hub is not None
     file = cached_file(member.hub)
     overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        return FAMILIES[geometry.family].create(
-            geometry, member, {**arguments, "pretrained": True, **overlay}
-        )
+        return create(pretrained=True, **overlay)
     except Exception as error:  # the hub's client fails in many ways; the line is the same
+        reason = one_line(error)[:200]
         raise UserError(
-            f"--weights hub: {member.hub} could not be loaded ({first_line(error)}). {OTHER_WAYS}"
+            f"--weights hub: {member.hub} could not be loaded ({reason}). {OTHER_WAYS}"
         ) from error
 
 
 def _from_path(
-    path: str, geometry: Geometry, member: Member, arguments: TimmArguments
+    path: str, member: Member, create: Callable[..., nn.Module], num_classes: int
 ) -> nn.Module:
     """Load strictly: a head of another size is drawn anew, everything else must be there."""
-    state, statistics = read_weights(path, member)
-    create = FAMILIES[geometry.family].create
-    module: Any = create(geometry, member, arguments)
+    state, module = read_weights(path, member), create()
     wanted = module.state_dict()
-    heads = module.pretrained_cfg.get("classifier") or ()
+    heads = cast(Any, module).pretrained_cfg.get("classifier") or ()
     for head in (heads,) if isinstance(heads, str) else heads:
         for key in (f"{head}.weight", f"{head}.bias"):
             if key in wanted and (key not in state or state[key].shape != wanted[key].shape):
                 state[key] = wanted[key]
     if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in wanted.items()}:
         module.load_state_dict(state)  # of this very geometry: one of our checkpoints
-    else:
-        module = _adapt(path, state, geometry, member, arguments)
-    for key in ("mean", "std"):
-        module.pretrained_cfg[key] = statistics.get(key, module.pretrained_cfg[key])
-    return module  # type: ignore[no-any-return]
-
-
-def _adapt(
-    path: str,
-    state: dict[str, Tensor],
-    geometry: Geometry,
-    member: Member,
-    arguments: TimmArguments,
-) -> nn.Module:
-    overlay = {
-        "state_dict": state,
-        "custom_load": False,
-        "num_classes": arguments["num_classes"],  # the head was seen to: timm loads strictly
-        "label_offset": 0,
-    }
+        return module
+    # the head was seen to: timm loads strictly, and adapts the rest to the geometry
+    overlay = {"state_dict": state, "custom_load": False, "label_offset": 0}
+    overlay |= {"num_classes": num_classes}
     try:
-        module: Any = FAMILIES[geometry.family].create(
-            geometry, member, {**arguments, "pretrained": True, "pretrained_cfg_overlay": overlay}
-        )
+        module = create(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm's adaptation trips over foreign tensors in many ways
         message = f"missing key {error}" if isinstance(error, KeyError) else str(error)
         lines = [line.strip() for line in message.splitlines()]
@@ -189,8 +210,8 @@ def _adapt(
             f"--weights {path} does not fit {member.model}: {detail[:400]}. "
             "Fix: choose the family and scale of these weights, or --weights hub|none"
         ) from error
-    del module.pretrained_cfg["state_dict"]
-    return module  # type: ignore[no-any-return]
+    del cast(Any, module).pretrained_cfg["state_dict"]  # or it would stay in memory
+    return module
 
 
 def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
@@ -199,12 +220,16 @@ def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
     ``hub`` is answered from the local cache where the file is there, else by one request that
     waits ``timeout_s`` seconds at most. Never raises, never falls back to random weights.
     """
-    if spec.weights == "none":
-        return []
     if spec.weights == "hub":
-        return _check_hub(member_of(spec), timeout_s)
+        member = member_of(spec)
+        if member.hub is None:
+            return [f"no weights were published for {member.model} at this scale. {OTHER_WAYS}"]
+        reason = None if cached_file(member.hub) else _unreachable(member.hub, timeout_s)
+        line = f"--weights hub: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
+        return [] if reason is None else [line]
     with collected([]) as mistakes:
-        weights_file(spec.weights)
+        if spec.weights != "none":
+            weights_file(spec.weights)
     return mistakes
 
 
@@ -230,53 +255,51 @@ def weights_file(path: str) -> Path:
     return place
 
 
-def folder_config(path: str) -> dict[str, Any]:
+def _pixel_statistics(weights: str) -> dict[str, list[float]]:
+    """``mean`` and ``std`` of the pixels that a folder of weights expects, where it says so."""
+    place = Path(weights).expanduser()
+    if weights in ("none", "hub") or (place.suffix in SUFFIXES and not place.is_dir()):
+        return {}
+    if not place.is_dir():
+        raise UserError(
+            f"the folder of the first weights says what pixels they expect; {weights} is gone. "
+            "Fix: put it back, its config.json at least"
+        )
+    stored = _folder_config(weights).get("pretrained_cfg", {})
+    return {key: stored[key] for key in ("mean", "std") if key in stored}
+
+
+def _folder_config(path: str) -> dict[str, Any]:
     """``config.json`` of a folder in timm's format; empty for a file or a folder without one."""
     config = Path(path).expanduser() / "config.json"
     return json.loads(config.read_text()) if config.is_file() else {}
 
 
-def read_weights(path: str, member: Member) -> tuple[dict[str, Tensor], PixelStatistics]:
-    """State dict and, from a folder in timm's format, the statistics of pixels in
-    its ``config.json`` (else empty).
+def read_weights(path: str, member: Member) -> dict[str, Tensor]:
+    """The state dict in ``path``, tensors of the shapes stored (of any geometry).
 
     Pickled files are read with ``weights_only``. Raises ``UserError`` when the file is no state
-    dict, or when the folder says that it holds another architecture.
+    dict, or when a folder in timm's format says that it holds another architecture.
     """
     from timm.models import load_state_dict
 
-    file, stored = weights_file(path), folder_config(path)
-    statistics: PixelStatistics = stored.get("pretrained_cfg", {})
-    expected = member.model.partition(".")[0]
-    if stored.get("architecture", expected) != expected:
+    file, expected = weights_file(path), member.model.partition(".")[0]
+    architecture = _folder_config(path).get("architecture", expected)
+    if architecture != expected:
         raise UserError(
-            f"--weights {path} holds {stored['architecture']}; this backbone is {member.model}. "
+            f"--weights {path} holds {architecture}; this backbone is {member.model}. "
             "Fix: choose the family and scale of these weights, or other weights"
         )
+    fix = "Fix: save model.state_dict() of a timm model as .safetensors"
     try:
-        state = load_state_dict(str(file))
+        state: dict[str, Tensor] = load_state_dict(str(file))
     except Exception as error:  # each format fails in its own way; the line is the same
         raise UserError(
-            f"--weights {path} is not a readable state dict ({first_line(error)}). "
-            "Fix: save a timm state dict as .safetensors"
+            f"--weights {path} is not a readable state dict ({one_line(error)[:200]}). {fix}"
         ) from error
     if not state or not all(hasattr(value, "shape") for value in state.values()):
-        raise UserError(
-            f"--weights {path} holds no state dict of tensors. "
-            "Fix: save model.state_dict() of a timm model as .safetensors"
-        )
-    return state, statistics
-
-
-def _check_hub(member: Member, timeout_s: float) -> list[str]:
-    if member.hub is None:
-        return [f"no weights were published for {member.model} at this scale. {OTHER_WAYS}"]
-    if cached_file(member.hub) is not None:
-        return []
-    reason = _unreachable(member.hub, timeout_s)
-    if reason is None:
-        return []
-    return [f"--weights hub: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"]
+        raise UserError(f"--weights {path} holds no state dict of tensors. {fix}")
+    return state
 
 
 def cached_file(repository: str) -> Path | None:
@@ -313,15 +336,10 @@ def _unreachable(repository: str, timeout_s: float) -> str | None:
         except urllib.error.HTTPError as error:
             answer[0] = f"{endpoint} answers {error.code}"
         except (OSError, ValueError) as error:
-            answer[0] = f"{endpoint}: {first_line(getattr(error, 'reason', error))}"
+            answer[0] = f"{endpoint}: {one_line(getattr(error, 'reason', error))}"
 
     # a thread, because name resolution obeys no timeout
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_s)
     return answer[0]
-
-
-def first_line(error: object) -> str:
-    """The start of an error's message, for use within a line of our own."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

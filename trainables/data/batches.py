@@ -6,17 +6,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
 
 SHARE_OF_FREE_MEMORY = 0.5  # of the accelerator, that pixels may take
-BLOCK_BYTES = 8 << 20  # of float32 pixels, prepared at a time
 
 
 @dataclass(frozen=True)
@@ -48,36 +47,30 @@ class Pixels:
 _on_accelerator: dict[tuple[str, str], Pixels] = {}  # the next trial finds its pixels there
 
 
-def load_pixels(
-    images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    device: torch.device,
-    *,
-    name: str = "images",
-) -> Pixels:
+def load_pixels(store: PixelStore, split: str, device: torch.device) -> Pixels:
     """Map a split to ``device``; says in the log where it went, with sizes.
 
-    What lies in an accelerator's memory stays there under its ``name`` (which must tell
-    contents apart) until something else needs the room.
+    What lies in an accelerator's memory stays there until something else needs the room.
     """
+    part, name = store.split(split), f"{split} of {store.info.content_hash}"
     with warnings.catch_warnings():  # the map is read-only, and nothing here writes to it
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        host = torch.from_numpy(images)
-        targets = torch.from_numpy(np.ascontiguousarray(labels))
+        images = torch.from_numpy(part.images)
+        labels = torch.from_numpy(np.ascontiguousarray(part.labels))
     if device.type != "cuda":
-        return Pixels(host, targets, device)
+        return Pixels(images, labels, device)
     key = (name, str(device))
-    if key not in _on_accelerator:
-        if not _has_room(images.nbytes, device):
-            _on_accelerator.clear()
-        fits, gigabytes = _has_room(images.nbytes, device), images.nbytes / 1e9
-        place = "device memory" if fits else "host memory, copied batch by batch"
-        log.info("%s: %d images, %.2f GB, in %s", name, len(images), gigabytes, place)
-        pixels = Pixels(host.to(device) if fits else host, targets.to(device), device)
-        if not fits:
-            return pixels
+    if key in _on_accelerator:
+        return _on_accelerator[key]
+    if not _has_room(images.nbytes, device):
+        _on_accelerator.clear()
+    fits, gigabytes = _has_room(images.nbytes, device), images.nbytes / 1e9
+    place = "device memory" if fits else "host memory, copied batch by batch"
+    log.info("%s: %d images, %.2f GB, in %s", name, len(images), gigabytes, place)
+    pixels = Pixels(images.to(device) if fits else images, labels.to(device), device)
+    if fits:
         _on_accelerator[key] = pixels
-    return _on_accelerator[key]
+    return pixels
 
 
 def _has_room(size: int, device: torch.device) -> bool:
@@ -123,24 +116,19 @@ class BatchPlan:
         """Optimizer steps per epoch; 0 when there are fewer images than workers."""
         return self.images // self.global_batch if self.global_batch else 0
 
-    def share(self, rank: int) -> tuple[int, int]:
-        """Start and end of the worker's images in each step's block. Pairs, which are mixed with
-        each other, stay together where the batch of a full group's worker has no odd one."""
+    def share(self, rank: int) -> range:
+        """The worker's positions in each step's block. Pairs, which are mixed with each other, stay
+        together where the batch of a full group's worker has no odd one."""
         unit = 1 if self._full_share % 2 else 2
         start, end = shard(self.global_batch // unit, rank, self.world_size)
-        return start * unit, end * unit
-
-    def share_size(self, rank: int) -> int:
-        """Images of each step that the worker takes."""
-        start, end = self.share(rank)
-        return end - start
+        return range(start * unit, end * unit)
 
     def micro_batches(self, accumulation: int) -> int:
         """Parts of a worker's share of which none is larger than in a full group, where the share
         is cut into ``accumulation``."""
         if self.world_size == self.full:
             return accumulation
-        largest = max(map(self.share_size, range(self.world_size)))
+        largest = max(len(self.share(rank)) for rank in range(self.world_size))
         return -(-largest // -(-self._full_share // accumulation))
 
     def order(self, seed: int, epoch: int) -> Tensor:
@@ -152,18 +140,10 @@ class BatchPlan:
         self, rows: Tensor, *, seed: int, epoch: int, rank: int, first_step: int = 0
     ) -> Iterator[Tensor]:
         """Rows of the split for each step of this worker's share, (B,) int64 each."""
-        order, (start, end) = rows[self.order(seed, epoch)], self.share(rank)
+        order, share = rows[self.order(seed, epoch)], self.share(rank)
         for step in range(first_step, self.steps):
             block = step * self.global_batch
-            yield order[block + start : block + end]
-
-
-def blocks(steps: Iterator[Tensor], bytes_per_step: int) -> Iterator[list[Tensor]]:
-    """Consecutive steps' rows (B,), as many steps at a time as make ``BLOCK_BYTES`` of prepared
-    pixels: what is done to them costs many small operations, and pixels depend on their row
-    alone."""
-    while block := list(islice(steps, max(1, BLOCK_BYTES // bytes_per_step))):
-        yield block
+            yield order[block + share.start : block + share.stop]
 
 
 def shard(count: int, rank: int, size: int) -> tuple[int, int]:

@@ -11,11 +11,11 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -24,13 +24,12 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
-from trainables.config import DataSpec, stable_hash
+from trainables.config import DatasetFacts, DataSpec, stable_hash
 from trainables.data.sources import locate
 from trainables.data.store import (
     INFO,
     SPLITS,
     STORE_SCHEMA,
-    DatasetInfo,
     Digests,
     Images,
     Labels,
@@ -125,12 +124,12 @@ def _build_and_rename(
     if path.exists():
         log.info(f"the pixel store {path} is damaged: building it again")
         shutil.rmtree(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
+    temporary = path.with_name(f".{path.name}.building-{os.getpid()}")
+    temporary.mkdir()
     try:
         log.info(f"building the pixel store of {source.name} in {path}")
         info = _build(source, spec, temporary)
         seal(temporary, info, key)
-        temporary.chmod(0o755)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -140,7 +139,7 @@ def _build_and_rename(
     return PixelStore(info=info, path=path)
 
 
-def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
+def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetFacts:
     reading = source.read()
     require_disk_space(reading, folder)
     labels, digests, skipped = _spool(reading, folder)
@@ -158,12 +157,11 @@ def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetInfo:
         write_split(folder / f"{name}.arrow", pool, rows, *columns[-1][1:])
     for origin in labels:
         _spooled(folder, origin).unlink()
-    return DatasetInfo(
+    return DatasetFacts(
         name=source.name,
         class_names=reading.class_names,
         height=reading.side,
         width=reading.side,
-        channels=3,
         counts={name: len(assigned[name][1]) for name in SPLITS},
         content_hash=content_hash(reading.class_names, shape, columns),
         mirror_safe=reading.mirror_safe,
@@ -228,30 +226,22 @@ def write_split(path: Path, pool: Images, rows: Rows, labels: Labels, digests: D
     hole = path.with_suffix(".hole")
     with hole.open("wb") as sparse:
         sparse.truncate(total)
-    kind = pa.binary(row_bytes)
-    with pa.memory_map(str(hole)) as zeros, pa.OSFile(str(path), "wb") as sink:
-        images = pa.FixedSizeBinaryArray.from_buffers(
-            kind, len(rows), [None, zeros.read_buffer(total)]
-        )
-        batch = pa.record_batch(
-            {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
-        )
-        with pa.ipc.new_file(sink, batch.schema) as writer:
+    with pa.memory_map(str(hole)) as zeros:
+        buffers = [None, zeros.read_buffer(total)]
+        images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(rows), buffers)
+        columns = {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
+        batch = pa.record_batch(columns)
+        with pa.ipc.new_file(str(path), batch.schema) as writer:
             writer.write_batch(batch)
     hole.unlink()
-    target = np.memmap(
-        path, mode="r+", offset=_image_offset(path), shape=(len(rows), *pool.shape[1:])
-    )
+    with pa.memory_map(str(path)) as mapped:
+        start_address = mapped.read_buffer(1).address
+        images = pa.ipc.open_file(mapped).get_batch(0).column("image")
+        offset = images.buffers()[1].address - start_address
+    target = np.memmap(path, mode="r+", offset=offset, shape=(len(rows), *pool.shape[1:]))
     for start in range(0, len(rows), BLOCK_ROWS):
         target[start : start + BLOCK_ROWS] = pool[rows[start : start + BLOCK_ROWS]]
     target.flush()
-
-
-def _image_offset(path: Path) -> int:
-    with pa.memory_map(str(path)) as mapped:
-        base = mapped.read_buffer(1).address
-        batch = pa.ipc.open_file(mapped).get_batch(0)
-        return int(batch.column("image").buffers()[1].address - base)
 
 
 def digests_of(images: Images) -> Digests:
@@ -274,7 +264,7 @@ def content_hash(
     return content.hexdigest()[:16]
 
 
-def seal(folder: Path, info: DatasetInfo, key: Mapping[str, object]) -> None:
+def seal(folder: Path, info: DatasetFacts, key: Mapping[str, object]) -> None:
     """Write ``info.json``: what the store holds, and the ``key`` that it was built for."""
     record = {"schema": STORE_SCHEMA, "info": info.as_dict(), "key": dict(key)}
     (folder / INFO).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -293,7 +283,7 @@ def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
             object_storage.put_folder(store.path, uri, marker=INFO)
     index = _index(remote)
     for spec, store in stores.items():
-        index[_key(spec)] = {"folder": store.path.name, "content": store.info.content_hash}
+        index[_key(spec)] = {"folder": store.path.name, "content": str(store.info.content_hash)}
     object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(index, indent=1).encode())
 
 
@@ -348,11 +338,10 @@ def _entry(remote: str, key: str) -> dict[str, str]:
 
 
 def _index(remote: str) -> Index:
-    try:
+    with suppress(FileNotFoundError):
         index: Index = json.loads(object_storage.read_bytes(f"{remote}/{INDEX}"))
-    except FileNotFoundError:
-        return {}
-    return index
+        return index
+    return {}
 
 
 def _uri(remote: str, folder: str) -> str:

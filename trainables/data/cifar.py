@@ -20,7 +20,9 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
@@ -133,12 +135,9 @@ def _find_archive(path: Path, dataset: str) -> tuple[Path, Form]:
 
 def _first_folders(path: Path) -> set[str]:
     """Of the first names in the archive: a renamed file is read all the same."""
-    try:
-        with tarfile.open(path) as tar:
-            members = [tar.next() for _ in range(3)]
-    except (tarfile.TarError, OSError, EOFError):
-        return set()
-    return {Path(member.name).parts[0] for member in members if member and member.name}
+    with suppress(tarfile.TarError, OSError, EOFError), tarfile.open(path) as tar:
+        return {Path(member.name).parts[0] for member in islice(tar, 3) if member.name}
+    return set()
 
 
 def _read(form: Form, place: Path) -> Reading:
@@ -262,9 +261,7 @@ def base_url(official_url: str) -> str:
     return url
 
 
-def download(
-    url: str, target: Path, *, md5: str, fix: str, connect_timeout_s: float = CONNECT_TIMEOUT_S
-) -> Path:
+def download(url: str, target: Path, *, md5: str, fix: str) -> Path:
     """Download ``url`` to ``target`` unless it is there; returns ``target``.
 
     Bytes gather in ``target.part``; a later call, or the next try after a cut connection, asks
@@ -279,15 +276,13 @@ def download(
             return target
         part = target.with_name(f"{target.name}.part")
         tries_left = 1  # a server that gave nothing yet is not worth more waiting
-        while True:
-            before = _size(part)
-            problem = _download_rest(url, part, target.name, connect_timeout_s)
-            if problem is None:
-                break
-            tries_left = TRIES_WITHOUT_PROGRESS if _size(part) > before else tries_left - 1
+        size = _size(part)
+        while problem := _download_rest(url, part, target.name):
+            before, size = size, _size(part)
+            tries_left = TRIES_WITHOUT_PROGRESS if size > before else tries_left - 1
             if not tries_left:
                 raise UserError(f"cannot download {url}: {problem}. Fix: {fix}")
-            log.info(f"{target.name}: {problem}; going on at {_size(part) / 1e6:.1f} MB")
+            log.info(f"{target.name}: {problem}; going on at {size / 1e6:.1f} MB")
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if checksum.hexdigest() != md5:
@@ -300,14 +295,14 @@ def download(
     return target
 
 
-def _download_rest(url: str, part: Path, name: str, connect_timeout_s: float) -> str | None:
+def _download_rest(url: str, part: Path, name: str) -> str | None:
     """Append what is missing to ``part``; None when complete, else what went wrong."""
     done = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         # One bound on all before the body: look-up (which knows none), each address, headers.
         response: http.client.HTTPResponse = bounded(
-            lambda: urllib.request.urlopen(request, timeout=READ_TIMEOUT_S), connect_timeout_s
+            lambda: urllib.request.urlopen(request, timeout=READ_TIMEOUT_S), CONNECT_TIMEOUT_S
         )
         with response:
             if done and response.status != 206:
@@ -325,7 +320,7 @@ def _download_rest(url: str, part: Path, name: str, connect_timeout_s: float) ->
             part.unlink()
         return f"the server answered {error.code} {error.reason}"
     except TimeoutError as error:
-        return str(error) or f"no answer within {connect_timeout_s:g} s"
+        return str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return str(getattr(error, "reason", "")) or one_line(error)
 

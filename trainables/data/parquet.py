@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,10 @@ SPLIT_WORDS = re.compile(
     r"(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev)|(?P<test>test|testing))"
     r"(?=[-_./ 0-9\[]|$)"
 )
+Files = dict[str, list[Path]]  # by split
 SAMPLED_ROW_GROUPS = 8
 SAMPLED_ROWS = 64
 BATCH_ROWS = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where images and labels are: files by split, columns, names if the schema holds them."""
-
-    files: dict[str, list[Path]]
-    image: str
-    label: str
-    names: tuple[str, ...]
 
 
 def locate(path: Path, spec: DataSpec) -> Source:
@@ -49,15 +39,36 @@ def locate(path: Path, spec: DataSpec) -> Source:
 
     Raises ``UserError`` on an unreadable file or where there is no image or label column.
     """
-    layout = _find_layout(path)
+    files = _files_by_split(path)
+    schemas = {file: _schema(file) for group in files.values() for file in group}
+    schema = next(iter(schemas.values()))
+    declared = _class_names(schema)
+    image, label = _columns(path, schema, declared)
+    for file, other in schemas.items():
+        for column in (image, label):
+            if column not in other.names:
+                raise UserError(
+                    f"all Parquet files of {path} need the column {column!r}; {file.name} has "
+                    f"{', '.join(other.names)}. Fix: rename its column, or move the file away"
+                )
+
+    def read() -> Reading:
+        names, labels = _labels(path, files, label, declared.get(label, ()))
+        require_two_classes(spec.source, [names[index] for index in set(labels["train"])])
+        return read_pictures(
+            names,
+            {split: _items(files[split], image, rows) for split, rows in labels.items()},
+            sample=_sample(files["train"], image),
+            count=sum(map(len, labels.values())),
+            spec=spec,
+        )
+
     return Source(
         name=path.stem if path.is_file() else path.name,
         identity=lambda: [
-            [split, *file_identity(file)]
-            for split, files in sorted(layout.files.items())
-            for file in files
+            [split, *file_identity(file)] for split in sorted(files) for file in files[split]
         ],
-        read=lambda: _read(path, spec, layout),
+        read=read,
     )
 
 
@@ -69,48 +80,21 @@ def split_of(file: Path) -> str:
     return "train"
 
 
-def _find_layout(path: Path) -> Layout:
-    files: dict[str, list[Path]] = {}
+def _files_by_split(path: Path) -> Files:
     if path.is_file():
-        files["train"] = [path]
-    else:
-        for file in sorted(path.rglob("*.parquet")):
-            inside = file.relative_to(path)
-            if not any(part.startswith(".") for part in inside.parts):
-                files.setdefault(split_of(inside), []).append(file)
-    if not files.get("train"):
+        return {"train": [path]}
+    files: Files = {}
+    for file in sorted(path.rglob("*.parquet")):
+        inside = file.relative_to(path)
+        if not any(part.startswith(".") for part in inside.parts):
+            files.setdefault(split_of(inside), []).append(file)
+    if "train" not in files:
         raise UserError(
             f"a Parquet folder needs a train split; {path} has files for "
             f"{', '.join(sorted(files)) or 'no split'} only. "
             "Fix: name its files train-*.parquet, or give one file as --dataset"
         )
-    schemas = {file: _schema(file) for group in files.values() for file in group}
-    schema = next(iter(schemas.values()))
-    names = _class_names(schema)
-    fitting = [field.name for field in schema if _holds_images(field.type)]
-    image = _first((*IMAGE_COLUMNS, *fitting), fitting)
-    fitting = [field.name for field in schema if _is_label(field.type)]
-    label = _first((*LABEL_COLUMNS, *names), fitting)
-    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    if image is None:
-        raise UserError(
-            "a Parquet dataset needs an image column of type binary or struct<bytes, path>; "
-            f"{path} has {columns}. "
-            "Fix: write the encoded pictures (PNG, JPEG) into a binary column 'image'"
-        )
-    if label is None:
-        raise UserError(
-            f"a Parquet dataset needs a label column of integers or strings; {path} has none of "
-            f"{', '.join(LABEL_COLUMNS)} but {columns}. Fix: rename the label column to 'label'"
-        )
-    for file, other in schemas.items():
-        for column in (image, label):
-            if column not in other.names:
-                raise UserError(
-                    f"all Parquet files of {path} need the column {column!r}; {file.name} has "
-                    f"{', '.join(other.names)}. Fix: rename its column, or move the file away"
-                )
-    return Layout(files=files, image=image, label=label, names=names.get(label, ()))
+    return files
 
 
 def _schema(file: Path) -> Any:
@@ -123,8 +107,25 @@ def _schema(file: Path) -> Any:
         ) from None
 
 
-def _first(preferred: Iterable[str], fitting: list[str]) -> str | None:
-    return next((name for name in preferred if name in fitting), None)
+def _columns(path: Path, schema: Any, declared: Iterable[str]) -> tuple[str, str]:
+    """The columns of the images and of the labels, of which ``declared`` have class names."""
+    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    fitting = [field.name for field in schema if _holds_images(field.type)]
+    if not fitting:
+        raise UserError(
+            "a Parquet dataset needs an image column of type binary or struct<bytes, path>; "
+            f"{path} has {columns}. "
+            "Fix: write the encoded pictures (PNG, JPEG) into a binary column 'image'"
+        )
+    image: str = next((name for name in IMAGE_COLUMNS if name in fitting), fitting[0])
+    fitting = [field.name for field in schema if _is_label(field.type)]
+    for label in (*LABEL_COLUMNS, *declared):
+        if label in fitting:
+            return image, label
+    raise UserError(
+        f"a Parquet dataset needs a label column of integers or strings; {path} has none of "
+        f"{', '.join(LABEL_COLUMNS)} but {columns}. Fix: rename the label column to 'label'"
+    )
 
 
 def _holds_images(kind: Any) -> bool:
@@ -156,61 +157,50 @@ def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
     return classes
 
 
-def _read(path: Path, spec: DataSpec, layout: Layout) -> Reading:
+def _labels(
+    path: Path, files: Files, column: str, names: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Names of the classes, and the class of each row by split."""
     values = {
         split: [
             value
-            for file in files
-            for value in pq.read_table(file, columns=[layout.label]).column(0).to_pylist()
+            for file in group
+            for value in pq.read_table(file, columns=[column]).column(0).to_pylist()
         ]
-        for split, files in layout.files.items()
+        for split, group in files.items()
     }
-    if layout.names and set(values.get("test", [0])) <= {-1}:
+    if names and set(values.get("test", [0])) <= {-1}:
         log.info("the test files carry no labels (-1): left out, a test split is carved from train")
         del values["test"]
-    names, index = _index(path, layout, values)
-    require_two_classes(spec.source, [names[index[value]] for value in set(values["train"])])
-    splits = {
-        split: _items(layout.files[split], layout.image, [index[value] for value in column])
-        for split, column in values.items()
-    }
-    count = sum(map(len, values.values()))
-    return read_pictures(names, splits, sample=_sample(layout), count=count, spec=spec)
-
-
-def _index(
-    path: Path, layout: Layout, values: dict[str, list[Any]]
-) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """Class names, and the class index of each label value."""
     distinct = set().union(*values.values())
     if None in distinct:
-        row = next(column.index(None) for column in values.values() if None in column)
+        row = next(rows.index(None) for rows in values.values() if None in rows)
         raise UserError(
-            f"every row needs a label; column {layout.label!r} of {path} is empty at row {row}. "
+            f"every row needs a label; column {column!r} of {path} is empty at row {row}. "
             "Fix: remove such rows"
         )
     ordered = sorted(distinct)
-    if not layout.names or any(isinstance(value, str) for value in ordered):
-        return tuple(map(str, ordered)), {value: index for index, value in enumerate(ordered)}
-    wrong = [value for value in ordered if not 0 <= value < len(layout.names)]
+    if not names or any(isinstance(value, str) for value in ordered):
+        names = tuple(map(str, ordered))
+        index = {value: number for number, value in enumerate(ordered)}
+        return names, {split: [index[v] for v in rows] for split, rows in values.items()}
+    wrong = [value for value in ordered if not 0 <= value < len(names)]
     if wrong:
         raise UserError(
-            f"labels must be in [0, {len(layout.names) - 1}], the classes that {path} names; "
-            f"column {layout.label!r} holds {wrong[0]}. Fix: remove such rows"
+            f"labels must be in [0, {len(names) - 1}], the classes that {path} names; "
+            f"column {column!r} holds {wrong[0]}. Fix: remove such rows"
         )
-    return layout.names, {value: value for value in ordered}
+    return names, values
 
 
-def _sample(layout: Layout) -> Iterator[bytes | None]:
+def _sample(files: list[Path], column: str) -> Iterator[bytes | None]:
     """A few encoded images, spread over the row groups of the training files."""
     groups = [
-        (file, group)
-        for file in layout.files["train"]
-        for group in range(pq.read_metadata(file).num_row_groups)
+        (file, group) for file in files for group in range(pq.read_metadata(file).num_row_groups)
     ]
     for pick in np.unique(np.linspace(0, len(groups) - 1, SAMPLED_ROW_GROUPS).astype(int)):
         file, group = groups[pick]
-        pictures = _encoded(file, layout.image, row_groups=[group], batch_size=SAMPLED_ROWS)
+        pictures = _encoded(file, column, row_groups=[group], batch_size=SAMPLED_ROWS)
         yield from islice(pictures, SAMPLED_ROWS)
 
 

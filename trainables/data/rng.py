@@ -7,8 +7,7 @@ uint64 and on torch's int64, which wraps on every device. Imports torch where it
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +16,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
-FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # of the finaliser: shift, factor
 MASK = (1 << 64) - 1
 STREAMS = 64  # upper bound of draws per image
 
 
-def _multiplied(z: Any, shift: Callable[[Any, int], Any], number: Callable[[int], Any]) -> Any:
-    """All of the finaliser but its last shift, which the upper half of the bits does not need."""
-    z = (z ^ shift(z, 30)) * number(FACTORS[0])
-    return (z ^ shift(z, 27)) * number(FACTORS[1])
-
-
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Pseudo-random bits for each of ``values``; any shape (...)."""
-    z = _multiplied(values, lambda z, bits: z >> np.uint64(bits), np.uint64)
-    mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return mixed
+    for bits, factor in ROUNDS:
+        values = (values ^ (values >> np.uint64(bits))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
 
 
 def key_of(*parts: int) -> int:
@@ -52,8 +45,9 @@ def uniforms(key: int, index: Tensor, streams: int) -> Tensor:
 
     stream = torch.arange(streams, dtype=torch.int64, device=index.device)
     z = (index[:, None] * STREAMS + stream) * _signed(GOLDEN) + _signed(key)  # (B, streams)
-    drawn: Tensor = _shift(_multiplied(z, _shift, _signed), 40).to(torch.float32) * 2.0**-24
-    return drawn
+    for bits, factor in ROUNDS:  # the last shift is nothing to the upper half of the bits
+        z = (z ^ _shift(z, bits)) * _signed(factor)
+    return _shift(z, 40).to(torch.float32) * 2.0**-24
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainables.config import DataSpec
+from trainables.config import DatasetFacts, DataSpec
 from trainables.errors import UserError, collected, raise_if_any
 
 if TYPE_CHECKING:
@@ -37,17 +37,6 @@ class KnownDataset:
     batch_size_per_worker: int = 64  # the default of a recipe
     url: str | None = None
 
-    def stored_side_px(self, data: DataSpec) -> int:
-        """Side of the stored images."""
-        return min(self.side_px, data.short_side or self.side_px)
-
-    def counts(self, data: DataSpec) -> dict[str, int]:
-        """Stored images by split: val, and test where there is none, are carved from train."""
-        val = round(data.val_fraction * self.train_images)
-        carved = 0 if self.test_images else round(data.test_fraction * self.train_images)
-        train = self.train_images - val - carved
-        return {"train": train, "val": val, "test": self.test_images or carved}
-
 
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
 KNOWN_DATASETS = {
@@ -62,6 +51,24 @@ KNOWN_DATASETS = {
                      test_images=10_000, url=CIFAR_URL),
     )
 }  # fmt: skip
+
+
+def known_images(data: DataSpec) -> DatasetFacts | None:
+    """What the dataset's name alone tells of its stored images, with numbers for the names of its
+    classes; ``None`` for a path. Val, and test where there is none, are carved from train."""
+    known = KNOWN_DATASETS.get(data.source)
+    if known is None:
+        return None
+    side, images = min(known.side_px, data.short_side or known.side_px), known.train_images
+    val = round(data.val_fraction * images)
+    carved = 0 if known.test_images else round(data.test_fraction * images)
+    return DatasetFacts(
+        height=side,
+        width=side,
+        class_names=tuple(map(str, range(known.classes))),
+        counts={"train": images - val - carved, "val": val, "test": known.test_images or carved},
+        mirror_safe=known.mirror_safe,
+    )
 
 
 def _read_digits() -> Reading:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from trainables.config import DataSpec, Spec
+from trainables.config import DatasetFacts, DataSpec
 from trainables.data.rng import GOLDEN, MASK, mix
 from trainables.errors import UserError
 
@@ -81,28 +81,6 @@ def require_two_classes(source: str, classes: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetInfo(Spec):
-    """What a store holds.
-
-    ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
-    ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
-    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
-    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
-    ``skipped`` counts corrupt images left out.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    height: int
-    width: int
-    channels: int
-    counts: dict[str, int]
-    content_hash: str
-    mirror_safe: bool
-    skipped: int
-
-
 @dataclass(frozen=True)
 class Split:
     """``images`` uint8 (N, H, W, C), a read-only view of the map, and ``labels`` int64 (N,)."""
@@ -115,7 +93,7 @@ class Split:
 class PixelStore:
     """A complete store on disk, read-only; cheap to open, to pickle and to share."""
 
-    info: DatasetInfo
+    info: DatasetFacts
     path: Path
 
     def split(self, name: str) -> Split:
@@ -154,7 +132,7 @@ def open_store(path: Path, content: str | None = None) -> PixelStore | None:
     another than ``content``."""
     try:
         record = json.loads((path / INFO).read_text(encoding="utf-8"))
-        store = PixelStore(info=DatasetInfo.from_dict(record["info"]), path=path)
+        store = PixelStore(info=DatasetFacts.from_dict(record["info"]), path=path)
         info = store.info
         whole = all(len(store.digests(name)) == info.counts[name] for name in SPLITS)
         fits = record["schema"] == STORE_SCHEMA and content in (None, info.content_hash)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import timm
 import torch
 
 from trainables.backbones.families import FAMILIES, member_of
-from trainables.config import Assignment, BackboneSpec
+from trainables.config import Assignment, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.evaluate.model import evaluate_split, load_model
@@ -29,27 +29,23 @@ def write(
     checkpoint: Path,
     assignment: Assignment,
     *,
-    class_names: Sequence[str],
-    height: int,
-    width: int,
-    trained: Mapping[str, object],
-    summary: str,
+    dataset: DatasetFacts,
+    trained: Mapping[str, Any],
 ) -> None:
     """Write ``model.safetensors``, ``config.json``, ``timm_classifier.py`` and ``README.md``.
 
-    The moving average's weights where the recipe keeps one. ``height`` and ``width`` (pixels)
-    are of the stored images, ``trained`` goes into the config as it is, ``summary`` into the
+    The moving average's weights where the recipe keeps one. ``trained`` says of which trial and how
+    good the model is, as ``orchestrator.tracking.view.model_facts``; it goes into config and
     README. Raises ``UserError`` where the checkpoint is damaged, or of another model.
     """
-    model = load_model(
-        assignment, checkpoint, num_classes=len(class_names), height=height, width=width
-    )
+    names, height, width = dataset.class_names, dataset.height, dataset.width
+    model = load_model(assignment, checkpoint, dataset)
     geometry = model.geometry
     side = geometry.image_size
     timm.models.save_for_hf(
         model.module.to(memory_format=torch.contiguous_format),
         str(folder),
-        model_config={"label_names": list(class_names), "trained": dict(trained)},
+        model_config={"label_names": list(names), "trained": dict(trained)},
         safe_serialization=True,
         data_config={
             "input_size": (3, side, side),
@@ -62,10 +58,13 @@ def write(
     exchanged = _record_stem(folder / "config.json", assignment.backbone, model)
     shutil.copy(CODE, folder)
     texts = [README] if exchanged else [README, TIMM_ALONE]
-    short = min(height, width)
+    short, test = min(height, width), ""
+    if "test_top1" in trained:
+        test = f", on {trained.get('test_images', 'the')} test images {trained['test_top1']:.4f}"
     filled = "".join(text.read_text(encoding="utf-8") for text in texts).format(
-        title=f"{geometry.model}, {len(class_names)} classes",
-        summary=summary,
+        title=f"{geometry.model}, {len(names)} classes",
+        trained=trained,
+        test=test,
         height=height,
         width=width,
         side=side,
@@ -77,9 +76,7 @@ def write(
 
 def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     """Name in timm's config what was exchanged for small images; ``False`` where nothing was."""
-    geometry, module = model.geometry, model.module
-    exchange = FAMILIES[spec.family].exchanged_stem
-    exchanged = exchange and exchange(geometry, member_of(spec), module)
+    exchanged = FAMILIES[spec.family].exchanged_stem(model.geometry, member_of(spec))
     if exchanged is None:
         return False
     content = json.loads(config.read_text(encoding="utf-8"))
@@ -87,9 +84,9 @@ def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     if exchanged.pool is not None:
         stem["pool"] = exchanged.pool
     if exchanged.built_image_size is not None:
-        stem["img_size"] = geometry.image_size
+        stem["img_size"] = model.geometry.image_size
         content["model_args"]["img_size"] = exchanged.built_image_size
-    conv: Any = module.get_submodule(exchanged.conv)
+    conv: Any = model.module.get_submodule(exchanged.conv)
     stem |= {key: list(getattr(conv, key)) for key in ("kernel_size", "stride", "padding")}
     config.write_text(json.dumps({**content, "stem": stem}, indent=2), encoding="utf-8")
     return True

@@ -1,4 +1,5 @@
-"""A trial's checkpoints: on this node, in object storage, and cleaned up in both.
+"""A trial's files: checkpoints on this node, in object storage, and cleaned up in both; and which
+test images a final got right.
 
 Where a run is kept in object storage, a worker writes its checkpoints into a working copy of the
 run's folder that is this node's alone. Rank 0 puts each one into the storage before it is
@@ -19,6 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import filelock
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
 
 from trainables.config import Assignment
 from trainables.errors import StorageError
@@ -53,20 +58,17 @@ def delete_checkpoints_except(
             continue
         with suppress(FileNotFoundError):
             for checkpoint in folder.iterdir():
-                if checkpoint not in kept_paths:
-                    _delete(checkpoint)
+                if checkpoint in kept_paths:
+                    continue
+                # A crash in the middle leaves no half of it under a name that the ledger knows.
+                doomed = folder / f".{uuid.uuid4().hex}"
+                with suppress(FileNotFoundError):
+                    checkpoint.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
         with suppress(OSError):
             folder.rmdir()
     with suppress(OSError):
         trial_folder.rmdir()
-
-
-def _delete(checkpoint: Path) -> None:
-    # Renamed first: a crash in the middle leaves no half of it under a name the ledger knows.
-    doomed = checkpoint.with_name(f".{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):
-        checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def delete_stored_except(
@@ -177,3 +179,13 @@ def correct_file(assignment: Assignment, file: Path) -> Path:
         return file
     run_folder = object_storage.working_copy(assignment.remote)
     return run_folder / "finals" / assignment.trial_id / file.name
+
+
+def write_correct(path: Path, correct: npt.NDArray[np.bool_]) -> None:
+    """Write one bool column ``correct`` (N,), in the split's order; seen whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"correct": pa.array(correct, pa.bool_())})
+    half = path.with_suffix(".part")
+    with pa.OSFile(str(half), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    half.rename(path)

@@ -108,7 +108,26 @@ class InputTransform:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, C) uint8 -> (B, C, S, S) float32, normalised; nothing drawn."""
-        return fit(normalise(pixels, self), self)
+        return self.fit(self.normalise(pixels))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C) uint8 -> (B, C, H, W) float32 with the backbone's mean and std."""
+        scale, offset = _statistics(self, pixels.device)
+        batch = torch.empty(
+            (len(pixels), pixels.shape[3], *pixels.shape[1:3]),
+            dtype=torch.float32,
+            device=pixels.device,
+            memory_format=torch.channels_last if self.channels_last else torch.contiguous_format,
+        )
+        return batch.copy_(pixels.permute(0, 3, 1, 2)).mul_(scale).sub_(offset)
+
+    def fit(self, batch: Tensor) -> Tensor:
+        """Resize (B, C, H, W) to the model's side, bilinear; nothing when it is that."""
+        side = (self.image_size, self.image_size)
+        if batch.shape[2:] != side:
+            smaller = self.image_size < min(batch.shape[2:])
+            batch = F.interpolate(batch, side, mode="bilinear", antialias=smaller)
+        return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,33 +161,30 @@ class Augmentation:
             pixels = crop(images, positions, down, right, mirror)
         else:
             pixels = images[positions]
-        batch = self._distort(pixels, draws) if distorts else normalise(pixels, self.transform)
+        batch = self._distort(pixels, draws) if distorts else self.transform.normalise(pixels)
         if probability:
             batch = erase(batch, draws, probability)
-        return fit(batch, self.transform)
+        return self.transform.fit(batch)
 
     def _offset(self, draw: Tensor, side: int) -> Tensor:
         """Whole pixels in [-p, p], p = the level's share of the side, one at least; (B,)."""
-        if not self.level.pad:
-            return torch.zeros_like(draw, dtype=torch.int64)
-        pad = max(1, int(self.level.pad * side))
+        pad = max(1, int(self.level.pad * side)) if self.level.pad else 0
         return (draw * (2 * pad + 1)).to(torch.int64) - pad
 
     def _distort(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        level = self.level
+        level, signed = self.level, 2 * draws - 1  # in [-1, 1)
         batch = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         batch = batch.div_(255)  # (B, C, H, W) in [0, 1]
         if level.warps:
             batch = warp(
                 batch,
-                degrees=level.degrees * _symmetric(draws[:, ANGLE]),
-                zoom=1 + level.zoom * _symmetric(draws[:, SCALE]),
-                shift_x=level.shift * _symmetric(draws[:, SHIFT_X]),
-                shift_y=level.shift * _symmetric(draws[:, SHIFT_Y]),
+                degrees=level.degrees * signed[:, ANGLE],
+                zoom=1 + level.zoom * signed[:, SCALE],
+                shift_x=level.shift * signed[:, SHIFT_X],
+                shift_y=level.shift * signed[:, SHIFT_Y],
             )
         if level.jitter:
-            factors = 1 + level.jitter * _symmetric(draws[:, BRIGHTNESS : SATURATION + 1])
-            batch = jitter(batch, factors)
+            batch = jitter(batch, 1 + level.jitter * signed[:, BRIGHTNESS : SATURATION + 1])
         scale, offset = _statistics(self.transform, batch.device)
         return batch.mul_(255 * scale).sub_(offset)
 
@@ -192,27 +208,6 @@ def crop(
     index = (rows[:, :, None] + columns[:, None, :]).view(-1)  # (B * H * W,)
     pixels = images.view(-1, channels).index_select(0, index)
     return pixels.view(-1, height, width, channels)
-
-
-def normalise(pixels: Tensor, transform: InputTransform) -> Tensor:
-    """Pixels (B, H, W, C) uint8 -> (B, C, H, W) float32 with the backbone's mean and std."""
-    scale, offset = _statistics(transform, pixels.device)
-    batch = torch.empty(
-        (len(pixels), pixels.shape[3], *pixels.shape[1:3]),
-        dtype=torch.float32,
-        device=pixels.device,
-        memory_format=torch.channels_last if transform.channels_last else torch.contiguous_format,
-    )
-    return batch.copy_(pixels.permute(0, 3, 1, 2)).mul_(scale).sub_(offset)
-
-
-def fit(batch: Tensor, transform: InputTransform) -> Tensor:
-    """Resize (B, C, H, W) to the side that the model sees, bilinear; nothing when it is that."""
-    side = (transform.image_size, transform.image_size)
-    if batch.shape[2:] != side:
-        smaller = side[0] < min(batch.shape[2:])
-        batch = F.interpolate(batch, side, mode="bilinear", antialias=smaller)
-    return batch.contiguous(memory_format=torch.channels_last) if transform.channels_last else batch
 
 
 def erase(batch: Tensor, draws: Tensor, probability: float) -> Tensor:
@@ -249,10 +244,6 @@ def reflect(index: Tensor, side: int) -> Tensor:
     """Mirror positions (of any shape) outside 0..side-1 at the border, which is not repeated."""
     index = index.abs()
     return torch.where(index >= side, 2 * (side - 1) - index, index)
-
-
-def _symmetric(draw: Tensor) -> Tensor:
-    return 2 * draw - 1
 
 
 @lru_cache(maxsize=8)

@@ -48,7 +48,7 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def identity(assignment: Assignment, dataset_hash: str) -> State:
+def identity(assignment: Assignment, dataset_hash: str | None) -> State:
     """What must be the same for a resume to be the same trial; where files lie is not."""
     whole = assignment.as_dict()
     data = {k: v for k, v in whole["data"].items() if k not in ("folder", "archive", "source")}

@@ -2,9 +2,9 @@
 
 REQUEST is one JSON object: ``device`` (torch's name), ``threads``, ``seconds`` of training to
 measure per backbone, and ``backbones``: label -> ``{"assignment": …, "height": pixels,
-"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, a
-:class:`Measurement` or ``{"label", "error"}``. The steps are those of training, on noise of the
-right size: nothing is read, and what is written is gone afterwards.
+"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, its
+``label`` with what :func:`measure` returns or with an ``error``. The steps are those of training,
+on noise of the right size: nothing is read, and what is written is gone afterwards.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainables.config import Assignment, DataSpec
-from trainables.data.store import DatasetInfo, PixelStore, Split
+from trainables.config import Assignment, DatasetFacts, DataSpec
+from trainables.data.store import PixelStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
 from trainables.train.trial import Trial
@@ -55,45 +56,24 @@ def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
     for name, count in (("train", train), ("val", VAL_IMAGES)):
         images = generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
         parts[name] = Split(images=images, labels=generator.integers(0, classes, count))
-    info = DatasetInfo(
-        name="noise",
+    info = DatasetFacts(
         class_names=tuple(map(str, range(classes))),
         height=height,
         width=width,
-        channels=3,
-        counts={name: len(part.labels) for name, part in parts.items()},
         content_hash=f"noise-{height}-{width}-{train}",
-        mirror_safe=True,
-        skipped=0,
     )
     return Noise(info, Path(), parts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """Cost of one worker.
+def measure(
+    assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
+) -> dict[str, Any]:
+    """Measure epochs of one step each on one worker, ``seconds`` of them after a first one.
 
     ``train_seconds_per_image`` is the median of ``n`` steps, data and augmentation included;
     ``setup_seconds`` is of a warm process and ``first_setup_seconds`` of a cold one (imports),
     ``gflops_per_image`` of the forward pass; ``memory`` is bytes by purpose.
     """
-
-    train_seconds_per_image: float
-    eval_seconds_per_image: float
-    n: int
-    first_setup_seconds: float
-    setup_seconds: float
-    checkpoint_seconds: float
-    checkpoint_bytes: int
-    params_m: float
-    gflops_per_image: float
-    memory: dict[str, int]
-
-
-def measure(
-    assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
-) -> Measurement:
-    """Measure epochs of one step each, ``seconds`` of them after a first one."""
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,22 +83,28 @@ def measure(
             trial.train(lambda: False)
         trial.finish_epoch()
         reports = _reports(trial, seconds)
-        saved = trial.save()
-        assert saved is not None
-        facts = trial.facts()
-        return Measurement(
-            train_seconds_per_image=statistics.median(map(_step_seconds, reports)) / batch,
-            eval_seconds_per_image=statistics.median(r["eval_seconds"] for r in reports)
+        checkpoint, facts = trial.save(), trial.facts()
+        tensors, module = trial.learner.tensors(), trial.learner.module
+        assert checkpoint is not None
+        return {
+            "train_seconds_per_image": statistics.median(map(_step_seconds, reports)) / batch,
+            "eval_seconds_per_image": statistics.median(r["eval_seconds"] for r in reports)
             / VAL_IMAGES,
-            n=len(reports),
-            first_setup_seconds=cold,
-            setup_seconds=trial.setup_seconds,
-            checkpoint_seconds=trial.clock.seconds["checkpoint"],
-            checkpoint_bytes=sum(file.stat().st_size for file in Path(saved).iterdir()),
-            params_m=facts["params_m"],
-            gflops_per_image=facts["gflops_per_image"],
-            memory={**_lasting_bytes(trial), "activations": sum(activations.values())},
-        )
+            "n": len(reports),
+            "first_setup_seconds": cold,
+            "setup_seconds": trial.setup_seconds,
+            "checkpoint_seconds": trial.clock.seconds["checkpoint"],
+            "checkpoint_bytes": sum(file.stat().st_size for file in Path(checkpoint).iterdir()),
+            "params_m": facts["params_m"],
+            "gflops_per_image": facts["gflops_per_image"],
+            "memory": {
+                "parameters": _bytes(tensors["model"].values()),
+                "gradients": _bytes(p for p in module.parameters() if p.requires_grad),
+                "optimizer": _bytes(tensors["optimizer"].values()),
+                "average": _bytes(tensors.get("ema", {}).values()),
+                "activations": sum(activations.values()),
+            },
+        }
 
 
 def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) -> Trial:
@@ -167,16 +153,8 @@ def saved_for_backward(trial: Trial) -> Iterator[dict[int, int]]:
         yield stored
 
 
-def _lasting_bytes(trial: Trial) -> dict[str, int]:
-    """Bytes that stay from step to step."""
-    groups = trial.learner.tensors()
-    parameters = list(trial.learner.module.parameters())
-    return {
-        "parameters": sum(tensor.nbytes for tensor in groups["model"].values()),
-        "gradients": sum(p.nbytes for p in parameters if p.requires_grad),
-        "optimizer": sum(tensor.nbytes for tensor in groups["optimizer"].values()),
-        "average": sum(tensor.nbytes for tensor in groups.get("ema", {}).values()),
-    }
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def main() -> None:
@@ -186,10 +164,9 @@ def main() -> None:
     for label, backbone in request["backbones"].items():
         assignment = Assignment.from_dict(backbone.pop("assignment"))
         try:
-            measured = measure(
+            row = measure(
                 assignment, device=request["device"], seconds=request["seconds"], **backbone
             )
-            row = asdict(measured)
         except Exception as error:  # the plan goes on with an estimate, and says why
             row = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
         print(json.dumps({"label": label, **row}), flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 
 import torch
 from timm.optim import Lion
@@ -45,43 +44,19 @@ def ready_momentum(optimizer: torch.optim.Optimizer) -> None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Linear warm-up to ``peak``, then half a cosine to ``peak * final_fraction``.
+def rate_at(epoch: float, recipe: Recipe, epochs: int) -> float:
+    """The recipe's learning rate at ``epoch`` (fractional, the end of the step about to be taken)
+    of a full length of ``epochs``: linear warm-up, half of it at most, then half a cosine.
 
     Times are in epochs, so the curve does not depend on batch size or number of workers
     (Loshchilov & Hutter 2017, without restarts; warm-up as in Goyal et al. 2017).
     """
-
-    peak: float
-    warmup_epochs: float
-    epochs: float
-    final_fraction: float
-
-    def at(self, epoch: float) -> float:
-        """Learning rate at ``epoch`` (fractional, the end of the step about to be taken)."""
-        if epoch < self.warmup_epochs:
-            return self.peak * epoch / self.warmup_epochs
-        span = max(self.epochs - self.warmup_epochs, 1e-9)
-        phase = min(1.0, (epoch - self.warmup_epochs) / span)
-        low = self.final_fraction
-        return self.peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * phase)))
-
-
-def schedule_of(recipe: Recipe, epochs: int) -> Schedule:
-    """The recipe's schedule over a full length of ``epochs``; warm-up takes half at most."""
-    return Schedule(
-        peak=recipe.learning_rate,
-        warmup_epochs=min(recipe.warmup_epochs, epochs / 2),
-        epochs=epochs,
-        final_fraction=recipe.final_lr_fraction,
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share: ``rate`` times the group's ``lr_scale``."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+    peak, low = recipe.learning_rate, recipe.final_lr_fraction
+    warmup = min(recipe.warmup_epochs, epochs / 2)
+    if epoch < warmup:
+        return peak * epoch / warmup
+    phase = min(1.0, (epoch - warmup) / max(epochs - warmup, 1e-9))
+    return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * phase)))
 
 
 class Ema:

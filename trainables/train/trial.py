@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainables.backbones import build
 from trainables.config import Assignment
-from trainables.data.batches import BatchPlan, Pixels, blocks, load_pixels
+from trainables.data.batches import BatchPlan, load_pixels
 from trainables.data.rng import key_of
 from trainables.data.store import PixelStore, train_indices
 from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
 from trainables.train.augmentation import LEVELS, Augmentation, Mixing
-from trainables.train.learner import Learner
-from trainables.train.loop import (
-    Batch,
-    TrainProgress,
-    World,
-    agree_to_stop,
-    from_rank_zero,
-    mean_over_workers,
-    predict,
-    score,
-    seed_torch,
-)
-from trainables.train.optimizer import schedule_of
+from trainables.train.learner import Batch, Learner
+from trainables.train.loop import World, broadcast, mean_over_workers, predict, score
+from trainables.train.optimizer import rate_at
 
 PURPOSES = ("train", "eval", "checkpoint", "data")
+BLOCK_BYTES = 8 << 20  # of float32 pixels, prepared at a time
 CONSENSUS_STEPS = 8  # workers agree on stopping every so many steps
 ACCELERATOR_CHECK_STEPS = 50  # reading the loss makes the host wait for the device
 
@@ -65,6 +58,21 @@ class Clock:
         self._since = now
 
 
+@dataclass
+class TrainProgress:
+    """Where a trial is: all that a checkpoint holds beside tensors.
+
+    ``epoch`` counts epochs completed, ``images`` the images of the epoch under way that all
+    workers together have trained on, ``loss_sum`` this worker's sum of their losses.
+    """
+
+    epoch: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    images_seen: int = 0
+    flops: float = 0.0
+
+
 class Trial:
     """One assignment made real on this worker; restored when it names a checkpoint."""
 
@@ -74,16 +82,6 @@ class Trial:
         self.device = torch.device(world.device)
         self.progress, self.clock = TrainProgress(), Clock()
         info, recipe = store.info, assignment.recipe
-        self.learner = Learner(
-            assignment,
-            world,
-            num_classes=len(info.class_names),
-            height=info.height,
-            width=info.width,
-        )
-        self._train_pixels = pixels_of(store, "train", self.device)
-        self._val_pixels = pixels_of(store, "val", self.device)
-        self._identity = checkpoint.identity(assignment, info.content_hash)
         self._rows = torch.from_numpy(train_indices(store, assignment.data))
         self.plan = BatchPlan(
             images=len(self._rows),
@@ -96,8 +94,18 @@ class Trial:
                 f"each worker needs a training image at least; got {len(self._rows)} for "
                 f"{self.plan.full} workers. Fix: --workers 1, or raise data.train_limit"
             )
-        self.learner.share(self.plan)
-        self.schedule = schedule_of(recipe, assignment.epochs)
+        seed_torch(key_of(assignment.seed), self.device)
+        backbone = build(
+            assignment.backbone,
+            num_classes=len(info.class_names),
+            height=info.height,
+            width=info.width,
+            drop_path=recipe.drop_path,
+        )
+        self.learner = Learner(backbone, recipe, world, self.plan)
+        self._train_pixels = load_pixels(store, "train", self.device)
+        self._val_pixels = load_pixels(store, "val", self.device)
+        self._identity = checkpoint.identity(assignment, info.content_hash)
         if assignment.checkpoint is not None:
             self._restore(Path(assignment.checkpoint))
         self.learner.prepare_epoch(self.progress.epoch)
@@ -130,8 +138,8 @@ class Trial:
             with self.clock.on("data"):
                 batch = next(batches)
             seed_torch(key_of(seed, progress.epoch, number, self.world.rank), self.device)
-            rate = self.schedule.at(progress.epoch + (number + 1) / plan.steps)
-            loss_sum += self.learner.take_step(batch, rate).double() * len(batch)
+            loss = self.learner.take_step(batch, self._rate((number + 1) / plan.steps))
+            loss_sum += loss.double() * len(batch)
             progress.images += plan.global_batch
             progress.images_seen += plan.global_batch
         progress.loss_sum = float(loss_sum)
@@ -140,21 +148,33 @@ class Trial:
     def _stops(
         self, number: int, first: int, loss_sum: Tensor, should_stop: Callable[[], bool]
     ) -> bool:
-        """Whether to stop before step ``number``; raises ``Diverged``. Alike on all workers."""
+        """Whether any worker is told to stop before step ``number``; raises ``Diverged``. Alike on
+        all workers, who ask together."""
         due = number in (first, self.plan.steps)
-        if self.world.size > 1 and not due and number % CONSENSUS_STEPS:
+        if self.world.size == 1:
+            stopped = should_stop()
+            read = due or self.device.type == "cpu" or number % ACCELERATOR_CHECK_STEPS == 0
+            diverged = read and not loss_sum.isfinite()
+        elif due or number % CONSENSUS_STEPS == 0:
+            own = [float(should_stop()), float(not loss_sum.isfinite())]
+            flags = torch.tensor(own, device=self.device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+            stopped, diverged = flags.bool().tolist()
+        else:
             return False
-        read = due or self.device.type == "cpu" or number % ACCELERATOR_CHECK_STEPS == 0
-        stopped, diverged = agree_to_stop(should_stop, loss_sum, self.world, read_loss=read)
         if diverged:
             raise Diverged(f"the training loss is not finite by step {number} of {self.plan.steps}")
         return stopped
+
+    def _rate(self, share_of_epoch: float = 0.0) -> float:
+        at = self.progress.epoch + share_of_epoch
+        return rate_at(at, self.assignment.recipe, self.assignment.epochs)
 
     def finish_epoch(self) -> tuple[dict[str, float], str | None]:
         """Evaluate, count, save when due; returns the report's metrics and the folder written."""
         progress, learner, images = self.progress, self.learner, self.progress.images
         with self.clock.on("eval"):
-            self.learner.average_buffers()
+            learner.average_buffers()
             predictions = predict(learner.trained, self._val_pixels, world=self.world)
             scores = score(predictions, self.world)
             train_loss = mean_over_workers(progress.loss_sum, self.world)
@@ -166,10 +186,21 @@ class Trial:
         every = self.assignment.checkpoint_every_epochs
         due = progress.epoch == self.assignment.epochs or progress.epoch % max(1, every) == 0
         folder = self.save() if due else None
-        metrics = self._metrics(scores, train_loss, images)
-        self.clock = Clock()
+        seconds, self.clock = self.clock.seconds, Clock()
+        metrics = {
+            "epoch": float(progress.epoch),
+            **{f"val_{name}": value for name, value in scores.items()},
+            "train_loss": train_loss,
+            "lr": self._rate(),
+            "images_seen": float(progress.images_seen),
+            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
+            "flops": progress.flops,
+            **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
+        }
+        if self.device.type == "cuda":
+            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         # rank 0's clock counts for all: every worker reports the same
-        return from_rank_zero(metrics, self.world), folder
+        return broadcast(metrics, self.world), folder
 
     def save(self) -> str | None:
         """Write a checkpoint; returns its folder, ``None`` where the assignment names no place.
@@ -201,7 +232,7 @@ class Trial:
             "gflops_per_image": learner.flops().forward / 1e9,
             "num_workers": self.world.size,
             "device": self.device.type,
-            "precision": "bf16" if learner.bf16 else "fp32",
+            "precision": "bf16" if learner.trained.bf16 else "fp32",
             "num_classes": len(info.class_names),
             "dataset": info.name,
             "dataset_hash": info.content_hash,
@@ -229,8 +260,11 @@ class Trial:
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
         )
-        size = self.plan.share_size(rank)
-        for block in blocks(steps, size * 3 * side * side * 4):
+        size = len(self.plan.share(rank))
+        # Preparing costs many small operations, and pixels depend on their row alone: several steps
+        # at a time.
+        at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
+        while block := list(islice(steps, at_once)):
             images, positions = pixels.cut(in_block := torch.cat(block))
             in_block = in_block.to(self.device)  # (steps * B,)
             ready = augmentation(images, in_block, epoch, positions=positions)
@@ -243,24 +277,6 @@ class Trial:
                 mixture, partner, weight = mixing(batch, rows, epoch, weights)
                 yield Batch(mixture, labels, labels[partner], weight)
 
-    def _metrics(
-        self, scores: Mapping[str, float], train_loss: float, images: int
-    ) -> dict[str, float]:
-        progress, seconds = self.progress, self.clock.seconds
-        metrics = {
-            "epoch": float(progress.epoch),
-            **{f"val_{name}": value for name, value in scores.items()},
-            "train_loss": train_loss,
-            "lr": self.schedule.at(progress.epoch),
-            "images_seen": float(progress.images_seen),
-            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
-            "flops": progress.flops,
-            **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
-        }
-        if self.device.type == "cuda":
-            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-        return metrics
-
     def _state(self) -> checkpoint.State:
         ema = self.learner.ema
         return {
@@ -268,7 +284,7 @@ class Trial:
             "seconds": dict(self.clock.seconds) if self.progress.images else {},
             "identity": self._identity,
             "workers": self.world.size,
-            "accumulation": self.learner.step.accumulation,
+            "accumulation": self.learner.accumulation,
             "ema_steps": None if ema is None else ema.steps,
         }
 
@@ -278,10 +294,12 @@ class Trial:
         self.progress = TrainProgress(**state["progress"])
         self.progress.loss_sum *= workers / self.world.size  # the mean of so many sums
         self.clock.seconds.update(state["seconds"])
-        self.learner.restore(folder, state, replace(self.plan, world_size=workers))
+        self.learner.restore(folder, state)
 
 
-def pixels_of(store: PixelStore, split: str, device: torch.device) -> Pixels:
-    """A split's pixels and labels, mapped or on the device."""
-    part, name = store.split(split), f"{split} of {store.info.content_hash}"
-    return load_pixels(part.images, part.labels, device, name=name)
+def seed_torch(key: int, device: torch.device) -> None:
+    """Seed torch's generators, also the accelerator's."""
+    # torch.manual_seed would also queue a seed, with a stack trace, for an absent accelerator
+    torch.default_generator.manual_seed(key >> 1)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key >> 1)

@@ -5,37 +5,36 @@ no torch: trials and the head use it as well.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 import ray
 
 from trainables.config import Assignment, EpochReport
-from trainables.errors import TrialError, one_line
 from trainables.storage.waiting import retry
 from trainables.worker.messages import Order, SlotConfig
 
+NAMESPACE = "backbone-tournament"  # of the actors
 OUTAGE_PATIENCE_S, PAUSE_S = 120.0, 0.2
 # ValueError: the name is unknown while the actor restarts.
 AWAY = (ray.exceptions.RayActorError, ValueError)
 
 
 class ActorClient:
-    """Calls methods of the actor ``name`` in ``namespace``, from any thread.
+    """Calls methods of the actor ``name``, from any thread.
 
     The handle is looked up once, not for every call; pickled without it, because Tune pickles
     what schedulers hold. A call raises the last Ray error when the actor stays away for
     ``OUTAGE_PATIENCE_S``.
     """
 
-    def __init__(self, name: str, namespace: str) -> None:
-        self.name, self.namespace = name, namespace
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._actor: Any = None
 
     def __call__(self, method: str, *arguments: Any, **named: Any) -> Any:
         def call() -> Any:
             try:
-                actor = self._actor or ray.get_actor(self.name, namespace=self.namespace)
+                actor = self._actor or ray.get_actor(self.name, namespace=NAMESPACE)
                 self._actor = actor
                 answer = getattr(actor, method).remote(*arguments, **named)
                 return ray.get(answer, timeout=OUTAGE_PATIENCE_S)
@@ -62,12 +61,8 @@ class DispatcherClient:
     """
 
     def __init__(self, config: SlotConfig, nodes: list[str]) -> None:
-        self._actor, self._slot = ActorClient(config.dispatcher, config.namespace), config.slot
+        self._actor, self._slot = ActorClient(config.dispatcher), config.slot
         self._nodes, self._incarnation = nodes, uuid.uuid4().hex
-
-    def _kept(self, method: str, *arguments: Any) -> list[str] | None:
-        kept: list[str] | None = self._actor(method, self._slot, *arguments)
-        return kept
 
     def next_order(self, running: str | None) -> Order:
         """What to do next, where ``running`` is the trial in memory now."""
@@ -77,20 +72,19 @@ class DispatcherClient:
 
     def report(self, assignment: Assignment, report: EpochReport) -> list[str] | None:
         """Report an epoch."""
-        return self._kept("report", assignment.trial_id, assignment.attempt, report)
+        trial, attempt = assignment.trial_id, assignment.attempt
+        kept: list[str] | None = self._actor("report", self._slot, trial, attempt, report)
+        return kept
 
-    def trial_failed(self, trial: str, error: BaseException) -> list[str] | None:
-        """Report that the trial itself cannot go on."""
-        kind = error.kind if isinstance(error, TrialError) else type(error).__name__
-        return self._kept("trial_failed", trial, kind, one_line(error))
-
-    def test_evaluated(self, trial: str, detail: Mapping[str, object]) -> list[str] | None:
-        """Report what a final's test evaluation gave."""
-        return self._kept("test_evaluated", trial, detail)
+    def end(self, trial: str, event: str, **fields: object) -> list[str] | None:
+        """Report that the trial is ``finished``, with the ``detail`` of its test evaluation, or
+        has ``failed`` for a ``reason``."""
+        kept: list[str] | None = self._actor("end", self._slot, event, trial, **fields)
+        return kept
 
     def note(self, trial: str, line: str) -> None:
         """A line for the run's log."""
-        self._actor("note", self._slot, trial, line)
+        self._actor("record", "noted", reason=f"{trial}: {self._slot}: {line}")
 
     def preempted(self, trial: str, checkpoint: str | None, nodes: list[str]) -> None:
         """Report a trial that had to stop within an epoch, with the checkpoint it wrote then."""

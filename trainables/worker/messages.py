@@ -42,24 +42,22 @@ class Order:
 @dataclass(frozen=True, kw_only=True)
 class EpochAnswer:
     """To a trial that asks for an epoch: its ``metrics``, and whether the trial is ``done`` with
-    it; or how the trial has ``ended`` and why; or none of these: ask again."""
+    it; or how the trial has ``ended``; or none of these: ask again."""
 
     metrics: Mapping[str, float] | None = None
     done: bool = False
     ended: str | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlotConfig:
     """What the workers of a slot need to know.
 
-    ``dispatcher`` and ``namespace`` name the actor, ``slot`` this Ray Train run. A recipe's batch
-    is for ``full_workers``. ``versions`` are the driver's, of Python and each library.
+    ``dispatcher`` names the actor, ``slot`` this Ray Train run. A recipe's batch is for
+    ``full_workers``. ``versions`` are the driver's, of Python and each library.
     """
 
     dispatcher: str
-    namespace: str
     slot: str
     full_workers: int
     threads_per_worker: int

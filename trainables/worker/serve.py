@@ -25,15 +25,15 @@ import ray.train
 import ray.train.torch
 import torch
 
-from trainables.config import Assignment, EpochReport
+from trainables.config import Assignment
 from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
 from trainables.evaluate.model import evaluate_test
 from trainables.finetune import fine_tune
 from trainables.storage import trial_files
 from trainables.storage.trial_files import delete_checkpoints_except, name_of
-from trainables.train.loop import World, from_every_rank, from_rank_zero
+from trainables.train.loop import World, broadcast, from_every_rank
 from trainables.worker.dispatcher_client import DispatcherClient
-from trainables.worker.messages import Order, SlotCommand, SlotConfig
+from trainables.worker.messages import SlotCommand, SlotConfig
 
 PREEMPTION_POLL_S = 1.0
 PREEMPTION_POLL_QUESTIONS = 4
@@ -48,56 +48,34 @@ class ActiveTrial:
         self.notice = PreemptionNotice(world.size)
         self._clears_up = local_rank == 0
         self._fetched = self.assignment.remote is None or self.checkpoint is None
-        self.reports = self._epochs()
-
-    def _epochs(self) -> Iterator[EpochReport]:
-        return fine_tune(self.assignment, self.world, should_stop=self.notice)
+        self.reports = fine_tune(self.assignment, self.world, should_stop=self.notice)
 
     def fetch(self) -> str | None:
         """Bring the checkpoint to start from to this node, once; a sentence where it has to be an
         earlier one. Raises ``StorageError``."""
         if self._fetched:
             return None
-        wanted, alone = self.checkpoint, self.world.size == 1
-        asked = self.world.rank == 0
-        name = trial_files.choose_checkpoint(self.assignment, alone=alone) if asked else None
-        name = from_rank_zero(name, self.world)
-        self.checkpoint = (
-            None if name is None else trial_files.fetch_checkpoint(self.assignment, name)
-        )
-        self.assignment = replace(self.assignment, checkpoint=self.checkpoint)
-        self.reports, self._fetched = self._epochs(), True
-        if self.checkpoint == wanted:
+        assignment, recorded, name = self.assignment, self.checkpoint, None
+        if self.world.rank == 0:
+            name = trial_files.choose_checkpoint(assignment, alone=self.world.size == 1)
+        name = broadcast(name, self.world)
+        self.checkpoint = trial_files.fetch_checkpoint(assignment, name) if name else None
+        self.assignment = replace(assignment, checkpoint=self.checkpoint)
+        self.reports = fine_tune(self.assignment, self.world, should_stop=self.notice)
+        self._fetched = True
+        if self.checkpoint == recorded:
             return None
         start = "from the beginning" if name is None else f"from {name}"
-        return f"{name_of(str(wanted))} is in the storage no more: {start}"
+        return f"{name_of(str(recorded))} is in the storage no more: {start}"
 
-    def store(self, report: EpochReport) -> None:
-        """Bring the report's checkpoint into the storage, on the trial's clock: rank 0. Raises
-        ``StorageError``."""
-        if self.assignment.remote is not None and self.world.rank == 0 and report.checkpoint:
-            started = time.perf_counter()
-            trial_files.put_checkpoint(self.assignment, report.checkpoint)
-            spent = time.perf_counter() - started
-            seconds = report.metrics.get("checkpoint_seconds", 0.0)
-            report.metrics["checkpoint_seconds"] = seconds + spent
-
-    def store_last(self, checkpoint: str | None) -> str | None:
-        """Store the checkpoint that was written on leaving; ``None`` where it is lost with this
-        node."""
-        if self.assignment.remote is not None and checkpoint is not None:
-            try:
-                trial_files.put_checkpoint(self.assignment, checkpoint)
-            except StorageError:
-                return None
-        return checkpoint
-
-    def local_checkpoint(self) -> str:
-        """The newest checkpoint's folder on this node, which may not be the one that wrote it."""
-        assert self.checkpoint is not None
-        if self.assignment.remote is None:
-            return self.checkpoint
-        return trial_files.fetch_checkpoint(self.assignment, name_of(self.checkpoint))
+    def store(self, checkpoint: str | None) -> float:
+        """Bring a checkpoint into the storage, where the run is kept there: rank 0. The seconds it
+        took. Raises ``StorageError``."""
+        if self.assignment.remote is None or self.world.rank != 0 or checkpoint is None:
+            return 0.0
+        started = time.perf_counter()
+        trial_files.put_checkpoint(self.assignment, checkpoint)
+        return time.perf_counter() - started
 
     def keep_only(self, kept: list[str] | None, *, over: bool = False) -> None:
         """Remove the trial's other checkpoints: rank 0, which writes them. ``None``: not now. What
@@ -105,18 +83,15 @@ class ActiveTrial:
         assignment, writes = self.assignment, self.world.rank == 0
         if assignment.checkpoint_folder is None:
             return
-        folder = Path(assignment.checkpoint_folder).parent
-        if assignment.remote is None:
-            if kept is not None and writes:
-                delete_checkpoints_except(folder, kept, attempt=assignment.attempt)
-            return
-        if kept is not None and writes:
+        folder, attempt = Path(assignment.checkpoint_folder).parent, assignment.attempt
+        if kept is not None and writes and assignment.remote is None:
+            delete_checkpoints_except(folder, kept, attempt=attempt)
+        elif kept is not None and writes:
             uri = trial_files.stored_uri(assignment)
-            trial_files.delete_stored_except(uri, kept, attempt=assignment.attempt)
-        if self._clears_up:
+            trial_files.delete_stored_except(uri, kept, attempt=attempt)
+        if assignment.remote is not None and self._clears_up:
             newest = self.checkpoint if writes and not over else None
-            local, kept_here = trial_files.local_folder(assignment), [newest] if newest else []
-            delete_checkpoints_except(local, kept_here, attempt=assignment.attempt)
+            delete_checkpoints_except(folder, [newest] if newest else [], attempt=attempt)
 
 
 class PreemptionNotice:
@@ -143,15 +118,14 @@ class PreemptionNotice:
     def __call__(self) -> bool:
         self.first_step_at = self.first_step_at or time.time()
         self._questions += 1
-        if self._alone:
-            due = time.monotonic() - self._asked_at > PREEMPTION_POLL_S
-        else:
-            due = self._questions % PREEMPTION_POLL_QUESTIONS == 1
+        now = time.monotonic()
+        by_count = self._questions % PREEMPTION_POLL_QUESTIONS == 1
+        due = now - self._asked_at > PREEMPTION_POLL_S if self._alone else by_count
         if self._watched and not self.nodes and due:
-            self._asked_at = time.monotonic()
+            self._asked_at = now
             info = ray.train.get_preemption_info()
             self.nodes = [] if info is None else list(info.preempted_node_ids)
-        return bool(self.nodes) or time.monotonic() > self._deadline
+        return bool(self.nodes) or now > self._deadline
 
 
 class RestartGroup(RuntimeError):
@@ -182,7 +156,7 @@ def serve(config: SlotConfig) -> None:
     active: ActiveTrial | None = None
     while True:
         running = active.assignment.trial_id if active else None
-        order = from_rank_zero(client.next_order(running) if rank == 0 else None, world)
+        order = broadcast(client.next_order(running) if rank == 0 else None, world)
         assert order is not None
         if order.command is SlotCommand.SHUTDOWN:
             return
@@ -196,7 +170,15 @@ def serve(config: SlotConfig) -> None:
             if order.assignment is not None:
                 active = ActiveTrial(order.assignment, world, context.get_local_rank())
             assert active is not None
-            active = active if _carry_out(order, active, client) else None
+            active.notice.leave_after(order.limit_s)
+            try:
+                if order.command is SlotCommand.TRAIN:
+                    _train_epoch(active, client)
+                else:
+                    _evaluate_test(active, client, Path(str(order.correct_file)))
+                    active = None
+            except TrialLeft:
+                active = None
         if active is None and device == "cpu":
             _return_freed_memory()
 
@@ -207,20 +189,6 @@ def _return_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def _carry_out(order: Order, active: ActiveTrial, client: DispatcherClient) -> bool:
-    """Whether the trial stays in this worker's memory."""
-    active.notice.leave_after(order.limit_s)
-    try:
-        if order.command is SlotCommand.TRAIN:
-            _train_epoch(active, client)
-            return True
-        assert order.correct_file is not None
-        _evaluate_test(active, client, Path(order.correct_file))
-    except TrialLeft:
-        pass
-    return False
 
 
 @contextmanager
@@ -244,7 +212,11 @@ def _bounded(active: ActiveTrial, client: DispatcherClient) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
     except Preempted as notice:
         if rank == 0:
-            checkpoint = active.store_last(notice.checkpoint)
+            checkpoint = notice.checkpoint
+            try:
+                active.store(checkpoint)
+            except StorageError:
+                checkpoint = None  # it is lost with this node
             client.preempted(assignment.trial_id, checkpoint, active.notice.nodes)
         if active.notice.nodes:
             raise  # for Ray Train, which starts the group again where it may stay
@@ -258,7 +230,9 @@ def _train_epoch(active: ActiveTrial, client: DispatcherClient) -> None:
     """Train one epoch and report it. Raises ``TrialLeft``."""
     with _bounded(active, client):
         report = next(active.reports)
-        active.store(report)
+        if stored_s := active.store(report.checkpoint):
+            written_s = report.metrics.get("checkpoint_seconds", 0.0)
+            report.metrics["checkpoint_seconds"] = written_s + stored_s  # on the trial's clock
     if report.detail:
         report.detail.setdefault("first_step_at", active.notice.first_step_at)
     kept = client.report(active.assignment, report) if active.world.rank == 0 else None
@@ -277,12 +251,14 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
         _train_epoch(active, client)
     assignment, world, kept = active.assignment, active.world, None
     with _bounded(active, client):
-        checkpoint = active.local_checkpoint()
+        checkpoint = str(active.checkpoint)
+        if assignment.remote is not None:  # this node may not be the one that wrote it
+            checkpoint = trial_files.fetch_checkpoint(assignment, name_of(checkpoint))
         evaluation = evaluate_test(assignment, checkpoint, world, correct_file=file)
         if assignment.remote is not None and world.rank == 0:
             trial_files.put_correct_file(assignment, file)
     if world.rank == 0:
-        kept = client.test_evaluated(assignment.trial_id, evaluation.detail)
+        kept = client.end(assignment.trial_id, "finished", detail=evaluation)
     active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)
 
 
@@ -292,11 +268,13 @@ def _report_failure(active: ActiveTrial, client: DispatcherClient, error: Except
     if not named:
         traceback.print_exc()
     trial, alone = active.assignment.trial_id, active.world.size == 1
+    kind = error.kind if isinstance(error, TrialError) else type(error).__name__
+    reason = f"{kind}: {one_line(error)}"
     # The storage's failure is no trial's fault: the group's restarts bound how often it may fail.
     stored = not isinstance(error, StorageError)
     if named or (alone and stored):
-        active.keep_only(client.trial_failed(trial, error), over=True)
+        active.keep_only(client.end(trial, "failed", reason=reason), over=True)
     else:
-        client.note(trial, f"{type(error).__name__}: {one_line(error)}")
+        client.note(trial, reason)
     if not alone or not stored or "CUDA error" in str(error):
         raise error

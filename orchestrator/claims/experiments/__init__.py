@@ -1,4 +1,4 @@
-"""The claims there are, by name."""
+"""The claims there are, by name: of each the rule is a module, its words a TOML file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from orchestrator.claims.experiments import (
 from trainables.errors import UserError
 
 CLAIMS: dict[str, Claim] = {
-    module.CLAIM.name: module.CLAIM
-    for module in (
-        lr_lower_for_vit,
-        small_patches_help,
-        augmentation_helps_vit_more,
-        conv_stem_converges_faster,
-        vit_needs_more_data,
-        cnn_more_shift_invariant,
+    claim.name: claim
+    for claim in map(
+        Claim.of,
+        (
+            lr_lower_for_vit,
+            small_patches_help,
+            augmentation_helps_vit_more,
+            conv_stem_converges_faster,
+            vit_needs_more_data,
+            cnn_more_shift_invariant,
+        ),
     )
 }
-PRESETS = ("smoke", "standard", "full")
 
 
 def claim_named(name: str) -> Claim:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Setting
-from orchestrator.claims.effects import Measured, Picture, lines, points
-from orchestrator.claims.results import RATE, TrialResult, by_level, complete, must_have_learned
+from orchestrator.claims.claim import Arm, Setting
+from orchestrator.claims.effects import Measured, diagram, lines, points
+from orchestrator.claims.results import RATE, TrialResult, by_level, require_learned
 from trainables.config import AUGMENT_LEVELS
 
-Array = np.ndarray
 FAMILIES = ("vit", "resnet")
 # Least-squares slope over equally spaced levels, times the way from the first to the last.
 _STEPS = np.arange(len(AUGMENT_LEVELS)) - (len(AUGMENT_LEVELS) - 1) / 2
@@ -21,11 +20,7 @@ WEIGHTS = _STEPS / (_STEPS**2).sum() * (len(AUGMENT_LEVELS) - 1)
 def arms(setting: Setting) -> list[Arm]:
     """Architecture x strength."""
     return [
-        Arm(
-            family=family,
-            epochs=setting.preset.epochs,
-            levels={"recipe.augment": level, RATE: rate},
-        )
+        Arm(family, setting.preset.epochs, {"recipe.augment": level, RATE: rate})
         for level in AUGMENT_LEVELS
         for family in FAMILIES
         for rate in setting.rates(family)
@@ -34,36 +29,25 @@ def arms(setting: Setting) -> list[Arm]:
 
 def measure(results: Sequence[TrialResult]) -> Measured:
     """The interaction: what the way from none to heavy gives a ViT, less what it gives a ResNet."""
-    results, seeds, notes = complete(results)
     tables = by_level(results, FAMILIES, "recipe.augment", AUGMENT_LEVELS)  # (levels, n) each
-    must_have_learned(
-        {f: float(t.mean(axis=1).max()) for f, t in tables.items()}, results[0].chance
-    )
+    best = {family: table.mean(axis=1).max() for family, table in tables.items()}
+    require_learned(best, results[0].chance)
     gains = {family: WEIGHTS @ table for family, table in tables.items()}  # (n,)
+    vit, resnet = tables["vit"], tables["resnet"]
+    more = vit - vit[0] - resnet + resnet[0]  # (levels, n)
+    others = {f"gain of {family} from none to heavy": gains[family] for family in FAMILIES}
+    for level, values in zip(AUGMENT_LEVELS[1:], more[1:], strict=True):
+        others[f"gain of ViT from none to {level}, over that of ResNet"] = values
+    interaction = "gain of ViT from none to heavy, over that of ResNet"
     return Measured(
-        seeds=seeds,
-        effects=(points("gain of ViT from none to heavy, over that of ResNet",
-                        gains["vit"] - gains["resnet"]),),
-        others=(
-            *(points(f"gain of {family} from none to heavy", gains[family])
-              for family in FAMILIES),
-            *(points(f"gain of ViT from none to {level}, over that of ResNet",
-                     tables["vit"][i] - tables["vit"][0]
-                     - tables["resnet"][i] + tables["resnet"][0])
-              for i, level in enumerate(AUGMENT_LEVELS) if i),
-        ),
-        pictures=lambda: [_picture(tables)],
-        notes=notes,
-    )  # fmt: skip
-
-
-def _picture(tables: dict[str, Array]) -> Picture:
-    return Picture(
-        title="Accuracy against strength of augmentation",
-        x_label="augmentation",
-        series=lines(range(len(AUGMENT_LEVELS)), {name: rows.T for name, rows in tables.items()}),
-        ticks=AUGMENT_LEVELS,
+        effects=points({interaction: gains["vit"] - gains["resnet"]}),
+        others=points(others),
+        pictures=lambda: [
+            diagram(
+                "Accuracy against strength of augmentation",
+                "augmentation",
+                lines(range(len(vit)), {family: table.T for family, table in tables.items()}),
+                ticks=AUGMENT_LEVELS,
+            )
+        ],
     )
-
-
-CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Setting
-from orchestrator.claims.effects import Effect, Measured, NoVerdict, Picture, Series, points
-from orchestrator.claims.results import (
-    RATE,
-    TrialResult,
-    all_seeds,
-    by_rate,
-    final_or_chance,
-    reached,
-    select,
-)
+from orchestrator.claims.claim import Arm, Setting
+from orchestrator.claims.effects import Effect, Json, Measured, NoVerdict, diagram, line, points
+from orchestrator.claims.results import RATE, Array, TrialResult, by_rate, grouped, reached
 
-Array = np.ndarray
 FAMILIES = ("vit", "hybrid")
+FAILED_COUNT = True
 TIMES_RATE = (0.3, 1.0, 3.0)  # of the usual rate
 SHARES = (0.1, 0.2, 0.3)  # of the way from chance to perfect: the accuracies to reach
 SHOWN = 0.2
+
+ByFamily = dict[str, list[TrialResult]]
 
 
 def arms(setting: Setting) -> list[Arm]:
     """Architecture x learning rate."""
     (usual,) = setting.rates("vit")
     return [
-        Arm(
-            family=family,
-            epochs=setting.preset.epochs,
-            levels={RATE: float(f"{usual * times:.3g}")},
-        )
+        Arm(family, setting.preset.epochs, {RATE: float(f"{usual * times:.3g}")})
         for times in TIMES_RATE
         for family in FAMILIES
     ]
@@ -45,25 +37,26 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     A run that never reaches an accuracy, or failed, counts with the whole time that was given
     (Royston & Parmar 2013, restricted mean survival time).
     """
-    seeds = all_seeds(results)
-    if not any(times_to(result, SHARES[0], "epochs") is not None for result in results):
+    if not events(results, SHARES[0])[1].any():
         raise NoVerdict(f"no run came {SHARES[0]:.0%} of the way from chance to perfect")
-    by_unit = {unit: _restricted(results, seeds, unit) for unit in ("epochs", "seconds")}
-    shortfall = {family: _shortfall(results, family) for family in FAMILIES}
+    by_family: ByFamily = grouped(results, lambda result: result.trial.family)
+    effects = []
+    for unit in ("epochs", "seconds"):
+        times = _restricted(results, unit)
+        ratios = np.log10(times["vit"] / times["hybrid"])
+        effects.append(Effect(f"{unit} of ViT over those of the hybrid", ratios.tolist(), "ratio"))
+    tables = {family: by_rate(by_family[family])[1] for family in FAMILIES}  # (rates, n) each
+    loss = {family: table.max(axis=0) - table.mean(axis=0) for family, table in tables.items()}
+    more = {"loss from a learning rate that is off, ViT over hybrid": loss["vit"] - loss["hybrid"]}
     return Measured(
-        seeds=len(seeds),
-        effects=tuple(
-            Effect(name=f"{unit} of ViT over those of the hybrid", unit="ratio",
-                   values=tuple(map(float, np.log10(times["vit"] / times["hybrid"]))))
-            for unit, times in by_unit.items()
-        ),
-        others=(
-            points("loss from a learning rate that is off, ViT over hybrid",
-                   shortfall["vit"] - shortfall["hybrid"]),
-        ),
-        pictures=lambda: [_survival(results), _curves(results, seeds)],
-        notes=_notes(results),
-    )  # fmt: skip
+        effects=effects,
+        others=points(more),
+        pictures=lambda: [_survival(by_family), _curves(by_family)],
+        notes=[
+            *(_arrivals(family, by_family[family]) for family in FAMILIES),
+            "Both see the same images in an epoch, so the ratio of images is that of epochs.",
+        ],
+    )
 
 
 def spent(result: TrialResult, unit: str) -> Array:
@@ -71,108 +64,81 @@ def spent(result: TrialResult, unit: str) -> Array:
     return result.epochs if unit == "epochs" else np.cumsum(result.curve("train_seconds"))
 
 
-def times_to(result: TrialResult, share: float, unit: str) -> float | None:
-    """What it took to come ``share`` of the way from chance to perfect; None if it never did."""
+def time_to(result: TrialResult, share: float, unit: str) -> float:
+    """What it took to come ``share`` of the way from chance to perfect; inf if it never did."""
     if not result.trial.reports:
-        return None
+        return math.inf
     goal = result.chance + share * (1 - result.chance)
-    return reached(result, goal, spent(result, unit))
+    took = reached(result, goal, spent(result, unit))
+    return math.inf if took is None else took
 
 
-def _restricted(
-    results: Sequence[TrialResult], seeds: Sequence[int], unit: str
-) -> dict[str, Array]:
+def _restricted(results: Sequence[TrialResult], unit: str) -> dict[str, Array]:
     """Mean over rates and accuracies of the time to reach them, by family; (n,)."""
     means: dict[str, list[float]] = {family: [] for family in FAMILIES}
-    for seed in seeds:
-        finished = [result for result in select(results, seed=seed) if result.finished]
-        if not finished:
+    by_seed = grouped(results, lambda result: result.seed)
+    for seed, of_seed in sorted(by_seed.items()):
+        ends = [float(spent(result, unit)[-1]) for result in of_seed if result.finished]
+        if not ends:
             raise NoVerdict(f"no trial of seed {seed + 1} was trained to its end")
-        horizon = min(float(spent(result, unit)[-1]) for result in finished)
-        for family in FAMILIES:
+        horizon = min(ends)
+        for family, values in means.items():
             times = [
-                horizon if (took := times_to(result, share, unit)) is None else min(took, horizon)
-                for result in select(results, family=family, seed=seed)
+                min(time_to(result, share, unit), horizon)
+                for result in of_seed
+                if result.trial.family == family
                 for share in SHARES
             ]
-            means[family].append(float(np.mean(times)))
+            values.append(float(np.mean(times)))
     return {family: np.array(values) for family, values in means.items()}
-
-
-def _shortfall(results: Sequence[TrialResult], family: str) -> Array:
-    """Final accuracy at the best rate less the mean over rates, (n,); a failed one is at chance."""
-    _, table = by_rate(select(results, family=family), final_or_chance)
-    return np.asarray(table.max(axis=0) - table.mean(axis=0))
 
 
 def events(results: Sequence[TrialResult], share: float) -> tuple[Array, Array]:
     """Epochs to the accuracy, or to the end of a run that never reached it, and whether it did."""
-    took = [times_to(result, share, "epochs") for result in results]
-    lasted = [float(c.asked_epochs) if t is None else t for c, t in zip(results, took, strict=True)]
-    return np.array(lasted), np.array([time is not None for time in took])
+    took = np.array([time_to(result, share, "epochs") for result in results])
+    arrived = np.isfinite(took)
+    return np.where(arrived, took, [result.trial.assignment.epochs for result in results]), arrived
 
 
-def _survival(results: Sequence[TrialResult]) -> Picture:
+def _arrivals(family: str, results: Sequence[TrialResult]) -> str:
+    arrived, failed = events(results, SHOWN)[1], [r for r in results if not r.finished]
+    return (
+        f"{family}: {arrived.sum()} of {len(results)} runs came {100 * SHOWN:.0f} % of the way "
+        f"from chance to perfect; {len(failed)} failed."
+    )
+
+
+def _survival(by_family: ByFamily) -> Json:
     """Kaplan & Meier's estimate (1958) of the share of runs that have reached the accuracy."""
     from scipy.stats import CensoredData, ecdf, logrank
 
     curves, samples = [], []
-    horizon = float(max(result.asked_epochs for result in results))
+    horizon = max(result.trial.assignment.epochs for result in chain(*by_family.values()))
     for place, family in enumerate(FAMILIES):
-        lasted, arrived = events(select(results, family=family), SHOWN)
+        lasted, arrived = events(by_family[family], SHOWN)
         samples.append(CensoredData(uncensored=lasted[arrived], right=lasted[~arrived]))
         estimate = ecdf(samples[-1]).cdf
-        x = (0.0, *map(float, estimate.quantiles), horizon)
-        shares = (0.0, *estimate.probabilities, estimate.probabilities[-1])
-        heights = np.array([shares])
-        curves.append(Series(name=family, place=place, x=x, values=heights, stepped=True))
+        x = np.array([0.0, *estimate.quantiles, horizon])
+        shares = np.array([[0.0, *estimate.probabilities, estimate.probabilities[-1]]])
+        curves.append(line(family, place, x, shares, stepped=True))
     p_value = float(logrank(*samples).pvalue)
     # Runs of one seed are not independent: the test describes, it decides nothing.
     log_rank = f"; log-rank p = {p_value:.2g}, as if runs were independent"
     test = log_rank if np.isfinite(p_value) else ""
-    return Picture(
-        title=f"Runs {100 * SHOWN:.0f} % of the way from chance to perfect{test}",
-        x_label="epochs",
-        y_label="share of runs, %",
-        series=curves,
-    )
+    title = f"Runs {100 * SHOWN:.0f} % of the way from chance to perfect{test}"
+    return diagram(title, "epochs", curves, y_label="share of runs, %")
 
 
-def _curves(results: Sequence[TrialResult], seeds: Sequence[int]) -> Picture:
+def _curves(by_family: ByFamily) -> Json:
     """Accuracy against epochs, mean over the learning rates of those trained to the end."""
-    means: dict[str, list[Array]] = {}
-    for family in FAMILIES:
-        for seed in seeds:
-            finished = [r for r in select(results, family=family, seed=seed) if r.finished]
-            if finished:
-                mean = np.mean([result.accuracy for result in finished], axis=0)  # (E,)
-                means.setdefault(family, []).append(mean)
-    return Picture(
-        title="Accuracy against epochs, mean over learning rates",
-        x_label="epoch",
-        series=[
-            Series(
-                name=family,
-                place=FAMILIES.index(family),
-                x=tuple(map(float, range(1, len(rows[0]) + 1))),
-                values=np.stack(rows),
-            )
-            for family, rows in means.items()
-        ],
-    )
-
-
-def _notes(results: Sequence[TrialResult]) -> tuple[str, ...]:
-    notes = []
-    for family in FAMILIES:
-        runs = select(results, family=family)
-        arrived = int(events(runs, SHOWN)[1].sum())
-        notes.append(
-            f"{family}: {arrived} of {len(runs)} runs came {100 * SHOWN:.0f} % of the way from "
-            f"chance to perfect; {sum(not result.finished for result in runs)} failed."
-        )
-    notes.append("Both see the same images in an epoch, so the ratio of images is that of epochs.")
-    return tuple(notes)
-
-
-CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)
+    series = []
+    for place, family in enumerate(FAMILIES):
+        finished = grouped((r for r in by_family[family] if r.finished), lambda r: r.seed)
+        means = [
+            np.mean([result.accuracy for result in of_seed], axis=0)  # (E,)
+            for _, of_seed in sorted(finished.items())
+        ]
+        if means:
+            x = np.arange(1, len(means[0]) + 1)
+            series.append(line(family, place, x, np.stack(means)))
+    return diagram("Accuracy against epochs, mean over learning rates", "epoch", series)

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Setting
-from orchestrator.claims.effects import Measured, Picture, Series, points
+from orchestrator.claims.claim import Arm, Setting
+from orchestrator.claims.effects import Json, Measured, diagram, line, points
 from orchestrator.claims.results import (
     RATE,
+    Array,
     TrialResult,
     at_flops,
     by_arm,
-    complete,
     elsewhere,
-    must_have_learned,
+    grouped,
+    require_learned,
 )
 
+FAMILIES = ("vit",)
 LARGE, SMALLER = 16, (8, 4)
 UPSAMPLED = 4  # times the side: patch 16 then sees as many tokens as patch 4 does at native size
 UPSAMPLED_NAME = f"patch {LARGE}, upsampled"
@@ -26,12 +28,14 @@ UPSAMPLED_NAME = f"patch {LARGE}, upsampled"
 
 def arms(setting: Setting) -> list[Arm]:
     """Each patch long enough to have spent what patch 4 spends: epochs by tokens, inversely."""
-    starts = ("none",) if setting.weights == "none" else ("none", setting.weights)
+    starts = dict.fromkeys(("none", setting.weights))
+    tokens = {patch: (setting.side // patch) ** 2 + 1 for patch in (LARGE, *SMALLER)}  # + class
+    shapes = [(patch, None, count) for patch, count in tokens.items()]
     return [
         Arm(
-            family="vit",
-            epochs=math.ceil(setting.preset.epochs * _tokens(setting, 4) / tokens),
-            levels={
+            "vit",
+            math.ceil(setting.preset.epochs * tokens[4] / count),
+            {
                 "backbone.patch": patch,
                 "backbone.image_size": side,
                 "backbone.weights": start,
@@ -39,58 +43,48 @@ def arms(setting: Setting) -> list[Arm]:
             },
         )
         for start in starts
-        for patch, side, tokens in (
-            (LARGE, None, _tokens(setting, LARGE)),
-            *((patch, None, _tokens(setting, patch)) for patch in SMALLER),
-            (LARGE, UPSAMPLED * setting.side, _tokens(setting, 4)),
-        )
+        for patch, side, count in [*shapes, (LARGE, UPSAMPLED * setting.side, tokens[4])]
         for rate in setting.rates("vit", start)
     ]
 
 
-def _tokens(setting: Setting, patch: int) -> int:
-    return (setting.side // patch) ** 2 + 1  # and the class token
-
-
 def measure(results: Sequence[TrialResult]) -> Measured:
     """By start and budget: the better of patches 8 and 4, chosen on the other seeds, minus 16."""
-    results, seeds, notes = complete(results)
-    effects, others = [], []
-    by_start = {start: [r for r in results if _start(r) == start] for start in map(_start, results)}
+    effects: dict[str, Array] = {}
+    others: dict[str, Array] = {}
+    by_start = grouped(results, _start)
     for start, of_start in by_start.items():
         for budget, values in _budgets(of_start).items():
             where = f"{start}, at {budget}"
-            best = max(float(accuracies.mean()) for accuracies in values.values())
-            must_have_learned({f"the best arm {where},": best}, results[0].chance)
-            large, small = values[f"patch {LARGE}"], {p: values[f"patch {p}"] for p in SMALLER}
+            best = max(accuracies.mean() for accuracies in values.values())
+            require_learned({f"the best arm {where},": best}, results[0].chance)
+            large, *small = (values[f"patch {patch}"] for patch in (LARGE, *SMALLER))
             upsampled = values[UPSAMPLED_NAME]
-            smaller = elsewhere(np.stack([*small.values()]))
-            effects.append(points(f"patch 8 or 4 over 16, {where}", smaller - large))
-            others += [
-                *(points(f"patch {p} over 16, {where}", small[p] - large) for p in SMALLER),
-                points(f"patch 16 upsampled over 16, {where}", upsampled - large),
-                points(f"patch 4 over 16 upsampled, {where}", small[4] - upsampled),
-            ]
+            effects[f"patch 8 or 4 over 16, {where}"] = elsewhere(np.stack(small)) - large
+            others |= {
+                f"patch 8 over 16, {where}": small[0] - large,
+                f"patch 4 over 16, {where}": small[1] - large,
+                f"patch 16 upsampled over 16, {where}": upsampled - large,
+                f"patch 4 over 16 upsampled, {where}": small[1] - upsampled,
+            }
     return Measured(
-        seeds=seeds,
-        effects=tuple(effects),
-        others=tuple(others),
+        effects=points(effects),
+        others=points(others),
         pictures=lambda: [
             picture
             for start, of_start in by_start.items()
             for picture in _pictures(of_start, start)
         ],
-        notes=notes,
     )
 
 
-def _budgets(results: Sequence[TrialResult]) -> dict[str, dict[str, np.ndarray]]:
+def _budgets(results: Sequence[TrialResult]) -> dict[str, dict[str, Array]]:
     """Accuracy by arm and seed at the epochs of the shortest run, and at the FLOPs that every run
     of the seed has spent."""
-    epochs = min(result.asked_epochs for result in results)
+    epochs = min(result.trial.assignment.epochs for result in results)
     flops = {
-        seed: min(float(result.curve("flops")[-1]) for result in results if result.seed == seed)
-        for seed in {result.seed for result in results}
+        seed: min(float(result.curve("flops")[-1]) for result in of_seed)
+        for seed, of_seed in grouped(results, lambda result: result.seed).items()
     }
     return {
         "equal epochs": by_arm(
@@ -109,30 +103,23 @@ def _name(result: TrialResult) -> str:
     return UPSAMPLED_NAME if upsampled else f"patch {result.axes['backbone.patch']}"
 
 
-def _pictures(results: Sequence[TrialResult], start: str) -> list[Picture]:
+def _pictures(results: Sequence[TrialResult], start: str) -> list[Json]:
     """Accuracy against epochs and against FLOPs, a line an arm at its middle learning rate."""
-    arms_shown: dict[str, list[TrialResult]] = {}
-    for name in dict.fromkeys(map(_name, results)):
-        arm = [result for result in results if _name(result) == name]
-        rates = sorted({result.axes[RATE] for result in arm})
-        arms_shown[name] = [r for r in arm if r.axes[RATE] == rates[len(rates) // 2]]
-    return [
-        Picture(
-            title=f"Accuracy against {label.split(',')[0]}, {start}",
-            x_label=label,
-            series=[
-                Series(
-                    name=name,
-                    place=place,
-                    x=tuple(arm[0].epochs if metric is None else arm[0].curve(metric)),
-                    values=np.stack([result.accuracy for result in arm]),
-                )
-                for place, (name, arm) in enumerate(arms_shown.items())
-            ],
-            x_log=True,
-        )
-        for label, metric in (("epochs", None), ("FLOPs, training and evaluation", "flops"))
-    ]
-
-
-CLAIM = Claim.declared(__file__, families=("vit",), arms=arms, measure=measure)
+    shown: dict[str, list[TrialResult]] = {}
+    for name, arm in grouped(results, _name).items():
+        by_rate = grouped(arm, lambda result: result.axes[RATE])
+        shown[name] = by_rate[sorted(by_rate)[len(by_rate) // 2]]
+    pictures = []
+    for label, metric in (("epochs", None), ("FLOPs, training and evaluation", "flops")):
+        series = [
+            line(
+                name,
+                place,
+                arm[0].curve(metric) if metric else arm[0].epochs,
+                np.stack([result.accuracy for result in arm]),
+            )
+            for place, (name, arm) in enumerate(shown.items())
+        ]
+        title = f"Accuracy against {label.split(',')[0]}, {start}"
+        pictures.append(diagram(title, label, series, x_log=True))
+    return pictures

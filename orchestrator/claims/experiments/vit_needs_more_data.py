@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.claims.claim import Arm, Claim, Setting
-from orchestrator.claims.effects import Measured, Picture, lines, points
-from orchestrator.claims.results import RATE, TrialResult, by_level, complete, must_have_learned
+from orchestrator.claims.claim import Arm, Setting
+from orchestrator.claims.effects import Measured, diagram, lines, points
+from orchestrator.claims.results import RATE, TrialResult, by_level, require_learned
 
-Array = np.ndarray
 FAMILIES = ("vit", "resnet")
 FRACTIONS = (0.1, 0.3, 1.0)
 
@@ -19,9 +18,7 @@ def arms(setting: Setting) -> list[Arm]:
     """Architecture x share of the images, all as many steps long: fewer images, more epochs."""
     return [
         Arm(
-            family=family,
-            epochs=round(setting.preset.epochs / fraction),
-            levels={"data.fraction": fraction, RATE: rate},
+            family, round(setting.preset.epochs / fraction), {"data.fraction": fraction, RATE: rate}
         )
         for fraction in FRACTIONS
         for family in FAMILIES
@@ -31,35 +28,26 @@ def arms(setting: Setting) -> list[Arm]:
 
 def measure(results: Sequence[TrialResult]) -> Measured:
     """By how much the gap ResNet minus ViT shrinks with every tenfold of the data."""
-    results, seeds, notes = complete(results)
     tables = by_level(results, FAMILIES, "data.fraction", FRACTIONS)  # (fractions, n) each
-    must_have_learned(
-        {f"{family} on all images": float(tables[family][-1].mean()) for family in FAMILIES},
-        results[0].chance,
-    )
+    on_all = {f"{family} on all images": table[-1].mean() for family, table in tables.items()}
+    require_learned(on_all, results[0].chance)
     gaps = tables["resnet"] - tables["vit"]
     slope = np.polyfit(np.log10(FRACTIONS), gaps, 1)[0]  # (n,)
-    images = {result.axes["data.fraction"]: float(result.trial.detail["train_images"])
-              for result in results}  # fmt: skip
+    counts = {r.axes["data.fraction"]: float(r.trial.detail["train_images"]) for r in results}
+    images = [counts[fraction] for fraction in FRACTIONS]
+    leads = {
+        f"lead of ResNet over ViT on {100 * fraction:.0f} % ({count:,.0f} images)": gap
+        for fraction, count, gap in zip(FRACTIONS, images, gaps, strict=True)
+    }
     return Measured(
-        seeds=seeds,
-        effects=(points("shrinking of ResNet's lead over ViT with ten times the data", -slope),),
-        others=tuple(
-            points(f"lead of ResNet over ViT on {fraction:.0%} ({images[fraction]:,.0f} images)"
-                    .replace("%", " %"), gaps[i])
-            for i, fraction in enumerate(FRACTIONS)
-        ),
+        effects=points({"shrinking of ResNet's lead over ViT with ten times the data": -slope}),
+        others=points(leads),
         pictures=lambda: [
-            Picture(
-                title="Accuracy against training images",
-                x_label="training images",
-                series=lines([images[fraction] for fraction in FRACTIONS],
-                             {family: table.T for family, table in tables.items()}),
+            diagram(
+                "Accuracy against training images",
+                "training images",
+                lines(images, {family: table.T for family, table in tables.items()}),
                 x_log=True,
             )
         ],
-        notes=notes,
-    )  # fmt: skip
-
-
-CLAIM = Claim.declared(__file__, families=FAMILIES, arms=arms, measure=measure)
+    )

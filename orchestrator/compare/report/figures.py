@@ -2,7 +2,7 @@
 
 A figure's file has the colours of the light page; inside the page it takes colours and font from
 the CSS around it. First what all figures share, then those of a search: accuracy against cost,
-learning curves, expected best and best so far over budget.
+learning curves, expected best and best so far over budget, the recipe's axes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from markupsafe import Markup
 
 from orchestrator.compare.budget import BudgetCurve, spending
-from orchestrator.compare.runs import Array, Curve
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.families import Importance, Trials, at_equal_budget
+from orchestrator.compare.runs import Array, Curve, Family, best_trial
+from orchestrator.wording import axis_name, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Plot
 
 Families = Mapping[str, Sequence[Curve]]
 Places = Mapping[str, int]  # a family's place in the order of colours and marks
@@ -44,23 +47,22 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FILE_SCALE = 2.0  # pixels of a figure's file for each of its points
 VECTOR_POINTS = 20_000  # beyond it, lines become one picture inside the SVG
 VECTOR_MARKS = 2_000
+FEW_POINTS = 15  # up to so many on a line of means, each is marked
+LEVELS = 6  # choices that are written beside an axis
+LINES = 300  # of more trials across the axes, the best third of so many is drawn, others at random
+TEXT = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+STROKES = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: Any = {
+    **dict.fromkeys(TEXT, INK),
+    **dict.fromkeys(STROKES, MUTED),
     "svg.fonttype": "none",
     "svg.hashsalt": "compare",
     "text.parse_math": False,
     "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
-    "grid.color": MUTED,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
 }
@@ -99,8 +101,8 @@ class Figure:
     @property
     def file_text(self) -> str:
         """The SVG as a file that stands alone."""
-        sides = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.svg)
-        width, height = (FILE_SCALE * float(s) for s in sides.groups()) if sides else (600, 400)
+        sides = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.svg)[0]
+        width, height = (FILE_SCALE * float(side) for side in sides)
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
             'style="background:white;font-family:sans-serif"'
@@ -121,28 +123,26 @@ def marker(index: int) -> str:
 @contextmanager
 def new_plot(
     size: tuple[float, float] = (4.1, 2.9), *, grid: Literal["x", "y"] | None = "y"
-) -> Iterator[tuple[Plot, Axes]]:
-    """A matplotlib figure of ``size`` inches and its axes, in the report's style."""
+) -> Iterator[Axes]:
+    """The axes of a matplotlib figure of ``size`` inches; inside the block the style is ours."""
     import matplotlib
     from matplotlib.figure import Figure as Plot
 
     with matplotlib.rc_context(STYLE):
-        plot = Plot(figsize=size, layout="constrained", facecolor="none")
-        axes = plot.add_subplot(facecolor="none")
+        axes = Plot(figsize=size, layout="constrained").add_subplot()
         if grid:
             axes.grid(axis=grid)
-        yield plot, axes
+        yield axes
 
 
 def figure_of(
-    plot: Plot, *, name: str, title: str, label: str, data: Any, family: int | None = None
+    axes: Axes, name: str, title: str, label: str, data: Any, *, family: int | None = None
 ) -> Figure:
-    """``plot`` as a figure: no ids but its own, no address, ``label`` as its alt text."""
-    import matplotlib
-
-    target = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        plot.savefig(target, format="svg", transparent=True, dpi=160)
+    """What was drawn on ``axes``, inside :func:`new_plot`: no ids but its own, no address,
+    ``label`` as its alt text."""
+    plot, target = axes.get_figure(root=True), io.StringIO()
+    assert plot is not None
+    plot.savefig(target, format="svg", transparent=True, dpi=160)
     text = target.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
@@ -153,6 +153,24 @@ def figure_of(
     text = re.sub(r"font-family: [^;\"]+;?", "", text)
     svg = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
     return Figure(name=name, title=title, svg=svg, data=data, family=family)
+
+
+def mean_line(
+    axes: Axes, place: int, x: Any, mean: Any, low: Array | None = None, high: Array | None = None
+) -> None:
+    """Means over ``x`` in the colour of the family at ``place``, their interval shaded."""
+    mark = marker(place) if len(x) <= FEW_POINTS else ""
+    axes.plot(x, mean, f"{mark}-", color=color(place), linewidth=1.8, markersize=4.5)
+    if low is not None and high is not None:
+        axes.fill_between(x, low, high, color=color(place), alpha=0.13, linewidth=0)
+
+
+def bars(axes: Axes, names: Sequence[str], means: Any, ends: Any, colors: Any) -> None:
+    """A bar a name, upwards, each with a line between its ``ends`` (bars, 2)."""
+    rows = range(len(names))
+    axes.barh(rows, means, color=colors, alpha=0.55, height=0.6)
+    axes.hlines(rows, *np.transpose(ends), color=INK, linewidth=1.2)
+    axes.set_yticks(rows, names)
 
 
 def share_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -166,53 +184,43 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
 
 def against_cost(search: Families) -> list[Figure]:
     """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
-    if not _finished_best(search):
-        return []
-    return [
-        _against_cost(search, "seconds", "Device seconds", "device seconds"),
-        _against_cost(search, "flops", "FLOPs", "FLOPs"),
-    ]
-
-
-def _against_cost(search: Families, cost: str, title: str, what: str) -> Figure:
     from matplotlib.ticker import EngFormatter
 
-    trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; best accuracy; trial
-    with new_plot() as (plot, axes):
-        for index, curves in enumerate(search.values()):
-            finished = [(c, c.best[0]) for c in curves if c.status == "finished" and c.best]
-            points = [(float(getattr(c, cost)[-1]), value, c) for c, value in finished]
-            trials += points
-            if known := [(spent, 100 * value) for spent, value, _ in points if np.isfinite(spent)]:
-                axes.plot(
-                    *np.transpose(known), marker(index), color=color(index), markersize=5.5,
-                    alpha=0.85, linestyle="none", rasterized=len(known) > VECTOR_MARKS,
-                )  # fmt: skip
-        everything = [(spent, value) for spent, value, _ in trials if np.isfinite(spent)]
-        if everything:
-            x, y = np.transpose(pareto(everything))
-            axes.step(x, 100 * y, where="post", color=MUTED, linewidth=1.2, zorder=1)
-        positive = [spent for spent, _ in everything if spent > 0]
-        if positive and max(positive) > 20 * min(positive):
-            axes.set_xscale("log")
-        elif positive:
-            axes.set_xlim(left=0)
-        if cost == "flops":
-            axes.xaxis.set_major_formatter(EngFormatter())
-        axes.set(ylim=share_limits(_finished_best(search)), xlabel=f"{what} of one training")
-        axes.set_ylabel("best validation accuracy, %")
-    return figure_of(
-        plot,
-        name=f"cost-{cost}",
-        title=title,
-        label=f"Best validation accuracy of {len(everything)} finished trials against {what}",
-        data=sorted(trials, key=lambda trial: -trial[1]),
-    )
+    accuracies, figures = _finished_best(search), []
+    if not accuracies:
+        return []
+    for cost, title in (("seconds", "Device seconds"), ("flops", "FLOPs")):
+        what = "FLOPs" if cost == "flops" else "device seconds"
+        trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; accuracy; trial
+        with new_plot() as axes:
+            for index, curves in enumerate(search.values()):
+                finished = [(c, c.best[0]) for c in curves if c.status == "finished" and c.best]
+                of_family = [(float(getattr(c, cost)[-1]), best, c) for c, best in finished]
+                trials += of_family
+                marks = [(spent, 100 * best) for spent, best, _ in of_family if np.isfinite(spent)]
+                _marks(axes, marks, marker(index), color(index), markersize=5.5, alpha=0.85)
+            known = [(spent, best) for spent, best, _ in trials if np.isfinite(spent)]
+            if known:
+                x, y = np.transpose(pareto(known))
+                axes.step(x, 100 * y, where="post", color=MUTED, linewidth=1.2, zorder=1)
+            positive = [spent for spent, _ in known if spent > 0]
+            if positive and max(positive) > 20 * min(positive):
+                axes.set_xscale("log")
+            elif positive:
+                axes.set_xlim(left=0)
+            if cost == "flops":
+                axes.xaxis.set_major_formatter(EngFormatter())
+            axes.set(ylim=share_limits(accuracies), xlabel=f"{what} of one training")
+            axes.set_ylabel("best validation accuracy, %")
+            label = f"Best validation accuracy of {len(known)} finished trials against {what}"
+            best_first = sorted(trials, key=lambda trial: -trial[1])
+            figures.append(figure_of(axes, f"cost-{cost}", title, label, best_first))
+    return figures
 
 
 def _finished_best(search: Families) -> list[float]:
-    finished = [c for curves in search.values() for c in curves if c.status == "finished"]
-    return [c.best[0] for c in finished if c.best]
+    trials = chain(*search.values())
+    return [trial.best[0] for trial in trials if trial.status == "finished" and trial.best]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -242,103 +250,98 @@ def _curves(
     """Accuracy against epoch: rungs dotted, × pruned, + failed, the best finished trial thick."""
     from matplotlib.ticker import MaxNLocator
 
-    finished = [c for c in curves if c.status == "finished" and c.best]
-    best = max(finished, key=lambda c: c.best or (0.0, 0), default=None)
+    best = best_trial(curves)
     styles: dict[str, dict[str, Any]] = {
         "pruned": {"color": MUTED, "linewidth": 0.9, "alpha": 0.7},
         "failed": {"color": BAD, "linewidth": 0.9, "alpha": 0.8},
         "running": {"color": color(index), "linewidth": 1.0, "linestyle": "dashed"},
         "finished": {"color": color(index), "linewidth": 1.1, "alpha": 0.65},
     }
-    with new_plot() as (plot, axes):
+    with new_plot() as axes:
         for rung in sorted({rung for curve in curves for rung in curve.state.rungs}):
             axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for status, style in styles.items():
             others = [c for c in curves if c.status == status and c is not best]
-            _lines(axes, [(c.epoch, c.val_top1) for c in others], **style)
+            _lines(axes, [(c.epoch, 100 * c.val_top1) for c in others], **style)
         after_rung = [
-            (c.audit.epoch[c.epoch.size - 1 :], c.audit.val_top1[c.epoch.size - 1 :])
+            (c.audit.epoch[c.epoch.size - 1 :], 100 * c.audit.val_top1[c.epoch.size - 1 :])
             for c in curves
             if c.audit and c.audit.epoch.size > c.epoch.size
         ]
         _lines(axes, after_rung, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
-        _ends(axes, [c for c in curves if c.status == "pruned"], "x", MUTED)
-        _ends(axes, [c for c in curves if c.status == "failed"], "+", BAD)
+        _marks(axes, _ends(curves, "pruned"), "x", MUTED, zorder=3)
+        _marks(axes, _ends(curves, "failed"), "+", BAD, zorder=3)
         if best is not None:
             axes.plot(best.epoch, 100 * best.val_top1, color=color(index), linewidth=2.6)
-            _ends(axes, [best], "o", color(index))
-        axes.set(xlim=(0.5, epochs + 0.5), ylim=limits)
-        axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+            _marks(axes, _ends([best], "finished"), "o", color(index), zorder=3)
+        axes.set(xlim=(0.5, epochs + 0.5), ylim=limits, xlabel="epoch")
+        axes.set_ylabel("validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    family, states = curves[0].family, [curve.status for curve in curves]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    return figure_of(
-        plot,
-        name=f"curve-{index}",
-        title=family,
-        label=f"Learning curves of {family}: validation accuracy by epoch of {counts} trials",
-        data=sorted(curves, key=lambda c: (c.status != "finished", -(c.best or (-1, 0))[0])),
-        family=index,
-    )
+        family, states = curves[0].family, [curve.status for curve in curves]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        label = f"Learning curves of {family}: validation accuracy by epoch of {counts} trials"
+        data = sorted(curves, key=lambda c: (c.status != "finished", -(c.best or (-1, 0))[0]))
+        return figure_of(axes, f"curve-{index}", family, label, data, family=index)
 
 
 def _lines(axes: Axes, lines: Sequence[tuple[Array, Array]], **style: Any) -> None:
-    """All ``(epoch, accuracy)`` as one path: a NaN between two trials lifts the pen."""
-    parts = [np.c_[[x, 100 * y], [np.nan, np.nan]] for x, y in lines if x.size]
+    """All ``(x, y)`` as one path: a NaN between two lines lifts the pen."""
+    parts = [np.c_[[x, y], [np.nan, np.nan]] for x, y in lines if x.size]
     if parts:
         path = np.concatenate(parts, axis=1)  # (2, P)
         axes.plot(*path, rasterized=path.shape[1] > VECTOR_POINTS, **style)
 
 
-def _ends(axes: Axes, curves: Sequence[Curve], mark: str, ink: str) -> None:
-    ends = [(c.epoch[-1], 100 * c.val_top1[-1]) for c in curves if c.epoch.size]
-    if ends:
-        axes.plot(
-            *np.transpose(ends), mark, color=ink, markersize=5, linestyle="none", zorder=3,
-            rasterized=len(ends) > VECTOR_MARKS,
-        )  # fmt: skip
+def _marks(
+    axes: Axes, points: Sequence[tuple[float, float]], mark: str, ink: str, **style: Any
+) -> None:
+    if points:
+        style = {"markersize": 5, "rasterized": len(points) > VECTOR_MARKS, **style}
+        axes.plot(*np.transpose(points), mark, color=ink, linestyle="none", **style)
+
+
+def _ends(curves: Sequence[Curve], status: str) -> list[tuple[float, float]]:
+    ended = [curve for curve in curves if curve.status == status and curve.epoch.size]
+    return [(curve.epoch[-1], 100 * curve.val_top1[-1]) for curve in ended]
 
 
 def best_so_far(search: Families) -> list[Figure]:
     """Best finished accuracy against what a family had spent, one step line a family."""
-    return [
-        _best_so_far(search, "trials", "By trials", "trials ended"),
-        _best_so_far(search, "device_seconds", "By device time", "device seconds spent"),
-        _best_so_far(search, "flops", "By FLOPs", "FLOPs spent"),
-    ]
-
-
-def _best_so_far(search: Families, unit: str, title: str, what: str) -> Figure:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    steps = {family: changes(*spending(curves, unit)) for family, curves in search.items()}
-    with new_plot() as (plot, axes):
-        for index, (spent, best) in enumerate(steps.values()):
-            axes.step(spent, 100 * best, where="post", color=color(index), linewidth=1.8)
-            axes.plot(spent[-1:], 100 * best[-1:], marker(index), color=color(index),
-                      markersize=5.5)  # fmt: skip
-        axes.set_xlim(left=0)
-        axes.set(ylim=share_limits(_finished_best(search)), xlabel=what, ylabel="best finished, %")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
-        if unit == "flops":
-            axes.xaxis.set_major_formatter(EngFormatter())
-    return figure_of(
-        plot,
-        name=f"budget-{unit}",
-        title=title,
-        label=f"Best validation accuracy of a finished trial against {what}",
-        data=steps,
-    )
+    figures = []
+    for unit, title, what in (
+        ("trials", "By trials", "trials ended"),
+        ("device_seconds", "By device time", "device seconds spent"),
+        ("flops", "By FLOPs", "FLOPs spent"),
+    ):
+        steps = {family: changes(*spending(curves, unit)) for family, curves in search.items()}
+        with new_plot() as axes:
+            for index, (spent, best) in enumerate(steps.values()):
+                _marked_end(axes, index, spent, best, linewidth=1.8, drawstyle="steps-post")
+            axes.set_xlim(left=0)
+            limits = share_limits(_finished_best(search))
+            axes.set(ylim=limits, xlabel=what, ylabel="best finished, %")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
+            if unit == "flops":
+                axes.xaxis.set_major_formatter(EngFormatter())
+            label = f"Best validation accuracy of a finished trial against {what}"
+            figures.append(figure_of(axes, f"budget-{unit}", title, label, steps))
+    return figures
+
+
+def _marked_end(axes: Axes, index: int, x: Array, shares: Array, **style: Any) -> None:
+    """A family's line in percent, its mark at the end."""
+    axes.plot(x, 100 * shares, color=color(index), **style)
+    axes.plot(x[-1:], 100 * shares[-1:], marker(index), color=color(index), markersize=5.5)
 
 
 def changes(spent: Array, best: Array) -> tuple[Array, Array]:
     """The steps at which the best improves, and the last one; shape (C,) each."""
     known = np.isfinite(best)
     spent, best = spent[known], best[known]
-    if not best.size:
-        return spent, best
-    keep = np.r_[True, best[1:] > best[:-1]]
-    keep[-1] = True
+    keep = np.diff(best, prepend=-np.inf) > 0
+    keep[-1:] = True
     return spent[keep], best[keep]
 
 
@@ -354,7 +357,7 @@ def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figu
     from matplotlib.ticker import MaxNLocator
 
     ink, x, low, high = color(index), curve.trials, 100 * curve.low, 100 * curve.high
-    with new_plot() as (plot, axes):
+    with new_plot() as axes:
         if curve.valid:
             axes.fill_between(x, low, high, color=ink, alpha=0.16, linewidth=0)
         for edge in (low, high):
@@ -368,43 +371,130 @@ def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figu
             top = axes.secondary_xaxis("top", functions=(lambda k: k * price, lambda s: s / price))
             top.xaxis.set_major_locator(MaxNLocator(4))
             top.set_xlabel("device seconds")
-    return figure_of(
-        plot,
-        name=f"expected-{index}",
-        title=curve.family,
-        label=f"Expected best of {curve.family} against trials, with its 95 % band",
-        data=[(curve, curve.trials)],
-        family=index,
-    )
+        name, family = f"expected-{index}", curve.family
+        label = f"Expected best of {family} against trials, with its 95 % band"
+        return figure_of(axes, name, family, label, [(curve, x)], family=index)
 
 
 def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
     """The lines of several families alone, to be compared; nothing for one family."""
     if len(curves) < 2:
         return []
-    return [
-        _together(curves, places, "trials", "All by trials", "trials"),
-        _together(curves, places, "seconds", "All by device time", "device seconds"),
-    ]
+    figures = []
+    limits = share_limits([value for c in curves for value in c.expected_best.tolist()])
+    for unit, title, what in (
+        ("trials", "All by trials", "trials"),
+        ("seconds", "All by device time", "device seconds"),
+    ):
+        data = [(curve, getattr(curve, unit)) for curve in curves]
+        with new_plot() as axes:
+            for curve, x in data:
+                if x is not None:
+                    style = "solid" if curve.valid else "dashed"
+                    place, best = places[curve.family], curve.expected_best
+                    _marked_end(axes, place, x, best, linewidth=2.0, linestyle=style)
+            axes.set_xlim(left=0)
+            axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
+            label = f"Expected best validation accuracy of every family against {what}"
+            figures.append(figure_of(axes, f"expected-{unit}", title, label, data))
+    return figures
 
 
-def _together(
-    curves: Sequence[BudgetCurve], places: Places, unit: str, title: str, what: str
-) -> Figure:
-    with new_plot() as (plot, axes):
-        for curve in curves:
-            index, x, y = places[curve.family], getattr(curve, unit), 100 * curve.expected_best
-            if x is not None:
-                style = "solid" if curve.valid else "dashed"
-                axes.plot(x, y, color=color(index), linewidth=2.0, linestyle=style)
-                axes.plot(x[-1:], y[-1:], marker(index), color=color(index), markersize=5.5)
-        axes.set_xlim(left=0)
-        limits = share_limits([v for c in curves for v in c.expected_best.tolist()])
-        axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
-    return figure_of(
-        plot,
-        name=f"expected-{unit}",
-        title=title,
-        label=f"Expected best validation accuracy of every family against {what}",
-        data=[(curve, getattr(curve, unit)) for curve in curves],
-    )
+def recipe_figures(
+    families: Sequence[Family], comparison: Comparison
+) -> tuple[list[Figure], list[Figure]]:
+    """For each family with known importance its bars, and its trials across the axes."""
+    important = {entry.family: entry for entry in comparison.importance}
+    ends = [100 * x for e in important.values() for axis in e.axes for x in (axis.low, axis.high)]
+    limits = max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
+    importances, across = [], []
+    for index, family in enumerate(families):
+        trials, entry = at_equal_budget(family), important.get(family.label)
+        if entry is None or trials is None:
+            continue
+        importances.append(_importance(entry, index, limits))
+        across.append(_across_axes(trials, [axis.axis for axis in entry.axes], index))
+    return importances, across
+
+
+def _importance(entry: Importance, index: int, limits: tuple[float, float]) -> Figure:
+    """Importance of each axis, the most important on top, with its range over seeds."""
+    upwards = entry.axes[::-1]
+    with new_plot(size=(4.1, 1.1 + 0.3 * len(upwards)), grid="x") as axes:
+        names = [axis_name(axis.axis) for axis in upwards]
+        means = [max(100 * axis.share, 0) for axis in upwards]
+        ends = [(100 * axis.low, 100 * axis.high) for axis in upwards]
+        bars(axes, names, means, ends, color(index))
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        axes.set(xlim=limits, xlabel="share of the variance, %")
+        shares = [f"{axis_name(axis.axis)} {100 * axis.share:.0f} %" for axis in entry.axes]
+        title = f"{entry.family}, after epoch {entry.epoch}"
+        label = f"Importance of recipe axes: {', '.join(shares)}"
+        return figure_of(axes, f"axes-{index}", title, label, entry, family=index)
+
+
+def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
+    """Every trial a line across the axes in ``order``, accuracy last; the better, the stronger."""
+    heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(trials.values)]
+    lines = np.column_stack(heights)  # (N, axes + 1)
+    places, ranked = np.arange(lines.shape[1]), _shown(trials.values)
+    family, after = trials.curves[0].family, f"after epoch {trials.epoch}"
+    with new_plot(size=(4.1, 3.3), grid=None) as axes:
+        axes.spines[["left", "bottom"]].set_visible(False)
+        for part in np.array_split(np.arange(len(ranked)), min(8, len(ranked))):
+            rank = float(part.mean()) / max(1, len(ranked) - 1)
+            _lines(
+                axes,
+                [(places, line) for line in lines[ranked[part]]],
+                color=color(index) if rank > 0.5 else MUTED,
+                linewidth=0.7 + 0.5 * rank,
+                alpha=0.25 + 0.6 * rank**2,
+            )
+        axes.plot(places, lines[np.argmax(trials.values)], color=color(index), linewidth=2.6)
+        axes.vlines(places, 0, 1, color=MUTED, linewidth=0.9)
+        for place, axis in enumerate(order):
+            _levels(axes, place, trials, axis)
+        for height, value in ((0, trials.values.min()), (1, trials.values.max())):
+            _note(axes, places[-1], height, f"{100 * value:.0f} %")
+        axes.set(xlim=(-0.35, places[-1] + 0.35), ylim=(-0.14, 1.12), yticks=[])
+        names = [*map(axis_name, order), "accuracy"]
+        axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
+        axes.tick_params(axis="x", length=0)
+        label = f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}"
+        by_value = sorted(zip(trials.values, trials.curves, strict=True), key=lambda p: -p[0])
+        name, title, data = f"lines-{index}", f"{family}, {after}", (order, by_value)
+        return figure_of(axes, name, title, label, data, family=index)
+
+
+def _shown(values: Array) -> Array:
+    """Which trials get a line, from the worst to the best."""
+    ranked = np.argsort(values, kind="stable")
+    if len(ranked) <= LINES:
+        return ranked
+    best = LINES // 3
+    rest = np.random.default_rng(0).permutation(len(ranked) - best)[: LINES - best]
+    return np.concatenate([ranked[np.sort(rest)], ranked[-best:]])
+
+
+def _unit(values: Array) -> Array:
+    spread = np.ptp(values)
+    return (values - values.min()) / spread if spread else np.full(values.shape, 0.5)
+
+
+def _levels(axes: Axes, place: int, trials: Trials, axis: str) -> None:
+    """The ends of a range, or each of a few choices, written at their height."""
+    heights = _unit(trials.columns[axis])
+    at = {round(float(h), 6): c.axes.get(axis) for h, c in zip(heights, trials.curves, strict=True)}
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in at.values())
+    for height in [0.0, 1.0] if numbers or len(at) > LEVELS else sorted(at):
+        value = at[height]
+        text = f"{value:.2g}" if isinstance(value, float) else value_text(value)
+        _note(axes, place, height, text)
+
+
+def _note(axes: Axes, place: int, height: float, text: str) -> None:
+    """Below the foot of an axis, above its top, or to the right of it in between."""
+    ends: dict[float, Any] = {0: ((0, -3), "center", "top"), 1: ((0, 3), "center", "bottom")}
+    offset, ha, va = ends.get(height, ((3, 0), "left", "center"))
+    axes.annotate(text, (place, height), offset, textcoords="offset points", ha=ha, va=va,
+                  fontsize=9.5)  # fmt: skip

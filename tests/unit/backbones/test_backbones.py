@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import runpy
@@ -29,7 +30,9 @@ from trainables.backbones import (
     check_weights,
     describe,
 )
+from trainables.backbones.adaptation import ExchangedStem
 from trainables.backbones.families import member_of
+from trainables.backbones.model import exchange_stem
 from trainables.config import BackboneSpec, Recipe
 from trainables.errors import UserError
 
@@ -306,16 +309,15 @@ def test_the_kernel_is_resized_by_pseudo_inverse(files: dict[str, Path], patch: 
 
 
 def test_a_7x7_stem_sees_the_small_image_as_it_saw_the_large_one() -> None:
-    from trainables.backbones.adaptation import shrink_conv
-
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=False)
     conv.weight.data = smooth(16, 3, 3, 3, side=7, seed=1)
-    small = shrink_conv(conv, keep_weights=True)
+    stem = torch.nn.Sequential(copy.deepcopy(conv))
+    exchange_stem(stem, ExchangedStem(conv="0"), keep_weights=True)
     images = smooth(4, 3, 8, 8, side=32)
     twice = F.interpolate(images, (64, 64), mode="bicubic", antialias=True)
     with torch.no_grad():
-        ours, theirs = small(images)[..., 4:-4, 4:-4], conv(twice)[..., 4:-4, 4:-4]
+        ours, theirs = stem(images)[..., 4:-4, 4:-4], conv(twice)[..., 4:-4, 4:-4]
     assert ours.shape == theirs.shape
     similar = F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
     assert similar > 0.95

@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.claims import claim
+from orchestrator.claims import claim, design
 from orchestrator.claims.design import facts_of, price, price_lines, run_spec
 from orchestrator.claims.experiments import (
     CLAIMS,
-    PRESETS,
     conv_stem_converges_faster,
     lr_lower_for_vit,
-    small_patches_help,
 )
 from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
 from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
-from orchestrator.launch.forecast import COLD_START_S, estimated, geometry_of
+from orchestrator.launch.forecast import COLD_START_S
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
-from orchestrator.ledger.state import DatasetFacts, replay
+from orchestrator.ledger.state import replay
 from orchestrator.spec.run import RunSpec, diff
 from orchestrator.tracking import view
 from tests.unit.claims.claim_worlds import OPTIONS, World, spec_of
+from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 NAMES = sorted(CLAIMS)
+PRESETS = ("smoke", "standard", "full")
 PATCHES = "small-patches-help"
 
 
@@ -106,15 +106,14 @@ def test_a_design_is_valid_paired_and_the_same_again(name: str, preset: str) -> 
 
 
 def test_a_changed_rule_under_the_same_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = spec_of(PATCHES)
-    changed = replace(CLAIMS[PATCHES], smallest_effect=0.02)
-    monkeypatch.setitem(CLAIMS, PATCHES, changed)
+    old, declared = spec_of(PATCHES), CLAIMS[PATCHES]
+    monkeypatch.setitem(CLAIMS, PATCHES, replace(declared, smallest_effect=0.02))
     lines = diff(old, spec_of(PATCHES))
     assert "claim.smallest_effect: was 0.01, asked 0.02" in lines
     assert any(line.startswith("claim.hash: was ") for line in lines)
     assert diff(old, spec_of("lr-lower-for-vit")) != []
     # How it is carried out may change when it is resumed.
-    monkeypatch.setitem(CLAIMS, PATCHES, small_patches_help.CLAIM)
+    monkeypatch.setitem(CLAIMS, PATCHES, declared)
     assert diff(old, spec_of(PATCHES, set=("resources.max_slots=1",), cpus_per_worker=0.5)) == []
 
 
@@ -290,7 +289,8 @@ def test_the_verdict_is_on_record_once_and_leads_the_report(tmp_path: Path) -> N
         assert said in text, said
 
     assert shown(state_of(folder))["recorded"]["agrees"] is True
-    tags, rows = (f(state_of(folder)) for f in (view.claim_tags, view.claim_metrics))
+    state = state_of(folder)
+    tags, rows = view.run_tags(state, False), view.claim_metrics(state)
     assert (tags["claim"], tags["verdict"]) == (PATCHES, "supported")
     values = {name: value for name, value, _, _ in rows}
     effect = records[-1]["detail"]["effects"][1]
@@ -329,35 +329,29 @@ def test_claims_show_recomputes_and_tells_of_a_changed_rule(
     assert after["recorded"]["agrees"] is False
 
 
-def test_a_plan_prices_each_arm_by_its_own_backbone_and_length() -> None:
-    asked: list[RunSpec] = []
-    counts = {"train": 45_000, "val": 1000}
-    images = DatasetFacts(height=32, width=32, class_names=tuple("0123456789"), counts=counts)
-
-    def cost_of(one: RunSpec) -> tuple[dict[str, int], Any]:
-        asked.append(one)
-        (sweep,) = one.sweeps
-        return counts, estimated(sweep, counts, geometry_of(sweep, images))
-
-    spec = spec_of(PATCHES)
-    made = price(spec, cost_of, total={"CPU": 2.0, "GPU": 0.0})
-    assert len(asked) == 4
-    assert made["trials"] == 20
-    assert made["epochs"] == 5 * (78 + 23 + 6 + 6)
-    assert sum(arm["trials"] for arm in made["arms"]) == 20
-    seconds = [arm["slot_seconds"] for arm in made["arms"]]
-    assert made["device_hours"] == pytest.approx(sum(seconds) / 3600)
-    assert made["wall_hours"] == pytest.approx((sum(seconds) / 2 + COLD_START_S) / 3600)
+def test_a_plan_prices_each_arm_by_its_own_backbone_and_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec, options = spec_of(PATCHES), replace(OPTIONS, measure=False)
+    made = price(spec, options, totals={"CPU": 2.0, "GPU": 0.0})
+    assert json.loads(json.dumps(made.as_dict())) == made.as_dict()
+    assert len(made.arms) == 4
+    assert made.trials == 20
+    assert made.epochs == 5 * (78 + 23 + 6 + 6)
+    assert sum(arm.trials for arm in made.arms) == 20
+    seconds = sum(arm.slot_seconds or 0.0 for arm in made.arms)
+    assert made.device_hours == pytest.approx(seconds / 3600)
+    assert made.wall_hours == pytest.approx((seconds / 2 + COLD_START_S) / 3600)
     assert any("78 epochs" in line for line in price_lines(made))
-    unknown = price(spec, lambda one: (counts, None), total=None)
-    assert unknown["device_hours"] is None
+    monkeypatch.setattr(design.forecast, "costs_of", lambda *_, **options: {"vit": None})
+    unknown = price(spec, options, totals=None)
+    assert unknown.device_hours is None
     assert any("unknown" in line for line in price_lines(unknown))
 
 
 def test_facts_of_cifar_are_those_of_its_store() -> None:
     counts = facts_of(OPTIONS).counts
     assert counts["train"] + counts["val"] == 50_000
-    assert small_patches_help.CLAIM.name == PATCHES
 
 
 @pytest.mark.parametrize(

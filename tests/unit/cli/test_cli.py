@@ -133,6 +133,7 @@ def test_module_and_console_script_are_the_same() -> None:
         (["sweep", "vit", "--tracking-uri", "http://127.0.0.1:PORT"], "tracking server"),
         (["sweep", "vit", "--trial", "1"], "--trials"),
         (["sweep"], "Missing argument"),
+        (["claims", "lst"], "orchestrator claims list"),
         (["tournament", "vit", "vit"], "vit twice"),
         (["tournament", "vit", "vit-patches"], "equal trials"),
         (["compare", "nothing"], "orchestrator demo"),

@@ -13,10 +13,10 @@ import pytest
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.figures import FAMILY, changes, pareto
-from orchestrator.compare.report.page import report_html
-from orchestrator.compare.report.reproduce import command, read_report
+from orchestrator.compare.report.page import command, read_report, report_html
 from orchestrator.compare.runs import load
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.wording import duration
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
 from trainables.errors import UserError
 
@@ -131,7 +131,11 @@ def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
     assert made.answer in said
     assert "Missing: no final was run" in said
     assert "5bec5bec5bec5bec" in said
+    assert "What device time went into" in said
     for entry in made.families:
+        assert entry.device_seconds_parts
+        for seconds in entry.device_seconds_parts.parts().values():
+            assert duration(seconds) in said
         assert f"{100 * entry.best_val_top1:.1f} %" in said
         assert entry.best_trial in said
     assert "below the cut-off 0.44 of 5 trials" in said

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from trainables.config import DataSpec
+from trainables.data import cifar
 from trainables.data.build import prepare
-from trainables.data.cifar import download
 from trainables.errors import UserError
 
 BODY = np.random.default_rng(0).bytes(1_000_000)
@@ -65,8 +65,8 @@ def server():
         thread.join()
 
 
-def get(server, target, md5=MD5, **options):
-    return download(f"{server.url}/file.tar.gz", target, md5=md5, fix=FIX, **options)
+def get(server, target):
+    return cifar.download(f"{server.url}/file.tar.gz", target, md5=MD5, fix=FIX)
 
 
 def test_a_file_is_fetched_once_with_progress(server, tmp_path, caplog):
@@ -105,9 +105,9 @@ def test_a_server_that_cannot_resume_sends_everything_again(server, tmp_path):
     assert get(server, tmp_path / "file.tar.gz").read_bytes() == BODY
 
 
-def refused(server, tmp_path, **options):
+def refused(server, tmp_path):
     with pytest.raises(UserError) as caught:
-        get(server, tmp_path / "file.tar.gz", **options)
+        get(server, tmp_path / "file.tar.gz")
     (mistake,) = caught.value.mistakes
     assert "\n" not in mistake
     assert mistake.endswith(f"Fix: {FIX}")
@@ -146,10 +146,11 @@ def test_no_server_at_all(server, tmp_path):
         assert "refused" in refused(server, tmp_path)
 
 
-def test_a_server_that_never_answers(server, tmp_path):
+def test_a_server_that_never_answers(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "CONNECT_TIMEOUT_S", 0.3)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
         server.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert "no answer within 0.3 s" in refused(server, tmp_path, connect_timeout_s=0.3)
+        assert "no answer within 0.3 s" in refused(server, tmp_path)
 
 
 def test_cifar_comes_from_the_mirror_and_must_be_official(server, tmp_path, monkeypatch):

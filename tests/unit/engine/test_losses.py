@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.dispatcher import Dispatcher, SlotHealth
 from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.engine.slots import Watchdog
 from orchestrator.ledger.cost import (
@@ -41,7 +41,7 @@ class Cluster:
     def gone(self, nodes: Sequence[str]) -> list[str]:
         return [node for node in nodes if node not in self.standing]
 
-    def fitting(self, worker: Mapping[str, float]) -> int:
+    def fitting(self) -> int:
         return len(self.standing)
 
 
@@ -56,7 +56,14 @@ def dispatcher(
     if not any(record.get("session") == "s" for record in read(path)):
         Ledger(path).append("resumed", session="s")
     asked = SessionOptions(session="s", **{"max_failures_per_trial": 1, **options})
-    return Dispatcher(str(path), asked, nodes=cluster, patience_s=PATIENCE_S, clock=clock)
+    return Dispatcher(
+        str(path),
+        asked,
+        gone=cluster.gone,
+        fitting=cluster.fitting,
+        patience_s=PATIENCE_S,
+        clock=clock,
+    )
 
 
 def trial_of(path: Path) -> TrialState:
@@ -204,10 +211,10 @@ PLAIN = Assignment(trial_id=TRIAL, backbone=BackboneSpec(family="vit"), epochs=9
 
 def test_an_epoch_by_half_the_workers_costs_half() -> None:
     whole = ReportedEpoch(1, 1.0, {"train_seconds": 8.0, "eval_seconds": 2.0})
-    half = replace(whole, workers=1, of_workers=2)
+    half = replace(whole, workers=1)
     assert (epoch_seconds(whole, 2), epoch_seconds(half, 2)) == (10.0, 5.0)
     trial = TrialState(TRIAL, "vit", PLAIN, num_workers=2)
-    trial.reports = {1: replace(whole, workers=2, of_workers=2), 2: half}
+    trial.reports = {1: replace(whole, workers=2), 2: half}
     assert cost_of([trial]) == DeviceSeconds(train=24.0, eval=6.0)
     assert cost_of([trial]).total == 30.0
 
@@ -216,38 +223,29 @@ class Pool:
     """A driver's view of slots, all of which have been silent for so long."""
 
     def __init__(self, silent_s: float) -> None:
-        self._silent_s, self.stopped = silent_s, False
+        self._silent_s = silent_s
         self.errors: list[str] = []
-
-    def open_trials(self) -> list[str]:
-        return []
-
-    def ready(self) -> int:
-        return 1
+        self.calls: list[str] = []
 
     def alive(self) -> int:
         return 1
 
-    def silent_s(self) -> float:
-        return self._silent_s
-
-    def over_budget(self) -> str | None:
-        return "enough" if self._silent_s < 12 else None
-
-    def stop(self) -> None:
-        self.stopped = True
+    def dispatcher(self, method: str) -> SlotHealth:
+        self.calls.append(method)
+        over = "enough" if self._silent_s < 12 else None
+        return SlotHealth(ready=True, silent_s=self._silent_s, over=over)
 
 
 @pytest.mark.parametrize("silent_s", [11.0, 13.0])
 def test_nodes_that_never_come_back_end_the_run_by_name(tmp_path: Path, silent_s: float) -> None:
     pool, stop_file = Pool(silent_s), tmp_path / "stop"
     resources = ResourceSpec(epoch_timeout_s=10, slot_start_timeout_s=2)
-    watch = Watchdog(pool, resources, stop_file)
+    watch = Watchdog(pool, resources, stop_file, lambda: None)
     watch.start()
     watch.join(10)
     assert not watch.is_alive()
     assert stop_file.exists()
-    assert pool.stopped
+    assert pool.calls == ["health", "stop"]
     if silent_s > 12:
         assert "slot_start_timeout_s=2" in str(watch.error)
         assert "13 s" in str(watch.error)

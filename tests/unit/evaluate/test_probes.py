@@ -18,18 +18,20 @@ from torch.nn import functional as F
 from trainables.backbones import build, describe
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.evaluate.behaviour import (
+from trainables.evaluate.model import model_of
+from trainables.evaluate.probes import (
     agreement,
     attention_distances,
     calibration,
     mean_distances,
     occlude,
+    probe,
     shift,
     shifted_predictions,
+    summary,
+    timed,
     token_distances,
 )
-from trainables.evaluate.model import model_of
-from trainables.evaluate.probes import probe, summary, timed
 from trainables.finetune import fine_tune
 from trainables.train.augmentation import InputTransform
 from trainables.train.loop import TrainedModel

@@ -50,10 +50,10 @@ def test_the_score_is_the_mean_of_the_correct_file(
     labels = prepare(data).split("test").labels
     predicted = evaluate_split(assignment, report.checkpoint, "test")
     assert column.tolist() == (predicted == labels).tolist()
-    test = evaluation.detail["test"]
+    test = evaluation["test"]
     assert test["n"] == len(labels) == 180
     assert test["top1"] == pytest.approx(column.mean())
     assert splits[0] == 180
     assert len(splits) == 2, "the test evaluation once, and evaluate_split above"
-    assert evaluation.detail["probes"]["top1"] == pytest.approx(column.mean())
-    assert evaluation.detail["probes"]["split"] == "test"
+    assert evaluation["probes"]["top1"] == pytest.approx(column.mean())
+    assert evaluation["probes"]["split"] == "test"

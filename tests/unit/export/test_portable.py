@@ -15,7 +15,7 @@ import torch
 
 from trainables.backbones import build
 from trainables.backbones.model import Backbone
-from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.config import Assignment, BackboneSpec, DatasetFacts, DataSpec, Recipe
 from trainables.errors import UserError
 from trainables.export import folder as portable
 from trainables.export.timm_classifier import Classifier
@@ -23,6 +23,7 @@ from trainables.train import checkpoint as checkpoints
 from trainables.train.augmentation import InputTransform
 
 NAMES = ("a", "b", "c")
+TRAINED = {"trial": "x-0000", "run": "x", "epoch": 1, "dataset": "pixels", "val_top1": 0.5}
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
 
 
@@ -46,8 +47,8 @@ def exported(
         data=DataSpec(), seed=0, epochs=1,
     )  # fmt: skip
     portable.write(
-        folder, checkpoint, asked, class_names=NAMES, height=side, width=side,
-        trained={"trial": "x-0000"}, summary="A test.",
+        folder, checkpoint, asked, trained=TRAINED,
+        dataset=DatasetFacts(class_names=NAMES, height=side, width=side),
     )  # fmt: skip
     return backbone
 
@@ -138,8 +139,8 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path: Path) ->
     )  # fmt: skip
     with pytest.raises(UserError, match="holds no test_resnet") as caught:
         portable.write(
-            tmp_path / "resnet", tmp_path / "vit-checkpoint", asked, class_names=NAMES,
-            height=20, width=20, trained={}, summary="",
+            tmp_path / "resnet", tmp_path / "vit-checkpoint", asked, trained=TRAINED,
+            dataset=DatasetFacts(class_names=NAMES, height=20, width=20),
         )  # fmt: skip
     assert len(caught.value.mistakes) == 1
     assert not re.search(r"\n", caught.value.mistakes[0])

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.launch.forecast import measure_steps
-from orchestrator.ledger.state import DatasetFacts
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice
 from trainables.backbones import FAMILIES, SCALES, build, describe, size_of
-from trainables.config import BackboneSpec
+from trainables.config import BackboneSpec, DatasetFacts
 from trainables.train.learner import count_flops
 from trainables.train.measure import measure
 
@@ -36,18 +35,18 @@ def test_a_measured_step_is_that_of_the_built_model(
     row = measure(sweep.assignment(0), **DIGITS, device="cpu", seconds=0.0)
     module = build(sweep.backbone, num_classes=10, height=8, width=8).module
     numbers = sum(p.numel() for p in module.parameters())
-    assert row.params_m == pytest.approx(numbers / 1e6)
-    assert row.gflops_per_image == pytest.approx(count_flops(module, 32).forward / 1e9)
-    assert row.memory["parameters"] == row.memory["average"] == 4 * numbers
-    assert row.memory["gradients"] == 4 * numbers
+    assert row["params_m"] == pytest.approx(numbers / 1e6)
+    assert row["gflops_per_image"] == pytest.approx(count_flops(module, 32).forward / 1e9)
+    assert row["memory"]["parameters"] == row["memory"]["average"] == 4 * numbers
+    assert row["memory"]["gradients"] == 4 * numbers
     # Adam's two moments, and a step count for each tensor
     tensors = len(list(module.parameters()))
-    assert row.memory["optimizer"] == 8 * numbers + 4 * tensors
-    assert row.checkpoint_bytes > sum(
-        row.memory[name] for name in ("parameters", "average", "optimizer")
+    assert row["memory"]["optimizer"] == 8 * numbers + 4 * tensors
+    assert row["checkpoint_bytes"] > sum(
+        row["memory"][name] for name in ("parameters", "average", "optimizer")
     )
-    assert row.train_seconds_per_image > row.eval_seconds_per_image > 0
-    assert row.n == 3
+    assert row["train_seconds_per_image"] > row["eval_seconds_per_image"] > 0
+    assert row["n"] == 3
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,7 +57,7 @@ def test_activations_grow_with_the_batch_and_nothing_else_does() -> None:
             **DIGITS,
             device="cpu",
             seconds=0.0,
-        ).memory
+        )["memory"]
         for size in (8, 16)
     ]
     assert rows[1].pop("activations") == pytest.approx(2 * rows[0].pop("activations"), rel=0.02)

@@ -29,7 +29,8 @@ class Dispatcher:
     def report(self, assignment: Assignment, report: EpochReport) -> None:
         self.reports.append(report)
 
-    def test_evaluated(self, trial: str, detail: dict[str, Any]) -> list[str]:
+    def end(self, trial: str, event: str, detail: dict[str, Any]) -> list[str]:
+        assert event == "finished"
         self.detail = detail
         return []
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ledger import events
+from orchestrator.ledger import events, session
 from orchestrator.ledger.events import Ledger, read, tail
 from orchestrator.ledger.state import replay
 from trainables.errors import UserError
@@ -102,3 +104,20 @@ def test_a_ledger_has_one_writer_and_the_next_waits_for_its_end(
     last.start()
     Ledger(path).append("resumed")
     assert [record["event"] for record in read(path)] == ["noted", "resumed"]
+
+
+def test_a_run_is_running_while_its_lock_is_taken_and_asking_leaves_no_trace(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    assert not session.is_running(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    assert not session.is_running(folder)
+    assert list(folder.iterdir()) == []
+    with FileLock(folder / ".lock"):
+        assert session.is_running(folder)
+    assert not session.is_running(folder)
+    with (folder / ".lock").open("rb") as lock:  # somebody else who asks
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert not session.is_running(folder)

@@ -76,14 +76,16 @@ def test_every_trial_says_what_it_said(path: Path, state: State) -> None:
 
 def test_its_status_is_the_same_for_all_who_show_it(path: Path, state: State) -> None:
     run = load(path.parent)
-    assert run.status == run_status(state, held=False) == RunStatus.DONE
-    assert run_status(replace(state, closed=False), held=False) == RunStatus.INTERRUPTED
-    assert run_status(replace(state, closed=False, stopped=True), held=False) == RunStatus.STOPPED
-    assert run_status(replace(state, closed=False), held=True) == RunStatus.RUNNING
-    assert run_status(State(), held=False) == RunStatus.EMPTY
+    assert run.status == run_status(state, running=False) == RunStatus.DONE
+    assert run_status(replace(state, closed=False), running=False) == RunStatus.INTERRUPTED
+    assert (
+        run_status(replace(state, closed=False, stopped=True), running=False) == RunStatus.STOPPED
+    )
+    assert run_status(replace(state, closed=False), running=True) == RunStatus.RUNNING
+    assert run_status(State(), running=False) == RunStatus.EMPTY
     for trial in state.trials.values():
         trial.status = TrialStatus.FAILED
-    assert run_status(state, held=False) == RunStatus.FAILED
+    assert run_status(state, running=False) == RunStatus.FAILED
 
 
 def test_it_is_compared_and_its_costs_add_up(path: Path, state: State) -> None:

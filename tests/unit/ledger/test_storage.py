@@ -23,7 +23,7 @@ from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.ledger import replication, retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.replication import GroupCommit, Lease, Segments, holder, pull, pull_all
+from orchestrator.ledger.replication import Lease, Segments, holder, pull, pull_all
 from orchestrator.ledger.state import replay
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.config import EpochReport
@@ -108,7 +108,7 @@ def test_one_put_covers_all_who_wait_and_an_outage_is_told_to_all(
         write(uri, content)
 
     monkeypatch.setattr(object_storage, "write_bytes", counted)
-    commit = GroupCommit(ledger.path, place)
+    commit = Segments(ledger.path, place)
 
     async def report() -> bool:
         note(ledger, 1)
@@ -169,7 +169,7 @@ def test_a_slot_is_answered_once_the_storage_has_it(
         # By the ledger: that it is on no disk of the head's says nothing.
         assert answer is not None
         assert [Path(path).parts[-2:] for path in answer] == [("attempt-1", "epoch-0001")]
-        assert await dispatcher.over_budget() is None
+        assert (await dispatcher.health()).over is None
 
         def refused(*_: object) -> None:
             raise StorageError("the bucket is gone")
@@ -180,7 +180,7 @@ def test_a_slot_is_answered_once_the_storage_has_it(
         dispatcher._session.want("vit-0000", 3)
         order = await dispatcher.next_order("s-0", "life", "vit-0000")
         assert order.command is SlotCommand.SHUTDOWN
-        assert await dispatcher.over_budget() == "the storage failed: the bucket is gone"
+        assert (await dispatcher.health()).over == "the storage failed: the bucket is gone"
 
     asyncio.run(story())
     assert stored()[-1] == "reported"
@@ -231,6 +231,7 @@ def test_a_copy_elsewhere_has_what_is_read_of_a_run(
 ) -> None:
     folder = run_in(place, tmp_path)
     object_storage.write_bytes(f"{place}/run/report.html", b"<html>")
+    object_storage.write_bytes(f"{place}/run/plots/curves.svg", b"<svg>")
     object_storage.write_bytes(f"{place}/run/finals/vit-final-00/test_correct.arrow", b"bits")
     object_storage.write_bytes(f"{place}/stores/digits-1/info.json", b"{}")
     monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "another machine"))
@@ -238,9 +239,26 @@ def test_a_copy_elsewhere_has_what_is_read_of_a_run(
     assert copy != folder
     assert (copy / "ledger.jsonl").read_bytes() == (folder / "ledger.jsonl").read_bytes()
     assert (copy / "report.html").read_text() == "<html>"
+    assert (copy / "plots" / "curves.svg").read_text() == "<svg>"
     assert (copy / "finals" / "vit-final-00" / "test_correct.arrow").read_text() == "bits"
     assert object_storage.origin(copy) == f"{place}/run"
     assert not pull(place, "no-such-run").exists()
+
+
+def test_a_report_is_stored_with_its_plots_and_without_those_of_an_earlier_one(
+    place: str, tmp_path: Path
+) -> None:
+    folder = run_in(place, tmp_path)
+    (folder / "plots").mkdir()
+    for name in ("report.html", "plots/old.svg", "plots/curves.svg"):
+        (folder / name).write_text(name)
+    replication.push_reports(folder)
+    (folder / "plots" / "old.svg").unlink()
+    (folder / "plots" / "curves.svg").write_text("of today")
+    replication.push_reports(folder)
+    stored = [file.name for file in object_storage.list_files(f"{place}/run")]
+    assert [name for name in stored if "ledger" not in name] == ["plots/curves.svg", "report.html"]
+    assert object_storage.read_bytes(f"{place}/run/plots/curves.svg") == b"of today"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ class Head:
 
 def followed(head: Any, patience_s: float = 20.0) -> tuple[tuple[int, str], str]:
     shown: list[str] = []
-    end = jobs.follow(head, "vit", show=shown.append, patience_s=patience_s, poll_s=0.1)
-    return end, "".join(shown)
+    following = jobs.follow(head, "vit", show=shown.append, patience_s=patience_s, poll_s=0.1)
+    return asyncio.run(following), "".join(shown)
 
 
 RUNNING = details("vit", "RUNNING")

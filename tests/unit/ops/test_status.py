@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def family(run: RunView, name: str) -> FamilyView:
 
 def test_a_view_counts_what_the_ledger_says(tmp_path: Path) -> None:
     run = view(state(tmp_path), running=True)
-    plain = run.as_dict()
+    plain = asdict(run)
     assert json.loads(json.dumps(plain)) == plain
     vit, resnet = family(run, "vit"), family(run, "resnet")
     counts = ("trials", "queued", "running", "finished", "pruned", "failed", "epochs")
@@ -104,7 +104,7 @@ def test_a_view_counts_what_the_ledger_says(tmp_path: Path) -> None:
 
 
 def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
-    plain = view(state(tmp_path, spec(final_seeds=2)), running=True).as_dict()
+    plain = asdict(view(state(tmp_path, spec(final_seeds=2)), running=True))
     assert list(plain) == [
         "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
         "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
@@ -254,7 +254,7 @@ def test_a_terminal_is_redrawn_at_most_twice_a_second(tmp_path: Path) -> None:
     for _ in range(100):
         clock.now += 0.1
         follower.catch_up()
-    follower.finish()
+    follower.catch_up(last=True)
     draws = out.getvalue().count("best val_top1")
     assert 10 <= draws <= 10 / REDRAW_S + 1  # and once more at the end
     assert REDRAW_S >= 0.5

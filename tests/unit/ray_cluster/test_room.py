@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ray_cluster.capacity import (
-    AutoscalerLimits,
     ClusterCapacity,
     NodeKind,
     capacity,
     capacity_mistakes,
+    limits_of_cluster_file,
+    limits_of_ray_cluster,
     local_totals,
     running_capacity,
     scaled_capacity,
@@ -27,7 +28,7 @@ CLUSTER = Path(__file__).parents[3] / "cluster"
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
 
 
-def limits_of(most: int, **workers: tuple[int, dict[str, int]]) -> AutoscalerLimits:
+def limits_of(most: int, **workers: tuple[int, dict[str, int]]) -> ClusterCapacity:
     """Those of a cluster file; of each kind how many there may be, and what they hold."""
     kinds = {
         name: {"resources": resources, "min_workers": 0, "max_workers": count}
@@ -39,7 +40,7 @@ def limits_of(most: int, **workers: tuple[int, dict[str, int]]) -> AutoscalerLim
         "head_node_type": "head",
         "available_node_types": {"head": head, **kinds},
     }
-    return AutoscalerLimits.from_cluster_file(config)
+    return limits_of_cluster_file(config)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +86,19 @@ def test_nodes_added_by_hand_count_where_they_hold_more() -> None:
 
 def test_the_files_of_this_project_hold_what_they_say() -> None:
     config = yaml.safe_load((CLUSTER / "local-autoscaling.yaml").read_text())
-    laptop = AutoscalerLimits.from_cluster_file(config)
+    laptop = limits_of_cluster_file(config)
     assert capacity(ResourceSpec(), scaled_capacity([HEAD], HEAD, laptop)) == 2
     assert capacity_mistakes(ResourceSpec(cpus_per_worker=2), scaled_capacity([HEAD], HEAD, laptop))
     resource = yaml.safe_load((CLUSTER / "kuberay-cluster.yaml").read_text())
     resource["metadata"].setdefault("namespace", "default")
-    limits = AutoscalerLimits.from_ray_cluster(resource)
+    limits = limits_of_ray_cluster(resource)
     assert limits is not None
     asked = ResourceSpec(gpus_per_worker=1, cpus_per_worker=4)
     most = sum(group["maxReplicas"] for group in resource["spec"]["workerGroupSpecs"])
     assert capacity(asked, scaled_capacity([HEAD], HEAD, limits)) == most > 1
     assert capacity_mistakes(ResourceSpec(gpus_per_worker=2), scaled_capacity([HEAD], HEAD, limits))
     resource["spec"]["enableInTreeAutoscaling"] = False
-    assert AutoscalerLimits.from_ray_cluster(resource) is None
+    assert limits_of_ray_cluster(resource) is None
 
 
 @given(

@@ -146,11 +146,18 @@ def test_a_budget_must_count_what_the_run_uses() -> None:
 
 def test_a_cap_in_worker_seconds_follows_what_a_worker_holds() -> None:
     """Two CPUs a worker use up CPU-hours twice as fast; half a GPU half as fast."""
-    assert limits.cap_worker_seconds({"cpu_hours": 1.0}, ON_CPU, None) == pytest.approx(1800)
-    assert limits.cap_worker_seconds({"gpu_hours": 1.0}, ON_GPU, None) == pytest.approx(7200)
+
+    def share_s(resources: ResourceSpec, **limit: Any) -> float | None:
+        sweep = replace(family_sweep("vit"), resources=resources)
+        return RunSpec(name="r", sweeps=(sweep,), **limit).family_share_s()
+
+    assert share_s(ON_CPU, budget={"cpu_hours": 1.0}) == pytest.approx(1800)
+    assert share_s(ON_GPU, budget={"gpu_hours": 1.0}) == pytest.approx(7200)
     prices = {"gpu_hour": 2.0, "cpu_hour": 0.5}
     # half a GPU and a CPU: 1.50 an hour
-    assert limits.cap_worker_seconds({"usd": 3.0}, ON_GPU, prices) == pytest.approx(7200)
+    assert share_s(ON_GPU, budget={"usd": 3.0}, prices=prices) == pytest.approx(7200)
+    assert share_s(ON_GPU, budget={"usd": 3.0}) is None
+    assert share_s(ON_GPU) is None
     assert limits.usd(3600, ON_GPU, {"cpu_hour": 1.0}) is None
 
 

@@ -7,9 +7,8 @@ from dataclasses import fields
 
 import pytest
 
-from orchestrator.spec import overrides
-from orchestrator.spec.named_sweeps import family_sweep
-from orchestrator.spec.overrides import apply_set, apply_sets, leaves
+from orchestrator.spec import named_sweeps
+from orchestrator.spec.named_sweeps import apply_set, apply_sets, family_sweep, leaves
 from orchestrator.spec.spaces import Choice, LogUniform, Uniform, space_for
 from trainables.config import Recipe
 from trainables.errors import UserError
@@ -169,7 +168,7 @@ def test_a_family_prefix_reaches_one_family_of_a_run() -> None:
 def test_every_recipe_axis_has_a_type_that_set_understands() -> None:
     """A new axis with an unknown type would be taken as text in silence."""
     known = {"str", "int", "float", "bool", "int | None", "float | None", "str | None"}
-    for owner in overrides.SECTIONS:
+    for owner in named_sweeps.SECTIONS:
         assert {field.type for field in fields(owner)} <= known
     assert "recipe.learning_rate" in leaves()
-    assert len(leaves()) > len(Recipe.axes())
+    assert len(leaves()) > len(fields(Recipe))

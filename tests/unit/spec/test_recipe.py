@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ def test_the_default_is_valid() -> None:
 
 
 def test_every_axis_has_a_rule() -> None:
-    assert BROKEN.keys() == set(Recipe.axes())
+    assert BROKEN.keys() == {field.name for field in fields(Recipe)}
 
 
 @pytest.mark.parametrize(("axis", "value"), [(a, v) for a, vs in BROKEN.items() for v in vs])

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ledger.state import (
-    DatasetFacts,
     ReportedEpoch,
     RunHeader,
     State,
@@ -23,7 +22,7 @@ from orchestrator.ledger.state import (
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
-from trainables.config import Assignment, BackboneSpec, Recipe
+from trainables.config import Assignment, BackboneSpec, DatasetFacts, Recipe
 
 
 def trial_of(accuracies: list[float], **fields: Any) -> TrialState:
@@ -92,8 +91,9 @@ def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
     sweeps = tuple(SweepSpec(backbone=BackboneSpec(family=family)) for family in ("a", "b"))
     header = RunHeader(spec=RunSpec(name="r", sweeps=sweeps), datasets={"a": facts, "b": facts})
     (shown,) = view.datasets(State(header=header))
-    assert (shown.name, shown.digest, shown.source) == ("digits", "c0ffee", "digits")
-    assert '"val": 180' in shown.profile
+    assert (shown["name"], shown["digest"]) == ("digits", "c0ffee")
+    assert shown["source"] == '{"uri": "digits"}'
+    assert '"val": 180' in shown["profile"]
     changed = {"a": facts, "b": replace(facts, content_hash="decade")}
     assert len(view.datasets(State(header=replace(header, datasets=changed)))) == 2
 
@@ -143,7 +143,7 @@ def test_status_of_a_trial(
 ) -> None:
     state = replay({"event": event, "time": 1.0} for event in events)
     trial = trial_of([0.5], status=TrialStatus(trial_status))
-    assert view.trial_status(state, trial, interrupted) == shown
+    assert view.trial_tags(state, trial, "parent", interrupted)["status"] == shown
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data.store import DatasetInfo, PixelStore, Split
+from trainables.config import Assignment, BackboneSpec, DatasetFacts, DataSpec, Recipe
+from trainables.data.store import PixelStore, Split
 
 
 @dataclass(frozen=True)
 class MemoryStore:
     """What the engine uses of ``PixelStore``, over arrays instead of files."""
 
-    info: DatasetInfo
+    info: DatasetFacts
     parts: dict[str, Split]
 
     def split(self, name: str) -> Split:
@@ -40,7 +40,7 @@ def small_store(
         images = (pictures[labels] + noise).clip(0, 255).astype(np.uint8)
         images.flags.writeable = False  # as a memory map is
         parts[name] = Split(images=images, labels=labels.astype(np.int64))
-    info = DatasetInfo(
+    info = DatasetFacts(
         name="pictures",
         class_names=tuple(f"class {i}" for i in range(classes)),
         height=side,

@@ -71,13 +71,13 @@ def test_each_image_gets_its_own_crop() -> None:
 
 def test_normalise_is_torchvisions() -> None:
     transform = InputTransform(image_size=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    batch = augmentation.normalise(images(), transform)
+    batch = transform.normalise(images())
     floats = tv.to_dtype(chw(images()), torch.float32, scale=True)
     expected = tv.normalize(floats, list(transform.mean), list(transform.std))
     torch.testing.assert_close(batch, expected, rtol=1e-5, atol=1e-5)
     assert batch.is_contiguous()
     last = InputTransform(image_size=16, mean=transform.mean, std=transform.std, channels_last=True)
-    again = augmentation.normalise(images(), last)
+    again = last.normalise(images())
     assert again.equal(batch)
     assert again.is_contiguous(memory_format=torch.channels_last)
 
@@ -87,7 +87,7 @@ def test_resizing_is_torchvisions(side: int) -> None:
     transform = InputTransform(image_size=side, mean=PLAIN.mean, std=PLAIN.std)
     batch = tv.to_dtype(chw(images()), torch.float32, scale=True)
     expected = tv.resize(batch, [side, side], antialias=side < 16)
-    torch.testing.assert_close(augmentation.fit(batch, transform), expected)
+    torch.testing.assert_close(transform.fit(batch), expected)
 
 
 def test_jitter_is_torchvisions() -> None:
@@ -185,7 +185,7 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(level: str) -> None:
 
 
 def test_none_is_the_image_itself() -> None:
-    assert of("none")(images(), torch.arange(12), 1).equal(augmentation.normalise(images(), PLAIN))
+    assert of("none")(images(), torch.arange(12), 1).equal(PLAIN.normalise(images()))
 
 
 def crops_of(level: Level, *, mirror: bool, count: int = 3000) -> Tensor:
@@ -214,7 +214,7 @@ def test_light_shifts_evenly_by_an_eighth_and_mirrors_half() -> None:
 
 def test_levels_grow_stronger() -> None:
     pool = images(400)
-    plain = augmentation.normalise(pool, PLAIN)
+    plain = PLAIN.normalise(pool)
     shift = Level(mirror=False)
     assert of(shift)(pool, torch.arange(400), 0).equal(plain)
     medium, heavy = LEVELS["medium"], LEVELS["heavy"]

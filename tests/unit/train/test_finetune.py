@@ -21,8 +21,9 @@ from trainables.errors import Diverged, OutOfMemory, Preempted, UserError
 from trainables.evaluate.model import evaluate_split
 from trainables.finetune import fine_tune
 from trainables.train import checkpoint
-from trainables.train.learner import Learner
-from trainables.train.loop import Batch, World
+from trainables.train.learner import Batch
+from trainables.train.loop import World
+from trainables.train.trial import Trial
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -385,7 +386,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
         backbone.module.register_forward_pre_hook(allocate)
         return backbone
 
-    monkeypatch.setattr("trainables.train.learner.build", build)
+    monkeypatch.setattr("trainables.train.trial.build", build)
 
 
 def test_out_of_memory_halves_the_micro_batch_once_and_says_so(
@@ -409,10 +410,9 @@ def test_out_of_memory_twice_ends_the_trial(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    made = Learner(assignment("vit"), World(), num_classes=6, height=16, width=16)
-    made.prepare_epoch(0)
+    learner = Trial(assignment("vit"), World(), small_store()).learner
     with pytest.raises(RuntimeError, match="channels"):
-        made.take_step(Batch(torch.zeros(2, 4, 16, 16), torch.zeros(2, dtype=torch.int64)), 0.1)
+        learner.take_step(Batch(torch.zeros(2, 4, 16, 16), torch.zeros(2, dtype=torch.int64)), 0.1)
 
 
 # --- afterwards -------------------------------------------------------------------------------

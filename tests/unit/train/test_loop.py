@@ -66,11 +66,11 @@ def test_fewer_workers_share_the_batch_of_a_full_group(
     for step in range(plan.steps):
         ours, theirs = ([int(i) for part in one for i in part[step]] for one in (shares, wanted))
         assert ours == theirs
-    sizes = [plan.share_size(rank) for rank in range(workers)]
+    sizes = [len(plan.share(rank)) for rank in range(workers)]
     assert min(sizes) > 0
     assert max(sizes) - min(sizes) <= 2
     # pairs, which are mixed with each other, are the same
-    full_share = whole.share_size(0)
+    full_share = len(whole.share(0))
     assert full_share % 2 or not any(plan.share(rank)[0] % 2 for rank in range(workers))
     # no micro-batch is larger than one that had room
     largest = -(-max(sizes) // plan.micro_batches(parts))
@@ -103,9 +103,9 @@ def test_shards_cover_each_image_once(count: int, size: int) -> None:
 
 
 def test_pixels_on_the_cpu_are_the_map_itself() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
-    images.flags.writeable = False
-    pixels = load_pixels(images, np.arange(9), CPU)
+    store = small_store(val=9)
+    images = store.split("val").images
+    pixels = load_pixels(store, "val", CPU)
     assert pixels.images.data_ptr() == images.ctypes.data
     cut, positions = pixels.cut(torch.tensor([3, 1]))
     assert cut[positions].equal(torch.from_numpy(images[[3, 1]].copy()))
@@ -129,7 +129,7 @@ def evaluate(module: nn.Module, pixels: Pixels) -> dict[str, float]:
 def test_evaluation_counts_every_image_once(val: int) -> None:
     store, module = small_store(val=val), network()
     split = store.split("val")
-    pixels = load_pixels(split.images, split.labels, CPU)
+    pixels = load_pixels(store, "val", CPU)
     scores = evaluate(module, pixels)
     floats = split.images.transpose(0, 3, 1, 2) / 255.0
     mean, std = (np.array(v).reshape(3, 1, 1) for v in (TRANSFORM.mean, TRANSFORM.std))
@@ -145,8 +145,7 @@ def test_evaluation_counts_every_image_once(val: int) -> None:
 
 def test_the_shards_of_all_workers_make_up_the_split() -> None:
     store, module = small_store(val=71), network()
-    split = store.split("val")
-    pixels = load_pixels(split.images, split.labels, CPU)
+    pixels = load_pixels(store, "val", CPU)
     parts = [
         pair
         for rank in range(3)
@@ -160,14 +159,14 @@ def test_the_shards_of_all_workers_make_up_the_split() -> None:
 
 def test_top5_is_absent_where_it_would_say_nothing() -> None:
     store = small_store(classes=4)
-    pixels = load_pixels(store.split("val").images, store.split("val").labels, CPU)
+    pixels = load_pixels(store, "val", CPU)
     assert evaluate(network(4), pixels).keys() == {"loss", "top1"}
 
 
 def test_a_broken_model_does_not_score() -> None:
     store, module = small_store(), network()
     nn.init.constant_(module[1].weight, float("nan"))  # type: ignore[index]
-    pixels = load_pixels(store.split("val").images, store.split("val").labels, CPU)
+    pixels = load_pixels(store, "val", CPU)
     with pytest.raises(Diverged):
         evaluate(module, pixels)
 

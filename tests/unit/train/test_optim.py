@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from timm.optim import Lion
 from torch import Tensor, nn
 
-from trainables.config import Recipe
-from trainables.train.loop import Batch, Step, batch_loss
-from trainables.train.optimizer import Ema, build_optimizer, schedule_of, set_learning_rate
+from trainables.backbones import Backbone, describe
+from trainables.config import BackboneSpec, Recipe
+from trainables.data.batches import BatchPlan
+from trainables.train.learner import Batch, Learner, batch_loss
+from trainables.train.loop import World
+from trainables.train.optimizer import rate_at
 
 
 def model(*, batch_norm: bool = False) -> nn.Sequential:
@@ -42,19 +46,22 @@ def data(seed: int = 0) -> Batch:
     )
 
 
-def step_of(
-    module: nn.Module, *, accumulation: int = 1, ema: Ema | None = None, **axes: Any
-) -> Step:
-    recipe = Recipe(**axes)
-    return Step(
-        model=module,
-        optimizer=build_optimizer(groups(module, weight_decay=recipe.weight_decay), recipe),
-        recipe=recipe,
-        device=torch.device("cpu"),
-        bf16=False,
-        accumulation=accumulation,
-        ema=ema,
+class InTwoGroups(Backbone):
+    """A module that is no timm model, in the groups above."""
+
+    def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        return groups(self.module, weight_decay=recipe.weight_decay)
+
+
+def learner_of(module: nn.Module, **axes: Any) -> Learner:
+    backbone = InTwoGroups(
+        module=module,
+        geometry=describe(BackboneSpec(family="resnet"), height=32, width=32),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
     )
+    plan = BatchPlan(images=8, batch_size_per_worker=8, world_size=1)
+    return Learner(backbone, Recipe(**axes), World(), plan)
 
 
 def reference(name: str, module: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -76,11 +83,11 @@ def reference(name: str, module: nn.Module, rate: float) -> torch.optim.Optimize
 def test_steps_are_the_textbooks(name: str, largest: float | None) -> None:
     """Per-group rates, decay and clipping reach the weights as torch's own parts would."""
     ours, theirs = model(), model()
-    step = step_of(ours, optimizer=name, weight_decay=0.1, clip_grad_norm=largest)
+    learner = learner_of(ours, optimizer=name, weight_decay=0.1, clip_grad_norm=largest)
     plain = reference(name, theirs, 0.01)
     for number in range(4):
         batch = data(number)
-        step(batch, 0.01)
+        learner.take_step(batch, 0.01)
         plain.zero_grad()
         loss = nn.functional.cross_entropy(theirs(batch.images), batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -95,8 +102,10 @@ def test_the_layer_scale_reaches_the_weights() -> None:
     """SGD's first step without momentum or decay is the gradient times the group's own rate."""
     module = model()
     before = copy.deepcopy(module)
-    step = step_of(module, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_grad_norm=None)
-    step(data(), 0.2)
+    axes = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "clip_grad_norm": None}
+    learner = learner_of(module, **axes)
+    learner.take_step(data(), 0.2)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [0.1, 0.2]
     for (name, a), b in zip(module.named_parameters(), before.parameters(), strict=True):
         assert a.grad is not None
         scale = 0.5 if name.startswith("0") else 1.0
@@ -110,43 +119,39 @@ def test_the_schedule_rises_then_falls(
     peak: float, epochs: int, warmup: float, low: float, at: float
 ) -> None:
     recipe = Recipe(learning_rate=peak, warmup_epochs=warmup, final_lr_fraction=low)
-    schedule = schedule_of(recipe, epochs)
+    at_epoch = partial(rate_at, recipe=recipe, epochs=epochs)
     top = min(warmup, epochs / 2)
     here, later = at * epochs, min(epochs, at * epochs + 0.01)
-    assert 0 <= schedule.at(here) <= peak * (1 + 1e-9)
-    assert math.isclose(schedule.at(top), peak)
-    assert math.isclose(schedule.at(epochs), peak * low, abs_tol=1e-12 * peak)
+    assert 0 <= at_epoch(here) <= peak * (1 + 1e-9)
+    assert math.isclose(at_epoch(top), peak)
+    assert math.isclose(at_epoch(epochs), peak * low, abs_tol=1e-12 * peak)
     if later <= top:
-        assert schedule.at(here) <= schedule.at(later)
+        assert at_epoch(here) <= at_epoch(later)
     elif here >= top:
-        assert schedule.at(here) >= schedule.at(later) - 1e-12
+        assert at_epoch(here) >= at_epoch(later) - 1e-12
     middle = (top + epochs) / 2
-    assert math.isclose(schedule.at(middle), peak * (1 + low) / 2, rel_tol=1e-6)
+    assert math.isclose(at_epoch(middle), peak * (1 + low) / 2, rel_tol=1e-6)
 
 
 def test_warm_up_is_a_straight_line() -> None:
-    schedule = schedule_of(Recipe(learning_rate=0.3, warmup_epochs=3), 10)
-    assert [schedule.at(e) for e in (0.75, 1.5, 3)] == pytest.approx([0.075, 0.15, 0.3])
-
-
-def test_rates_follow_the_scale_of_each_group() -> None:
-    optimizer = build_optimizer(groups(model()), Recipe())
-    set_learning_rate(optimizer, 0.04)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.04]
+    recipe = Recipe(learning_rate=0.3, warmup_epochs=3)
+    rates = [rate_at(epoch, recipe, 10) for epoch in (0.75, 1.5, 3)]
+    assert rates == pytest.approx([0.075, 0.15, 0.3])
 
 
 def test_the_average_is_the_recursion_written_out() -> None:
     module = model(batch_norm=True)
-    ema = Ema(module, 0.9)
+    learner = learner_of(module, ema_decay=0.9)
     expected = [p.detach().clone() for p in module.parameters()]
-    step = step_of(module, ema=ema)
     for number in range(30):
-        step(data(number), 0.05)
+        learner.take_step(data(number), 0.05)
         decay = min(0.9, (1 + number) / (10 + number))
         expected = [
             decay * e + (1 - decay) * p.detach()
             for e, p in zip(expected, module.parameters(), strict=True)
         ]
+    ema = learner.ema
+    assert ema is not None
     for a, e in zip(ema.module.parameters(), expected, strict=True):
         torch.testing.assert_close(a, e)
         assert not a.requires_grad
@@ -158,8 +163,8 @@ def test_the_average_is_the_recursion_written_out() -> None:
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_accumulation_gives_the_gradients_of_the_whole_batch(parts: int) -> None:
     whole, cut = model(), model()
-    loss = step_of(whole).gradients(data())
-    again = step_of(cut, accumulation=parts).gradients(data())
+    loss = learner_of(whole).gradients(data(), whole)
+    again = learner_of(cut, accumulation_steps=parts).gradients(data(), cut)
     torch.testing.assert_close(loss, again)
     for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
@@ -167,8 +172,8 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(parts: int) -> None
 
 def test_uneven_parts_are_weighted_by_their_images() -> None:
     whole, cut = model(), model()
-    step_of(whole).gradients(data())
-    step_of(cut, accumulation=3).gradients(data())
+    learner_of(whole).gradients(data(), whole)
+    learner_of(cut, accumulation_steps=3).gradients(data(), cut)
     for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 

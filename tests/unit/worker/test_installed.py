@@ -45,9 +45,9 @@ def test_a_slot_on_a_node_that_differs_is_given_up_and_says_why(
     monkeypatch.setattr(slots, "installed", lambda: {**installed(), "timm": "9.9.9"})
     sweep = replace(family_sweep("vit"), resources=ResourceSpec(num_workers=0))
     spec = RunSpec(name="r", sweeps=(sweep,), storage=str(tmp_path))
-    pool = slots.SlotPool(spec, tmp_path, "s", 1, more_to_come=False)
+    pool = slots.SlotPool(spec, tmp_path, "s", 1)
     calls: list[tuple[str, ...]] = []
-    monkeypatch.setattr(pool, "_call", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(slots.ActorClient, "__call__", lambda _, *call: calls.append(call))
     for thread in pool._threads:
         thread.start()
         thread.join(60)

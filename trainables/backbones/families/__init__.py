@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 
-from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Request, Size
+from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Size
 from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
 from trainables.config import BackboneSpec
 from trainables.errors import collected, raise_if_any
@@ -34,8 +34,7 @@ def describe(spec: BackboneSpec, *, height: int, width: int) -> Geometry:
     raise_if_any(check_backbone(spec))
     member, stored = member_of(spec), min(height, width)
     side = spec.image_size or max(SMALLEST_SIDE, -(-stored // SIDE_STEP) * SIDE_STEP)
-    request = Request(spec=spec, member=member, image_size=side)
-    adapted = FAMILIES[spec.family].adapt(request)
+    adapted = FAMILIES[spec.family].adapt(spec, member, side)
     ways = ["upsampled"] * (side > stored) + ["resized patches"] * adapted.resized
     return Geometry(
         family=spec.family,
@@ -95,9 +94,9 @@ def check_backbone(spec: BackboneSpec) -> list[str]:
     mistakes = mistakes or _patch_mistakes(spec)
     if not mistakes:
         with collected(mistakes):
-            member, side = member_of(spec), spec.image_size
-            if side is not None:
-                FAMILIES[spec.family].adapt(Request(spec=spec, member=member, image_size=side))
+            member = member_of(spec)
+            if spec.image_size is not None:
+                FAMILIES[spec.family].adapt(spec, member, spec.image_size)
     return mistakes
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from trainables.backbones.adaptation import (
     SMALL_IMAGE,
     Adapted,
@@ -12,13 +10,9 @@ from trainables.backbones.adaptation import (
     Geometry,
     LearningRates,
     Member,
-    Request,
     Size,
-    TimmArguments,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
+from trainables.config import BackboneSpec
 
 MEMBERS = {
     "tiny": Member(
@@ -45,42 +39,22 @@ MEMBERS = {
 }
 
 
-def adapt(request: Request) -> Adapted:
+def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     """Choose the stem's patch: 2 below 64 px, else the published 4."""
-    patch = request.spec.patch
-    if patch is None:
-        patch = 2 if request.image_size < SMALL_IMAGE else 4
-    return Adapted(patch=patch, resized=patch != request.member.patch)
+    patch = (2 if side < SMALL_IMAGE else 4) if spec.patch is None else spec.patch
+    return Adapted(patch=patch, resized=patch != member.patch)
 
 
-def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
-    """Build it, load at the published stem, then resize the stem's kernel by pseudo-inverse."""
-    import timm
-    import torch
-    from timm.layers import resample_patch_embed
-    from torch import nn
-
-    module: Any = timm.create_model(member.model, **member.arguments, **arguments)
-    if geometry.patch is not None and geometry.patch != member.patch:
-        conv, side = module.stem[0], (geometry.patch, geometry.patch)
-        weight = torch.empty(conv.out_channels, conv.in_channels, *side)
-        if arguments.get("pretrained"):
-            weight = resample_patch_embed(conv.weight.detach(), list(side))
-        else:
-            nn.init.trunc_normal_(weight, std=0.02)
-        conv.kernel_size, conv.stride, conv.weight = side, side, nn.Parameter(weight)
-    return module  # type: ignore[no-any-return]
-
-
-def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
+def exchanged_stem(geometry: Geometry, member: Member) -> ExchangedStem | None:
     """The stem's convolution where its patch is not the published one."""
-    return None if geometry.patch == member.patch else ExchangedStem(conv="stem.0")
+    if geometry.patch is None or geometry.patch == member.patch:
+        return None
+    return ExchangedStem(conv="stem.0", kernel=geometry.patch, stride=geometry.patch)
 
 
 FAMILY = Family(
     members=MEMBERS,
     adapt=adapt,
-    create=create,
     from_scratch=LearningRates(
         3e-4, 2e-2, "layer norm and depthwise kernels: between ViT and ResNet"
     ),

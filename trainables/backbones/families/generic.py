@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
 
 from trainables.backbones.adaptation import (
     Adapted,
@@ -11,14 +10,11 @@ from trainables.backbones.adaptation import (
     Geometry,
     LearningRates,
     Member,
-    Request,
     TimmArguments,
     cut_into_patches,
 )
+from trainables.config import BackboneSpec
 from trainables.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def member_named(model: str | None) -> Member:
@@ -51,45 +47,35 @@ def member_named(model: str | None) -> Member:
     )
 
 
-def adapt(request: Request) -> Adapted:
+def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     """Take the model as it is; a patch is passed on to models that have one.
 
     Raises ``UserError`` for a small stem and for a patch that does not divide the side.
     """
-    if request.spec.stem == "small":
+    if spec.stem == "small":
         raise UserError(
             "backbone.stem=small is known for the families resnet and hybrid only; got timm. "
             "Fix: --set backbone.stem=original, or a larger --set backbone.image_size=PX"
         )
-    patch = request.spec.patch
-    return Adapted() if patch is None else cut_into_patches(request, patch)
+    return Adapted() if spec.patch is None else cut_into_patches(member, side, spec.patch)
 
 
-def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
-    """Build it at the side it will see; raises ``UserError`` where the model refuses."""
+def arguments(geometry: Geometry, member: Member) -> TimmArguments:
+    """The patch that was asked for, and the side that it will see where the model fixes one."""
     import timm
 
     cfg = timm.models.get_pretrained_cfg(member.model.partition(".")[0])
-    extra: dict[str, int] = {}
-    if geometry.patch is not None:
-        extra["patch_size"] = geometry.patch
-    if cfg is not None and cfg.fixed_input_size and geometry.image_size != member.image_size:
-        extra["img_size"] = geometry.image_size
-    try:
-        module: nn.Module = timm.create_model(member.model, **extra, **arguments)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"timm:{member.model} cannot be built for images of {geometry.image_size} px"
-            f"{f' and patch {geometry.patch}' if geometry.patch else ''} ({error}). "
-            f"Fix: --set backbone.image_size={member.image_size} without backbone.patch"
-        ) from error
-    return module
+    fixed = cfg is not None and cfg.fixed_input_size and geometry.image_size != member.image_size
+    return {
+        **({"img_size": geometry.image_size} if fixed else {}),
+        **({"patch_size": geometry.patch} if geometry.patch is not None else {}),
+    }
 
 
 FAMILY = Family(
     members={},
     adapt=adapt,
-    create=create,
+    arguments=arguments,
     from_scratch=LearningRates(
         1e-4, 2e-2, "unknown architecture from scratch: the hull of the known families"
     ),

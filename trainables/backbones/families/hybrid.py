@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
 from trainables.backbones.adaptation import (
     FEWEST_TOKENS,
@@ -13,18 +12,14 @@ from trainables.backbones.adaptation import (
     Geometry,
     LearningRates,
     Member,
-    Request,
     Size,
     TimmArguments,
     choose_stem,
     few_tokens,
     largest_patch,
-    shrink_conv,
 )
+from trainables.config import BackboneSpec
 from trainables.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 STEM_REDUCTION = 4  # the original stem: stride 2 and a max-pool
 MEMBERS = {
@@ -66,13 +61,12 @@ def stride_of(member: Member, stem: str | None) -> int:
     return member.stride // STEM_REDUCTION if stem == "small" else member.stride
 
 
-def adapt(request: Request) -> Adapted:
+def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     """Choose stem and patch. The patch counts pixels of the image: stride times projection.
 
     Raises ``UserError`` for a patch that the stem's stride or the side does not allow.
     """
-    side, member, spec = request.image_size, request.member, request.spec
-    stem = _stem(request)
+    stem = _stem(spec, member, side)
     stride = stride_of(member, stem)
     multiples = tuple(stride * n for n in (1, 2, 4, 8, 16) if stride * n <= max(side, stride))
     patch = spec.patch if spec.patch is not None else largest_patch(side, multiples) or stride
@@ -97,45 +91,31 @@ def adapt(request: Request) -> Adapted:
     )
 
 
-def _stem(request: Request) -> str:
+def _stem(spec: BackboneSpec, member: Member, side: int) -> str:
     """As for a ResNet, but a stem alone is kept, and too few tokens are reason to shrink it."""
-    member, spec = request.member, request.spec
     if spec.stem == "auto" and not has_stages(member):
         return "original"  # reduces by 4 = the patch of a ViT at 32 px: nothing is lost
-    starved = (request.image_size // member.stride) ** 2 < FEWEST_TOKENS
+    starved = (side // member.stride) ** 2 < FEWEST_TOKENS
     if spec.stem == "auto" and spec.weights == "none" and starved:
         return "small"
-    return choose_stem(request)
+    return choose_stem(spec, side)
 
 
-def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
-    """Build it; with the small stem on the grid that the small stem leads to.
+def arguments(geometry: Geometry, member: Member) -> TimmArguments:
+    """The grid; with the small stem the one that the small stem leads to.
 
     Position embeddings are resampled once, to the final grid: the model is built at the side
     that gives this grid through the original stem, then stem and side are exchanged.
     """
-    import timm
-    from torch import nn
-
     stride = stride_of(member, geometry.stem)
     assert geometry.patch is not None
-    module: nn.Module = timm.create_model(
-        member.model,
-        img_size=_built_side(geometry, member),
-        patch_size=geometry.patch // stride,
-        **member.arguments,
-        **arguments,
-    )
-    if geometry.stem == "small":
-        convolutions: Any = module.patch_embed.backbone  # type: ignore[union-attr]
-        stem = convolutions.stem if has_stages(member) else convolutions
-        stem.conv = shrink_conv(stem.conv, keep_weights=bool(arguments.get("pretrained")))
-        stem.pool = nn.Identity()
-        module.set_input_size(img_size=geometry.image_size)  # type: ignore[operator]
-    return module
+    return {
+        "img_size": geometry.image_size * member.stride // stride,
+        "patch_size": geometry.patch // stride,
+    }
 
 
-def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
+def exchanged_stem(geometry: Geometry, member: Member) -> ExchangedStem | None:
     """The small stem, and the side at which the original stem leads to the same grid."""
     if geometry.stem != "small":
         return None
@@ -143,18 +123,14 @@ def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> Exc
     return ExchangedStem(
         conv=f"{place}.conv",
         pool=f"{place}.pool",
-        built_image_size=_built_side(geometry, member),
+        built_image_size=geometry.image_size * STEM_REDUCTION,
     )
-
-
-def _built_side(geometry: Geometry, member: Member) -> int:
-    return geometry.image_size * member.stride // stride_of(member, geometry.stem)
 
 
 FAMILY = Family(
     members=MEMBERS,
     adapt=adapt,
-    create=create,
+    arguments=arguments,
     from_scratch=LearningRates(1e-4, 5e-3, "its attention blocks set the ceiling: the ViT's range"),
     fine_tuned=LearningRates(1e-5, 1e-3, "its attention blocks set the ceiling: the ViT's range"),
     # timm's own grouping puts the whole ResNet, the projection and the tokens into one layer

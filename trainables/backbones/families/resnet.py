@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trainables.backbones.adaptation import (
     SMALL_IMAGE,
     Adapted,
@@ -12,15 +10,10 @@ from trainables.backbones.adaptation import (
     Geometry,
     LearningRates,
     Member,
-    Request,
     Size,
-    TimmArguments,
     choose_stem,
-    shrink_conv,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
+from trainables.config import BackboneSpec
 
 MEMBERS = {
     "tiny": Member(
@@ -44,47 +37,29 @@ MEMBERS = {
 }
 
 
-def adapt(request: Request) -> Adapted:
+def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     """Choose the stem; a residual network has no patch."""
-    stem = choose_stem(request)
-    reduced = stem == "original" and request.image_size < SMALL_IMAGE
+    stem = choose_stem(spec, side)
+    reduced = stem == "original" and side < SMALL_IMAGE
     warning = (
-        f"{request.member.model} with its original stem reduces {request.image_size} px to "
-        f"{max(1, request.image_size // 32)}. Fix: --set backbone.stem=small or "
-        "--set backbone.image_size=128"
+        f"{member.model} with its original stem reduces {side} px to {max(1, side // 32)}. "
+        "Fix: --set backbone.stem=small or --set backbone.image_size=128"
     )
     return Adapted(stem=stem, warnings=(warning,) if reduced else ())
 
 
-def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
-    """Build it; the small stem is 3x3 of stride 1 without max-pool (He et al. 2016, §4.2)."""
-    import timm
-    from torch import nn
-
-    module: nn.Module = timm.create_model(member.model, **member.arguments, **arguments)
-    if geometry.stem == "small":
-        keep = bool(arguments.get("pretrained"))
-        stem = module.conv1
-        if isinstance(stem, nn.Sequential):  # three 3x3 convolutions, the first of stride 2
-            stem[0] = shrink_conv(stem[0], keep_weights=keep)  # type: ignore[arg-type]
-        else:
-            module.conv1 = shrink_conv(stem, keep_weights=keep)  # type: ignore[arg-type]
-        module.maxpool = nn.Identity()
-    return module
-
-
-def exchanged_stem(geometry: Geometry, member: Member, module: nn.Module) -> ExchangedStem | None:
-    """The small stem's first convolution, and the pool that it has none of."""
+def exchanged_stem(geometry: Geometry, member: Member) -> ExchangedStem | None:
+    """The small stem: 3x3 of stride 1 without max-pool (He et al. 2016, §4.2)."""
     if geometry.stem != "small":
         return None
-    deep = hasattr(module.conv1, "0")
-    return ExchangedStem(conv="conv1.0" if deep else "conv1", pool="maxpool")
+    # others have three 3x3 convolutions in place of the 7x7, the first of stride 2
+    conv = "conv1" if member.model == "resnet50" else "conv1.0"
+    return ExchangedStem(conv=conv, pool="maxpool")
 
 
 FAMILY = Family(
     members=MEMBERS,
     adapt=adapt,
-    create=create,
     from_scratch=LearningRates(3e-4, 3e-2, "batch norm bears higher rates than attention does"),
     fine_tuned=LearningRates(
         3e-5, 3e-3, "fine-tuning with batch norm: three times the ViT's rates"

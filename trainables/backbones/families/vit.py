@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trainables.backbones.adaptation import (
     Adapted,
     Family,
     Geometry,
     LearningRates,
     Member,
-    Request,
     Size,
     TimmArguments,
     cut_into_patches,
     largest_patch,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
+from trainables.config import BackboneSpec
 
 MEMBERS = {
     "tiny": Member(
@@ -45,34 +40,24 @@ MEMBERS = {
 }
 
 
-def adapt(request: Request) -> Adapted:
-    """Choose or check the patch; the kernel is resized, position embeddings are resampled.
-
-    Raises ``UserError`` for a patch that does not divide the side.
-    """
-    patch = request.spec.patch
-    return cut_into_patches(request, largest_patch(request.image_size) if patch is None else patch)
+def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
+    """Choose or check the patch; position embeddings are resampled."""
+    return cut_into_patches(member, side, largest_patch(side) if spec.patch is None else spec.patch)
 
 
-def create(geometry: Geometry, member: Member, arguments: TimmArguments) -> nn.Module:
-    """Build it; timm resizes the patch kernel by pseudo-inverse while loading (FlexiViT, §3.4)."""
-    import timm
-
-    module: nn.Module = timm.create_model(
-        member.model,
-        img_size=geometry.image_size,
-        patch_size=geometry.patch,
-        dynamic_img_size=False,  # one fixed grid: no resampling inside the step
-        **member.arguments,
-        **arguments,
-    )
-    return module
+def arguments(geometry: Geometry, member: Member) -> TimmArguments:
+    """The grid; timm resizes the patch kernel by pseudo-inverse while loading (FlexiViT, §3.4)."""
+    return {
+        "img_size": geometry.image_size,
+        "patch_size": geometry.patch,
+        "dynamic_img_size": False,  # one fixed grid: no resampling inside the step
+    }
 
 
 FAMILY = Family(
     members=MEMBERS,
     adapt=adapt,
-    create=create,
+    arguments=arguments,
     from_scratch=LearningRates(
         1e-4, 5e-3, "a small ViT from scratch: best near 2e-3, lost above 5e-3"
     ),
