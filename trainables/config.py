@@ -15,10 +15,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
 
-OPTIMIZERS = ("adamw", "sgd", "lion")
-FREEZE_MODES = ("full", "head", "head_then_full")
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
-PRECISIONS = ("fp32", "bf16")
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -173,14 +170,14 @@ class Recipe(Spec, section="recipe"):
     ``batch_size_per_worker * num_workers`` whatever the memory allows.
     """
 
-    optimizer: str = ruled("adamw", choices=OPTIMIZERS)
+    optimizer: str = ruled("adamw", choices=("adamw", "sgd", "lion"))
     learning_rate: float = ruled(1e-3, 0, 100, open_low=True)
     weight_decay: float = ruled(0.05, 0, 10)
     momentum: float = ruled(0.9, 0, 0.9999)
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
     warmup_epochs: float = ruled(1.0, 0, 1000)
     final_lr_fraction: float = ruled(0.01, 0, 1)
-    freeze: str = ruled("full", choices=FREEZE_MODES)
+    freeze: str = ruled("full", choices=("full", "head", "head_then_full"))
     head_epochs: int = ruled(1, 0, 100_000)
     batch_size_per_worker: int = ruled(64, 1, 65_536)
     accumulation_steps: int = ruled(1, 1, 4096)
@@ -193,7 +190,7 @@ class Recipe(Spec, section="recipe"):
     cutmix: float = ruled(0.0, 0, 10)
     label_smoothing: float = ruled(0.0, 0, 0.9)
     drop_path: float = ruled(0.0, 0, 0.9)
-    precision: str = ruled("fp32", choices=PRECISIONS)
+    precision: str = ruled("fp32", choices=("fp32", "bf16"))
     compile: bool = ruled(False)
     channels_last: bool = ruled(False)
 

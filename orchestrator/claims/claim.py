@@ -14,7 +14,6 @@ from orchestrator.claims.effects import Json, Measured
 from orchestrator.claims.results import TrialResult
 from trainables.config import stable_hash
 
-ALPHA = 0.05
 # Of the rule that all claims share (effects.py, results.py): raised by hand when what it gives
 # changes, as a claim's own ``rule_version`` is. A test holds what the rules give on known worlds.
 RULE_VERSION = 1
@@ -119,7 +118,7 @@ class Claim:
     measure: Callable[[Sequence[TrialResult]], Measured]
     failed_count: bool
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    alpha: float = ALPHA
+    alpha: float = 0.05
     fewest_images_per_class: int = 10
     fewest_share: float = 1.0  # of the training images that the smallest arm sees
     rule_version: int = 1

@@ -11,23 +11,16 @@ from typing import Any
 
 from orchestrator.claims.claim import Arm, Claim, Preset, Setting
 from orchestrator.claims.experiments import claim_named
-from orchestrator.launch.forecast import (
-    COLD_START_S,
-    STEP_PASSES,
-    costs_of,
-    images_of,
-    images_per_epoch,
-    read_dataset,
-)
+from orchestrator.launch import forecast
 from orchestrator.launch.options import RunOptions
-from orchestrator.launch.validation import validate
+from orchestrator.launch.prepare import validate
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
 from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
-from trainables.data.sources import check_source, known_images
+from trainables.data.sources import known_images
 from trainables.errors import UserError, collected, raise_if_any
 
 LARGEST_VAL_SHARE = 0.2
@@ -125,9 +118,7 @@ def facts_of(options: ClaimOptions) -> DatasetFacts:
     if known is not None:
         return known
     changes = [text for text in options.set if text.startswith("data.")]
-    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), changes).data
-    raise_if_any(check_source(data))
-    return read_dataset(data)
+    return forecast.read_dataset(source, changes).info
 
 
 def _preset(claim: Claim, options: ClaimOptions) -> Preset:
@@ -256,9 +247,9 @@ class ClaimPlan(Spec):
     device: str
     slots: int | None
     basis: str | None
-    device_hours: float | None
-    wall_hours: float | None
-    usd: float | None
+    device_hours: float | None = None
+    wall_hours: float | None = None
+    usd: float | None = None
     arms: tuple[ArmPrice, ...]
 
 
@@ -268,11 +259,8 @@ def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] |
     trials = sum(arm.trials for arm in arms)
     resources = spec.sweeps[0].resources
     slots = None if totals is None else slots_of(spec, trials, totals)
-    priced = [arm.slot_seconds for arm in arms if arm.slot_seconds is not None]
-    whole = sum(priced) if len(priced) == len(arms) else None
-    seconds = None if whole is None else whole * resources.num_workers
     claim = spec.claim or {}
-    return ClaimPlan(
+    plan = ClaimPlan(
         claim=claim["name"],
         run=spec.name,
         spec_hash=spec.hash(),
@@ -282,10 +270,17 @@ def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] |
         device=limits.device(resources),
         slots=slots,
         basis=" and ".join(sorted({arm.basis for arm in arms if arm.basis})) or None,
-        device_hours=None if seconds is None else limits.device_hours(seconds, resources),
-        wall_hours=(whole / slots + COLD_START_S) / limits.HOUR_S if whole and slots else None,
-        usd=None if seconds is None else limits.usd(seconds, resources, spec.prices),
         arms=arms,
+    )
+    priced = [arm.slot_seconds for arm in arms if arm.slot_seconds is not None]
+    if len(priced) < len(arms):
+        return plan
+    seconds, cold_start_s = sum(priced), forecast.COLD_START_S
+    return replace(
+        plan,
+        device_hours=limits.device_hours(seconds * resources.num_workers, resources),
+        wall_hours=(seconds / slots + cold_start_s) / limits.HOUR_S if slots else None,
+        usd=limits.usd(seconds * resources.num_workers, resources, spec.prices),
     )
 
 
@@ -303,19 +298,18 @@ def _arm_prices(spec: RunSpec, sweep: SweepSpec, options: ClaimOptions) -> Itera
         arm = replace(
             with_axes(sweep, levels), grid=(), space={}, trials=trials, scheduler=scheduler
         )
-        alone = replace(spec, sweeps=(arm,), claim=None)
-        images = images_of(alone)
-        measure = options.measure is not False
-        cost = costs_of(alone, images, measure=measure, tflops=options.tflops)[sweep.family]
-        seconds = None
+        alone, family = replace(spec, sweeps=(arm,), claim=None), sweep.family
+        images, measure = forecast.images_of(alone), options.measure is not False
+        costs = forecast.costs_of(alone, images, measure=measure, tflops=options.tflops)
+        cost, seconds = costs[family], None
         if cost is not None:
-            train, val = images_per_epoch(arm, images[sweep.family].counts)
-            passes = STEP_PASSES * train + val
+            train, val = forecast.images_per_epoch(arm, images[family].counts)
+            passes = forecast.STEP_PASSES * train + val
             probes = SHIFT_IMAGES * (1 + SHIFT_WAYS * len(offsets)) if offsets else 0
             epoch_s = cost.epoch_seconds * (passes + probes) / passes
             seconds = trials * (epochs * epoch_s + cost.setup_seconds)
         yield ArmPrice(
-            family=sweep.family,
+            family=family,
             levels=levels,
             epochs=epochs,
             trials=trials,

@@ -36,7 +36,7 @@ from orchestrator.compare.statistics import (
 )
 
 Array = np.ndarray
-Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a plan
+Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a diagram
 
 SUPPORTED, REFUTED, UNDETERMINED = "supported", "refuted", "undetermined"
 
@@ -75,58 +75,51 @@ class Effect:
         }
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a picture: ``values`` (seeds, points) over ``x`` (points,); ``place`` colours
-    it as the family at that place; a stepped one keeps its height until the next point."""
-
-    name: str
-    place: int
-    x: Array
-    values: Array
-    stepped: bool = False
-
-    def as_dict(self) -> Json:
-        """JSON-ready: for each point the mean over seeds with its 95 % interval."""
-        mean = mean_series(self.values)
-        return {
-            "name": self.name,
-            "place": self.place,
-            "stepped": self.stepped,
-            "x": np.asarray(self.x, dtype=float).tolist(),
-            "n": mean.n,
-            "mean": _rounded(mean.mean),
-            "low": _rounded(mean.low),
-            "high": _rounded(mean.high),
-        }
+def points(differences: Mapping[str, Array]) -> list[Effect]:
+    """Effects that are differences of fractions, (seeds,) by name."""
+    return [Effect(name, values.tolist()) for name, values in differences.items()]
 
 
-def _rounded(values: Array | None) -> list[float] | None:
-    return None if values is None else [float(f"{value:.5g}") for value in values]
+def line(
+    name: str, place: int, x: Array | Sequence[float], values: Array, *, stepped: bool = False
+) -> Json:
+    """One line of a diagram: at each of ``x``, (points,), the mean of ``values``, (seeds, points),
+    with its 95 % interval. ``place`` colours it as the family at that place; a stepped one keeps
+    its height until the next point."""
+    means = mean_series(values)
+    rounded = {
+        key: None if row is None else [float(f"{value:.5g}") for value in row]
+        for key, row in (("mean", means.mean), ("low", means.low), ("high", means.high))
+    }
+    x_values = np.asarray(x, dtype=float).tolist()
+    line = {"name": name, "place": place, "stepped": stepped, "x": x_values, "n": means.n}
+    return {**line, **rounded}
 
 
-def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Series]:
+def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Json]:
     """A line for each of ``rows``, (seeds, points) by name, over the same ``x``, (points,)."""
-    shared_x = np.asarray(x)
-    return [Series(name, i, shared_x, values) for i, (name, values) in enumerate(rows.items())]
+    return [line(name, place, x, values) for place, (name, values) in enumerate(rows.items())]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A diagram with its data, y in percent; ``ticks`` name the places of ``x`` where it is no
-    number."""
-
-    title: str
-    x_label: str
-    series: Sequence[Series]
-    y_label: str = "validation accuracy, %"
-    x_log: bool = False
-    ticks: Sequence[str] = ()
-
-    def as_dict(self) -> Json:
-        """JSON-ready."""
-        series = [line.as_dict() for line in self.series]
-        return {**vars(self), "ticks": list(self.ticks), "series": series, "y_unit": "percent"}
+def diagram(
+    title: str,
+    x_label: str,
+    series: Sequence[Json],
+    *,
+    y_label: str = "validation accuracy, %",
+    x_log: bool = False,
+    ticks: Sequence[str] = (),
+) -> Json:
+    """Lines with their axes, y in percent; ``ticks`` name the places of x where it is no number."""
+    return {
+        "title": title,
+        "x_label": x_label,
+        "series": series,
+        "y_label": y_label,
+        "x_log": x_log,
+        "ticks": list(ticks),
+        "y_unit": "percent",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,24 +129,26 @@ class Measured:
 
     effects: Sequence[Effect]
     others: Sequence[Effect] = ()
-    pictures: Callable[[], Sequence[Picture]] = tuple
+    pictures: Callable[[], Sequence[Json]] = tuple
     notes: Sequence[str] = ()
 
 
 def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[str, list[Json]]:
     """The verdict over ``effects``, and each of them with interval, p-value and verdict of its
     own. An interval's two sides are each at level ``alpha``, before Holm's correction."""
-    tests = [_one_sided(effect, smallest) for effect in effects]
-    adjusted = holm([p_value for p_value, _ in tests])
+    tests = [_one_sided(effect, smallest, alpha / len(effects)) for effect in effects]
+    adjusted = holm([p_value for p_value, _, _ in tests])
     judged = [
         {
             **effect.summary(alpha),
             "p_value": p_value,
             "p_value_holm": p_holm,
             "verdict": side if p_holm <= alpha else UNDETERMINED,
-            "detectable": _detectable(effect, smallest, alpha / len(effects)),
+            "detectable": detectable,
         }
-        for effect, (p_value, side), p_holm in zip(effects, tests, adjusted, strict=True)
+        for effect, (p_value, side, detectable), p_holm in zip(
+            effects, tests, adjusted, strict=True
+        )
     ]
     verdicts = {effect["verdict"] for effect in judged}
     if REFUTED in verdicts:
@@ -161,26 +156,20 @@ def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[
     return SUPPORTED if verdicts == {SUPPORTED} else UNDETERMINED, judged
 
 
-def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
-    """The smaller of the two one-sided p-values, and what it speaks for.
+def _one_sided(effect: Effect, smallest: float, alpha: float) -> tuple[float, str, float | None]:
+    """The smaller of the two one-sided p-values, what it speaks for, and the smallest true effect
+    that as many seeds, as noisy, would support at ``alpha`` 4 times in 5.
 
     A cut-off effect speaks for one side only. Fewer than two seeds, and seeds without any
     spread, show nothing: no spread in a few values is no certainty.
     """
-    error = standard_error(effect.values)
+    error, freedom = standard_error(effect.values), len(effect.values) - 1
     if not error:
-        return 1.0, UNDETERMINED
+        return 1.0, UNDETERMINED, None
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
-    below = t_below(t, len(effect.values) - 1)
+    below = t_below(t, freedom)
     against_support = 1 - below if effect.bound in ("exact", "at least") else 1.0
     against_refutation = below if effect.bound in ("exact", "at most") else 1.0
-    return min((against_refutation, REFUTED), (against_support, SUPPORTED))
-
-
-def _detectable(effect: Effect, smallest: float, alpha: float) -> float | None:
-    """The smallest true effect that as many seeds, as noisy, would support 4 times in 5."""
-    error = standard_error(effect.values)
-    if not error:
-        return None
-    freedom = len(effect.values) - 1
-    return smallest + (t_quantile(1 - alpha, freedom) + t_quantile(POWER, freedom)) * error
+    p_value, side = min((against_refutation, REFUTED), (against_support, SUPPORTED))
+    steps = t_quantile(1 - alpha, freedom) + t_quantile(POWER, freedom)
+    return p_value, side, smallest + steps * error

@@ -180,7 +180,7 @@ def by_level(
     return {family: np.stack([arms[family, level] for level in levels]) for family in families}
 
 
-def must_have_learned(accuracies: Mapping[str, float], chance: float) -> None:
+def require_learned(accuracies: Mapping[str, float], chance: float) -> None:
     """Raise :class:`NoVerdict` where an arm is hardly better than guessing: it says nothing."""
     if not np.isfinite(list(accuracies.values())).all():
         raise NoVerdict(f"reports lack a number that {' or '.join(accuracies)} is read from")

@@ -110,6 +110,7 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
     in the ledger; where it is not empty, this is not the declared claim's verdict.
     """
     words, results, environment = declared(state), results_of(state), state.header.environment
+    dataset = next(iter(state.header.datasets.values()))  # all families of a claim see the same
     statuses = [result.trial.status for result in results]
     devices = (result.trial.detail.get("device") for result in results)
     hardware = ("processor", "cpus", "memory_gb", "platform")
@@ -126,11 +127,11 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
         "level": 1 - 2 * words["alpha"],
         "smallest_effect": {"value": words["smallest_effect"], "unit": words["unit"],
                             "text": effect_text(words["smallest_effect"], words["unit"])},
-        "scope": scope(state, results),
+        "scope": scope(dataset, results),
         "trials": {"asked": len(results)}
         | {one: statuses.count(one) for one in (TrialStatus.FINISHED, TrialStatus.FAILED)},
         "device_seconds": round(device_seconds(state), 1),
-        "dataset": _dataset(state).name,
+        "dataset": dataset.name,
         "scale": state.spec.sweeps[0].backbone.scale,
         "hardware": {key: getattr(environment, key) for key in hardware}
         | {"device": next(filter(None, devices), None)},
@@ -153,7 +154,7 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
             "effects": effects,
             "others": [other.summary(alpha) for other in measured.others if other.is_finite],
             "notes": list(measured.notes),
-            "pictures": [one.as_dict() for one in measured.pictures()] if pictures else [],
+            "pictures": list(measured.pictures()) if pictures else [],
         }
     return {**verdict, "sentence": sentence(verdict)}
 
@@ -194,12 +195,7 @@ def rule_changes(state: State) -> list[str]:
     return changed or ["its rule gives other verdicts: it has another version now"]
 
 
-def _dataset(state: State) -> DatasetFacts:
-    """What the ledger says of the images; all families of a claim see the same."""
-    return next(iter(state.header.datasets.values()))
-
-
-def scope(state: State, results: Sequence[TrialResult]) -> str:
+def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
     """What a verdict is about and no more: ``tiny models (test_vit), from scratch, 2,000 images
     of cifar10 at 32 px, 9 epochs, 1,000 validation images a seed, 5 seeds``."""
     details = [result.trial.detail for result in results if result.trial.detail.get("model")]
@@ -207,15 +203,15 @@ def scope(state: State, results: Sequence[TrialResult]) -> str:
     models = ", ".join(sorted({str(detail["model"]) for detail in details}))
     starts = {"from scratch" if b.weights == "none" else "fine-tuned" for b in backbones}
     images = {int(detail["train_images"]) for detail in details}
-    info, seeds = _dataset(state), {result.seed for result in results}
+    seeds = {result.seed for result in results}
     shared = len({detail.get("dataset_hash") for detail in details}) == 1 < len(seeds)
     return ", ".join(
         [
             f"{backbones[0].scale} models" + (f" ({models})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
-            f"{_range(images)} images of {info.name} at {info.height} px",
+            f"{_range(images)} images of {dataset.name} at {dataset.height} px",
             f"{_range({result.trial.assignment.epochs for result in results})} epochs",
-            f"{info.counts.get('val'):,} validation images"
+            f"{dataset.counts.get('val'):,} validation images"
             + (" (the same for all seeds)" if shared else " a seed"),
             f"{len(seeds)} seeds",
         ]

@@ -16,7 +16,6 @@ from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.ops.doctor import Findings
     from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
@@ -28,17 +27,13 @@ def data() -> None:
 
 
 def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
-    from orchestrator.spec.named_sweeps import apply_set, family_sweep
-    from trainables.data.build import prepare
-    from trainables.data.sources import check_source
+    from orchestrator.launch.forecast import read_dataset
 
     other = [text for text in sets if not text.startswith("data.")]
     raise_if_any(
         f"only data.* matters to a dataset; got --set {text}. Fix: leave it out" for text in other
     )
-    spec = apply_set(family_sweep("vit", dataset=source), sets).data
-    raise_if_any(check_source(spec))
-    return prepare(spec)
+    return read_dataset(source, sets)
 
 
 @data.command()
@@ -106,14 +101,6 @@ def doctor(
         raise_if_any(spec.mistakes())
         backbones = [sweep.backbone for sweep in spec.sweeps]
     findings = examine(storage, tracking_uri, backbones, local=local)
-    show(as_json, {"schema": 1, **findings.as_dict()}, lambda: _findings_text(findings))
-    for line in findings.warnings:
-        log.warning(f"warning: {line}")
-    raise_if_any(findings.problems)
-    log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
-
-
-def _findings_text(findings: Findings) -> str:
     versions = ", ".join(f"{library} {version}" for library, version in findings.versions.items())
     facts = [*findings.facts.items(), ("versions", versions)]
     for node in findings.nodes or ():
@@ -121,7 +108,12 @@ def _findings_text(findings: Findings) -> str:
         gpus = f", {node.gpus:g} GPU, torch sees {node.torch_gpus}" if node.gpus else ""
         answers = "" if node.answers else ", does not answer"
         facts.append(("node", f"{node.node}, {role}{gpus}{answers}"))
-    return "\n".join(f"{name:<15} {'none' if value is None else value}" for name, value in facts)
+    lines = [f"{name:<15} {'none' if value is None else value}" for name, value in facts]
+    show(as_json, {"schema": 1, **findings.as_dict()}, lambda: "\n".join(lines))
+    for line in findings.warnings:
+        log.warning(f"warning: {line}")
+    raise_if_any(findings.problems)
+    log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
 @click.command()

@@ -116,11 +116,11 @@ def reproduce(
     tracking_uri: str | None,
 ) -> None:
     """Print the command that a report's run was made by, or rerun it. Its spec is in the file."""
-    from orchestrator.compare.report.reproduce import read_report
+    from orchestrator.compare.report.page import read_report
 
     record = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.launch.validation import validate
+        from orchestrator.launch.prepare import validate
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}

@@ -82,7 +82,7 @@ def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
-    from orchestrator.launch.validation import validate
+    from orchestrator.launch.prepare import validate
 
     spec, chosen = asked(str(ctx.command.name), **options)
     if dry_run:
@@ -100,10 +100,8 @@ def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> 
 
 
 def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> int:
-    """Run, print how it ended and what to type next; the exit code. Raises ``UserError``.
-
-    ``totals`` is what :func:`orchestrator.launch.validation.validate` returned of ``spec``.
-    """
+    """Run, print how it ended and what to type next; the exit code. ``totals`` is what
+    :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
     from orchestrator.launch.prepare import prepare
     from orchestrator.ops.status import live_view
@@ -204,7 +202,7 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
     from orchestrator.claims.design import ClaimOptions, specs_of
-    from orchestrator.launch.validation import validate
+    from orchestrator.launch.prepare import validate
 
     command, rest = root, list(arguments)
     words: list[str] = []

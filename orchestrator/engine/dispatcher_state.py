@@ -55,15 +55,7 @@ def draw(state: State, trial: TrialState) -> Record:
     """
     sweep = next(sweep for sweep in state.spec.sweeps if sweep.family == trial.family)
     past = [
-        spaces.Observation(
-            axes=other.axes,
-            values={
-                epoch: report.metrics["val_top1"]
-                for epoch, report in other.reports.items()
-                if "val_top1" in report.metrics
-            },
-            status=other.status,
-        )
+        spaces.Observation(axes=other.axes, values=other.values(), status=other.status)
         for other in state.trials.values()
         if (other.family, other.stage) == (trial.family, "search") and other.axes is not None
     ]

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,14 @@ from typing import Any
 
 import trainables
 from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
-from orchestrator.spec import limits, spaces
+from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, DataSpec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
-from trainables.data.sources import known_images
+from trainables.data.sources import check_source, known_images
+from trainables.data.store import PixelStore
 from trainables.errors import raise_if_any
 
 log = logging.getLogger(__name__)
@@ -245,15 +246,18 @@ def _checkpoints(
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
-def read_dataset(data: DataSpec) -> DatasetFacts:
-    """Of the pixel store, which is built where it is not there yet."""
-    return prepare(absolute_data(data)).info
+def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
+    """The pixel store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
+    is not there yet. Raises ``UserError``."""
+    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
+    raise_if_any(check_source(data))
+    return prepare(absolute_data(data))
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
     """By family; builds each pixel store that is not there yet."""
-    facts = {data: read_dataset(data) for data in dict.fromkeys(s.data for s in spec.sweeps)}
-    return {sweep.family: facts[sweep.data] for sweep in spec.sweeps}
+    stores = {data: prepare(absolute_data(data)) for data in {sweep.data for sweep in spec.sweeps}}
+    return {sweep.family: stores[sweep.data].info for sweep in spec.sweeps}
 
 
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
@@ -292,13 +296,10 @@ def costs_of(
 
 def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
     """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a family's share."""
-    share_s = spec.family_share_s()
-    if share_s is None:
-        return
-    mistakes = []
+    share_s, mistakes = spec.family_share_s(), []
     workers = spec.sweeps[0].resources.num_workers
     for family, cost in costs.items():
-        if cost is None or cost.basis != MEASURED:
+        if share_s is None or cost is None or cost.basis != MEASURED:
             continue
         first_s = (cost.epoch_seconds + cost.first_setup_seconds) * limits.EPOCH_MARGIN
         if first_s > share_s:

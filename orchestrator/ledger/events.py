@@ -25,7 +25,6 @@ from trainables.storage.waiting import wait_until
 SCHEMA = 1
 FILE_NAME = "ledger.jsonl"
 WRITER_PATIENCE_S = 30.0
-LOCK_POLL_S = 0.05
 
 EVENTS = (
     "created",  # first line of a run; detail = header (spec, hash, environment, dataset)
@@ -66,7 +65,7 @@ class Ledger:
         if not wait_until(  # held until the file is closed or this process dies
             lambda: lock_descriptor(self._file.fileno(), blocking=False),
             patience_s=WRITER_PATIENCE_S,
-            poll_s=LOCK_POLL_S,
+            poll_s=0.05,
         ):
             raise UserError(
                 f"one process at a time may write a ledger; another one still writes {path} "

@@ -163,7 +163,6 @@ def _where() -> str:
 FOLDER = "ledger"
 SEGMENT_BYTES = 256 * 1024
 SEGMENT_LOOK_S = 20.0  # below STALE_S, by a clock that goes on while a machine sleeps
-READERS = 8
 
 
 class Segments:
@@ -256,7 +255,7 @@ def read(remote: str) -> bytes:
     segments = _segments(remote)
     uris = [f"{remote}/{FOLDER}/{file.name}" for file in segments.values()]
     ledger = bytearray()
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(8) as readers:
         contents = readers.map(object_storage.read_bytes, uris)
         for begin, content in zip(segments, contents, strict=True):
             if begin > len(ledger):

@@ -32,9 +32,6 @@ from trainables.errors import UserError
 from trainables.storage import object_storage
 from trainables.versions import LIBRARIES, processor
 
-RECORDED = (*LIBRARIES, "mlflow")
-CAPS = ("budget", "prices")  # of the spec: a resumed run may be given others
-
 
 def is_running(folder: Path) -> bool:
     """Whether a process holds the run's lock or, in object storage, its lease."""
@@ -169,7 +166,8 @@ def _opening(header: RunHeader, before: State, session: str) -> list[Record]:
         if not submitted:  # what was forecast was for these trials
             header = replace(header, forecast=before.header.forecast)
         records = [{"event": "extended", "detail": header.as_dict()}, {"event": "resumed"}]
-        if not submitted and all(getattr(before.spec, cap) == getattr(spec, cap) for cap in CAPS):
+        same_caps = (before.spec.budget, before.spec.prices) == (spec.budget, spec.prices)
+        if same_caps and not submitted:
             del records[0]
     records += submitted
     # Named by the last record: a dispatcher that finds its session here has read them all.
@@ -217,5 +215,5 @@ def environment() -> Environment:
         processor=processor(),
         cpus=os.cpu_count(),
         memory_gb=round(memory, 1),
-        versions={name: importlib.metadata.version(name) for name in RECORDED},
+        versions={name: importlib.metadata.version(name) for name in (*LIBRARIES, "mlflow")},
     )

@@ -212,22 +212,20 @@ class TrialState:
     @property
     def best_checkpoint(self) -> str | None:
         """The folder on record with the best val_top1, the earlier one of a tie."""
-        _, epoch = self.best(saved=True)
+        saved = {e: value for e, value in self.values().items() if self.reports[e].checkpoint}
+        epoch = max(saved, key=saved.__getitem__, default=None)
         return None if epoch is None else self.reports[epoch].checkpoint
 
-    def best(
-        self, metric: str = "val_top1", *, saved: bool = False
-    ) -> tuple[float | None, int | None]:
-        """Best value of ``metric`` and the epoch it was reached in, the earlier one of a tie;
-        ``saved`` looks only at epochs with a checkpoint on record."""
-        values = [
-            (report.metrics[metric], -epoch)
-            for epoch, report in self.reports.items()
-            if math.isfinite(report.metrics.get(metric, math.nan))
-            and (report.checkpoint or not saved)
-        ]
-        value, negative_epoch = max(values, default=(None, None))
-        return value, None if negative_epoch is None else -negative_epoch
+    def values(self, metric: str = "val_top1") -> dict[int, float]:
+        """Epoch -> ``metric`` where it is finite, in the order of epochs."""
+        values = {e: self.reports[e].metrics.get(metric, math.nan) for e in sorted(self.reports)}
+        return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
+
+    def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
+        """Best value of ``metric`` and the epoch it was reached in, the earlier one of a tie."""
+        values = self.values(metric)
+        epoch = max(values, key=values.__getitem__, default=None)
+        return (None, None) if epoch is None else (values[epoch], epoch)
 
 
 @dataclass

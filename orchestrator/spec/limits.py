@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from trainables.config import Spec, ruled
 from trainables.errors import raise_if_any
 
-SCHEDULERS = ("asha", "pasha", "none")
-SAMPLERS = ("random", "sobol", "tpe")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSpec(Spec, section="scheduler"):
@@ -27,12 +24,12 @@ class SchedulerSpec(Spec, section="scheduler"):
     trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
     draws the searched values: see :mod:`orchestrator.spec.spaces`."""
 
-    kind: str = ruled("asha", choices=SCHEDULERS)
+    kind: str = ruled("asha", choices=("asha", "pasha", "none"))
     max_epochs: int = ruled(9, 1)
     grace_epochs: int = ruled(1, 1)
     reduction_factor: int = ruled(3, 2)
     audit: float = ruled(0.0, 0)
-    sampler: str = ruled("random", choices=SAMPLERS)
+    sampler: str = ruled("random", choices=("random", "sobol", "tpe"))
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
@@ -100,8 +97,6 @@ class ResourceSpec(Spec, section="resources"):
         ]
 
 
-BUDGETS = ("gpu_hours", "cpu_hours", "usd")
-PRICES = ("gpu_hour", "cpu_hour")
 HOUR_S = 3600.0
 # Where a cost comes from: of one that was measured, budgets are sure.
 MEASURED, ESTIMATED = "measured here", "estimated from FLOPs"
@@ -120,8 +115,8 @@ def parse(
     caps: dict[str, float] = {}
     hourly_prices: dict[str, float] = {}
     for option, texts, units, amounts in (
-        ("--budget", [budget] if budget else [], BUDGETS, caps),
-        ("--price", prices, PRICES, hourly_prices),
+        ("--budget", [budget] if budget else [], ("gpu_hours", "cpu_hours", "usd"), caps),
+        ("--price", prices, ("gpu_hour", "cpu_hour"), hourly_prices),
     ):
         for text in texts:
             unit, _, number = text.partition("=")

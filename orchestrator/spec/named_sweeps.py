@@ -170,7 +170,6 @@ def _from_file(target: str) -> SweepSpec:
 
 
 SECTIONS: tuple[Any, ...] = (Recipe, BackboneSpec, DataSpec, SchedulerSpec, ResourceSpec)
-_RANGE = re.compile(r"(log|uniform)\((.*)\)", re.DOTALL)
 
 Kinds = tuple[Any, ...]  # types that a field may have, NoneType last
 
@@ -216,7 +215,7 @@ def parse(path: str, text: str | None) -> Any:
     if text is None:
         raise UserError(f"--set needs PATH=VALUE; got {path!r}. Fix: --set {path}=VALUE")
     kinds = kinds_by_path[path]
-    match = _RANGE.fullmatch(text)
+    match = re.fullmatch(r"(log|uniform)\((.*)\)", text, re.DOTALL)
     listed = text.startswith("[") and text.endswith("]")
     if (match or listed) and not searchable(path):
         raise UserError(f"{path} takes one value, not a range; got {text}. Fix: --set {path}=VALUE")

@@ -99,11 +99,9 @@ def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
     return texts
 
 
-SEARCHABLE_SECTIONS = ("recipe", "backbone")
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
 SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +254,7 @@ class RunSpec(Spec):
     def mistakes(self) -> list[str]:
         """Every rule broken, one line each; empty when the run may start."""
         mistakes = []
-        if not _NAME.fullmatch(self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             mistakes.append(
                 "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
                 f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
@@ -295,7 +293,7 @@ class RunSpec(Spec):
 
 def searchable(path: str) -> bool:
     """Whether an axis may have a range; the others are the same for all trials of a sweep."""
-    return path.partition(".")[0] in SEARCHABLE_SECTIONS or path in SEARCHABLE_DATA
+    return path.startswith(("recipe.", "backbone.")) or path in SEARCHABLE_DATA
 
 
 def with_axes(spec: HasSections, axes: spaces.Axes) -> HasSections:

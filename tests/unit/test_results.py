@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.compare.comparison import compare
-from orchestrator.compare.report.reproduce import read_report
+from orchestrator.compare.report.page import read_report
 from orchestrator.compare.runs import load
 from orchestrator.ledger.events import FILE_NAME
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, lines
-from orchestrator.claims.results import RATE, TrialResult, by_level, must_have_learned
+from orchestrator.claims.effects import Measured, diagram, lines, points
+from orchestrator.claims.results import RATE, TrialResult, by_level, require_learned
 from trainables.config import AUGMENT_LEVELS
 
 FAMILIES = ("vit", "resnet")
@@ -31,25 +31,19 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     """The interaction: what the way from none to heavy gives a ViT, less what it gives a ResNet."""
     tables = by_level(results, FAMILIES, "recipe.augment", AUGMENT_LEVELS)  # (levels, n) each
     best = {family: table.mean(axis=1).max() for family, table in tables.items()}
-    must_have_learned(best, results[0].chance)
+    require_learned(best, results[0].chance)
     gains = {family: WEIGHTS @ table for family, table in tables.items()}  # (n,)
-    more = gains["vit"] - gains["resnet"]
     vit, resnet = tables["vit"], tables["resnet"]
-    more_by_level = vit - vit[0] - resnet + resnet[0]  # (levels, n)
+    more = vit - vit[0] - resnet + resnet[0]  # (levels, n)
+    others = {f"gain of {family} from none to heavy": gains[family] for family in FAMILIES}
+    for level, values in zip(AUGMENT_LEVELS[1:], more[1:], strict=True):
+        others[f"gain of ViT from none to {level}, over that of ResNet"] = values
+    interaction = "gain of ViT from none to heavy, over that of ResNet"
     return Measured(
-        effects=[Effect("gain of ViT from none to heavy, over that of ResNet", more.tolist())],
-        others=[
-            *(
-                Effect(f"gain of {family} from none to heavy", gains[family].tolist())
-                for family in FAMILIES
-            ),
-            *(
-                Effect(f"gain of ViT from none to {level}, over that of ResNet", values.tolist())
-                for level, values in zip(AUGMENT_LEVELS[1:], more_by_level[1:], strict=True)
-            ),
-        ],
+        effects=points({interaction: gains["vit"] - gains["resnet"]}),
+        others=points(others),
         pictures=lambda: [
-            Picture(
+            diagram(
                 "Accuracy against strength of augmentation",
                 "augmentation",
                 lines(range(len(vit)), {family: table.T for family, table in tables.items()}),

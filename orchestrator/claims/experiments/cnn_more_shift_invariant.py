@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, lines
+from orchestrator.claims.effects import Json, Measured, diagram, lines, points
 from orchestrator.claims.results import (
     RATE,
     Array,
@@ -16,8 +16,8 @@ from orchestrator.claims.results import (
     by_rate,
     elsewhere,
     grouped,
-    must_have_learned,
     reached,
+    require_learned,
 )
 
 FAMILIES = ("resnet", "vit")
@@ -42,7 +42,7 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     by_family = grouped(results, lambda result: result.trial.family)
     chosen = {family: _chosen(by_family[family]) for family in FAMILIES}
     best = {f: np.array([result.accuracy.max() for result in chosen[f]]) for f in FAMILIES}  # (n,)
-    must_have_learned({f: values.mean() for f, values in best.items()}, results[0].chance)
+    require_learned({f: values.mean() for f, values in best.items()}, results[0].chance)
     level = np.minimum(best["resnet"], best["vit"])  # (n,)
     reported = results[0].trial.reports[1].metrics
     offsets = sorted(int(match[1]) for name in reported if (match := METRIC.fullmatch(name)))  # px
@@ -53,21 +53,19 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     lead = (curves["resnet"] - curves["vit"]).mean(axis=1)
     whole = np.array(offsets) % int(chosen["vit"][0].trial.detail["patch"]) == 0
     shifts = f"shifts by {offsets[0]} to {offsets[-1]} px"
+    by_patch = {
+        f"{family}: shifts by whole patches over those between": (
+            rows[:, whole].mean(axis=1) - rows[:, ~whole].mean(axis=1)
+        )
+        for family, rows in curves.items()
+    }
+    matched = {
+        f"{family}: best accuracy over the matched one": values - level
+        for family, values in best.items()
+    }
     return Measured(
-        effects=[Effect(f"shift consistency of ResNet over ViT, mean of {shifts}", lead.tolist())],
-        others=[
-            *(
-                Effect(
-                    f"{family}: shifts by whole patches over those between",
-                    (rows[:, whole].mean(axis=1) - rows[:, ~whole].mean(axis=1)).tolist(),
-                )
-                for family, rows in curves.items()
-            ),
-            *(
-                Effect(f"{f}: best accuracy over the matched one", (values - level).tolist())
-                for f, values in best.items()
-            ),
-        ],
+        effects=points({f"shift consistency of ResNet over ViT, mean of {shifts}": lead}),
+        others=points(by_patch | matched),
         pictures=lambda: _pictures(curves, chosen, offsets),
         notes=[
             f"Compared at a validation accuracy of {100 * level.mean():.1f} % (mean over seeds), "
@@ -96,7 +94,7 @@ def _consistency(result: TrialResult, accuracy: float, offsets: Sequence[int]) -
 
 def _pictures(
     curves: dict[str, Array], chosen: dict[str, list[TrialResult]], offsets: Sequence[int]
-) -> list[Picture]:
+) -> list[Json]:
     learning: dict[str, Array] = {}
     for family, results in chosen.items():
         learning[f"{family}, accuracy"] = np.stack([result.accuracy for result in results])
@@ -105,13 +103,13 @@ def _pictures(
         )
     epochs = chosen["vit"][0].epochs
     return [
-        Picture(
+        diagram(
             "Shift consistency at matched accuracy, by shift",
             "shift, pixels",
             lines(offsets, curves),
             y_label="same class as unshifted, %",
         ),
-        Picture(
+        diagram(
             "Accuracy and mean shift consistency as they learn",
             "epoch",
             lines(epochs, learning),

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Setting
-from orchestrator.claims.effects import Effect, Measured, NoVerdict, Picture, Series
+from orchestrator.claims.effects import Effect, Json, Measured, NoVerdict, diagram, line, points
 from orchestrator.claims.results import RATE, Array, TrialResult, by_rate, grouped, reached
 
 FAMILIES = ("vit", "hybrid")
@@ -47,10 +47,10 @@ def measure(results: Sequence[TrialResult]) -> Measured:
         effects.append(Effect(f"{unit} of ViT over those of the hybrid", ratios.tolist(), "ratio"))
     tables = {family: by_rate(by_family[family])[1] for family in FAMILIES}  # (rates, n) each
     loss = {family: table.max(axis=0) - table.mean(axis=0) for family, table in tables.items()}
-    more = loss["vit"] - loss["hybrid"]
+    more = {"loss from a learning rate that is off, ViT over hybrid": loss["vit"] - loss["hybrid"]}
     return Measured(
         effects=effects,
-        others=[Effect("loss from a learning rate that is off, ViT over hybrid", more.tolist())],
+        others=points(more),
         pictures=lambda: [_survival(by_family), _curves(by_family)],
         notes=[
             *(_arrivals(family, by_family[family]) for family in FAMILIES),
@@ -108,7 +108,7 @@ def _arrivals(family: str, results: Sequence[TrialResult]) -> str:
     )
 
 
-def _survival(by_family: ByFamily) -> Picture:
+def _survival(by_family: ByFamily) -> Json:
     """Kaplan & Meier's estimate (1958) of the share of runs that have reached the accuracy."""
     from scipy.stats import CensoredData, ecdf, logrank
 
@@ -120,16 +120,16 @@ def _survival(by_family: ByFamily) -> Picture:
         estimate = ecdf(samples[-1]).cdf
         x = np.array([0.0, *estimate.quantiles, horizon])
         shares = np.array([[0.0, *estimate.probabilities, estimate.probabilities[-1]]])
-        curves.append(Series(family, place, x, shares, stepped=True))
+        curves.append(line(family, place, x, shares, stepped=True))
     p_value = float(logrank(*samples).pvalue)
     # Runs of one seed are not independent: the test describes, it decides nothing.
     log_rank = f"; log-rank p = {p_value:.2g}, as if runs were independent"
     test = log_rank if np.isfinite(p_value) else ""
     title = f"Runs {100 * SHOWN:.0f} % of the way from chance to perfect{test}"
-    return Picture(title, "epochs", curves, y_label="share of runs, %")
+    return diagram(title, "epochs", curves, y_label="share of runs, %")
 
 
-def _curves(by_family: ByFamily) -> Picture:
+def _curves(by_family: ByFamily) -> Json:
     """Accuracy against epochs, mean over the learning rates of those trained to the end."""
     series = []
     for place, family in enumerate(FAMILIES):
@@ -140,5 +140,5 @@ def _curves(by_family: ByFamily) -> Picture:
         ]
         if means:
             x = np.arange(1, len(means[0]) + 1)
-            series.append(Series(family, place, x, np.stack(means)))
-    return Picture("Accuracy against epochs, mean over learning rates", "epoch", series)
+            series.append(line(family, place, x, np.stack(means)))
+    return diagram("Accuracy against epochs, mean over learning rates", "epoch", series)

@@ -9,15 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, lines
-from orchestrator.claims.results import (
-    RATE,
-    Array,
-    TrialResult,
-    by_rate,
-    grouped,
-    must_have_learned,
-)
+from orchestrator.claims.effects import Effect, Json, Measured, diagram, lines
+from orchestrator.claims.results import RATE, Array, TrialResult, by_rate, grouped, require_learned
 
 FAMILIES = ("vit", "resnet")
 FAILED_COUNT = True
@@ -93,7 +86,7 @@ def measure(results: Sequence[TrialResult]) -> Measured:
         f"{family} with {optimizer}": float(np.mean([optimum.top for optimum in optima]))
         for (family, optimizer), optima in best.items()
     }
-    must_have_learned(tops, results[0].chance)
+    require_learned(tops, results[0].chance)
     plain = "as people compare them: ViT with AdamW against ResNet with SGD"
     width = f"width of the basin ({100 * WITHIN:.0f} points)"
     return Measured(
@@ -138,8 +131,8 @@ def _notes(results: Sequence[TrialResult], best: dict[tuple[str, str], list[Opti
     return notes
 
 
-def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[list[float], Array]]) -> Picture:
+def _picture(optimizer: str, tables: dict[tuple[str, str], tuple[list[float], Array]]) -> Json:
     rates, _ = tables[FAMILIES[0], optimizer]  # the same for all families
     rows = {family: tables[family, optimizer][1].T for family in FAMILIES}
     title = f"Accuracy against learning rate, {optimizer}"
-    return Picture(title, "learning rate", lines(rates, rows), x_log=True)
+    return diagram(title, "learning rate", lines(rates, rows), x_log=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.claims.claim import Arm, Setting
-from orchestrator.claims.effects import Effect, Measured, Picture, Series
+from orchestrator.claims.effects import Json, Measured, diagram, line, points
 from orchestrator.claims.results import (
     RATE,
     Array,
@@ -17,7 +17,7 @@ from orchestrator.claims.results import (
     by_arm,
     elsewhere,
     grouped,
-    must_have_learned,
+    require_learned,
 )
 
 FAMILIES = ("vit",)
@@ -50,29 +50,26 @@ def arms(setting: Setting) -> list[Arm]:
 
 def measure(results: Sequence[TrialResult]) -> Measured:
     """By start and budget: the better of patches 8 and 4, chosen on the other seeds, minus 16."""
-    effects, others = [], []
+    effects: dict[str, Array] = {}
+    others: dict[str, Array] = {}
     by_start = grouped(results, _start)
     for start, of_start in by_start.items():
         for budget, values in _budgets(of_start).items():
             where = f"{start}, at {budget}"
             best = max(accuracies.mean() for accuracies in values.values())
-            must_have_learned({f"the best arm {where},": best}, results[0].chance)
+            require_learned({f"the best arm {where},": best}, results[0].chance)
             large, *small = (values[f"patch {patch}"] for patch in (LARGE, *SMALLER))
             upsampled = values[UPSAMPLED_NAME]
-            better = elsewhere(np.stack(small)) - large
-            effects.append(Effect(f"patch 8 or 4 over 16, {where}", better.tolist()))
-            others += [
-                Effect(f"{name}, {where}", difference.tolist())
-                for name, difference in {
-                    "patch 8 over 16": small[0] - large,
-                    "patch 4 over 16": small[1] - large,
-                    "patch 16 upsampled over 16": upsampled - large,
-                    "patch 4 over 16 upsampled": small[1] - upsampled,
-                }.items()
-            ]
+            effects[f"patch 8 or 4 over 16, {where}"] = elsewhere(np.stack(small)) - large
+            others |= {
+                f"patch 8 over 16, {where}": small[0] - large,
+                f"patch 4 over 16, {where}": small[1] - large,
+                f"patch 16 upsampled over 16, {where}": upsampled - large,
+                f"patch 4 over 16 upsampled, {where}": small[1] - upsampled,
+            }
     return Measured(
-        effects=effects,
-        others=others,
+        effects=points(effects),
+        others=points(others),
         pictures=lambda: [
             picture
             for start, of_start in by_start.items()
@@ -106,7 +103,7 @@ def _name(result: TrialResult) -> str:
     return UPSAMPLED_NAME if upsampled else f"patch {result.axes['backbone.patch']}"
 
 
-def _pictures(results: Sequence[TrialResult], start: str) -> list[Picture]:
+def _pictures(results: Sequence[TrialResult], start: str) -> list[Json]:
     """Accuracy against epochs and against FLOPs, a line an arm at its middle learning rate."""
     shown: dict[str, list[TrialResult]] = {}
     for name, arm in grouped(results, _name).items():
@@ -115,7 +112,7 @@ def _pictures(results: Sequence[TrialResult], start: str) -> list[Picture]:
     pictures = []
     for label, metric in (("epochs", None), ("FLOPs, training and evaluation", "flops")):
         series = [
-            Series(
+            line(
                 name,
                 place,
                 arm[0].curve(metric) if metric else arm[0].epochs,
@@ -124,5 +121,5 @@ def _pictures(results: Sequence[TrialResult], start: str) -> list[Picture]:
             for place, (name, arm) in enumerate(shown.items())
         ]
         title = f"Accuracy against {label.split(',')[0]}, {start}"
-        pictures.append(Picture(title, label, series, x_log=True))
+        pictures.append(diagram(title, label, series, x_log=True))
     return pictures

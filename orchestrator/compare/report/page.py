@@ -3,13 +3,18 @@
 In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
 curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
 failures, what differed between the arms, how to reproduce. What a section says is in
-``templates/``, one file a section; here is what the templates are given.
+``templates/``, one file a section; here is what the templates are given, and :func:`read_report`,
+which reads back what the page carries of its runs.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +22,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator import wording
+from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import FEWEST, SEEDS
 from orchestrator.compare.finals import PooledProbes, describe_verdict
-from orchestrator.compare.report import figures, reproduce, seed_figures
+from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
-from orchestrator.compare.statistics import POWER, MeanInterval
-from orchestrator.compare.table import (
-    budget_lines,
-    checkpoints_text,
-    domain_text,
-    edge_text,
-    unfinished_text,
-)
+from orchestrator.compare.statistics import POWER
+from orchestrator.spec.limits import SchedulerSpec
+from trainables.errors import UserError
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -43,13 +44,6 @@ SECTIONS = {
     "failures": "Failures", "differences": "What differed", "reproduce": "Reproduce",
 }  # fmt: skip
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
-FILTERS = (
-    wording.axis_name, wording.count, wording.day, wording.p_text,
-    wording.percent, wording.points, wording.recipe_text, wording.duration, wording.signed,
-    wording.value_text, budget_lines, describe_verdict, domain_text, edge_text, unfinished_text,
-    seed_figures.effect_text, seed_figures.number,
-    reproduce.command, reproduce.record, reproduce.spec_text,
-)  # fmt: skip
 
 
 def report_html(comparison: Comparison) -> str:
@@ -115,24 +109,24 @@ def _pooled(comparison: Comparison) -> dict[str, PooledProbes]:
 def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     entries = comparison.families
     finals = [(entry.final.test_top1.mean, entry) for entry in entries if entry.final]
-    sections = dict(SECTIONS)
-    hidden = OF_A_SEARCH if comparison.claims else ()
-    for name in (*hidden, *([] if comparison.forecast else ["forecast"])):
-        del sections[name]
+    hidden = {
+        *(OF_A_SEARCH if comparison.claims else ()),
+        *(() if comparison.forecast else ("forecast",)),
+    }
     template = _environment().get_template("page.html")
     return template.render(
         vars(comparison),
         answer=comparison.answer,
         validation_images=comparison.validation_images,
-        sections=sections,
+        sections={name: label for name, label in SECTIONS.items() if name not in hidden},
         claims=_claims(comparison),
         figures=made,
         ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
         finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
         pooled=_pooled(comparison),
         labels=[entry.family for entry in entries],
-        embedded=reproduce.embedded(comparison.runs),
-        checkpoints=checkpoints_text(comparison.runs),
+        embedded=embedded(comparison.runs),
+        checkpoints=table.checkpoints_text(comparison.runs),
     )
 
 
@@ -148,18 +142,22 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters |= {function.__name__: function for function in FILTERS}
-    environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
+    filters = (
+        wording.axis_name, wording.count, wording.day, wording.p_text, wording.percent,
+        wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
+        table.budget_lines, table.domain_text, table.edge_text, table.unfinished_text,
+        seed_figures.effect_text, seed_figures.number, describe_verdict,
+        command, record, spec_text,
+    )  # fmt: skip
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.filters["column_classes"] = _column_classes
+    environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
         "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": figures.LINES,
         "unit_words": seed_figures.UNIT_WORDS,
     }  # fmt: skip
     return environment
-
-
-def _mean_interval(mean: MeanInterval) -> str:
-    return wording.interval(**vars(mean))
 
 
 def _unbroken(value: Any) -> Any:
@@ -182,3 +180,112 @@ def _column_class(cells: Sequence[str]) -> str:
         cell.lstrip("−")[:1].isdigit() or cell in (wording.MISSING, wording.NONE) for cell in cells
     )
     return "n" if numbers else ""
+
+
+# No "<" is left in the JSON itself.
+EMBEDDED = re.compile(r'<script type="application/json" id="spec">(.*?)</script>', re.S)
+
+
+def embedded(runs: Sequence[RunData]) -> Values:
+    """Name, spec, spec hash and command of each run, which the page carries as JSON."""
+    entries = [
+        {
+            "name": run.name,
+            "spec_hash": run.header.spec_hash,
+            "command": command(run),
+            "spec": run.header.spec.as_dict(),
+        }
+        for run in runs
+    ]
+    return {"schema": 1, "runs": entries}
+
+
+def read_report(path: Path, *, run: str | None = None) -> Values:
+    """``{"name", "spec", "spec_hash", "command"}`` of the run that a report was made of.
+
+    ``run`` names it where the report compares several. Raises ``UserError`` for a file that is no
+    report, for a run that is not in it, and for several without ``run``.
+    """
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"a report is an HTML file of orchestrator compare; {str(path)!r} cannot be read "
+            f"({type(error).__name__}). Fix: name the report.html in a run's folder"
+        ) from error
+    carried = EMBEDDED.search(page)
+    if carried is None:
+        raise UserError(
+            f"a report holds the spec of its run; {str(path)!r} has none. "
+            "Fix: name a report.html that orchestrator compare wrote"
+        )
+    entries = {entry["name"]: entry for entry in json.loads(carried[1])["runs"]}
+    if run is None and len(entries) == 1:
+        (run,) = entries
+    if run not in entries:
+        given = "none was named" if run is None else f"got {run!r}"
+        raise UserError(
+            f"one run of the report is reproduced; {given}; valid: {', '.join(entries)}. "
+            "Fix: name one of them"
+        )
+    entry: Values = entries[run]
+    return entry
+
+
+def record(run: RunData) -> list[list[str]]:
+    """Facts of a run, each with its value."""
+    environment = run.header.environment.as_dict()
+    versions, created = environment.pop("versions"), run.state.created_at
+    facts = {
+        "spec hash": run.header.spec_hash or wording.MISSING,
+        "code version": run.header.code_version or wording.MISSING,
+        "created (UTC)": wording.day(created) if created else wording.MISSING,
+        "status": run.status,
+        **environment,
+        **versions,
+    }
+    return [[fact, str(value)] for fact, value in facts.items() if value is not None]
+
+
+def spec_text(run: RunData) -> str:
+    """The run's whole spec as JSON for people."""
+    return json.dumps(run.header.spec.as_dict(), indent=1)
+
+
+def command(run: RunData) -> str:
+    """The command that asks for the run's main values; empty without a spec."""
+    spec = run.header.spec
+    if not spec.sweeps:
+        return ""
+    first = spec.sweeps[0]
+    scheduler, resources = first.scheduler, first.resources
+    options: dict[str, object] = {
+        "name": run.name,
+        "dataset": first.data.source,
+        "scale": first.backbone.scale,
+        "weights": first.backbone.weights,
+    }
+    if claim := spec.claim:
+        words = ["claims", "run", claim["name"]]
+        options["preset"] = claim["preset"]
+        others = claim["options"]
+    else:
+        words = ["sweep" if len(spec.sweeps) == 1 else "tournament"]
+        words += [sweep.family for sweep in spec.sweeps]
+        most = None if resources.num_workers == 1 else resources.num_workers
+        options |= {
+            "trials": first.trials,
+            "max-epochs": scheduler.max_epochs,
+            "seed": first.seed,
+            "final-seeds": spec.final_seeds or None,
+            "audit": scheduler.audit or None,
+            "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,
+        }
+        usual = SchedulerSpec()
+        others = [
+            ["--set", f"scheduler.{name}={value}"]
+            for name in ("kind", "sampler")
+            if (value := getattr(scheduler, name)) != getattr(usual, name)
+        ]
+    given = [[f"--{name}", str(value)] for name, value in options.items() if value is not None]
+    return shlex.join(["orchestrator", *words, *chain(*given, *others)])

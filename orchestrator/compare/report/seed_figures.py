@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.compare.finals import PooledProbes, ReliabilityBin
-from orchestrator.compare.report.figures import (
-    INK,
-    MUTED,
-    Figure,
-    Places,
-    bars,
-    color,
-    figure_of,
-    marker,
-    mean_line,
-    new_plot,
-    share_limits,
-)
+from orchestrator.compare.report import figures
+from orchestrator.compare.report.figures import Figure, Places
 from orchestrator.compare.runs import Array, Values
 from orchestrator.compare.statistics import MeanInterval
 from orchestrator.wording import MISSING, NONE, count
@@ -62,11 +51,11 @@ def _effects(claim: Values, verdict: Values, name: str) -> Figure:
     """Each effect with its interval and its seeds, against the smallest one of interest."""
     unit, effects = claim["unit"], [*verdict["effects"], *verdict["others"]]
     shown = [effect for effect in effects if effect["unit"] == unit][::-1]
-    with new_plot(size=(4.4, 0.8 + 0.48 * len(shown)), grid="x") as axes:
+    with figures.new_plot(size=(4.4, 0.8 + 0.48 * len(shown)), grid="x") as axes:
         for place, effect in enumerate(shown):
-            ink = color(0) if "verdict" in effect else MUTED
+            ink = figures.color(0) if "verdict" in effect else figures.MUTED
             seeds = [on_axis(value, unit) for value in effect["values"]]
-            axes.plot(seeds, [place] * len(seeds), "|", color=MUTED, markersize=7)
+            axes.plot(seeds, [place] * len(seeds), "|", color=figures.MUTED, markersize=7)
             if effect["low"] is not None:
                 low, high = (on_axis(effect[end], unit) for end in ("low", "high"))
                 axes.hlines(place, low, high, color=ink, linewidth=2.2)
@@ -74,15 +63,15 @@ def _effects(claim: Values, verdict: Values, name: str) -> Figure:
             axes.annotate(effect["name"], (0, place + 0.3), xycoords=axes.get_yaxis_transform(),
                           fontsize=8.5)  # fmt: skip
         smallest = on_axis(claim["smallest_effect"], unit)
-        axes.axvline(on_axis(0.0, unit), color=MUTED, linewidth=0.9)
-        axes.axvline(smallest, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axvline(on_axis(0.0, unit), color=figures.MUTED, linewidth=0.9)
+        axes.axvline(smallest, color=figures.INK, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set(yticks=[], ylim=(-0.4, len(shown) - 0.1), xlabel=UNIT_WORDS[unit])
         axes.spines["left"].set_visible(False)
         if unit == "ratio":
             _plain_log(axes)
         names = ", ".join(effect["name"] for effect in shown[::-1])
         label = f"Effects with their intervals: {names}"
-        return figure_of(axes, f"{name}-effects", "Effects", label, effects)
+        return figures.figure_of(axes, f"{name}-effects", "Effects", label, effects)
 
 
 def _plain_log(axes: Axes) -> None:
@@ -103,7 +92,7 @@ def _plain_log(axes: Axes) -> None:
 
 def _lines(diagram: Values, name: str) -> Figure:
     """One diagram: a line a series, its interval shaded."""
-    with new_plot() as axes:
+    with figures.new_plot() as axes:
         for series in diagram["series"]:
             place, x = series["place"], series["x"]
             mean = 100 * np.array(series["mean"])
@@ -112,9 +101,9 @@ def _lines(diagram: Values, name: str) -> Figure:
                 for end in ("low", "high")
             )
             if series["stepped"]:
-                axes.step(x, mean, where="post", color=color(place), linewidth=1.8)
+                axes.step(x, mean, where="post", color=figures.color(place), linewidth=1.8)
             else:
-                mean_line(axes, place, x, mean, low, high)
+                figures.mean_line(axes, place, x, mean, low, high)
         if diagram["x_log"]:
             _plain_log(axes)
         if diagram["ticks"]:
@@ -122,23 +111,23 @@ def _lines(diagram: Values, name: str) -> Figure:
         axes.set(xlabel=diagram["x_label"], ylabel=diagram["y_label"])
         names = ", ".join(series["name"] for series in diagram["series"])
         title = diagram["title"]
-        return figure_of(axes, name, title, f"{title}: {names}", diagram)
+        return figures.figure_of(axes, name, title, f"{title}: {names}", diagram)
 
 
 def probe_figures(pooled: Mapping[str, PooledProbes], places: Places) -> list[Figure]:
     """A figure for each probe that a family has; ``pooled`` are by family."""
-    figures = []
+    drawn = []
     for series, steps, title, what in BY_STEP:
         if having := {f: probes for f, probes in pooled.items() if series in probes.series}:
-            figures.append(_by_step(having, places, series, steps, title, what))
+            drawn.append(_by_step(having, places, series, steps, title, what))
     series_of = {f: p.series[DISTANCE].mean for f, p in pooled.items() if DISTANCE in p.series}
     if distances := {family: mean for family, mean in series_of.items() if mean.ndim == 2}:
-        figures.append(_attention(distances, places))
+        drawn.append(_attention(distances, places))
     if bins := {f: probes.reliability for f, probes in pooled.items() if probes.reliability}:
-        figures.append(_reliability(bins, places))
+        drawn.append(_reliability(bins, places))
     if latencies := {f: p.numbers[LATENCY] for f, p in pooled.items() if LATENCY in p.numbers}:
-        figures.append(_latency(latencies, places))
-    return figures
+        drawn.append(_latency(latencies, places))
+    return drawn
 
 
 def number(value: MeanInterval | None, scale: float = 1, unit: str = "") -> str:
@@ -165,7 +154,7 @@ def _by_step(
 ) -> Figure:
     """A share against what was done to the image: offset in pixels, hidden share in percent."""
     shown: dict[str, tuple[list[float], list[float]]] = {}
-    with new_plot() as axes:
+    with figures.new_plot() as axes:
         for family, probes in pooled.items():
             curve = probes.series[series]
             x = _steps(probes.facts.get(steps), len(curve.mean), percent="shares" in steps)
@@ -173,12 +162,12 @@ def _by_step(
                 None if edge is None else 100 * np.clip(edge, 0, 1)
                 for edge in (curve.low, curve.high)
             )
-            mean_line(axes, places[family], x, 100 * curve.mean, low, high)
+            figures.mean_line(axes, places[family], x, 100 * curve.mean, low, high)
             shown[family] = x, curve.mean.tolist()
-        limits = share_limits([share for _, mean in shown.values() for share in mean])
+        limits = figures.share_limits([share for _, mean in shown.values() for share in mean])
         axes.set(ylim=limits, xlabel=what[0], ylabel=what[1])
         name, label = title.split()[0].lower(), f"{what[1]} against {what[0]}: {', '.join(pooled)}"
-        return figure_of(axes, f"probe-{name}", title, label, (what, shown))
+        return figures.figure_of(axes, f"probe-{name}", title, label, (what, shown))
 
 
 def _steps(asked: Any, n: int, *, percent: bool) -> list[float]:
@@ -193,43 +182,44 @@ def _attention(heads: Mapping[str, Array], places: Places) -> Figure:
 
     ``heads``: for each family pixels by layer and head, shape (layers, heads).
     """
-    with new_plot() as axes:
+    with figures.new_plot() as axes:
         for family, mean in heads.items():
-            layers, place = np.arange(1, len(mean) + 1), places[family]
-            axes.plot(np.repeat(layers, mean.shape[1]), mean.ravel(), marker(place),
-                      color=color(place), alpha=0.45, markersize=3.5, linestyle="none")  # fmt: skip
-            axes.plot(layers, mean.mean(axis=1), color=color(place), linewidth=1.8)
+            layers, mark = np.arange(1, len(mean) + 1), figures.marker(places[family])
+            ink, of_head = figures.color(places[family]), np.repeat(layers, mean.shape[1])
+            axes.plot(of_head, mean.ravel(), mark, color=ink, alpha=0.45, markersize=3.5,
+                      linestyle="none")  # fmt: skip
+            axes.plot(layers, mean.mean(axis=1), color=ink, linewidth=1.8)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="layer, first to last", ylabel="attention distance, pixels")
         label = f"Mean attention distance by layer and head: {', '.join(heads)}"
-        return figure_of(axes, "probe-attention", "Attention distance", label, heads)
+        return figures.figure_of(axes, "probe-attention", "Attention distance", label, heads)
 
 
 def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -> Figure:
     """Accuracy against confidence; on the diagonal a model is as sure as it is right."""
-    with new_plot() as axes:
-        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
+    with figures.new_plot() as axes:
+        axes.plot([0, 100], [0, 100], color=figures.MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for family, entries in bins.items():
             x = [100 * entry.confidence for entry in entries]
-            mean_line(axes, places[family], x, [100 * entry.accuracy for entry in entries])
+            figures.mean_line(axes, places[family], x, [100 * entry.accuracy for entry in entries])
         axes.set(xlim=(0, 101), ylim=(0, 101), xlabel="confidence, %", ylabel="accuracy, %")
         label = f"Accuracy against confidence: {', '.join(bins)}"
-        return figure_of(axes, "probe-calibration", "Calibration", label, bins)
+        return figures.figure_of(axes, "probe-calibration", "Calibration", label, bins)
 
 
 def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
     """Milliseconds for one image, a bar a family, with the interval over the finals."""
     upwards = list(values)[::-1]
     names = [family if len(family) <= 16 else f"{family[:15]}…" for family in upwards]
-    latencies = [values[family] for family in upwards]
-    means = [latency.mean for latency in latencies]
+    colors = [figures.color(places[family]) for family in upwards]
+    means = [values[family].mean for family in upwards]
     ends = [
         (one.mean, one.mean) if one.low is None or one.high is None else (max(0, one.low), one.high)
-        for one in latencies
+        for one in (values[family] for family in upwards)
     ]
-    with new_plot(size=(4.1, 1.2 + 0.35 * len(values)), grid="x") as axes:
-        bars(axes, names, means, ends, [color(places[family]) for family in upwards])
+    with figures.new_plot(size=(4.1, 1.2 + 0.35 * len(values)), grid="x") as axes:
+        figures.bars(axes, names, means, ends, colors)
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds for one image")
         label = f"Latency: {', '.join(values)}"
-        return figure_of(axes, "probe-latency", "Latency", label, values)
+        return figures.figure_of(axes, "probe-latency", "Latency", label, values)

@@ -343,7 +343,7 @@ def test_a_plan_prices_each_arm_by_its_own_backbone_and_length(
     assert made.device_hours == pytest.approx(seconds / 3600)
     assert made.wall_hours == pytest.approx((seconds / 2 + COLD_START_S) / 3600)
     assert any("78 epochs" in line for line in price_lines(made))
-    monkeypatch.setattr(design, "costs_of", lambda *_, **options: {"vit": None})
+    monkeypatch.setattr(design.forecast, "costs_of", lambda *_, **options: {"vit": None})
     unknown = price(spec, options, totals=None)
     assert unknown.device_hours is None
     assert any("unknown" in line for line in price_lines(unknown))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.claims.effects import Effect, Series, judge
+from orchestrator.claims.effects import Effect, judge, line
 from orchestrator.claims.experiments.conv_stem_converges_faster import events
 from orchestrator.claims.experiments.lr_lower_for_vit import _lower, optimum
 from orchestrator.claims.results import TrialResult, at_flops, elsewhere, reached
@@ -197,12 +197,8 @@ def test_survival_is_that_of_statsmodels() -> None:
 
 
 def test_a_picture_has_the_intervals_of_the_comparison() -> None:
-    from orchestrator.claims.effects import Picture
-
     values = np.random.default_rng(0).normal(0.5, 0.1, (4, 3))
-    series = Series(name="s", place=0, x=(1.0, 2.0, 3.0), values=values)
-    picture = Picture(title="t", x_label="x", y_label="y", series=[series])
-    (drawn,) = picture.as_dict()["series"]
+    drawn = line("s", 0, (1.0, 2.0, 3.0), values)
     for i, column in enumerate(values.T):
         expected = mean_interval(list(column))
         for key in ("mean", "low", "high"):

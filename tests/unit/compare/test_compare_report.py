@@ -13,8 +13,7 @@ import pytest
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.figures import FAMILY, changes, pareto
-from orchestrator.compare.report.page import report_html
-from orchestrator.compare.report.reproduce import command, read_report
+from orchestrator.compare.report.page import command, read_report, report_html
 from orchestrator.compare.runs import load
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.wording import duration

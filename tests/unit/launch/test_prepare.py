@@ -11,8 +11,7 @@ import pytest
 
 from orchestrator.launch import prepare as preparing
 from orchestrator.launch.options import RunOptions, default_name, spec_of
-from orchestrator.launch.prepare import PreparedRun, prepare
-from orchestrator.launch.validation import validate
+from orchestrator.launch.prepare import PreparedRun, prepare, validate
 from orchestrator.spec import spaces
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.errors import UserError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from orchestrator.compare.comparison import compare
-from orchestrator.compare.report.reproduce import command
+from orchestrator.compare.report.page import command
 from orchestrator.compare.runs import collect, load
 from orchestrator.compare.table import table_text
 from orchestrator.engine import dispatcher_state
