@@ -120,15 +120,8 @@ def _decode_chunks(
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         while batch := list(islice(items, CHUNK_IMAGES)):
-            images: list[Images] = []
-            labels: list[int] = []
-            corrupt: list[str] = []
-            for result, (_, _, label) in zip(pool.map(attempt, batch), batch, strict=True):
-                if isinstance(result, str):
-                    corrupt.append(result)
-                else:
-                    images.append(result)
-                    labels.append(label)
+            results = list(pool.map(attempt, batch))
+            corrupt = [result for result in results if isinstance(result, str)]
             if corrupt and not skip_corrupt:
                 more = len(corrupt) - NAMED_CORRUPT
                 raise UserError(
@@ -137,10 +130,12 @@ def _decode_chunks(
                     ". Fix: replace or remove them, or leave them out with "
                     "--set data.skip_corrupt=true"
                 )
+            pairs = zip(results, (label for _, _, label in batch), strict=True)
+            decoded = [(pixels, label) for pixels, label in pairs if not isinstance(pixels, str)]
             yield Chunk(
                 split=split,
-                images=np.array(images, np.uint8),
-                labels=np.array(labels, np.int64),
+                images=np.array([pixels for pixels, _ in decoded], np.uint8),
+                labels=np.array([label for _, label in decoded], np.int64),
                 skipped=len(corrupt),
             )
 
@@ -235,7 +230,7 @@ def _list(roots: Mapping[str, Path]) -> tuple[Files, int]:
     for split, root in roots.items():
         ignored += sum(entry.is_file() for entry in root.iterdir())
         for folder in _folders(root):
-            for file in _walk(folder):
+            for file in _walk(folder, set()):
                 if file.lower().endswith(EXTENSIONS):
                     files.setdefault((split, folder.name), []).append(file)
                 else:
@@ -243,22 +238,19 @@ def _list(roots: Mapping[str, Path]) -> tuple[Files, int]:
     return files, ignored
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: str | Path, visited: set[str]) -> Iterator[str]:
     """Paths of the files below ``folder`` in a fixed order; links are followed, each real folder
-    once. Raises ``OSError`` on a folder that cannot be read."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    visited: set[str] = set()
-    for current, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(current)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted((n for n in folders if not n.startswith(".")), reverse=True)
-        yield from (f"{current}/{name}" for name in sorted(files) if not name.startswith("."))
+    once."""
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
+    with os.scandir(folder) as entries:
+        shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    yield from (entry.path for entry in shown if not entry.is_dir())
+    for entry in reversed(shown):
+        if entry.is_dir():
+            yield from _walk(entry.path, visited)
 
 
 def _log_unused(roots: Mapping[str, Path], names: Collection[str], ignored: int) -> None:

@@ -53,20 +53,17 @@ def delete_checkpoints_except(
             continue
         with suppress(FileNotFoundError):
             for checkpoint in folder.iterdir():
-                if checkpoint not in kept_paths:
-                    _delete(checkpoint)
+                if checkpoint in kept_paths:
+                    continue
+                # A crash in the middle leaves no half of it under a name that the ledger knows.
+                doomed = folder / f".{uuid.uuid4().hex}"
+                with suppress(FileNotFoundError):
+                    checkpoint.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
         with suppress(OSError):
             folder.rmdir()
     with suppress(OSError):
         trial_folder.rmdir()
-
-
-def _delete(checkpoint: Path) -> None:
-    # Renamed first: a crash in the middle leaves no half of it under a name the ledger knows.
-    doomed = checkpoint.with_name(f".{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):
-        checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def delete_stored_except(
