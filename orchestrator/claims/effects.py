@@ -92,14 +92,8 @@ def line(
         for key, row in (("mean", means.mean), ("low", means.low), ("high", means.high))
     }
     x_values = np.asarray(x, dtype=float).tolist()
-    return {
-        "name": name,
-        "place": place,
-        "stepped": stepped,
-        "x": x_values,
-        "n": means.n,
-        **rounded,
-    }
+    line = {"name": name, "place": place, "stepped": stepped, "x": x_values, "n": means.n}
+    return {**line, **rounded}
 
 
 def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Json]:
@@ -142,17 +136,19 @@ class Measured:
 def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[str, list[Json]]:
     """The verdict over ``effects``, and each of them with interval, p-value and verdict of its
     own. An interval's two sides are each at level ``alpha``, before Holm's correction."""
-    tests = [_one_sided(effect, smallest) for effect in effects]
-    adjusted = holm([p_value for p_value, _ in tests])
+    tests = [_one_sided(effect, smallest, alpha / len(effects)) for effect in effects]
+    adjusted = holm([p_value for p_value, _, _ in tests])
     judged = [
         {
             **effect.summary(alpha),
             "p_value": p_value,
             "p_value_holm": p_holm,
             "verdict": side if p_holm <= alpha else UNDETERMINED,
-            "detectable": _detectable(effect, smallest, alpha / len(effects)),
+            "detectable": detectable,
         }
-        for effect, (p_value, side), p_holm in zip(effects, tests, adjusted, strict=True)
+        for effect, (p_value, side, detectable), p_holm in zip(
+            effects, tests, adjusted, strict=True
+        )
     ]
     verdicts = {effect["verdict"] for effect in judged}
     if REFUTED in verdicts:
@@ -160,26 +156,20 @@ def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[
     return SUPPORTED if verdicts == {SUPPORTED} else UNDETERMINED, judged
 
 
-def _one_sided(effect: Effect, smallest: float) -> tuple[float, str]:
-    """The smaller of the two one-sided p-values, and what it speaks for.
+def _one_sided(effect: Effect, smallest: float, alpha: float) -> tuple[float, str, float | None]:
+    """The smaller of the two one-sided p-values, what it speaks for, and the smallest true effect
+    that as many seeds, as noisy, would support at ``alpha`` 4 times in 5.
 
     A cut-off effect speaks for one side only. Fewer than two seeds, and seeds without any
     spread, show nothing: no spread in a few values is no certainty.
     """
-    error = standard_error(effect.values)
+    error, freedom = standard_error(effect.values), len(effect.values) - 1
     if not error:
-        return 1.0, UNDETERMINED
+        return 1.0, UNDETERMINED, None
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
-    below = t_below(t, len(effect.values) - 1)
+    below = t_below(t, freedom)
     against_support = 1 - below if effect.bound in ("exact", "at least") else 1.0
     against_refutation = below if effect.bound in ("exact", "at most") else 1.0
-    return min((against_refutation, REFUTED), (against_support, SUPPORTED))
-
-
-def _detectable(effect: Effect, smallest: float, alpha: float) -> float | None:
-    """The smallest true effect that as many seeds, as noisy, would support 4 times in 5."""
-    error = standard_error(effect.values)
-    if not error:
-        return None
-    freedom = len(effect.values) - 1
-    return smallest + (t_quantile(1 - alpha, freedom) + t_quantile(POWER, freedom)) * error
+    p_value, side = min((against_refutation, REFUTED), (against_support, SUPPORTED))
+    steps = t_quantile(1 - alpha, freedom) + t_quantile(POWER, freedom)
+    return p_value, side, smallest + steps * error

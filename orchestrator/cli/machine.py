@@ -16,7 +16,6 @@ from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.ops.doctor import Findings
     from trainables.data.store import PixelStore
 
 log = logging.getLogger(__name__)
@@ -102,14 +101,6 @@ def doctor(
         raise_if_any(spec.mistakes())
         backbones = [sweep.backbone for sweep in spec.sweeps]
     findings = examine(storage, tracking_uri, backbones, local=local)
-    show(as_json, {"schema": 1, **findings.as_dict()}, lambda: _findings_text(findings))
-    for line in findings.warnings:
-        log.warning(f"warning: {line}")
-    raise_if_any(findings.problems)
-    log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
-
-
-def _findings_text(findings: Findings) -> str:
     versions = ", ".join(f"{library} {version}" for library, version in findings.versions.items())
     facts = [*findings.facts.items(), ("versions", versions)]
     for node in findings.nodes or ():
@@ -117,7 +108,12 @@ def _findings_text(findings: Findings) -> str:
         gpus = f", {node.gpus:g} GPU, torch sees {node.torch_gpus}" if node.gpus else ""
         answers = "" if node.answers else ", does not answer"
         facts.append(("node", f"{node.node}, {role}{gpus}{answers}"))
-    return "\n".join(f"{name:<15} {'none' if value is None else value}" for name, value in facts)
+    lines = [f"{name:<15} {'none' if value is None else value}" for name, value in facts]
+    show(as_json, {"schema": 1, **findings.as_dict()}, lambda: "\n".join(lines))
+    for line in findings.warnings:
+        log.warning(f"warning: {line}")
+    raise_if_any(findings.problems)
+    log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
 @click.command()

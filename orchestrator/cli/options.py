@@ -25,10 +25,8 @@ class _PlainLines(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Print what ``orchestrator`` and ``trainables`` log from INFO up, once however often called.
-
-    The loggers of libraries are left as they are.
-    """
+    """Print what ``orchestrator`` and ``trainables`` log from INFO up, once however often called;
+    the loggers of libraries are left as they are."""
     for package in ("orchestrator", "trainables"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)

@@ -100,10 +100,8 @@ def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> 
 
 
 def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> int:
-    """Run, print how it ended and what to type next; the exit code. Raises ``UserError``.
-
-    ``totals`` is what :func:`orchestrator.launch.prepare.validate` returned of ``spec``.
-    """
+    """Run, print how it ended and what to type next; the exit code. ``totals`` is what
+    :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
     from orchestrator.launch.prepare import prepare
     from orchestrator.ops.status import live_view

@@ -233,9 +233,8 @@ def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyF
 def _checkpoints(
     spec: RunSpec, families: Sequence[FamilyForecast], slots: int | None
 ) -> dict[str, int]:
-    """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that
-    has closed, each family's winner and its finals; ``at_most``, while it runs and no trial is
-    pruned."""
+    """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that has closed,
+    each family's winner and its finals; ``at_most``, while it runs and no trial is pruned."""
     sizes = [family.checkpoint_bytes for family in families]
     kept = sum(sizes) * (1 + spec.final_seeds)
     at_most = spec.final_seeds * sum(sizes)
@@ -297,13 +296,10 @@ def costs_of(
 
 def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
     """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a family's share."""
-    share_s = spec.family_share_s()
-    if share_s is None:
-        return
-    mistakes = []
+    share_s, mistakes = spec.family_share_s(), []
     workers = spec.sweeps[0].resources.num_workers
     for family, cost in costs.items():
-        if cost is None or cost.basis != MEASURED:
+        if share_s is None or cost is None or cost.basis != MEASURED:
             continue
         first_s = (cost.epoch_seconds + cost.first_setup_seconds) * limits.EPOCH_MARGIN
         if first_s > share_s:

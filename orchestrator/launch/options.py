@@ -16,10 +16,8 @@ from orchestrator.spec import limits, named_sweeps
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
-DEMO_FAMILIES = ("resnet", "vit", "hybrid")
-# Minutes on two CPUs.
+DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
 DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
-TOURNAMENT_FINAL_SEEDS = 3
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
 
@@ -84,8 +82,7 @@ def asked(
     if command == "demo":
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
-    final_seeds = TOURNAMENT_FINAL_SEEDS if command == "tournament" else 0
-    return spec_of(targets, chosen, final_seeds=final_seeds), chosen
+    return spec_of(targets, chosen, final_seeds=3 if command == "tournament" else 0), chosen
 
 
 def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0) -> RunSpec:

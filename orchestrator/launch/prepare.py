@@ -120,10 +120,8 @@ def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
     """Hub and tracking server asked at once, so that two silent ones cost one time-out."""
     uris = {spec.tracking_uri or store.default_uri(spec.storage) for spec in specs}
     backbones = {sweep.backbone for spec in specs for sweep in spec.sweeps} if weights else set()
-    checks = [
-        *(partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones),
-        *(partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris),
-    ]
+    checks = [partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones]
+    checks += [partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris]
     with ThreadPoolExecutor() as threads:
         return [line for answer in threads.map(lambda check: check(), checks) for line in answer]
 
@@ -244,15 +242,10 @@ def plan_text(planned: Plan) -> str:
 
 def geometry_line(geometry: Mapping[str, Any]) -> str:
     """How the model meets the images: size, patch, tokens, stem and adaptation."""
-    parts = {
-        "model": "{}",
-        "image_size": "{} px",
-        "patch": "patch {}",
-        "tokens": "{} tokens",
-        "stem": "stem {}",
-        "adaptation": "{}",
-    }
-    return ", ".join(text.format(geometry[key]) for key, text in parts.items() if geometry[key])
+    optional = {"patch": "patch {}", "tokens": "{} tokens", "stem": "stem {}"}
+    parts = [text.format(geometry[key]) for key, text in optional.items() if geometry[key]]
+    model, side = geometry["model"], f"{geometry['image_size']} px"
+    return ", ".join([model, side, *parts, geometry["adaptation"]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,8 +289,9 @@ class PreparedRun:
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:
             own = geometry[sweep.family]
-            line = geometry_line(own.as_dict())
-            log.info(f"{sweep.family}: {line}; weights {sweep.backbone.weights}")
+            log.info(
+                f"{sweep.family}: {geometry_line(own.as_dict())}; weights {sweep.backbone.weights}"
+            )
             for warning in own.warnings:
                 log.warning(f"warning: {warning}")
         costs = self.costs or costs_of(spec, images, measure=False, tflops=self.options.tflops)

@@ -258,7 +258,7 @@ def weights_file(path: str) -> Path:
 def _pixel_statistics(weights: str) -> dict[str, list[float]]:
     """``mean`` and ``std`` of the pixels that a folder of weights expects, where it says so."""
     place = Path(weights).expanduser()
-    if weights in ("none", "hub") or place.suffix in SUFFIXES:
+    if weights in ("none", "hub") or (place.suffix in SUFFIXES and not place.is_dir()):
         return {}
     if not place.is_dir():
         raise UserError(

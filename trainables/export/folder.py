@@ -38,7 +38,7 @@ def write(
     README. Raises ``UserError`` where the checkpoint is damaged, or of another model.
     """
     names, height, width = dataset.class_names, dataset.height, dataset.width
-    model = load_model(assignment, checkpoint, num_classes=len(names), height=height, width=width)
+    model = load_model(assignment, checkpoint, dataset)
     geometry = model.geometry
     side = geometry.image_size
     timm.models.save_for_hf(

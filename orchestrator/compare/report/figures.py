@@ -129,8 +129,7 @@ def new_plot(
     from matplotlib.figure import Figure as Plot
 
     with matplotlib.rc_context(STYLE):
-        axes = Plot(figsize=size, layout="constrained", facecolor="none").add_subplot()
-        axes.set_facecolor("none")
+        axes = Plot(figsize=size, layout="constrained").add_subplot()
         if grid:
             axes.grid(axis=grid)
         yield axes
@@ -341,10 +340,8 @@ def changes(spent: Array, best: Array) -> tuple[Array, Array]:
     """The steps at which the best improves, and the last one; shape (C,) each."""
     known = np.isfinite(best)
     spent, best = spent[known], best[known]
-    if not best.size:
-        return spent, best
-    keep = np.r_[True, best[1:] > best[:-1]]
-    keep[-1] = True
+    keep = np.diff(best, prepend=-np.inf) > 0
+    keep[-1:] = True
     return spent[keep], best[keep]
 
 
@@ -424,13 +421,10 @@ def _importance(entry: Importance, index: int, limits: tuple[float, float]) -> F
     """Importance of each axis, the most important on top, with its range over seeds."""
     upwards = entry.axes[::-1]
     with new_plot(size=(4.1, 1.1 + 0.3 * len(upwards)), grid="x") as axes:
-        bars(
-            axes,
-            [axis_name(axis.axis) for axis in upwards],
-            [max(100 * axis.share, 0) for axis in upwards],
-            [(100 * axis.low, 100 * axis.high) for axis in upwards],
-            color(index),
-        )
+        names = [axis_name(axis.axis) for axis in upwards]
+        means = [max(100 * axis.share, 0) for axis in upwards]
+        ends = [(100 * axis.low, 100 * axis.high) for axis in upwards]
+        bars(axes, names, means, ends, color(index))
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set(xlim=limits, xlabel="share of the variance, %")
         shares = [f"{axis_name(axis.axis)} {100 * axis.share:.0f} %" for axis in entry.axes]

@@ -29,7 +29,7 @@ from orchestrator.compare.finals import PooledProbes, describe_verdict
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
-from orchestrator.compare.statistics import POWER, MeanInterval
+from orchestrator.compare.statistics import POWER
 from orchestrator.spec.limits import SchedulerSpec
 from trainables.errors import UserError
 
@@ -150,17 +150,14 @@ def _environment() -> Environment:
         command, record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
-    environment.filters |= {"column_classes": _column_classes, "mean_interval": _mean_interval}
+    environment.filters["column_classes"] = _column_classes
+    environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
         "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": figures.LINES,
         "unit_words": seed_figures.UNIT_WORDS,
     }  # fmt: skip
     return environment
-
-
-def _mean_interval(mean: MeanInterval) -> str:
-    return wording.interval(**vars(mean))
 
 
 def _unbroken(value: Any) -> Any:
