@@ -143,11 +143,10 @@ class AshaBracket:
 class FamilyScheduler(FIFOScheduler):  # type: ignore[misc]
     """One bracket a family on a shared pool of slots; families never prune each other.
 
-    ``history`` replays an earlier session's reports in their order, so a resumed run decides
-    as an unbroken one would have. The last report of an unfinished trial is left out: the trial
-    serves it again, and its decision is made then. ``seed`` draws the audit: a share
-    ``SchedulerSpec.audit`` of the trials that ASHA would prune goes on to the end, outside the
-    race.
+    ``history`` replays an earlier session's reports in their order, so a resumed run decides as an
+    unbroken one would have. The last report of an unfinished trial is left out: the trial serves it
+    again, and its decision is made then. ``seed`` draws the audit: a share ``SchedulerSpec.audit``
+    of the trials that ASHA would prune goes on to the end, outside the race.
     """
 
     def __init__(

@@ -146,8 +146,7 @@ class Mirror:
             self._create(client, trial.trial, tags, trial.started_at or trial.ended_at)
         run = self._runs[trial.trial]
         status = view.STATUS.get(tags["status"], "RUNNING")
-        new = [epoch for epoch in sorted(trial.reports) if epoch > run.epochs]
-        metrics = [row for epoch in new for row in view.epoch_metrics(trial.reports[epoch])]
+        metrics = view.epoch_metrics(trial, after=run.epochs)
         if run.status != status:
             metrics += view.final_metrics(trial)
         client.log(run, metrics, view.trial_params(trial), tags)

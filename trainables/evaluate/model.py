@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainables.backbones import build
-from trainables.config import Assignment
+from trainables.config import Assignment, DatasetFacts
 from trainables.data.batches import load_pixels, shard
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
@@ -28,15 +28,9 @@ PROBE_IMAGES = 500
 
 
 def load_model(
-    assignment: Assignment,
-    checkpoint: Path,
-    *,
-    num_classes: int,
-    height: int,
-    width: int,
-    device: str = "cpu",
+    assignment: Assignment, checkpoint: Path, dataset: DatasetFacts, device: str = "cpu"
 ) -> TrainedModel:
-    """The model in ``checkpoint`` for images stored at ``height`` x ``width`` pixels.
+    """The model in ``checkpoint`` for images as ``dataset`` stores them.
 
     The moving average's weights where the recipe keeps one. Raises ``UserError`` where the
     checkpoint is damaged, or of another model.
@@ -44,7 +38,11 @@ def load_model(
     recipe = assignment.recipe
     tensors = checkpoints.read_tensors(checkpoint, "model" if recipe.ema_decay is None else "ema")
     backbone = build(
-        assignment.backbone, num_classes=num_classes, height=height, width=width, load=False
+        assignment.backbone,
+        num_classes=len(dataset.class_names),
+        height=dataset.height,
+        width=dataset.width,
+        load=False,
     )
     try:
         backbone.module.load_state_dict(tensors)
@@ -62,16 +60,9 @@ def model_of(
 ) -> TrainedModel:
     """:func:`load_model` for the images of ``store``; raises ``UserError`` also where the
     checkpoint is of another trial."""
-    info = store.info
-    checkpoints.read_state(Path(checkpoint), checkpoints.identity(assignment, info.content_hash))
-    return load_model(
-        assignment,
-        Path(checkpoint),
-        num_classes=len(info.class_names),
-        height=info.height,
-        width=info.width,
-        device=device,
-    )
+    identity = checkpoints.identity(assignment, store.info.content_hash)
+    checkpoints.read_state(Path(checkpoint), identity)
+    return load_model(assignment, Path(checkpoint), store.info, device)
 
 
 def evaluate_split(

@@ -101,18 +101,17 @@ class Learner:
                 parameter.requires_grad_(not frozen or id(parameter) in head)
             ready_momentum(self.optimizer)
             self.flops()
-            self._wrap()
+            if recipe.compile:
+                self.module.compile()
+            if self.world.size > 1:
+                self._wrapped = DistributedDataParallel(
+                    self.module,
+                    device_ids=[self.device] if self.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
             self._rehearsed = False
         self.module.train(not frozen)
-
-    def _wrap(self) -> None:
-        if self.recipe.compile:
-            self.module.compile()
-        if self.world.size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(
-                self.module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
 
     def take_step(self, batch: Batch, rate: float) -> Tensor:
         """One optimizer step at learning rate ``rate``; returns the batch's mean loss, a scalar.
@@ -248,13 +247,9 @@ class Learner:
     def tensors(self) -> dict[str, checkpoint.Tensors]:
         """All tensors that a checkpoint needs, shaped as in ``state_dict()``: model, optimizer,
         average."""
-        tensors = {
-            "model": self.module.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-        }
-        if self.ema is not None:
-            tensors["ema"] = self.ema.module.state_dict()
-        return tensors
+        average = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
+        optimizer = checkpoint.optimizer_tensors(self.optimizer)
+        return {"model": self.module.state_dict(), "optimizer": optimizer, **average}
 
     def restore(self, folder: Path, state: checkpoint.State) -> None:
         """Take over a checkpoint's tensors and, where that needed more micro-batches than its

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,15 +57,10 @@ def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
         images = generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
         parts[name] = Split(images=images, labels=generator.integers(0, classes, count))
     info = DatasetFacts(
-        name="noise",
         class_names=tuple(map(str, range(classes))),
         height=height,
         width=width,
-        channels=3,
-        counts={name: len(part.labels) for name, part in parts.items()},
         content_hash=f"noise-{height}-{width}-{train}",
-        mirror_safe=True,
-        skipped=0,
     )
     return Noise(info, Path(), parts)
 
@@ -89,6 +84,7 @@ def measure(
         trial.finish_epoch()
         reports = _reports(trial, seconds)
         checkpoint, facts = trial.save(), trial.facts()
+        tensors, module = trial.learner.tensors(), trial.learner.module
         assert checkpoint is not None
         return {
             "train_seconds_per_image": statistics.median(map(_step_seconds, reports)) / batch,
@@ -101,7 +97,13 @@ def measure(
             "checkpoint_bytes": sum(file.stat().st_size for file in Path(checkpoint).iterdir()),
             "params_m": facts["params_m"],
             "gflops_per_image": facts["gflops_per_image"],
-            "memory": {**_lasting_bytes(trial), "activations": sum(activations.values())},
+            "memory": {
+                "parameters": _bytes(tensors["model"].values()),
+                "gradients": _bytes(p for p in module.parameters() if p.requires_grad),
+                "optimizer": _bytes(tensors["optimizer"].values()),
+                "average": _bytes(tensors.get("ema", {}).values()),
+                "activations": sum(activations.values()),
+            },
         }
 
 
@@ -151,16 +153,8 @@ def saved_for_backward(trial: Trial) -> Iterator[dict[int, int]]:
         yield stored
 
 
-def _lasting_bytes(trial: Trial) -> dict[str, int]:
-    """Bytes that stay from step to step."""
-    groups = trial.learner.tensors()
-    parameters = list(trial.learner.module.parameters())
-    return {
-        "parameters": sum(tensor.nbytes for tensor in groups["model"].values()),
-        "gradients": sum(p.nbytes for p in parameters if p.requires_grad),
-        "optimizer": sum(tensor.nbytes for tensor in groups["optimizer"].values()),
-        "average": sum(tensor.nbytes for tensor in groups.get("ema", {}).values()),
-    }
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def main() -> None:
