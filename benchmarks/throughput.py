@@ -178,7 +178,7 @@ def lost(ledger: Path, database: Path) -> int:
     expected = {
         (trial.trial, name, step, value)
         for trial in state.trials.values()
-        for rows in (*map(view.epoch_metrics, trial.reports.values()), view.final_metrics(trial))
+        for rows in (view.epoch_metrics(trial), view.final_metrics(trial))
         for name, value, _, step in rows
     }
     with sqlite3.connect(database) as store:

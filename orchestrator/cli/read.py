@@ -194,7 +194,9 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
         log.info(f"{name} has not ended: this is its best so far")
     if to == "registry":
         alias = family or "champion"
-        uri, version = best_model.export_to_registry(
+        from orchestrator.tracking.follow import export_to_registry
+
+        uri, version = export_to_registry(
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )
         log.info(f"version {version} of {name}")

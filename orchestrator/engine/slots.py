@@ -43,8 +43,6 @@ SECOND_SIGNAL_S = 2.0
 POLL_S = 0.5
 JOIN_PATIENCE_S = 300.0  # beyond two outages of the dispatcher, whose calls are bounded themselves
 
-# The controller looks at its workers this often: the delay until a dead one is noticed.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
 FitSlot = Callable[[str, str, ResourceSpec, Path], None]  # as fit_with_ray_train

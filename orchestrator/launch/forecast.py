@@ -233,9 +233,8 @@ def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyF
 def _checkpoints(
     spec: RunSpec, families: Sequence[FamilyForecast], slots: int | None
 ) -> dict[str, int]:
-    """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that
-    has closed, each family's winner and its finals; ``at_most``, while it runs and no trial is
-    pruned."""
+    """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that has closed,
+    each family's winner and its finals; ``at_most``, while it runs and no trial is pruned."""
     sizes = [family.checkpoint_bytes for family in families]
     kept = sum(sizes) * (1 + spec.final_seeds)
     at_most = spec.final_seeds * sum(sizes)

@@ -288,10 +288,8 @@ class PreparedRun:
         geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:
-            own = geometry[sweep.family]
-            log.info(
-                f"{sweep.family}: {geometry_line(own.as_dict())}; weights {sweep.backbone.weights}"
-            )
+            own, weights = geometry[sweep.family], sweep.backbone.weights
+            log.info(f"{sweep.family}: {geometry_line(own.as_dict())}; weights {weights}")
             for warning in own.warnings:
                 log.warning(f"warning: {warning}")
         costs = self.costs or costs_of(spec, images, measure=False, tflops=self.options.tflops)

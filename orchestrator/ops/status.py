@@ -23,15 +23,7 @@ from rich.text import Text
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.cost import device_seconds, epoch_seconds, preemptions, resources_of
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import (
-    Record,
-    RunStatus,
-    Stage,
-    State,
-    TrialStatus,
-    apply,
-    run_status,
-)
+from orchestrator.ledger.state import Record, RunStatus, State, TrialStatus, apply, run_status
 from orchestrator.spec import limits
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.wording import duration, span, top1
@@ -126,7 +118,7 @@ def view(state: State, *, running: bool) -> RunView:
     families = [_family_view(state, family, running) for family in dict.fromkeys(names)]
     spent, resources, prices = device_seconds(state), resources_of(state), state.spec.prices
     saved_hours = [family.saved_device_hours for family in families]
-    finals = [trial for trial in trials if trial.stage is Stage.FINAL]
+    finals = [trial for trial in trials if trial.stage == "final"]
     ended = sum(trial.status.is_final for trial in finals)
     budgets = [
         BudgetView(unit=unit, amount=amount, spent=limits.spent_in(unit, spent, resources, prices))
@@ -152,7 +144,7 @@ def view(state: State, *, running: bool) -> RunView:
 
 
 def _family_view(state: State, family: str, running: bool) -> FamilyView:
-    trials = [t for t in state.trials.values() if t.family == family and t.stage is Stage.SEARCH]
+    trials = [t for t in state.trials.values() if t.family == family and t.stage == "search"]
     # All others wait for a slot, or for a process to go on.
     settled = [t for t in trials if t.status.is_final or (running and t.slot is not None)]
     counts = Counter(trial.status for trial in settled)
@@ -216,7 +208,7 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
     for trial in state.trials.values():
         if trial.family != family or trial.status.is_final:
             continue
-        is_final = trial.stage is Stage.FINAL
+        is_final = trial.stage == "final"
         most = float(trial.assignment.epochs - trial.epoch + is_final)  # and the test split
         goes_on = is_final or trial.audited
         expected = most if goes_on else min(most, expected_rest(scheduler, trial.epoch))

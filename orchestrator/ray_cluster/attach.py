@@ -43,6 +43,9 @@ FRUGAL = {
     "RAY_raylet_report_resources_period_milliseconds": "500",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_kill_idle_workers_interval_ms": "1000",
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # above it, it lists the log files ...
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",  # ... this seldom: nobody follows them
     # Nobody takes this machine away; a watcher a slot is a process to start for nothing.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # A Ray of our own that has died does not come back: leave, the ledger has everything.

@@ -66,9 +66,6 @@ def run_folder(storage: str, name: str) -> Path:
     return Path(storage) / name if remote is None else working_copy(remote)
 
 
-Plain = Mapping[str, Any]  # a spec as ``as_dict()`` gives it
-
-
 def diff(old: RunSpec, new: RunSpec) -> list[str]:
     """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
     before, after = (
@@ -82,7 +79,7 @@ def diff(old: RunSpec, new: RunSpec) -> list[str]:
     ]
 
 
-def leaves(plain: Plain, prefix: str = "") -> dict[str, str]:
+def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Path -> value, as text, of each leaf of a spec's ``as_dict()``."""
     texts: dict[str, str] = {}
     for key, value in plain.items():
@@ -219,7 +216,7 @@ class RunSpec(Spec):
     final_seeds: int = ruled(0, 0, option="--final-seeds", operational=True)
     budget: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
-    claim: Plain | None = None
+    claim: Mapping[str, Any] | None = None
 
     @property
     def folder(self) -> Path:

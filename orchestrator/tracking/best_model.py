@@ -20,8 +20,8 @@ import numpy as np
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.retention import trial_folder
 from orchestrator.ledger.state import State
-from orchestrator.tracking import store, view
-from trainables.errors import UserError, raise_if_any
+from orchestrator.tracking import view
+from trainables.errors import UserError
 from trainables.storage.object_storage import origin
 from trainables.storage.trial_files import checkpoint_path, fetch_checkpoint, name_of
 
@@ -106,44 +106,6 @@ def export_to_folder(state: State, model: SelectedModel, run_folder: Path, folde
             "validation images. This is a mistake of ours. Fix: report it, with config.json"
         )
     log.info(f"checked: the same class as the run's own evaluation for {same} of {count} images")
-
-
-def export_to_registry(
-    state: State,
-    model: SelectedModel,
-    run_folder: Path,
-    *,
-    storage: str,
-    uri: str | None,
-    alias: str,
-) -> tuple[str, str]:
-    """Check the portable model, and register it in MLflow under the run's name and ``alias``, at
-    ``uri`` or else where the run was recorded; the URI, and the model's version.
-
-    Raises ``UserError``, also where MLflow fails.
-    """
-    uri = uri or state.spec.tracking_uri or store.default_uri(storage)
-    raise_if_any(store.check(uri))
-    with tempfile.TemporaryDirectory() as scratch:
-        export_to_folder(state, model, run_folder, Path(scratch) / "model")
-    from orchestrator.tracking.client import Client, Outage, talking
-    from orchestrator.tracking.follow import sync
-
-    name, run_id = str(state.header.run), view.run_id(state)
-    try:
-        with talking():
-            client = Client(uri, state.spec.experiment or name)
-            runs = client.runs_of(run_id)
-        if model.trial.trial not in runs:
-            sync(run_folder, uri, state.spec.experiment)
-            with talking():
-                runs = client.runs_of(run_id)
-        run = runs[model.trial.trial]
-        log_model(client, run, state, model, run_folder)
-        with talking():
-            return uri, client.register(run, name, alias, view.model_tags(state, model))
-    except Outage as outage:
-        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
 
 
 def log_model(

@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -28,13 +29,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestrator.compare.winners import best_models
+from orchestrator.compare.winners import SelectedModel, best_models
 from orchestrator.ledger.events import FILE_NAME, tail
 from orchestrator.ledger.state import State, TrialState, apply
 from orchestrator.tracking import store, view
-from orchestrator.tracking.best_model import log_model
+from orchestrator.tracking.best_model import export_to_folder, log_model
 from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
-from trainables.errors import UserError, one_line
+from trainables.errors import UserError, one_line, raise_if_any
 from trainables.storage.waiting import retry
 
 POLL_S = 5.0  # short epochs of a trial share a request
@@ -146,8 +147,7 @@ class Mirror:
             self._create(client, trial.trial, tags, trial.started_at or trial.ended_at)
         run = self._runs[trial.trial]
         status = view.STATUS.get(tags["status"], "RUNNING")
-        new = [epoch for epoch in sorted(trial.reports) if epoch > run.epochs]
-        metrics = [row for epoch in new for row in view.epoch_metrics(trial.reports[epoch])]
+        metrics = view.epoch_metrics(trial, after=run.epochs)
         if run.status != status:
             metrics += view.final_metrics(trial)
         client.log(run, metrics, view.trial_params(trial), tags)
@@ -259,6 +259,41 @@ def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> 
         except Outage as outage:
             failed = f"MLflow at {tracking_uri} failed: {outage}. Fix: try again"
             raise UserError(*(store.check(tracking_uri) or [failed])) from outage
+
+
+def export_to_registry(
+    state: State,
+    model: SelectedModel,
+    run_folder: Path,
+    *,
+    storage: str,
+    uri: str | None,
+    alias: str,
+) -> tuple[str, str]:
+    """Check the portable model, and register it in MLflow under the run's name and ``alias``, at
+    ``uri`` or else where the run was recorded; the URI, and the model's version.
+
+    Raises ``UserError``, also where MLflow fails.
+    """
+    uri = uri or state.spec.tracking_uri or store.default_uri(storage)
+    raise_if_any(store.check(uri))
+    with tempfile.TemporaryDirectory() as scratch:
+        export_to_folder(state, model, run_folder, Path(scratch) / "model")
+    name, run_id = str(state.header.run), view.run_id(state)
+    try:
+        with talking():
+            client = Client(uri, state.spec.experiment or name)
+            runs = client.runs_of(run_id)
+        if model.trial.trial not in runs:
+            sync(run_folder, uri, state.spec.experiment)
+            with talking():
+                runs = client.runs_of(run_id)
+        run = runs[model.trial.trial]
+        log_model(client, run, state, model, run_folder)
+        with talking():
+            return uri, client.register(run, name, alias, view.model_tags(state, model))
+    except Outage as outage:
+        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
 
 
 def _only_mirror_of(

@@ -16,14 +16,7 @@ from orchestrator.compare.families import convergence
 from orchestrator.compare.runs import curve_of
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.cost import cost_of
-from orchestrator.ledger.state import (
-    ReportedEpoch,
-    RunStatus,
-    State,
-    TrialState,
-    TrialStatus,
-    run_status,
-)
+from orchestrator.ledger.state import RunStatus, State, TrialState, TrialStatus, run_status
 from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
@@ -117,12 +110,16 @@ def _rows(values: Mapping[str, float | None], at: float, step: int = 0) -> list[
     return [(k, float(v), milliseconds(at), step) for k, v in values.items() if v is not None]
 
 
-def epoch_metrics(report: ReportedEpoch) -> list[MetricRow]:
-    """One report as MLflow metrics; the record's own time makes a replay write the same rows."""
-    # MLflow's comparison opens with the metric that was written first.
-    ordered = sorted(report.metrics.items(), key=lambda metric: metric[0] != "val_top1")
-    values = {name: value for name, value in ordered if name != "epoch"}
-    return _rows(values, report.time, report.epoch)
+def epoch_metrics(trial: TrialState, after: int = 0) -> list[MetricRow]:
+    """Its reports ``after`` that epoch; their own time makes a replay write the same rows."""
+    rows = []
+    for epoch in sorted(epoch for epoch in trial.reports if epoch > after):
+        report = trial.reports[epoch]
+        # MLflow's comparison opens with the metric that was written first.
+        ordered = sorted(report.metrics.items(), key=lambda metric: metric[0] != "val_top1")
+        values = {name: value for name, value in ordered if name != "epoch"}
+        rows += _rows(values, report.time, epoch)
+    return rows
 
 
 def final_metrics(trial: TrialState) -> list[MetricRow]:

@@ -25,11 +25,10 @@ TimmArguments = Mapping[str, Any]  # keyword arguments of ``timm.create_model``
 class Size:
     """A member's size, for estimates before anything is built.
 
-    Counted once at the default geometry for 32-pixel images, ``positions`` of the feature map
-    that the stem leaves, with ``train.learner.count_flops`` and
-    ``train.measure.saved_for_backward``; a test counts again. ``gflops_per_image`` is one forward
-    pass, a multiply-add counting as two, and ``activation_mb`` what it keeps for the backward pass
-    in fp32, 1e6 bytes an image.
+    Counted once at the default geometry for 32-pixel images, ``positions`` of the feature map that
+    the stem leaves, with ``train.learner.count_flops`` and ``train.measure.saved_for_backward``; a
+    test counts again. ``gflops_per_image`` is one forward pass, a multiply-add counting as two, and
+    ``activation_mb`` what it keeps for the backward pass in fp32, 1e6 bytes an image.
     """
 
     positions: int

@@ -56,8 +56,7 @@ class Backbone:
         """
         depths = self.layer_depths()
         top = max(depths.values())
-        undecayed: Any = getattr(self.module, "no_weight_decay", set)
-        skip: set[str] = undecayed()
+        skip: set[str] = getattr(self.module, "no_weight_decay", set)()
         groups: dict[tuple[float, float], ParameterGroup] = {}
         for name, parameter in self.module.named_parameters():
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
@@ -77,8 +76,7 @@ class Backbone:
 
         names = [name for name, _ in self.module.named_parameters()]
         layers = FAMILIES[self.geometry.family].layers
-        matcher: Any = getattr(self.module, "group_matcher", dict)
-        patterns = dict(enumerate(layers)) or matcher()
+        patterns: Any = dict(enumerate(layers)) or getattr(self.module, "group_matcher", dict)()
         if not patterns:
             return dict.fromkeys(names, 0)
         depths = timm.models.group_parameters(self.module, patterns, reverse=True)
@@ -184,7 +182,7 @@ def _from_hub(member: Member, create: Callable[..., nn.Module]) -> nn.Module:
 
 
 def _from_path(
-    path: str, member: Member, create: Callable[..., nn.Module], num_classes: int
+    path: str, member: Member, create: Callable[..., nn.Module], classes: int
 ) -> nn.Module:
     """Load strictly: a head of another size is drawn anew, everything else must be there."""
     state, module = read_weights(path, member), create()
@@ -198,8 +196,7 @@ def _from_path(
         module.load_state_dict(state)  # of this very geometry: one of our checkpoints
         return module
     # the head was seen to: timm loads strictly, and adapts the rest to the geometry
-    overlay = {"state_dict": state, "custom_load": False, "label_offset": 0}
-    overlay |= {"num_classes": num_classes}
+    overlay = {"state_dict": state, "custom_load": False, "label_offset": 0, "num_classes": classes}
     try:
         module = create(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm's adaptation trips over foreign tensors in many ways

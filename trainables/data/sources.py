@@ -40,8 +40,8 @@ class KnownDataset:
 
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
 KNOWN_DATASETS = {
-    known.name: known
-    for known in (
+    dataset.name: dataset
+    for dataset in (
         # 16 images a step: the 1,437 training images would make 22 steps an epoch of 64.
         KnownDataset(name="digits", classes=10, side_px=8, train_images=1797, test_images=0,
                      mirror_safe=False, batch_size_per_worker=16),
@@ -56,18 +56,18 @@ KNOWN_DATASETS = {
 def known_images(data: DataSpec) -> DatasetFacts | None:
     """What the dataset's name alone tells of its stored images, with numbers for the names of its
     classes; ``None`` for a path. Val, and test where there is none, are carved from train."""
-    known = KNOWN_DATASETS.get(data.source)
-    if known is None:
+    dataset = KNOWN_DATASETS.get(data.source)
+    if dataset is None:
         return None
-    side, images = min(known.side_px, data.short_side or known.side_px), known.train_images
+    side, images = min(dataset.side_px, data.short_side or dataset.side_px), dataset.train_images
     val = round(data.val_fraction * images)
-    carved = 0 if known.test_images else round(data.test_fraction * images)
+    carved = 0 if dataset.test_images else round(data.test_fraction * images)
     return DatasetFacts(
         height=side,
         width=side,
-        class_names=tuple(map(str, range(known.classes))),
-        counts={"train": images - val - carved, "val": val, "test": known.test_images or carved},
-        mirror_safe=known.mirror_safe,
+        class_names=tuple(map(str, range(dataset.classes))),
+        counts={"train": images - val - carved, "val": val, "test": dataset.test_images or carved},
+        mirror_safe=dataset.mirror_safe,
     )
 
 
@@ -111,17 +111,17 @@ def locate(spec: DataSpec) -> Source:
 
 def _locate(spec: DataSpec) -> Source:
     name = spec.source
-    known = KNOWN_DATASETS.get(name)
-    if known is not None and known.url is not None:
+    dataset = KNOWN_DATASETS.get(name)
+    if dataset is not None and dataset.url is not None:
         from trainables.data import cifar
 
-        return cifar.locate(spec, known.url)
+        return cifar.locate(spec, dataset.url)
     if spec.archive is not None:
         raise UserError(
             f"data.archive is for cifar10 and cifar100; got it with data.source {name!r}. "
             "Fix: leave data.archive out, or use --dataset cifar10"
         )
-    if known is not None:
+    if dataset is not None:
         from trainables.data.store import Source
 
         return Source(name="digits", identity=lambda: "load_digits", read=_read_digits)

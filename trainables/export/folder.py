@@ -14,7 +14,6 @@ import torch
 from trainables.backbones.families import FAMILIES, member_of
 from trainables.config import Assignment, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
-from trainables.data.store import PixelStore
 from trainables.evaluate.model import evaluate_split, load_model
 from trainables.export import timm_classifier
 from trainables.train.loop import TrainedModel
@@ -92,15 +91,13 @@ def _record_stem(config: Path, spec: BackboneSpec, model: TrainedModel) -> bool:
     return True
 
 
-def agreement(
-    assignment: Assignment, checkpoint: str, folder: Path, *, store: PixelStore | None = None
-) -> tuple[int, int]:
+def agreement(assignment: Assignment, checkpoint: str, folder: Path) -> tuple[int, int]:
     """Of how many validation images: the same class by ``checkpoint`` and by ``folder``.
 
     Of the first ``CHECKED_IMAGES``, on the CPU. Raises ``UserError`` as restoring a trial does.
     """
-    opened = store or prepare(assignment.data, remote=assignment.remote)
-    own = evaluate_split(assignment, checkpoint, "val", store=opened, limit=CHECKED_IMAGES)
-    images = opened.split("val").images[:CHECKED_IMAGES]
+    store = prepare(assignment.data, remote=assignment.remote)
+    expected = evaluate_split(assignment, checkpoint, "val", store=store, limit=CHECKED_IMAGES)
+    images = store.split("val").images[:CHECKED_IMAGES]
     exported = timm_classifier.Classifier(folder).predict(images)["probabilities"].argmax(1)
-    return int((own == exported).sum()), len(exported)
+    return int((expected == exported).sum()), len(exported)

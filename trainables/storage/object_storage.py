@@ -27,8 +27,7 @@ from trainables.config import stable_hash
 from trainables.errors import StorageError, one_line
 from trainables.storage.waiting import bounded, retry
 
-# Less than the patience of those who wait for our answer: see
-# trainables.worker.dispatcher_client.
+# Less than the patience of those who wait for our answer: see trainables.worker.dispatcher_client.
 PATIENCE_S, FIRST_PAUSE_S = 90.0, 0.2
 CONNECT_TIMEOUT_S = 5.0
 CHECK_PATIENCE_S, CHECK_LIMIT_S = 4.0, 20.0
