@@ -36,14 +36,14 @@ def processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def differences(wanted: Versions, found: Versions, node: str) -> list[str]:
-    """One line for each version that ``node`` has ``found`` and that is not the ``wanted`` one.
+def differences(wanted: Versions, installed_there: Versions, node: str) -> list[str]:
+    """One line for each version that ``node`` has (``installed_there``) and that is not ``wanted``.
 
     What follows a ``+`` names a build (``+cpu``), and may differ from node to node.
     """
     lines = []
     for name, version in wanted.items():
-        here = found.get(name)
+        here = installed_there.get(name)
         if _release(here) != _release(version):
             has = f"{name} {here}" if here else f"no {name}"
             pin = f"pip install {name}=={_release(version)} there, or " if name != "python" else ""

@@ -114,9 +114,9 @@ def specs_of(
 def facts_of(options: ClaimOptions) -> DatasetFacts:
     """Of the data set without a limit; it is read into the pixel store where they are unknown."""
     source = options.dataset or DEFAULT_DATASET
-    known = known_images(DataSpec(source=source))
-    if known is not None:
-        return known
+    recorded = known_images(DataSpec(source=source))
+    if recorded is not None:
+        return recorded
     changes = [text for text in options.set if text.startswith("data.")]
     return forecast.read_dataset(source, changes).info
 

@@ -183,21 +183,21 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
         sweep.family: (cost := costs.get(sweep.family)) and _family(sweep, seeds, cost)
         for sweep in spec.sweeps
     }
-    known = [family for family in families.values() if family is not None]
+    forecasts = [family for family in families.values() if family is not None]
     unsummed = Forecast(
         device=limits.device(resources),
         slots=slots,
         basis=" and ".join(sorted({family.basis for family in known})) or None,
         families=families,
     )
-    if len(known) < len(families):
+    if len(forecasts) < len(families):
         return unsummed
     finals_s = sum(family.slot_seconds["finals"] for family in known)
-    finals_at_once = max(1, min(slots or 1, seeds * len(known)))
+    finals_at_once = max(1, min(slots or 1, seeds * len(forecasts)))
 
     def cases(amount: Callable[[float], float | None]) -> Cases | None:
         """``amount`` of the slot-seconds of the search; ``None`` where it is not known."""
-        expected, worst = (amount(sum(f.slot_seconds[case] for f in known)) for case in CASES)
+        expected, worst = (amount(sum(f.slot_seconds[case] for f in forecasts)) for case in CASES)
         return None if expected is None or worst is None else Cases(expected=expected, worst=worst)
 
     def workers_s(search_s: float) -> float:
@@ -213,7 +213,7 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
         device_hours=cases(lambda s: limits.device_hours(workers_s(s), resources)),
         wall_hours=cases(wall_hours),
         usd=cases(lambda s: limits.usd(workers_s(s), resources, spec.prices)),
-        checkpoint_bytes=_checkpoints(spec, known, slots),
+        checkpoint_bytes=_checkpoints(spec, forecasts, slots),
     )
 
 
@@ -263,8 +263,8 @@ def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
     """By family; images of unknown size are read into the pixel store."""
     images = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
-    known = {family: facts for family, facts in images.items() if facts is not None}
-    return known if len(known) == len(images) else read_datasets(spec)
+    present = {family: facts for family, facts in images.items() if facts is not None}
+    return present if len(present) == len(images) else read_datasets(spec)
 
 
 def costs_of(

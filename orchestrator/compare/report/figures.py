@@ -199,11 +199,11 @@ def against_cost(search: Families) -> list[Figure]:
                 trials += of_family
                 marks = [(spent, 100 * best) for spent, best, _ in of_family if np.isfinite(spent)]
                 _marks(axes, marks, marker(index), color(index), markersize=5.5, alpha=0.85)
-            known = [(spent, best) for spent, best, _ in trials if np.isfinite(spent)]
-            if known:
-                x, y = np.transpose(pareto(known))
+            priced = [(spent, best) for spent, best, _ in trials if np.isfinite(spent)]
+            if priced:
+                x, y = np.transpose(pareto(priced))
                 axes.step(x, 100 * y, where="post", color=MUTED, linewidth=1.2, zorder=1)
-            positive = [spent for spent, _ in known if spent > 0]
+            positive = [spent for spent, _ in priced if spent > 0]
             if positive and max(positive) > 20 * min(positive):
                 axes.set_xscale("log")
             elif positive:
@@ -338,8 +338,8 @@ def _marked_end(axes: Axes, index: int, x: Array, shares: Array, **style: Any) -
 
 def changes(spent: Array, best: Array) -> tuple[Array, Array]:
     """The steps at which the best improves, and the last one; shape (C,) each."""
-    known = np.isfinite(best)
-    spent, best = spent[known], best[known]
+    ranked = np.isfinite(best)
+    spent, best = spent[ranked], best[ranked]
     keep = np.diff(best, prepend=-np.inf) > 0
     keep[-1:] = True
     return spent[keep], best[keep]
