@@ -8,6 +8,7 @@ whose slots are of no use any more.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -40,7 +41,7 @@ NEVER_S = 1e9
 CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
 SECOND_SIGNAL_S = 2.0
-POLL_S = 0.5
+POLL_S, HEALTH_POLL_S = 0.5, 3.0  # of the stop file; of the dispatcher, which takes its time
 JOIN_PATIENCE_S = 300.0  # beyond two outages of the dispatcher, whose calls are bounded themselves
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -171,7 +172,11 @@ class Watchdog(threading.Thread):
         self.join(JOIN_PATIENCE_S)
 
     def run(self) -> None:
+        asked_at = -math.inf
         while not self._ended.wait(POLL_S) and not self._stop_file.exists():
+            if time.monotonic() - asked_at < HEALTH_POLL_S:
+                continue
+            asked_at = time.monotonic()
             health: SlotHealth = self._pool.dispatcher("health")
             self.error = self._problem(health)
             self.reason = self._lost() or health.over
