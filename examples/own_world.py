@@ -1,6 +1,6 @@
-"""A world of one's own for simulated runs: a class with two methods.
+"""python examples/own_world.py
 
-    python examples/own_world.py
+A world of your own for simulated runs is a class with two methods.
 
 Here the better family is noisy: its seeds differ by 5 points. Does a tournament still find it?
 Nothing is trained; ten tournaments take seconds. The worlds that come with the product are in
@@ -46,6 +46,7 @@ def main() -> None:
     for seed in range(10):
         with tempfile.TemporaryDirectory() as folder:
             run = simulate(tournament(seed=seed), NoisySeeds(), Path(folder), slots=2)
+            # The comparison reads which images the finals got right from the run's folder.
             print(compare([run.data], forests=False).answer)
 
 

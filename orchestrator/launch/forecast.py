@@ -187,12 +187,12 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     unsummed = Forecast(
         device=limits.device(resources),
         slots=slots,
-        basis=" and ".join(sorted({family.basis for family in known})) or None,
+        basis=" and ".join(sorted({family.basis for family in forecasts})) or None,
         families=families,
     )
     if len(forecasts) < len(families):
         return unsummed
-    finals_s = sum(family.slot_seconds["finals"] for family in known)
+    finals_s = sum(family.slot_seconds["finals"] for family in forecasts)
     finals_at_once = max(1, min(slots or 1, seeds * len(forecasts)))
 
     def cases(amount: Callable[[float], float | None]) -> Cases | None:

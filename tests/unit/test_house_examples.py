@@ -29,8 +29,7 @@ def test_an_example_starts_with_a_command_that_names_it(path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_a_sweep_of_an_example_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = re.findall(rf"sweep (examples/{path.name}:\w+)", path.read_text())
-    if path.name != "own_dataset.py":
-        assert targets
+    assert bool(targets) == (path.name not in ("own_dataset.py", "own_world.py"))
     monkeypatch.chdir(ROOT)
     for target in targets:
         sweep = named_sweeps.resolve(target)
@@ -54,3 +53,10 @@ def test_the_dataset_example_makes_a_dataset(
 
     with pytest.raises(SystemExit, match="usage"):  # never writes over what is there
         runpy.run_path(script, run_name="__main__")
+
+
+def test_the_world_example_answers_ten_tournaments(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "own_world.py"), run_name="__main__")
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 10
+    assert all("vit" in answer and "resnet" in answer for answer in answers)

@@ -212,7 +212,7 @@ def against_cost(search: Families) -> list[Figure]:
                 axes.xaxis.set_major_formatter(EngFormatter())
             axes.set(ylim=share_limits(accuracies), xlabel=f"{what} of one training")
             axes.set_ylabel("best validation accuracy, %")
-            label = f"Best validation accuracy of {len(known)} finished trials against {what}"
+            label = f"Best validation accuracy of {len(priced)} finished trials against {what}"
             best_first = sorted(trials, key=lambda trial: -trial[1])
             figures.append(figure_of(axes, f"cost-{cost}", title, label, best_first))
     return figures
