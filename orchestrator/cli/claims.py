@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
-from orchestrator.cli.read import run_folder, run_folders
 from orchestrator.cli.run import carry_out
 from orchestrator.ledger import session
+from orchestrator.ledger.replication import existing_run, existing_runs
 from trainables.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -92,9 +92,11 @@ def show_(name: tuple[str, ...], as_json: bool, storage: str) -> None:
     """Show verdicts, recomputed from the ledgers. Without a NAME, all of the storage folder."""
     from orchestrator.claims.verdict import declared, shown, state_of, verdict_lines
 
-    folders = [run_folder(run, storage) for run in name]
+    folders = [existing_run(run, storage) for run in name]
     if not name:
-        folders = [folder for folder in run_folders(storage) if declared(session.state_of(folder))]
+        folders = [
+            folder for folder in existing_runs(storage) if declared(session.state_of(folder))
+        ]
     verdicts = [shown(state_of(folder)) for folder in folders]
     texts = ["\n".join(verdict_lines(verdict)) for verdict in verdicts]
     show(as_json, {"schema": 1, "claims": verdicts}, lambda: "\n\n".join(texts))

@@ -42,17 +42,17 @@ def show(as_json: bool, document: Mapping[str, object], text: Callable[[], str])
 def _option(field: str) -> Callable[[Any], Any]:
     """The option of a field of :class:`RunOptions`: its name, type and default are the field's."""
     kind, *others = kinds_of(RunOptions, field)
-    name, default = field.replace("_", "-"), getattr(RunOptions, field)
+    name, default = field.rstrip("_").replace("_", "-"), getattr(RunOptions, field)
     arguments = {key: value for key, value in OPTIONS[field].items() if key != "path"}
     if kind is bool:
         flags = f"--{name}/--no-{name}" if NoneType in others else f"--{name}"
-        return click.option(flags, is_flag=True, default=default, **arguments)
+        return click.option(flags, field, is_flag=True, default=default, **arguments)
     if "above" in arguments:
         arguments["type"] = click.FloatRange(min=arguments.pop("above"), min_open=True)
     elif kind in (int, float):
         arguments["type"] = kind
     is_repeatable = typing.get_origin(kind) is tuple
-    return click.option(f"--{name}", default=default, multiple=is_repeatable, **arguments)
+    return click.option(f"--{name}", field, default=default, multiple=is_repeatable, **arguments)
 
 
 _OPTIONS = {field: _option(field) for field in OPTIONS}

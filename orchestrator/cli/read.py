@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -15,41 +14,14 @@ from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
 from orchestrator.cli.run import carry_out
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
-from orchestrator.ledger.events import FILE_NAME
+from orchestrator.ledger.replication import existing_run, existing_runs
 from orchestrator.ledger.session import is_running, state_of
 from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
 from trainables.errors import UserError
-from trainables.storage.object_storage import is_remote, origin, write_bytes
+from trainables.storage.object_storage import origin, write_bytes
 
 log = logging.getLogger(__name__)
-
-
-def run_folder(name: str, storage: str) -> Path:
-    """The folder of a run that exists. Raises ``UserError`` with the near names."""
-    folder = replication.pull(storage, name)
-    if (folder / FILE_NAME).is_file():
-        return folder
-    names = [folder.name for folder in run_folders(storage)]
-    if not names:
-        raise UserError(
-            f"there is no run {name!r}: {storage!r} holds none. "
-            "Fix: orchestrator demo, or --storage FOLDER"
-        )
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-    raise UserError(
-        f"there is no run {name!r} in {storage!r}. "
-        f"Fix: did you mean {' or '.join(near)}? or --storage FOLDER"
-    )
-
-
-def run_folders(storage: str) -> list[Path]:
-    """Folders under ``storage`` that hold a ledger, newest first."""
-    if is_remote(storage):
-        folders = replication.pull_all(storage)
-    else:
-        folders = [path.parent for path in Path(storage).glob(f"*/{FILE_NAME}")]
-    return sorted(folders, key=lambda run: (run / FILE_NAME).stat().st_mtime, reverse=True)
 
 
 @click.command()
@@ -59,7 +31,7 @@ def run_folders(storage: str) -> list[Path]:
 @STORAGE
 def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str) -> None:
     """Compare the families of runs. Accuracy, best recipes and what they cost."""
-    folders = [run_folder(run, storage) for run in dict.fromkeys(name)]
+    folders = [existing_run(run, storage) for run in dict.fromkeys(name)]
     if out and not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
     from orchestrator.compare.comparison import compare as compare_runs
@@ -83,7 +55,7 @@ def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str)
 @STORAGE
 def stop(name: str, storage: str) -> None:
     """Stop a run cleanly. Its trials end at their next epoch; the same command resumes it."""
-    folder = run_folder(name, storage)
+    folder = existing_run(name, storage)
     if not is_running(folder):
         raise UserError(
             f"only a run in progress can be stopped; {name!r} is not running. "
@@ -142,7 +114,7 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     from orchestrator.ledger.cost import checkpoint_bytes
     from orchestrator.ops.status import print_view, summary, view
 
-    folders = [run_folder(name, storage)] if name else run_folders(storage)
+    folders = [existing_run(name, storage)] if name else existing_runs(storage)
     runs = [(folder, view(state_of(folder), running=is_running(folder))) for folder in folders]
     if as_json:
         documents = [
@@ -183,7 +155,7 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
 
     In the registry it is NAME@champion, or NAME@FAMILY where a family was asked for.
     """
-    folder = run_folder(name, storage)
+    folder = existing_run(name, storage)
     from orchestrator.compare.winners import select_model
     from orchestrator.tracking import best_model
 
@@ -243,7 +215,7 @@ def replay(
     what would need more is counted and said. Runs without pruning (scheduler.kind=none) and
     audited trials (--audit 1) are what a replay can answer in full.
     """
-    folders = [run_folder(run, storage) for run in dict.fromkeys(name)]
+    folders = [existing_run(run, storage) for run in dict.fromkeys(name)]
     from orchestrator.simulate.replay import replay_of, replay_text
 
     replays = [replay_of(folder, texts, slots=slots, orders=repeats) for folder in folders]

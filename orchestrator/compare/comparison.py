@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -208,8 +209,20 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         audit=tuple(filter(None, map(audit, families))),
         failures=tuple(_failures(families)), differences=tuple(_differences(families)),
         spaces={family.label: family.sweep.space for family in families if family.sweep},
-        notes=tuple(n for run in runs for n in (*cost.node_notes(run.state), *run.state.notes)),
+        notes=tuple(chain.from_iterable(map(_notes, runs))),
     )  # fmt: skip
+
+
+def _notes(run: RunData) -> Iterator[str]:
+    for sweep in run.state.spec.sweeps:
+        if start := sweep.warm_start:
+            count, sources = len(start.recipes), ", ".join(start.sources)
+            yield (
+                f"warm start: the first {count} trials of {sweep.family} in {run.name} have the "
+                f"best recipes of {sources}: its search did not begin from nothing"
+            )
+    yield from cost.node_notes(run.state)
+    yield from run.state.notes
 
 
 def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:

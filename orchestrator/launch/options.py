@@ -38,6 +38,7 @@ class RunOptions:
     workers: str | None = None
     gpus_per_worker: float | None = None
     cpus_per_worker: float | None = None
+    from_: tuple[str, ...] = ()
     final_seeds: int | None = None
     set: tuple[str, ...] = ()
     storage: str = "runs"
@@ -82,7 +83,12 @@ def asked(
     if command == "demo":
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
-    return spec_of(targets, chosen, final_seeds=3 if command == "tournament" else 0), chosen
+    spec = spec_of(targets, chosen, final_seeds=3 if command == "tournament" else 0)
+    if chosen.from_:
+        from orchestrator.launch.warm_start import warm_started
+
+        spec = warm_started(spec, chosen.from_)
+    return spec, chosen
 
 
 def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0) -> RunSpec:

@@ -198,6 +198,12 @@ def plan(
             "max_epochs": sweep.scheduler.max_epochs,
             "expected_epochs": round(expected_epochs(sweep.scheduler, sweep.trials), 1),
             "worst_epochs": sweep.trials * sweep.scheduler.max_epochs,
+            "warm_start": None
+            if sweep.warm_start is None
+            else {
+                "recipes": len(sweep.warm_start.recipes),
+                "sources": list(sweep.warm_start.sources),
+            },
             "space": {
                 path: {"range": str(axis), "why": axis.why} for path, axis in sweep.space.items()
             },

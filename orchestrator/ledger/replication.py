@@ -19,6 +19,7 @@ owner that finds another's name there has been taken for dead, and stops.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import logging
 import os
@@ -285,6 +286,33 @@ def pull_all(place: str) -> list[Path]:
     """The folders of all runs kept at the URI ``place``, each brought in line."""
     folders = [pull(place, name) for name in object_storage.list_folders(place.rstrip("/"))]
     return [folder for folder in folders if (folder / FILE_NAME).is_file()]
+
+
+def existing_run(name: str, storage: str) -> Path:
+    """The folder of a run that exists. Raises ``UserError`` with the near names."""
+    folder = pull(storage, name)
+    if (folder / FILE_NAME).is_file():
+        return folder
+    names = [folder.name for folder in existing_runs(storage)]
+    if not names:
+        raise UserError(
+            f"there is no run {name!r}: {storage!r} holds none. "
+            "Fix: orchestrator demo, or --storage FOLDER"
+        )
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+    raise UserError(
+        f"there is no run {name!r} in {storage!r}. "
+        f"Fix: did you mean {' or '.join(near)}? or --storage FOLDER"
+    )
+
+
+def existing_runs(storage: str) -> list[Path]:
+    """Folders under ``storage`` that hold a ledger, newest first."""
+    if object_storage.is_remote(storage):
+        folders = pull_all(storage)
+    else:
+        folders = [path.parent for path in Path(storage).glob(f"*/{FILE_NAME}")]
+    return sorted(folders, key=lambda run: (run / FILE_NAME).stat().st_mtime, reverse=True)
 
 
 def push_ledger(folder: Path, begin: int | None = None) -> None:

@@ -89,6 +89,8 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             texts |= {f"{path}.{axis}": str(domain) for axis, domain in domains.items()}
         elif key == "grid":
             texts[path] = f"{len(value)} trials, {stable_hash(value)}"
+        elif key == "warm_start" and value:
+            texts[path] = f"from {', '.join(value['sources'])}, {stable_hash(value)}"
         elif isinstance(value, Mapping):
             texts |= leaves(value, f"{path}.")
         else:
@@ -104,7 +106,8 @@ SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec(Spec):
     """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
-    ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn."""
+    ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn.
+    After a ``warm_start`` the first trials have the recipes of earlier runs."""
 
     backbone: BackboneSpec
     data: DataSpec = field(default_factory=DataSpec)
@@ -115,6 +118,7 @@ class SweepSpec(Spec):
     trials: int = ruled(8, 1, option="--trials", operational=True)
     seed: int = ruled(0, 0, option="--seed")
     grid: Sequence[spaces.Axes] = ()
+    warm_start: spaces.WarmStart | None = None
 
     @property
     def family(self) -> str:
@@ -129,6 +133,10 @@ class SweepSpec(Spec):
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
+        if self.warm_start is not None:
+            if index < len(self.warm_start.recipes):
+                return self.warm_start.recipes[index]
+            past = [*self.warm_start.observations, *past]
         return spaces.suggest(
             self.scheduler.sampler,
             self.space,
@@ -239,9 +247,11 @@ class RunSpec(Spec):
         """What makes two runs the same: all but the number of trials (a run may be extended), where
         things are kept, and how it is carried out. What came later counts only where it is used."""
         plain = self.as_dict(operational=False)
-        for owner, later in [(plain, "claim"), *((sweep, "grid") for sweep in plain["sweeps"])]:
-            if not owner[later]:
-                del owner[later]
+        owners = [(plain, ("claim",)), *((s, ("grid", "warm_start")) for s in plain["sweeps"])]
+        for owner, later in owners:
+            for name in later:
+                if not owner[name]:
+                    del owner[name]
         return plain
 
     def hash(self) -> str:

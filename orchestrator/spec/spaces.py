@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from trainables.backbones.adaptation import Family
 from trainables.backbones.families import FAMILIES
-from trainables.config import AUGMENT_LEVELS, stable_hash
+from trainables.config import AUGMENT_LEVELS, Spec, stable_hash
 
 
 @dataclass(frozen=True)
@@ -174,21 +174,35 @@ def space_for(
 TPE_STARTUP_TRIALS = 10
 
 
+def _by_epoch(values: Mapping[str | int, float]) -> Mapping[int, float]:
+    return {int(epoch): value for epoch, value in values.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class Observation(Spec):
     """A trial of the same sweep that was drawn before, and what is known of it by now.
 
     ``values``: epoch -> validation accuracy. ``status`` is the ledger's.
     """
 
     axes: Axes
-    values: Mapping[int, float]
+    values: Mapping[int, float] = field(metadata={"read": _by_epoch})
     status: str
 
     @property
     def ended(self) -> bool:
         """Whether nothing more is to come of it."""
         return self.status in ("finished", "pruned", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart(Spec):
+    """What a search has from the earlier runs ``sources``: ``recipes`` for its first trials, the
+    best on record, and ``observations`` that TPE starts with."""
+
+    sources: tuple[str, ...]
+    recipes: tuple[Axes, ...]
+    observations: tuple[Observation, ...] = ()
 
 
 def suggest(

@@ -282,7 +282,9 @@ def command(run: RunData) -> str:
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,
         }
         usual = SchedulerSpec()
-        others = [
+        start = first.warm_start
+        others = [["--from", source] for source in (start.sources if start else ())]
+        others += [
             ["--set", f"scheduler.{name}={value}"]
             for name in ("kind", "sampler")
             if (value := getattr(scheduler, name)) != getattr(usual, name)

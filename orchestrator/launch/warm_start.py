@@ -1,0 +1,109 @@
+"""``--from NAME``: a search that begins with the best recipes of earlier runs of its family.
+
+For all families of a run or for none: one that began with good recipes beside one that did not
+would be no comparison. What is taken is in the spec, so that a resume or a rerun does not depend
+on the earlier runs any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, zip_longest
+
+from orchestrator.ledger import replication
+from orchestrator.ledger.session import state_of
+from orchestrator.ledger.state import Stage, State, TrialState, TrialStatus
+from orchestrator.spec.run import RunSpec, SweepSpec
+from orchestrator.spec.spaces import Axes, Choice, Domain, Observation, WarmStart
+from trainables.errors import UserError, collected, raise_if_any
+
+RECIPES = 3  # of each family
+
+
+def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
+    """``run`` with what the earlier runs ``names`` hold. One that was begun from the same names
+    keeps what it was begun with, whatever has become of them.
+
+    Raises ``UserError`` for a run that does not exist, for a sweep that searches nothing, and where
+    a family has no finished trial on record whose recipe lies in the ranges that are searched now.
+    """
+    begun = {sweep.family: sweep.warm_start for sweep in state_of(run.folder).spec.sweeps}
+    if begun and all(start and start.sources == tuple(names) for start in begun.values()):
+        kept = [replace(sweep, warm_start=begun.get(sweep.family)) for sweep in run.sweeps]
+        return replace(run, sweeps=tuple(kept))
+    mistakes: list[str] = []
+    states: list[State] = []
+    for name in names:
+        with collected(mistakes):
+            states.append(state_of(replication.existing_run(name, run.storage)))
+    raise_if_any(mistakes)
+    starts: list[WarmStart] = []
+    for sweep in run.sweeps:
+        with collected(mistakes):
+            starts.append(_warm_start(sweep, names, states))
+    raise_if_any(mistakes)
+    count = min(RECIPES, *(len(start.recipes) for start in starts))  # the same for all families
+    started = [
+        replace(sweep, warm_start=replace(start, recipes=start.recipes[:count]))
+        for sweep, start in zip(run.sweeps, starts, strict=True)
+    ]
+    return replace(run, sweeps=tuple(started))
+
+
+def _warm_start(sweep: SweepSpec, names: Sequence[str], states: Sequence[State]) -> WarmStart:
+    if not sweep.space or sweep.grid:
+        raise UserError(
+            f"--from needs axes that are searched; {sweep.family} has none. Fix: leave --from out"
+        )
+    searched = [_searched(sweep, state) for state in states]
+    fitting = [[trial for trial in trials if _fits(sweep, trial)] for trials in searched]
+    recipes: list[Axes] = []
+    # The best of each run, then the second of each: accuracies of two runs may not compare.
+    for trial in chain.from_iterable(zip_longest(*map(_ranked, fitting))):
+        axes = None if trial is None else _axes(sweep, trial)
+        if axes is not None and axes not in recipes:
+            recipes.append(axes)
+    if not recipes:
+        raise UserError(
+            f"--from needs a finished trial of {sweep.family} whose recipe lies in the ranges that "
+            f"are searched; {', '.join(names)} has none among {sum(map(len, searched))} trials of "
+            "it. Fix: name another run, or leave --from out for all families"
+        )
+    observations = [
+        Observation(axes=_axes(sweep, trial), values=trial.values(), status=trial.status)
+        for trial in chain.from_iterable(fitting)
+        if sweep.scheduler.sampler == "tpe" and trial.status.is_final
+    ]
+    return WarmStart(sources=tuple(names), recipes=tuple(recipes), observations=tuple(observations))
+
+
+def _searched(sweep: SweepSpec, state: State) -> list[TrialState]:
+    """The family's search trials that were drawn."""
+    of_family = (trial for trial in state.trials.values() if trial.family == sweep.family)
+    return [trial for trial in of_family if trial.stage is Stage.SEARCH and trial.axes is not None]
+
+
+def _ranked(trials: Sequence[TrialState]) -> list[TrialState]:
+    """The finished ones, the best first."""
+    finished = [trial for trial in trials if trial.status is TrialStatus.FINISHED]
+    return sorted(finished, key=lambda trial: -(trial.best()[0] or 0.0))
+
+
+def _axes(sweep: SweepSpec, trial: TrialState) -> Axes:
+    """What the trial had of each axis that is searched now, searched then or not."""
+    axes = {}
+    for path in sweep.space:
+        section, _, name = path.partition(".")
+        axes[path] = getattr(getattr(trial.assignment, section), name)
+    return axes
+
+
+def _fits(sweep: SweepSpec, trial: TrialState) -> bool:
+    return all(_within(sweep.space[path], value) for path, value in _axes(sweep, trial).items())
+
+
+def _within(domain: Domain, value: object) -> bool:
+    if isinstance(domain, Choice):
+        return value in domain.values
+    return isinstance(value, int | float) and domain.low <= value <= domain.high
