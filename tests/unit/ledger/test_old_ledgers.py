@@ -19,7 +19,11 @@ from orchestrator.ledger.state import RunStatus, State, TrialStatus, replay, run
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 LEDGERS = sorted(EXAMPLES.rglob(FILE_NAME))
-NEWER = {"min_workers": None, "remote": None}  # fields that old ledgers lack, as they are read
+NEWER = {
+    "min_workers": None,
+    "remote": None,
+    "warm_start": None,
+}  # fields that old ledgers lack, as they are read
 
 
 @pytest.fixture(params=LEDGERS, ids=[path.parent.name for path in LEDGERS])
