@@ -8,7 +8,7 @@ on the earlier runs any more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain, zip_longest
 
 from orchestrator.ledger import replication
@@ -16,6 +16,7 @@ from orchestrator.ledger.session import state_of
 from orchestrator.ledger.state import Stage, State, TrialState, TrialStatus
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Axes, Choice, Domain, Observation, WarmStart
+from trainables.config import Assignment
 from trainables.errors import UserError, collected, raise_if_any
 
 RECIPES = 3  # of each family
@@ -28,7 +29,8 @@ def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
     Raises ``UserError`` for a run that does not exist, for a sweep that searches nothing, and where
     a family has no finished trial on record whose recipe lies in the ranges that are searched now.
     """
-    begun = {sweep.family: sweep.warm_start for sweep in state_of(run.folder).spec.sweeps}
+    folder = replication.pull(run.storage, run.name)
+    begun = {sweep.family: sweep.warm_start for sweep in state_of(folder).spec.sweeps}
     if begun and all(start and start.sources == tuple(names) for start in begun.values()):
         kept = [replace(sweep, warm_start=begun.get(sweep.family)) for sweep in run.sweeps]
         return replace(run, sweeps=tuple(kept))
@@ -43,7 +45,9 @@ def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
         with collected(mistakes):
             starts.append(_warm_start(sweep, names, states))
     raise_if_any(mistakes)
-    count = min(RECIPES, *(len(start.recipes) for start in starts))  # the same for all families
+    # The same for all families, and at most half of the trials: the rest is to search.
+    most = min(max(1, sweep.trials // 2) for sweep in run.sweeps)
+    count = min(RECIPES, most, *(len(start.recipes) for start in starts))
     started = [
         replace(sweep, warm_start=replace(start, recipes=start.recipes[:count]))
         for sweep, start in zip(run.sweeps, starts, strict=True)
@@ -73,7 +77,7 @@ def _warm_start(sweep: SweepSpec, names: Sequence[str], states: Sequence[State])
     observations = [
         Observation(axes=_axes(sweep, trial), values=trial.values(), status=trial.status)
         for trial in chain.from_iterable(fitting)
-        if sweep.scheduler.sampler == "tpe" and trial.status.is_final
+        if sweep.scheduler.sampler == "tpe" and trial.status.is_final and _compares(sweep, trial)
     ]
     return WarmStart(sources=tuple(names), recipes=tuple(recipes), observations=tuple(observations))
 
@@ -85,9 +89,13 @@ def _searched(sweep: SweepSpec, state: State) -> list[TrialState]:
 
 
 def _ranked(trials: Sequence[TrialState]) -> list[TrialState]:
-    """The finished ones, the best first."""
-    finished = [trial for trial in trials if trial.status is TrialStatus.FINISHED]
-    return sorted(finished, key=lambda trial: -(trial.best()[0] or 0.0))
+    """The finished ones that have an accuracy, the best first."""
+    finished = [
+        (top1, trial)
+        for trial in trials
+        if trial.status is TrialStatus.FINISHED and (top1 := trial.best()[0]) is not None
+    ]
+    return [trial for _, trial in sorted(finished, key=lambda ranked: -ranked[0])]
 
 
 def _axes(sweep: SweepSpec, trial: TrialState) -> Axes:
@@ -101,6 +109,21 @@ def _axes(sweep: SweepSpec, trial: TrialState) -> Axes:
 
 def _fits(sweep: SweepSpec, trial: TrialState) -> bool:
     return all(_within(sweep.space[path], value) for path, value in _axes(sweep, trial).items())
+
+
+def _compares(sweep: SweepSpec, trial: TrialState) -> bool:
+    """Whether its accuracies are of the same images, backbone and length as the sweep's will be:
+    TPE ranks both together."""
+    return _setting(sweep, trial.assignment) == _setting(sweep, sweep.assignment(0, axes={}))
+
+
+def _setting(sweep: SweepSpec, assignment: Assignment) -> dict[str, object]:
+    """What is the same in all trials of the sweep, but for their recipes."""
+    setting: dict[str, object] = {"epochs": assignment.epochs}
+    for section in ("backbone", "data"):
+        for one in fields(getattr(assignment, section)):
+            setting[f"{section}.{one.name}"] = getattr(getattr(assignment, section), one.name)
+    return {path: v for path, v in setting.items() if path not in {*sweep.space, "data.folder"}}
 
 
 def _within(domain: Domain, value: object) -> bool:

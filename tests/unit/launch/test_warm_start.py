@@ -136,3 +136,25 @@ def test_the_option_reaches_the_spec(tmp_path: Path) -> None:
     assert start.sources == ("cifar10-tournament",)
     assert 0 < len(start.recipes) <= RECIPES
     assert set(start.recipes[0]) == set(spec.sweeps[0].space)
+
+
+def test_half_of_the_trials_at_most_are_given(tmp_path: Path, earlier: State) -> None:
+    few = warm_started(spec_in(tmp_path, "later", trials=3), ["earlier"])
+    assert [len(sweep.warm_start.recipes) for sweep in few.sweeps if sweep.warm_start] == [1, 1]
+
+
+def test_tpe_is_told_of_no_accuracy_that_does_not_compare(tmp_path: Path, earlier: State) -> None:
+    longer = SchedulerSpec(kind="none", max_epochs=5, sampler="tpe")
+    warm = warm_started(spec_in(tmp_path, "later", scheduler=longer), ["earlier"])
+    starts = [sweep.warm_start for sweep in warm.sweeps]
+    assert [len(start.observations) for start in starts if start] == [0, 0]
+    assert [len(start.recipes) for start in starts if start] == [RECIPES, RECIPES]
+
+
+def test_two_earlier_runs_give_the_best_of_each_in_turn(tmp_path: Path, earlier: State) -> None:
+    second = simulated(spec_in(tmp_path, "second", seed=4)).state
+    warm = warm_started(spec_in(tmp_path, "later"), ["earlier", "second"])
+    for sweep in warm.sweeps:
+        assert sweep.warm_start is not None
+        one, other = best(earlier, sweep.family), best(second, sweep.family)
+        assert list(sweep.warm_start.recipes) == [one[0], other[0], one[1]]
