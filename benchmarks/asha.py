@@ -68,7 +68,7 @@ VAL_IMAGES = 1_500
 RECORDED = RESULTS / "recorded-curves.jsonl"
 KINDS = ("asha", "pasha", "top_k", "equal")
 
-Found = dict[str, dict[str, float]]  # by kind: epochs spent, and the truth of the trial chosen
+Reached = dict[str, dict[str, float]]  # by kind: epochs spent, and the truth of the trial chosen
 
 
 def race(spec: RunSpec, world: World, kind: str, slots: int) -> State:
@@ -80,25 +80,26 @@ def race(spec: RunSpec, world: World, kind: str, slots: int) -> State:
         return simulate(replace(spec, sweeps=sweeps), world, Path(folder), slots=slots).state
 
 
-def rivals(spec: RunSpec, world: World, slots: int, truth: Callable[[TrialState], float]) -> Found:
-    """Each kind on the same curves, in the same order of arrival, of a spec of one family."""
-    found: Found = {}
-    for kind in ("none", "asha", "pasha"):
-        state = race(spec, world, kind, slots)
+def rivals(
+    spec: RunSpec, world: World, slots: int, truth: Callable[[TrialState], float]
+) -> tuple[Reached, list[TrialState]]:
+    """Each kind on the same curves, in the same order of arrival, of a spec of one family; and the
+    trials at full length."""
+    reached: Reached = {}
+    states = {kind: race(spec, world, kind, slots) for kind in ("none", "asha", "pasha")}
+    for kind, state in states.items():
         spent = sum(trial.epoch for trial in state.trials.values())
         chosen = next(iter(winners(state).values()), None)
-        found[kind] = {"epochs": spent, "truth": 0.0 if chosen is None else truth(chosen)}
-        if kind == "none":
-            whole = list(state.trials.values())
-    length = spec.sweeps[0].scheduler.max_epochs
-    beyond_first = (found["asha"]["epochs"] - len(whole)) / (length - 1)
+        reached[kind] = {"epochs": spent, "truth": 0.0 if chosen is None else truth(chosen)}
+    whole = list(states["none"].trials.values())
+    length, spent = spec.sweeps[0].scheduler.max_epochs, reached["asha"]["epochs"]
+    count = max(1, round((spent - len(whole)) / (length - 1)))
     best_first = sorted(whole, key=lambda trial: -_top1(trial, 1))
-    found["top_k"] = _chosen(best_first[: max(1, round(beyond_first))], truth)
-    found["top_k"]["epochs"] += len(whole) - len(best_first[: max(1, round(beyond_first))])
-    affordable = max(1, round(found["asha"]["epochs"] / length))
-    found["equal"] = _chosen(whole[:affordable], truth)
-    found["possible"] = {"epochs": 0, "truth": max(map(truth, whole))}
-    return found
+    reached["top_k"] = _chosen(best_first[:count], truth)
+    reached["top_k"]["epochs"] += len(whole) - count  # the others' one epoch
+    reached["equal"] = _chosen(whole[: max(1, round(spent / length))], truth)
+    reached["possible"] = {"epochs": 0, "truth": max(map(truth, whole))}
+    return reached, whole
 
 
 def _chosen(trials: Sequence[TrialState], truth: Callable[[TrialState], float]) -> dict[str, float]:
@@ -111,26 +112,25 @@ def _top1(trial: TrialState, epoch: int) -> float:
     return trial.reports[epoch].metrics["val_top1"] if epoch in trial.reports else 0.0
 
 
-def synthetic(name: str, trials: int, seed: int) -> tuple[Found, dict[str, float]]:
+def synthetic(name: str, trials: int, seed: int) -> tuple[Reached, dict[str, float]]:
     """One repetition in a synthetic world, and how far each rung's order is the true one."""
     world = replace(CURVES[name], seed=seed, val_images=VAL_IMAGES)
     scheduler = SchedulerSpec(max_epochs=MAX_EPOCHS)
     spec = tournament(families=(A,), trials=trials, scheduler=scheduler, final_seeds=0, seed=seed)
-    found = rivals(spec, world, SLOTS, lambda trial: world.accuracy(trial.assignment))
-    whole = list(race(spec, world, "none", SLOTS).trials.values())
+    reached, whole = rivals(spec, world, SLOTS, lambda one: world.accuracy(one.assignment))
     true = [world.accuracy(trial.assignment) for trial in whole]
     taus = {
         str(rung): float(stats.kendalltau([_top1(trial, rung) for trial in whole], true)[0])
         for rung in scheduler.rungs()
     }
-    return found, taus
+    return reached, taus
 
 
-def recorded(family: str, seed: int) -> Found:
+def recorded(family: str, seed: int) -> Reached:
     """One order of arrival of a family's recorded trials."""
     state = replay_records(read(RECORDED))
     spec, world = recorded_order(state, {family: SchedulerSpec(max_epochs=_length(state))}, seed)
-    return rivals(spec, world, 2, lambda trial: trial_truth(state, world.order[trial.trial]))
+    return rivals(spec, world, 2, lambda trial: trial_truth(state, world.order[trial.trial]))[0]
 
 
 def trial_truth(state: State, name: str) -> float:
@@ -149,7 +149,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
             "sd": statistics.stdev(values), "n": student.n}  # fmt: skip
 
 
-def judge(repetitions: Sequence[Found]) -> dict[str, Any]:
+def judge(repetitions: Sequence[Reached]) -> dict[str, Any]:
     """Each kind against random search: the criterion, and the paired difference."""
     full = interval([found["none"]["truth"] for found in repetitions])
     result: dict[str, Any] = {"random_search": {"true_top1": full}}

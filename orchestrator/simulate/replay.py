@@ -160,7 +160,8 @@ def replay_run(
     where the run's curves cannot answer that."""
     search = {name: trial for name, trial in state.trials.items() if trial.stage == "search"}
     for family, asked in scheduler.items():
-        length = max(t.assignment.epochs for t in search.values() if t.family == family)
+        lengths = (t.assignment.epochs for t in search.values() if t.family == family)
+        length = max(lengths, default=asked.max_epochs)
         if asked.max_epochs != length:
             raise UserError(
                 "a replay keeps scheduler.max_epochs, for which each trial's schedule of learning "
