@@ -255,7 +255,7 @@ class ClaimPlan(Spec):
     preset: str
     departures: Sequence[str]
     train_images: Sequence[int]
-    train_images_there_are: int
+    train_images_available: int
     clip_grad_norm: Mapping[str, float | None]
     trials: int
     epochs: int
@@ -275,14 +275,14 @@ def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] |
     resources = spec.sweeps[0].resources
     slots = None if totals is None else slots_of(spec, trials, totals)
     claim = spec.claim or {}
-    there_are = min(facts.counts["train"] for facts in forecast.images_of(spec).values())
+    available = min(facts.counts["train"] for facts in forecast.images_of(spec).values())
     plan = ClaimPlan(
         claim=claim["name"],
         run=spec.name,
         spec_hash=spec.hash(),
         **{key: claim[key] for key in ("statement", "hash", "preset", "departures")},
-        train_images=_train_images(spec, there_are),
-        train_images_there_are=there_are,
+        train_images=_train_images(spec, available),
+        train_images_available=available,
         clip_grad_norm={sweep.family: sweep.recipe.clip_grad_norm for sweep in spec.sweeps},
         trials=trials,
         epochs=sum(arm.trials * arm.epochs for arm in arms),
@@ -303,11 +303,11 @@ def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] |
     )
 
 
-def _train_images(spec: RunSpec, there_are: int) -> list[int]:
-    """How many training images arms see of as many as ``there_are``, ascending."""
+def _train_images(spec: RunSpec, available: int) -> list[int]:
+    """How many training images arms see of as many as ``available``, ascending."""
     sizes = set()
     for sweep in spec.sweeps:
-        limit = min(there_are, sweep.data.train_limit or there_are)
+        limit = min(available, sweep.data.train_limit or available)
         shares = {row.get("data.fraction", sweep.data.fraction) for row in sweep.grid}
         sizes |= {max(1, round(share * limit)) for share in shares}
     return sorted(sizes)
@@ -373,16 +373,14 @@ def price_lines(plan: ClaimPlan) -> list[str]:
 
 
 def _drawn(plan: ClaimPlan) -> str:
-    there_are, drawn = plan.train_images_there_are, list(plan.train_images)
-    all_images = f"all {there_are:,} training images in every seed: there is nothing to draw"
-    if drawn == [there_are]:
-        return f"{all_images}, so no verdict covers which images were collected"
-    *smaller, largest = drawn
-    if largest == there_are:
-        sizes = ", ".join(f"{size:,}" for size in smaller)
-        return f"{all_images}; the smaller arms' {sizes} are drawn for each seed"
-    sizes = ", ".join(f"{size:,}" for size in drawn)
-    return f"{sizes} of {there_are:,} training images, drawn for each seed, shared by its arms"
+    available, sizes = plan.train_images_available, list(plan.train_images)
+    everything = f"all {available:,} training images in every seed: there is nothing to draw"
+    if sizes == [available]:
+        return f"{everything}, so no verdict covers which images were collected"
+    texts = ", ".join(f"{size:,}" for size in sizes if size < available)
+    if available in sizes:
+        return f"{everything}; the {texts} of smaller arms are drawn for each seed"
+    return f"{texts} of {available:,} training images, drawn for each seed, shared by its arms"
 
 
 def _clipping(plan: ClaimPlan) -> str:

@@ -236,7 +236,7 @@ def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
     models = ", ".join(sorted({str(detail["model"]) for detail in details}))
     starts = {"from scratch" if b.weights == "none" else "fine-tuned" for b in backbones}
     images = {int(detail["train_images"]) for detail in details}
-    drawn = len({result.trial.assignment.data.train_seed for result in results}) > 1
+    subsets = len({result.trial.assignment.data.train_seed for result in results})
     seeds = {result.seed for result in results}
     shared = len({detail.get("dataset_hash") for detail in details}) == 1 < len(seeds)
     return ", ".join(
@@ -244,7 +244,7 @@ def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
             f"{backbones[0].scale} models" + (f" ({models})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
             f"{_range(images)} images of {dataset.name} at {dataset.height} px"
-            + (_drawn(images, dataset.counts.get("train")) if drawn else ""),
+            + (_drawn(images, dataset.counts.get("train")) if subsets > 1 else ""),
             f"{_range({result.trial.assignment.epochs for result in results})} epochs",
             f"{dataset.counts.get('val'):,} validation images"
             + (" (the same for all seeds)" if shared else " a seed"),
@@ -253,12 +253,12 @@ def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
     )
 
 
-def _drawn(images: Collection[int], there_are: int | None) -> str:
+def _drawn(images: Collection[int], available: int | None) -> str:
     """Whether seeds differ in the images that they are trained on."""
-    if there_are not in images:
+    if available not in images:
         return " (others in each seed)"
-    all_of_them = "all there are, the same in all seeds"
-    return f" ({all_of_them})" if len(images) == 1 else f" (others in each seed, or {all_of_them})"
+    everything = "all there are, the same in all seeds"
+    return f" ({everything})" if len(images) == 1 else f" (others in each seed, or {everything})"
 
 
 def _range(numbers: Collection[int]) -> str:

@@ -32,15 +32,16 @@ def measure(results: Sequence[TrialResult]) -> Measured:
     """By how much the odds ratio of ResNet over ViT falls with every tenfold of the data, log10."""
     tables = by_level(results, FAMILIES, "data.fraction", FRACTIONS)  # (fractions, n) each
     chance = results[0].chance
-    on_all = {f"{family} on all images": table[-1].mean() for family, table in tables.items()}
-    require_learned(on_all, chance)
     counts = {r.axes["data.fraction"]: float(r.trial.detail["train_images"]) for r in results}
     images = [counts[fraction] for fraction in FRACTIONS]
-    at = [f"{100 * f:.0f} % ({n:,.0f} images)" for f, n in zip(FRACTIONS, images, strict=True)]
-    leads = dict(zip(at, tables["resnet"] - tables["vit"], strict=True))
+    shares = [f"{100 * f:.0f} % ({n:,.0f} images)" for f, n in zip(FRACTIONS, images, strict=True)]
+    leads = dict(zip(shares, tables["resnet"] - tables["vit"], strict=True))
     others = points({f"lead of ResNet over ViT on {where}": lead for where, lead in leads.items()})
-    effects, extremes = [], _extremes(tables, at, chance)
+    effects: list[Effect] = []
+    extremes = _extremes(tables, shares, chance)
     if not extremes:
+        on_all = {f"{family} on all images": table[-1].mean() for family, table in tables.items()}
+        require_learned(on_all, chance)
         odds = {family: log_odds(table, chance) for family, table in tables.items()}
         ratios = odds["resnet"] - odds["vit"]  # (fractions, n)
         fall = -np.polyfit(np.log10(FRACTIONS), ratios, 1)[0]  # (n,)
@@ -48,7 +49,7 @@ def measure(results: Sequence[TrialResult]) -> Measured:
         effects = [Effect(name, fall.tolist(), "ratio")]
         others += [
             Effect(f"odds of ResNet over those of ViT on {where}", ratio.tolist(), "ratio")
-            for where, ratio in zip(at, ratios, strict=True)
+            for where, ratio in zip(shares, ratios, strict=True)
         ]
     return Measured(
         effects=effects,
@@ -74,18 +75,18 @@ def log_odds(accuracies: Array, chance: float) -> Array:
     return np.asarray(np.log10(learned / (1 - learned)))
 
 
-def _extremes(tables: Mapping[str, Array], at: Sequence[str], chance: float) -> list[str]:
+def _extremes(tables: Mapping[str, Array], shares: Sequence[str], chance: float) -> list[str]:
     """The arms whose accuracy, by its interval or in any seed, may be that of guessing or 100 %:
     there log-odds are noise without bound. ``tables``: (fractions, n) by family."""
     extremes = []
     for family, table in tables.items():
-        for where, accuracies in zip(at, table, strict=True):
+        for where, accuracies in zip(shares, table, strict=True):
             interval = mean_interval(accuracies.tolist(), LEVEL)
             low, high = interval.low, interval.high
             ends = [value for value in (low, high, *accuracies.tolist()) if value is not None]
-            told = f"{family} on {where} is at {100 * interval.mean:.1f} %, not told from"
+            reading = f"{family} on {where} is at {100 * interval.mean:.1f} %, not told from"
             if min(ends) <= chance:
-                extremes.append(f"{told} guessing, {100 * chance:.1f} %")
+                extremes.append(f"{reading} guessing, {100 * chance:.1f} %")
             if max(ends) >= 1:
-                extremes.append(f"{told} 100 %")
+                extremes.append(f"{reading} 100 %")
     return extremes

@@ -17,7 +17,7 @@ RUNS = sorted(path.parent for path in CLAIMS.glob("*/ledger.jsonl"))
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 def test_a_committed_verdict_is_that_of_its_ledger(folder: Path) -> None:
     verdict = shown(state_of(folder))
-    assert verdict["rule_changes"] == [], "its rule has changed: run it again, under a new name"
+    assert verdict["rule_changes"] == [], "its rule has changed: run it again"
     # Today's declaration is the one of that time, so that an unfinished run would go on.
     words = declared(state_of(folder))
     now = EXPERIMENTS[words["name"]].declaration()
