@@ -113,7 +113,7 @@ def patches(rng: Rng, effect: float, noise: float) -> Learner:
 
 def rates(rng: Rng, effect: float, noise: float) -> Learner:
     """``effect`` decades under SGD, clearly more under AdamW: SGD decides."""
-    middle = {"adamw": -1.8, "sgd": -0.5}
+    middle = {"adamw": -1.8, "sgd": -1.0}
     moved: dict[Any, float] = {}
 
     def learn(family: str, assignment: Mapping[str, Any], seed: int) -> Curve:
