@@ -65,9 +65,8 @@ def test_a_crash_after_any_record_changes_no_decision(
     kind: str, world: str, tmp_path: Path
 ) -> None:
     """One slot, so that trials arrive in one order whatever is trained again."""
-    spec = tournament(
-        searches=1, trials=5, final_seeds=1, scheduler=SchedulerSpec(kind=kind, max_epochs=4)
-    )
+    scheduler = SchedulerSpec(kind=kind, max_epochs=4)
+    spec = tournament(searches=1, trials=5, final_seeds=1, scheduler=scheduler)
     unbroken = simulate(spec, WORLDS[world], tmp_path / "unbroken", slots=1)
     records = sum(1 for _ in read(tmp_path / "unbroken" / FILE_NAME))
     for crash in range(1, records):

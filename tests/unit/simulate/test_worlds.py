@@ -18,9 +18,7 @@ LONG = SchedulerSpec(kind="none", max_epochs=27)
 
 
 def assignments(count: int, *families: str, seed: int = 0) -> list[Assignment]:
-    spec = tournament(
-        searches=1, families=families or (A,), trials=count, scheduler=LONG, seed=seed
-    )
+    spec = tournament(families=families or (A,), trials=count, scheduler=LONG, seed=seed)
     return [sweep.assignment(index) for sweep in spec.sweeps for index in range(count)]
 
 
