@@ -16,6 +16,8 @@ intervals   coverage of the printed 95 % intervals: of a family's accuracy (``ac
             its winner does), of the two families' difference (``difference``), and of the gap from
             validation to test (``to_test``, against its mean over all tournaments).
 power       how often ``better`` was printed for the family that is better.
+rivals      how often other tests of the same numbers find a difference at 5 %: Student's with one
+            variance for both families, and paired by search, whose arms share validation images.
 learning_rate   of the best rate that the report names: by which factor it is off (median), and how
             often the printed basin holds the best one; after one epoch, as the product fits it.
 
@@ -40,10 +42,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.common import arguments, finish
 from orchestrator.compare.comparison import compare
-from orchestrator.compare.statistics import Interval, share_interval
+from orchestrator.compare.finals import by_search, finished
+from orchestrator.compare.runs import Family, collect
+from orchestrator.compare.statistics import ALPHA, Interval, share_interval
 from orchestrator.compare.verdicts import PairVerdict
 from orchestrator.launch.options import FINAL_SEEDS, SEARCHES
 from orchestrator.ledger.state import State
@@ -93,6 +98,7 @@ class Judged:
     rate_in_basin: Sequence[bool]
     failed_finals: int
     epochs: int
+    p_rivals: Mapping[str, float]
 
 
 def judge(name: str, design: Design, seed: int) -> Judged:
@@ -144,7 +150,19 @@ def judge(name: str, design: Design, seed: int) -> Judged:
         rate_in_basin=[fit.low <= best <= fit.high for fit in fits],
         failed_finals=_failed_finals(run.state),
         epochs=sum(trial.epoch for trial in run.state.trials.values()),
+        p_rivals=_rivals(collect([run.data])),
     )
+
+
+def _rivals(families: Sequence[Family]) -> dict[str, float]:
+    """p-values of other tests on the searches' mean accuracies; none where there is one search."""
+    sides = [[statistics.mean(g) for g in by_search(finished(f.curves))] for f in families]
+    if len(sides) != 2 or len(sides[0]) != len(sides[1]) or len(sides[0]) < 2:
+        return {}
+    return {
+        "one_variance": float(stats.ttest_ind(*sides).pvalue),
+        "paired": float(stats.ttest_rel(*sides).pvalue),
+    }
 
 
 def _covers(interval: Interval, truth: float) -> list[bool]:
@@ -233,6 +251,13 @@ def summarise(judged: Sequence[Judged], effect: float, design: Design) -> dict[s
         "learning_rate": {
             "off_by_factor_median": round(statistics.median(factors), 3) if factors else None,
             "basin_holds_it": share(sum(basins), len(basins)),
+        },
+        "rivals": {
+            test: share(
+                sum(one.p_rivals[test] < ALPHA for one in judged if one.p_rivals),
+                sum(bool(one.p_rivals) for one in judged),
+            )
+            for test in judged[0].p_rivals
         },
         "failed_finals": sum(one.failed_finals for one in judged),
         "epochs_mean": round(statistics.mean(one.epochs for one in judged), 1),

@@ -181,23 +181,20 @@ def _run(run: RunData) -> dict[str, Any]:
     }
 
 
-def compare(
-    runs: Sequence[RunData], *, margin: float | None = None, forests: bool = True
-) -> Comparison:
+def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     """Everything there is to say of ``runs``; without ``forests``, which take most of the time,
-    nothing of which axes matter. ``margin`` is by default what the runs declared, the largest.
+    nothing of which axes matter. The margin of equivalence is the largest that a run declared.
 
     Raises ``UserError`` for no run at all, and for runs on different images or splits.
     """
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
     dataset, families = _one_dataset(runs), collect(runs)
-    margin = margin or max(run.state.spec.margin for run in runs)
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     verdicts = [run.verdict for run in runs if run.verdict]
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
     entries, budget = tuple(map(summarise, families)), budgets(families)
-    pairs = compare_pairs(families, margin)
+    pairs = compare_pairs(families, max(run.state.spec.margin for run in runs))
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
         families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,
