@@ -1,5 +1,5 @@
-"""The finals: test accuracy over seeds, the gap from validation, the probes pooled over seeds, and
-every pair of families tested on the accuracies of their finals.
+"""The finals: test accuracy over seeds, the gap from validation, and every pair of families tested
+on the accuracies of their finals.
 """
 
 from __future__ import annotations
@@ -10,116 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from orchestrator.compare import runs, statistics
-from orchestrator.compare.runs import Array, Curve, Family, Values, best_trial
-from orchestrator.compare.statistics import ALPHA, Difference, Interval, MeanInterval, mean_interval
+from orchestrator.compare.probes import PooledProbes, pool
+from orchestrator.compare.runs import Array, Curve, Family, best_trial
+from orchestrator.compare.statistics import (
+    ALPHA,
+    Difference,
+    ImageVariances,
+    Interval,
+    MeanInterval,
+    mean_interval,
+)
 from orchestrator.ledger.cost import DeviceSeconds
 
-BINS = "calibration.bins"
-SETTINGS = ("images", "image_size", "offsets_px", "shares", "n", "threads")  # asked, not measured
 UNTESTED = "not tested: one seed or no spread, and no correctness by image"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReliabilityBin:
-    """Predictions with a confidence between ``low`` and ``high``: how many, and their means."""
-
-    low: float
-    high: float
-    count: int
-    accuracy: float
-    confidence: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PooledProbes:
-    """What the probes of ``n`` finals say together, by their paths with dots.
-
-    ``numbers``: mean over the seeds with interval. ``series``: lists of numbers, nested or not, at
-    each place the same. ``facts``: what is the same in all and no measure. ``reliability``: all
-    seeds together.
-    """
-
-    n: int
-    numbers: Mapping[str, MeanInterval]
-    series: Mapping[str, statistics.MeanSeries]
-    facts: Values
-    reliability: tuple[ReliabilityBin, ...]
-
-
-def pool(probes: Sequence[Values]) -> PooledProbes | None:
-    """The probes of several finals pooled; ``None`` without any.
-
-    A path that not all of them have, and series of unequal shape, are left out.
-    """
-    if not probes:
-        return None
-    flat = [_flatten(probe) for probe in probes]
-    numbers: dict[str, MeanInterval] = {}
-    series: dict[str, statistics.MeanSeries] = {}
-    facts: dict[str, Any] = {}
-    for path in flat[0]:
-        if path == BINS or not all(path in other for other in flat):
-            continue
-        values = [probe[path] for probe in flat]
-        if path.rpartition(".")[2] in SETTINGS or isinstance(values[0], str | bool):
-            if all(value == values[0] for value in values):
-                facts[path] = values[0]
-        elif all(isinstance(value, int | float) for value in values):
-            if np.isfinite(values).all():
-                means = [float(value) for value in values]
-                numbers[path] = mean_interval(means, bounds=_bounds(path))
-        elif (stacked := _stacked(values)) is not None:
-            series[path] = statistics.mean_series(stacked)
-    bins = _reliability([row for probe in flat for row in probe.get(BINS, ())])
-    return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts, reliability=bins)
-
-
-def _bounds(path: str) -> tuple[float, float]:
-    if path.rpartition(".")[2] in ("top1", "ece"):
-        return 0.0, 1.0
-    return (0.0 if path.startswith("speed.") else -math.inf), math.inf
-
-
-def _flatten(probe: Values, prefix: str = "") -> Values:
-    flat: dict[str, Any] = {}
-    for key, value in probe.items():
-        path = f"{prefix}{key}"
-        flat.update(_flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def _stacked(values: Sequence[Any]) -> Array | None:
-    """(seeds, ...) of lists of numbers; ``None`` of anything else, and of unequal shapes."""
-    try:
-        stacked = np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        return None
-    if stacked.ndim < 2 or not stacked.size or not np.isfinite(stacked).all():
-        return None
-    return stacked
-
-
-def _reliability(rows: Sequence[Values]) -> tuple[ReliabilityBin, ...]:
-    """Rows of the same edges added up: counts, and means weighted by them."""
-    by_edges: dict[tuple[float, float], list[Values]] = {}
-    for row in rows:
-        if row["count"]:
-            by_edges.setdefault((row["low"], row["high"]), []).append(row)
-    bins = []
-    for (low, high), same in sorted(by_edges.items()):
-        counts = [row["count"] for row in same]
-        accuracy, confidence = (
-            float(np.average([row[key] for row in same], weights=counts))
-            for key in ("accuracy", "confidence")
-        )
-        bins.append(ReliabilityBin(low=low, high=high, count=sum(counts), accuracy=accuracy,
-                                   confidence=confidence))  # fmt: skip
-    return tuple(bins)
 
 
 def _newest_round(family: Family) -> list[Curve]:
@@ -170,7 +77,7 @@ def summarise_finals(family: Family) -> FinalSummary | None:
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=runs.device(trials), flops=runs.total(trials, "flops"),
         failed=sum(curve.status == "failed" for curve in trials),
-        probes=pool([probes for final in finals if (probes := final.state.outcome.get("probes"))]),
+        probes=pool([probes for final in finals if (probes := final.state.probes)]),
     )  # fmt: skip
 
 
@@ -183,10 +90,12 @@ def _test_mean(finals: Sequence[Curve], metric: str, highest: float) -> MeanInte
 class Gap:
     """From validation to test; differences of fractions.
 
-    ``search_val_top1`` is the winner's accuracy that it was chosen for, the best of many and so
-    too high; ``final_val_top1`` that of the same recipe over fresh seeds and validation images.
-    ``selection`` is the first less the second's mean, ``to_test`` the second less test accuracy,
-    paired by seed. A final's own epoch was chosen on its validation images, test knew no choice.
+    ``search_val_top1`` is the winner's accuracy that it was chosen for, the best of many recipes
+    and epochs and so too high; ``final_val_top1`` that of the same recipe over fresh seeds and
+    validation images, after its last epoch, which nothing chose, and in which it met the test
+    images. ``selection`` is the first less the second's mean, ``to_test`` the second less test
+    accuracy, paired by seed: 0 in expectation where both sets of images are drawn alike. Its
+    interval covers other seeds and other images of both kinds.
     """
 
     family: str
@@ -203,19 +112,37 @@ def gap_to_test(family: Family) -> Gap | None:
     The winner's validation accuracy is as it was frozen, else of the best finished trial.
     """
     trials, search = _newest_round(family), family.search
-    scores = [(final.best[0], final.test("top1")) for final in _finished(trials) if final.best]
-    if not scores:
+    finals = [f for f in _finished(trials) if f.last_top1 is not None]
+    if not finals:
         return None
+    val, test = [f.last_top1 or 0.0 for f in finals], [f.test("top1") for f in finals]
     winners = {final.state.winner for final in trials}
     winner = next((trial for trial in search if trial.name in winners), best_trial(search))
     chosen = winner.best[0] if winner and winner.best else None
-    val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
+    mean_val, mean_test = math.fsum(val) / len(val), math.fsum(test) / len(test)
+    of_val, of_test = _validation_images(family, finals, mean_val), _test_images(finals, mean_test)
     return Gap(
-        family=family.label, search_val_top1=chosen, final_val_top1=val,
-        test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
-        selection=None if chosen is None else chosen - val.mean,
-        to_test=mean_interval([v - test for v, test in scores]),
+        family=family.label, search_val_top1=chosen,
+        final_val_top1=statistics.over_images(val, of_val, bounds=(0.0, 1.0)),
+        test_top1=statistics.over_images(test, of_test, bounds=(0.0, 1.0)),
+        selection=None if chosen is None else chosen - mean_val,
+        to_test=statistics.over_images([v - t for v, t in zip(val, test, strict=True)],
+                                       of_val + of_test),
     )  # fmt: skip
+
+
+def _validation_images(family: Family, finals: Sequence[Curve], top1: float) -> ImageVariances:
+    """What other validation images would change in the mean accuracy of the finals, each of which
+    draws its own, unless the source has a validation split."""
+    details = [final.state.detail for final in finals]
+    counts = [detail.get("val_images", family.val_images) for detail in details]
+    splits = {detail.get("dataset_hash") for detail in details}
+    return statistics.image_variance(top1, min(filter(None, counts), default=0), len(splits))
+
+
+def _test_images(finals: Sequence[Curve], top1: float) -> ImageVariances:
+    """What other test images would, which all finals share."""
+    return statistics.image_variance(top1, min((f.test_images for f in finals), default=0))
 
 
 class PairVerdict(StrEnum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,9 +72,56 @@ def mean_interval(
     return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
 
 
+ImageVariances = tuple[tuple[float, float], ...]  # of an accuracy, with their degrees of freedom
+
+
+def image_variance(top1: float, images: int, sets: int = 1) -> ImageVariances:
+    """Variance of an accuracy over so many images, mean over independent ``sets`` of them; nothing
+    where ``images`` is 0, which is unknown.
+
+    Binomial, with one hit and one miss added (Agresti and Caffo 2000): above zero also where all
+    answers are right.
+    """
+    if not images:
+        return ()
+    share = (top1 * images + 1) / (images + 2)
+    return ((share * (1 - share) / (images + 2) / sets, float(max(1, images * sets - 1))),)
+
+
+def over_images(
+    values: Sequence[float],
+    images: ImageVariances,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
+) -> MeanInterval:
+    """Mean of ``values``, one a seed, with its interval over seeds and ``images``.
+
+    The variance over seeds, which holds what each model makes of the images as well, and those of
+    the images are added, which errs to the careful side; degrees of freedom by Satterthwaite
+    (1946). No ends where nothing varied and no images are known: no interval has zero width.
+    """
+    n, error = len(values), standard_error(values)
+    parts = (*images, *(() if error is None else ((error**2, float(n - 1)),)))
+    mean, variance = math.fsum(values) / n, math.fsum(part for part, _ in parts)
+    if variance == 0:
+        return MeanInterval(mean=mean, low=None, high=None, level=level, n=n)
+    freedom = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
+    half = t_quantile(0.5 + level / 2, freedom) * math.sqrt(variance)
+    low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
+    return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
+
+
+def accuracy_interval(values: Sequence[float], images: int) -> MeanInterval:
+    """Mean accuracy of ``values``, one a seed, with its interval over seeds and ``images`` (0:
+    unknown), within [0, 1]."""
+    mean = math.fsum(values) / len(values)
+    return over_images(values, image_variance(mean, images), bounds=(0.0, 1.0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeanSeries:
-    """Means over ``n`` values at each place, with Student's t intervals: (...) each."""
+    """Means over ``n`` values at each place, with their intervals: (...) each."""
 
     n: int
     mean: Array
@@ -82,12 +129,17 @@ class MeanSeries:
     high: Array | None = None
 
 
-def mean_series(values: Array) -> MeanSeries:
-    """:func:`mean_interval` at every place of ``values``, (n, ...)."""
-    places = [mean_interval(column) for column in values.reshape(len(values), -1).T.tolist()]
+def mean_series(
+    values: Array, interval: Callable[[Sequence[float]], MeanInterval] | None = None
+) -> MeanSeries:
+    """The mean at every place of ``values``, (n, ...), with its ``interval`` (:func:`mean_interval`
+    by default); no ends unless all places have some."""
+    columns = values.reshape(len(values), -1).T.tolist()
+    places = [(interval or mean_interval)(column) for column in columns]
+    has_ends = all(place.low is not None for place in places)
     parts = {
         part: np.reshape([getattr(place, part) for place in places], values.shape[1:])
-        for part in (("mean", "low", "high") if len(values) > 1 else ("mean",))
+        for part in (("mean", "low", "high") if has_ends else ("mean",))
     }
     return MeanSeries(n=len(values), **parts)
 
