@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,12 +104,13 @@ def over_images(
     n, error = len(values), standard_error(values)
     parts = (*images, *(() if error is None else ((error**2, float(n - 1)),)))
     mean, variance = math.fsum(values) / n, math.fsum(part for part, _ in parts)
+    unknown = MeanInterval(mean=mean, low=None, high=None, level=level, n=n)
     if variance == 0:
-        return MeanInterval(mean=mean, low=None, high=None, level=level, n=n)
-    freedom = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
+        return unknown
+    freedom = 1 / math.fsum((part / variance) ** 2 / freedom for part, freedom in parts)
     half = t_quantile(0.5 + level / 2, freedom) * math.sqrt(variance)
     low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
-    return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
+    return replace(unknown, low=low, high=high) if low < high else unknown
 
 
 def accuracy_interval(values: Sequence[float], images: int) -> MeanInterval:
