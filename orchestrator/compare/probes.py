@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -21,7 +21,9 @@ SETTINGS = (
     "images", "image_size", "offsets_px", "shares", "n", "threads", "rounds", "models",
 )  # fmt: skip
 ACCURACIES = ("top1", "consistency")  # at any depth of a path: shares of the images
-ERRORS = ("ece", "ece_scaled")  # of which the images matter at most as much as to the accuracy
+# A mean over images of |right - confidence| in either direction: at given confidences the images
+# matter at most as much as to the accuracy, whose variance is the largest at the mean confidence.
+ERRORS = ("calibration.ece", "calibration.ece_scaled")
 ROUND_MS = "round_ms"  # of a speed's batch
 
 
@@ -52,23 +54,24 @@ class PooledProbes:
     reliability: tuple[ReliabilityBin, ...]
 
 
-def pool(probes: Sequence[Values]) -> PooledProbes | None:
-    """The probes of several finals pooled; ``None`` without any.
+def pool(probes: Sequence[Sequence[Values]]) -> PooledProbes | None:
+    """The probes of several finals, those of each search, pooled; ``None`` without any.
 
-    Shares of images have an interval over seeds and images, an average of calibration errors too.
-    Speed is of one final a winner, its interval over winners or, of one, over the rounds of the
-    measurement. Any other path that not all have, and series of unequal shape, are left out.
+    The intervals are over searches (of one search: over its seeds), of shares of images and of
+    errors of calibration over images too. Speed is of one final of each winner, its interval over
+    winners or, of one, over the rounds of the measurement. Any other path that not all have, and
+    series of unequal shape, are left out.
     """
     if not probes:
         return None
-    flat = [_flatten(probe) for probe in probes]
+    groups = [[_flatten(probe) for probe in group] for group in probes]
+    flat = list(chain.from_iterable(groups))
     numbers: dict[str, MeanInterval] = {}
     series: dict[str, statistics.MeanSeries] = {}
     facts: dict[str, Any] = {}
     for path in dict.fromkeys(chain.from_iterable(flat)):
-        having = [probe for probe in flat if path in probe]
-        values, name = [probe[path] for probe in having], path.rpartition(".")[2]
-        missing = len(having) < len(flat) and not path.startswith(SPEED)
+        values, name = [probe[path] for probe in flat if path in probe], path.rpartition(".")[2]
+        missing = len(values) < len(flat) and not path.startswith(SPEED)
         if path == BINS or name == ROUND_MS or missing:
             continue
         if name in SETTINGS or isinstance(values[0], str | bool):
@@ -76,35 +79,36 @@ def pool(probes: Sequence[Values]) -> PooledProbes | None:
                 facts[path] = values[0]
         elif all(isinstance(value, int | float) for value in values):
             if np.isfinite(values).all():
-                numbers[path] = _number(path, having)
-        elif (stacked := _stacked(values)) is not None:
-            series[path] = statistics.mean_series(stacked, _interval(path, flat))
+                numbers[path] = _number(path, groups)
+        elif _stacked(values) is not None:
+            stacked = [np.array([probe[path] for probe in group], dtype=float) for group in groups]
+            series[path] = statistics.mean_series(stacked, partial(_interval, path, flat))
     bins = _reliability([row for probe in flat for row in probe.get(BINS, ())])
     return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts, reliability=bins)
 
 
-def _number(path: str, probes: Sequence[Values]) -> MeanInterval:
-    values = [float(probe[path]) for probe in probes]
-    if path.startswith(SPEED) and len(values) == 1:
-        return _over_rounds(path, probes[0])
-    if path.rpartition(".")[2] in ERRORS and all("top1" in probe for probe in probes):
+def _number(path: str, groups: Sequence[Sequence[Values]]) -> MeanInterval:
+    having = [[probe for probe in group if path in probe] for group in groups]
+    having = [group for group in having if group]
+    if path.startswith(SPEED) and sum(map(len, having)) == 1:
+        return _over_rounds(path, having[0][0])
+    values = [[float(probe[path]) for probe in group] for group in having]
+    return _interval(path, list(chain.from_iterable(having)), values)
+
+
+def _interval(path: str, probes: Sequence[Values], values: statistics.Groups) -> MeanInterval:
+    """The mean of what the ``probes`` have at ``path``, or at one place of it."""
+    parts, images = path.split("."), min(int(probe.get("images") or 0) for probe in probes)
+    if path in ERRORS and images and all("top1" in probe for probe in probes):
         top1 = math.fsum(probe["top1"] for probe in probes) / len(probes)
-        images = statistics.image_variance(top1, _images(probes))
-        return statistics.over_images(values, images, bounds=(0.0, 1.0))
-    return _interval(path, probes)(values)
-
-
-def _interval(path: str, probes: Sequence[Values]) -> Callable[[Sequence[float]], MeanInterval]:
-    """How the values at ``path``, one a probe, become a mean with its interval."""
-    if set(path.split(".")) & set(ACCURACIES):
-        return partial(statistics.accuracy_interval, images=_images(probes))
+        of_images = [statistics.binomial_part(top1, images)]
+        return statistics.mean_over(values, of_images, bounds=(0.0, 1.0))
+    if set(parts) & set(ACCURACIES):
+        share = statistics.mean_of(values)
+        of_images = [statistics.binomial_part(share, images)] if images else []
+        return statistics.mean_over(values, of_images, bounds=(0.0, 1.0))
     low = 0.0 if path.startswith((SPEED, TEMPERATURE)) else -math.inf
-    return partial(statistics.over_images, images=(), bounds=(low, math.inf))
-
-
-def _images(probes: Sequence[Values]) -> int:
-    """How many images were probed, the same for all finals; 0 where that is not on record."""
-    return min(int(probe.get("images") or 0) for probe in probes)
+    return statistics.mean_over(values, bounds=(low, math.inf))
 
 
 def _over_rounds(path: str, probe: Values) -> MeanInterval:
@@ -115,7 +119,7 @@ def _over_rounds(path: str, probe: Values) -> MeanInterval:
     rounds, latency = probe.get(f"{batch}.{ROUND_MS}"), probe.get(f"{batch}.latency_ms")
     if not rounds or not latency or name not in ("latency_ms", "images_per_second"):
         return bare
-    whole = statistics.over_images(rounds, ())
+    whole = statistics.mean_over([rounds])
     if whole.low is None or whole.high is None:
         return bare
     half = (whole.high - whole.low) / 2

@@ -153,12 +153,6 @@ class Curve:
         """Validation accuracy of the last epoch, in which a final meets the test images."""
         return self.at(self.state.epoch)
 
-    @property
-    def test_images(self) -> int:
-        """How many images a final was tested on; 0 where that is not on record."""
-        recorded = (self.state.outcome.get("test") or {}).get("n", 0)
-        return int(recorded) if self.correct is None else self.correct.size
-
     def at(self, epoch: int) -> float | None:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
         report = (self.audit or self).state.reports.get(epoch)

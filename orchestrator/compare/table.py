@@ -9,8 +9,8 @@ from orchestrator import wording
 from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import AuditResult, Edge, FamilySummary
-from orchestrator.compare.finals import PairResult, describe_verdict
 from orchestrator.compare.runs import RunData
+from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
 
@@ -136,9 +136,18 @@ def pair_text(pair: PairResult) -> str:
     if gap.low is not None and gap.high is not None:
         level = f"{100 * gap.level:.0f} %"
         parts.append(f"{level} interval {wording.signed(gap.low)} to {wording.signed(gap.high)}")
-    parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
-    parts.append(f"{pair.method}, n = {pair.n['seeds_a']} and {pair.n['seeds_b']} seeds")
-    return "; ".join(parts)
+    if pair.p_value_holm is not None:
+        parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
+    parts.append(f"{pair.method}, {counts_text(pair)}" if pair.level else "")
+    return "; ".join(filter(None, parts))
+
+
+def counts_text(pair: PairResult) -> str:
+    """How many searches and finals of each family were tested."""
+    finals = f"{pair.n['seeds_a']} and {pair.n['seeds_b']} finals"
+    if pair.level is not Level.SEARCHES:
+        return finals
+    return f"{finals} of {pair.n['searches_a']} and {pair.n['searches_b']} searches"
 
 
 def budget_lines(budget: Budget) -> list[str]:

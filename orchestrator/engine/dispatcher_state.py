@@ -58,9 +58,10 @@ def draw(state: State, trial: TrialState) -> Record:
     past = [
         spaces.Observation(axes=other.axes, values=other.values(), status=other.status)
         for other in state.trials.values()
-        if (other.family, other.stage) == (trial.family, "search") and other.axes is not None
+        if other.stage == "search" and other.search_name == trial.search_name
+        if other.axes is not None
     ]
-    axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
+    axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past, search=trial.search)
     return {"axes": axes, "assignment": with_axes(trial.assignment, axes).as_dict()}
 
 
@@ -71,7 +72,7 @@ class Queue:
     def __init__(self, state: State) -> None:
         self._state = state
         self._places: dict[str, int] = {}  # by trial, how many were submitted before it
-        self._families: dict[str, list[tuple[bool, int, str]]] = {}  # heaps
+        self._searches: dict[str, list[tuple[bool, int, str]]] = {}  # heaps
         self._waiting: set[str] = set()
 
     def __contains__(self, trial: str) -> bool:
@@ -85,20 +86,20 @@ class Queue:
             self._places = {name: place for place, name in enumerate(self._state.trials)}
         state = self._state.trials[trial]
         turn = (state.attempt == 0, self._places[trial], trial)
-        heapq.heappush(self._families.setdefault(state.family, []), turn)
+        heapq.heappush(self._searches.setdefault(state.search_name, []), turn)
         self._waiting.add(trial)
 
     def take(self, affords: Callable[[str], bool]) -> str | None:
         """The first trial that has not ended and whose next epoch is affordable."""
         firsts = []
-        for family, heap in self._families.items():
+        for search, heap in self._searches.items():
             while heap and self._state.trials[heap[0][2]].status.is_final:
                 self._waiting.discard(heapq.heappop(heap)[2])
             if heap:
-                firsts.append((heap[0], family))
-        for (_, _, trial), family in sorted(firsts):
+                firsts.append((heap[0], search))
+        for (_, _, trial), search in sorted(firsts):
             if affords(trial):
-                heapq.heappop(self._families[family])
+                heapq.heappop(self._searches[search])
                 self._waiting.discard(trial)
                 return trial
         return None

@@ -82,7 +82,7 @@ class SpeedPhase:
         )
 
     def measured(self, slot_name: str, reports: Sequence[SpeedReport]) -> None:
-        """What a slot found; each model's part of the time is charged to its family."""
+        """What a slot found; each model's part of the time is charged to its search."""
         trials = {trial.trial for trial in due(self._state)}
         news = [report for report in reports if report.trial in trials]
         slot = self._slots.get(slot_name, Slot())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
-from orchestrator.spec.run import RunSpec
+from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
 
@@ -160,6 +160,7 @@ class TrialState:
     trial: str
     family: str
     assignment: Assignment
+    search: int = 1  # which of the family's independent searches it belongs to
     stage: Stage = Stage.SEARCH
     status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
@@ -181,6 +182,11 @@ class TrialState:
     unreported_s: float = 0.0  # of its slots: epochs lost, the test evaluation, speed
     speed: Mapping[str, Any] | None = None  # of a final's model, empty where that failed
     speed_measured_at: float | None = None
+
+    @property
+    def search_name(self) -> str:
+        """Of its search: trials race, and winners are chosen, within one."""
+        return search_name(self.family, self.search)
 
     @property
     def epoch(self) -> int:
@@ -375,6 +381,7 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     return TrialState(
         trial=name,
         family=family,
+        search=record.get("search", 1),
         stage=Stage(record.get("stage", "search")),
         assignment=assignment,
         axes=axes,

@@ -215,7 +215,7 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
         epochs.append((expected, most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
-        epochs += [(full, full)] * state.spec.final_seeds
+        epochs += [(full, full)] * state.spec.final_seeds * state.spec.searches
     return epochs
 
 

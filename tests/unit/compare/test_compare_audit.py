@@ -96,9 +96,10 @@ def test_the_gap_from_validation_to_test(tmp_path: Path) -> None:
     assert vit["selection"] == pytest.approx(0.05)
     assert vit["to_test"]["mean"] == pytest.approx(0.9 - np.mean(top1))
     # Seeds by their spread, 180 validation images of one split and 500 test images as binomials.
-    share_val, share_test = (0.9 * 180 + 1) / 182, (np.mean(top1) * 500 + 1) / 502
-    parts = [(np.var(top1, ddof=1) / 3, 2), (share_val * (1 - share_val) / 182, 179),
-             (share_test * (1 - share_test) / 502, 499)]  # fmt: skip
+    # Two right ones and two wrong ones are added: Agresti and Coull 1998.
+    share_val, share_test = (0.9 * 180 + 2) / 184, (np.mean(top1) * 500 + 2) / 504
+    parts = [(np.var(top1, ddof=1) / 3, 2), (share_val * (1 - share_val) / 184, 183),
+             (share_test * (1 - share_test) / 504, 503)]  # fmt: skip
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / df for part, df in parts)
     half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
