@@ -177,6 +177,7 @@ def tournament(
     families: tuple[str, ...] = (A, B),
     trials: int = 8,
     scheduler: SchedulerSpec | None = None,
+    searches: int = 3,
     final_seeds: int = 3,
     seed: int = 0,
     resources: ResourceSpec | None = None,
@@ -193,7 +194,7 @@ def tournament(
         )
         for family in families
     )
-    return RunSpec(name="simulated", sweeps=sweeps, final_seeds=final_seeds)
+    return RunSpec(name="simulated", sweeps=sweeps, searches=searches, final_seeds=final_seeds)
 
 
 WORLDS: Mapping[str, SyntheticWorld] = {

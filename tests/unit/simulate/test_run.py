@@ -42,7 +42,7 @@ def measured(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_gives_the_same_ledger_byte_for_byte(kind: str, tmp_path: Path) -> None:
-    spec = tournament(scheduler=SchedulerSpec(kind=kind))
+    spec = tournament(searches=1, scheduler=SchedulerSpec(kind=kind))
     faults = Faults(late=0.3, lost=0.1, repeated=0.3, dies=0.05, goes=0.05)
     for folder in ("one", "two"):
         simulate(spec, WORLDS["null"], tmp_path / folder, slots=3, faults=faults)
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_ledger_byte_for_byte(kind: str, tmp_path: 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_ends_with_finals_and_an_answer(world: str, kind: str, tmp_path: Path) -> None:
-    spec = tournament(scheduler=SchedulerSpec(kind=kind))
+    spec = tournament(searches=1, scheduler=SchedulerSpec(kind=kind))
     run = simulate(spec, WORLDS[world], tmp_path, slots=2)
     assert run.state.closed
     assert all(trial.status.is_final for trial in run.state.trials.values())
@@ -75,7 +75,8 @@ def test_a_crash_after_any_record_changes_no_decision(
     kind: str, world: str, tmp_path: Path
 ) -> None:
     """One slot, so that trials arrive in one order whatever is trained again."""
-    spec = tournament(trials=5, final_seeds=1, scheduler=SchedulerSpec(kind=kind, max_epochs=4))
+    scheduler = SchedulerSpec(kind=kind, max_epochs=4)
+    spec = tournament(searches=1, trials=5, final_seeds=1, scheduler=scheduler)
     unbroken = simulate(spec, WORLDS[world], tmp_path / "unbroken", slots=1)
     records = sum(1 for _ in read(tmp_path / "unbroken" / FILE_NAME))
     for crash in range(1, records):
@@ -97,7 +98,7 @@ def test_a_crash_after_any_record_changes_no_decision(
 def test_whatever_goes_wrong_no_epoch_is_lost_or_doubled_and_decisions_stay(
     seed: int, kind: str, slots: int, crashes: list[int]
 ) -> None:
-    spec = tournament(final_seeds=2, scheduler=SchedulerSpec(kind=kind))
+    spec = tournament(searches=1, final_seeds=2, scheduler=SchedulerSpec(kind=kind))
     wrong = {"late": 0.3, "lost": 0.1, "repeated": 0.3, "dies": 0.05, "hangs": 0.01, "goes": 0.05}
     faults = Faults(seed=seed, crashes=tuple(crashes), **wrong)
     with TemporaryDirectory() as folder:
