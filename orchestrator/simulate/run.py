@@ -310,7 +310,7 @@ class Session:
             self._leave(slot)
             self._polls.append(slot)
         elif order.command is SlotCommand.MEASURE_SPEED:
-            self._after(SPEED_S * len(order.models), self._measure, slot, slot.life, order.models)
+            self._measure(slot, order)
         elif order.command in (SlotCommand.TRAIN, SlotCommand.EVALUATE_TEST):
             if order.assignment is not None:
                 self._take(slot, order.assignment)
@@ -405,7 +405,18 @@ class Session:
         test = {"top1": round(float(correct.mean()), 6), "n": int(correct.size)}
         self._end(slot, "finished", detail={"test": test})
 
-    def _measure(self, slot: VirtualSlot, life: int, models: Sequence[Assignment]) -> None:
+    def _measure(self, slot: VirtualSlot, order: Order) -> None:
+        """The speed of final models, or what becomes of the worker that measures it."""
+        faults, seconds = self._faults, SPEED_S * len(order.models)
+        chance = random.Random(f"{faults.seed}/speed/{slot.name}/{slot.life}")
+        if chance.random() < faults.goes:
+            self._after(seconds * chance.random(), self._lose_node, slot, slot.life)
+        elif chance.random() < faults.dies:
+            self._after(seconds * chance.random(), self._restart, slot, slot.life)
+        else:
+            self._after(seconds, self._report_speeds, slot, slot.life, order.models)
+
+    def _report_speeds(self, slot: VirtualSlot, life: int, models: Sequence[Assignment]) -> None:
         """Simulated models have no speed of their own: what is on record is who was measured."""
         if slot.life == life:
             speed = {"device": "simulated", "models": len(models)}

@@ -34,7 +34,7 @@ class Clock:
 
 def ended(folder: Path, *, open_final: bool = False, **changes: object) -> RunSpec:
     """A run whose finals have ended, each with a checkpoint."""
-    spec = replace(tournament(trials=1, final_seeds=2), **changes)  # type: ignore[arg-type]
+    spec = replace(tournament(searches=1, trials=1, final_seeds=2), **changes)  # type: ignore[arg-type]
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.append("created", detail={"spec": spec.as_dict()})
     for sweep in spec.sweeps:
@@ -187,7 +187,7 @@ def test_a_model_that_cannot_be_measured_is_a_note(tmp_path: Path) -> None:
 def test_a_budget_limits_the_time_and_a_family_that_spent_its_share_is_left_out(
     tmp_path: Path,
 ) -> None:
-    ended(tmp_path, budget={"cpu_hours": 200 / 3600})  # 100 s a family
+    ended(tmp_path, budget={"cpu_hours": 200 / 3600})  # 100 s a search
     dispatcher = session(tmp_path)
     dispatcher.budget_guard.charge_part(FIRSTS[0], 70.0)
     dispatcher.speed.begin()
