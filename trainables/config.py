@@ -347,3 +347,14 @@ class EpochReport:
     metrics: dict[str, float]
     checkpoint: str | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """How fast a trial's model predicts, JSON-ready, as
+    :func:`trainables.evaluate.speed.measure_speeds` says; empty with the ``reason`` why that is
+    not known."""
+
+    trial: str
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None

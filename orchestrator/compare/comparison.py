@@ -22,11 +22,8 @@ from orchestrator.compare.families import (
     importance,
     summarise,
 )
-from orchestrator.compare.finals import (
-    FinalSummary,
-    Gap,
-    gap_to_test,
-)
+from orchestrator.compare.finals import FinalSummary
+from orchestrator.compare.gap import Gap, gap_to_test
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,26 +70,6 @@ def mean_interval(
     half = t_quantile(0.5 + level / 2, n - 1) * error
     low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
     return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanSeries:
-    """Means over ``n`` values at each place, with Student's t intervals: (...) each."""
-
-    n: int
-    mean: Array
-    low: Array | None = None
-    high: Array | None = None
-
-
-def mean_series(values: Array) -> MeanSeries:
-    """:func:`mean_interval` at every place of ``values``, (n, ...)."""
-    places = [mean_interval(column) for column in values.reshape(len(values), -1).T.tolist()]
-    parts = {
-        part: np.reshape([getattr(place, part) for place in places], values.shape[1:])
-        for part in (("mean", "low", "high") if len(values) > 1 else ("mean",))
-    }
-    return MeanSeries(n=len(values), **parts)
 
 
 def share_interval(hits: int, n: int) -> MeanInterval:
@@ -159,7 +139,7 @@ class Estimate:
         variance = math.fsum(part for part, _ in parts)
         if variance == 0:
             return None
-        freedom = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
+        freedom = 1 / math.fsum((part / variance) ** 2 / freedom for part, freedom in parts)
         return cls(mean=mean, error=math.sqrt(variance), freedom=freedom)
 
     @property
@@ -246,6 +226,52 @@ def accuracy_interval(
     return AccuracyInterval(
         mean=mean, **ends, level=level, n=sum(map(len, groups)), searches=len(groups), images=count
     )
+
+
+def mean_over(
+    groups: Groups,
+    images: Sequence[Part] = (),
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
+) -> MeanInterval:
+    """Mean of what the finals of each search measured, with its interval over searches (of one
+    search: over its seeds) and ``images``. No ends where neither tells them: none has zero width.
+
+    What the values vary by holds part of what other images would change, which is counted twice
+    then and errs to the careful side.
+    """
+    mean, count = mean_of(groups), sum(map(len, groups))
+    unknown = MeanInterval(mean=mean, low=None, high=None, level=level, n=count)
+    estimate = Estimate.of(mean, [*spread_part(groups), *images])
+    if estimate is None:
+        return unknown
+    half = t_quantile(0.5 + level / 2, estimate.freedom) * estimate.error
+    low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
+    return replace(unknown, low=low, high=high) if low < high else unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSeries:
+    """Means over ``n`` finals at each place, their intervals where all have one: (...) each."""
+
+    n: int
+    mean: Array
+    low: Array | None = None
+    high: Array | None = None
+
+
+def mean_series(groups: Sequence[Array], interval: Callable[[Groups], MeanInterval]) -> MeanSeries:
+    """The ``interval`` at every place of what the finals of each search measured, (n, ...) each."""
+    shape = groups[0].shape[1:]
+    columns = [group.reshape(len(group), -1).T.tolist() for group in groups]  # (places, n) each
+    places = [interval(column) for column in zip(*columns, strict=True)]
+    has_ends = all(place.low is not None for place in places)
+    parts = {
+        part: np.reshape([getattr(place, part) for place in places], shape)
+        for part in (("mean", "low", "high") if has_ends else ("mean",))
+    }
+    return MeanSeries(n=sum(map(len, groups)), **parts)
 
 
 def difference(a: Groups, b: Groups, per_image: Array | None) -> Estimate | None:

@@ -11,8 +11,8 @@ room for far more than that estimate.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.ledger.cost import epoch_seconds, resources_of
@@ -30,7 +30,8 @@ class Slot:
     incarnation: str | None = None
     heard_at: float | None = None
     free_since: float | None = None
-    ordered_at: float | None = None  # an epoch, or a final's test, is under way since then
+    ordered_at: float | None = None  # what it was ordered to do is under way since then
+    measures: bool = False  # the speed of the final models, which are no trials of its own
     nodes: tuple[str, ...] = ()  # of its workers, by rank
     grown_at: float | None = None  # the change of the cluster that it last started again for
     restarts: bool = False  # its workers are about to be told so
@@ -90,6 +91,28 @@ class BudgetGuard:
         self._spent_s[self._search(slot.trial)] += seconds
         return seconds
 
+    def charge_part(self, trial: str, seconds: float) -> float:
+        """Charge the trial's part of an order that was for several, and return it."""
+        seconds = round(seconds, 3)
+        self._spent_s[self._search(trial)] += seconds
+        return seconds
+
+    def nothing_left(self, trial: str) -> str | None:
+        """Why nothing more may be spent on the trial; ``None`` while something may."""
+        search = self._search(trial)
+        if self._share_s is None or self._spent_s[search] < self._share_s:
+            return None
+        return f"{self._caps}: nothing is left of the share of {search}"
+
+    def shared_limit_s(self, trials: Sequence[str]) -> float | None:
+        """Seconds of an order for all of the ``trials``, in equal parts, in which each of them
+        stays within its search's share; ``None`` without a cap."""
+        if self._share_s is None:
+            return None
+        parts = Counter(map(self._search, trials))
+        each_s = min((self._share_s - self._spent_s[name]) / n for name, n in parts.items())
+        return len(trials) * max(0.0, each_s)
+
     def affords(self, trial: str) -> bool:
         """Whether the trial may train one more epoch now."""
         if self._share_s is None:
@@ -128,9 +151,12 @@ class BudgetGuard:
         return self._no_room(sorted(left)) if left and left <= self._refused else None
 
     def _no_room(self, searches: list[str]) -> str:
+        return f"{self._caps}: no room for another epoch of {', '.join(searches)}"
+
+    @property
+    def _caps(self) -> str:
         caps = self._state.spec.budget or {}
-        named = ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
-        return f"budget {named}: no room for another epoch of {', '.join(searches)}"
+        return "budget " + ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
 
     def _each_s(self, family: str) -> float:
         """What one more epoch may come to; infinite where nothing is known of it."""

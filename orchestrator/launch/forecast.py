@@ -225,7 +225,8 @@ def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyFore
         expected = worst = sum(row["epochs"] for row in sweep.grid)
     epochs = zip(CASES, (expected, worst), strict=True)
     seconds = {case: n * cost.epoch_seconds + sweep.trials * setup for case, n in epochs}
-    # Evaluating the test split, with its probes, takes about as long as an epoch.
+    # Evaluating the test split, with its probes, takes about as long as an epoch. Not counted:
+    # measuring the speed of each winner's model once, a few seconds.
     seconds["finals"] = spec.final_seeds * ((full + 1) * cost.epoch_seconds + setup)
     return replace(cost, slot_seconds={case: spec.searches * s for case, s in seconds.items()})
 

@@ -246,7 +246,7 @@ def summary(run: RunView) -> str:
 def event_line(record: Record, state: State) -> str | None:
     """The line of a record that ``state`` already knows; ``None`` for one that needs none."""
     event, name = record["event"], record.get("trial")
-    if event == "noted":
+    if event == "noted" or (event == "speed_measured" and "reason" in record):
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()

@@ -25,7 +25,7 @@ from orchestrator import wording
 from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import FEWEST, SEEDS
-from orchestrator.compare.finals import PooledProbes
+from orchestrator.compare.probes import PooledProbes
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect

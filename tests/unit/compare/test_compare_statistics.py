@@ -15,10 +15,12 @@ from scipy import stats
 from orchestrator.compare.statistics import (
     MeanInterval,
     accuracy_interval,
+    binomial_part,
     difference,
     holm,
     mcnemar,
     mean_interval,
+    mean_over,
     paired_t,
     permutation,
 )
@@ -112,6 +114,42 @@ def test_detectable_difference_has_the_stated_power() -> None:
         said.append(made.detectable(0.05))
     assert np.mean(said) == pytest.approx(smallest, rel=0.05)
     assert 0.72 < found / 400 < 0.88
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "top1", "sd"),
+    [(500, 1, 0.9, 0.0), (500, 3, 0.97, 0.005), (200, 2, 0.995, 0.0), (5000, 3, 0.8, 0.02)],
+)
+def test_an_accuracy_is_covered_for_new_seeds_and_images(
+    images: int, seeds: int, top1: float, sd: float
+) -> None:
+    """Each image is as hard for all seeds: half of what is right is the image's own."""
+    draw = np.random.default_rng(0)
+    covered, repeats = 0, 1500
+    for _ in range(repeats):
+        hard = draw.normal(size=images)
+        values = []
+        for _ in range(seeds):
+            own = np.clip(top1 + draw.normal(0, sd), 0, 1)
+            difficulty = (hard + draw.normal(size=images)) / np.sqrt(2)
+            values.append(float((difficulty < stats.norm.ppf(own)).mean()))
+        made = mean_over([values], [binomial_part(float(np.mean(values)), images)], bounds=(0, 1))
+        assert made.low is not None
+        assert made.high is not None
+        assert 0 <= made.low < made.high <= 1
+        covered += made.low <= top1 <= made.high
+    assert covered / repeats > 0.93
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 5000))
+def test_no_interval_of_an_accuracy_has_zero_width(values: list[float], images: int) -> None:
+    parts = [binomial_part(float(np.mean(values)), images)] if images else []
+    made = mean_over([values], parts, bounds=(0, 1))
+    if made.low is None or made.high is None:
+        assert made.low is made.high is None
+        assert not images
+    else:
+        assert made.low < made.high
 
 
 def test_interval_over_seeds_covers_at_its_level() -> None:

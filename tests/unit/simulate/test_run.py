@@ -31,8 +31,13 @@ def names(trials: Mapping[str, TrialState]) -> list[str]:
 
 def decisions(state: State) -> dict[str, object]:
     return {
-        name: (trial.status, dict(trial.rungs), trial.epoch) for name, trial in state.trials.items()
+        name: (trial.status, dict(trial.rungs), trial.epoch, trial.speed is None)
+        for name, trial in state.trials.items()
     }
+
+
+def measured(folder: Path) -> list[str]:
+    return [r["trial"] for r in read(folder / FILE_NAME) if r["event"] == "speed_measured"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,6 +60,11 @@ def test_a_run_ends_with_finals_and_an_answer(world: str, kind: str, tmp_path: P
     # A search may end without a winner where all of its trials diverge or are pruned.
     assert world == "diverging seeds" or set(winners(run.state)) == {"resnet", "vit"}
     assert compare([run.data]).answer
+    finals = {t.trial for t in run.state.trials.values() if t.stage == "final"}
+    finished = {name for name in finals if run.state.trials[name].status == "finished"}
+    families = {run.state.trials[name].family for name in finished}
+    assert set(measured(tmp_path)) <= finished
+    assert [run.state.trials[name].family for name in measured(tmp_path)] == sorted(families)
 
 
 CRASHED = [("asha", world) for world in WORLDS] + [("pasha", "null"), ("none", "null")]
@@ -75,6 +85,7 @@ def test_a_crash_after_any_record_changes_no_decision(
         assert run.sessions == 2
         assert decisions(run.state) == decisions(unbroken.state), f"after record {crash}"
         assert names(winners(run.state)) == names(winners(unbroken.state))
+        assert measured(folder) == measured(tmp_path / "unbroken")
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,6 +113,9 @@ def test_whatever_goes_wrong_no_epoch_is_lost_or_doubled_and_decisions_stay(
         (r["trial"], r["rung"]) for r in records if r["event"] in ("promoted", "pruned", "audited")
     )
     assert set(judged.values()) <= {1}
+    timed = [record["trial"] for record in records if record["event"] == "speed_measured"]
+    assert len(timed) == len({trial.rpartition("-")[0] for trial in timed})
+    assert len(timed) == len(winners(run.state))
     for trial in run.state.trials.values():
         assert sorted(trial.reports) == list(range(1, trial.epoch + 1))
         if trial.status == "finished" and kind != "pasha":
