@@ -15,8 +15,9 @@ intervals   coverage of the printed 95 % intervals: of a winner's accuracy over 
             families' (``difference_families``), and of the gap from validation to test
             (``to_test``, against its mean over all tournaments).
 power       how often ``better`` was printed for the family that is better.
-learning_rate   of the best rate that the report names: by which factor it is off (median), and how
-            often the printed basin holds the best one; after one epoch, as the product fits it.
+learning_rate   of the best rate that the report names: how often it names one, by which factor it
+            is off (median), how often the printed interval holds the best one, and how many decades
+            wide it is (median).
 
 Shares have exact 95 % intervals (Clopper and Pearson 1934). Nothing here is a threshold: what is
 found wrong is for the product to mend. About 0.1 s a tournament; 500 of each world by default. The
@@ -65,7 +66,8 @@ class Judged:
     covered: Mapping[str, Sequence[bool]]
     to_test: Sequence[Interval]
     rate_factors: Sequence[float]
-    rate_in_basin: Sequence[bool]
+    rate_in_interval: Sequence[bool]
+    rate_decades: Sequence[float]
     failed_finals: int
     epochs: int
 
@@ -117,7 +119,8 @@ def judge(name: str, seed: int) -> Judged:
         covered=covered,
         to_test=[gap.to_test for gap in comparison.gap],
         rate_factors=[math.exp(abs(math.log(fit.best / best))) for fit in fits],
-        rate_in_basin=[fit.low <= best <= fit.high for fit in fits],
+        rate_in_interval=[fit.low <= best <= fit.high for fit in fits],
+        rate_decades=[fit.decades for fit in fits],
         failed_finals=_failed_finals(run.state),
         epochs=sum(trial.epoch for trial in run.state.trials.values()),
     )
@@ -172,7 +175,8 @@ def summarise(judged: Sequence[Judged], effect: float) -> dict[str, Any]:
     intervals = {key: [hit for one in judged for hit in one.covered[key]] for key in INTERVALS}
     intervals["to_test"] = [hit for gap in gaps for hit in _covers(gap, true_gap)]
     factors = [factor for one in judged for factor in one.rate_factors]
-    basins = [hit for one in judged for hit in one.rate_in_basin]
+    brackets = [hit for one in judged for hit in one.rate_in_interval]
+    decades = [width for one in judged for width in one.rate_decades]
     return {
         "n": n,
         "sentences": {
@@ -186,7 +190,9 @@ def summarise(judged: Sequence[Judged], effect: float) -> dict[str, Any]:
         "power": share(sum(one.right_better for one in judged), n) if effect else None,
         "learning_rate": {
             "off_by_factor_median": round(statistics.median(factors), 3) if factors else None,
-            "basin_holds_it": share(sum(basins), len(basins)),
+            "interval_holds_it": share(sum(brackets), len(brackets)),
+            "decades_median": round(statistics.median(decades), 2) if decades else None,
+            "named": share(len(factors), n * len((A, B))),
         },
         "failed_finals": sum(one.failed_finals for one in judged),
         "epochs_mean": round(statistics.mean(one.epochs for one in judged), 1),

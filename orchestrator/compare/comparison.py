@@ -12,15 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
-from orchestrator.compare.families import (
-    AuditResult,
-    FamilySummary,
-    Importance,
-    audit,
-    importance,
-    summarise,
-)
+from orchestrator.compare.families import FamilySummary, summarise
 from orchestrator.compare.finals import (
     FinalSummary,
     Gap,
@@ -30,6 +24,7 @@ from orchestrator.compare.finals import (
     describe_verdict,
     gap_to_test,
 )
+from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import Forecast
