@@ -326,10 +326,12 @@ def _pile(search: Sequence[Curve], axis: str, limits: Limits, end: str) -> Edge 
         sum(zone[0] <= float(curve.axes[axis]) <= zone[1] for curve in curves)
         for curves in (ended, top)
     )
+    best = float(top[0].axes[axis])
+    chance = _at_least(there, drawn, len(top), len(ended))
     return Edge(
-        axis=axis, value=top[0].axes[axis], end=end, low=limits.low, high=limits.high,
+        axis=axis, value=best, end=end, low=limits.low, high=limits.high,
         zone=limits.share, there=there, top=len(top),
-        p_value_holm=_at_least(there, drawn, len(top), len(ended)),
+        p_value_holm=chance if zone[0] <= best <= zone[1] else 1.0,
     )  # fmt: skip
 
 
