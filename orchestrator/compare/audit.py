@@ -12,6 +12,7 @@ from orchestrator.compare.runs import Array, Curve, Family, finite
 from orchestrator.compare.statistics import LEVEL, MeanInterval, share_interval
 
 RANKED = 3  # trials that an order needs
+JUDGED = 5  # trials that its interval needs
 NORMAL_QUANTILE = 1.959964  # of LEVEL, two-sided
 TAUS = np.linspace(-1, 1, 2001)  # values of tau that an interval is made of
 
@@ -99,7 +100,8 @@ def weighted_tau(
     x: Array, y: Array, weights: Array
 ) -> tuple[float | None, float | None, float | None]:
     """Kendall's tau-b of a population and its interval at ``LEVEL``, from a sample of which each
-    element stands for ``weights`` of it: (N,) each, N >= 3. ``None`` where all are tied.
+    element stands for ``weights`` of it: (N,) each, N >= 3. ``None`` where all are tied; no
+    interval of fewer than 5.
 
     A pair weighs the product of its two weights. The interval holds every tau from which the
     estimate is no farther than a normal quantile times the standard error *at that tau*: a
@@ -118,6 +120,8 @@ def weighted_tau(
     agree, untied_x, untied_y = totals[:, None] - 2 * of_each  # without one element: (N,) each
     untied = untied_x * untied_y
     without = agree[untied > 1e-12] / np.sqrt(untied[untied > 1e-12])
+    if len(x) < JUDGED:
+        return tau, None, None
     n = max(float(weights.sum() ** 2 / (weights**2).sum()), 2.0)
     spread = math.sqrt((len(x) - 1) * float(np.var(without))) if without.size else 0.0
     errors = _tau_error(TAUS, n)
@@ -132,4 +136,5 @@ def _tau_error(tau: Array, n: float) -> Array:
     """Standard error of Kendall's tau over ``n`` draws of two normal variables of this tau."""
     correlation = np.sin(np.pi / 2 * tau)
     triples = 1 / 9 - (2 / np.pi * np.arcsin(correlation / 2)) ** 2
-    return np.asarray(np.sqrt(2 / (n * (n - 1)) * (1 - tau**2 + 2 * (n - 2) * triples)))
+    variance = 2 / (n * (n - 1)) * (1 - tau**2 + 2 * (n - 2) * triples)
+    return np.sqrt(np.maximum(variance, 0.0))  # -1e-17 at tau = 1

@@ -191,8 +191,9 @@ def audit_text(audit: AuditResult) -> str:
 
 def tau_text(rung: RungTau) -> str:
     """Kendall's tau with its interval."""
-    if rung.tau is None or rung.low is None or rung.high is None:
+    if rung.tau is None:
         return MISSING
-    level = f"{100 * rung.level:.0f} % interval"
-    ends = f"{rung.low:.2f} to {rung.high:.2f}"
-    return f"{rung.tau:.2f} ({level} {ends}, n = {rung.n})".replace("-", "−")
+    ends = "no interval"
+    if rung.low is not None and rung.high is not None:
+        ends = f"{100 * rung.level:.0f} % interval {rung.low:.2f} to {rung.high:.2f}"
+    return f"{rung.tau:.2f} ({ends}, n = {rung.n})".replace("-", "−")

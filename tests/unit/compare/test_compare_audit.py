@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def test_an_audit_by_hand(tmp_path: Path) -> None:
     for entry, early in ((first, [0.5, 0.45, 0.4, 0.3]), (second, [0.7, 0.6, 0.65, 0.5])):
         whole = stats.kendalltau(np.repeat(early, repeated), np.repeat(final, repeated))
         assert entry["tau"] == pytest.approx(whole.statistic)
-        assert -1 <= entry["low"] < entry["tau"] < entry["high"] <= 1
+        assert (entry["low"], entry["high"]) == (None, None)
     assert vit["better"] == vars(share_interval(1, 3))
 
 
@@ -52,10 +51,9 @@ def test_a_weight_is_so_many_trials(rows: list[tuple[int, int, int]]) -> None:
     x, y, weights = np.array(rows).T
     expected = stats.kendalltau(np.repeat(x, weights), np.repeat(y, weights)).statistic
     tau, low, high = weighted_tau(x, y, weights)
-    if tau is None or low is None or high is None:
-        assert np.isnan(expected)
-    else:
-        assert tau == pytest.approx(expected)
+    assert tau == pytest.approx(None if np.isnan(expected) else expected)
+    assert (low is None) == (high is None) == (tau is None or len(x) < 5)
+    if tau is not None and low is not None and high is not None:
         assert -1 <= low <= tau <= high <= 1
         assert high > low
 
@@ -76,8 +74,8 @@ def test_the_interval_of_tau_covers_it(n: int, true: float) -> None:
 
 
 def test_a_perfect_order_of_few_trials_still_has_an_interval() -> None:
-    order = np.arange(4.0)
-    tau, low, high = weighted_tau(order, order, np.ones(4))
+    order = np.arange(5.0)
+    tau, low, high = weighted_tau(order, order, np.ones(5))
     assert (tau, high) == (pytest.approx(1.0), pytest.approx(1.0))
     assert low is not None
     assert low < 0.7
@@ -90,7 +88,7 @@ def test_the_terminal_names_the_audit(tmp_path: Path) -> None:
     run.trial("vit", [0.2, 0.85], audited=1)
     text = " ".join(shown(run.close()).split())
     assert "vit: 1 of 1 pruned trials finished anyway; regret 5.0 points; Kendall's tau" in text
-    assert re.search(r"tau 0\.00 \(95 % interval −0\.\d+ to 0\.\d+, n = 4\) at epoch 1", text)
+    assert "0.00 (no interval, n = 4) at epoch 1" in text
 
 
 def test_pruning_that_lost_nothing_has_no_regret(tmp_path: Path) -> None:
