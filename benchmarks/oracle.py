@@ -18,8 +18,9 @@ intervals   coverage of the printed 95 % intervals: of a family's accuracy (``ac
 power       how often ``better`` was printed for the family that is better.
 rivals      how often other tests of the same numbers find a difference at 5 %: Student's with one
             variance for both families, and paired by search, whose arms share validation images.
-learning_rate   of the best rate that the report names: by which factor it is off (median), and how
-            often the printed basin holds the best one; after one epoch, as the product fits it.
+learning_rate   of the best rate that the report names: how often it names one, by which factor it
+            is off (median), how often the printed interval holds the best one, and how many decades
+            wide it is (median).
 
 Other numbers of searches, trials and final seeds can be asked for: how a budget is best split.
 
@@ -95,7 +96,8 @@ class Judged:
     accuracies: Sequence[Accuracy]
     to_test: Sequence[Interval]
     rate_factors: Sequence[float]
-    rate_in_basin: Sequence[bool]
+    rate_in_interval: Sequence[bool]
+    rate_decades: Sequence[float]
     failed_finals: int
     epochs: int
     p_rivals: Mapping[str, float]
@@ -147,7 +149,8 @@ def judge(name: str, design: Design, seed: int) -> Judged:
         ],
         to_test=[gap.to_test for gap in comparison.gap],
         rate_factors=[math.exp(abs(math.log(fit.best / best))) for fit in fits],
-        rate_in_basin=[fit.low <= best <= fit.high for fit in fits],
+        rate_in_interval=[fit.low <= best <= fit.high for fit in fits],
+        rate_decades=[fit.decades for fit in fits],
         failed_finals=_failed_finals(run.state),
         epochs=sum(trial.epoch for trial in run.state.trials.values()),
         p_rivals=_rivals(collect([run.data])),
@@ -236,7 +239,8 @@ def summarise(judged: Sequence[Judged], effect: float, design: Design) -> dict[s
         "to_test": [hit for gap in gaps for hit in _covers(gap, true_gap)],
     }
     factors = [factor for one in judged for factor in one.rate_factors]
-    basins = [hit for one in judged for hit in one.rate_in_basin]
+    brackets = [hit for one in judged for hit in one.rate_in_interval]
+    decades = [width for one in judged for width in one.rate_decades]
     return {
         "n": n,
         "sentences": {
@@ -250,7 +254,9 @@ def summarise(judged: Sequence[Judged], effect: float, design: Design) -> dict[s
         "power": share(sum(one.right_better for one in judged), n) if effect else None,
         "learning_rate": {
             "off_by_factor_median": round(statistics.median(factors), 3) if factors else None,
-            "basin_holds_it": share(sum(basins), len(basins)),
+            "interval_holds_it": share(sum(brackets), len(brackets)),
+            "decades_median": round(statistics.median(decades), 2) if decades else None,
+            "named": share(len(factors), n * len((A, B))),
         },
         "rivals": {
             test: share(

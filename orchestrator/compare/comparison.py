@@ -13,17 +13,12 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.answer import Answer, Facts, answer_of
+from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
-from orchestrator.compare.families import (
-    AuditResult,
-    FamilySummary,
-    Importance,
-    audit,
-    importance,
-    summarise,
-)
+from orchestrator.compare.families import FamilySummary, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
+from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost

@@ -267,6 +267,11 @@ def accuracy(curve: Curve) -> float:
     return curve.best[0] if curve.best else -math.inf
 
 
+def finite(value: float) -> float | None:
+    """The value; ``None`` where it is missing or endless."""
+    return float(value) if math.isfinite(value) else None
+
+
 def total(curves: Sequence[Curve], cost: str) -> float | None:
     """Sum over trials of a cumulative cost (``images``, ``seconds``, ``flops``) at their end."""
     ends = [float(getattr(curve, cost)[-1]) for curve in curves if curve.epoch.size]

@@ -24,8 +24,8 @@ from markupsafe import Markup
 from orchestrator import wording
 from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.families import FEWEST, SEEDS
 from orchestrator.compare.probes import PooledProbes
+from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
@@ -148,7 +148,8 @@ def _environment() -> Environment:
         wording.axis_name, wording.count, wording.day, wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
-        table.unfinished_text, seed_figures.effect_text, seed_figures.number, describe_verdict,
+        table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,
+        describe_verdict,
         command, record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
@@ -157,7 +158,7 @@ def _environment() -> Environment:
     environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
-        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": figures.LINES,
+        "POWER": POWER, "FEWEST": FEWEST, "LINES": figures.LINES,
         "unit_words": seed_figures.UNIT_WORDS,
     }  # fmt: skip
     return environment

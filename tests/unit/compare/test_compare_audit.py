@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
+from orchestrator.compare.audit import weighted_tau
 from orchestrator.compare.runs import load
 from orchestrator.compare.statistics import mean_interval, share_interval
 from tests.unit.compare.compare_runs import DATASET, RunFolder, compared, probes, shown
@@ -32,9 +35,50 @@ def test_an_audit_by_hand(tmp_path: Path) -> None:
     first, second = vit["kendall_tau_by_rung"]
     final = [0.80, 0.75, 0.85, 0.60]
     assert (first["rung"], first["n"], second["rung"], second["n"]) == (1, 4, 2, 4)
-    assert first["tau"] == pytest.approx(stats.kendalltau([0.5, 0.45, 0.4, 0.3], final).statistic)
-    assert second["tau"] == pytest.approx(stats.kendalltau([0.7, 0.6, 0.65, 0.5], final).statistic)
+    # Four were pruned and three of them audited, one of which failed: each stands for 4 / 3.
+    repeated = [3, 3, 4, 4]
+    for entry, early in ((first, [0.5, 0.45, 0.4, 0.3]), (second, [0.7, 0.6, 0.65, 0.5])):
+        whole = stats.kendalltau(np.repeat(early, repeated), np.repeat(final, repeated))
+        assert entry["tau"] == pytest.approx(whole.statistic)
+        assert (entry["low"], entry["high"]) == (None, None)
     assert vit["better"] == vars(share_interval(1, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 4)),
+                min_size=3, max_size=9))  # fmt: skip
+def test_a_weight_is_so_many_trials(rows: list[tuple[int, int, int]]) -> None:
+    x, y, weights = np.array(rows).T
+    expected = stats.kendalltau(np.repeat(x, weights), np.repeat(y, weights)).statistic
+    tau, low, high = weighted_tau(x, y, weights)
+    assert tau == pytest.approx(None if np.isnan(expected) else expected)
+    assert (low is None) == (high is None) == (tau is None or len(x) < 5)
+    if tau is not None and low is not None and high is not None:
+        assert -1 <= low <= tau <= high <= 1
+        assert high > low
+
+
+@pytest.mark.parametrize("n", [5, 8, 12, 24])
+@pytest.mark.parametrize("true", [-0.3, 0.0, 0.6, 0.9])
+def test_the_interval_of_tau_covers_it(n: int, true: float) -> None:
+    draw, correlation, samples = np.random.default_rng(n), np.sin(np.pi / 2 * true), 400
+    held = 0
+    for _ in range(samples):
+        x = draw.normal(size=n)
+        y = correlation * x + np.sqrt(1 - correlation**2) * draw.normal(size=n)
+        _, low, high = weighted_tau(x, y, np.ones(n))
+        assert low is not None
+        assert high is not None
+        held += low <= true <= high
+    assert held / samples >= 0.93
+
+
+def test_a_perfect_order_of_few_trials_still_has_an_interval() -> None:
+    order = np.arange(5.0)
+    tau, low, high = weighted_tau(order, order, np.ones(5))
+    assert (tau, high) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert low is not None
+    assert low < 0.7
 
 
 def test_the_terminal_names_the_audit(tmp_path: Path) -> None:
@@ -44,7 +88,7 @@ def test_the_terminal_names_the_audit(tmp_path: Path) -> None:
     run.trial("vit", [0.2, 0.85], audited=1)
     text = " ".join(shown(run.close()).split())
     assert "vit: 1 of 1 pruned trials finished anyway; regret 5.0 points; Kendall's tau" in text
-    assert "0.00 at epoch 1" in text
+    assert "0.00 (no interval, n = 4) at epoch 1" in text
 
 
 def test_pruning_that_lost_nothing_has_no_regret(tmp_path: Path) -> None:
@@ -53,7 +97,9 @@ def test_pruning_that_lost_nothing_has_no_regret(tmp_path: Path) -> None:
     run.trial("vit", [0.4, 0.6], audited=1)
     entry = compared(run.close())["audit"]["families"][0]
     assert entry["regret_top1"] == 0.0
-    assert entry["kendall_tau_by_rung"] == [{"rung": 1, "tau": None, "n": 2}]
+    assert entry["kendall_tau_by_rung"] == [
+        {"rung": 1, "tau": None, "n": 2, "low": None, "high": None, "level": 0.95}
+    ]
 
 
 def test_an_audit_that_still_runs_is_not_judged(tmp_path: Path) -> None:
