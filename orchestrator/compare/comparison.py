@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
+from orchestrator.compare.data_notes import data_warnings
 from orchestrator.compare.families import (
     AuditResult,
     FamilySummary,
@@ -96,7 +97,8 @@ class Comparison:
 
     ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
     facts; ``test_opened_at``: unix seconds; ``spaces``: the families' search spaces; ``claims``:
-    verdicts on the claims that the runs tested; ``audit``: of the families that had one.
+    verdicts on the claims that the runs tested; ``audit``: of the families that had one;
+    ``data_warnings``: what the images take from the weight of all this.
     """
 
     dataset: str | None
@@ -116,6 +118,7 @@ class Comparison:
     differences: tuple[Confound, ...]
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
+    data_warnings: tuple[str, ...]
 
     @property
     def answer(self) -> str:
@@ -179,6 +182,7 @@ def _run(run: RunData) -> dict[str, Any]:
         "status": run.status,
         "created_at": state.created_at,
         "test_openings": state.test_openings,
+        "split_openings": [opening.as_dict() for opening in state.split_openings],
         "device_hours": cost.spent_device_hours(state),
         "preemptions": cost.preemptions(state),
         "epochs_by_workers": cost.epochs_by_workers(state),
@@ -210,6 +214,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         failures=tuple(_failures(families)), differences=tuple(_differences(families)),
         spaces={family.label: family.sweep.space for family in families if family.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
+        data_warnings=tuple(data_warnings(runs, dataset)),
     )  # fmt: skip
 
 
