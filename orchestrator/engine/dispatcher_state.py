@@ -271,9 +271,10 @@ class DispatcherState:
     def is_about_to_open_test(self) -> bool:
         """Whether the next order may be the first to evaluate on the test split. A caller that
         keeps a register of openings has to enter it first, and to set ``split_openings``."""
-        if not self.state.frozen or self.state.test_opened:
+        if self.closing or not self.state.frozen or self.state.test_opened:
             return False
-        return any(map(self.awaits_test, self.state.trials.values()))
+        awaiting = filter(self.awaits_test, self.state.trials.values())
+        return any(self.budget_guard.affords(trial.trial) for trial in awaiting)
 
     def reported(self, slot: str, trial: str, attempt: int, report: EpochReport) -> bool:
         """One epoch done. Counts once: a repeated or outdated report is ``False``."""
