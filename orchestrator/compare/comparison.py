@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
+from orchestrator.compare.data_notes import data_warnings
 from orchestrator.compare.families import FamilySummary, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
@@ -86,7 +87,8 @@ class Comparison:
 
     ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
     facts; ``test_opened_at``: unix seconds; ``spaces``: the families' search spaces; ``claims``:
-    verdicts on the claims that the runs tested; ``audit``: of the families that had one.
+    verdicts on the claims that the runs tested; ``audit``: of the families that had one;
+    ``data_warnings``: what the images take from the weight of all this.
     """
 
     inference: Answer
@@ -107,6 +109,7 @@ class Comparison:
     differences: tuple[Confound, ...]
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
+    data_warnings: tuple[str, ...]
 
     @property
     def answer(self) -> str:
@@ -166,6 +169,7 @@ def _run(run: RunData) -> dict[str, Any]:
         "status": run.status,
         "created_at": state.created_at,
         "test_openings": state.test_openings,
+        "split_openings": [opening.as_dict() for opening in state.split_openings],
         "device_hours": cost.spent_device_hours(state),
         "preemptions": cost.preemptions(state),
         "epochs_by_workers": cost.epochs_by_workers(state),
@@ -202,6 +206,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         failures=tuple(_failures(families)), differences=tuple(_differences(families)),
         spaces={family.label: family.sweep.space for family in families if family.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
+        data_warnings=tuple(data_warnings(runs, dataset)),
     )  # fmt: skip
 
 

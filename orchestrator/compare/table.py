@@ -32,6 +32,7 @@ def table_text(comparison: Comparison) -> str:
     blocks = [
         _wrap(comparison.answer),
         _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
+        _block("Warnings about the data", comparison.data_warnings),
         _families(families) if families else "No family has a trial yet.",
         _block("Best finished trial", _best(families)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),

@@ -21,7 +21,7 @@ from orchestrator.engine.budget_guard import BudgetGuard, Slot
 from orchestrator.engine.speed import SpeedPhase
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import Record, State, TrialState, apply, replay
+from orchestrator.ledger.state import Record, SplitOpening, State, TrialState, apply, replay
 from orchestrator.spec import spaces
 from orchestrator.spec.run import with_axes
 from trainables.config import Assignment, EpochReport
@@ -126,6 +126,7 @@ class DispatcherState:
         self.wanted: dict[str, int] = {}  # by trial, the epoch that it waits for
         self.queue = Queue(self.state)
         self.slots: dict[str, Slot] = {}
+        self.split_openings: Sequence[SplitOpening] = ()
         self.ended_without_slot: list[TrialState] = []  # weights go once that is in the storage
         self._more_to_come = options.more_to_come
         if any(trial.axes is None for trial in self.state.trials.values()):
@@ -282,6 +283,14 @@ class DispatcherState:
         trained = trial.epoch >= trial.assignment.epochs
         return trial.stage == "final" and trained and not trial.status.is_final
 
+    def is_about_to_open_test(self) -> bool:
+        """Whether the next order may be the first to evaluate on the test split. A caller that
+        keeps a register of openings has to enter it first, and to set ``split_openings``."""
+        if self.closing or not self.state.frozen or self.state.test_opened:
+            return False
+        awaiting = filter(self.awaits_test, self.state.trials.values())
+        return any(self.budget_guard.affords(trial.trial) for trial in awaiting)
+
     def reported(self, slot: str, trial: str, attempt: int, report: EpochReport) -> bool:
         """One epoch done. Counts once: a repeated or outdated report is ``False``."""
         state = self.state.trials[trial]
@@ -353,7 +362,12 @@ class DispatcherState:
                 limit_s=limit_s,
             )
         if not self.state.test_opened:
-            self.record("test_opened", detail=self.state.frozen, reason=f"first for {trial.trial}")
+            self.record(
+                "test_opened",
+                detail=self.state.frozen,
+                reason=f"first for {trial.trial}",
+                openings=[opening.as_dict() for opening in self.split_openings] or None,
+            )
         file = self._folder / "finals" / trial.trial / "test_correct.arrow"
         command = SlotCommand.EVALUATE_TEST
         return Order(command=command, assignment=assignment, correct_file=str(file))

@@ -121,6 +121,7 @@ def _finals(spec: RunSpec, chosen: Mapping[str, TrialState], number: int) -> Ite
 def reopening_refused(name: str) -> str:
     """Why a run whose test split is open cannot go back to searching."""
     return (
-        f"the test split is opened once a run, after which nothing may be chosen; that of "
-        f"{name!r} is open. Fix: --name OTHER, or --reopen-test, which marks the report"
+        "a test split is opened once, after which nothing may be chosen for it; that of "
+        f"{name!r} is open, for runs of other names too. "
+        "Fix: --reopen-test, which marks the report, or fresh test data"
     )

@@ -94,6 +94,22 @@ class RunHeader(Spec):
         return super().from_dict({**values, "run": name, "spec": {"name": name or "", **spec}})
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitOpening(Spec):
+    """A run's opening of the test split ``test_hash``: the ``number``-th of that split in its
+    storage, after those of the runs ``earlier``, by name."""
+
+    test_hash: str
+    number: int
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Which opening it is, and whose were before."""
+        after = f", after {', '.join(self.earlier)}" if self.earlier else ""
+        return f"opening {self.number} of this test split{after}"
+
+
 Record = dict[str, Any]
 
 
@@ -255,6 +271,7 @@ class State:
     test_opened: bool = False  # for the winners on record
     test_opened_at: float | None = None
     test_openings: int = 0
+    split_openings: tuple[SplitOpening, ...] = ()  # of the last one; empty where not registered
     notes: list[str] = field(default_factory=list)
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
@@ -263,6 +280,12 @@ class State:
     def spec(self) -> RunSpec:
         """What was asked for; of a ledger without a first record, a run of nothing."""
         return self.header.spec
+
+    @property
+    def test_hashes(self) -> list[str]:
+        """Content hashes of the test splits, in order; none of an older run's."""
+        hashes = {facts.test_hash for facts in self.header.datasets.values()}
+        return sorted(test_hash for test_hash in hashes if test_hash)
 
     @property
     def begun(self) -> bool:
@@ -327,6 +350,8 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.test_opened = True
             state.test_opened_at = state.test_opened_at or record["time"]
             state.test_openings += 1
+            splits = record.get("openings", ())
+            state.split_openings = tuple(SplitOpening.from_dict(opening) for opening in splits)
         case "verdict":
             state.verdict = record
 

@@ -253,7 +253,8 @@ def event_line(record: Record, state: State) -> str | None:
         names = ", ".join(f"{model['trial']} ({top1(model['val_top1'])})" for model in winners)
         return f"winners frozen: {names}"
     if event == "test_opened":
-        return "the test split is opened"
+        again = [opening.text for opening in state.split_openings if opening.number > 1]
+        return ": ".join(["the test split is opened", *again])
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
     if event in ("finished", "pruned", "failed") and name in state.trials:

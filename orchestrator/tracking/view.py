@@ -214,6 +214,8 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         "spec_hash": header.spec_hash,
         "code_version": header.code_version,
         "test_opened_at": datetime.fromtimestamp(opened, UTC).isoformat() if opened else None,
+        "test_split": ", ".join(state.test_hashes),
+        "test_opening": ", ".join(str(opening.number) for opening in state.split_openings),
         "claim": claim.get("name"),
         "claim_hash": claim.get("hash"),
     }

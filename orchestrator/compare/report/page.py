@@ -2,7 +2,7 @@
 
 In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
 curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
-failures, what differed between the arms, how to reproduce. What a section says is in
+failures, the images, what differed between the arms, how to reproduce. What a section says is in
 ``templates/``, one file a section; here is what the templates are given, and :func:`read_report`,
 which reads back what the page carries of its runs.
 """
@@ -24,6 +24,7 @@ from markupsafe import Markup
 from orchestrator import wording
 from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.data_notes import copies_lines
 from orchestrator.compare.probes import PooledProbes
 from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
@@ -43,7 +44,8 @@ SECTIONS = {
     "claim": "The claim", "families": "Families", "finals": "Finals",
     "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
     "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
-    "failures": "Failures", "differences": "What differed", "reproduce": "Reproduce",
+    "failures": "Failures", "data": "Data", "differences": "What differed",
+    "reproduce": "Reproduce",
 }  # fmt: skip
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 
@@ -128,6 +130,7 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
         pooled=_pooled(comparison),
         labels=[entry.family for entry in entries],
         embedded=embedded(comparison.runs),
+        copies=copies_lines(comparison.dataset_info) if comparison.dataset_info else [],
         checkpoints=table.checkpoints_text(comparison.runs),
     )
 
