@@ -26,7 +26,7 @@ SEEDED = ("seed", "data.val_seed", "data.train_seed")
 LARGEST_VAL_SHARE = 0.2  # of the training images, that are carved to validate on
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which validation images are carved by
 # Arms and defaults are hashed as they are laid out here, whatever data a run is given.
-REFERENCE = {"dataset": "cifar10", "scale": "tiny"}
+REFERENCE: dict[str, Any] = {"dataset": "cifar10", "scale": "tiny"}
 REFERENCE_SIDE, REFERENCE_PATCH = 32, 4
 STARTS = ("none", "hub")
 OF_A_PRESET = "batch_size_per_worker"
@@ -165,7 +165,7 @@ class Claim:
         """The test with its correction and what it gives for known values, what is drawn for each
         seed, what is read by which threshold, the arms of every preset (as hashes: some have a
         hundred), and the defaults that the arms rely on, by family."""
-        return _plain(
+        design: Json = _plain(
             {
                 "tests": TESTS,
                 "known_verdicts": stable_hash(known_verdicts()),
@@ -182,6 +182,7 @@ class Claim:
                 "defaults": {family: self._defaults(family) for family in self.families},
             }
         )
+        return design
 
     def _arms_hash(self, preset: Preset) -> str:
         settings = [
@@ -206,4 +207,5 @@ class Claim:
 
 def _plain(value: Any) -> Any:
     """As JSON has it."""
-    return json.loads(json.dumps(value, default=vars))
+    plain: Any = json.loads(json.dumps(value, default=vars))
+    return plain

@@ -173,8 +173,8 @@ def budget_lines(budget: Budget) -> list[str]:
         places = ", ".join(f"{label} {_expected_text(budget, unit, label)}" for label in labels)
         lines.append(f"{spent[unit]}: {places}")
     for why in dict.fromkeys(filter(None, budget.why.values())):
-        labels = [label for label, reason in budget.why.items() if reason == why]
-        lines.append(f"no band for {', '.join(labels)}: {why}")
+        without = [label for label, reason in budget.why.items() if reason == why]
+        lines.append(f"no band for {', '.join(without)}: {why}")
     return lines
 
 

@@ -115,8 +115,8 @@ class SpeedPhase:
 
     def _give_up(self, trial: str, reason: str, slot_seconds: float | None = None) -> None:
         why = f"the speed of {trial} was not measured: {reason}"
-        fields = {"detail": {}, "reason": why, "slot_seconds": slot_seconds}
-        self._record("speed_measured", trial=trial, **fields)
+        seconds = slot_seconds
+        self._record("speed_measured", trial=trial, detail={}, reason=why, slot_seconds=seconds)
 
     def _elapsed_s(self, slot: Slot) -> float:
         began, slot.ordered_at = slot.ordered_at, None

@@ -170,24 +170,23 @@ class SweepSpec(Spec):
         where they are not given. A second search validates on images of its own and, where not
         all are used, trains on a subset of its own: the same for all families."""
         drawn = self.axes(index, search=search) if axes is None else axes
-        own, seed, data = self.grid[index] if self.grid else drawn, self.search_seed(search), {}
-        if search > 1:
-            data = {"val_seed": seed, "train_seed": seed}
+        own, seed = self.grid[index] if self.grid else drawn, self.search_seed(search)
+        data = self.data if search == 1 else replace(self.data, val_seed=seed, train_seed=seed)
         assignment = Assignment(
             trial_id=self.trial_name(index, search),
             attempt=1,
             backbone=self.backbone,
             recipe=self.recipe,
-            data=replace(self.data, **data),
+            data=data,
             seed=_seed(seed, self.family, index),
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
         assignment = with_axes(assignment, own)
-        backbone, data = assignment.backbone, absolute_data(assignment.data)
+        backbone = assignment.backbone
         if backbone.weights not in ("hub", "none"):
             backbone = replace(backbone, weights=absolute(backbone.weights))
-        return replace(assignment, backbone=backbone, data=data)
+        return replace(assignment, backbone=backbone, data=absolute_data(assignment.data))
 
     def variants(self, prefix: str) -> Iterator[SweepSpec]:
         """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""

@@ -99,6 +99,10 @@ def probe(
     # (offsets, ways, N) by direction
     shifted = {name: torch.cat([part[name] for part in moved], 2) for name in DIRECTIONS}
     occluded = torch.cat(hidden, 1)  # (shares, N)
+    calibrated = calibration(logits.softmax(1), truth)
+    if temperature is not None:
+        scaled = calibration((logits / temperature).softmax(1), truth)
+        calibrated |= {"temperature": temperature, "ece_scaled": scaled["ece"]}
     measured = {
         "images": len(labels),
         "image_size": side,
@@ -113,11 +117,8 @@ def probe(
             "shares": list(SHARES),
             "top1": (occluded == truth).double().mean(1).tolist(),
         },
-        "calibration": calibration(logits.softmax(1), truth),
+        "calibration": calibrated,
     }
-    if temperature is not None:
-        scaled = calibration((logits / temperature).softmax(1), truth)
-        measured["calibration"] |= {"temperature": temperature, "ece_scaled": scaled["ece"]}
     _, inputs = next(batches(model, images[:ATTENTION_IMAGES]))
     distances = attention_distances(model.module, inputs, patch=patch)
     return {**measured, "attention_distance_px": distances} if distances else measured
