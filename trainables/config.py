@@ -286,14 +286,53 @@ class DataSpec(Spec, section="data"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copy(Spec):
+    """One image of which there are others with the same pixels: row ``row`` of the store's
+    ``split``, class ``label``; ``place`` is its file or row in the source, where that is known."""
+
+    split: str
+    row: int
+    label: str
+    place: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateGroup(Spec):
+    """``images`` with the same pixels, and some of them."""
+
+    images: int
+    copies: tuple[Copy, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates(Spec):
+    """Images that a store holds more than once, by the pixels that are stored.
+
+    ``groups`` of such images, ``images`` in them all; in ``mislabelled`` groups labels differ.
+    ``within``: by split, images that repeat another one of it. ``between``: by pair of splits,
+    ``test/train``, images of the first that are in the second too. ``near``: the same of images
+    that are not in the second but look almost like one there. ``examples``: a few groups.
+    """
+
+    groups: int = 0
+    images: int = 0
+    mislabelled: int = 0
+    within: Mapping[str, int] = field(default_factory=dict)
+    between: Mapping[str, int] = field(default_factory=dict)
+    near: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[DuplicateGroup, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetFacts(Spec):
     """What an image store holds.
 
     ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
     ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
     split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
-    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
-    ``skipped`` counts corrupt images left out.
+    the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
+    where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
+    ``duplicates`` is ``None`` where nobody has counted them.
     """
 
     name: str | None = None
@@ -303,8 +342,10 @@ class DatasetFacts(Spec):
     channels: int = 3
     counts: Mapping[str, int] = field(default_factory=dict)
     content_hash: str | None = None
+    test_hash: str | None = None
     mirror_safe: bool = True
     skipped: int = 0
+    duplicates: Duplicates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,3 +388,14 @@ class EpochReport:
     metrics: dict[str, float]
     checkpoint: str | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """How fast a trial's model predicts, JSON-ready, as
+    :func:`trainables.evaluate.speed.measure_speeds` says; empty with the ``reason`` why that is
+    not known."""
+
+    trial: str
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None

@@ -165,7 +165,7 @@ class Claim:
         """The test with its correction and what it gives for known values, what is drawn for each
         seed, what is read by which threshold, the arms of every preset (as hashes: some have a
         hundred), and the defaults that the arms rely on, by family."""
-        return _plain(
+        design: Json = _plain(
             {
                 "tests": TESTS,
                 "known_verdicts": stable_hash(known_verdicts()),
@@ -182,6 +182,7 @@ class Claim:
                 "defaults": {family: self._defaults(family) for family in self.families},
             }
         )
+        return design
 
     def _arms_hash(self, preset: Preset) -> str:
         settings = [
@@ -208,4 +209,5 @@ class Claim:
 
 def _plain(value: Any) -> Any:
     """As JSON has it."""
-    return json.loads(json.dumps(value, default=vars))
+    plain: Any = json.loads(json.dumps(value, default=vars))
+    return plain

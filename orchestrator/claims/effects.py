@@ -30,6 +30,7 @@ from orchestrator.compare.statistics import (
     POWER,
     holm,
     mean_interval,
+    mean_over,
     mean_series,
     standard_error,
     t_below,
@@ -103,7 +104,7 @@ def line(
     """One line of a diagram: at each of ``x``, (points,), the mean of ``values``, (seeds, points),
     with its 95 % interval, ``None`` at points where seeds have no spread. ``place`` colours it as
     the family at that place; a stepped one keeps its height until the next point."""
-    means, spread = mean_series(values), np.ptp(values, axis=0) > ROUNDING  # (points,)
+    means, spread = mean_series([values], mean_over), np.ptp(values, axis=0) > ROUNDING  # (points,)
     rounded: Json = {"mean": [float(f"{value:.5g}") for value in means.mean]}
     for key, row in (("low", means.low), ("high", means.high)):
         rounded[key] = (

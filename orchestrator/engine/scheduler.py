@@ -13,7 +13,7 @@ reaches it and the trials of the two top rungs are not in the same soft order (s
 rises by one. Trials closer than epsilon in the lower of the two rungs count as equal; epsilon is
 the noise between the two rungs (section 4.3), read as the authors' code in Syne Tune 0.13 reads it.
 
-:class:`Scheduler` asks the bracket of each trial's family. Tune (``engine/trial.py``) and the
+:class:`Scheduler` asks the bracket of each trial's search. Tune (``engine/trial.py``) and the
 simulator call it.
 """
 
@@ -233,7 +233,7 @@ Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
 
 
 class Scheduler:
-    """One bracket a family on a shared pool of slots; families never prune each other.
+    """One bracket a search on a shared pool of slots; searches never prune each other.
 
     ``history`` replays an earlier session, whose decisions are facts: a report that was judged is
     not judged again. The last report of an unfinished trial on which no decision is on record is
@@ -245,18 +245,19 @@ class Scheduler:
     def __init__(
         self, schedulers: Mapping[str, SchedulerSpec], history: State, decide: Decide, *, seed: int
     ) -> None:
-        self._specs, self._decide, self._seed = dict(schedulers), decide, seed
+        self._decide, self._seed = decide, seed
         search = [trial for trial in history.trials.values() if trial.stage == Stage.SEARCH]
-        self._family = {trial.trial: trial.family for trial in search}
+        self._search = {trial.trial: trial.search_name for trial in search}
         self._audited = {trial.trial for trial in search if trial.audited}
-        self._open: dict[str, set[str]] = {family: set() for family in self._family.values()}
+        self._open: dict[str, set[str]] = {name: set() for name in self._search.values()}
         for trial in search:
             if not trial.status.is_final:
-                self._open[trial.family].add(trial.trial)
-        self._asha = {f: AshaBracket(s) for f, s in self._specs.items() if s.kind == "asha"}
+                self._open[trial.search_name].add(trial.trial)
+        self._specs = {trial.search_name: schedulers[trial.family] for trial in search}
+        self._asha = {name: AshaBracket(s) for name, s in self._specs.items() if s.kind == "asha"}
         self._pasha = {
-            family: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
-            for family, spec in self._specs.items()
+            name: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
+            for name, spec in self._specs.items()
             if spec.kind == "pasha"
         }
         self._replay(history)
@@ -269,28 +270,28 @@ class Scheduler:
     def on_report(self, name: str, epoch: int, value: float | None) -> Action:
         """Go on, pause or stop; the decision is on record before anybody acts on it. ``value`` is
         the validation accuracy, ``None`` where the report has none."""
-        family = self._family.get(name)
-        if value is None or family is None or name in self._audited:
+        search = self._search.get(name)
+        if value is None or search is None or name in self._audited:
             return Action.CONTINUE
-        if epoch >= self._specs[family].max_epochs:
+        if epoch >= self._specs[search].max_epochs:
             return Action.CONTINUE
         if value != value:  # NaN passes every comparison
             self._record("pruned", name, epoch, f"{METRIC} is not a number")
             self.on_end(name)
             return Action.STOP
-        if family in self._pasha:
-            return self._ask_pasha(self._pasha[family], name, epoch, value)
+        if search in self._pasha:
+            return self._ask_pasha(self._pasha[search], name, epoch, value)
         return (
-            self._ask_asha(family, name, epoch, value) if family in self._asha else Action.CONTINUE
+            self._ask_asha(search, name, epoch, value) if search in self._asha else Action.CONTINUE
         )
 
-    def _ask_asha(self, family: str, name: str, epoch: int, value: float) -> Action:
-        goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
+    def _ask_asha(self, search: str, name: str, epoch: int, value: float) -> Action:
+        goes_on, rung, reason = self._asha[search].observe(name, epoch, value)
         if rung is None:
             return Action.CONTINUE
         event = "promoted" if goes_on else "pruned"
         lot = random.Random(f"{self._seed}/audit/{name}").random()
-        if not goes_on and lot < self._specs[family].audit:
+        if not goes_on and lot < self._specs[search].audit:
             event = "audited"
             self._audited.add(name)
         self._record(event, name, epoch, reason, rung)
@@ -311,23 +312,23 @@ class Scheduler:
 
     def promote(self, paused: Collection[str]) -> Promotion:
         """Who of the ``paused`` goes on, asked when no new trial is left to begin."""
-        for family, race in self._pasha.items():
-            of_family = [name for name in paused if self._family[name] == family]
-            if (name := race.promote(of_family)) is not None:
+        for search, race in self._pasha.items():
+            of_search = [name for name in paused if self._search[name] == search]
+            if (name := race.promote(of_search)) is not None:
                 epoch = race.epoch(name)
                 self._record("promoted", name, epoch, "it is among the best of its rung by now")
                 return Promotion(trial=name)
-            if of_family and self._open[family] == set(of_family):
-                return Promotion(over=self._close(race, of_family))
+            if of_search and self._open[search] == set(of_search):
+                return Promotion(over=self._close(race, of_search))
         return Promotion()
 
     def on_end(self, name: str) -> None:
         """Nothing more will come of this trial. One that the budget sends away is still open."""
-        if (family := self._family.get(name)) is not None:
-            self._open[family].discard(name)
+        if (search := self._search.get(name)) is not None:
+            self._open[search].discard(name)
 
     def _close(self, race: PashaBracket, paused: Sequence[str]) -> tuple[str, ...]:
-        """All that is left of the family waits and nobody is promoted: the ranking has settled."""
+        """All that is left of the search waits and nobody is promoted: the ranking has settled."""
         for name in paused:
             event = "finished" if race.at_cap(name) else "pruned"
             self._record(
@@ -345,7 +346,7 @@ class Scheduler:
         reports = [
             (report.time, trial, epoch, report.metrics.get(METRIC))
             for trial in history.trials.values()
-            if trial.trial in self._family
+            if trial.trial in self._search
             for epoch, report in trial.reports.items()
             if trial.status.is_final or epoch < trial.epoch or epoch in trial.rungs
         ]
@@ -354,10 +355,10 @@ class Scheduler:
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
             if value is None or value != value or outside:
                 continue
-            if trial.family in self._asha:
-                self._asha[trial.family].observe(trial.trial, epoch, value)
-            elif trial.family in self._pasha:
+            if trial.search_name in self._asha:
+                self._asha[trial.search_name].observe(trial.trial, epoch, value)
+            elif trial.search_name in self._pasha:
                 went_on = epoch < trial.epoch and epoch in trial.rungs
                 decision = "promoted" if went_on else trial.rungs.get(epoch)
-                self._pasha[trial.family].observe(trial.trial, epoch, value)
-                self._pasha[trial.family].restore(trial.trial, epoch, decision)
+                self._pasha[trial.search_name].observe(trial.trial, epoch, value)
+                self._pasha[trial.search_name].restore(trial.trial, epoch, decision)

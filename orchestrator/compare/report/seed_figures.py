@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.finals import PooledProbes, ReliabilityBin
+from orchestrator.compare.probes import PooledProbes, ReliabilityBin
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import Figure, Places
 from orchestrator.compare.runs import Array, Values
@@ -208,7 +208,7 @@ def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -
 
 
 def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
-    """Milliseconds for one image, a bar a family, with the interval over the finals."""
+    """Milliseconds for one image, a bar a family, with the interval over models or rounds."""
     upwards = list(values)[::-1]
     names = [family if len(family) <= 16 else f"{family[:15]}…" for family in upwards]
     colors = [figures.color(places[family]) for family in upwards]
