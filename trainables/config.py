@@ -257,8 +257,10 @@ class DataSpec(Spec, section="data"):
     (seeded, stratified); ``fraction`` is a share of them, nested: the 10 % lies inside the 30 %.
     ``val_fraction`` is carved from train where the source has no ``val`` split, and
     ``test_fraction`` where it has no ``test`` split; ``split_seed`` draws both, ``val_seed`` draws
-    another val beside the same test. ``short_side`` is the stored short side in
-    pixels of images that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
+    another val beside the same test. ``train_seed`` draws another subset of the training images
+    where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
+    are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
+    that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
     """
 
     source: str = "digits"
@@ -269,9 +271,18 @@ class DataSpec(Spec, section="data"):
     test_fraction: float = ruled(0.1, 0, 0.5, open_low=True)
     split_seed: int = ruled(0, 0, MAX_SEED)
     val_seed: int | None = ruled(None, 0, MAX_SEED)
+    train_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
+
+    def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
+        """As of every spec, but ``train_seed`` is written only where there is one: hashes and
+        checkpoints from before it are those of the same training."""
+        plain = super().as_dict(operational=operational)
+        if self.train_seed is None:
+            del plain["train_seed"]
+        return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,3 +388,14 @@ class EpochReport:
     metrics: dict[str, float]
     checkpoint: str | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """How fast a trial's model predicts, JSON-ready, as
+    :func:`trainables.evaluate.speed.measure_speeds` says; empty with the ``reason`` why that is
+    not known."""
+
+    trial: str
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None

@@ -1,11 +1,17 @@
 """Accuracy against budget: what to expect of one, and who leads at equal ones.
 
+The estimate is the mean of the best of k of the trials on record, drawn without replacement: the
+unbiased one of Tang, Lee, Xin, Liu, Yu, Lin, "Showing Your Work Doesn't Always Work" (ACL 2020,
+section 3). A pruned trial is censored; audited ones stand for it (:func:`best_of`).
+
 The expected best of k draws depends on the distribution of one draw alone, so a simultaneous
 band of that distribution is one of the whole curve, whatever the distribution (Lourie, Cho and
 He, 2024, "Show Your Work with Confidence", section 3). The band is the equal-tailed one of
 Learned-Miller and DeStefano (2008): the exact Beta law of each order statistic, all at one level.
 Towards the top, where the best is, it is far tighter than that of Dvoretzky, Kiefer and Wolfowitz.
-Equal budgets are counted in trials, device seconds and FLOPs.
+
+Equal budgets are counted in trials, device seconds and FLOPs. A trial's price is what it cost on
+average in the race that was run, pruned ones at what they took.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import numpy as np
 
 from orchestrator.compare.runs import Array, Curve, Family, total
 from orchestrator.compare.statistics import ALPHA, LEVEL
+from orchestrator.spec.spaces import TPE_STARTUP_TRIALS
 
 DRAWS = 1_000_000  # uniforms drawn to calibrate a band
 
@@ -37,9 +44,10 @@ class Band:
 class BudgetCurve(Band):
     """What to expect of a budget of one family's trials, each trained to full length.
 
-    A failed trial is worth 0. ``seconds``, (K,): device seconds that so many trials cost on average
-    as this search ran them, pruned ones at what they took. Where the band's assumptions do not
-    hold, ``why`` says why and ``valid`` is false: then it describes and promises nothing.
+    A failed trial is worth 0. ``seconds`` and ``flops``, (K,): device seconds and FLOPs that so
+    many trials cost on average as this search ran them, pruned ones at what they took. Where the
+    band's assumptions do not hold, ``why`` says why and ``valid`` is false: then it describes and
+    promises nothing.
     """
 
     family: str
@@ -51,6 +59,7 @@ class BudgetCurve(Band):
     valid: bool
     why: str | None
     seconds: Array | None
+    flops: Array | None
 
 
 @lru_cache(maxsize=64)
@@ -83,13 +92,19 @@ def cdf_bounds(n: int, alpha: float) -> tuple[Array, Array]:
 
 
 def expected_best(points: Array, cdf: Array, trials: Array) -> Array:
-    """Mean of the best of k draws in [0, 1], for each k of ``trials``: shape (K,).
+    """Mean of the best of k independent draws in [0, 1], for each k of ``trials``: shape (K,).
 
     ``cdf``, shape (V + 1,): the distribution function before, between and after the sorted
-    ``points``, shape (V,). The mean is the integral of ``1 - F**k``.
+    ``points``, shape (V,).
     """
+    return _mean_of_best(points, np.power(cdf[None, :], trials[:, None]))
+
+
+def _mean_of_best(points: Array, all_below: Array) -> Array:
+    """The integral of 1 - P(all draws lie at or below y) over y in [0, 1]; ``all_below``, shape
+    (K, V + 1), is that probability before, between and after the ``points``."""
     edges = np.concatenate([[0.0], points, [1.0]])
-    return np.asarray(1 - np.power(cdf[None, :], trials[:, None]) @ np.diff(edges))
+    return np.asarray(1 - all_below @ np.diff(edges))
 
 
 def best_of(
@@ -98,29 +113,40 @@ def best_of(
     """Expected best at full length of k random trials, from ``len(full) + pruned`` of them.
 
     ``full``: values of the trials that ended by themselves. Of ``pruned`` others the values
-    ``audited``, at least one when ``pruned`` > 0, were seen, drawn from them at random. What the
-    rest would have reached is bounded from these by the same kind of band at half of ``alpha``
-    (sampling without replacement has the lighter tails, Uhlmann 1966); the two bands together
-    hold by the union bound, whatever decided the pruning.
+    ``audited``, at least one when ``pruned`` > 0, were seen, drawn from them at random.
+
+    The estimate: of k trials drawn without replacement, j are pruned ones with the hypergeometric
+    probability; as many audited ones, drawn without replacement, stand for them. Given j both
+    parts of the maximum are simple random samples, so the mean over j is unbiased (and Tang's
+    estimator where all are known) as long as no j exceeds the number audited. Beyond it the best
+    audited one stands for the best of j: too low, never too high. One trial weighs
+    pruned / audited.
+
+    The band: what the rest of the pruned would have reached is bounded from the audited by the
+    same kind of band at half of ``alpha`` (sampling without replacement has the lighter tails,
+    Uhlmann 1966); the two bands together hold by the union bound, whatever decided the pruning.
+    It is widened where the estimate lies outside.
     """
     n = len(full) + pruned
     points = np.unique(np.array([*full, *audited], dtype=float))
     below, seen = _counts(points, full), _counts(points, audited)
-    mean = below + pruned * seen / max(1, len(audited))
     if len(audited) == pruned:
         least = most = below + seen
         low, high = cdf_bounds(n, alpha)
+        all_below = _all_below(below + seen, n, trials[:, None])
     else:
         low, high = cdf_bounds(len(audited), alpha / 2)
         least = np.maximum(seen, np.ceil(pruned * low[seen] - 1e-9))
         most = np.minimum(pruned - len(audited) + seen, np.floor(pruned * high[seen] + 1e-9))
         least, most = below + least, below + np.maximum(most, least)
         low, high = cdf_bounds(n, alpha / 2)
+        all_below = _all_below_by_audit(below, seen, pruned, trials)
+    estimate = _mean_of_best(points, all_below)
     return Band(
         trials=trials,
-        expected_best=expected_best(points, mean / n, trials),
-        low=expected_best(points, high[most.astype(int)], trials),
-        high=expected_best(points, low[least.astype(int)], trials),
+        expected_best=estimate,
+        low=np.minimum(estimate, expected_best(points, high[most.astype(int)], trials)),
+        high=np.maximum(estimate, expected_best(points, low[least.astype(int)], trials)),
     )
 
 
@@ -130,6 +156,39 @@ def _counts(points: Array, values: Sequence[float]) -> Array:
     return np.concatenate([[0], at])
 
 
+def _all_below(below: Array, total: int, drawn: Array) -> Array:
+    """Probability that all ``drawn`` of ``total``, without replacement, are among ``below`` of
+    them: C(below, drawn) / C(total, drawn). Arrays are broadcast; ``drawn`` <= ``total``."""
+    from scipy.special import gammaln
+
+    left = np.maximum(below - drawn, 0)
+    logarithm = gammaln(below + 1) - gammaln(total + 1)
+    logarithm = logarithm - (gammaln(left + 1) - gammaln(total - drawn + 1))
+    return np.where(below >= drawn, np.exp(np.minimum(logarithm, 0)), 0.0)
+
+
+def _all_below_by_audit(below: Array, seen: Array, pruned: int, trials: Array) -> Array:
+    """Probability that all k of the trials lie at or below each point, (K, V + 1): the mean over
+    how many of the k are pruned ones. ``below`` counts trials of known value, ``seen`` audited
+    ones; the last element of each is all of them."""
+    from scipy.special import gammaln
+
+    known, audited = int(below[-1]), int(seen[-1])
+    of_known = _all_below(below, known, np.arange(known + 1)[:, None])  # (known + 1, V + 1)
+    of_pruned = _all_below(seen, audited, np.arange(audited + 1)[:, None])
+
+    def log_choose(n: int, k: Array) -> Array:
+        return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
+
+    rows = []
+    for k in trials:
+        among = np.arange(max(0, k - known), min(k, pruned) + 1)  # pruned ones of the k
+        chance = log_choose(pruned, among) + log_choose(known, k - among)
+        chance = np.exp(chance - log_choose(known + pruned, k))
+        rows.append(chance @ (of_known[k - among] * of_pruned[np.minimum(among, audited)]))
+    return np.array(rows)
+
+
 STEPS = 40  # budgets on record a curve
 PRUNED = (
     "pruning without an audit leaves the rest of the pruned trials unknown; they are taken to "
@@ -137,39 +196,119 @@ PRUNED = (
 )
 OPEN = "trials still run"
 UNEQUAL = "the finished trials are of unequal length"  # PASHA's cap on epochs grew on the way
+COST = {"device_seconds": "seconds", "flops": "flops"}
 
 
-def budget_curve(family: Family) -> BudgetCurve | None:
-    """The family's curve, its band simultaneous at ``LEVEL``; ``None`` where no trial finished."""
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a family's search says of one random trial at full length.
+
+    ``full``: values of the ``known`` trials, those that ended by themselves (0 of a failed one);
+    ``seen``: of ``audited`` of the ``pruned`` ones or, without an audit, what all are taken to be.
+    ``price``: a trial's mean cost by unit, ``None`` where it is missing. ``why`` says, where it is
+    so, why no band holds.
+    """
+
+    full: tuple[float, ...]
+    seen: tuple[float, ...]
+    finished: int
+    pruned: int
+    audited: int
+    ended: int
+    price: Mapping[str, float | None]
+    why: str | None
+
+    @property
+    def n(self) -> int:
+        """Trials that the sample is of."""
+        return len(self.full) + self.pruned
+
+    def spent(self, unit: str) -> float | None:
+        """What all that ended cost; ``None`` where it is missing, or nothing has ended."""
+        price = self.price[unit]
+        return None if price is None or not self.ended else self.ended * price
+
+    def band(self, trials: Array) -> Band:
+        """Expected best of so many ``trials``, (K,), at ``LEVEL``; one must have finished."""
+        return best_of(self.full, self.seen, self.pruned, trials=trials, alpha=ALPHA)
+
+    def within(self, unit: str, budget: float | None) -> tuple[float, float, float] | None:
+        """``(expected best, low, high)`` of what ``budget`` pays for, linear between whole trials;
+        ``None`` where that is less than one trial, or is not known."""
+        price = self.price[unit]
+        if not self.finished or price is None or budget is None:
+            return None
+        # Sums of the same costs in another order may differ in the last digits.
+        affordable = budget * (1 + 1e-9) / price if price else math.inf
+        if affordable < 1:
+            return None
+        k = min(affordable, float(self.n))
+        whole = np.unique([math.floor(k), math.ceil(k)])
+        band = self.band(whole)
+        best, low, high = (
+            float(np.interp(k, whole, values))
+            for values in (band.expected_best, band.low, band.high)
+        )
+        return best, low, high
+
+
+def sample(family: Family) -> Sample:
+    """The family's search so far, as a sample."""
     ended = [curve for curve in family.search if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     tops = [(curve, top1) for curve in ended if (top1 := curve.full_top1) is not None]
     full = [top1 for curve, top1 in tops if curve.status != "pruned"]
     audited = [top1 for curve, top1 in tops if curve.status == "pruned"]
     finished = [top1 for curve, top1 in tops if curve.status == "finished"]
-    if not finished:
-        return None
-    assumed = audited or [min(finished)] * len(pruned)
-    n = len(full) + len(pruned)
-    trials = np.unique(np.geomspace(1, n, min(n, STEPS)).round().astype(int))
-    band = best_of(full, assumed, len(pruned), trials=trials, alpha=ALPHA)
-    cost = total(ended, "seconds")
     auditing = sum(curve.audit is not None for curve in pruned) > len(audited)
     reasons = {
         UNEQUAL: len({curve.epoch.size for curve in ended if curve.status == "finished"}) > 1,
         PRUNED: bool(pruned) and not audited,
         OPEN: auditing or len(ended) < len(family.search),
     }
-    why = "; ".join(reason for reason, holds in reasons.items() if holds)
-    return BudgetCurve(
-        family=family.label, n=n, finished=len(finished), pruned=len(pruned),
-        audited=len(audited), level=LEVEL, valid=not why, why=why or None,
-        seconds=None if cost is None else trials * cost / len(ended), **vars(band),
+    why = [reason for reason, holds in reasons.items() if holds]
+    why += filter(None, [dependent_draws(family)])
+    costs = {unit: total(ended, cost) for unit, cost in COST.items()}
+    prices = {u: None if cost is None else cost / len(ended) for u, cost in costs.items()}
+    return Sample(
+        full=tuple(full), seen=tuple(audited or [min(finished, default=0.0)] * len(pruned)),
+        finished=len(finished), pruned=len(pruned), audited=len(audited), ended=len(ended),
+        price={"trials": 1.0, **prices}, why="; ".join(why) or None,
     )  # fmt: skip
 
 
-COST = {"device_seconds": "seconds", "flops": "flops"}
+def dependent_draws(family: Family) -> str | None:
+    """Why the recipes of a family are no sample of its space; ``None`` where they are."""
+    if (sweep := family.sweep) is None:
+        return None
+    if sweep.grid:
+        return "its recipes are a grid, not drawn at random"
+    if start := sweep.warm_start:
+        return f"its first trials have the best recipes of {', '.join(start.sources)}"
+    if sweep.scheduler.sampler == "tpe" and len(family.search) > TPE_STARTUP_TRIALS:
+        return "TPE draws by what earlier trials reached"
+    return None
+
+
+def budget_curve(family: Family) -> BudgetCurve | None:
+    """The family's curve, its band simultaneous at ``LEVEL``; ``None`` where no trial finished."""
+    made = sample(family)
+    if not made.finished:
+        return None
+    trials = np.unique(np.geomspace(1, made.n, min(made.n, STEPS)).round().astype(int))
+    costs = {
+        cost: None if (price := made.price[unit]) is None else trials * price
+        for unit, cost in COST.items()
+    }
+    return BudgetCurve(
+        family=family.label, n=made.n, finished=made.finished, pruned=made.pruned,
+        audited=made.audited, level=LEVEL, valid=made.why is None, why=made.why,
+        seconds=costs["seconds"], flops=costs["flops"], **vars(made.band(trials)),
+    )  # fmt: skip
+
+
 EQUAL_WITHIN = 0.05
+ByUnit = Mapping[str, Mapping[str, float | None]]  # unit -> family's label -> accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,47 +316,78 @@ class Budget:
     """The families at the largest budget that all of them spent, by unit: trials, device seconds
     or FLOPs.
 
-    ``at``: that budget, ``None`` where a cost is missing. ``ranking``: best first; ``unranked``:
-    nothing finished by then, or its costs are missing. ``equal_in``: the first unit in which all
-    families spent the same, costs within 5 %. ``flips``: two families change places between two
-    rankings.
+    ``at``: that budget, ``None`` where a cost is missing. ``best_val_top1``: the expected best
+    there; ``low`` and ``high``: its band, ``None`` where none holds, for the reason in ``why``.
+    ``ranking``: by the expected best; ``unranked``: nothing finished, the budget does not pay for
+    one trial, or costs are missing. ``equal_in``: the first unit in which all families spent the
+    same, costs within 5 %. ``flips``: the order changes with the unit beyond the bands: one family
+    lies with its whole band above another's in one unit and below it in another unit. Nobody's is
+    above that of a family that spent all of its own budget: what it never drew may be better.
     """
 
     equal_in: str | None
     at: Mapping[str, float | None]
-    best_val_top1: Mapping[str, Mapping[str, float | None]]
+    best_val_top1: ByUnit
+    low: ByUnit
+    high: ByUnit
+    why: Mapping[str, str | None]
     ranking: Mapping[str, Sequence[str]]
     unranked: Mapping[str, Sequence[str]]
     flips: bool
 
+    @property
+    def reordered(self) -> bool:
+        """Whether the estimates, bands aside, come in another order in another unit."""
+        return _order_changes(self.best_val_top1, self.best_val_top1)
+
 
 def budgets(families: Sequence[Family]) -> Budget:
-    """Rankings of the families at the largest budget that all of them spent.
-
-    A family's value at a budget is the best validation accuracy among its trials *finished*
-    by then; every epoch of every search trial is charged in the order it was reported, pruned
-    and failed ones too. For ``trials`` the first n that ended count.
-    """
+    """The families' expected best at the largest budget that all of them spent on trials that
+    ended, pruned and failed ones too."""
+    samples = {family.label: sample(family) for family in families}
     equal_in = "trials" if len({len(family.search) for family in families}) == 1 else None
     at: dict[str, float | None] = {}
-    best: dict[str, dict[str, float | None]] = {}
+    values: dict[str, dict[str, tuple[float, float, float] | None]] = {}
     for unit in ("trials", *COST):
-        spent = {family.label: spending(family.search, unit) for family in families}
-        ends = [float(steps[-1]) for steps, _ in spent.values() if steps.size]
-        at[unit] = min(ends, default=None)
-        best[unit] = {label: _best_within(*steps, at[unit]) for label, steps in spent.items()}
-        if unit in COST and ends and len(ends) == len(families) and not equal_in:
-            equal_in = unit if min(ends) >= (1 - EQUAL_WITHIN) * max(ends) else None
+        spent = [cost for made in samples.values() if (cost := made.spent(unit)) is not None]
+        at[unit] = min(spent, default=None)
+        values[unit] = {label: made.within(unit, at[unit]) for label, made in samples.items()}
+        if unit in COST and spent and len(spent) == len(families) and not equal_in:
+            equal_in = unit if min(spent) >= (1 - EQUAL_WITHIN) * max(spent) else None
+    best, low, high = (
+        {
+            unit: {
+                label: None if value is None or (part and samples[label].why) else value[part]
+                for label, value in of_unit.items()
+            }
+            for unit, of_unit in values.items()
+        }
+        for part in range(3)
+    )
     ranked = {
-        unit: sorted((-value, label) for label, value in values.items() if value is not None)
-        for unit, values in best.items()
+        unit: sorted((-value, label) for label, value in of_unit.items() if value is not None)
+        for unit, of_unit in best.items()
     }
     return Budget(
-        equal_in=equal_in, at=at, best_val_top1=best, flips=_flips(best),
+        equal_in=equal_in, at=at, best_val_top1=best, low=low, high=high,
+        why={label: made.why for label, made in samples.items()},
         ranking={unit: [label for _, label in places] for unit, places in ranked.items()},
-        unranked={unit: [label for label, value in values.items() if value is None]
-                  for unit, values in best.items()},
+        unranked={unit: [label for label, value in of_unit.items() if value is None]
+                  for unit, of_unit in best.items()},
+        flips=_order_changes(low, high),
     )  # fmt: skip
+
+
+def _order_changes(low: ByUnit, high: ByUnit) -> bool:
+    """Whether a family's ``low`` is above another's ``high`` in one unit, and the other's ``low``
+    above its ``high`` in another unit."""
+    # (units, families); NaN, which a missing one becomes, is above nothing
+    lows, highs = (
+        np.array([[*of_unit.values()] for of_unit in bounds.values()], dtype=float)
+        for bounds in (low, high)
+    )
+    ahead = (lows[:, :, None] > highs[:, None, :]).any(axis=0)
+    return bool((ahead & ahead.T).any())
 
 
 def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
@@ -239,19 +409,3 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     ends = np.cumsum([curve.epoch.size for curve in reported]) - 1
     tops[ends] = np.array([curve.finished_top1 for curve in reported], dtype=float)
     return spent, np.fmax.accumulate(tops[order])
-
-
-def _best_within(spent: Array, best: Array, budget: float | None) -> float | None:
-    if budget is None or not spent.size:
-        return None
-    # Sums of the same costs in another order may differ in the last digits.
-    steps = int(np.searchsorted(spent, budget * (1 + 1e-9), side="right"))
-    return float(best[steps - 1]) if steps and math.isfinite(best[steps - 1]) else None
-
-
-def _flips(best: Mapping[str, Mapping[str, float | None]]) -> bool:
-    """Whether a family is ahead of another in one unit and behind it in another one."""
-    # (units, families); NaN, which a missing one becomes, is ahead of nothing
-    values = np.array([[*of_unit.values()] for of_unit in best.values()], dtype=float)
-    ahead = values[:, :, None] > values[:, None, :]
-    return bool((ahead.any(axis=0) & ahead.any(axis=0).T).any())

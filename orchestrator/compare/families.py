@@ -1,21 +1,22 @@
-"""One family's search in numbers: counts, cost, the best finished trial, how fast it learned, which
-axes of the recipe matter at a budget that every trial spent, and the audit of pruning: pruned
-trials finished anyway, drawn at random, tell what it got wrong.
-"""
+"""One family's search in numbers: counts, cost, the best finished trial and how fast it learned."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from orchestrator.compare.finals import FinalSummary, summarise_finals
+from orchestrator.compare.recipe_axes import (
+    RATE,
+    Edge,
+    LearningRateFit,
+    edges,
+    learning_rate_fit,
+)
 from orchestrator.compare.runs import (
-    Array,
     Curve,
     Family,
     Values,
@@ -23,24 +24,13 @@ from orchestrator.compare.runs import (
     best_trial,
     device,
     device_cost,
+    finite,
     total,
 )
-from orchestrator.compare.statistics import MeanInterval, share_interval
 from orchestrator.ledger.cost import DeviceSeconds
 from orchestrator.ledger.state import TrialStatus
-from orchestrator.spec.spaces import Choice, Domain, LogUniform, Space
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
-EDGE_SHARE = 0.05
-RANKED = 3  # trials that an order needs
-FEWEST = 8  # trials below which nothing is said of the recipe
-MOST = 300  # trials that a forest sees, drawn at random from more
-SEEDS = 5
-TREES = 30
-HELD_OUT = 0.25
-REPEATS = 3
-RATE = "recipe.learning_rate"
-NEAR_DECADES = 1.0  # the local fit sees learning rates this far from the best one
 WITHIN = 0.02
 
 
@@ -77,17 +67,6 @@ class Basin:
     within: float
     n: int
     finished: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edge:
-    """An axis whose best value lies at the low or high ``end`` of its range."""
-
-    axis: str
-    value: float
-    end: str
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +133,7 @@ def summarise(family: Family) -> FamilySummary:
         best_recipe=best.state.recipe if best else None, best_axes=best.axes if best else None,
         best_unfinished=None if best else _best_unfinished(search),
         convergence=convergence(best) if best else None, learning_rate_basin=basin(search),
-        edges=tuple(edges(best.axes, family.space)) if best else (),
+        edges=tuple(edges(family)),
         learning_rate_fit=learning_rate_fit(family), final=summarise_finals(family),
     )  # fmt: skip
 
@@ -179,13 +158,9 @@ def convergence(curve: Curve) -> Convergence:
 
 def _reach(curve: Curve, share: float) -> Reach:
     index = int(np.flatnonzero(curve.val_top1 >= share * accuracy(curve))[0])
-    images = _finite(curve.images[index])
-    return Reach(share=share, epochs=int(curve.epoch[index]), seconds=_finite(curve.seconds[index]),
+    images = finite(curve.images[index])
+    return Reach(share=share, epochs=int(curve.epoch[index]), seconds=finite(curve.seconds[index]),
                  images=None if images is None else round(images))  # fmt: skip
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def basin(curves: Sequence[Curve]) -> Basin | None:
@@ -197,267 +172,3 @@ def basin(curves: Sequence[Curve]) -> Basin | None:
     rates = [float(c.axes[RATE]) for c in finished if accuracy(c) >= accuracy(best) - WITHIN]
     return Basin(best=best.axes[RATE], low=min(rates), high=max(rates), within=WITHIN,
                  n=len(rates), finished=len(finished))  # fmt: skip
-
-
-def edges(axes: Values, space: Space) -> list[Edge]:
-    """Axes whose best value lies on an edge of its range: the space was too small there.
-
-    A range's edge is its outer 5 % (of the logarithm, for a log-uniform one); an ordered
-    choice's is its first or last of three or more numbers. Zero is a limit, not an edge.
-    """
-    on_edge = (_edge(axis, value, space.get(axis)) for axis, value in axes.items())
-    return list(filter(None, on_edge))
-
-
-def _edge(axis: str, value: object, domain: Domain | None) -> Edge | None:
-    choices = domain.values if isinstance(domain, Choice) else ()
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, *choices))
-    if domain is None or not numbers or not isinstance(value, int | float):
-        return None
-    if isinstance(domain, Choice):
-        if len(choices) < 3:
-            return None
-        low, high, margin = float(min(choices)), float(max(choices)), 0.0
-    else:
-        low, high, margin = float(domain.low), float(domain.high), EDGE_SHARE
-    log = isinstance(domain, LogUniform)
-    if high <= low or (log and min(value, low) <= 0):
-        return None
-    ratio = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-    if ratio >= 1 - margin:
-        return Edge(axis=axis, value=value, end="high", low=low, high=high)
-    if ratio <= margin and (log or low != 0):
-        return Edge(axis=axis, value=value, end="low", low=low, high=high)
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trials:
-    """The ended trials of a family after one ``epoch``: what they drew and what they reached.
-
-    ``values``: validation accuracy, shape (N,). ``columns``: each searched axis as numbers, shape
-    (N,), a logarithm where its range is logarithmic, a code in order of value where it is not a
-    number. Failed trials are left out.
-    """
-
-    epoch: int
-    curves: tuple[Curve, ...]
-    values: Array
-    columns: dict[str, Array]
-
-
-def at_equal_budget(family: Family) -> Trials | None:
-    """The family's trials after the last epoch that all of them reached; None without any."""
-    ended = [curve for curve in family.search if curve.status in ("finished", "pruned")]
-    ended = [curve for curve in ended if curve.epoch.size and curve.axes]
-    if not ended:
-        return None
-    epoch = min(int(curve.epoch[-1]) for curve in ended)
-    at_epoch = [(curve, value) for curve in ended if (value := curve.at(epoch)) is not None]
-    axes = list(dict.fromkeys(axis for curve, _ in at_epoch for axis in curve.axes))
-    drawn = {axis: [curve.axes.get(axis) for curve, _ in at_epoch] for axis in axes}
-    columns = {axis: _numbers(values, family.space.get(axis)) for axis, values in drawn.items()}
-    return Trials(
-        epoch=epoch,
-        curves=tuple(curve for curve, _ in at_epoch),
-        values=np.array([value for _, value in at_epoch]),
-        columns={axis: column for axis, column in columns.items() if np.ptp(column) > 0},
-    )
-
-
-def _numbers(values: Sequence[Any], domain: Domain | None) -> Array:
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        numbers = np.array(values, dtype=float)
-        logarithmic = isinstance(domain, LogUniform) and (numbers > 0).all()
-        return np.log10(numbers) if logarithmic else numbers
-    listed = domain.values if isinstance(domain, Choice) else ()
-    order = list(dict.fromkeys([*map(str, listed), *sorted(map(str, values))]))
-    return np.array([order.index(str(value)) for value in values], dtype=float)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxisImportance:
-    """The rise of the squared error on held-out trials when ``axis`` is shuffled, as a ``share`` of
-    the variance of the accuracies; ``low`` and ``high`` are its extremes over ``SEEDS`` seeds."""
-
-    axis: str
-    share: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Importance:
-    """A family's axes over ``n`` trials after ``epoch``, most important first.
-
-    ``explained`` is the R² on held-out trials: where it is not above 0, the forest learned
-    nothing and the shares say nothing.
-    """
-
-    family: str
-    epoch: int
-    n: int
-    explained: float
-    axes: tuple[AxisImportance, ...]
-
-
-def importance(family: Family) -> Importance | None:
-    """Permutation importance (Breiman 2001) of each axis in a random forest.
-
-    Means over ``SEEDS`` seeds of split, forest and shuffle. ``None`` with fewer than 8 trials,
-    without axes or without differences.
-    """
-    trials = at_equal_budget(family)
-    if trials is None or len(trials.values) < FEWEST or not trials.columns:
-        return None
-    if not np.ptp(trials.values):
-        return None
-    axes = list(trials.columns)
-    x, y = np.column_stack(list(trials.columns.values())), trials.values
-    if len(y) > MOST:
-        chosen = np.random.default_rng(0).permutation(len(y))[:MOST]
-        x, y = x[chosen], y[chosen]
-    forests = [_one_forest(x, y, seed) for seed in range(SEEDS)]
-    shares = np.array([share for share, _ in forests])  # (SEEDS, axes)
-    order = np.argsort(-shares.mean(axis=0), kind="stable")
-    return Importance(
-        family=family.label, epoch=trials.epoch, n=len(trials.values),
-        explained=float(np.mean([explained for _, explained in forests])),
-        axes=tuple(
-            AxisImportance(axis=axes[i], share=float(shares[:, i].mean()),
-                           low=float(shares[:, i].min()), high=float(shares[:, i].max()))
-            for i in order
-        ),
-    )  # fmt: skip
-
-
-def _one_forest(x: Array, y: Array, seed: int) -> tuple[Array, float]:
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
-    from sklearn.model_selection import train_test_split
-
-    fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=HELD_OUT, random_state=seed)
-    forest = RandomForestRegressor(TREES, random_state=seed, n_jobs=1).fit(fit_x, fit_y)
-    shuffled = permutation_importance(
-        forest, held_x, held_y, scoring="neg_mean_squared_error", n_repeats=REPEATS,
-        random_state=seed,
-    )  # fmt: skip
-    error = float(np.mean((forest.predict(held_x) - held_y) ** 2))
-    variance = float(np.var(y))
-    return shuffled.importances_mean / variance, 1 - error / variance
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRateFit:
-    """The top of a parabola through the trials near the best learning rate, and its basin.
-
-    ``best`` is cut to the rates tried; ``low`` to ``high``, the basin, is where the parabola lies
-    ``within`` of its top, cut likewise, and ``decades`` its width. ``at_edge`` names the end of the
-    tried rates where the accuracy still rises.
-    """
-
-    epoch: int
-    n: int
-    best: float
-    low: float
-    high: float
-    decades: float
-    within: float
-    at_edge: str | None
-
-
-def learning_rate_fit(family: Family) -> LearningRateFit | None:
-    """Best learning rate at equal budget and the width of its basin, by a local fit.
-
-    A parabola in log10 of the rate is fitted by least squares to the accuracies of the trials
-    within one decade of the best trial's rate. ``None`` with fewer than 8 such trials, or where the
-    parabola opens upward.
-    """
-    trials = at_equal_budget(family)
-    if trials is None or RATE not in trials.columns:
-        return None
-    rate = np.log10([float(curve.axes[RATE]) for curve in trials.curves])
-    near = np.abs(rate - rate[np.argmax(trials.values)]) <= NEAR_DECADES
-    rate, value = rate[near], trials.values[near]
-    if rate.size < FEWEST or np.unique(rate).size < 3:
-        return None
-    square, slope, constant = np.polyfit(rate, value, 2)
-    if square >= 0:
-        return None
-    low, high = float(rate.min()), float(rate.max())
-    vertex = float(-slope / (2 * square))
-    best = min(max(vertex, low), high)
-    top = np.polyval([square, slope, constant], best)
-    half = math.sqrt((np.polyval([square, slope, constant], vertex) - top + WITHIN) / -square)
-    basin = max(low, vertex - half), min(high, vertex + half)
-    return LearningRateFit(
-        epoch=trials.epoch, n=int(rate.size), within=WITHIN,
-        best=10**best, low=10 ** basin[0], high=10 ** basin[1], decades=basin[1] - basin[0],
-        at_edge="high" if vertex >= high else "low" if vertex <= low else None,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class RungTau:
-    """Kendall's tau-b (1945) over ``n`` trials between accuracy at ``rung`` and at full length."""
-
-    rung: int
-    tau: float | None
-    n: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditResult:
-    """One family's audit: of ``pruned`` trials, ``audited`` went on and ``ended`` have ended.
-
-    ``seconds``: device seconds that it took. ``regret_top1``: by how much the best audited trial
-    ended above the best finished one, 0 when none did; ``better``: the share of audited trials
-    that did, an estimate for all pruned ones. ``kendall_tau_by_rung`` is over the finished and the
-    audited trials.
-    """
-
-    family: str
-    pruned: int
-    audited: int
-    ended: int
-    seconds: float | None
-    kendall_tau_by_rung: tuple[RungTau, ...]
-    best_finished: float | None
-    best_audited: float | None
-    regret_top1: float | None
-    better: MeanInterval | None
-
-
-def audit(family: Family) -> AuditResult | None:
-    """The family's audit; ``None`` where it had none."""
-    search = family.search
-    audited = [(curve, curve.audit) for curve in search if curve.audit]
-    if not audited:
-        return None
-    ended = [top1 for curve, _ in audited if (top1 := curve.full_top1) is not None]
-    finished = [top1 for curve in search if (top1 := curve.finished_top1) is not None]
-    at_full_length = [c for c in search if (c.audit or c).status == "finished"]
-    rungs = sorted({rung for curve in search for rung in curve.state.rungs})
-    regret, better = None, None
-    if ended and finished:
-        best = max(finished)
-        regret = max(0.0, max(ended) - best)
-        better = share_interval(sum(value > best for value in ended), len(ended))
-    spent = [float(whole.seconds[-1] - curve.seconds[-1]) for curve, whole in audited]
-    return AuditResult(
-        family=family.label, audited=len(audited), ended=len(ended),
-        regret_top1=regret, better=better, pruned=sum(curve.status == "pruned" for curve in search),
-        seconds=_finite(math.fsum(spent)),
-        kendall_tau_by_rung=tuple(_tau(at_full_length, rung) for rung in rungs),
-        best_finished=max(finished, default=None), best_audited=max(ended, default=None),
-    )  # fmt: skip
-
-
-def _tau(curves: Sequence[Curve], rung: int) -> RungTau:
-    from scipy import stats
-
-    pairs = [(at, c.full_top1) for c in curves if (at := c.at(rung)) is not None]
-    tau = math.nan
-    if len(pairs) >= RANKED:
-        tau = float(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
-    return RungTau(rung=rung, tau=_finite(tau), n=len(pairs))

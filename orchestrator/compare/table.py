@@ -6,11 +6,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator import wording
+from orchestrator.compare.audit import AuditResult, RungTau
 from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.families import AuditResult, Edge, FamilySummary
-from orchestrator.compare.finals import PairResult, describe_verdict
+from orchestrator.compare.families import FamilySummary
+from orchestrator.compare.recipe_axes import Edge
 from orchestrator.compare.runs import RunData
+from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
 
@@ -34,7 +36,7 @@ def table_text(comparison: Comparison) -> str:
         _families(families) if families else "No family has a trial yet.",
         _block("Best finished trial", _best(families)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
-        _block("Best finished at equal budget", budgets),
+        _block("Expected best at equal budget", budgets),
         _block("Pruning audit", map(audit_text, comparison.audit)),
         _wrap(forecast + checkpoints_text(comparison.runs)),
         _block("Failed trials", failures),
@@ -115,10 +117,13 @@ def unfinished_text(entry: FamilySummary) -> str:
 
 
 def edge_text(edge: Edge) -> str:
-    """One optimum on the edge of its range."""
+    """Best trials that pile up at an end of a range, more than chance explains."""
+    end = f"at the {edge.end} end"
+    where = f"in the outer {100 * edge.zone:.0f} % {end}" if edge.zone else end
     return (
-        f"best {wording.axis_name(edge.axis)} {value_text(edge.value)} is at the {edge.end} end "
-        f"of {value_text(edge.low)} to {value_text(edge.high)}; the space may be too small"
+        f"{edge.there} of the {edge.top} best trials have a {wording.axis_name(edge.axis)} {where} "
+        f"of {value_text(edge.low)} to {value_text(edge.high)} "
+        f"(p (Holm) {wording.p_text(edge.p_value_holm)}); the space may be too small"
     )
 
 
@@ -137,13 +142,23 @@ def pair_text(pair: PairResult) -> str:
     if gap.low is not None and gap.high is not None:
         level = f"{100 * gap.level:.0f} %"
         parts.append(f"{level} interval {wording.signed(gap.low)} to {wording.signed(gap.high)}")
-    parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
-    parts.append(f"{pair.method}, n = {pair.n['seeds_a']} and {pair.n['seeds_b']} seeds")
-    return "; ".join(parts)
+    if pair.p_value_holm is not None:
+        parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
+    parts.append(f"{pair.method}, {counts_text(pair)}" if pair.level else "")
+    return "; ".join(filter(None, parts))
+
+
+def counts_text(pair: PairResult) -> str:
+    """How many searches and finals of each family were tested."""
+    finals = f"{pair.n['seeds_a']} and {pair.n['seeds_b']} finals"
+    if pair.level is not Level.SEARCHES:
+        return finals
+    return f"{finals} of {pair.n['searches_a']} and {pair.n['searches_b']} searches"
 
 
 def budget_lines(budget: Budget) -> list[str]:
-    """One line a unit: the budget all families spent, and the ranking there."""
+    """One line a unit: the budget all families spent, and the expected best there with its band;
+    then a line for each reason why a family has no band."""
     lines = []
     for unit, at in budget.at.items():
         if at is None:
@@ -154,17 +169,27 @@ def budget_lines(budget: Budget) -> list[str]:
             "device_seconds": f"{wording.duration(at)} of device time",
             "flops": f"{wording.count(at)}FLOPs",
         }
-        best = budget.best_val_top1[unit]
         labels = (*budget.ranking[unit], *budget.unranked[unit])
-        places = ", ".join(f"{label} {percent(best[label])}" for label in labels)
+        places = ", ".join(f"{label} {_expected_text(budget, unit, label)}" for label in labels)
         lines.append(f"{spent[unit]}: {places}")
+    for why in dict.fromkeys(filter(None, budget.why.values())):
+        without = [label for label, reason in budget.why.items() if reason == why]
+        lines.append(f"no band for {', '.join(without)}: {why}")
     return lines
+
+
+def _expected_text(budget: Budget, unit: str, label: str) -> str:
+    best, low, high = (
+        part[unit][label] for part in (budget.best_val_top1, budget.low, budget.high)
+    )
+    ends = "" if low is None or high is None else f" (band {100 * low:.1f}–{100 * high:.1f})"
+    return f"{percent(best)}{ends}"
 
 
 def audit_text(audit: AuditResult) -> str:
     """One family's audit: how many were finished anyway, the regret, tau by rung."""
     taus = [
-        f"{rung.tau:.2f} at epoch {rung.rung}".replace("-", "−")
+        f"{tau_text(rung)} at epoch {rung.rung}"
         for rung in audit.kendall_tau_by_rung
         if rung.tau is not None
     ]
@@ -172,3 +197,13 @@ def audit_text(audit: AuditResult) -> str:
         f"{audit.family}: {audit.ended} of {audit.pruned} pruned trials finished anyway; "
         f"regret {points(audit.regret_top1)}; Kendall's tau {', '.join(taus) or MISSING}"
     )
+
+
+def tau_text(rung: RungTau) -> str:
+    """Kendall's tau with its interval."""
+    if rung.tau is None:
+        return MISSING
+    ends = "no interval"
+    if rung.low is not None and rung.high is not None:
+        ends = f"{100 * rung.level:.0f} % interval {rung.low:.2f} to {rung.high:.2f}"
+    return f"{rung.tau:.2f} ({ends}, n = {rung.n})".replace("-", "−")

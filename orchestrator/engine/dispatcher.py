@@ -23,7 +23,7 @@ from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.replication import Segments
 from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import attach
-from trainables.config import EpochReport
+from trainables.config import EpochReport, SpeedReport
 from trainables.errors import StorageError, one_line
 from trainables.storage.object_storage import origin
 from trainables.worker.messages import EpochAnswer, Order, SlotCommand
@@ -146,6 +146,12 @@ class Dispatcher:
         self._wake()
         await self._stored()
 
+    async def speeds(self, slot_name: str, reports: Sequence[SpeedReport]) -> None:
+        """How fast the final models are."""
+        self._session.speed.measured(slot_name, reports)
+        self._wake()
+        await self._stored()
+
     # For the driver.
 
     async def open(self) -> None:
@@ -172,6 +178,22 @@ class Dispatcher:
         """The records that begin the last phase."""
         self._session.submit(records)
         self._wake()
+
+    async def measure_speeds(self) -> bool:
+        """Nothing is left to train. Waits while speeds of final models are to be measured; whether
+        that is not over yet."""
+        deadline = time.monotonic() + self._patience_s
+        if self._session.speed.begin():
+            self._wake()
+        while self._session.speed.is_due:
+            if not await self._wait(deadline):
+                return True
+        return False
+
+    async def give_up_speeds(self, reason: str) -> None:
+        """Nobody is there to measure them."""
+        self._session.speed.give_up(reason)
+        await self._stored()
 
     async def health(self) -> SlotHealth:
         """How the slots are."""

@@ -215,8 +215,8 @@ def plan(
     ``geometry`` and ``costs`` are by family. ``totals`` is ``None`` where only the cluster can
     tell what it holds; so are then ``cluster`` and ``slots``. ``slot`` is what one takes,
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
-    family's epochs are over all of its trials, without the finals. ``coming`` says which openings
-    of their test splits those would be.
+    family's ``trials`` are those of one search, its epochs those of all, without the finals.
+    ``coming`` says which openings of their test splits those would be.
     """
     families: list[Plan] = [
         {
@@ -230,8 +230,10 @@ def plan(
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
             "max_epochs": sweep.scheduler.max_epochs,
-            "expected_epochs": round(expected_epochs(sweep.scheduler, sweep.trials), 1),
-            "worst_epochs": sweep.trials * sweep.scheduler.max_epochs,
+            "expected_epochs": round(
+                spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
+            ),
+            "worst_epochs": spec.searches * sweep.trials * sweep.scheduler.max_epochs,
             "warm_start": None
             if sweep.warm_start is None
             else {
@@ -244,7 +246,7 @@ def plan(
         }
         for sweep in spec.sweeps
     ]
-    trials, resources = sum(sweep.trials for sweep in spec.sweeps), spec.sweeps[0].resources
+    trials, resources = len(spec.trial_names()), spec.sweeps[0].resources
     slots = None if totals is None else capacity.slots_of(spec, trials, totals)
     per_worker = capacity.worker_asks(resources)
     return {
@@ -259,8 +261,10 @@ def plan(
         "trials": trials,
         "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),
         "worst_epochs": sum(family["worst_epochs"] for family in families),
+        "searches": spec.searches,
         "final_seeds": spec.final_seeds,
-        "final_epochs": sum(spec.final_seeds * family["max_epochs"] for family in families),
+        "final_epochs": spec.searches
+        * sum(spec.final_seeds * family["max_epochs"] for family in families),
         "test_splits": [opening.as_dict() for opening in coming],
         "budget": spec.budget,
         "prices": spec.prices,
@@ -359,7 +363,7 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     measure = bool(spec.budget) if options.measure is None else options.measure
     trials, costs = session.state_of(spec.folder).trials, None
-    has_new_trials = any(sweep.trial_name(sweep.trials - 1) not in trials for sweep in spec.sweeps)
+    has_new_trials = not spec.trial_names() <= set(trials)
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
         if not trials:

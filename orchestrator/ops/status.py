@@ -215,7 +215,7 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
         epochs.append((expected, most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
-        epochs += [(full, full)] * state.spec.final_seeds
+        epochs += [(full, full)] * state.spec.final_seeds * state.spec.searches
     return epochs
 
 
@@ -246,7 +246,7 @@ def summary(run: RunView) -> str:
 def event_line(record: Record, state: State) -> str | None:
     """The line of a record that ``state`` already knows; ``None`` for one that needs none."""
     event, name = record["event"], record.get("trial")
-    if event == "noted":
+    if event == "noted" or (event == "speed_measured" and "reason" in record):
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()

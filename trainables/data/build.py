@@ -389,6 +389,6 @@ def _uri(remote: str, folder: str) -> str:
 def _key(spec: DataSpec) -> str:
     """Of all that decides on the images, and on which split they are in."""
     plain = asdict(spec)
-    for name in ("folder", "train_limit", "fraction"):
+    for name in ("folder", "train_limit", "fraction", "train_seed"):
         del plain[name]
     return stable_hash(plain)

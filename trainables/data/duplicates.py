@@ -76,7 +76,8 @@ def perceptual_hashes(images: Images) -> Hashes:
 def _cosines(side: int) -> npt.NDArray[np.float32]:
     """The 8 lowest frequencies of the discrete cosine transform over ``side`` pixels, (8, side)."""
     wave, pixel = np.ogrid[:8, :side]
-    return np.cos(np.pi * wave * (2 * pixel + 1) / (2 * side)).astype(np.float32)
+    cosines = np.cos(np.pi * wave * (2 * pixel + 1) / (2 * side))
+    return np.asarray(cosines, dtype=np.float32)
 
 
 def count_duplicates(splits: Mapping[str, SplitImages], class_names: tuple[str, ...]) -> Duplicates:

@@ -266,7 +266,8 @@ def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
     """Sorted int64 row numbers of the train split that this spec trains on.
 
     ``train_limit`` first, then ``fraction`` of what is left (rounded, at least one image); both
-    are prefixes of one stratified order seeded by ``split_seed``, hence nested.
+    are prefixes of one stratified order seeded by ``train_seed`` (``None``: by ``split_seed``),
+    hence nested at one seed.
     """
     labels = store.split("train").labels
     count = len(labels) if spec.train_limit is None else min(spec.train_limit, len(labels))
@@ -274,7 +275,8 @@ def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
     if count == len(labels):
         return np.arange(count, dtype=np.int64)
     digests = store.digests("train")
-    order = stratified_order(labels, digests, seed=spec.split_seed, salt="subset")
+    seed = spec.split_seed if spec.train_seed is None else spec.train_seed
+    order = stratified_order(labels, digests, seed=seed, salt="subset")
     return np.sort(order[:count])
 
 

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from orchestrator.compare.budget import BudgetCurve, spending
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.families import Importance, Trials, at_equal_budget
+from orchestrator.compare.recipe_axes import Importance, Trials, trials_of
 from orchestrator.compare.runs import Array, Curve, Family, best_trial
 from orchestrator.wording import axis_name, value_text
 
@@ -378,6 +378,8 @@ def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figu
 
 def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
     """The lines of several families alone, to be compared; nothing for one family."""
+    from matplotlib.ticker import EngFormatter
+
     if len(curves) < 2:
         return []
     figures = []
@@ -385,6 +387,7 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
     for unit, title, what in (
         ("trials", "All by trials", "trials"),
         ("seconds", "All by device time", "device seconds"),
+        ("flops", "All by FLOPs", "FLOPs"),
     ):
         data = [(curve, getattr(curve, unit)) for curve in curves]
         with new_plot() as axes:
@@ -395,6 +398,8 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
                     _marked_end(axes, place, x, best, linewidth=2.0, linestyle=style)
             axes.set_xlim(left=0)
             axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
+            if unit == "flops":
+                axes.xaxis.set_major_formatter(EngFormatter())
             label = f"Expected best validation accuracy of every family against {what}"
             figures.append(figure_of(axes, f"expected-{unit}", title, label, data))
     return figures
@@ -405,40 +410,42 @@ def recipe_figures(
 ) -> tuple[list[Figure], list[Figure]]:
     """For each family with known importance its bars, and its trials across the axes."""
     important = {entry.family: entry for entry in comparison.importance}
-    ends = [100 * x for e in important.values() for axis in e.axes for x in (axis.low, axis.high)]
-    limits = max(-60.0, min([-2.0, *ends])), min(260.0, max([10.0, *ends]))
+    limits = 0.0, max([10.0, *(100 * a.high for e in important.values() for a in e.axes)])
     importances, across = [], []
     for index, family in enumerate(families):
-        trials, entry = at_equal_budget(family), important.get(family.label)
+        trials, entry = trials_of(family), important.get(family.label)
         if entry is None or trials is None:
             continue
         importances.append(_importance(entry, index, limits))
-        across.append(_across_axes(trials, [axis.axis for axis in entry.axes], index))
+        whole = trials.only(trials.at_full_length)
+        across.append(_across_axes(whole, [axis.axis for axis in entry.axes], index))
     return importances, across
 
 
 def _importance(entry: Importance, index: int, limits: tuple[float, float]) -> Figure:
-    """Importance of each axis, the most important on top, with its range over seeds."""
+    """Importance of each axis, the most important on top, with its interval."""
     upwards = entry.axes[::-1]
     with new_plot(size=(4.1, 1.1 + 0.3 * len(upwards)), grid="x") as axes:
         names = [axis_name(axis.axis) for axis in upwards]
-        means = [max(100 * axis.share, 0) for axis in upwards]
+        means = [100 * axis.share for axis in upwards]
         ends = [(100 * axis.low, 100 * axis.high) for axis in upwards]
         bars(axes, names, means, ends, color(index))
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set(xlim=limits, xlabel="share of the variance, %")
         shares = [f"{axis_name(axis.axis)} {100 * axis.share:.0f} %" for axis in entry.axes]
-        title = f"{entry.family}, after epoch {entry.epoch}"
+        title = f"{entry.family}, at full length"
         label = f"Importance of recipe axes: {', '.join(shares)}"
         return figure_of(axes, f"axes-{index}", title, label, entry, family=index)
 
 
 def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
-    """Every trial a line across the axes in ``order``, accuracy last; the better, the stronger."""
-    heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(trials.values)]
+    """Every trial known at full length a line across the axes in ``order``, accuracy last; the
+    better, the stronger."""
+    values = trials.reached[:, -1]
+    heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(values)]
     lines = np.column_stack(heights)  # (N, axes + 1)
-    places, ranked = np.arange(lines.shape[1]), _shown(trials.values)
-    family, after = trials.curves[0].family, f"after epoch {trials.epoch}"
+    places, ranked = np.arange(lines.shape[1]), _shown(values)
+    family, after = trials.curves[0].family, "at full length"
     with new_plot(size=(4.1, 3.3), grid=None) as axes:
         axes.spines[["left", "bottom"]].set_visible(False)
         for part in np.array_split(np.arange(len(ranked)), min(8, len(ranked))):
@@ -450,18 +457,18 @@ def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
                 linewidth=0.7 + 0.5 * rank,
                 alpha=0.25 + 0.6 * rank**2,
             )
-        axes.plot(places, lines[np.argmax(trials.values)], color=color(index), linewidth=2.6)
+        axes.plot(places, lines[np.argmax(values)], color=color(index), linewidth=2.6)
         axes.vlines(places, 0, 1, color=MUTED, linewidth=0.9)
         for place, axis in enumerate(order):
             _levels(axes, place, trials, axis)
-        for height, value in ((0, trials.values.min()), (1, trials.values.max())):
+        for height, value in ((0, values.min()), (1, values.max())):
             _note(axes, places[-1], height, f"{100 * value:.0f} %")
         axes.set(xlim=(-0.35, places[-1] + 0.35), ylim=(-0.14, 1.12), yticks=[])
         names = [*map(axis_name, order), "accuracy"]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
         label = f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}"
-        by_value = sorted(zip(trials.values, trials.curves, strict=True), key=lambda p: -p[0])
+        by_value = sorted(zip(values, trials.curves, strict=True), key=lambda p: -p[0])
         name, title, data = f"lines-{index}", f"{family}, {after}", (order, by_value)
         return figure_of(axes, name, title, label, data, family=index)
 

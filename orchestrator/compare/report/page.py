@@ -25,13 +25,15 @@ from orchestrator import wording
 from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.data_notes import copies_lines
-from orchestrator.compare.families import FEWEST, SEEDS
-from orchestrator.compare.finals import PooledProbes, describe_verdict
+from orchestrator.compare.probes import PooledProbes
+from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER
+from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError
 
 PAGE, PLOTS = "report.html", "plots"
@@ -148,16 +150,18 @@ def _environment() -> Environment:
     filters = (
         wording.axis_name, wording.count, wording.day, wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
-        table.budget_lines, table.domain_text, table.edge_text, table.unfinished_text,
-        seed_figures.effect_text, seed_figures.number, describe_verdict,
+        table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
+        table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,
+        describe_verdict,
         command, record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["column_classes"] = _column_classes
+    environment.filters["level_text"] = OF_LEVEL.__getitem__
     environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
-        "POWER": POWER, "SEEDS": SEEDS, "FEWEST": FEWEST, "LINES": figures.LINES,
+        "POWER": POWER, "FEWEST": FEWEST, "LINES": figures.LINES,
         "unit_words": seed_figures.UNIT_WORDS,
     }  # fmt: skip
     return environment
@@ -277,10 +281,12 @@ def command(run: RunData) -> str:
         words += [sweep.family for sweep in spec.sweeps]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
+            "searches": spec.searches if len(spec.sweeps) > 1 or spec.searches > 1 else None,
             "trials": first.trials,
             "max-epochs": scheduler.max_epochs,
             "seed": first.seed,
             "final-seeds": spec.final_seeds or None,
+            "margin": spec.margin if spec.margin != RunSpec.margin else None,
             "audit": scheduler.audit or None,
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,
         }

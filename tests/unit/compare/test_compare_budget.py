@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.compare.budget import best_of, cdf_bounds, expected_best
+from orchestrator.compare.budget import best_of, budget_curve, budgets, cdf_bounds, expected_best
+from orchestrator.compare.runs import Family, collect, load
+from orchestrator.spec.spaces import WarmStart
 from tests.unit.compare.compare_runs import RunFolder, compared
 
 ALPHA = 0.1
@@ -24,14 +30,51 @@ def truth(trials: np.ndarray) -> np.ndarray:
     return np.array([1 - np.trapezoid(LAW.cdf(GRID) ** k, GRID) for k in trials])
 
 
+VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+
+
+def mean_of_best(values: Sequence[float], k: int) -> float:
+    """Over every choice of k of the values."""
+    return float(np.mean([max(chosen) for chosen in combinations(values, k)]))
+
+
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(1, 4)
-)  # fmt: skip
-def test_expected_best_is_the_mean_over_all_draws(values: list[float], k: int) -> None:
-    every = np.array(np.meshgrid(*[values] * k)).reshape(k, -1).max(axis=0).mean()
-    made = best_of(values, [], 0, trials=np.array([k]), alpha=0.5)
-    assert made.expected_best[0] == pytest.approx(every)
+@given(VALUES)
+def test_expected_best_is_the_mean_over_all_choices(values: list[float]) -> None:
+    trials = np.arange(1, len(values) + 1)
+    made = best_of(values, [], 0, trials=trials, alpha=0.5).expected_best
+    assert made == pytest.approx([mean_of_best(values, k) for k in trials])
+    assert (made[0], made[-1]) == pytest.approx((np.mean(values), max(values)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_an_audit_gives_on_average_what_all_trials_would(data: st.DataObject) -> None:
+    """Over every audit that could have been drawn: the same up to as many trials as were audited,
+    and no more beyond."""
+    kept = data.draw(st.lists(st.floats(0, 1), max_size=3))
+    lost = data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+    audited = data.draw(st.integers(1, len(lost)))
+    trials = np.arange(1, len(kept) + len(lost) + 1)
+    made = np.mean(
+        [
+            best_of(kept, seen, len(lost), trials=trials, alpha=0.5).expected_best
+            for seen in combinations(lost, audited)
+        ],
+        axis=0,
+    )
+    whole = np.array([mean_of_best([*kept, *lost], k) for k in trials])
+    assert made[:audited] == pytest.approx(whole[:audited])
+    assert np.all(made <= whole + 1e-9)
+
+
+def test_many_trials_are_counted_as_exactly_as_few() -> None:
+    """Tang et al. (2020), section 3: the sum over order statistics, in whole numbers."""
+    values = np.sort(np.random.default_rng(0).random(400))
+    for k in (1, 7, 399, 400):
+        weights = [math.comb(i - 1, k - 1) / math.comb(400, k) for i in range(1, 401)]
+        made = best_of(values.tolist(), [], 0, trials=np.array([k]), alpha=0.5)
+        assert made.expected_best[0] == pytest.approx(float(weights @ values), rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 5, 40, 400])
@@ -124,6 +167,7 @@ def test_without_pruning_the_curve_is_the_ledgers(tmp_path: Path) -> None:
     assert (made["valid"], made["n"], made["trials"]) == (True, 3, [1, 2, 3])
     assert made["expected_best"][0] == pytest.approx((0.6 + 0.8 + 0.0) / 3)
     assert made["seconds"] == pytest.approx([5 * 1.1 / 3 * k for k in (1, 2, 3)])
+    assert made["flops"] == pytest.approx([5e9 / 3 * k for k in (1, 2, 3)])
 
 
 def test_pruning_without_an_audit_is_descriptive_only(tmp_path: Path) -> None:
@@ -163,3 +207,88 @@ def test_an_unfinished_search_promises_nothing(tmp_path: Path, audited: int | No
     run.trial("vit", [0.5, 0.7], end=None, audited=audited)
     made = curve_of(run)
     assert (made["valid"], made["why"]) == (False, "trials still run")
+
+
+def family_of(folder: Path, *, trials: int = 12) -> Family:
+    run = RunFolder(folder, ("vit",))
+    for index in range(trials):
+        run.trial("vit", [0.5 + 0.01 * index])
+    return collect([load(run.close())])[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"warm_start": WarmStart(sources=("earlier",), recipes=({},))}, "best recipes of earlier"),
+        ({"grid": ({},) * 12}, "a grid"),
+    ],
+)
+def test_recipes_that_are_not_drawn_at_random_are_descriptive(
+    tmp_path: Path, more: dict[str, Any], why: str
+) -> None:
+    family = family_of(tmp_path / "run")
+    assert family.sweep
+    made = budget_curve(replace(family, sweep=replace(family.sweep, **more)))
+    assert made
+    assert not made.valid
+    assert why in str(made.why)
+
+
+@pytest.mark.parametrize(("sampler", "trials", "valid"), [
+    ("tpe", 12, False), ("tpe", 8, True), ("random", 12, True), ("sobol", 12, True),
+])  # fmt: skip
+def test_what_tpe_draws_by_results_is_descriptive(
+    tmp_path: Path, sampler: str, trials: int, valid: bool
+) -> None:
+    """Its first ten trials are Sobol points, as without it."""
+    family = family_of(tmp_path / "run", trials=trials)
+    assert family.sweep
+    scheduler = replace(family.sweep.scheduler, sampler=sampler)
+    family = replace(family, sweep=replace(family.sweep, scheduler=scheduler))
+    made = budget_curve(family)
+    assert made
+    assert made.valid == valid
+    low = budgets([family]).low["trials"]["vit"]
+    assert (low is not None) == valid
+
+
+def two_families(folder: Path, vit: Sequence[float], resnet: Sequence[float]) -> dict[str, Any]:
+    """A ViT costs thirty times the time of a ResNet, which costs thirty times its FLOPs."""
+    run = RunFolder(folder)
+    for value in vit:
+        run.trial("vit", [value], seconds=30.0, flops=1e9)
+    for value in resnet:
+        run.trial("resnet", [value], seconds=1.0, flops=3e10)
+    return compared(run.close())
+
+
+# One trial in six is good: the best of 60 is, that of two hardly ever.
+RARE = [0.9 if index % 6 == 0 else 0.1 for index in range(60)]
+
+
+def test_the_order_changes_only_beyond_the_bands(tmp_path: Path) -> None:
+    made = two_families(tmp_path / "many", RARE, RARE)
+    budget = made["budget"]
+    assert budget["ranking"]["device_seconds"] == ["resnet", "vit"]
+    assert budget["ranking"]["flops"] == ["vit", "resnet"]
+    for unit, ahead, behind in (("device_seconds", "resnet", "vit"), ("flops", "vit", "resnet")):
+        assert budget["low"][unit][ahead] > budget["high"][unit][behind]
+    assert budget["flips"] is True
+    assert "order changes" in made["answer"]
+    few = two_families(tmp_path / "few", RARE[:12], RARE[:12])
+    assert few["budget"]["ranking"] == budget["ranking"]
+    assert few["budget"]["flips"] is False
+    assert "order changes" not in few["answer"]
+
+
+def test_without_a_band_there_is_no_change_of_order(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for family, seconds, flops in (("vit", 30.0, 1e9), ("resnet", 1.0, 3e10)):
+        for value in RARE:
+            run.trial(family, [value], seconds=seconds, flops=flops)
+        run.trial(family, [0.1], end="pruned", seconds=seconds, flops=flops)
+    budget = compared(run.close())["budget"]
+    assert budget["ranking"]["device_seconds"] != budget["ranking"]["flops"]
+    assert set(budget["low"]["flops"].values()) == {None}
+    assert "without an audit" in budget["why"]["vit"]
+    assert budget["flips"] is False

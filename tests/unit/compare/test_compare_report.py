@@ -88,7 +88,7 @@ def test_it_loads_nothing_from_outside(demo: str) -> None:
 def test_every_picture_has_words_and_a_table(demo: str) -> None:
     page = Page(demo)
     pictures = page.of("svg")
-    assert len(pictures) == 2 + 3 + (3 + 2 + 3)
+    assert len(pictures) == 2 + 3 + (3 + 3 + 3)
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in pictures)
     assert len(page.figures) == len(pictures)
     for figure in page.figures:
@@ -217,7 +217,8 @@ def test_the_audit_and_the_gap_are_those_of_the_comparison(tournament: Path, who
         assert f"{entry['ended']} of {entry['pruned']}" in said
         for one in entry["kendall_tau_by_rung"]:
             assert one["tau"] is not None
-            assert f"{one['tau']:.2f} (n = {one['n']})".replace("-", "−") in said
+            ends = f"{one['low']:.2f} to {one['high']:.2f}, n = {one['n']})"
+            assert f"{one['tau']:.2f} (95 % interval {ends}".replace("-", "−") in said
     for gap in made["gap"]:
         assert f"{100 * gap['selection']:.1f} points".replace("-", "−") in said
     for entry in made["curves_over_budget"]:
@@ -246,7 +247,7 @@ def test_what_runs_have_none_of_is_said_to_be_missing(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", ("vit",))
     run.trial("vit", [0.5])
     said = " ".join(Page(report(run.close())).text)
-    for missing in ("no final was run", "no final was probed", "importance needs 8 trials",
+    for missing in ("no final was run", "no final was probed", "Importance is missing",
                     "Nothing was pruned"):  # fmt: skip
         assert missing in said
 
