@@ -193,7 +193,7 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tournament(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tournament_run(tmp_path_factory.mktemp("runs") / "whole", trials=16)
+    return tournament_run(tmp_path_factory.mktemp("runs") / "whole", trials=24)
 
 
 @pytest.fixture(scope="module")
