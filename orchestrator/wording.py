@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -60,12 +61,17 @@ def p_text(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.3g}"
 
 
-def interval(mean: float, low: float | None, high: float | None, level: float, n: int) -> str:
-    """``mean (interval, n seeds)`` of an accuracy."""
+def interval(
+    mean: float, low: float | None, high: float | None, level: float, n: int,
+    searches: int = 1, images: int | None = None,
+) -> str:  # fmt: skip
+    """``mean (interval, n)`` of an accuracy; ``images`` stay unsaid."""
+    count = f"n = {n}" if searches == 1 else f"{searches} searches, {n} finals"
     if low is None or high is None:
-        return f"{percent(mean)} (n = {n}, no interval)"
-    ends = f"{100 * low:.1f}–{100 * high:.1f}"
-    return f"{percent(mean)} ({100 * level:.0f} % interval {ends}, n = {n})"
+        return f"{percent(mean)} ({count}, no interval)"
+    # Rounded outwards: an interval that is narrower than a digit is still one.
+    ends = f"{math.floor(1000 * low) / 10:.1f}–{math.ceil(1000 * high) / 10:.1f}"
+    return f"{percent(mean)} ({100 * level:.0f} % interval {ends}, {count})"
 
 
 def day(time: float) -> str:

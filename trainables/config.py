@@ -257,8 +257,10 @@ class DataSpec(Spec, section="data"):
     (seeded, stratified); ``fraction`` is a share of them, nested: the 10 % lies inside the 30 %.
     ``val_fraction`` is carved from train where the source has no ``val`` split, and
     ``test_fraction`` where it has no ``test`` split; ``split_seed`` draws both, ``val_seed`` draws
-    another val beside the same test. ``short_side`` is the stored short side in
-    pixels of images that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
+    another val beside the same test. ``train_seed`` draws another subset of the training images
+    where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
+    are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
+    that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
     """
 
     source: str = "digits"
@@ -269,9 +271,56 @@ class DataSpec(Spec, section="data"):
     test_fraction: float = ruled(0.1, 0, 0.5, open_low=True)
     split_seed: int = ruled(0, 0, MAX_SEED)
     val_seed: int | None = ruled(None, 0, MAX_SEED)
+    train_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
+
+    def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
+        """As of every spec, but ``train_seed`` is written only where there is one: hashes and
+        checkpoints from before it are those of the same training."""
+        plain = super().as_dict(operational=operational)
+        if self.train_seed is None:
+            del plain["train_seed"]
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Spec):
+    """One image of which there are others with the same pixels: row ``row`` of the store's
+    ``split``, class ``label``; ``place`` is its file or row in the source, where that is known."""
+
+    split: str
+    row: int
+    label: str
+    place: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateGroup(Spec):
+    """``images`` with the same pixels, and some of them."""
+
+    images: int
+    copies: tuple[Copy, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates(Spec):
+    """Images that a store holds more than once, by the pixels that are stored.
+
+    ``groups`` of such images, ``images`` in them all; in ``mislabelled`` groups labels differ.
+    ``within``: by split, images that repeat another one of it. ``between``: by pair of splits,
+    ``test/train``, images of the first that are in the second too. ``near``: the same of images
+    that are not in the second but look almost like one there. ``examples``: a few groups.
+    """
+
+    groups: int = 0
+    images: int = 0
+    mislabelled: int = 0
+    within: Mapping[str, int] = field(default_factory=dict)
+    between: Mapping[str, int] = field(default_factory=dict)
+    near: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[DuplicateGroup, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +330,9 @@ class DatasetFacts(Spec):
     ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
     ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
     split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
-    the split. ``mirror_safe`` is False where a mirrored image is another sign (digits).
-    ``skipped`` counts corrupt images left out.
+    the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
+    where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
+    ``duplicates`` is ``None`` where nobody has counted them.
     """
 
     name: str | None = None
@@ -292,8 +342,10 @@ class DatasetFacts(Spec):
     channels: int = 3
     counts: Mapping[str, int] = field(default_factory=dict)
     content_hash: str | None = None
+    test_hash: str | None = None
     mirror_safe: bool = True
     skipped: int = 0
+    duplicates: Duplicates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,3 +388,14 @@ class EpochReport:
     metrics: dict[str, float]
     checkpoint: str | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedReport:
+    """How fast a trial's model predicts, JSON-ready, as
+    :func:`trainables.evaluate.speed.measure_speeds` says; empty with the ``reason`` why that is
+    not known."""
+
+    trial: str
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None

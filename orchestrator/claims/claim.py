@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from orchestrator.claims.effects import Json, Measured
-from orchestrator.claims.results import TrialResult
-from trainables.config import stable_hash
+from orchestrator.claims.effects import TESTS, Json, Measured, known_verdicts
+from orchestrator.claims.results import FEWEST_SEEDS, LEARNED, TrialResult
+from orchestrator.spec import named_sweeps
+from trainables.config import Recipe, stable_hash
 
 # Of the rule that all claims share (effects.py, results.py): raised by hand when what it gives
 # changes, as a claim's own ``rule_version`` is. A test holds what the rules give on known worlds.
-RULE_VERSION = 1
-# The hash covered the source text of the rule before rules had versions. By today's digest, the
-# hash that the same declaration and rule had then: runs of that time go on and are reread under it.
-EARLIER_HASHES = {
-    "c464e6afacecde44": "4f17086866d1312f",  # lr-lower-for-vit
-    "9a71eec5f9e774cf": "202e33bc87d5992f",  # small-patches-help
-    "2dd978ff9677d8ce": "998e884f81a87d55",  # augmentation-helps-vit-more
-    "19117e9b8941ceae": "8898939362c596b6",  # conv-stem-converges-faster
-    "c7a0cebab3da4e89": "915bf26c2cde6359",  # vit-needs-more-data
-    "6ac87f5ef7851ea9": "cf694eb9d253c764",  # cnn-more-shift-invariant
-}
+RULE_VERSION = 2
+# What each seed draws for itself: order of images, first weights and augmentation (all by
+# ``seed``), the validation images, and the training images where not all of them are used. The
+# arms of a seed share them.
+SEEDED = ("seed", "data.val_seed", "data.train_seed")
+LARGEST_VAL_SHARE = 0.2  # of the training images, that are carved to validate on
+DEFAULT_VAL_SHARE = 0.1  # of a source without val, which validation images are carved by
+# Arms and defaults are hashed as they are laid out here, whatever data a run is given.
+REFERENCE: dict[str, Any] = {"dataset": "cifar10", "scale": "tiny"}
+REFERENCE_SIDE, REFERENCE_PATCH = 32, 4
+STARTS = ("none", "hub")
+OF_A_PRESET = "batch_size_per_worker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +97,12 @@ class Claim:
 
     ``alpha`` bounds the probability of a wrong verdict, ``smallest_effect`` (in the statistic's
     unit) is the cut between an effect that would matter and one that would not. ``recipe`` is
-    what all arms share beside the defaults. ``arms`` lays the design out, ``measure`` turns its
-    results into effects with one value a seed, above 0 where it speaks for the claim. It reads the
-    seeds of which all trials finished, or all of them where ``failed_count`` as results. Whoever
-    changes what ``arms`` and ``measure`` give raises ``rule_version``.
+    what all arms share beside the defaults, ``clip_grad_norm`` the norm that all of them clip
+    gradients at (``None``: none does; the default recipe's has no say). ``arms`` lays the design
+    out, ``measure`` turns its results into effects with one value a seed, above 0 where it speaks
+    for the claim, by the ``thresholds`` of its module. It reads the seeds of which all trials
+    finished, or all of them where ``failed_count`` as results. Whoever changes what ``measure``
+    gives raises ``rule_version``.
     """
 
     name: str
@@ -117,7 +122,9 @@ class Claim:
     arms: Callable[[Setting], Sequence[Arm]]
     measure: Callable[[Sequence[TrialResult]], Measured]
     failed_count: bool
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    clip_grad_norm: float | None = None
     alpha: float = 0.05
     fewest_images_per_class: int = 10
     fewest_share: float = 1.0  # of the training images that the smallest arm sees
@@ -135,16 +142,70 @@ class Claim:
             arms=rule.arms,
             measure=rule.measure,
             failed_count=getattr(rule, "FAILED_COUNT", False),
+            thresholds=getattr(rule, "THRESHOLDS", {}),
         )
+
+    def shared_recipe(self, default: Recipe) -> Recipe:
+        """What all arms are trained with beside their levels and the preset's batch size."""
+        return replace(default, clip_grad_norm=self.clip_grad_norm, **self.recipe)
 
     def declaration(self) -> Json:
         """Every word and number of the claim, JSON-ready, with the ``hash`` that binds it.
 
-        The hash covers these and the versions of the rule, so that a verdict by another rule shows.
+        The hash covers these, the :attr:`design` that they leave to code and defaults, and the
+        versions of the rule, so that a verdict by another rule shows.
         """
-        of_the_rule = ("arms", "measure", "failed_count", "rule_version")
+        of_the_rule = ("arms", "measure", "failed_count", "rule_version", "thresholds")
         entries = [entry.name for entry in fields(self) if entry.name not in of_the_rule]
-        plain = json.dumps({name: getattr(self, name) for name in entries}, default=vars)
-        words = json.loads(plain)
-        digest = stable_hash([words, self.rule_version, RULE_VERSION])
-        return {**words, "hash": EARLIER_HASHES.get(digest, digest)}
+        words = {**_plain({name: getattr(self, name) for name in entries}), "design": self.design}
+        return {**words, "hash": stable_hash([words, self.rule_version, RULE_VERSION])}
+
+    @cached_property
+    def design(self) -> Json:
+        """The test with its correction and what it gives for known values, what is drawn for each
+        seed, what is read by which threshold, the arms of every preset (as hashes: some have a
+        hundred), and the defaults that the arms rely on, by family."""
+        design: Json = _plain(
+            {
+                "tests": TESTS,
+                "known_verdicts": stable_hash(known_verdicts()),
+                "seeded": SEEDED,
+                "failed_count": self.failed_count,
+                "thresholds": {
+                    "learned": LEARNED,
+                    "fewest_seeds": FEWEST_SEEDS,
+                    "largest_val_share": LARGEST_VAL_SHARE,
+                    "default_val_share": DEFAULT_VAL_SHARE,
+                    **self.thresholds,
+                },
+                "arms": {name: self._arms_hash(preset) for name, preset in self.presets.items()},
+                "defaults": {family: self._defaults(family) for family in self.families},
+            }
+        )
+        return design
+
+    def _arms_hash(self, preset: Preset) -> str:
+        settings = [
+            Setting(preset=preset, side=REFERENCE_SIDE, patch=REFERENCE_PATCH, weights=start)
+            for start in STARTS
+        ]
+        return stable_hash([_plain(self.arms(setting)) for setting in settings])
+
+    def _defaults(self, family: str) -> Json:
+        """Optimizer, schedule, weight decay, augmentation ... of a family's arms, and how the
+        images are split, where the claim says nothing else."""
+        sweep = named_sweeps.family_sweep(family, **REFERENCE, weights=STARTS[0])
+        recipe = self.shared_recipe(sweep.recipe).as_dict()
+        data = sweep.data.as_dict(operational=False)
+        own = ("source", "archive", "train_limit", "val_fraction")  # laid out, or the user's
+        return {
+            "recipe": {name: value for name, value in recipe.items() if name != OF_A_PRESET},
+            "backbone": sweep.backbone.as_dict(),
+            "data": {name: value for name, value in data.items() if name not in own},
+        }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    plain: Any = json.loads(json.dumps(value, default=vars))
+    return plain

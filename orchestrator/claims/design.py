@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.claims.claim import Arm, Claim, Preset, Setting
+from orchestrator.claims.claim import (
+    DEFAULT_VAL_SHARE,
+    LARGEST_VAL_SHARE,
+    SEEDED,
+    Arm,
+    Claim,
+    Preset,
+    Setting,
+)
 from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
 from orchestrator.launch.options import RunOptions
@@ -23,12 +31,10 @@ from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable
 from trainables.data.sources import known_images
 from trainables.errors import UserError, collected, raise_if_any
 
-LARGEST_VAL_SHARE = 0.2
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
-DEFAULT_VAL_SHARE = 0.1  # of a source without val, which validation images are carved by
 OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
-LAID_OUT = ("trials", "seed", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
-            "scheduler.audit", "data.source", "data.val_seed", "data.split_seed",
+LAID_OUT = ("trials", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
+            "scheduler.audit", "data.source", "data.split_seed", *SEEDED,
             "backbone.scale", "backbone.weights")  # fmt: skip
 
 
@@ -54,7 +60,7 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     )
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
-    # The same for all arms, so that seed by seed they share order, first weights and val.
+    # The same for all arms, so that seed by seed they share all that a seed draws.
     seeds = [
         int(stable_hash([options.seed or 0, "claim", index])[:7], 16)
         for index in range(preset.seeds)
@@ -163,7 +169,8 @@ def _bases(
     bases = []
     for family in claim.families:
         plain = named_sweeps.family_sweep(family, dataset=source, scale=scale, weights=weights)
-        recipe = replace(plain.recipe, batch_size_per_worker=preset.batch_size, **claim.recipe)
+        recipe = claim.shared_recipe(plain.recipe)
+        recipe = replace(recipe, batch_size_per_worker=preset.batch_size)
         data = replace(
             plain.data,
             train_limit=preset.train_images,
@@ -195,9 +202,10 @@ def _refuse_laid_out(claim: Claim, arms: Sequence[Arm], texts: Sequence[str]) ->
 
 def _sweep(base: SweepSpec, arms: Sequence[Arm], seeds: Sequence[int]) -> SweepSpec:
     """One family's arms, seed after seed, so that a run cut short has whole seeds."""
-    # Each seed has validation images of its own: on shared ones all seeds would err together.
+    # Each seed has training and validation images of its own: on shared ones all seeds would err
+    # together, and the spread over seeds would not show it.
     rows = [
-        {**arm.levels, "data.val_seed": seed, "seed": seed, "epochs": arm.epochs}
+        {**arm.levels, **dict.fromkeys(SEEDED, seed), "epochs": arm.epochs}
         | ({"shift_offsets_px": list(arm.shift_offsets_px)} if arm.shift_offsets_px else {})
         for seed in seeds
         for arm in arms
@@ -233,7 +241,11 @@ class ArmPrice(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimPlan(Spec):
-    """The plan of a claim's run, JSON by :meth:`as_dict`; what is not known is ``None``."""
+    """The plan of a claim's run, JSON by :meth:`as_dict`; what is not known is ``None``.
+
+    ``train_images``: of the arms, ascending. ``clip_grad_norm``: by family, ``None`` without
+    clipping.
+    """
 
     claim: str
     statement: str
@@ -242,6 +254,9 @@ class ClaimPlan(Spec):
     spec_hash: str
     preset: str
     departures: Sequence[str]
+    train_images: Sequence[int]
+    train_images_available: int
+    clip_grad_norm: Mapping[str, float | None]
     trials: int
     epochs: int
     device: str
@@ -260,11 +275,15 @@ def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] |
     resources = spec.sweeps[0].resources
     slots = None if totals is None else slots_of(spec, trials, totals)
     claim = spec.claim or {}
+    available = min(facts.counts["train"] for facts in forecast.images_of(spec).values())
     plan = ClaimPlan(
         claim=claim["name"],
         run=spec.name,
         spec_hash=spec.hash(),
         **{key: claim[key] for key in ("statement", "hash", "preset", "departures")},
+        train_images=_train_images(spec, available),
+        train_images_available=available,
+        clip_grad_norm={sweep.family: sweep.recipe.clip_grad_norm for sweep in spec.sweeps},
         trials=trials,
         epochs=sum(arm.trials * arm.epochs for arm in arms),
         device=limits.device(resources),
@@ -282,6 +301,16 @@ def price(spec: RunSpec, options: ClaimOptions, *, totals: Mapping[str, float] |
         wall_hours=(seconds / slots + cold_start_s) / limits.HOUR_S if slots else None,
         usd=limits.usd(seconds * resources.num_workers, resources, spec.prices),
     )
+
+
+def _train_images(spec: RunSpec, available: int) -> list[int]:
+    """How many training images arms see of as many as ``available``, ascending."""
+    sizes = set()
+    for sweep in spec.sweeps:
+        limit = min(available, sweep.data.train_limit or available)
+        shares = {row.get("data.fraction", sweep.data.fraction) for row in sweep.grid}
+        sizes |= {max(1, round(share * limit)) for share in shares}
+    return sorted(sizes)
 
 
 def _arm_prices(spec: RunSpec, sweep: SweepSpec, options: ClaimOptions) -> Iterator[ArmPrice]:
@@ -326,6 +355,8 @@ def price_lines(plan: ClaimPlan) -> list[str]:
         f"run       {plan.run}, rule {plan.hash}, preset {plan.preset}{departures}",
         f"trials    {plan.trials} on {plan.slots or 'as many as fit'} slots, "
         f"{plan.epochs} epochs in all",
+        f"data      {_drawn(plan)}",
+        f"clipping  {_clipping(plan)}",
         f"forecast  {_hours(plan)}",
     ]
     for arm in plan.arms:
@@ -339,6 +370,25 @@ def price_lines(plan: ClaimPlan) -> list[str]:
         name = f"{arm.family:<8}{f' ({levels})' if levels else ''}"
         lines.append(f"  {name} {arm.trials} trials of {arm.epochs} epochs: {cost}")
     return lines
+
+
+def _drawn(plan: ClaimPlan) -> str:
+    available, sizes = plan.train_images_available, list(plan.train_images)
+    everything = f"all {available:,} training images in every seed: there is nothing to draw"
+    if sizes == [available]:
+        return f"{everything}, so no verdict covers which images were collected"
+    texts = ", ".join(f"{size:,}" for size in sizes if size < available)
+    if available in sizes:
+        return f"{everything}; the {texts} of smaller arms are drawn for each seed"
+    return f"{texts} of {available:,} training images, drawn for each seed, shared by its arms"
+
+
+def _clipping(plan: ClaimPlan) -> str:
+    norms = plan.clip_grad_norm
+    texts = {f: "off" if norm is None else f"at norm {norm:g}" for f, norm in norms.items()}
+    if len(set(texts.values())) == 1:
+        return f"gradients {next(iter(texts.values()))}, in all arms alike"
+    return f"gradients {', '.join(f'{family} {text}' for family, text in texts.items())}: unequal"
 
 
 def _hours(plan: ClaimPlan) -> str:

@@ -5,7 +5,7 @@ standard error s, Student's t with n - 1 degrees of freedom tests both sides of 
 
     supported      the effect is shown to be above d
     refuted        the effect is shown to be below d, were it zero or against the claim
-    undetermined   neither
+    undetermined   neither, or an arm is where its scale says nothing
 
 Every world is on one side of d, so a verdict can be wrong in one way only, and is with
 probability alpha at most. t wants values that are about normal; differences between two arms,
@@ -13,14 +13,15 @@ whose noise is alike, are at least symmetric. Where a claim has several effects 
 each, a budget each), Holm's correction (1979) holds alpha over all of them, the direction included
 (Shaffer 1980); the claim is supported when all are, refuted when one is.
 
-Whoever changes this rule, or how ``results.py`` reads results, raises ``claim.RULE_VERSION``.
+Whoever changes this rule, or how ``results.py`` reads results, raises ``claim.RULE_VERSION``. What
+the rule gives for known values (:func:`known_verdicts`) is part of every claim's hash besides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from orchestrator.compare.statistics import (
     POWER,
     holm,
     mean_interval,
+    mean_over,
     mean_series,
     standard_error,
     t_below,
@@ -39,6 +41,13 @@ Array = np.ndarray
 Json = dict[str, Any]  # a JSON object: of a verdict, an effect, a diagram
 
 SUPPORTED, REFUTED, UNDETERMINED = "supported", "refuted", "undetermined"
+# In words, for whoever reads a declaration.
+TESTS = {
+    "test": "Student's t over seeds, one-sided, on both sides of the smallest effect",
+    "correction": "Holm (1979) over the effects that decide",
+    "verdict": "supported when all effects are, refuted when one is",
+}
+ROUNDING = 1e-9  # seeds closer than this differ by rounding: one image in a million is more
 
 
 class NoVerdict(Exception):
@@ -64,14 +73,23 @@ class Effect:
         """Whether it is known in every seed."""
         return all(map(math.isfinite, self.values))
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether seeds differ by more than rounding: without, nothing tells how sure they are."""
+        return max(self.values) - min(self.values) > ROUNDING
+
     def summary(self, alpha: float) -> Json:
-        """Mean and interval over seeds, JSON-ready; each side of the interval at ``alpha``."""
+        """Mean and interval over seeds, JSON-ready; each side of the interval at ``alpha``. There
+        is no interval where seeds have no spread: one of no width would promise certainty."""
+        interval = mean_interval(self.values, 1 - 2 * alpha)
+        if not self.has_spread:
+            interval = replace(interval, low=None, high=None)
         return {
             "name": self.name,
             "unit": self.unit,
             "bound": self.bound,
             "values": list(self.values),
-            **vars(mean_interval(self.values, 1 - 2 * alpha)),
+            **vars(interval),
         }
 
 
@@ -84,13 +102,19 @@ def line(
     name: str, place: int, x: Array | Sequence[float], values: Array, *, stepped: bool = False
 ) -> Json:
     """One line of a diagram: at each of ``x``, (points,), the mean of ``values``, (seeds, points),
-    with its 95 % interval. ``place`` colours it as the family at that place; a stepped one keeps
-    its height until the next point."""
-    means = mean_series(values)
-    rounded = {
-        key: None if row is None else [float(f"{value:.5g}") for value in row]
-        for key, row in (("mean", means.mean), ("low", means.low), ("high", means.high))
-    }
+    with its 95 % interval, ``None`` at points where seeds have no spread. ``place`` colours it as
+    the family at that place; a stepped one keeps its height until the next point."""
+    means, spread = mean_series([values], mean_over), np.ptp(values, axis=0) > ROUNDING  # (points,)
+    rounded: Json = {"mean": [float(f"{value:.5g}") for value in means.mean]}
+    for key, row in (("low", means.low), ("high", means.high)):
+        rounded[key] = (
+            None
+            if row is None
+            else [
+                float(f"{value:.5g}") if known else None
+                for value, known in zip(row, spread, strict=True)
+            ]
+        )
     x_values = np.asarray(x, dtype=float).tolist()
     line = {"name": name, "place": place, "stepped": stepped, "x": x_values, "n": means.n}
     return {**line, **rounded}
@@ -125,9 +149,11 @@ def diagram(
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """``effects`` decide, ``others`` are described. ``pictures`` draws up the diagrams: a verdict
-    does not need them, and they take longer."""
+    does not need them, and they take longer. ``undetermined`` says why there is no effect to
+    judge, where an arm is at an end of its scale; there are no ``effects`` then."""
 
-    effects: Sequence[Effect]
+    effects: Sequence[Effect] = ()
+    undetermined: str | None = None
     others: Sequence[Effect] = ()
     pictures: Callable[[], Sequence[Json]] = tuple
     notes: Sequence[str] = ()
@@ -156,6 +182,32 @@ def judge(effects: Sequence[Effect], *, smallest: float, alpha: float) -> tuple[
     return SUPPORTED if verdicts == {SUPPORTED} else UNDETERMINED, judged
 
 
+# Alone, the second effect is shown; two of it are not, after Holm's correction. The third is
+# against the claim, the fourth a bound that speaks for one side only.
+_KNOWN = {
+    "clear": Effect("clear", (0.031, 0.012, 0.044, 0.027, 0.019)),
+    "weak": Effect("weak", (0.030, 0.000, 0.050, 0.010, 0.025)),
+    "against": Effect("against", (-0.031, -0.012, -0.044, -0.027, -0.019)),
+    "bound": Effect("bound", (0.031, 0.012, 0.044, 0.027, 0.019), bound="at most"),
+}
+_TOGETHER = (("weak",), ("weak", "weak"), ("clear", "weak"), ("clear", "against"), ("bound",))
+
+
+def known_verdicts() -> list[Json]:
+    """What :func:`judge` makes of known effects, by themselves and together, to six digits: another
+    test, correction or way from effects to a verdict gives something else."""
+    verdicts = []
+    for names in _TOGETHER:
+        verdict, judged = judge([_KNOWN[name] for name in names], smallest=0.0, alpha=0.05)
+        numbers = [
+            [round(effect[key], 6) for key in ("p_value", "p_value_holm", "low", "high")]
+            for effect in judged
+        ]
+        sides = [effect["verdict"] for effect in judged]
+        verdicts.append({"verdict": verdict, "effects": sides, "numbers": numbers})
+    return verdicts
+
+
 def _one_sided(effect: Effect, smallest: float, alpha: float) -> tuple[float, str, float | None]:
     """The smaller of the two one-sided p-values, what it speaks for, and the smallest true effect
     that as many seeds, as noisy, would support at ``alpha`` 4 times in 5.
@@ -164,7 +216,7 @@ def _one_sided(effect: Effect, smallest: float, alpha: float) -> tuple[float, st
     spread, show nothing: no spread in a few values is no certainty.
     """
     error, freedom = standard_error(effect.values), len(effect.values) - 1
-    if not error:
+    if not error or not effect.has_spread:
         return 1.0, UNDETERMINED, None
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
     below = t_below(t, freedom)

@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.claims.claim import Claim
-from orchestrator.claims.effects import Json, Measured, NoVerdict, judge
+from orchestrator.claims.effects import UNDETERMINED, Json, Measured, NoVerdict, judge
 from orchestrator.claims.experiments import CLAIMS
-from orchestrator.claims.results import TrialResult, complete, require_ended, results_of
+from orchestrator.claims.results import (
+    FEWEST_SEEDS,
+    TrialResult,
+    complete,
+    require_ended,
+    results_of,
+)
 from orchestrator.ledger import session
 from orchestrator.ledger.cost import device_seconds
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.ledger.state import State, TrialStatus
-from orchestrator.wording import signed, span
+from orchestrator.spec.run import leaves
+from orchestrator.wording import span
 from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 NO_VERDICT = "no verdict"
+MOST_DIGITS = 9  # more than are printed otherwise: effects.ROUNDING is seen then
+EARLIER_RULE = (
+    "its hash covered neither the design nor Holm's correction nor the defaults, all seeds trained "
+    "on nearly the same images, and gradients were clipped without a word"
+)
 
 
-def effect_text(value: float, unit: str) -> str:
-    """``+3.1 points``, ``×4.2`` or ``0.8 decades``."""
+def effect_text(value: float, unit: str, digits: int = 0) -> str:
+    """``+3.1 points``, ``×4.2`` or ``0.8 decades``; ``digits`` more than these."""
     if unit == "ratio":
-        return f"×{10**value:.3g}"
+        return f"×{10**value:.{3 + digits}g}"
     if unit == "decades":
-        return f"{value:.2f} decades"
-    return f"{'+' if value >= 0 else ''}{signed(value)} points"
+        return f"{value:.{2 + digits}f} decades"
+    return f"{100 * value:+.{1 + digits}f} points".replace("-", "−")
 
 
 def interval_text(effect: Json) -> str:
-    """``+3.1 points (90 % interval +1.2 to +5.0, n = 5)``."""
+    """``+3.1 points (90 % interval +1.2 to +5.0, n = 5)``, to as many digits as tell its ends
+    apart."""
     mean = effect_text(effect["mean"], effect["unit"])
     bound = "" if effect["bound"] == "exact" else f", {effect['bound']} these values"
     if effect["low"] is None:
-        return f"{mean} (n = {effect['n']}, no interval{bound})"
-    low, high = (effect_text(effect[end], effect["unit"]) for end in ("low", "high"))
+        why = "" if effect["n"] < FEWEST_SEEDS else ": all seeds gave the same"
+        return f"{mean} (n = {effect['n']}, no interval{why}{bound})"
+    for digits in range(MOST_DIGITS):
+        ends = [effect_text(effect[end], effect["unit"], digits) for end in ("low", "high")]
+        if ends[0] != ends[1]:
+            break
+    low, high = ends
     level = f"{100 * effect['level']:.0f} %"
     low = low.removesuffix(" points").removesuffix(" decades")
     return f"{mean} ({level} interval {low} to {high}, n = {effect['n']}{bound})"
@@ -47,7 +64,7 @@ def sentence(verdict: Json) -> str:
     """The verdict with its scope and its numbers, in a sentence or two."""
     outcome = verdict["verdict"] or NO_VERDICT
     head = f"{outcome[0].upper()}{outcome[1:]} for {verdict['scope']}"
-    if verdict["verdict"] is None:
+    if not verdict["effects"]:
         return f"{head}: {verdict['reason'].removesuffix('.')}."
     effects = (f"{effect['name']}: {interval_text(effect)}" for effect in verdict["effects"])
     return f"{head}: {'; '.join(effects)}."
@@ -76,7 +93,9 @@ def verdict_lines(verdict: Json) -> list[str]:
         f"{verdict['trials']['finished']} of {verdict['trials']['asked']} trials finished"
     )
     recorded = verdict.get("recorded")
-    if recorded and not recorded["agrees"]:
+    if recorded and recorded["agrees"] is None:
+        lines.append(f"EARLIER    on record by the rule of hash {verdict['hash']}, not recomputed")
+    elif recorded and not recorded["agrees"]:
         was = recorded["verdict"] or NO_VERDICT
         lines.append(f"RECORDED   {was}, and not in all the same as what is recomputed here")
     lines += [f"CHANGED    {change}" for change in verdict["rule_changes"]]
@@ -103,11 +122,11 @@ def declared(state: State) -> Json:
 
 
 def verdict_of(state: State, *, pictures: bool = True) -> Json:
-    """The verdict as JSON, by the thresholds that the ledger holds and the claim's rule as it is.
+    """The verdict as JSON, by the rule that was declared.
 
     ``verdict`` is ``supported``, ``refuted``, ``undetermined``, or ``None`` where the experiment
     cannot speak, with ``reason``. ``rule_changes`` lists what the claim says otherwise now than
-    in the ledger; where it is not empty, this is not the declared claim's verdict.
+    in the ledger; where it is not empty, there is no verdict: the rule of that time is gone.
     """
     words, results, environment = declared(state), results_of(state), state.header.environment
     dataset = next(iter(state.header.datasets.values()))  # all families of a claim see the same
@@ -141,35 +160,47 @@ def verdict_of(state: State, *, pictures: bool = True) -> Json:
         "pictures": [],
     }  # fmt: skip
     try:
-        measured = _measured(state, results)
+        _require_same_rule(verdict)
+        require_ended(results)
+        claim = _claim(state)
+        counted, notes = complete(results, failed_count=claim.failed_count)
+        measured = _measured(claim, counted)
     except NoVerdict as why:
         verdict["reason"] = str(why)
     else:
         alpha, smallest = words["alpha"], words["smallest_effect"]
-        outcome, effects = judge(measured.effects, smallest=smallest, alpha=alpha)
+        outcome, effects = UNDETERMINED, list[Json]()
+        if measured.undetermined is None:
+            outcome, effects = judge(measured.effects, smallest=smallest, alpha=alpha)
         verdict |= {
             "verdict": outcome,
-            "reason": words[outcome],
-            "seeds": effects[0]["n"],
+            "reason": measured.undetermined or words[outcome],
+            "seeds": len({result.seed for result in counted}),
             "effects": effects,
             "others": [other.summary(alpha) for other in measured.others if other.is_finite],
-            "notes": list(measured.notes),
+            "notes": [*notes, *measured.notes],
             "pictures": list(measured.pictures()) if pictures else [],
         }
     return {**verdict, "sentence": sentence(verdict)}
 
 
-def _measured(state: State, results: Sequence[TrialResult]) -> Measured:
-    """By the claim's rule, of the seeds that count. Raises :class:`NoVerdict` where it cannot be,
-    or where a number is missing in a report: that must not become a verdict."""
-    claim = _claim(state)
-    require_ended(results)
-    counted, notes = complete(results, failed_count=claim.failed_count)
+def _require_same_rule(verdict: Json) -> None:
+    """Raise :class:`NoVerdict` where the rule that was declared is not today's."""
+    if verdict["rule_changes"]:
+        raise NoVerdict(
+            f"it was declared by the rule of hash {verdict['hash']}, which this version does not "
+            f"have: {verdict['claim']} is another claim now, to be run under another name"
+        )
+
+
+def _measured(claim: Claim, counted: Sequence[TrialResult]) -> Measured:
+    """By the claim's rule. Raises :class:`NoVerdict` where it cannot be, or where a number is
+    missing in a report: that must not become a verdict."""
     measured = claim.measure(counted)
     for effect in measured.effects:
         if not effect.is_finite:
             raise NoVerdict(f"{effect.name} is not known in every seed: reports lack a number")
-    return replace(measured, notes=[*notes, *measured.notes])
+    return measured
 
 
 def _claim(state: State) -> Claim:
@@ -187,12 +218,14 @@ def rule_changes(state: State) -> list[str]:
     then, now = declared(state), _claim(state).declaration()
     if then["hash"] == now["hash"]:
         return []
+    earlier = [] if "design" in then else [f"the rule of that time: {EARLIER_RULE}"]
+    before, after = (leaves({**words, "hash": None}) for words in (then, now))
     changed = [
-        f"{key}: the ledger says {then.get(key)!r}, the file {value!r}"
-        for key, value in now.items()
-        if key != "hash" and then.get(key) != value
+        f"{path}: the ledger says {before.get(path, 'nothing')}, the file {text}"
+        for path, text in after.items()
+        if before.get(path) != text and not (earlier and path.startswith("design."))
     ]
-    return changed or ["its rule gives other verdicts: it has another version now"]
+    return earlier + changed or ["its rule gives other verdicts: it has another version now"]
 
 
 def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
@@ -203,19 +236,29 @@ def scope(dataset: DatasetFacts, results: Sequence[TrialResult]) -> str:
     models = ", ".join(sorted({str(detail["model"]) for detail in details}))
     starts = {"from scratch" if b.weights == "none" else "fine-tuned" for b in backbones}
     images = {int(detail["train_images"]) for detail in details}
+    subsets = len({result.trial.assignment.data.train_seed for result in results})
     seeds = {result.seed for result in results}
     shared = len({detail.get("dataset_hash") for detail in details}) == 1 < len(seeds)
     return ", ".join(
         [
             f"{backbones[0].scale} models" + (f" ({models})" if models else ""),
             " and ".join(sorted(starts, reverse=True)),
-            f"{_range(images)} images of {dataset.name} at {dataset.height} px",
+            f"{_range(images)} images of {dataset.name} at {dataset.height} px"
+            + (_drawn(images, dataset.counts.get("train")) if subsets > 1 else ""),
             f"{_range({result.trial.assignment.epochs for result in results})} epochs",
             f"{dataset.counts.get('val'):,} validation images"
             + (" (the same for all seeds)" if shared else " a seed"),
             f"{len(seeds)} seeds",
         ]
     )
+
+
+def _drawn(images: Collection[int], available: int | None) -> str:
+    """Whether seeds differ in the images that they are trained on."""
+    if available not in images:
+        return " (others in each seed)"
+    everything = "all there are, the same in all seeds"
+    return f" ({everything})" if len(images) == 1 else f" (others in each seed, or {everything})"
 
 
 def _range(numbers: Collection[int]) -> str:
@@ -227,12 +270,18 @@ def _range(numbers: Collection[int]) -> str:
 
 def shown(state: State) -> Json:
     """The verdict recomputed, beside the one on record: ``recorded`` has its ``verdict``, when it
-    was reached (``at``, unix seconds) and whether the two agree; ``None`` where there is none."""
-    verdict, before = verdict_of(state), state.verdict
+    was reached (``at``, unix seconds) and whether the two agree; ``None`` where there is none.
+
+    Where the rule has changed since, it is the one on record, by the rule of its time; ``agrees``
+    is ``None`` then, and ``rule_changes`` says what has changed.
+    """
+    changes, before = rule_changes(state), state.verdict
     if not before:
-        return {**verdict, "recorded": None}
-    agrees = _same(verdict, before["detail"])
-    recorded = {"verdict": before["detail"]["verdict"], "at": before["time"], "agrees": agrees}
+        return {**verdict_of(state), "recorded": None}
+    detail = before["detail"]
+    verdict = {**detail, "rule_changes": changes} if changes else verdict_of(state)
+    agrees = None if changes else _same(verdict, detail)
+    recorded = {"verdict": detail["verdict"], "at": before["time"], "agrees": agrees}
     return {**verdict, "recorded": recorded}
 
 
@@ -243,14 +292,16 @@ def _same(verdict: Json, recorded: Json) -> bool:
 
 
 def conclude(run_folder: Path) -> str | None:
-    """Write the verdict of a claim's run into its ledger, unless the last one there is the same;
-    the verdict for a terminal, ``None`` for a run that tests no claim.
+    """Write the verdict of a claim's run into its ledger, unless the last one there is the same or
+    by the rule of its time; the verdict for a terminal, ``None`` for a run that tests no claim.
 
     Only for the process that holds the run, after its dispatcher has gone.
     """
     state = session.state_of(run_folder)
     if not declared(state):
         return None
+    if state.verdict and rule_changes(state):
+        return "\n".join(verdict_lines(shown(state))) + "\n"
     verdict = verdict_of(state)
     if not _same(verdict, state.verdict.get("detail", {})):
         ledger = Ledger(run_folder / FILE_NAME)

@@ -51,7 +51,9 @@ def prepare(dataset: str, set: tuple[str, ...]) -> None:
 @SET
 @JSON
 def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
-    """Sizes, splits and classes of DATASET; reads it into its pixel store if it is not there."""
+    """Sizes, splits, classes and copies in DATASET; reads it into its pixel store if need be."""
+    from orchestrator.compare.data_notes import copies_lines
+
     store = _store(dataset, set)
     facts = store.info.as_dict()
     by_split = {split: Counter(store.split(split).labels.tolist()) for split in store.info.counts}
@@ -62,11 +64,12 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in facts["counts"].items())
     lines = [
         f"{facts['name']}: {facts['height']} x {facts['width']} px, {counts}",
-        f"content {facts['content_hash']}, store {store.path}",
+        f"content {facts['content_hash']}, test split {facts['test_hash']}, store {store.path}",
     ]
     for row in classes:
         shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
         lines.append(f"  {row['class']:<24} {shares}")
+    lines += copies_lines(store.info, store.path)
     document = {"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)}
     show(as_json, document, lambda: "\n".join(lines))
     log.info(f"next: orchestrator sweep vit --dataset {dataset}")

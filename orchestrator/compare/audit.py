@@ -92,7 +92,8 @@ def _tau(curves: Sequence[Curve], weights: Array, rung: int) -> RungTau:
     reported = np.isfinite(values).all(axis=1)
     tau, low, high = None, None, None
     if reported.sum() >= RANKED:
-        tau, low, high = weighted_tau(*values[reported].T, weights[reported])
+        at_rung, at_end = values[reported].T
+        tau, low, high = weighted_tau(at_rung, at_end, weights[reported])
     return RungTau(rung=rung, tau=tau, n=int(reported.sum()), low=low, high=high)
 
 

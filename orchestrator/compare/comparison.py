@@ -12,24 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
+from orchestrator.compare.data_notes import data_warnings
 from orchestrator.compare.families import FamilySummary, summarise
-from orchestrator.compare.finals import (
-    FinalSummary,
-    Gap,
-    PairResult,
-    PairVerdict,
-    compare_pairs,
-    describe_verdict,
-    gap_to_test,
-)
+from orchestrator.compare.finals import FinalSummary
+from orchestrator.compare.gap import Gap, gap_to_test
 from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
+from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import Forecast
 from orchestrator.spec.spaces import Space
-from orchestrator.wording import day, interval, percent, points, span
+from orchestrator.wording import span
 from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
@@ -91,9 +87,11 @@ class Comparison:
 
     ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
     facts; ``test_opened_at``: unix seconds; ``spaces``: the families' search spaces; ``claims``:
-    verdicts on the claims that the runs tested; ``audit``: of the families that had one.
+    verdicts on the claims that the runs tested; ``audit``: of the families that had one;
+    ``data_warnings``: what the images take from the weight of all this.
     """
 
+    inference: Answer
     dataset: str | None
     dataset_info: DatasetFacts | None
     test_opened_at: float | None
@@ -111,15 +109,12 @@ class Comparison:
     differences: tuple[Confound, ...]
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
+    data_warnings: tuple[str, ...]
 
     @property
     def answer(self) -> str:
-        """The result in two sentences that claim no more than the records hold."""
-        if self.claims:
-            return " ".join(verdict["sentence"] for verdict in self.claims)
-        if any(entry.final for entry in self.families):
-            return _answer_of_finals(self)
-        return _answer_of_search(self)
+        """The result in a few sentences that claim no more than the records hold."""
+        return self.inference.text
 
     @property
     def validation_images(self) -> int | None:
@@ -174,6 +169,7 @@ def _run(run: RunData) -> dict[str, Any]:
         "status": run.status,
         "created_at": state.created_at,
         "test_openings": state.test_openings,
+        "split_openings": [opening.as_dict() for opening in state.split_openings],
         "device_hours": cost.spent_device_hours(state),
         "preemptions": cost.preemptions(state),
         "epochs_by_workers": cost.epochs_by_workers(state),
@@ -183,7 +179,7 @@ def _run(run: RunData) -> dict[str, Any]:
 
 def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     """Everything there is to say of ``runs``; without ``forests``, which take most of the time,
-    nothing of which axes matter.
+    nothing of which axes matter. The margin of equivalence is the largest that a run declared.
 
     Raises ``UserError`` for no run at all, and for runs on different images or splits.
     """
@@ -192,12 +188,17 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     dataset, families = _one_dataset(runs), collect(runs)
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     verdicts = [run.verdict for run in runs if run.verdict]
+    claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
+    entries, budget = tuple(map(summarise, families)), budgets(families)
+    pairs = compare_pairs(families, max(run.state.spec.margin for run in runs))
+    facts = Facts(
+        dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
+        families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,
+    )  # fmt: skip
     return Comparison(
-        dataset=dataset.name if dataset else None, dataset_info=dataset,
-        test_opened_at=min(opened, default=None), runs=tuple(runs),
-        claims=tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts),
-        families=tuple(map(summarise, families)),
-        pairs=compare_pairs(families), budget=budgets(families), forecast=score_forecast(runs),
+        inference=answer_of(facts), dataset=facts.dataset, dataset_info=dataset,
+        test_opened_at=facts.test_opened_at, runs=tuple(runs), claims=claims,
+        families=entries, pairs=pairs, budget=budget, forecast=score_forecast(runs),
         curves_over_budget=tuple(filter(None, map(budget_curve, families))),
         importance=tuple(filter(None, map(importance, families if forests else ()))),
         gap=tuple(filter(None, map(gap_to_test, families))),
@@ -205,6 +206,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         failures=tuple(_failures(families)), differences=tuple(_differences(families)),
         spaces={family.label: family.sweep.space for family in families if family.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
+        data_warnings=tuple(data_warnings(runs, dataset)),
     )  # fmt: skip
 
 
@@ -294,55 +296,3 @@ def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:
         basis=" and ".join(sorted({str(forecast.basis) for forecast in forecasts})),
         ratio=actual / expected if complete and expected else None,
     )  # fmt: skip
-
-
-def _answer_of_search(comparison: Comparison) -> str:
-    opened, families = comparison.test_opened_at, comparison.families
-    test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
-    unjudged = f"Selection used val only, no finals are on record and {test}, so"
-    ranked = [(top1, e) for e in families if (top1 := e.best_val_top1) is not None]
-    ranked.sort(key=lambda pair: -pair[0])
-    on = f"on {comparison.dataset or 'a dataset without a record'}"
-    if not ranked:
-        total = sum(entry.trials for entry in families)
-        return (
-            f"No trial has finished {on} ({total} on record), so nothing can be ranked. "
-            f"{unjudged} there is no verdict."
-        )
-    best, first = ranked[0]
-    if len(ranked) == 1:
-        lead = (
-            f"the best finished of {first.trials} {first.family} trials has a validation accuracy "
-            f"of {percent(best)}"
-        )
-    else:
-        *others, last = [entry.family for value, entry in ranked if value == best]
-        counts = {entry.trials for _, entry in ranked}
-        each = f"{first.trials} trials each" if len(counts) == 1 else "unequal numbers of trials"
-        leads = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
-        values = ", ".join(f"{entry.family} {percent(value)}" for value, entry in ranked)
-        lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
-        if comparison.budget.flips:
-            lead += "; the order changes with the unit of an equal budget"
-    ranks = "this ranks single best trials and is not a verdict"
-    return f"{on[0].upper()}{on[1:]}, {lead}. {unjudged} {ranks}."
-
-
-def _answer_of_finals(comparison: Comparison) -> str:
-    tested = [(e.family, e.final.test_top1) for e in comparison.families if e.final]
-    tested.sort(key=lambda pair: -pair[1].mean)
-    places = [f"{family} {interval(**vars(top1))}" for family, top1 in tested]
-    opened = comparison.test_opened_at
-    when = f" (opened {day(opened)})" if opened is not None else ""
-    first = f"On {comparison.dataset or 'the'} test images{when}: {', '.join(places)}."
-    if not comparison.pairs:
-        return f"{first} Only one family has finals, so there is no pair to test."
-    undecided = [pair for pair in comparison.pairs if pair.verdict is PairVerdict.OPEN]
-    shown = ", ".join(describe_verdict(p) for p in comparison.pairs if p not in undecided)
-    if not undecided:
-        return f"{first} Paired tests with Holm's correction show {shown}."
-    rest = ", ".join(map(describe_verdict, undecided))
-    sizes = [p.smallest_detectable for p in undecided if p.smallest_detectable is not None]
-    limit = f" (smaller than {points(max(sizes))} could not have been shown)" if sizes else ""
-    shows = f"show {shown}, but" if shown else "show"
-    return f"{first} Tests with Holm's correction {shows} {rest}{limit}."

@@ -1,128 +1,29 @@
-"""The finals: test accuracy over seeds, the gap from validation, the probes pooled over seeds, and
-every pair of families tested on the accuracies of their finals.
-"""
+"""The finals: test accuracy over searches and seeds, and what they cost."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from itertools import combinations
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.compare import runs, statistics
-from orchestrator.compare.runs import Array, Curve, Family, Values, best_trial
-from orchestrator.compare.statistics import ALPHA, Difference, Interval, MeanInterval, mean_interval
+from orchestrator.compare import runs
+from orchestrator.compare.probes import PooledProbes, pool
+from orchestrator.compare.runs import Array, Curve, Family
+from orchestrator.compare.statistics import (
+    AccuracyInterval,
+    MeanInterval,
+    accuracy_interval,
+    binomial_part,
+    mean_of,
+    mean_over,
+)
 from orchestrator.ledger.cost import DeviceSeconds
 
-BINS = "calibration.bins"
-SETTINGS = ("images", "image_size", "offsets_px", "shares", "n", "threads")  # asked, not measured
-UNTESTED = "not tested: one seed or no spread, and no correctness by image"
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReliabilityBin:
-    """Predictions with a confidence between ``low`` and ``high``: how many, and their means."""
-
-    low: float
-    high: float
-    count: int
-    accuracy: float
-    confidence: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PooledProbes:
-    """What the probes of ``n`` finals say together, by their paths with dots.
-
-    ``numbers``: mean over the seeds with interval. ``series``: lists of numbers, nested or not, at
-    each place the same. ``facts``: what is the same in all and no measure. ``reliability``: all
-    seeds together.
-    """
-
-    n: int
-    numbers: Mapping[str, MeanInterval]
-    series: Mapping[str, statistics.MeanSeries]
-    facts: Values
-    reliability: tuple[ReliabilityBin, ...]
-
-
-def pool(probes: Sequence[Values]) -> PooledProbes | None:
-    """The probes of several finals pooled; ``None`` without any.
-
-    A path that not all of them have, and series of unequal shape, are left out.
-    """
-    if not probes:
-        return None
-    flat = [_flatten(probe) for probe in probes]
-    numbers: dict[str, MeanInterval] = {}
-    series: dict[str, statistics.MeanSeries] = {}
-    facts: dict[str, Any] = {}
-    for path in flat[0]:
-        if path == BINS or not all(path in other for other in flat):
-            continue
-        values = [probe[path] for probe in flat]
-        if path.rpartition(".")[2] in SETTINGS or isinstance(values[0], str | bool):
-            if all(value == values[0] for value in values):
-                facts[path] = values[0]
-        elif all(isinstance(value, int | float) for value in values):
-            if np.isfinite(values).all():
-                means = [float(value) for value in values]
-                numbers[path] = mean_interval(means, bounds=_bounds(path))
-        elif (stacked := _stacked(values)) is not None:
-            series[path] = statistics.mean_series(stacked)
-    bins = _reliability([row for probe in flat for row in probe.get(BINS, ())])
-    return PooledProbes(n=len(flat), numbers=numbers, series=series, facts=facts, reliability=bins)
-
-
-def _bounds(path: str) -> tuple[float, float]:
-    if path.rpartition(".")[2] in ("top1", "ece"):
-        return 0.0, 1.0
-    return (0.0 if path.startswith("speed.") else -math.inf), math.inf
-
-
-def _flatten(probe: Values, prefix: str = "") -> Values:
-    flat: dict[str, Any] = {}
-    for key, value in probe.items():
-        path = f"{prefix}{key}"
-        flat.update(_flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def _stacked(values: Sequence[Any]) -> Array | None:
-    """(seeds, ...) of lists of numbers; ``None`` of anything else, and of unequal shapes."""
-    try:
-        stacked = np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        return None
-    if stacked.ndim < 2 or not stacked.size or not np.isfinite(stacked).all():
-        return None
-    return stacked
-
-
-def _reliability(rows: Sequence[Values]) -> tuple[ReliabilityBin, ...]:
-    """Rows of the same edges added up: counts, and means weighted by them."""
-    by_edges: dict[tuple[float, float], list[Values]] = {}
-    for row in rows:
-        if row["count"]:
-            by_edges.setdefault((row["low"], row["high"]), []).append(row)
-    bins = []
-    for (low, high), same in sorted(by_edges.items()):
-        counts = [row["count"] for row in same]
-        accuracy, confidence = (
-            float(np.average([row[key] for row in same], weights=counts))
-            for key in ("accuracy", "confidence")
-        )
-        bins.append(ReliabilityBin(low=low, high=high, count=sum(counts), accuracy=accuracy,
-                                   confidence=confidence))  # fmt: skip
-    return tuple(bins)
-
-
-def _newest_round(family: Family) -> list[Curve]:
+def newest_round(family: Family) -> list[Curve]:
     """Finals of the last opening of test: ``FAMILY-final-00`` before ``FAMILY-final2-00``."""
     rounds: dict[int, list[Curve]] = {}
     for curve in family.curves:
@@ -132,19 +33,58 @@ def _newest_round(family: Family) -> list[Curve]:
     return rounds[max(rounds)] if rounds else []
 
 
-def _finished(finals: Sequence[Curve]) -> list[Curve]:
+def finished(finals: Sequence[Curve]) -> list[Curve]:
     """Those that measured test accuracy."""
-    finished = [final for final in finals if final.status == "finished"]
-    return [final for final in finished if math.isfinite(final.test("top1"))]
+    ended = [final for final in finals if final.status == "finished"]
+    return [final for final in ended if math.isfinite(final.test("top1"))]
+
+
+def by_search(finals: Sequence[Curve], metric: str = "top1") -> list[list[float]]:
+    """What the finals of each search measured on test; searches without any are left out."""
+    known = [final for final in finals if math.isfinite(final.test(metric))]
+    return [[final.test(metric) for final in group] for group in grouped(known)]
+
+
+def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
+    """The finals of each search that has any."""
+    groups: dict[int, list[Curve]] = {}
+    for final in finals:
+        groups.setdefault(final.state.search, []).append(final)
+    return [groups[search] for search in sorted(groups)]
+
+
+def correctness(finals: Sequence[Curve]) -> Array | None:
+    """Of each test image, averaged over the finals of a search and then over searches: (N,). `None`
+    where a final lacks it, or where they do not share their images."""
+    groups: dict[int, list[Array]] = {}
+    for final in finals:
+        if final.correct is not None:
+            groups.setdefault(final.state.search, []).append(final.correct)
+    arrays = [correct for group in groups.values() for correct in group]
+    if not arrays or len(arrays) < len(finals) or len({a.size for a in arrays}) != 1:
+        return None
+    if arrays[0].size < 2:
+        return None
+    return np.asarray(np.mean([np.mean(group, axis=0) for group in groups.values()], axis=0))
+
+
+def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:
+    """Of one candidate's finished finals, at least one."""
+    images: Array | int | None = correctness(finals)
+    if images is None and all(math.isfinite(final.test("n")) for final in finals):
+        images = min(int(final.test("n")) for final in finals)
+    return accuracy_interval(by_search(finals), images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalSummary:
-    """A family's newest finals: means over ``seeds``, and what they cost, failed ones too."""
+    """A family's newest finals: means over ``seeds``, and what they cost, failed ones too.
+    ``winner`` is the first of ``winners``, one a search."""
 
     seeds: tuple[int | None, ...]
     winner: str | None
-    test_top1: MeanInterval
+    winners: tuple[str, ...]
+    test_top1: AccuracyInterval
     test_top5: MeanInterval | None
     test_loss: MeanInterval | None
     device_seconds: float | None
@@ -157,165 +97,33 @@ class FinalSummary:
 
 def summarise_finals(family: Family) -> FinalSummary | None:
     """The family's finals over seeds; ``None`` without any."""
-    trials = _newest_round(family)
-    finals = _finished(trials)
+    trials = newest_round(family)
+    finals = finished(trials)
     if not finals:
         return None
     cost = runs.device_cost(trials)
     return FinalSummary(
         seeds=tuple(final.state.assignment.seed for final in finals),
         winner=trials[0].state.winner,
-        test_top1=mean_interval([final.test("top1") for final in finals], bounds=(0.0, 1.0)),
+        winners=tuple(dict.fromkeys(w for trial in trials if (w := trial.state.winner))),
+        test_top1=test_accuracy(finals),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=runs.device(trials), flops=runs.total(trials, "flops"),
         failed=sum(curve.status == "failed" for curve in trials),
-        probes=pool([probes for final in finals if (probes := final.state.outcome.get("probes"))]),
+        probes=pool([
+            [final.state.probes for final in group]
+            for group in grouped([final for final in finals if final.state.probes])
+        ]),
     )  # fmt: skip
 
 
 def _test_mean(finals: Sequence[Curve], metric: str, highest: float) -> MeanInterval | None:
-    values = [value for final in finals if math.isfinite(value := final.test(metric))]
-    return mean_interval(values, bounds=(0.0, highest)) if values else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """From validation to test; differences of fractions.
-
-    ``search_val_top1`` is the winner's accuracy that it was chosen for, the best of many and so
-    too high; ``final_val_top1`` that of the same recipe over fresh seeds and validation images.
-    ``selection`` is the first less the second's mean, ``to_test`` the second less test accuracy,
-    paired by seed. A final's own epoch was chosen on its validation images, test knew no choice.
-    """
-
-    family: str
-    search_val_top1: float | None
-    final_val_top1: MeanInterval
-    test_top1: MeanInterval
-    selection: float | None
-    to_test: MeanInterval
-
-
-def gap_to_test(family: Family) -> Gap | None:
-    """The family's gap; ``None`` without finals.
-
-    The winner's validation accuracy is as it was frozen, else of the best finished trial.
-    """
-    trials, search = _newest_round(family), family.search
-    scores = [(final.best[0], final.test("top1")) for final in _finished(trials) if final.best]
-    if not scores:
+    """Over searches and seeds, of a share also over the test images."""
+    groups = by_search(finals, metric)
+    if not groups:
         return None
-    winners = {final.state.winner for final in trials}
-    winner = next((trial for trial in search if trial.name in winners), best_trial(search))
-    chosen = winner.best[0] if winner and winner.best else None
-    val = mean_interval([v for v, _ in scores], bounds=(0.0, 1.0))
-    return Gap(
-        family=family.label, search_val_top1=chosen, final_val_top1=val,
-        test_top1=mean_interval([test for _, test in scores], bounds=(0.0, 1.0)),
-        selection=None if chosen is None else chosen - val.mean,
-        to_test=mean_interval([v - test for v, test in scores]),
-    )  # fmt: skip
-
-
-class PairVerdict(StrEnum):
-    """What the test of a pair shows, after Holm's correction."""
-
-    A_BETTER = "a better"
-    B_BETTER = "b better"
-    OPEN = "no difference shown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairResult:
-    """Two families tested on their finals; ``difference`` is a's test accuracy less b's.
-
-    ``n``: finals of each family, ``seeds_a`` and ``seeds_b``, and test ``images``, ``None`` where
-    correctness by image is not known.
-
-    With two seeds or more each, the test covers seeds (and images, where correctness by image
-    is there); with one seed each it is McNemar's on the images and speaks of those two trained
-    models only (``method``). A pair with neither has no p-value. ``p_value_images`` (paired
-    permutation of images, these trained models) and ``p_value_seeds`` (paired t over the seeds
-    that both share) look at one source of chance each and decide nothing.
-    """
-
-    a: str
-    b: str
-    difference: Interval
-    n: Mapping[str, int | None]
-    method: str
-    p_value: float | None
-    p_value_images: float | None
-    p_value_seeds: float | None
-    p_value_holm: float | None = None
-    verdict: PairVerdict = PairVerdict.OPEN
-    smallest_detectable: float | None = None
-
-
-def describe_verdict(pair: PairResult) -> str:
-    """The verdict with the families' names."""
-    return {
-        PairVerdict.OPEN: f"no difference between {pair.a} and {pair.b}",
-        PairVerdict.A_BETTER: f"{pair.a} better than {pair.b}",
-        PairVerdict.B_BETTER: f"{pair.b} better than {pair.a}",
-    }[pair.verdict]
-
-
-def compare_pairs(families: Sequence[Family]) -> tuple[PairResult, ...]:
-    """Every pair of families that has finals, with Holm's correction across the pairs."""
-    finals = {family.label: _finished(_newest_round(family)) for family in families}
-    present = [label for label, trials in finals.items() if trials]
-    pairs = [_pair(a, b, finals[a], finals[b]) for a, b in combinations(present, 2)]
-    p_values = [pair.p_value for pair, _ in pairs if pair.p_value is not None]
-    alpha, adjusted = ALPHA / max(1, len(p_values)), iter(statistics.holm(p_values))
-    results = []
-    for pair, estimate in pairs:
-        p_holm = None if pair.p_value is None else next(adjusted)
-        verdict = PairVerdict.OPEN
-        if p_holm is not None and p_holm < ALPHA:
-            verdict = PairVerdict.A_BETTER if pair.difference.mean > 0 else PairVerdict.B_BETTER
-        detectable = estimate.detectable(alpha) if estimate else None
-        results.append(replace(pair, p_value_holm=p_holm, verdict=verdict,
-                               smallest_detectable=detectable))  # fmt: skip
-    return tuple(results)
-
-
-def _pair(
-    a: str, b: str, of_a: Sequence[Curve], of_b: Sequence[Curve]
-) -> tuple[PairResult, Difference | None]:
-    top1_a, top1_b = ([final.test("top1") for final in side] for side in (of_a, of_b))
-    images = _per_example(of_a, of_b)
-    p_images = statistics.permutation(images) if images is not None else None
-    estimate, p_value, method = None, None, UNTESTED
-    if min(len(of_a), len(of_b)) > 1:
-        if estimate := statistics.difference(top1_a, top1_b, images):
-            p_value = estimate.p_value
-            method = "Welch's t over seeds" if images is None else "t over seeds and images"
-    elif images is not None and len(of_a) == len(of_b) == 1:
-        if error := float(np.std(images, ddof=1) / np.sqrt(images.size)):
-            estimate = Difference(mean=float(images.mean()), error=error, freedom=images.size - 1)
-        p_value = p_images = statistics.mcnemar(images > 0, images < 0)
-        method = "McNemar on these two trained models"
-    interval = estimate.interval() if estimate else Interval(mean=0.0, low=None, high=None)
-    by_seed = {final.state.assignment.seed: final.test("top1") for final in of_b}
-    seeds = [(final.state.assignment.seed, final.test("top1")) for final in of_a]
-    paired = [top1 - by_seed[seed] for seed, top1 in seeds if seed in by_seed]
-    pair = PairResult(
-        a=a, b=b, method=method, p_value=p_value, p_value_images=p_images,
-        difference=replace(interval, mean=sum(top1_a) / len(top1_a) - sum(top1_b) / len(top1_b)),
-        n={"seeds_a": len(of_a), "seeds_b": len(of_b),
-           "images": None if images is None else images.size},
-        p_value_seeds=statistics.paired_t(paired),
-    )  # fmt: skip
-    return pair, estimate
-
-
-def _per_example(of_a: Sequence[Curve], of_b: Sequence[Curve]) -> Array | None:
-    """(N,) difference of correctness, each averaged over its seeds; None unless all share N."""
-    sides = [[f.correct for f in side if f.correct is not None] for side in (of_a, of_b)]
-    sizes = {correct.size for side in sides for correct in side}
-    if sum(map(len, sides)) < len(of_a) + len(of_b) or len(sizes) != 1 or sizes & {0, 1}:
-        return None
-    mean_a, mean_b = (np.mean(np.stack(side), axis=0) for side in sides)
-    return np.asarray(mean_a - mean_b)
+    counts = [int(final.test("n")) for final in finals if math.isfinite(final.test("n"))]
+    is_known = highest == 1.0 and len(counts) == len(finals)
+    images = [binomial_part(mean_of(groups), min(counts))] if is_known else []
+    return mean_over(groups, images, bounds=(0.0, highest))

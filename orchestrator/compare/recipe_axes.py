@@ -51,7 +51,7 @@ class Trials:
     @property
     def at_full_length(self) -> Array:
         """Which trials are known at full length: bool (N,)."""
-        return np.isfinite(self.reached[:, -1])
+        return np.asarray(np.isfinite(self.reached[:, -1]))
 
     def only(self, which: Array) -> Trials:
         """Those of ``which``, bool or places."""
@@ -164,8 +164,8 @@ def importance(family: Family) -> Importance | None:
     if not np.ptp(trials.reached[trials.at_full_length, -1]):
         return None
     x = np.column_stack(list(trials.columns.values()))
-    forests = [_one_forest(x, trials.reached, seed) for seed in range(RESAMPLES)]
-    forests = [forest for forest in forests if forest is not None]
+    drawn = (_one_forest(x, trials.reached, seed) for seed in range(RESAMPLES))
+    forests = [forest for forest in drawn if forest is not None]
     explained = float(np.mean([r2 for _, r2 in forests])) if forests else 0.0
     if explained <= 0:
         return None

@@ -148,6 +148,11 @@ class Curve:
         whole = self.audit or self
         return 0.0 if whole.status == "failed" else whole.finished_top1
 
+    @property
+    def last_top1(self) -> float | None:
+        """Validation accuracy of the last epoch, in which a final meets the test images."""
+        return self.at(self.state.epoch)
+
     def at(self, epoch: int) -> float | None:
         """Validation accuracy after ``epoch``, its audit's epochs included."""
         report = (self.audit or self).state.reports.get(epoch)
@@ -163,12 +168,14 @@ class Curve:
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of one run: what was asked for, ``None`` where the spec does not say, the backbone's
-    geometry by the run's header, and every trial in order of submission."""
+    geometry and how many images validate by the run's header, and every trial in order of
+    submission."""
 
     label: str
     sweep: SweepSpec | None
     geometry: Geometry
     curves: tuple[Curve, ...]
+    val_images: int | None = None
 
     @property
     def search(self) -> list[Curve]:
@@ -200,10 +207,12 @@ def collect(runs: Sequence[RunData]) -> list[Family]:
     for run, name in pairs:
         place = run.name if names[run.name] == 1 else run.folder
         label = f"{name} ({place})" if shared[name] > 1 else name
+        facts = run.header.datasets.get(name)
         trials = [trial for trial in run.state.trials.values() if trial.family == name]
         curves = tuple(_curve(label, trial, _correct(run.folder, trial)) for trial in trials)
         families.append(Family(
             label=label, curves=curves, geometry=run.header.geometry.get(name, {}),
+            val_images=facts.counts.get("val") if facts else None,
             sweep=next((sweep for sweep in run.state.spec.sweeps if sweep.family == name), None),
         ))  # fmt: skip
     return families

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,26 +72,6 @@ def mean_interval(
     return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeanSeries:
-    """Means over ``n`` values at each place, with Student's t intervals: (...) each."""
-
-    n: int
-    mean: Array
-    low: Array | None = None
-    high: Array | None = None
-
-
-def mean_series(values: Array) -> MeanSeries:
-    """:func:`mean_interval` at every place of ``values``, (n, ...)."""
-    places = [mean_interval(column) for column in values.reshape(len(values), -1).T.tolist()]
-    parts = {
-        part: np.reshape([getattr(place, part) for place in places], values.shape[1:])
-        for part in (("mean", "low", "high") if len(values) > 1 else ("mean",))
-    }
-    return MeanSeries(n=len(values), **parts)
-
-
 def share_interval(hits: int, n: int) -> MeanInterval:
     """Share ``hits / n`` with its exact interval (Clopper and Pearson 1934); ``n`` >= 1."""
     from scipy import stats
@@ -141,21 +121,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in np.maximum.accumulate(scaled)[np.argsort(order)]]
 
 
+Part = tuple[float, float]  # variance of a mean, degrees of freedom
+
+
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Estimated difference of two accuracies, its standard error > 0 and degrees of freedom."""
+class Estimate:
+    """An estimate, its standard error > 0 and degrees of freedom."""
 
     mean: float
     error: float
     freedom: float
+
+    @classmethod
+    def of(cls, mean: float, parts: Sequence[Part]) -> Estimate | None:
+        """From independent sources of chance, whose variances add up; degrees of freedom by
+        Satterthwaite (1946). ``None`` when nothing varied."""
+        variance = math.fsum(part for part, _ in parts)
+        if variance == 0:
+            return None
+        freedom = 1 / math.fsum((part / variance) ** 2 / freedom for part, freedom in parts)
+        return cls(mean=mean, error=math.sqrt(variance), freedom=freedom)
 
     @property
     def p_value(self) -> float:
         """Two-sided p-value of Student's t test of no difference."""
         return 2 * t_below(-abs(self.mean) / self.error, self.freedom)
 
+    def p_equivalent(self, margin: float) -> float:
+        """p-value of two one-sided t tests that it is within ``margin`` of 0 (Schuirmann 1987)."""
+        return t_below((abs(self.mean) - margin) / self.error, self.freedom)
+
     def interval(self, level: float = LEVEL) -> Interval:
-        """Two-sided interval of the difference."""
+        """Its two-sided interval."""
         half = t_quantile(0.5 + level / 2, self.freedom) * self.error
         return Interval(mean=self.mean, low=self.mean - half, high=self.mean + half, level=level)
 
@@ -165,24 +162,128 @@ class Difference:
         return steps * self.error
 
 
-def difference(
-    a: Sequence[float], b: Sequence[float], per_example: Array | None
-) -> Difference | None:
-    """Difference of mean accuracy between families, over seeds and, where known, over examples.
+Groups = Sequence[Sequence[float]]  # an accuracy a final, by search
 
-    ``a``, ``b``: accuracy of each seed, two or more each. ``per_example``: (N,) difference of
-    correctness averaged over seeds, on the shared test images. The variance is Welch's over
-    seeds (1947) plus that of the examples' mean, which counts the seed-by-example interaction
-    twice and so errs to the careful side; degrees of freedom by Satterthwaite (1946). ``None``
-    when nothing varied: a spread of zero seen in a few seeds does not make a result certain.
+
+def mean_of(groups: Groups) -> float:
+    """Each search counts as much as another, however many of its finals ended."""
+    return math.fsum(math.fsum(group) / len(group) for group in groups) / len(groups)
+
+
+def spread_part(groups: Groups) -> list[Part]:
+    """What the accuracies vary by: over searches, in which the seeds of each are contained, or of
+    one search over its seeds; nothing for a single value."""
+    values = [math.fsum(group) / len(group) for group in groups] if len(groups) > 1 else groups[0]
+    error = standard_error(values)
+    return [] if error is None else [(error**2, len(values) - 1)]
+
+
+def images_part(per_image: Array, *, pseudo: Sequence[float]) -> Part:
+    """What the mean over images would vary by with other images. ``per_image``: (N,).
+
+    A few images that are all right do not show that all images are: ``pseudo`` images are added
+    (Agresti and Coull 1998, two right and two wrong; Agresti and Min 2005 for differences).
     """
-    parts = [(float(np.var(seeds, ddof=1)) / len(seeds), len(seeds) - 1) for seeds in (a, b)]
-    if per_example is not None:
-        n = per_example.size
-        parts.append((float(np.var(per_example, ddof=1)) / n, n - 1))
-    variance = math.fsum(part for part, _ in parts)
-    if variance == 0:
-        return None
-    freedom = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
-    mean = math.fsum(a) / len(a) - math.fsum(b) / len(b)
-    return Difference(mean=mean, error=math.sqrt(variance), freedom=freedom)
+    values = np.concatenate([per_image, np.asarray(pseudo, dtype=float)])
+    return float(np.var(values, ddof=1)) / values.size, values.size - 1
+
+
+ONE_MODEL, TWO_MODELS = (0, 0, 1, 1), (-1, 1)  # pseudo-images
+
+
+def binomial_part(top1: float, images: int) -> Part:
+    """:func:`images_part` of an accuracy of which only the number of images is known."""
+    adjusted = (top1 * images + 2) / (images + 4)
+    return adjusted * (1 - adjusted) / (images + 4), images + 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyInterval(MeanInterval):
+    """A mean accuracy over ``n`` finals of ``searches`` independent searches, for new searches (of
+    one search: for new seeds of its winner) and new images. ``images``: how many there were;
+    ``None`` where that is not known, and the interval does not cover them."""
+
+    searches: int = 1
+    images: int | None = None
+
+
+def accuracy_interval(
+    groups: Groups, images: Array | int | None, *, level: float = LEVEL
+) -> AccuracyInterval:
+    """Of the accuracies of one candidate's finals. ``images``: correctness of each, averaged over
+    the finals, (N,), or their number. No ends for one value on images that are not known."""
+    mean, parts, count = mean_of(groups), spread_part(groups), None
+    if isinstance(images, int):
+        count = images
+        parts.append(binomial_part(mean, images))
+    elif images is not None:
+        count = images.size
+        parts.append(images_part(images, pseudo=ONE_MODEL))
+    ends: dict[str, float | None] = {"low": None, "high": None}
+    if estimate := Estimate.of(mean, parts):
+        interval = estimate.interval(level)
+        ends = {"low": max(0.0, interval.low or 0.0), "high": min(1.0, interval.high or 1.0)}
+    return AccuracyInterval(
+        mean=mean, **ends, level=level, n=sum(map(len, groups)), searches=len(groups), images=count
+    )
+
+
+def mean_over(
+    groups: Groups,
+    images: Sequence[Part] = (),
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
+) -> MeanInterval:
+    """Mean of what the finals of each search measured, with its interval over searches (of one
+    search: over its seeds) and ``images``. No ends where neither tells them: none has zero width.
+
+    What the values vary by holds part of what other images would change, which is counted twice
+    then and errs to the careful side.
+    """
+    mean, count = mean_of(groups), sum(map(len, groups))
+    unknown = MeanInterval(mean=mean, low=None, high=None, level=level, n=count)
+    estimate = Estimate.of(mean, [*spread_part(groups), *images])
+    if estimate is None:
+        return unknown
+    half = t_quantile(0.5 + level / 2, estimate.freedom) * estimate.error
+    low, high = max(bounds[0], mean - half), min(bounds[1], mean + half)
+    return replace(unknown, low=low, high=high) if low < high else unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSeries:
+    """Means over ``n`` finals at each place, their intervals where all have one: (...) each."""
+
+    n: int
+    mean: Array
+    low: Array | None = None
+    high: Array | None = None
+
+
+def mean_series(groups: Sequence[Array], interval: Callable[[Groups], MeanInterval]) -> MeanSeries:
+    """The ``interval`` at every place of what the finals of each search measured, (n, ...) each."""
+    shape = groups[0].shape[1:]
+    columns = [group.reshape(len(group), -1).T.tolist() for group in groups]  # (places, n) each
+    places = [interval(column) for column in zip(*columns, strict=True)]
+    has_ends = all(place.low is not None for place in places)
+    parts = {
+        part: np.reshape([getattr(place, part) for place in places], shape)
+        for part in (("mean", "low", "high") if has_ends else ("mean",))
+    }
+    return MeanSeries(n=sum(map(len, groups)), **parts)
+
+
+def difference(a: Groups, b: Groups, per_image: Array | None) -> Estimate | None:
+    """Difference of mean accuracy between two candidates, over searches (of one search each: over
+    seeds) and, where known, over images.
+
+    ``per_image``: (N,) difference of correctness averaged over finals, on the shared test images.
+    The variance is Welch's (1947) plus that of the images' mean, which counts the interaction of
+    models and images twice and so errs to the careful side. ``None`` when nothing varied: a
+    spread of zero seen in a few seeds does not make a result certain.
+    """
+    parts = [*spread_part(a), *spread_part(b)]
+    if per_image is not None:
+        parts.append(images_part(per_image, pseudo=TWO_MODELS))
+    return Estimate.of(mean_of(a) - mean_of(b), parts)

@@ -10,9 +10,9 @@ from orchestrator.compare.audit import AuditResult, RungTau
 from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import FamilySummary
-from orchestrator.compare.finals import PairResult, describe_verdict
 from orchestrator.compare.recipe_axes import Edge
 from orchestrator.compare.runs import RunData
+from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
 
@@ -32,6 +32,7 @@ def table_text(comparison: Comparison) -> str:
     blocks = [
         _wrap(comparison.answer),
         _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
+        _block("Warnings about the data", comparison.data_warnings),
         _families(families) if families else "No family has a trial yet.",
         _block("Best finished trial", _best(families)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
@@ -141,9 +142,18 @@ def pair_text(pair: PairResult) -> str:
     if gap.low is not None and gap.high is not None:
         level = f"{100 * gap.level:.0f} %"
         parts.append(f"{level} interval {wording.signed(gap.low)} to {wording.signed(gap.high)}")
-    parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
-    parts.append(f"{pair.method}, n = {pair.n['seeds_a']} and {pair.n['seeds_b']} seeds")
-    return "; ".join(parts)
+    if pair.p_value_holm is not None:
+        parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
+    parts.append(f"{pair.method}, {counts_text(pair)}" if pair.level else "")
+    return "; ".join(filter(None, parts))
+
+
+def counts_text(pair: PairResult) -> str:
+    """How many searches and finals of each family were tested."""
+    finals = f"{pair.n['seeds_a']} and {pair.n['seeds_b']} finals"
+    if pair.level is not Level.SEARCHES:
+        return finals
+    return f"{finals} of {pair.n['searches_a']} and {pair.n['searches_b']} searches"
 
 
 def budget_lines(budget: Budget) -> list[str]:
@@ -163,8 +173,8 @@ def budget_lines(budget: Budget) -> list[str]:
         places = ", ".join(f"{label} {_expected_text(budget, unit, label)}" for label in labels)
         lines.append(f"{spent[unit]}: {places}")
     for why in dict.fromkeys(filter(None, budget.why.values())):
-        labels = [label for label, reason in budget.why.items() if reason == why]
-        lines.append(f"no band for {', '.join(labels)}: {why}")
+        without = [label for label, reason in budget.why.items() if reason == why]
+        lines.append(f"no band for {', '.join(without)}: {why}")
     return lines
 
 

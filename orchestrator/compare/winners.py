@@ -23,7 +23,7 @@ class SelectedModel:
 
 
 def winners(state: State) -> dict[str, TrialState]:
-    """By family, the finished search trial with the best validation accuracy of any epoch.
+    """By search, its finished trial with the best validation accuracy of any epoch.
 
     Pruned and audited trials do not compete: the search has given them up. Where PASHA ended
     trials at different lengths, those that went furthest compete.
@@ -34,21 +34,25 @@ def winners(state: State) -> dict[str, TrialState]:
         eligible = trial.stage == "search" and trial.status == "finished"
         if not eligible or value is None or trial.audited:
             continue
-        leader = best.get(trial.family)
+        leader = best.get(trial.search_name)
         if leader is None or (trial.epoch, value) > (leader.epoch, leader.best()[0] or 0.0):
-            best[trial.family] = trial
+            best[trial.search_name] = trial
     return best
 
 
 def best_models(state: State) -> dict[str, SelectedModel]:
-    """Each family's best final, or its best search trial where it has no final.
+    """Each family's best final, or its best search trial where it has no final, over all searches.
 
     A final is taken at its last epoch, as it met the test split, hence compared there; a search
     trial at its best epoch.
     """
     models = {}
-    for family, trial in winners(state).items():
+    winners_by_family: dict[str, list[TrialState]] = {}
+    for winner in winners(state).values():
+        winners_by_family.setdefault(winner.family, []).append(winner)
+    for family, chosen in winners_by_family.items():
         finals = _finished_finals(state, family)
+        trial = max(chosen, key=lambda winner: (winner.epoch, winner.best()[0] or 0.0))
         if finals:
             trial = max(finals, key=_last_top1)
             epoch, value = trial.epoch, _last_top1(trial)
@@ -95,14 +99,13 @@ def select_model(state: State, family: str | None = None) -> SelectedModel:
 
 
 def _finished_finals(state: State, family: str) -> list[TrialState]:
-    """Finished finals of the winner that was frozen last."""
-    winner = state.frozen.get("winners", {}).get(family, {}).get("trial")
+    """Finished finals of the winners that were frozen last."""
+    frozen = {won["trial"] for won in state.frozen.get("winners", {}).values()}
     return [
         trial
         for trial in state.trials.values()
-        if trial.stage == "final"
-        and trial.status == "finished"
-        and trial.winner == winner
+        if (trial.stage, trial.family, trial.status) == ("final", family, "finished")
+        and trial.winner in frozen
         and math.isfinite(_last_top1(trial))
     ]
 

@@ -1,7 +1,7 @@
 """The cap on what a run may cost, where epochs are handed out.
 
-Each family has an equal share, so that none can spend what another was promised. An epoch is
-handed out only when what the family has spent, what its epochs under way will come to and this
+Each search has an equal share, so that none can spend what another was promised. An epoch is
+handed out only when what the search has spent, what its epochs under way will come to and this
 one stay within the share. An epoch is expected to cost what the costliest one seen of the family
 did, and a margin; before the first one, what the plan measured. Where the plan has only an
 estimate, or none, a first epoch is handed out all the same, and others beside it only if there is
@@ -11,8 +11,8 @@ room for far more than that estimate.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.ledger.cost import epoch_seconds, resources_of
@@ -30,7 +30,8 @@ class Slot:
     incarnation: str | None = None
     heard_at: float | None = None
     free_since: float | None = None
-    ordered_at: float | None = None  # an epoch, or a final's test, is under way since then
+    ordered_at: float | None = None  # what it was ordered to do is under way since then
+    measures: bool = False  # the speed of the final models, which are no trials of its own
     nodes: tuple[str, ...] = ()  # of its workers, by rank
     grown_at: float | None = None  # the change of the cluster that it last started again for
     restarts: bool = False  # its workers are about to be told so
@@ -44,12 +45,12 @@ class BudgetGuard:
 
     def __init__(self, state: State, slots: dict[str, Slot], clock: Callable[[], float]) -> None:
         self._state, self._slots, self._clock = state, slots, clock
-        self._refused: set[str] = set()  # families of which an epoch was asked for in vain
+        self._refused: set[str] = set()  # searches of which an epoch was asked for in vain
         self._spent_s: dict[str, float] = defaultdict(float)
         self._largest_s: dict[str, float] = {}
         self._planned_s: dict[str, float] = {}
         self._known: set[str] = set()  # families of which an epoch was measured or seen
-        self._share_s = state.spec.family_share_s()
+        self._share_s = state.spec.search_share_s()
         self._num_workers = resources_of(state).num_workers
         forecast = state.header.forecast or Forecast()
         for family, cost in forecast.families.items():
@@ -60,7 +61,7 @@ class BudgetGuard:
                 else:
                     self._planned_s[family] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
-            self._spent_s[trial.family] += trial.unreported_s
+            self._spent_s[trial.search_name] += trial.unreported_s
             for report in trial.reports.values():
                 self.charge(trial.trial, report)
 
@@ -72,7 +73,7 @@ class BudgetGuard:
     def charge(self, trial: str, report: ReportedEpoch) -> None:
         """An epoch was reported."""
         family, seconds = self._family(trial), epoch_seconds(report, self._num_workers)
-        self._spent_s[family] += seconds
+        self._spent_s[self._search(trial)] += seconds
         self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
         self._known.add(family)
 
@@ -87,16 +88,38 @@ class BudgetGuard:
         if waited:
             seconds = min(seconds, self._largest_s.get(family, seconds))
         seconds = round(seconds, 3)
-        self._spent_s[family] += seconds
+        self._spent_s[self._search(slot.trial)] += seconds
         return seconds
+
+    def charge_part(self, trial: str, seconds: float) -> float:
+        """Charge the trial's part of an order that was for several, and return it."""
+        seconds = round(seconds, 3)
+        self._spent_s[self._search(trial)] += seconds
+        return seconds
+
+    def nothing_left(self, trial: str) -> str | None:
+        """Why nothing more may be spent on the trial; ``None`` while something may."""
+        search = self._search(trial)
+        if self._share_s is None or self._spent_s[search] < self._share_s:
+            return None
+        return f"{self._caps}: nothing is left of the share of {search}"
+
+    def shared_limit_s(self, trials: Sequence[str]) -> float | None:
+        """Seconds of an order for all of the ``trials``, in equal parts, in which each of them
+        stays within its search's share; ``None`` without a cap."""
+        if self._share_s is None:
+            return None
+        parts = Counter(map(self._search, trials))
+        each_s = min((self._share_s - self._spent_s[name]) / n for name, n in parts.items())
+        return len(trials) * max(0.0, each_s)
 
     def affords(self, trial: str) -> bool:
         """Whether the trial may train one more epoch now."""
         if self._share_s is None:
             return True
-        family = self._family(trial)
-        under_way = self._under_way_s(family)
-        left = self._share_s - self._spent_s[family]
+        family, search = self._family(trial), self._search(trial)
+        under_way = self._under_way_s(search)
+        left = self._share_s - self._spent_s[search]
         if family not in self._known and not under_way:
             return left > 0
         each = self._each_s(family)
@@ -107,31 +130,33 @@ class BudgetGuard:
         ``None`` without one. Reached where an epoch costs far more than any before it."""
         if self._share_s is None:
             return None
-        family = self._family(trial)
-        each = self._each_s(family)
-        others = sum(max(each, elapsed) for elapsed in self._under_way_s(family))
-        return max(0.0, self._share_s - self._spent_s[family] - others)
+        search, each = self._search(trial), self._each_s(self._family(trial))
+        others = sum(max(each, elapsed) for elapsed in self._under_way_s(search))
+        return max(0.0, self._share_s - self._spent_s[search] - others)
 
     def refusal(self, trial: str) -> str | None:
-        """Why the trial's family gets no epoch any more; ``None`` while it may get one."""
-        family = self._family(trial)
-        if not self.affords(trial) and not self._under_way_s(family):
-            self._refused.add(family)
-        if family not in self._refused:
+        """Why the trial's search gets no epoch any more; ``None`` while it may get one."""
+        search = self._search(trial)
+        if not self.affords(trial) and not self._under_way_s(search):
+            self._refused.add(search)
+        if search not in self._refused:
             return None
-        return self._no_room([family])
+        return self._no_room([search])
 
     def over(self) -> str | None:
         """Why nothing that is left can be trained; ``None`` while something can, or nothing is."""
         if not self._refused:
             return None
-        left = {t.family for t in self._state.trials.values() if not t.status.is_final}
+        left = {t.search_name for t in self._state.trials.values() if not t.status.is_final}
         return self._no_room(sorted(left)) if left and left <= self._refused else None
 
-    def _no_room(self, families: list[str]) -> str:
+    def _no_room(self, searches: list[str]) -> str:
+        return f"{self._caps}: no room for another epoch of {', '.join(searches)}"
+
+    @property
+    def _caps(self) -> str:
         caps = self._state.spec.budget or {}
-        named = ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
-        return f"budget {named}: no room for another epoch of {', '.join(families)}"
+        return "budget " + ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
 
     def _each_s(self, family: str) -> float:
         """What one more epoch may come to; infinite where nothing is known of it."""
@@ -141,10 +166,13 @@ class BudgetGuard:
     def _family(self, trial: str) -> str:
         return self._state.trials[trial].family
 
-    def _under_way_s(self, family: str) -> list[float]:
+    def _search(self, trial: str) -> str:
+        return self._state.trials[trial].search_name
+
+    def _under_way_s(self, search: str) -> list[float]:
         now = self._clock()
         return [
             now - slot.ordered_at
             for slot in self._slots.values()
-            if slot.ordered_at is not None and slot.trial and self._family(slot.trial) == family
+            if slot.ordered_at is not None and slot.trial and self._search(slot.trial) == search
         ]

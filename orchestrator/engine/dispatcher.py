@@ -18,12 +18,13 @@ from typing import Any
 
 from orchestrator.engine.budget_guard import Slot
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
-from orchestrator.ledger import retention
+from orchestrator.ledger import openings, retention
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.replication import Segments
 from orchestrator.ledger.state import Record
 from orchestrator.ray_cluster import attach
-from trainables.config import EpochReport
+from trainables.config import EpochReport, SpeedReport
+from trainables.errors import StorageError, one_line
 from trainables.storage.object_storage import origin
 from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 
@@ -62,6 +63,7 @@ class Dispatcher:
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
         self._commit: Segments | None = None
+        self._problem: str | None = None  # of the register of test openings
         if self._path.exists() and options.session in (r.get("session") for r in read(self._path)):
             self._open()
 
@@ -112,6 +114,8 @@ class Dispatcher:
             in_slots = sum(len(other.nodes) for other in self._session.slots.values())
             slot.restarts = self._session.growth.is_due(slot, fitting=fitting, in_slots=in_slots)
         while True:
+            if self._session.is_about_to_open_test() and not await self._opening_registered():
+                return Order(command=SlotCommand.SHUTDOWN)
             order = self._session.order(slot_name, running)
             if order is not None:
                 return order if await self._stored() else Order(command=SlotCommand.SHUTDOWN)
@@ -142,6 +146,12 @@ class Dispatcher:
         self._wake()
         await self._stored()
 
+    async def speeds(self, slot_name: str, reports: Sequence[SpeedReport]) -> None:
+        """How fast the final models are."""
+        self._session.speed.measured(slot_name, reports)
+        self._wake()
+        await self._stored()
+
     # For the driver.
 
     async def open(self) -> None:
@@ -169,13 +179,30 @@ class Dispatcher:
         self._session.submit(records)
         self._wake()
 
+    async def measure_speeds(self) -> bool:
+        """Nothing is left to train. Waits while speeds of final models are to be measured; whether
+        that is not over yet."""
+        deadline = time.monotonic() + self._patience_s
+        if self._session.speed.begin():
+            self._wake()
+        while self._session.speed.is_due:
+            if not await self._wait(deadline):
+                return True
+        return False
+
+    async def give_up_speeds(self, reason: str) -> None:
+        """Nobody is there to measure them."""
+        self._session.speed.give_up(reason)
+        await self._stored()
+
     async def health(self) -> SlotHealth:
         """How the slots are."""
         slots = self._session.slots.values()
         heard_at = [slot.heard_at for slot in slots if slot.heard_at is not None]
         over = self._session.budget_guard.over()
-        if self._commit is not None and self._commit.problem is not None:
-            over = f"the storage failed: {self._commit.problem}"
+        problem = self._problem or (self._commit.problem if self._commit else None)
+        if problem is not None:
+            over = f"the storage failed: {problem}"
         silent_s = self._clock() - max(heard_at, default=self._created_at)
         return SlotHealth(ready=bool(heard_at), silent_s=silent_s, over=over)
 
@@ -202,6 +229,20 @@ class Dispatcher:
         for trial in ended if stored else ():
             retention.clear(self._path.parent, trial)
         return stored
+
+    async def _opening_registered(self) -> bool:
+        """Enter that the run is about to open its test split; ``False`` where that failed: then the
+        split stays closed."""
+        storage = openings.storage_of(self._path.parent)
+        state = self._session.state
+        coming = openings.openings_of(state.spec, state, state.test_hashes)
+        try:
+            counted = await asyncio.to_thread(openings.register, storage, coming)
+        except StorageError as error:
+            self._problem = one_line(error)
+            return False
+        self._session.split_openings = counted
+        return True
 
     async def _gone_nodes(self, slot_name: str) -> list[str]:
         """Nodes of the slot's workers that are no longer there."""

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.engine.budget_guard import BudgetGuard, Slot
+from orchestrator.engine.speed import SpeedPhase
 from orchestrator.ledger import retention
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import Record, State, TrialState, apply, replay
+from orchestrator.ledger.state import Record, SplitOpening, State, TrialState, apply, replay
 from orchestrator.spec import spaces
 from orchestrator.spec.run import with_axes
 from trainables.config import Assignment, EpochReport
@@ -57,9 +58,10 @@ def draw(state: State, trial: TrialState) -> Record:
     past = [
         spaces.Observation(axes=other.axes, values=other.values(), status=other.status)
         for other in state.trials.values()
-        if (other.family, other.stage) == (trial.family, "search") and other.axes is not None
+        if other.stage == "search" and other.search_name == trial.search_name
+        if other.axes is not None
     ]
-    axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past)
+    axes = sweep.axes(int(trial.trial.rpartition("-")[2]), past, search=trial.search)
     return {"axes": axes, "assignment": with_axes(trial.assignment, axes).as_dict()}
 
 
@@ -70,7 +72,7 @@ class Queue:
     def __init__(self, state: State) -> None:
         self._state = state
         self._places: dict[str, int] = {}  # by trial, how many were submitted before it
-        self._families: dict[str, list[tuple[bool, int, str]]] = {}  # heaps
+        self._searches: dict[str, list[tuple[bool, int, str]]] = {}  # heaps
         self._waiting: set[str] = set()
 
     def __contains__(self, trial: str) -> bool:
@@ -84,20 +86,20 @@ class Queue:
             self._places = {name: place for place, name in enumerate(self._state.trials)}
         state = self._state.trials[trial]
         turn = (state.attempt == 0, self._places[trial], trial)
-        heapq.heappush(self._families.setdefault(state.family, []), turn)
+        heapq.heappush(self._searches.setdefault(state.search_name, []), turn)
         self._waiting.add(trial)
 
     def take(self, affords: Callable[[str], bool]) -> str | None:
         """The first trial that has not ended and whose next epoch is affordable."""
         firsts = []
-        for family, heap in self._families.items():
+        for search, heap in self._searches.items():
             while heap and self._state.trials[heap[0][2]].status.is_final:
                 self._waiting.discard(heapq.heappop(heap)[2])
             if heap:
-                firsts.append((heap[0], family))
-        for (_, _, trial), family in sorted(firsts):
+                firsts.append((heap[0], search))
+        for (_, _, trial), search in sorted(firsts):
             if affords(trial):
-                heapq.heappop(self._families[family])
+                heapq.heappop(self._searches[search])
                 self._waiting.discard(trial)
                 return trial
         return None
@@ -124,6 +126,7 @@ class DispatcherState:
         self.wanted: dict[str, int] = {}  # by trial, the epoch that it waits for
         self.queue = Queue(self.state)
         self.slots: dict[str, Slot] = {}
+        self.split_openings: Sequence[SplitOpening] = ()
         self.ended_without_slot: list[TrialState] = []  # weights go once that is in the storage
         self._more_to_come = options.more_to_come
         if any(trial.axes is None for trial in self.state.trials.values()):
@@ -131,6 +134,15 @@ class DispatcherState:
         self.budget_guard = BudgetGuard(self.state, self.slots, clock)
         self.losses = Losses(self, options)
         self.growth = Growth(options, clock)
+        self.speed = SpeedPhase(
+            self.state,
+            self.slots,
+            self.budget_guard,
+            self.record,
+            folder=self._folder,
+            clock=clock,
+            max_failures=options.max_failures_per_trial,
+        )
         for trial in self.state.trials.values():
             trained = trial.epoch >= trial.assignment.epochs
             if trained and trial.stage != "final" and not trial.status.is_final:
@@ -213,6 +225,8 @@ class DispatcherState:
         was restarted waits again; unless nodes of the old group are ``gone``, it has failed."""
         restarted = self.is_restarted(slot_name, incarnation, running)
         slot = self.slots.setdefault(slot_name, Slot())
+        if slot.incarnation != incarnation:
+            self.speed.on_slot_lost(slot)
         slot.incarnation, slot.heard_at = incarnation, self._clock()
         if running is None and slot.free_since is None:
             slot.free_since = slot.heard_at
@@ -240,6 +254,8 @@ class DispatcherState:
             return self._next_step(slot, self.state.trials[running])
         if slot.trial is None:
             slot.trial = self.queue.take(self.budget_guard.affords)
+        if slot.trial is None and (order := self.speed.order(slot_name)) is not None:
+            return order
         if slot.trial is None:
             return self._shutdown(slot) if self._is_spare(slot_name) else None
         return self._start(slot_name, slot.trial)
@@ -267,6 +283,14 @@ class DispatcherState:
         trained = trial.epoch >= trial.assignment.epochs
         return trial.stage == "final" and trained and not trial.status.is_final
 
+    def is_about_to_open_test(self) -> bool:
+        """Whether the next order may be the first to evaluate on the test split. A caller that
+        keeps a register of openings has to enter it first, and to set ``split_openings``."""
+        if self.closing or not self.state.frozen or self.state.test_opened:
+            return False
+        awaiting = filter(self.awaits_test, self.state.trials.values())
+        return any(self.budget_guard.affords(trial.trial) for trial in awaiting)
+
     def reported(self, slot: str, trial: str, attempt: int, report: EpochReport) -> bool:
         """One epoch done. Counts once: a repeated or outdated report is ``False``."""
         state = self.state.trials[trial]
@@ -286,6 +310,8 @@ class DispatcherState:
     def lost(self, slot_name: str, reason: str, gone: Sequence[str] = ()) -> None:
         """The slot is gone. Its trial is next, and has failed unless nodes are ``gone`` too."""
         slot = self.slots.pop(slot_name, None)
+        if slot is not None:
+            self.speed.on_slot_lost(slot)
         if slot is not None and slot.trial is not None:
             self.losses.on_worker_group_failed(slot, f"its slot ended: {reason}", gone)
 
@@ -336,14 +362,20 @@ class DispatcherState:
                 limit_s=limit_s,
             )
         if not self.state.test_opened:
-            self.record("test_opened", detail=self.state.frozen, reason=f"first for {trial.trial}")
+            self.record(
+                "test_opened",
+                detail=self.state.frozen,
+                reason=f"first for {trial.trial}",
+                openings=[opening.as_dict() for opening in self.split_openings] or None,
+            )
         file = self._folder / "finals" / trial.trial / "test_correct.arrow"
         command = SlotCommand.EVALUATE_TEST
         return Order(command=command, assignment=assignment, correct_file=str(file))
 
     def _is_spare(self, slot_name: str) -> bool:
-        """More slots than trials that could still need one."""
-        if self._more_to_come:
+        """More slots than trials that could still need one. While speed is measured none is: one
+        that leaves is busy with that."""
+        if self._more_to_come or (not self._num_open and self.speed.is_due):
             return False
         others = (slot for name, slot in self.slots.items() if name != slot_name)
         return self._num_open <= sum(slot.trial is not None for slot in others)

@@ -1,4 +1,4 @@
-"""The finals: each family's winner, frozen, trained again over fresh seeds, then tested once.
+"""The finals: each search's winner, frozen, trained again over fresh seeds, then tested once.
 
 Selection sees validation only. The winners and their recipes are on record before the first
 final starts; the test split is opened after that, once, and the opening is on record too.
@@ -23,19 +23,20 @@ class Final:
 
     assignment: Assignment
     axes: Axes | None
-    winner: str
+    winner: TrialState
 
     def record(self) -> Record:
         """As the ledger has it."""
         return {
             "event": "submitted",
             "trial": self.assignment.trial_id,
-            "family": self.assignment.backbone.family,
+            "family": self.winner.family,
+            "search": self.winner.search if self.winner.search > 1 else None,
             "stage": Stage.FINAL.value,
             "detail": {
                 "assignment": self.assignment.as_dict(),
                 "axes": self.axes,
-                "winner": self.winner,
+                "winner": self.winner.trial,
             },
         }
 
@@ -71,8 +72,8 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
     if not chosen or not spec.final_seeds:
         return None
     # By their trials: another version's hash of the same recipe may be another one.
-    frozen = {family: won["trial"] for family, won in state.frozen.get("winners", {}).items()}
-    same_winners = frozen == {family: trial.trial for family, trial in chosen.items()}
+    frozen = {search: won["trial"] for search, won in state.frozen.get("winners", {}).items()}
+    same_winners = frozen == {search: trial.trial for search, trial in chosen.items()}
     if same_winners and state.frozen.get("final_seeds") == spec.final_seeds:
         number = state.test_openings + (not state.test_opened)
         missing = [
@@ -83,16 +84,16 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
         return FinalsRound(frozen=None, finals=tuple(missing)) if missing else None
     if state.test_openings and not reopen:
         raise UserError(reopening_refused(spec.name))
-    by_family = {
-        family: {
+    by_search = {
+        search: {
             "trial": trial.trial,
             "recipe_hash": recipe_hash(trial),
             "val_top1": trial.best()[0],
         }
-        for family, trial in chosen.items()
+        for search, trial in chosen.items()
     }
     return FinalsRound(
-        frozen={"winners": by_family, "final_seeds": spec.final_seeds},
+        frozen={"winners": by_search, "final_seeds": spec.final_seeds},
         finals=tuple(_finals(spec, chosen, state.test_openings + 1)),
     )
 
@@ -101,24 +102,26 @@ def _finals(spec: RunSpec, chosen: Mapping[str, TrialState], number: int) -> Ite
     """All finals of round ``number``, from 1."""
     round_name = "final" if number == 1 else f"final{number}"
     for index in range(spec.final_seeds):
-        # The same seed for every family, so that the seeds pair their finals; it draws the order
-        # of images, augmentation, the head, and which images validate.
-        seed = int(stable_hash([spec.sweeps[0].seed, "final", index])[:7], 16)
-        for family, winner in chosen.items():
+        for search, winner in chosen.items():
+            # The same seed for every family, so that the seeds pair their finals; it draws the
+            # order of images, augmentation, the head, and which images validate.
+            search_seed = spec.sweeps[0].search_seed(winner.search)
+            seed = int(stable_hash([search_seed, "final", index])[:7], 16)
             assignment = replace(
                 winner.assignment,
-                trial_id=f"{family}-{round_name}-{index:02d}",
+                trial_id=f"{search}-{round_name}-{index:02d}",
                 seed=seed,
                 data=replace(winner.assignment.data, val_seed=seed),
                 checkpoint=None,
                 checkpoint_folder=None,
             )
-            yield Final(assignment=assignment, axes=winner.axes, winner=winner.trial)
+            yield Final(assignment=assignment, axes=winner.axes, winner=winner)
 
 
 def reopening_refused(name: str) -> str:
     """Why a run whose test split is open cannot go back to searching."""
     return (
-        f"the test split is opened once a run, after which nothing may be chosen; that of "
-        f"{name!r} is open. Fix: --name OTHER, or --reopen-test, which marks the report"
+        "a test split is opened once, after which nothing may be chosen for it; that of "
+        f"{name!r} is open, for runs of other names too. "
+        "Fix: --reopen-test, which marks the report, or fresh test data"
     )

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,7 +21,7 @@ from orchestrator.compare.report.page import write_report
 from orchestrator.compare.runs import load
 from orchestrator.compare.table import table_text
 from orchestrator.compare.winners import winners
-from orchestrator.engine import finals
+from orchestrator.engine import finals, speed
 from orchestrator.launch.forecast import forecast
 from orchestrator.launch.prepare import PreparedRun, RunImages
 from orchestrator.ledger import replication, retention, session
@@ -62,7 +63,7 @@ class Outcome:
         return cls(
             succeeded=count[TrialStatus.FINISHED] + count[TrialStatus.PRUNED],
             failed=count[TrialStatus.FAILED],
-            interrupted=bool(session.open_trials(state)),
+            interrupted=bool(session.open_trials(state) or (state.stopped and speed.due(state))),
             run_folder=folder,
             stop_reason=state.stop_reason if state.stopped else None,
             text=text,
@@ -181,6 +182,8 @@ def _is_done(prepared: PreparedRun, state: State) -> bool:
         raise UserError(finals.reopening_refused(spec.name))
     if not searched or session.open_trials(state):
         return False
+    if speed.due(state) and not state.closed:
+        return False
     return finals.due(spec, state, reopen=prepared.options.reopen_test) is None
 
 
@@ -212,7 +215,7 @@ def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> St
 def _train(
     prepared: PreparedRun, folder: Path, lease: Lease | None, state: State, pool: SlotPool
 ) -> str | None:
-    """Search, then finals, each trial to its end or until the stop file appears; why it did, where
+    """Search, finals and their speed, to the end or until the stop file appears; why it did, where
     that was no user's wish. Raises ``UserError`` where the slots ended the run (exit code 3)."""
     from orchestrator.engine.slots import Watchdog, stop_on_signals
 
@@ -225,7 +228,7 @@ def _train(
     with stop_on_signals(stop_file):
         try:
             with watchdog:
-                _search_then_finals(prepared, folder, state, pool, stop_file)
+                _search_and_judge(prepared, folder, state, pool, stop_file)
         except StorageError:
             stop_file.touch()
             raise
@@ -241,7 +244,7 @@ def _train(
     return stop_reason
 
 
-def _search_then_finals(
+def _search_and_judge(
     prepared: PreparedRun, folder: Path, state: State, pool: SlotPool, stop_file: Path
 ) -> None:
     from orchestrator.engine.trial import fit_trials
@@ -255,6 +258,23 @@ def _search_then_finals(
             replication.share_stores(folder, [final.assignment.data for final in due.finals])
         pool.dispatcher("submit", [] if due is None else due.records())
         fit(spec, session.state_of(folder), pool.dispatcher)
+    _measure_speeds(spec, session.state_of(folder), pool, stop_file)
+
+
+def _measure_speeds(spec: RunSpec, state: State, pool: SlotPool, stop_file: Path) -> None:
+    """Have one slot measure how fast the final models are, if the run has come to that. Whatever
+    keeps it from it becomes a note."""
+    models, resources = len(speed.due(state)), spec.sweeps[0].resources
+    if not models or stop_file.exists():
+        return
+    log.info(f"measuring the speed of {models} final model{'s' * (models != 1)}, one slot alone")
+    attempt_s = resources.epoch_timeout_s + resources.slot_start_timeout_s
+    limit_s = attempt_s * (1 + resources.max_failures_per_trial)
+    deadline = time.monotonic() + limit_s
+    while not stop_file.exists() and pool.dispatcher("measure_speeds"):
+        if not pool.alive() or time.monotonic() > deadline:
+            why = "every slot had ended" if not pool.alive() else f"{limit_s:.0f} s were over"
+            pool.dispatcher("give_up_speeds", why)
 
 
 def _clean_up_checkpoints(folder: Path) -> None:

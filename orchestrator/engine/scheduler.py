@@ -8,11 +8,12 @@ PASHA, on pausing: ASHA whose longest rung grows only while the ranking still ch
 
 Bohdal, Balles, Wistuba, Ermis, Archambeau, Zappella, "PASHA: Efficient HPO and NAS with
 Progressive Resource Allocation", ICLR 2023. Trials pause at every rung and are promoted when
-they are among the best 1/eta of it (section 3). The cap starts at the second rung; it rises by
-one when the trials of the two top rungs are not in the same soft order (section 4.2), trials
-closer than epsilon counting as equal, epsilon taken from curves that cross twice (section 4.3).
+they are among the best 1/eta of it (section 3). The cap starts at the second rung; when a trial
+reaches it and the trials of the two top rungs are not in the same soft order (section 4.2), it
+rises by one. Trials closer than epsilon in the lower of the two rungs count as equal; epsilon is
+the noise between the two rungs (section 4.3), read as the authors' code in Syne Tune 0.13 reads it.
 
-:class:`Scheduler` asks the bracket of each trial's family. Tune (``engine/trial.py``) and the
+:class:`Scheduler` asks the bracket of each trial's search. Tune (``engine/trial.py``) and the
 simulator call it.
 """
 
@@ -20,11 +21,11 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 from orchestrator.ledger.state import Stage, State
 from orchestrator.spec.limits import SchedulerSpec
@@ -51,6 +52,10 @@ class PashaBracket:
         self._values: list[dict[str, float]] = [{} for _ in self.rungs]
         self._promoted: list[set[str]] = [set() for _ in self.rungs]
         self._curves: dict[str, dict[int, float]] = {}
+        self._reported: dict[int, list[str]] = {}  # by epoch
+        self._crossed: dict[frozenset[str], float] = {}  # pairs whose curves cross twice: distance
+        self._distances: list[float] = []  # of these pairs, ascending
+        self._epsilon = 0.0
         self._waiting: set[tuple[str, int]] = set()  # (trial, epoch of the rung that it waits at)
 
     @property
@@ -59,15 +64,29 @@ class PashaBracket:
         return self.rungs[self._top]
 
     def observe(self, name: str, epoch: int, value: float) -> None:
-        """One report; at a rung it counts for the ranking, and may raise the cap."""
-        self._curves.setdefault(name, {})[epoch] = value
+        """One report; at a rung it counts for the ranking, and may raise the cap. An epoch that is
+        reported again counts once."""
+        curve = self._curves.setdefault(name, {})
+        if epoch in curve:
+            return
+        curve[epoch] = value
+        self._measure_noise(name, epoch)
+        self._reported.setdefault(epoch, []).append(name)
         if epoch not in self.rungs:
             return
         rung = self.rungs.index(epoch)
-        fresh = name not in self._values[rung]
-        self._values[rung].setdefault(name, value)
-        if fresh and rung == self._top and self._top < len(self.rungs) - 1 and not self.stable():
-            self._top += 1
+        self._values[rung][name] = value
+        if rung == self._top and self._top < len(self.rungs) - 1 and not self.stable():
+            self._raise_cap()
+
+    def _raise_cap(self) -> None:
+        """Epsilon stays as it is until pairs above the old cap cross twice."""
+        self._epsilon = self.epsilon()
+        self._top += 1
+        self._crossed, self._distances = {}, []
+        for epoch in range(self.rungs[self._top - 1] + 1, self.cap + 1):
+            for name in self._reported.get(epoch, ()):
+                self._measure_noise(name, epoch)
 
     def restore(self, name: str, epoch: int, decision: str | None) -> None:
         """What was decided on the trial at the rung of ``epoch`` in an earlier session."""
@@ -117,26 +136,51 @@ class PashaBracket:
         return ranked[: len(ranked) // self._eta]
 
     def stable(self) -> bool:
-        """The trials of the top rung stood in the same soft order one rung below."""
+        """Whether each trial of the top rung lay, one rung below, within epsilon of the trial that
+        had its place there (section 4.2: the soft ranks are those of the lower rung)."""
         upper, lower = self._values[self._top], self._values[self._top - 1]
-        epsilon = self.epsilon()
-        order_below = sorted(upper, key=lambda name: -lower[name])
-        order_above = sorted(upper, key=lambda name: -upper[name])
-        pairs = zip(order_above, order_below, strict=True)
-        return all(abs(upper[above] - upper[below]) <= epsilon for above, below in pairs)
+        epsilon, names = self.epsilon(), [name for name in upper if name in lower]
+        order_below = sorted(names, key=lambda name: -lower[name])
+        order_above = sorted(names, key=lambda name: -upper[name])
+        places = [(lower[a], lower[b]) for a, b in zip(order_above, order_below, strict=True)]
+        return all(at - epsilon <= value <= at + epsilon for value, at in places)
 
     def epsilon(self) -> float:
-        """Distance at the longest common epoch of pairs whose curves cross twice: the
-        ``NOISE_PERCENTILE``-th percentile (nearest rank), 0 while no pair does."""
-        distances = []
-        for a, b in combinations((self._curves[name] for name in self._values[self._top]), 2):
-            gaps = [a[epoch] - b[epoch] for epoch in sorted(a.keys() & b.keys())]
-            signs = [math.copysign(1, gap) for gap in gaps if gap]
-            if sum(sign != after for sign, after in pairwise(signs)) >= 2:
-                distances.append(abs(gaps[-1]))
-        if not distances:
-            return 0.0
-        return sorted(distances)[math.ceil(NOISE_PERCENTILE / 100 * len(distances)) - 1]
+        """The noise: the ``NOISE_PERCENTILE``-th percentile of distances between trials whose
+        curves cross twice, of those that are beyond the lower of the two top rungs, at the latest
+        epoch after that rung which both have reported. While no pair crosses, the last one; 0 at
+        first.
+
+        Where Syne Tune's code differs: it asks at every report, not at those of the top rung alone
+        (the paper's algorithm 1), may count a pair once for each order of its two trials, and takes
+        an equal value for an order, by which of the two it happens to see first. Each new report is
+        compared with the others of its epoch once, so that a question costs nothing.
+        """
+        if not self._distances:
+            return self._epsilon
+        return quantile(self._distances, NOISE_PERCENTILE / 100)
+
+    def _measure_noise(self, name: str, epoch: int) -> None:
+        """Compare a trial with the others at ``epoch``, if that is between the two top rungs."""
+        if not self.rungs[max(self._top - 1, 0)] < epoch <= self.cap:
+            return
+        for other in self._reported.get(epoch, ()):
+            pair = frozenset((name, other))
+            before = self._crossed.get(pair)
+            if before is not None:
+                del self._distances[bisect_left(self._distances, before)]
+            elif not _cross_twice(self._curves[name], self._curves[other], epoch):
+                continue
+            distance = abs(self._curves[name][epoch] - self._curves[other][epoch])
+            self._crossed[pair] = distance
+            insort(self._distances, distance)
+
+
+def _cross_twice(a: Mapping[int, float], b: Mapping[int, float], last: int) -> bool:
+    """Whether the lead changes hands twice by epoch ``last``; equal values are nobody's lead."""
+    epochs = sorted(epoch for epoch in a.keys() & b.keys() if epoch <= last)
+    leads = [a[epoch] > b[epoch] for epoch in epochs if a[epoch] != b[epoch]]
+    return sum(lead != after for lead, after in pairwise(leads)) >= 2
 
 
 class AshaBracket:
@@ -189,7 +233,7 @@ Decide = Callable[..., None]  # (event, trial, rung=…, epoch=…, reason=…)
 
 
 class Scheduler:
-    """One bracket a family on a shared pool of slots; families never prune each other.
+    """One bracket a search on a shared pool of slots; searches never prune each other.
 
     ``history`` replays an earlier session, whose decisions are facts: a report that was judged is
     not judged again. The last report of an unfinished trial on which no decision is on record is
@@ -201,18 +245,19 @@ class Scheduler:
     def __init__(
         self, schedulers: Mapping[str, SchedulerSpec], history: State, decide: Decide, *, seed: int
     ) -> None:
-        self._specs, self._decide, self._seed = dict(schedulers), decide, seed
+        self._decide, self._seed = decide, seed
         search = [trial for trial in history.trials.values() if trial.stage == Stage.SEARCH]
-        self._family = {trial.trial: trial.family for trial in search}
+        self._search = {trial.trial: trial.search_name for trial in search}
         self._audited = {trial.trial for trial in search if trial.audited}
-        self._open: dict[str, set[str]] = {family: set() for family in self._family.values()}
+        self._open: dict[str, set[str]] = {name: set() for name in self._search.values()}
         for trial in search:
             if not trial.status.is_final:
-                self._open[trial.family].add(trial.trial)
-        self._asha = {f: AshaBracket(s) for f, s in self._specs.items() if s.kind == "asha"}
+                self._open[trial.search_name].add(trial.trial)
+        self._specs = {trial.search_name: schedulers[trial.family] for trial in search}
+        self._asha = {name: AshaBracket(s) for name, s in self._specs.items() if s.kind == "asha"}
         self._pasha = {
-            family: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
-            for family, spec in self._specs.items()
+            name: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
+            for name, spec in self._specs.items()
             if spec.kind == "pasha"
         }
         self._replay(history)
@@ -225,28 +270,28 @@ class Scheduler:
     def on_report(self, name: str, epoch: int, value: float | None) -> Action:
         """Go on, pause or stop; the decision is on record before anybody acts on it. ``value`` is
         the validation accuracy, ``None`` where the report has none."""
-        family = self._family.get(name)
-        if value is None or family is None or name in self._audited:
+        search = self._search.get(name)
+        if value is None or search is None or name in self._audited:
             return Action.CONTINUE
-        if epoch >= self._specs[family].max_epochs:
+        if epoch >= self._specs[search].max_epochs:
             return Action.CONTINUE
         if value != value:  # NaN passes every comparison
             self._record("pruned", name, epoch, f"{METRIC} is not a number")
             self.on_end(name)
             return Action.STOP
-        if family in self._pasha:
-            return self._ask_pasha(self._pasha[family], name, epoch, value)
+        if search in self._pasha:
+            return self._ask_pasha(self._pasha[search], name, epoch, value)
         return (
-            self._ask_asha(family, name, epoch, value) if family in self._asha else Action.CONTINUE
+            self._ask_asha(search, name, epoch, value) if search in self._asha else Action.CONTINUE
         )
 
-    def _ask_asha(self, family: str, name: str, epoch: int, value: float) -> Action:
-        goes_on, rung, reason = self._asha[family].observe(name, epoch, value)
+    def _ask_asha(self, search: str, name: str, epoch: int, value: float) -> Action:
+        goes_on, rung, reason = self._asha[search].observe(name, epoch, value)
         if rung is None:
             return Action.CONTINUE
         event = "promoted" if goes_on else "pruned"
         lot = random.Random(f"{self._seed}/audit/{name}").random()
-        if not goes_on and lot < self._specs[family].audit:
+        if not goes_on and lot < self._specs[search].audit:
             event = "audited"
             self._audited.add(name)
         self._record(event, name, epoch, reason, rung)
@@ -267,23 +312,23 @@ class Scheduler:
 
     def promote(self, paused: Collection[str]) -> Promotion:
         """Who of the ``paused`` goes on, asked when no new trial is left to begin."""
-        for family, race in self._pasha.items():
-            of_family = [name for name in paused if self._family[name] == family]
-            if (name := race.promote(of_family)) is not None:
+        for search, race in self._pasha.items():
+            of_search = [name for name in paused if self._search[name] == search]
+            if (name := race.promote(of_search)) is not None:
                 epoch = race.epoch(name)
                 self._record("promoted", name, epoch, "it is among the best of its rung by now")
                 return Promotion(trial=name)
-            if of_family and self._open[family] == set(of_family):
-                return Promotion(over=self._close(race, of_family))
+            if of_search and self._open[search] == set(of_search):
+                return Promotion(over=self._close(race, of_search))
         return Promotion()
 
     def on_end(self, name: str) -> None:
         """Nothing more will come of this trial. One that the budget sends away is still open."""
-        if (family := self._family.get(name)) is not None:
-            self._open[family].discard(name)
+        if (search := self._search.get(name)) is not None:
+            self._open[search].discard(name)
 
     def _close(self, race: PashaBracket, paused: Sequence[str]) -> tuple[str, ...]:
-        """All that is left of the family waits and nobody is promoted: the ranking has settled."""
+        """All that is left of the search waits and nobody is promoted: the ranking has settled."""
         for name in paused:
             event = "finished" if race.at_cap(name) else "pruned"
             self._record(
@@ -301,7 +346,7 @@ class Scheduler:
         reports = [
             (report.time, trial, epoch, report.metrics.get(METRIC))
             for trial in history.trials.values()
-            if trial.trial in self._family
+            if trial.trial in self._search
             for epoch, report in trial.reports.items()
             if trial.status.is_final or epoch < trial.epoch or epoch in trial.rungs
         ]
@@ -310,10 +355,10 @@ class Scheduler:
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
             if value is None or value != value or outside:
                 continue
-            if trial.family in self._asha:
-                self._asha[trial.family].observe(trial.trial, epoch, value)
-            elif trial.family in self._pasha:
+            if trial.search_name in self._asha:
+                self._asha[trial.search_name].observe(trial.trial, epoch, value)
+            elif trial.search_name in self._pasha:
                 went_on = epoch < trial.epoch and epoch in trial.rungs
                 decision = "promoted" if went_on else trial.rungs.get(epoch)
-                self._pasha[trial.family].observe(trial.trial, epoch, value)
-                self._pasha[trial.family].restore(trial.trial, epoch, decision)
+                self._pasha[trial.search_name].observe(trial.trial, epoch, value)
+                self._pasha[trial.search_name].restore(trial.trial, epoch, decision)

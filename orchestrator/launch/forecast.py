@@ -178,9 +178,9 @@ def estimated(
 def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     """What is not known is ``None``. ``slots`` is ``None`` where only the cluster can tell how many
     it holds. Hours and dollars include the finals."""
-    resources, seeds = spec.sweeps[0].resources, spec.final_seeds
+    resources, seeds = spec.sweeps[0].resources, spec.searches * spec.final_seeds
     families: dict[str, FamilyForecast | None] = {
-        sweep.family: (cost := costs.get(sweep.family)) and _family(sweep, seeds, cost)
+        sweep.family: (cost := costs.get(sweep.family)) and _family(sweep, spec, cost)
         for sweep in spec.sweeps
     }
     forecasts = [family for family in families.values() if family is not None]
@@ -217,32 +217,34 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     )
 
 
-def _family(sweep: SweepSpec, final_seeds: int, cost: FamilyForecast) -> FamilyForecast:
-    """The family's cost with what its slots will spend on it; setup is paid for every trial."""
+def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyForecast:
+    """The family's cost with what slots will spend on its searches; each trial pays for setup."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
     expected, worst = expected_epochs(sweep.scheduler, sweep.trials), sweep.trials * full
     if sweep.grid:
         expected = worst = sum(row["epochs"] for row in sweep.grid)
     epochs = zip(CASES, (expected, worst), strict=True)
     seconds = {case: n * cost.epoch_seconds + sweep.trials * setup for case, n in epochs}
-    # Evaluating the test split, with its probes, takes about as long as an epoch.
-    seconds["finals"] = final_seeds * ((full + 1) * cost.epoch_seconds + setup)
-    return replace(cost, slot_seconds=seconds)
+    # Evaluating the test split, with its probes, takes about as long as an epoch. Not counted:
+    # measuring the speed of each winner's model once, a few seconds.
+    seconds["finals"] = spec.final_seeds * ((full + 1) * cost.epoch_seconds + setup)
+    return replace(cost, slot_seconds={case: spec.searches * s for case, s in seconds.items()})
 
 
 def _checkpoints(
     spec: RunSpec, families: Sequence[FamilyForecast], slots: int | None
 ) -> dict[str, int]:
     """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that has closed,
-    each family's winner and its finals; ``at_most``, while it runs and no trial is pruned."""
+    each search's winner and its finals; ``at_most``, while it runs and no trial is pruned."""
     sizes = [family.checkpoint_bytes for family in families]
-    kept = sum(sizes) * (1 + spec.final_seeds)
-    at_most = spec.final_seeds * sum(sizes)
+    kept = sum(sizes) * spec.searches * (1 + spec.final_seeds)
+    at_most = spec.searches * spec.final_seeds * sum(sizes)
     for sweep, size in zip(spec.sweeps, sizes, strict=True):
         waiting = sweep.scheduler.kind == "pasha" or slots is None
         # A trial that has not ended keeps its best and its newest, and writes the next.
-        live = sweep.trials if waiting else min(sweep.trials, slots or 0)
-        at_most += size * (sweep.trials + live)
+        trials = spec.searches * sweep.trials
+        live = trials if waiting else min(trials, slots or 0)
+        at_most += size * (trials + live)
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
@@ -295,8 +297,8 @@ def costs_of(
 
 
 def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
-    """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a family's share."""
-    share_s, mistakes = spec.family_share_s(), []
+    """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a search's share."""
+    share_s, mistakes = spec.search_share_s(), []
     workers = spec.sweeps[0].resources.num_workers
     for family, cost in costs.items():
         if share_s is None or cost is None or cost.basis != MEASURED:
@@ -305,7 +307,7 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
         if first_s > share_s:
             ((unit, amount),) = (spec.budget or {}).items()
             mistakes.append(
-                f"a budget must afford an epoch of each family; --budget {unit}={amount:g} gives "
+                f"a budget must afford an epoch of each search; --budget {unit}={amount:g} gives "
                 f"{family} {share_s * workers:.3g} s of a worker, its first epoch takes "
                 f"{first_s * workers:.3g} s ({MEASURED}, with a margin). "
                 f"Fix: --budget {unit}={amount * first_s / share_s:.2g} or more"

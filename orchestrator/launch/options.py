@@ -18,6 +18,7 @@ from trainables.errors import collected, raise_if_any
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
 DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
+SEARCHES, FINAL_SEEDS = 3, 3  # of a tournament; benchmarks/oracle.py says why
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
 
@@ -39,6 +40,8 @@ class RunOptions:
     gpus_per_worker: float | None = None
     cpus_per_worker: float | None = None
     from_: tuple[str, ...] = ()
+    searches: int | None = None
+    margin: float | None = None
     final_seeds: int | None = None
     set: tuple[str, ...] = ()
     storage: str = "runs"
@@ -70,7 +73,9 @@ class RunOptions:
             storage=self.storage,
             tracking_uri=self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None,
             experiment=self.experiment,
+            searches=1 if self.searches is None else self.searches,
             final_seeds=self.final_seeds or 0,
+            margin=RunSpec.margin if self.margin is None else self.margin,
             budget=budget,
             prices=prices,
         )
@@ -83,7 +88,7 @@ def asked(
     if command == "demo":
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
-    spec = spec_of(targets, chosen, final_seeds=3 if command == "tournament" else 0)
+    spec = spec_of(targets, chosen, compares=command == "tournament")
     if chosen.from_:
         from orchestrator.launch.warm_start import warm_started
 
@@ -91,9 +96,9 @@ def asked(
     return spec, chosen
 
 
-def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0) -> RunSpec:
-    """The run that is asked for, with so many ``final_seeds`` unless the options say. Raises
-    ``UserError`` with all that is wrong."""
+def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = False) -> RunSpec:
+    """The run that is asked for; one that ``compares`` families has by default the searches and
+    finals that a verdict needs. Raises ``UserError`` with all that is wrong."""
     mistakes: list[str] = []
     sweeps: list[SweepSpec] = []
     for target in targets:
@@ -106,8 +111,11 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, final_seeds: int = 0
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)
-    if options.final_seeds is None:
-        run = replace(run, final_seeds=final_seeds)
+    if compares and options.final_seeds is None:
+        run = replace(run, final_seeds=FINAL_SEEDS)
+    # Searches that begin with the same recipes are not independent.
+    if compares and options.searches is None and not options.from_:
+        run = replace(run, searches=SEARCHES)
     return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
 
 

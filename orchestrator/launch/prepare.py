@@ -27,7 +27,8 @@ from orchestrator.launch.forecast import (
     refuse_unaffordable,
 )
 from orchestrator.launch.options import RunOptions
-from orchestrator.ledger import replication, session
+from orchestrator.ledger import openings, replication, session
+from orchestrator.ledger.state import SplitOpening
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
@@ -35,6 +36,8 @@ from orchestrator.tracking import store
 from orchestrator.wording import duration, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights
 from trainables.config import DatasetFacts
+from trainables.data import duplicates
+from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
 from trainables.errors import collected, raise_if_any
 from trainables.storage import object_storage
@@ -166,7 +169,36 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
     refuse_unaffordable(spec, costs)
     geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
-    return plan(spec, totals=totals, geometry=geometry, costs=costs, tflops=options.tflops)
+    coming = coming_openings(spec, images, reopen=options.reopen_test)
+    return plan(
+        spec,
+        totals=totals,
+        geometry=geometry,
+        costs=costs,
+        tflops=options.tflops,
+        coming=coming,
+    )
+
+
+def coming_openings(
+    spec: RunSpec, images: Mapping[str, DatasetFacts], *, reopen: bool
+) -> tuple[SplitOpening, ...]:
+    """Which openings of their test splits the run's finals would be if they came now.
+
+    Empty where it holds none, has held them without leave to ``reopen``, and of images that this
+    machine has not read yet. Raises ``StorageError``.
+    """
+    state = session.state_of(spec.folder)
+    if not spec.final_seeds or (state.test_openings and not reopen):
+        return ()
+    hashes = set()
+    for sweep in spec.sweeps:
+        facts = images[sweep.family]
+        if facts.test_hash is None and (store := find(absolute_data(sweep.data))):
+            facts = store.info
+        hashes.add(facts.test_hash)
+    known = sorted(test_hash for test_hash in hashes if test_hash)
+    return openings.upcoming(spec.storage, openings.openings_of(spec, state, known))
 
 
 def plan(
@@ -176,13 +208,15 @@ def plan(
     geometry: Mapping[str, Geometry],
     costs: Costs,
     tflops: float | None = None,
+    coming: Sequence[SplitOpening] = (),
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
     ``geometry`` and ``costs`` are by family. ``totals`` is ``None`` where only the cluster can
     tell what it holds; so are then ``cluster`` and ``slots``. ``slot`` is what one takes,
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
-    family's epochs are over all of its trials, without the finals.
+    family's ``trials`` are those of one search, its epochs those of all, without the finals.
+    ``coming`` says which openings of their test splits those would be.
     """
     families: list[Plan] = [
         {
@@ -196,8 +230,10 @@ def plan(
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
             "max_epochs": sweep.scheduler.max_epochs,
-            "expected_epochs": round(expected_epochs(sweep.scheduler, sweep.trials), 1),
-            "worst_epochs": sweep.trials * sweep.scheduler.max_epochs,
+            "expected_epochs": round(
+                spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
+            ),
+            "worst_epochs": spec.searches * sweep.trials * sweep.scheduler.max_epochs,
             "warm_start": None
             if sweep.warm_start is None
             else {
@@ -210,7 +246,7 @@ def plan(
         }
         for sweep in spec.sweeps
     ]
-    trials, resources = sum(sweep.trials for sweep in spec.sweeps), spec.sweeps[0].resources
+    trials, resources = len(spec.trial_names()), spec.sweeps[0].resources
     slots = None if totals is None else capacity.slots_of(spec, trials, totals)
     per_worker = capacity.worker_asks(resources)
     return {
@@ -225,8 +261,11 @@ def plan(
         "trials": trials,
         "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),
         "worst_epochs": sum(family["worst_epochs"] for family in families),
+        "searches": spec.searches,
         "final_seeds": spec.final_seeds,
-        "final_epochs": sum(spec.final_seeds * family["max_epochs"] for family in families),
+        "final_epochs": spec.searches
+        * sum(spec.final_seeds * family["max_epochs"] for family in families),
+        "test_splits": [opening.as_dict() for opening in coming],
         "budget": spec.budget,
         "prices": spec.prices,
         "tflops": tflops,
@@ -241,9 +280,14 @@ def plan_text(planned: Plan) -> str:
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    functions = {f.__name__: f for f in (duration, size, span, geometry_line)}
+    functions = {f.__name__: f for f in (duration, size, span, geometry_line, opening_text)}
     constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
     return template.render(planned, **functions, **constants).rstrip()
+
+
+def opening_text(planned: Mapping[str, Any]) -> str:
+    """Which opening of its test split the finals are planned to be."""
+    return SplitOpening.from_dict(planned).text
 
 
 def geometry_line(geometry: Mapping[str, Any]) -> str:
@@ -298,6 +342,12 @@ class PreparedRun:
             log.info(f"{sweep.family}: {geometry_line(own.as_dict())}; weights {weights}")
             for warning in own.warnings:
                 log.warning(f"warning: {warning}")
+        for facts in {id(facts): facts for facts in images.values()}.values():
+            if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
+                log.warning(f"warning: {facts.name}: {problem}")
+        for opening in coming_openings(spec, images, reopen=self.options.reopen_test):
+            if opening.number > 1:
+                log.warning(f"warning: the finals will be {opening.text}; the report will say so")
         costs = self.costs or costs_of(spec, images, measure=False, tflops=self.options.tflops)
         return RunImages(datasets=images, geometry=geometry, costs=costs)
 
@@ -313,7 +363,7 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     measure = bool(spec.budget) if options.measure is None else options.measure
     trials, costs = session.state_of(spec.folder).trials, None
-    has_new_trials = any(sweep.trial_name(sweep.trials - 1) not in trials for sweep in spec.sweeps)
+    has_new_trials = not spec.trial_names() <= set(trials)
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
         if not trials:

@@ -23,8 +23,8 @@ from trainables.storage import object_storage
 @dataclass(frozen=True, kw_only=True)
 class DeviceSeconds:
     """Seconds of devices by what they went into. ``setup`` is building a trial, in its first report
-    of an attempt; ``unreported`` what no report counts: epochs lost with their worker, and the
-    finals' test evaluation."""
+    of an attempt; ``unreported`` what no report counts: epochs lost with their worker, the finals'
+    test evaluation, and measuring their speed."""
 
     train: float = 0.0
     eval: float = 0.0

@@ -43,7 +43,8 @@ EVENTS = (
     "stopped",  # the run was interrupted; resumable
     "resumed",  # an interrupted run went on
     "frozen",  # the search is over; detail = the winners by recipe hash, before any final
-    "test_opened",  # the test split is about to be read
+    "test_opened",  # the test split is about to be read; openings = which one of the split it is
+    "speed_measured",  # how fast a final's model is; detail, empty with the reason why not
     "verdict",  # what the run says of its claim; detail, recomputed from the other records
     "noted",  # anything else a reader should know; reason
     "closed",  # the run reached its end

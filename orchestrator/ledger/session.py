@@ -153,14 +153,16 @@ def opening_records(header: RunHeader, before: State, session: str) -> list[Reco
     submitted: list[Record] = [
         {
             "event": "submitted",
-            "trial": sweep.trial_name(index),
+            "trial": sweep.trial_name(index, search),
             "family": sweep.family,
+            "search": search if search > 1 else None,
             "stage": "search",
-            "detail": sweep.submission(index),
+            "detail": sweep.submission(index, search),
         }
         for index in range(max(sweep.trials for sweep in spec.sweeps))
+        for search in range(1, spec.searches + 1)
         for sweep in spec.sweeps
-        if index < sweep.trials and sweep.trial_name(index) not in before.trials
+        if index < sweep.trials and sweep.trial_name(index, search) not in before.trials
     ]
     records: list[Record] = [{"event": "created", "detail": header.as_dict()}]
     if before.begun:

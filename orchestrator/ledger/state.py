@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
-from orchestrator.spec.run import RunSpec
+from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
 
@@ -94,6 +94,22 @@ class RunHeader(Spec):
         return super().from_dict({**values, "run": name, "spec": {"name": name or "", **spec}})
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitOpening(Spec):
+    """A run's opening of the test split ``test_hash``: the ``number``-th of that split in its
+    storage, after those of the runs ``earlier``, by name."""
+
+    test_hash: str
+    number: int
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Which opening it is, and whose were before."""
+        after = f", after {', '.join(self.earlier)}" if self.earlier else ""
+        return f"opening {self.number} of this test split{after}"
+
+
 Record = dict[str, Any]
 
 
@@ -160,6 +176,7 @@ class TrialState:
     trial: str
     family: str
     assignment: Assignment
+    search: int = 1  # which of the family's independent searches it belongs to
     stage: Stage = Stage.SEARCH
     status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
@@ -178,7 +195,14 @@ class TrialState:
     started_at: float | None = None
     ended_at: float | None = None
     num_workers: int = 1  # of a slot of full size
-    unreported_s: float = 0.0  # of its slots: epochs lost, and the test evaluation
+    unreported_s: float = 0.0  # of its slots: epochs lost, the test evaluation, speed
+    speed: Mapping[str, Any] | None = None  # of a final's model, empty where that failed
+    speed_measured_at: float | None = None
+
+    @property
+    def search_name(self) -> str:
+        """Of its search: trials race, and winners are chosen, within one."""
+        return search_name(self.family, self.search)
 
     @property
     def epoch(self) -> int:
@@ -190,6 +214,12 @@ class TrialState:
         """The recipe by axis, without those that are not suggested yet."""
         plain = self.assignment.recipe.as_dict()
         return {k: v for k, v in plain.items() if f"recipe.{k}" not in self.open_axes}
+
+    @property
+    def probes(self) -> Mapping[str, Any]:
+        """What a final measured of its model beside accuracy; speed too, be it measured later."""
+        probes = self.outcome.get("probes") or {}
+        return {**probes, "speed": self.speed} if self.speed else probes
 
     @property
     def audited(self) -> bool:
@@ -241,6 +271,7 @@ class State:
     test_opened: bool = False  # for the winners on record
     test_opened_at: float | None = None
     test_openings: int = 0
+    split_openings: tuple[SplitOpening, ...] = ()  # of the last one; empty where not registered
     notes: list[str] = field(default_factory=list)
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
@@ -249,6 +280,12 @@ class State:
     def spec(self) -> RunSpec:
         """What was asked for; of a ledger without a first record, a run of nothing."""
         return self.header.spec
+
+    @property
+    def test_hashes(self) -> list[str]:
+        """Content hashes of the test splits, in order; none of an older run's."""
+        hashes = {facts.test_hash for facts in self.header.datasets.values()}
+        return sorted(test_hash for test_hash in hashes if test_hash)
 
     @property
     def begun(self) -> bool:
@@ -284,7 +321,7 @@ def replay(records: Iterable[Record]) -> State:
 def apply(state: State, record: Record) -> None:
     """Fold one record into ``state``."""
     event, name = record["event"], record.get("trial")
-    if event == "noted":
+    if event == "noted" or (event == "speed_measured" and "reason" in record):
         state.notes.append(record.get("reason", ""))
     if name is None:
         _apply_to_run(state, event, record)
@@ -313,6 +350,8 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.test_opened = True
             state.test_opened_at = state.test_opened_at or record["time"]
             state.test_openings += 1
+            splits = record.get("openings", ())
+            state.split_openings = tuple(SplitOpening.from_dict(opening) for opening in splits)
         case "verdict":
             state.verdict = record
 
@@ -343,6 +382,8 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
                 trial.preempted_at = record["epoch"], folder
             trial.preemptions += bool(record.get("nodes"))
             trial.slot = None
+        case "speed_measured":
+            trial.speed, trial.speed_measured_at = record["detail"], record["time"]
         case "finished" | "pruned" | "failed":
             if event == "pruned":
                 trial.rungs[record["rung"]] = event
@@ -365,6 +406,7 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     return TrialState(
         trial=name,
         family=family,
+        search=record.get("search", 1),
         stage=Stage(record.get("stage", "search")),
         assignment=assignment,
         axes=axes,

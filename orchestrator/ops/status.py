@@ -215,7 +215,7 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
         epochs.append((expected, most))
     if not state.frozen:
         full = scheduler.max_epochs + 1.0
-        epochs += [(full, full)] * state.spec.final_seeds
+        epochs += [(full, full)] * state.spec.final_seeds * state.spec.searches
     return epochs
 
 
@@ -246,14 +246,15 @@ def summary(run: RunView) -> str:
 def event_line(record: Record, state: State) -> str | None:
     """The line of a record that ``state`` already knows; ``None`` for one that needs none."""
     event, name = record["event"], record.get("trial")
-    if event == "noted":
+    if event == "noted" or (event == "speed_measured" and "reason" in record):
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()
         names = ", ".join(f"{model['trial']} ({top1(model['val_top1'])})" for model in winners)
         return f"winners frozen: {names}"
     if event == "test_opened":
-        return "the test split is opened"
+        again = [opening.text for opening in state.split_openings if opening.number > 1]
+        return ": ".join(["the test split is opened", *again])
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
     if event in ("finished", "pruned", "failed") and name in state.trials:

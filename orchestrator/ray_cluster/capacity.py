@@ -317,5 +317,5 @@ def capacity(resources: ResourceSpec, totals: Resources) -> int:
 
 def slots_of(spec: RunSpec, trials: int, totals: Resources) -> int:
     """Slots that a run of so many search trials will have."""
-    most = max(trials, spec.final_seeds * len(spec.sweeps))
+    most = max(trials, spec.final_seeds * spec.searches * len(spec.sweeps))
     return min(most, capacity(spec.sweeps[0].resources, totals))

@@ -31,7 +31,7 @@ from orchestrator.simulate.run import UNKNOWN, simulate
 from orchestrator.simulate.worlds import Training
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import apply_sets
-from orchestrator.spec.run import RunSpec, SweepSpec
+from orchestrator.spec.run import RunSpec, SweepSpec, search_name
 from orchestrator.wording import MISSING, duration, points, span
 from trainables.config import Assignment
 from trainables.errors import UserError, raise_if_any
@@ -50,7 +50,10 @@ class RecordedWorld:
 
     def train(self, assignment: Assignment) -> Training:
         """As far as the trial went; it has failed where it failed then."""
-        trial = self.trials[self.order[assignment.trial_id]]
+        name = self.order.get(assignment.trial_id)
+        if name is None:  # its search has fewer trials on record than another one
+            return Training(metrics=(), seconds=(0.0,))
+        trial = self.trials[name]
         reports = [trial.reports[epoch] for epoch in sorted(trial.reports)]
         seconds = [cost.epoch_cost(report, trial.num_workers).total for report in reports]
         failure = trial.reason or "it failed" if trial.status == "failed" else None
@@ -84,10 +87,11 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyReplay:
-    """One family over all orders. ``winners``: how often each trial won, the most frequent first.
-    ``regret``: validation accuracy that the winner lacks, at full length, against the best on
-    record, ``None`` where no winner was ever finished."""
+class SearchReplay:
+    """One search over all orders; ``family`` is its name, ``vit-s2`` the second one of vit.
+    ``winners``: how often each trial won, the most frequent first. ``regret``: validation accuracy
+    that the winner lacks, at full length, against the best on record, ``None`` where no winner was
+    ever finished."""
 
     family: str
     epochs: Range | None
@@ -107,7 +111,7 @@ class Replay:
     device_seconds: Range | None
     makespan_s: Range | None
     unknown: Range | None
-    families: tuple[FamilyReplay, ...]
+    families: tuple[SearchReplay, ...]
 
 
 def disagreements(records: Iterable[Record], state: State) -> list[str]:
@@ -150,7 +154,9 @@ def disagreements(records: Iterable[Record], state: State) -> list[str]:
 
 
 def _unbegun(trial: TrialState) -> TrialState:
-    return TrialState(trial=trial.trial, family=trial.family, assignment=trial.assignment)
+    return TrialState(
+        trial=trial.trial, family=trial.family, search=trial.search, assignment=trial.assignment
+    )
 
 
 def replay_run(
@@ -168,6 +174,7 @@ def replay_run(
                 f"rates was laid out; got {asked.max_epochs} for {length} of {family} on record. "
                 "Fix: leave it out"
             )
+    names = dict.fromkeys(t.search_name for t in search.values() if t.family in scheduler)
     simulated = [_one_order(state, scheduler, slots, seed) for seed in range(orders)]
     return Replay(
         scheduler=next(iter(scheduler.values())),
@@ -176,13 +183,13 @@ def replay_run(
         device_seconds=Range.of([one.device_seconds for one in simulated]),
         makespan_s=Range.of([one.makespan_s for one in simulated]),
         unknown=Range.of([one.unknown for one in simulated]),
-        families=tuple(_family(family, search, simulated) for family in scheduler),
+        families=tuple(_search(name, search, simulated) for name in names),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """One order of arrival: what it cost, and by family its winner on record and its epochs."""
+    """One order of arrival: what it cost, and by search its winner on record and its epochs."""
 
     device_seconds: float
     makespan_s: float
@@ -202,10 +209,10 @@ def _one_order(
         device_seconds=cost.device_seconds(run.state),
         makespan_s=run.makespan_s,
         unknown=sum(trial.reason == UNKNOWN for trial in trials),
-        winners={family: world.order[won.trial] for family, won in winners(run.state).items()},
+        winners={search: world.order[won.trial] for search, won in winners(run.state).items()},
         epochs={
-            family: sum(trial.epoch for trial in trials if trial.family == family)
-            for family in scheduler
+            search: sum(trial.epoch for trial in trials if trial.search_name == search)
+            for search in {trial.search_name for trial in trials}
         },
     )
 
@@ -219,34 +226,41 @@ def recorded_order(
     sweeps: list[SweepSpec] = []
     order: dict[str, str] = {}
     for sweep in state.spec.sweeps:
-        names = [name for name, trial in search.items() if trial.family == sweep.family]
+        names: dict[int, list[str]] = {}  # by search
+        for name, trial in search.items():
+            if trial.family == sweep.family:
+                names.setdefault(trial.search, []).append(name)
         if not names or sweep.family not in scheduler:
             continue
-        random.Random(f"{seed}/{sweep.family}").shuffle(names)
-        asked = scheduler[sweep.family]
-        bare = replace(sweep, scheduler=asked, trials=len(names), space={}, grid=())
-        order |= {bare.trial_name(index): name for index, name in enumerate(names)}
+        count, asked = max(map(len, names.values())), scheduler[sweep.family]
+        bare = replace(sweep, scheduler=asked, trials=count, space={}, grid=(), warm_start=None)
+        for number, of_search in names.items():
+            chance = random.Random(f"{seed}/{search_name(sweep.family, number)}")
+            chance.shuffle(of_search)
+            order |= {bare.trial_name(i, number): name for i, name in enumerate(of_search)}
         sweeps.append(bare)
+    searches = max((trial.search for trial in search.values()), default=1)
     bare_run = replace(
-        state.spec, sweeps=tuple(sweeps), final_seeds=0, budget=None, prices=None, claim=None
-    )
+        state.spec, sweeps=tuple(sweeps), searches=searches, final_seeds=0, budget=None,
+        prices=None, claim=None,
+    )  # fmt: skip
     return bare_run, RecordedWorld(search, order)
 
 
-def _family(
-    family: str, search: Mapping[str, TrialState], simulated: Sequence[_Order]
-) -> FamilyReplay:
-    won = [one.winners[family] for one in simulated if family in one.winners]
+def _search(
+    search: str, trials: Mapping[str, TrialState], simulated: Sequence[_Order]
+) -> SearchReplay:
+    won = [order.winners[search] for order in simulated if search in order.winners]
     counts = {name: won.count(name) for name in sorted(set(won), key=lambda n: -won.count(n))}
     full = {
         name: trial.best()[0] or math.nan
-        for name, trial in search.items()
-        if trial.family == family and trial.status == "finished"
+        for name, trial in trials.items()
+        if trial.search_name == search and trial.status == "finished"
     }
     best = max(full.values(), default=math.nan)
-    return FamilyReplay(
-        family=family,
-        epochs=Range.of([one.epochs[family] for one in simulated]),
+    return SearchReplay(
+        family=search,
+        epochs=Range.of([order.epochs[search] for order in simulated]),
         winners=counts,
         without_winner=len(simulated) - len(won),
         regret=Range.of([best - full.get(name, math.nan) for name in won]),
@@ -333,12 +347,12 @@ def _block(title: str, one: Replay) -> list[str]:
         f"  device time {_range(one.device_seconds, duration)}, "
         f"makespan {_range(one.makespan_s, duration)}",
     ]
-    for family in one.families:
-        counts = {**family.winners, "none": family.without_winner}
+    for search in one.families:
+        counts = {**search.winners, "none": search.without_winner}
         won = [f"{trial} {times / one.orders:.0%}" for trial, times in counts.items() if times]
         lines.append(
-            f"  {family.family}: {_range(family.epochs, '{:.0f}'.format)} epochs; "
-            f"winner {', '.join(won)}; regret {_range(family.regret, points)}"
+            f"  {search.family}: {_range(search.epochs, '{:.0f}'.format)} epochs; "
+            f"winner {', '.join(won)}; regret {_range(search.regret, points)}"
         )
     if one.unknown is not None and one.unknown.high > 0:
         lines.append(

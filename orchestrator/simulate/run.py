@@ -25,11 +25,12 @@ from orchestrator.ledger.session import open_trials, opening_records, state_of
 from orchestrator.ledger.state import Record, RunHeader, State, run_status
 from orchestrator.simulate.worlds import Training, World
 from orchestrator.spec.run import RunSpec
-from trainables.config import Assignment, EpochReport
+from trainables.config import Assignment, EpochReport, SpeedReport
 from trainables.storage import trial_files
 from trainables.worker.messages import Order, SlotCommand
 
 BEGIN_S = 1_700_000_000.0  # the virtual clock's zero, in unix seconds
+SPEED_S = 5.0  # that measuring the speed of a model takes
 UNKNOWN = "its recorded curve ends here"  # the reason of a trial that the world cannot go on with
 
 
@@ -194,6 +195,7 @@ class Session:
             )
             self.dispatcher.submit([] if due is None else due.records())
             self._fit()
+        self._measure_speeds()
         stopped = self.dispatcher.budget_guard.over()
         self.dispatcher.record("stopped" if stopped else "closed", reason=stopped)
 
@@ -208,15 +210,27 @@ class Session:
         self._pending.extend(open_trials(state))
         self._begin_trials()
         while self._awake or self._pending or self._paused:
-            if self._asks:
-                self._ask(self._asks.popleft())
-            elif self._polls:
-                self._poll(self._polls.popleft())
-            elif self._events:
-                self.now, _, happens = heapq.heappop(self._events)
-                happens()
-            else:
-                raise RuntimeError(f"nothing is left to happen, and {list(self._awake)} still wait")
+            self._go_on()
+
+    def _measure_speeds(self) -> None:
+        """Until the speed of all final models is on record."""
+        self.dispatcher.speed.begin()
+        self._polls.extend(self._waiting.values())
+        self._waiting.clear()
+        while self.dispatcher.speed.is_due:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """What happens next."""
+        if self._asks:
+            self._ask(self._asks.popleft())
+        elif self._polls:
+            self._poll(self._polls.popleft())
+        elif self._events:
+            self.now, _, happens = heapq.heappop(self._events)
+            happens()
+        else:
+            raise RuntimeError(f"nothing is left to happen, and {list(self._awake)} still wait")
 
     def _begin_trials(self) -> None:
         while self._scheduler.pauses or len(self._awake) <= self._num_slots:
@@ -295,6 +309,8 @@ class Session:
         elif order.command is SlotCommand.RELEASE:
             self._leave(slot)
             self._polls.append(slot)
+        elif order.command is SlotCommand.MEASURE_SPEED:
+            self._measure(slot, order)
         elif order.command in (SlotCommand.TRAIN, SlotCommand.EVALUATE_TEST):
             if order.assignment is not None:
                 self._take(slot, order.assignment)
@@ -341,8 +357,7 @@ class Session:
     def _send(self, slot: VirtualSlot, epoch: int, seconds: float, chance: random.Random) -> None:
         """The epoch's report on its way: the slot waits until it has arrived."""
         faults, metrics = self._faults, dict(self._training(slot).metrics[epoch - 1])
-        detail = {"model": "simulated", "device": "cpu"} if epoch == 1 else {}
-        report = EpochReport(epoch, metrics, detail=detail)
+        report = EpochReport(epoch, metrics, detail=self._facts(slot) if epoch == 1 else {})
         if chance.random() < faults.lost:
             seconds += faults.resend_s
         if chance.random() < faults.late:
@@ -352,6 +367,14 @@ class Session:
         if chance.random() < faults.repeated:
             again_s = seconds + chance.uniform(0, faults.late_s)
             self._after(again_s, self._receive_again, *arguments)
+
+    def _facts(self, slot: VirtualSlot) -> dict[str, Any]:
+        """What the first report says of its trial."""
+        facts: dict[str, Any] = {"model": "simulated", "device": "cpu"}
+        if (images := self._training(slot).val_images) is not None:
+            seed = self.dispatcher.state.trials[str(slot.trial)].assignment.data.val_seed
+            facts |= {"val_images": images, "dataset_hash": f"simulated {seed}"}
+        return facts
 
     def _receive(
         self, slot: VirtualSlot, life: int, trial: str, attempt: int, report: EpochReport
@@ -381,6 +404,25 @@ class Session:
         trial_files.write_correct(correct_file, correct)
         test = {"top1": round(float(correct.mean()), 6), "n": int(correct.size)}
         self._end(slot, "finished", detail={"test": test})
+
+    def _measure(self, slot: VirtualSlot, order: Order) -> None:
+        """The speed of final models, or what becomes of the worker that measures it."""
+        faults, seconds = self._faults, SPEED_S * len(order.models)
+        chance = random.Random(f"{faults.seed}/speed/{slot.name}/{slot.life}")
+        if chance.random() < faults.goes:
+            self._after(seconds * chance.random(), self._lose_node, slot, slot.life)
+        elif chance.random() < faults.dies:
+            self._after(seconds * chance.random(), self._restart, slot, slot.life)
+        else:
+            self._after(seconds, self._report_speeds, slot, slot.life, order.models)
+
+    def _report_speeds(self, slot: VirtualSlot, life: int, models: Sequence[Assignment]) -> None:
+        """Simulated models have no speed of their own: what is on record is who was measured."""
+        if slot.life == life:
+            speed = {"device": "simulated", "models": len(models)}
+            reports = [SpeedReport(trial=model.trial_id, speed=speed) for model in models]
+            self.dispatcher.speed.measured(slot.name, reports)
+            self._polls.append(slot)
 
     def _fail(self, slot: VirtualSlot, life: int) -> None:
         if slot.life == life:

@@ -54,11 +54,13 @@ SPACE: Mapping[str, LogUniform] = {
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """What a training reports: ``metrics`` and ``seconds`` of each epoch. One that is shorter than
-    its assignment ends there: it has failed by ``failure``, or is unknown beyond."""
+    its assignment ends there: it has failed by ``failure``, or is unknown beyond. ``val_images``:
+    how many a validation accuracy is over, drawn by the assignment's ``val_seed``."""
 
     metrics: tuple[Mapping[str, float], ...]
     seconds: tuple[float, ...]
     failure: str | None = None
+    val_images: int | None = None
 
 
 class World(Protocol):
@@ -119,7 +121,10 @@ class SyntheticWorld:
             }
             for epoch in range(length)
         )
-        return Training(metrics=metrics, seconds=(pace,) * epochs, failure=failure)
+        seconds = (pace,) * epochs
+        return Training(
+            metrics=metrics, seconds=seconds, failure=failure, val_images=self.val_images
+        )
 
     def correct(self, assignment: Assignment) -> npt.NDArray[np.bool_]:
         """See :class:`World`: a model of accuracy p gets right the images whose difficulty for it,
@@ -172,6 +177,7 @@ def tournament(
     families: tuple[str, ...] = (A, B),
     trials: int = 8,
     scheduler: SchedulerSpec | None = None,
+    searches: int = 3,
     final_seeds: int = 3,
     seed: int = 0,
     resources: ResourceSpec | None = None,
@@ -188,7 +194,7 @@ def tournament(
         )
         for family in families
     )
-    return RunSpec(name="simulated", sweeps=sweeps, final_seeds=final_seeds)
+    return RunSpec(name="simulated", sweeps=sweeps, searches=searches, final_seeds=final_seeds)
 
 
 WORLDS: Mapping[str, SyntheticWorld] = {

@@ -125,11 +125,17 @@ class SweepSpec(Spec):
         """The backbone's family: what the sweep is called inside its run."""
         return self.backbone.family
 
-    def trial_name(self, index: int) -> str:
-        """``FAMILY-0000``."""
-        return f"{self.family}-{index:04d}"
+    def trial_name(self, index: int, search: int = 1) -> str:
+        """``FAMILY-0000``, from the second search on ``FAMILY-s2-0000``."""
+        return f"{search_name(self.family, search)}-{index:04d}"
 
-    def axes(self, index: int, past: Sequence[spaces.Observation] = ()) -> spaces.Axes:
+    def search_seed(self, search: int) -> int:
+        """All that a search draws follows from it; the same for all families of a run."""
+        return self.seed if search == 1 else _seed(self.seed, "search", search)
+
+    def axes(
+        self, index: int, past: Sequence[spaces.Observation] = (), *, search: int = 1
+    ) -> spaces.Axes:
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
@@ -140,42 +146,47 @@ class SweepSpec(Spec):
         return spaces.suggest(
             self.scheduler.sampler,
             self.space,
-            seed=self.seed,
+            seed=self.search_seed(search),
             family=self.family,
             index=index,
             past=past,
         )
 
-    def submission(self, index: int) -> dict[str, Any]:
+    def submission(self, index: int, search: int = 1) -> dict[str, Any]:
         """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
         if self.scheduler.sampler == "tpe" and self.space and not self.grid:
-            plain = self.assignment(index, axes={}).as_dict()
+            plain = self.assignment(index, axes={}, search=search).as_dict()
             for section, _, name in (path.partition(".") for path in self.space):
                 del plain[section][name]
             return {"assignment": plain}
-        axes = self.axes(index)
-        return {"assignment": self.assignment(index, axes).as_dict(), "axes": axes}
+        axes = self.axes(index, search=search)
+        return {"assignment": self.assignment(index, axes, search=search).as_dict(), "axes": axes}
 
-    def assignment(self, index: int, axes: spaces.Axes | None = None) -> Assignment:
+    def assignment(
+        self, index: int, axes: spaces.Axes | None = None, *, search: int = 1
+    ) -> Assignment:
         """Trial ``index`` complete, paths absolute for any worker; its searched ``axes`` are drawn
-        where they are not given."""
-        own = self.grid[index] if self.grid else self.axes(index) if axes is None else axes
+        where they are not given. A second search validates on images of its own and, where not
+        all are used, trains on a subset of its own: the same for all families."""
+        drawn = self.axes(index, search=search) if axes is None else axes
+        own, seed = self.grid[index] if self.grid else drawn, self.search_seed(search)
+        data = self.data if search == 1 else replace(self.data, val_seed=seed, train_seed=seed)
         assignment = Assignment(
-            trial_id=self.trial_name(index),
+            trial_id=self.trial_name(index, search),
             attempt=1,
             backbone=self.backbone,
             recipe=self.recipe,
-            data=self.data,
-            seed=int(stable_hash([self.seed, self.family, index])[:7], 16),
+            data=data,
+            seed=_seed(seed, self.family, index),
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
         assignment = with_axes(assignment, own)
-        backbone, data = assignment.backbone, absolute_data(assignment.data)
+        backbone = assignment.backbone
         if backbone.weights not in ("hub", "none"):
             backbone = replace(backbone, weights=absolute(backbone.weights))
-        return replace(assignment, backbone=backbone, data=data)
+        return replace(assignment, backbone=backbone, data=absolute_data(assignment.data))
 
     def variants(self, prefix: str) -> Iterator[SweepSpec]:
         """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""
@@ -213,15 +224,19 @@ class SweepSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Spec):
-    """What has a NAME. Several sweeps share one pool of slots and one budget. ``claim`` is the
-    declaration of the claim that the run tests."""
+    """What has a NAME. Several sweeps share one pool of slots and one budget. Each is carried out
+    in as many independent ``searches``: a statement about families needs three. ``margin``: a
+    difference of accuracies, as a fraction, within which two of them are equivalent. ``claim`` is
+    the declaration of the claim that the run tests."""
 
     name: str = field(metadata=OPERATIONAL)
     sweeps: tuple[SweepSpec, ...] = ()
     storage: str = field(default="runs", metadata=OPERATIONAL)
     tracking_uri: str | None = field(default=None, metadata=OPERATIONAL)
     experiment: str | None = field(default=None, metadata=OPERATIONAL)
+    searches: int = ruled(1, 1, option="--searches", operational=True)
     final_seeds: int = ruled(0, 0, option="--final-seeds", operational=True)
+    margin: float = ruled(0.01, 0, 1, open_low=True, option="--margin", operational=True)
     budget: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     claim: Mapping[str, Any] | None = None
@@ -233,14 +248,21 @@ class RunSpec(Spec):
 
     def trial_names(self) -> set[str]:
         """Of all search trials."""
-        return {sweep.trial_name(i) for sweep in self.sweeps for i in range(sweep.trials)}
+        return {
+            sweep.trial_name(index, search)
+            for sweep in self.sweeps
+            for search in range(1, self.searches + 1)
+            for index in range(sweep.trials)
+        }
 
-    def family_share_s(self) -> float | None:
-        """Seconds of slots that each family may spend of the budget; ``None`` without one."""
+    def search_share_s(self) -> float | None:
+        """Seconds of slots that each search may spend of the budget, its finals included; ``None``
+        without one."""
         for unit, amount in (self.budget or {}).items():
             resources = self.sweeps[0].resources
             slot_second = limits.spent_in(unit, resources.num_workers, resources, self.prices)
-            return None if slot_second is None else amount / slot_second / len(self.sweeps)
+            shares = len(self.sweeps) * self.searches
+            return None if slot_second is None else amount / slot_second / shares
         return None
 
     def identity(self) -> dict[str, Any]:
@@ -275,6 +297,16 @@ class RunSpec(Spec):
         if not families:
             mistakes.append("a run needs at least one family; got none. Fix: name one, such as vit")
         mistakes += self._unequal() + super().mistakes()
+        if self.searches == 2:
+            mistakes.append(
+                "searches must be 1, or 3 and more: the spread over two says next to nothing of "
+                f"the families; got {self.searches}. Fix: --searches 3"
+            )
+        if self.searches > 1 and any(sweep.grid or sweep.warm_start for sweep in self.sweeps):
+            mistakes.append(
+                "independent searches need draws of their own, which neither a grid nor --from "
+                f"gives them; got {self.searches} searches. Fix: --searches 1"
+            )
         for sweep in self.sweeps[:1]:
             mistakes += limits.mistakes(self.budget, self.prices, sweep.resources)
         for sweep in self.sweeps:
@@ -296,6 +328,15 @@ class RunSpec(Spec):
                     f"Fix: --set {path}=VALUE for all of them"
                 )
         return mistakes
+
+
+def search_name(family: str, search: int) -> str:
+    """What one of a family's searches is called, ``search`` from 1: ``vit``, ``vit-s2``."""
+    return family if search == 1 else f"{family}-s{search}"
+
+
+def _seed(*parts: Any) -> int:
+    return int(stable_hash(list(parts))[:7], 16)
 
 
 def searchable(path: str) -> bool:

@@ -225,7 +225,7 @@ class Client:
             )
             self._client.log_model_artifacts(model_id, place)
         self._client.finalize_logged_model(model_id, "READY")
-        rows = view.final_metrics(model.trial)
+        rows = view.final_metrics(model.trial) + view.speed_metrics(model.trial)
         metrics = [entities.Metric(*row, model_id=model_id, run_id=run.id) for row in rows]
         self._client.log_batch(run.id, metrics=metrics)
         self.log(run, [], {}, {view.MODEL_TAG: model_id})

@@ -116,7 +116,7 @@ class Mirror:
 
     def _create(self, client: Client, key: str, tags: dict[str, str], at: float | None) -> None:
         # Not the tags that say how far the metrics are there, which come after it.
-        first = {k: v for k, v in tags.items() if k not in ("epochs", "verdict_at")}
+        first = {k: v for k, v in tags.items() if k not in ("epochs", "speed_at", "verdict_at")}
         try:
             self._runs[key] = client.create(key or str(self._state.header.run), first, at)
         except Exception:
@@ -148,16 +148,19 @@ class Mirror:
         run = self._runs[trial.trial]
         status = view.STATUS.get(tags["status"], "RUNNING")
         metrics = view.epoch_metrics(trial, after=run.epochs)
-        if run.status != status:
+        ends, is_timed = run.status != status, run.tags.get("speed_at") != tags.get("speed_at")
+        if ends:
             metrics += view.final_metrics(trial)
+        if is_timed:
+            metrics += view.speed_metrics(trial)
+        if (ends or is_timed) and trial.probes:
+            client.put(run, "probes.json", trial.probes)
         client.log(run, metrics, view.trial_params(trial), tags)
-        if run.status != status:
+        if ends:
             if trial.ended_at is not None and trial.reports:
                 client.put(run, "learning_curve.json", view.learning_curve(trial))
             if trial.stage == "final" and not run.has_datasets:
                 client.log_datasets(run, view.datasets(self._state, trial))
-            if trial.outcome.get("probes"):
-                client.put(run, "probes.json", trial.outcome["probes"])
             client.set_status(run, status, trial.ended_at or self._ended_at)
 
     def _show_parent(self, client: Client, run: MlflowRun) -> None:

@@ -80,6 +80,7 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
         "status": RunStatus.STOPPED if over and not trial.status.is_final else trial.status,
         "attempt": trial.attempt,
         "epochs": trial.epoch,
+        "speed_at": trial.speed_measured_at,
         "reason": trial.reason,
     }
     return texts(tags, MAX_TAG)
@@ -124,10 +125,11 @@ def epoch_metrics(trial: TrialState, after: int = 0) -> list[MetricRow]:
 
 def final_metrics(trial: TrialState) -> list[MetricRow]:
     """What a whole trial amounts to, with test evaluation and probes of a final in single numbers;
-    empty while it runs."""
+    empty while it runs. Without what :func:`speed_metrics` says."""
     if trial.ended_at is None:
         return []
-    curve, probes = curve_of(trial.family, trial), trial.outcome.get("probes", {})
+    curve, probes = curve_of(trial.family, trial), trial.probes
+    calibration = probes.get("calibration", {})
     speed = convergence(curve) if curve.best else None
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
@@ -138,12 +140,31 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
         "device_seconds": cost_of([trial]).total if trial.reports else None,
         **{name: trial.detail.get(name) for name in ("params_m", "gflops_per_image")},
         **{f"test_{name}": value for name, value in trial.outcome.get("test", {}).items()},
-        "latency_ms": probes.get("speed", {}).get("batch_1", {}).get("latency_ms"),
-        "calibration_ece": probes.get("calibration", {}).get("ece"),
+        **({} if trial.speed_measured_at else _speed(probes)),  # a final of an older version
+        "calibration_ece": calibration.get("ece"),
+        "calibration_ece_scaled": calibration.get("ece_scaled"),
+        "calibration_temperature": calibration.get("temperature"),
         "shift_consistency_1px": _at(consistency, shift.get("offsets_px", ()), 1),
         "occluded_half_top1": _at(occlusion.get("top1", ()), occlusion.get("shares", ()), 0.5),
     }
     return _rows(values, trial.ended_at)
+
+
+def speed_metrics(trial: TrialState) -> list[MetricRow]:
+    """How fast a final's model is, and what that adds to its cost; empty until it is measured, when
+    all finals have ended."""
+    if trial.speed_measured_at is None:
+        return []
+    values = {"device_seconds": cost_of([trial]).total, **_speed(trial.probes)}
+    return _rows(values, trial.speed_measured_at)
+
+
+def _speed(probes: Mapping[str, Any]) -> dict[str, float | None]:
+    one_image, many = (probes.get("speed", {}).get(f"batch_{size}", {}) for size in (1, 256))
+    return {
+        "latency_ms": one_image.get("latency_ms"),
+        "inference_images_per_second": many.get("images_per_second"),
+    }
 
 
 def _at(values: Sequence[float], steps: Sequence[float], step: float) -> float | None:
@@ -193,6 +214,8 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         "spec_hash": header.spec_hash,
         "code_version": header.code_version,
         "test_opened_at": datetime.fromtimestamp(opened, UTC).isoformat() if opened else None,
+        "test_split": ", ".join(state.test_hashes),
+        "test_opening": ", ".join(str(opening.number) for opening in state.split_openings),
         "claim": claim.get("name"),
         "claim_hash": claim.get("hash"),
     }

@@ -27,16 +27,18 @@ def test_a_claim_is_declared_measured_and_judged(shell: Shell) -> None:
     state = shell.state("c")
     assert {trial.status for trial in state.trials.values()} == {"finished"}
     assert state.test_openings == 0
-    # The seeds pair the families, each on validation images of its own.
+    # The seeds pair the families, each on training and validation images of its own.
     trials = state.trials.values()
-    assert len({(t.assignment.seed, t.assignment.data.val_seed) for t in trials}) == 2
+    drawn = {(t.assignment.seed, t.assignment.data.val_seed, t.assignment.data.train_seed)
+             for t in trials}  # fmt: skip
+    assert len(drawn) == 2
     assert len({trial.detail["dataset_hash"] for trial in trials}) == 2
 
     verdict = shown(state_of(shell.folder("c")))
     assert verdict["recorded"]["agrees"] is True
     assert verdict["verdict"] in ("supported", "refuted", "undetermined"), verdict["reason"]
     assert verdict["effects"][0]["n"] == 2
-    assert "1,200 images of digits at 8 px, 2 epochs" in verdict["scope"]
+    assert "1,200 images of digits at 8 px (others in each seed), 2 epochs" in verdict["scope"]
     assert f"verdict    {verdict['verdict']}" in out
     assert '<section id="claim">' in (shell.folder("c") / "report.html").read_text()
     with sqlite3.connect(shell.cwd / "runs" / "mlflow.db") as store:

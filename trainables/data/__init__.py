@@ -2,6 +2,6 @@
 
 ``sources.py`` finds the source (and knows the named ones), ``pictures.py``, ``parquet.py`` and
 ``cifar.py`` read it, ``build.py`` builds the store (``prepare``), ``store.py`` maps and splits it,
-``batches.py`` feeds a device. May import ``storage``, ``config`` and ``errors``. Read
-``sources.py`` first, then ``build.py``.
+``duplicates.py`` counts what is there twice, ``batches.py`` feeds a device. May import ``storage``,
+``config`` and ``errors``. Read ``sources.py`` first, then ``build.py``.
 """

@@ -14,10 +14,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import filelock
@@ -25,6 +25,13 @@ import numpy as np
 import pyarrow as pa
 
 from trainables.config import DatasetFacts, DataSpec, stable_hash
+from trainables.data.duplicates import (
+    SplitImages,
+    count_duplicates,
+    leak,
+    perceptual_hashes,
+    with_places,
+)
 from trainables.data.sources import locate
 from trainables.data.store import (
     INFO,
@@ -38,7 +45,9 @@ from trainables.data.store import (
     Rows,
     Source,
     assign_splits,
+    content_hash,
     default_folder,
+    hash_of_split,
     open_store,
     require_two_classes,
 )
@@ -66,15 +75,7 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
     if stored is not None:
         return stored
     source = locate(spec)
-    key = {
-        "schema": STORE_SCHEMA,
-        "identity": stable_hash(source.identity()),
-        "short_side": spec.short_side,
-        "split": [spec.val_fraction, spec.test_fraction, spec.split_seed, spec.val_seed],
-        "skip_corrupt": spec.skip_corrupt,
-    }
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name)[:60].strip(".-") or "dataset"
-    path = default_folder(spec) / f"{slug}-{stable_hash(key)}"
+    path, key = _place(source, spec)
     store = open_store(path)
     if store is None:
         with _locked(path):
@@ -86,6 +87,24 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
             "there are: all are used"
         )
     return store
+
+
+def find(spec: DataSpec) -> PixelStore | None:
+    """The pixel store of ``spec`` where it is on this node already. Raises ``UserError``."""
+    return open_store(_place(locate(spec), spec)[0])
+
+
+def _place(source: Source, spec: DataSpec) -> tuple[Path, dict[str, object]]:
+    """Where the store is kept, and what it is built for."""
+    key = {
+        "schema": STORE_SCHEMA,
+        "identity": stable_hash(source.identity()),
+        "short_side": spec.short_side,
+        "split": [spec.val_fraction, spec.test_fraction, spec.split_seed, spec.val_seed],
+        "skip_corrupt": spec.skip_corrupt,
+    }
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name)[:60].strip(".-") or "dataset"
+    return default_folder(spec) / f"{slug}-{stable_hash(key)}", key
 
 
 @contextmanager
@@ -136,68 +155,100 @@ def _build_and_rename(
     counts = ", ".join(f"{info.counts[name]} {name}" for name in SPLITS)
     skipped = f"; {info.skipped} corrupt images left out" if info.skipped else ""
     log.info(f"{info.name}: {counts} images of {info.height}x{info.width} px{skipped}")
+    if info.duplicates is not None and (problem := leak(info.duplicates)):
+        log.warning(f"warning: {info.name}: {problem}")
     return PixelStore(info=info, path=path)
 
 
 def _build(source: Source, spec: DataSpec, folder: Path) -> DatasetFacts:
     reading = source.read()
     require_disk_space(reading, folder)
-    labels, digests, skipped = _spool(reading, folder)
+    spooled, skipped = _spool(reading, folder)
+    labels = {origin: images.labels for origin, images in spooled.items()}
+    digests = {origin: images.digests for origin, images in spooled.items()}
     require_two_classes(
         spec.source, [reading.class_names[index] for index in np.unique(labels["train"])]
     )
     shape = (reading.side, reading.side, 3)
+    splits: dict[str, SplitImages] = {}
+    origins: dict[str, tuple[str, Rows]] = {}
     assigned = assign_splits(labels, digests, spec)
-    columns = []
     for name in SPLITS:
         origin, rows = assigned[name]
         rows = rows[np.lexsort((labels[origin][rows], digests[origin][rows]))]
+        splits[name], origins[name] = spooled[origin].at(rows), (origin, rows)
         pool: Images = np.memmap(_spooled(folder, origin), mode="r").reshape(-1, *shape)
-        columns.append((name, labels[origin][rows], digests[origin][rows]))
-        write_split(folder / f"{name}.arrow", pool, rows, *columns[-1][1:])
+        write_split(folder / f"{name}.arrow", pool, rows, splits[name].labels, splits[name].digests)
+    duplicates = count_duplicates(splits, reading.class_names)
+    duplicates = with_places(duplicates, partial(_places, folder, origins, spec.source))
     for origin in labels:
         _spooled(folder, origin).unlink()
+        _spooled(folder, origin, "places").unlink(missing_ok=True)
+    columns = [(name, images.labels, images.digests) for name, images in splits.items()]
     return DatasetFacts(
         name=source.name,
         class_names=reading.class_names,
         height=reading.side,
         width=reading.side,
-        counts={name: len(assigned[name][1]) for name in SPLITS},
+        counts={name: len(images.labels) for name, images in splits.items()},
         content_hash=content_hash(reading.class_names, shape, columns),
+        test_hash=hash_of_split(
+            reading.class_names, shape, splits["test"].labels, splits["test"].digests
+        ),
         mirror_safe=reading.mirror_safe,
         skipped=skipped,
+        duplicates=duplicates,
     )
 
 
-def _spooled(folder: Path, split: str) -> Path:
-    return folder / f"{split}.pixels"
+def _spooled(folder: Path, split: str, what: str = "pixels") -> Path:
+    return folder / f"{split}.{what}"
 
 
-def _spool(reading: Reading, folder: Path) -> tuple[dict[str, Labels], dict[str, Digests], int]:
-    """Write decoded pixels in source order, so that a set larger than memory can be split.
+def _spool(reading: Reading, folder: Path) -> tuple[dict[str, SplitImages], int]:
+    """Write decoded pixels in source order, so that a set larger than memory can be split, and
+    beside them where each image is in the source, a line an image.
 
-    Labels (N,) and digests (N,) of each split, and how many images were skipped.
+    What else is known of the images of each split, and how many were skipped.
     """
-    labels: dict[str, list[Labels]] = {"train": [np.empty(0, np.int64)]}
-    digests: dict[str, list[Digests]] = {"train": [np.empty(0, np.uint64)]}
+    parts: dict[str, list[SplitImages]] = {"train": []}
     skipped = done = tenths = 0
     for chunk in reading.chunks:
         skipped += chunk.skipped
         done += len(chunk.labels) + chunk.skipped
         if not len(chunk.labels):
             continue
-        labels.setdefault(chunk.split, []).append(chunk.labels)
-        digests.setdefault(chunk.split, []).append(digests_of(chunk.images))
+        images = SplitImages(
+            chunk.labels, digests_of(chunk.images), perceptual_hashes(chunk.images)
+        )
+        parts.setdefault(chunk.split, []).append(images)
         with _spooled(folder, chunk.split).open("ab") as file:
             file.write(np.ascontiguousarray(chunk.images).data)
+        with _spooled(folder, chunk.split, "places").open("a", encoding="utf-8") as lines:
+            lines.writelines(f"{json.dumps(place)}\n" for place in chunk.places)
         if tenths < done * 10 // reading.count < 10:
             tenths = done * 10 // reading.count
             log.info(f"{done} of {reading.count} images read")
-    return (
-        {split: np.concatenate(parts) for split, parts in labels.items()},
-        {split: np.concatenate(parts) for split, parts in digests.items()},
-        skipped,
-    )
+    return {split: SplitImages.joined(chunks) for split, chunks in parts.items()}, skipped
+
+
+def _places(
+    folder: Path,
+    origins: Mapping[str, tuple[str, Rows]],
+    source: str,
+    named: list[tuple[str, int]],
+) -> list[str]:
+    """Where the images that are ``named`` by split and row are below ``source``, whose own splits
+    and rows are in ``origins``."""
+    wanted = [(origins[split][0], int(origins[split][1][row])) for split, row in named]
+    root = str(Path(source).expanduser())
+    places = {}
+    for origin in {origin for origin, _ in wanted}:
+        with _spooled(folder, origin, "places").open(encoding="utf-8") as lines:
+            for row, line in enumerate(lines):
+                if (origin, row) in wanted:
+                    places[origin, row] = json.loads(line).removeprefix(root).lstrip("/ ")
+    return [places[image] for image in wanted]
 
 
 def require_disk_space(reading: Reading, folder: Path) -> None:
@@ -249,19 +300,6 @@ def digests_of(images: Images) -> Digests:
     rows = np.ascontiguousarray(images).reshape(len(images), -1)
     joined = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
-
-
-def content_hash(
-    class_names: tuple[str, ...],
-    shape: tuple[int, ...],
-    splits: Iterable[tuple[str, Labels, Digests]],
-) -> str:
-    """Of images of ``shape`` (H, W, C): each split's name, labels (N,) and pixel digests (N,)."""
-    content = hashlib.sha256(repr((class_names, shape)).encode())
-    for name, *columns in splits:
-        for column in columns:
-            content.update(f"{name} {len(column)}".encode() + column.tobytes())
-    return content.hexdigest()[:16]
 
 
 def seal(folder: Path, info: DatasetFacts, key: Mapping[str, object]) -> None:
@@ -351,6 +389,6 @@ def _uri(remote: str, folder: str) -> str:
 def _key(spec: DataSpec) -> str:
     """Of all that decides on the images, and on which split they are in."""
     plain = asdict(spec)
-    for name in ("folder", "train_limit", "fraction"):
+    for name in ("folder", "train_limit", "fraction", "train_seed"):
         del plain[name]
     return stable_hash(plain)

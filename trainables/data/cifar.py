@@ -147,8 +147,8 @@ def _read(form: Form, place: Path) -> Reading:
         names = () if missing else _names(form, contents[form.names])
         if not names:
             raise ValueError(f"no {(missing or [form.names])[0]}")
-        chunks = [_chunk(form, "train", contents[member]) for member in form.train]
-        chunks.append(_chunk(form, "test", contents[form.test]))
+        chunks = [_chunk(form, "train", member, contents[member]) for member in form.train]
+        chunks.append(_chunk(form, "test", form.test, contents[form.test]))
         labels = np.concatenate([chunk.labels for chunk in chunks])
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
             raise ValueError(f"a label outside [0, {len(names) - 1}]")
@@ -181,7 +181,7 @@ def _names(form: Form, content: bytes) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
-def _chunk(form: Form, split: str, content: bytes) -> Chunk:
+def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
     """One file's images and labels. Raises ``ValueError`` on another shape."""
     if form.binary:
         rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
@@ -194,7 +194,8 @@ def _chunk(form: Form, split: str, content: bytes) -> Chunk:
     if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
         raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
     images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
-    return Chunk(split=split, images=images, labels=labels)
+    places = [f"{member} row {row}" for row in range(len(images))]
+    return Chunk(split=split, images=images, labels=labels, places=places)
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:

@@ -130,12 +130,16 @@ def _decode_chunks(
                     ". Fix: replace or remove them, or leave them out with "
                     "--set data.skip_corrupt=true"
                 )
-            pairs = zip(results, (label for _, _, label in batch), strict=True)
-            decoded = [(pixels, label) for pixels, label in pairs if not isinstance(pixels, str)]
+            decoded = [
+                (pixels, label, name)
+                for pixels, (name, _, label) in zip(results, batch, strict=True)
+                if not isinstance(pixels, str)
+            ]
             yield Chunk(
                 split=split,
-                images=np.array([pixels for pixels, _ in decoded], np.uint8),
-                labels=np.array([label for _, label in decoded], np.int64),
+                images=np.array([pixels for pixels, _, _ in decoded], np.uint8),
+                labels=np.array([label for _, label, _ in decoded], np.int64),
+                places=[name for _, _, name in decoded],
                 skipped=len(corrupt),
             )
 

@@ -82,11 +82,12 @@ def _read_digits() -> Reading:
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), values were 0..16
     images = np.repeat(grey[..., None], 3, axis=-1)  # (N, 8, 8, 3)
     labels = digits.target.astype(np.int64)
+    places = [f"row {row}" for row in range(len(images))]
     return Reading(
         class_names=tuple(map(str, digits.target_names)),
         side=8,
         count=len(images),
-        chunks=iter([Chunk(split="train", images=images, labels=labels)]),
+        chunks=iter([Chunk(split="train", images=images, labels=labels, places=places)]),
         mirror_safe=KNOWN_DATASETS["digits"].mirror_safe,
     )
 

@@ -5,10 +5,11 @@ Its splits and nested subsets are seeded, stratified, and drawn by content, neve
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,11 +35,15 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out."""
+    """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out.
+
+    ``places`` (n,): where each one is in the source, its file or row.
+    """
 
     split: str
     images: Images
     labels: Labels
+    places: Sequence[str]
     skipped: int = 0
 
 
@@ -136,9 +141,43 @@ def open_store(path: Path, content: str | None = None) -> PixelStore | None:
         info = store.info
         whole = all(len(store.digests(name)) == info.counts[name] for name in SPLITS)
         fits = record["schema"] == STORE_SCHEMA and content in (None, info.content_hash)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        if info.test_hash is None:  # of an earlier version: its test split is sealed all the same
+            digests, labels = store.digests("test"), store.split("test").labels
+            shape = (info.height, info.width, info.channels)
+            sealed = hash_of_split(info.class_names, shape, labels, digests)
+            store = replace(store, info=replace(info, test_hash=sealed))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
     return store if whole and fits else None
+
+
+def content_hash(
+    class_names: tuple[str, ...],
+    shape: tuple[int, ...],
+    splits: Iterable[tuple[str, Labels, Digests]],
+) -> str:
+    """Of images of ``shape`` (H, W, C): each split's name, labels (N,) and pixel digests (N,)."""
+    content = hashlib.sha256(repr((class_names, shape)).encode())
+    for name, *columns in splits:
+        for column in columns:
+            content.update(f"{name} {len(column)}".encode() + column.tobytes())
+    return content.hexdigest()[:16]
+
+
+def hash_of_split(
+    class_names: Sequence[str], shape: tuple[int, ...], labels: Labels, digests: Digests
+) -> str:
+    """Of a test split alone: its images of ``shape`` (H, W, C) by their digests (N,), and the names
+    of their classes by ``labels`` (N,).
+
+    Whatever else the source holds, and in whatever order, the hash is the same; at another stored
+    size it is another.
+    """
+    present, codes = np.unique(np.array(class_names)[labels], return_inverse=True)
+    codes = codes.astype(np.int64)
+    rows = np.lexsort((codes, digests))
+    columns = ("test", codes[rows], digests[rows])
+    return content_hash(tuple(map(str, present)), shape, [columns])
 
 
 def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) -> Rows:
@@ -156,14 +195,38 @@ def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) 
 
 
 def carve(labels: Labels, digests: Digests, *, count: int, seed: int, salt: str) -> Rows:
-    """``count`` row numbers (count,), stratified, that leave every class at least one image.
+    """``count`` row numbers, stratified, that leave every class at least one image.
 
-    Returns fewer than ``count`` where the classes cannot spare as many.
+    Copies of one image (the same digest) are chosen together or not at all; a group of them that
+    would be too many is passed over for what comes after it. Only where nothing else is left are
+    there more than ``count``, by less than the smallest such group. Returns fewer than ``count``
+    where the classes cannot spare as many.
     """
     order = stratified_order(labels, digests, seed=seed, salt=salt)
     _, rank, size = _ranked(labels, digests, seed=seed, salt=salt)
-    spare = order[(rank < size - 1)[order]]
-    return spare[:count]
+    _, group, images = np.unique(digests, return_inverse=True, return_counts=True)
+    stays = np.zeros(len(images), dtype=bool)
+    stays[group[rank == size - 1]] = True  # the last image of each class, and its copies
+    spare = order[~stays[group[order]]]
+    if len(images) == len(digests):
+        return spare[:count]
+    chosen = _fill(dict.fromkeys(group[spare].tolist()), images.tolist(), count)
+    return spare[np.isin(group[spare], chosen)]
+
+
+def _fill(groups: Iterable[int], images: Sequence[int], count: int) -> list[int]:
+    """The first of ``groups`` that have ``count`` images together; ``images`` is by group."""
+    chosen: list[int] = []
+    total, smallest = 0, None
+    for group in groups:
+        if total == count:
+            break
+        if total + images[group] <= count:
+            chosen.append(group)
+            total += images[group]
+        elif smallest is None or images[group] < images[smallest]:
+            smallest = group
+    return chosen if total == count or smallest is None else [*chosen, smallest]
 
 
 def assign_splits(
@@ -173,7 +236,8 @@ def assign_splits(
 
     ``test`` and then ``val`` are carved from ``train`` where the source lacks them; both
     by ``split_seed``, or val by ``val_seed``, which leaves test as it is; both
-    fractions are of the source's train split. Raises ``UserError`` where images do not suffice.
+    fractions are of the source's train split. Copies of one image stay together. Raises
+    ``UserError`` where images do not suffice.
     """
     left = np.arange(len(labels["train"]), dtype=np.int64)
     assigned: dict[str, tuple[str, Rows]] = {}
@@ -202,7 +266,8 @@ def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
     """Sorted int64 row numbers of the train split that this spec trains on.
 
     ``train_limit`` first, then ``fraction`` of what is left (rounded, at least one image); both
-    are prefixes of one stratified order seeded by ``split_seed``, hence nested.
+    are prefixes of one stratified order seeded by ``train_seed`` (``None``: by ``split_seed``),
+    hence nested at one seed.
     """
     labels = store.split("train").labels
     count = len(labels) if spec.train_limit is None else min(spec.train_limit, len(labels))
@@ -210,7 +275,8 @@ def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
     if count == len(labels):
         return np.arange(count, dtype=np.int64)
     digests = store.digests("train")
-    order = stratified_order(labels, digests, seed=spec.split_seed, salt="subset")
+    seed = spec.split_seed if spec.train_seed is None else spec.train_seed
+    order = stratified_order(labels, digests, seed=seed, salt="subset")
     return np.sort(order[:count])
 
 

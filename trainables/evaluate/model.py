@@ -18,7 +18,7 @@ from trainables.data.batches import load_pixels, shard
 from trainables.data.build import prepare
 from trainables.data.store import PixelStore
 from trainables.errors import UserError
-from trainables.evaluate.probes import probe
+from trainables.evaluate.probes import fit_temperature, probe
 from trainables.storage import trial_files
 from trainables.train import checkpoint as checkpoints
 from trainables.train.loop import TrainedModel, World, from_every_rank, on_device, predict, score
@@ -100,8 +100,9 @@ def evaluate_test(
 
     All ranks call it together. Returns, JSON-ready, ``test`` with ``top1``, ``top5`` (absent under
     5 classes), ``loss`` in nats and ``n`` images, and from rank 0 alone ``probes`` of the first
-    ``PROBE_IMAGES``. Rank 0 writes which images are right, (N,), to ``correct_file`` when given.
-    Raises ``Diverged`` when the loss is not finite, and ``UserError`` as :func:`model_of` does.
+    ``PROBE_IMAGES``, with the temperature that fits the validation images. Rank 0 writes which
+    images are right, (N,), to ``correct_file`` when given. Raises ``Diverged`` when the loss is not
+    finite, and ``UserError`` as :func:`model_of` does.
     """
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
@@ -119,11 +120,14 @@ def evaluate_test(
 
     scores = score(recorded(), world)
     correct = _joined(classes, world).numpy() == part.labels
-    logits = _joined(probed, world)
+    logits, validation = _joined(probed, world), load_pixels(opened, "val", model.device)
+    val_logits = _joined([part for part, _ in predict(model, validation, world=world)], world)
     test: dict[str, Any] = {"test": {**scores, "n": len(correct)}}
     if world.rank > 0:
         return test
     if correct_file is not None:
         trial_files.write_correct(correct_file, correct)
     images, labels = part.images[:PROBE_IMAGES], part.labels[:PROBE_IMAGES]
-    return {**test, "probes": {"split": "test", **probe(model, images, labels, logits=logits)}}
+    temperature = fit_temperature(val_logits, validation.labels.cpu())
+    probes = probe(model, images, labels, logits=logits, temperature=temperature)
+    return {**test, "probes": {"split": "test", **probes}}

@@ -1,6 +1,7 @@
 """What accuracy does not say about a model: all probes in one call, a few after every epoch.
 
-Shift consistency, calibration, occlusion, attention distance, and speed of inference.
+Shift consistency, calibration, occlusion and attention distance. How fast a model is, which no
+other work may disturb, is measured in ``speed.py``.
 
 Zhang 2019 ("Making convolutional networks shift-invariant again") calls classification consistency
 how often two shifted versions of an image get the same class; Chaman & Dokmanic 2021 ("Truly
@@ -10,7 +11,9 @@ that no model has seen, and crops out of a larger picture lose a margin that 32 
 reflection is what the engine's own augmentation does, so that what is measured is the shift.
 
 Expected calibration error, whether a model is as sure as it is right: Guo et al. 2017 ("On
-calibration of modern neural networks", section 2), equal-width bins as in Naeini et al. 2015.
+calibration of modern neural networks", section 2), equal-width bins as in Naeini et al. 2015; as
+the model is, and after temperature scaling (section 4.2), which one number fitted on validation
+images does to any model: what is left is what cannot be mended so cheaply.
 
 Accuracy when parts of the picture are hidden: Naseer et al. 2021 ("Intriguing properties of vision
 transformers", section 3.1) drop random cells of a grid. The grid here is 8 x 8 cells for every
@@ -25,34 +28,30 @@ compare layers by it.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainables.config import SHIFT_IMAGES
 from trainables.data.rng import key_of, uniforms
 from trainables.train.augmentation import reflect
 from trainables.train.loop import TrainedModel, broadcast
 from trainables.train.trial import Trial
-from trainables.versions import processor
 
 BATCH = 256
 ATTENTION_IMAGES = 128  # as many as Dosovitskiy et al. 2021 average over
-SPEED_CALLS = {1: 50, 256: 10}  # by batch size
-SPEED_BUDGET_S = 5.0  # of each batch size
-WARM_UP_CALLS = 2
 
 Probes = dict[str, Any]  # JSON by probe
 
 BINS = 15  # of confidence
+TEMPERATURES = (0.05, 20.0)  # a model that makes no mistake on val would go to 0
 GRID = 8  # cells a side; its square is the number of draws that an image has
 SHARES = (0.25, 0.5, 0.75)  # of cells hidden
 CHUNK = 8  # images at a time: explicit weights of 1024 tokens take 4 MB a head and image
@@ -70,6 +69,7 @@ def probe(
     labels: npt.NDArray[np.int64],
     *,
     logits: Tensor | None = None,
+    temperature: float | None = None,
 ) -> Probes:
     """Everything about a trained model that accuracy does not say, JSON-ready.
 
@@ -77,8 +77,9 @@ def probe(
     what the model predicts for them (``None``: predicted here). Returns ``images`` (N),
     ``top1``, ``image_size``, ``shift`` (offsets in pixels of the model's input, from 0 to the patch
     or to an eighth of the side where that is more, so that families have offsets in common),
-    ``calibration``, ``occlusion``, ``speed``, and for transformers ``attention_distance_px`` by
-    layer and head. Shares lie in [0, 1]. Raises ``ValueError`` without images.
+    ``calibration`` (with a ``temperature`` also what scaling by it leaves, ``ece_scaled``),
+    ``occlusion``, and for transformers ``attention_distance_px`` by layer and head. Shares lie in
+    [0, 1]. Raises ``ValueError`` without images.
     """
     if not len(labels):
         raise ValueError("probes need an image at least; got 0")
@@ -98,6 +99,10 @@ def probe(
     # (offsets, ways, N) by direction
     shifted = {name: torch.cat([part[name] for part in moved], 2) for name in DIRECTIONS}
     occluded = torch.cat(hidden, 1)  # (shares, N)
+    calibrated = calibration(logits.softmax(1), truth)
+    if temperature is not None:
+        scaled = calibration((logits / temperature).softmax(1), truth)
+        calibrated |= {"temperature": temperature, "ece_scaled": scaled["ece"]}
     measured = {
         "images": len(labels),
         "image_size": side,
@@ -112,8 +117,7 @@ def probe(
             "shares": list(SHARES),
             "top1": (occluded == truth).double().mean(1).tolist(),
         },
-        "calibration": calibration(logits.softmax(1), truth),
-        "speed": _speed(model),
+        "calibration": calibrated,
     }
     _, inputs = next(batches(model, images[:ATTENTION_IMAGES]))
     distances = attention_distances(model.module, inputs, patch=patch)
@@ -156,66 +160,6 @@ def shift_consistency(trial: Trial, offsets_px: Sequence[int]) -> dict[str, floa
     return broadcast(shares, trial.world)
 
 
-def _speed(model: TrainedModel) -> Probes:
-    """Latency and throughput by batch size, and what a timing depends on beside the model."""
-    side, device = model.transform.image_size, model.device
-    cuda = device.type == "cuda"
-    measured: Probes = {
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
-        "precision": "bf16" if model.bf16 else "fp32",
-    }
-    if device.type == "cpu":
-        measured["threads"] = torch.get_num_threads()
-    for size, n in SPEED_CALLS.items():
-        batch = torch.randn(size, 3, side, side, device=device)
-        if model.transform.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        run = partial(model.logits, batch)
-        seconds = timed(run, device=device, n=n, budget_s=SPEED_BUDGET_S)
-        measured[f"batch_{size}"] = summary(seconds, size)
-    return measured
-
-
-def timed(
-    run: Callable[[], object], *, device: torch.device, n: int, budget_s: float = float("inf")
-) -> list[float]:
-    """Seconds of ``n`` calls of ``run``, after warm-up; fewer, but 3 at least, beyond ``budget_s``.
-
-    An accelerator is waited for before and after each call.
-    """
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    for _ in range(WARM_UP_CALLS):
-        run()
-    seconds: list[float] = []
-    while len(seconds) < n and (len(seconds) < 3 or sum(seconds) < budget_s):
-        wait()
-        started = time.perf_counter()
-        run()
-        wait()
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def summary(seconds: list[float], images: int) -> dict[str, float | int]:
-    """Median, quartiles and throughput of calls that took ``seconds`` for ``images`` images each.
-
-    ``latency_ms`` with its quartiles ``latency_ms_low`` and ``latency_ms_high``,
-    ``images_per_second`` at the median, and ``n`` calls. Needs two calls.
-    """
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return {
-        "latency_ms": 1e3 * middle,
-        "latency_ms_low": 1e3 * low,
-        "latency_ms_high": 1e3 * high,
-        "images_per_second": images / middle,
-        "n": len(seconds),
-    }
-
-
 def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> Probes:
     """``ece`` and its reliability table, from (N, classes) probabilities and labels (N,).
 
@@ -245,6 +189,25 @@ def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> P
             )
     gaps = [row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table]
     return {"ece": sum(gaps) / len(labels), "bins": table}
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T in ``TEMPERATURES`` with the least mean cross-entropy of ``logits / T`` (N, classes)
+    against ``labels`` (N,): Guo et al. 2017, section 4.2. Raises ``ValueError`` on 0 images.
+
+    The cross-entropy is convex in 1/T, hence has one minimum in log T.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(labels):
+        raise ValueError("a temperature needs an image at least; got 0")
+    exact = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return functional.cross_entropy(exact / math.exp(log_temperature), labels).item()
+
+    bounds = tuple(map(math.log, TEMPERATURES))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
 def occlude(images: Tensor, rows: Tensor, share: float, *, seed: int = 0) -> Tensor:

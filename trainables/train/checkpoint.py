@@ -51,11 +51,11 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
 def identity(assignment: Assignment, dataset_hash: str | None) -> State:
     """What must be the same for a resume to be the same trial; where files lie is not."""
     whole = assignment.as_dict()
-    data = {k: v for k, v in whole["data"].items() if k not in ("folder", "archive", "source")}
+    data = vars(assignment.data).items()  # with what as_dict() leaves out where it is not used
     return {
         **{f"backbone.{key}": value for key, value in whole["backbone"].items()},
         **{f"recipe.{key}": value for key, value in whole["recipe"].items()},
-        **{f"data.{key}": value for key, value in data.items()},
+        **{f"data.{k}": v for k, v in data if k not in ("folder", "archive", "source")},
         "dataset_hash": dataset_hash,
         "seed": assignment.seed,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from trainables.config import Assignment, EpochReport
+from trainables.config import Assignment, EpochReport, SpeedReport
 from trainables.storage.waiting import retry
 from trainables.worker.messages import Order, SlotConfig
 
@@ -81,6 +81,10 @@ class DispatcherClient:
         has ``failed`` for a ``reason``."""
         kept: list[str] | None = self._actor("end", self._slot, event, trial, **fields)
         return kept
+
+    def speeds(self, reports: list[SpeedReport]) -> None:
+        """Report how fast the models of an order are."""
+        self._actor("speeds", self._slot, reports)
 
     def note(self, trial: str, line: str) -> None:
         """A line for the run's log."""

@@ -17,6 +17,7 @@ class SlotCommand(StrEnum):
     WAIT = "wait"  # ask again: there is nothing to do yet
     TRAIN = "train"  # one epoch of the trial
     EVALUATE_TEST = "evaluate_test"  # a final that is trained meets the test split
+    MEASURE_SPEED = "measure_speed"  # how fast the final models are, of all families in turns
     RELEASE = "release"  # let go of the trial in memory: it has ended, or another slot has it
     RESTART = "restart"  # start the worker group again: more workers have room
     SHUTDOWN = "shutdown"  # leave: the run is over, or has more slots than trials
@@ -26,9 +27,10 @@ class SlotCommand(StrEnum):
 class Order:
     """A command with what it takes.
 
-    ``assignment`` is there when the slot does not hold the trial yet. ``limit_s`` is how long a
-    trial may go on within the run's budget. ``kept`` are the checkpoints of a released trial that
+    ``assignment`` is there when the slot does not hold the trial yet. ``limit_s`` is how long the
+    work may go on within the run's budget. ``kept`` are the checkpoints of a released trial that
     stay (``None``: all, for now). ``correct_file`` is where a final's answers go, image by image.
+    ``models`` are the finals whose speed is measured, each with its checkpoint.
     """
 
     command: SlotCommand
@@ -37,6 +39,7 @@ class Order:
     limit_s: float | None = None
     kept: list[str] | None = None
     correct_file: str | None = None
+    models: tuple[Assignment, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,13 @@ import torch
 from trainables.config import Assignment
 from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
 from trainables.evaluate.model import evaluate_test
+from trainables.evaluate.speed import measure_trials
 from trainables.finetune import fine_tune
 from trainables.storage import trial_files
 from trainables.storage.trial_files import delete_checkpoints_except, name_of
 from trainables.train.loop import World, broadcast, from_every_rank
 from trainables.worker.dispatcher_client import DispatcherClient
-from trainables.worker.messages import SlotCommand, SlotConfig
+from trainables.worker.messages import Order, SlotCommand, SlotConfig
 
 PREEMPTION_POLL_S = 1.0
 PREEMPTION_POLL_QUESTIONS = 4
@@ -179,6 +180,8 @@ def serve(config: SlotConfig) -> None:
                     active = None
             except TrialLeft:
                 active = None
+        if order.command is SlotCommand.MEASURE_SPEED and rank == 0:
+            _measure_speed(order, client, device)
         if active is None and device == "cpu":
             _return_freed_memory()
 
@@ -192,24 +195,30 @@ def _return_freed_memory() -> None:
 
 
 @contextmanager
+def _process_ends_after(seconds: float) -> Iterator[None]:
+    """The only bound on the block that also ends a hang inside a kernel or a collective: the
+    process goes, Ray Train starts the group again, and the dispatcher counts a failure."""
+    # Train wraps sys.stderr in an object without a file descriptor.
+    assert sys.__stderr__ is not None
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
 def _bounded(active: ActiveTrial, client: DispatcherClient) -> Iterator[None]:
     """Have the checkpoint to start from on this node, then do the block, both within the trial's
     ``epoch_timeout_s``. A failure is reported; it raises ``TrialLeft`` where this worker can serve
     another trial."""
     assignment, rank = active.assignment, active.world.rank
-    # The only bound that also ends a hang inside a kernel or a collective: the process goes,
-    # Ray Train starts the group again, and the dispatcher counts the attempt as failed.
-    # Train wraps sys.stderr in an object without a file descriptor.
-    assert sys.__stderr__ is not None
-    faulthandler.dump_traceback_later(assignment.epoch_timeout_s, exit=True, file=sys.__stderr__)
     try:
-        try:
+        with _process_ends_after(assignment.epoch_timeout_s):
             line = active.fetch()
             if line is not None and rank == 0:
                 client.note(assignment.trial_id, line)
             yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
     except Preempted as notice:
         if rank == 0:
             checkpoint = notice.checkpoint
@@ -260,6 +269,14 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
     if world.rank == 0:
         kept = client.end(assignment.trial_id, "finished", detail=evaluation)
     active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)
+
+
+def _measure_speed(order: Order, client: DispatcherClient, device: str) -> None:
+    """Measure the order's models on this worker; its other ranks wait for the next order."""
+    models = [trial_files.with_local_paths(assignment) for assignment in order.models]
+    with _process_ends_after(models[0].epoch_timeout_s):
+        reports = measure_trials(models, device, limit_s=order.limit_s)
+    client.speeds(reports)
 
 
 def _report_failure(active: ActiveTrial, client: DispatcherClient, error: Exception) -> None:

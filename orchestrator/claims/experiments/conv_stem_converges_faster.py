@@ -17,6 +17,7 @@ FAILED_COUNT = True
 TIMES_RATE = (0.3, 1.0, 3.0)  # of the usual rate
 SHARES = (0.1, 0.2, 0.3)  # of the way from chance to perfect: the accuracies to reach
 SHOWN = 0.2
+THRESHOLDS = {"accuracies to reach": SHARES, "accuracy shown": SHOWN}
 
 ByFamily = dict[str, list[TrialResult]]
 

@@ -15,9 +15,10 @@ from orchestrator.claims.results import RATE, Array, TrialResult, by_rate, group
 FAMILIES = ("vit", "resnet")
 FAILED_COUNT = True
 # One grid for both families, half a decade a step.
-GRID = {"adamw": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "sgd": (1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
+GRID = {"adamw": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "sgd": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
 FINE_TUNED = 0.1  # fine-tuning takes a tenth of the rates
 WITHIN = 0.02  # points of accuracy below the top that still are in the basin
+THRESHOLDS = {"basin": WITHIN}
 
 
 def arms(setting: Setting) -> list[Arm]:

@@ -2,7 +2,7 @@
 
 In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
 curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
-failures, what differed between the arms, how to reproduce. What a section says is in
+failures, the images, what differed between the arms, how to reproduce. What a section says is in
 ``templates/``, one file a section; here is what the templates are given, and :func:`read_report`,
 which reads back what the page carries of its runs.
 """
@@ -24,13 +24,16 @@ from markupsafe import Markup
 from orchestrator import wording
 from orchestrator.compare import table
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.finals import PooledProbes, describe_verdict
+from orchestrator.compare.data_notes import copies_lines
+from orchestrator.compare.probes import PooledProbes
 from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER
+from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError
 
 PAGE, PLOTS = "report.html", "plots"
@@ -41,7 +44,8 @@ SECTIONS = {
     "claim": "The claim", "families": "Families", "finals": "Finals",
     "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
     "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
-    "failures": "Failures", "differences": "What differed", "reproduce": "Reproduce",
+    "failures": "Failures", "data": "Data", "differences": "What differed",
+    "reproduce": "Reproduce",
 }  # fmt: skip
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
 
@@ -126,6 +130,7 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
         pooled=_pooled(comparison),
         labels=[entry.family for entry in entries],
         embedded=embedded(comparison.runs),
+        copies=copies_lines(comparison.dataset_info) if comparison.dataset_info else [],
         checkpoints=table.checkpoints_text(comparison.runs),
     )
 
@@ -145,13 +150,14 @@ def _environment() -> Environment:
     filters = (
         wording.axis_name, wording.count, wording.day, wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
-        table.budget_lines, table.domain_text, table.edge_text, table.tau_text,
-        table.unfinished_text,
-        seed_figures.effect_text, seed_figures.number, describe_verdict,
+        table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
+        table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,
+        describe_verdict,
         command, record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["column_classes"] = _column_classes
+    environment.filters["level_text"] = OF_LEVEL.__getitem__
     environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
@@ -275,10 +281,12 @@ def command(run: RunData) -> str:
         words += [sweep.family for sweep in spec.sweeps]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
+            "searches": spec.searches if len(spec.sweeps) > 1 or spec.searches > 1 else None,
             "trials": first.trials,
             "max-epochs": scheduler.max_epochs,
             "seed": first.seed,
             "final-seeds": spec.final_seeds or None,
+            "margin": spec.margin if spec.margin != RunSpec.margin else None,
             "audit": scheduler.audit or None,
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.finals import PooledProbes, ReliabilityBin
+from orchestrator.compare.probes import PooledProbes, ReliabilityBin
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import Figure, Places
 from orchestrator.compare.runs import Array, Values
@@ -30,11 +30,11 @@ BY_STEP = (
 
 
 def claim_figures(claim: Values, verdict: Values, name: str) -> list[Figure]:
-    """The effects, then every diagram of the verdict; nothing without effects."""
-    if not verdict or not verdict["effects"]:
+    """The effects, where there are any, then every diagram of the verdict."""
+    if not verdict:
         return []
-    diagrams = enumerate(verdict["pictures"])
-    return [_effects(claim, verdict, name), *[_lines(one, f"{name}-{i}") for i, one in diagrams]]
+    effects = [_effects(claim, verdict, name)] if verdict["effects"] else []
+    return effects + [_lines(one, f"{name}-{i}") for i, one in enumerate(verdict["pictures"])]
 
 
 def on_axis(value: float, unit: str) -> float:
@@ -97,7 +97,7 @@ def _lines(diagram: Values, name: str) -> Figure:
             place, x = series["place"], series["x"]
             mean = 100 * np.array(series["mean"])
             low, high = (
-                None if series[end] is None else 100 * np.array(series[end])
+                None if series[end] is None else 100 * np.array(series[end], dtype=float)
                 for end in ("low", "high")
             )
             if series["stepped"]:
@@ -208,7 +208,7 @@ def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -
 
 
 def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
-    """Milliseconds for one image, a bar a family, with the interval over the finals."""
+    """Milliseconds for one image, a bar a family, with the interval over models or rounds."""
     upwards = list(values)[::-1]
     names = [family if len(family) <= 16 else f"{family[:15]}…" for family in upwards]
     colors = [figures.color(places[family]) for family in upwards]

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.claims import claim, design
+from orchestrator.claims import claim, design, effects
 from orchestrator.claims.design import facts_of, price, price_lines, run_spec
 from orchestrator.claims.experiments import (
     CLAIMS,
     conv_stem_converges_faster,
     lr_lower_for_vit,
 )
-from orchestrator.claims.verdict import conclude, shown, state_of, verdict_of
+from orchestrator.claims.verdict import conclude, shown, state_of, verdict_lines, verdict_of
 from orchestrator.cli.main import main
 from orchestrator.engine.runner import write_results
 from orchestrator.launch.forecast import COLD_START_S
 from orchestrator.ledger.events import FILE_NAME, Ledger, read
 from orchestrator.ledger.state import replay
+from orchestrator.spec import named_sweeps
 from orchestrator.spec.run import RunSpec, diff
 from orchestrator.tracking import view
 from tests.unit.claims.claim_worlds import OPTIONS, World, spec_of
-from trainables.config import DatasetFacts
+from trainables.config import DatasetFacts, Recipe
 from trainables.errors import UserError
 
 NAMES = sorted(CLAIMS)
@@ -76,8 +79,65 @@ def test_one_threshold_or_another_version_of_the_rule_is_another_hash(
     before = one.declaration()["hash"]
     assert replace(one, smallest_effect=0.011).declaration()["hash"] != before
     assert replace(one, rule_version=2).declaration()["hash"] != before
-    monkeypatch.setattr(claim, "RULE_VERSION", 2)
+    monkeypatch.setattr(claim, "RULE_VERSION", claim.RULE_VERSION + 1)
     assert one.declaration()["hash"] != before
+
+
+def without_correction(p_values: Sequence[float]) -> list[float]:
+    return list(p_values)
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "value"),
+    [
+        (effects, "holm", without_correction),
+        (effects, "POWER", None),  # of no consequence to a verdict
+        (claim, "LEARNED", 0.2),
+        (claim, "SEEDED", ("seed",)),
+        (claim, "LARGEST_VAL_SHARE", 0.1),
+        (lr_lower_for_vit, "GRID", {"adamw": (1e-3, 1e-2), "sgd": (0.1, 1.0)}),
+        (named_sweeps, "Recipe", None),
+    ],
+)
+def test_the_hash_covers_tests_design_and_defaults(
+    room: ModuleType, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed in the code or in the defaults of the product, the claim's own words untouched."""
+    before = CLAIMS["lr-lower-for-vit"].declaration()
+    if name == "Recipe":
+        plain = named_sweeps.family_sweep
+        monkeypatch.setattr(
+            named_sweeps,
+            "family_sweep",
+            lambda *family, **options: replace(
+                plain(*family, **options), recipe=Recipe(warmup_epochs=2.0)
+            ),
+        )
+    elif name == "POWER":
+        monkeypatch.setattr(effects, "POWER", 0.9)
+    else:
+        monkeypatch.setattr(room, name, value)
+    after = replace(CLAIMS["lr-lower-for-vit"]).declaration()
+    assert (after["hash"] == before["hash"]) == (name == "POWER")
+    words = [key for key in before if key not in ("hash", "design")]
+    assert [after[key] for key in words] == [before[key] for key in words]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_hash_covers_every_preset_and_the_clipping(name: str) -> None:
+    one = CLAIMS[name]
+    before = one.declaration()
+    for preset in PRESETS:
+        for field in ("epochs", "seeds", "batch_size"):
+            longer = replace(
+                one.presets[preset], **{field: getattr(one.presets[preset], field) + 1}
+            )
+            changed = replace(one, presets={**one.presets, preset: longer}).declaration()
+            assert changed["hash"] != before["hash"]
+    assert replace(one, clip_grad_norm=0.5).declaration()["hash"] != before["hash"]
+    clipping = one.factors["gradient clipping"]
+    norm = one.clip_grad_norm
+    assert clipping.startswith("off" if norm is None else f"at norm {norm:g} in all arms")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -94,10 +154,12 @@ def test_a_design_is_valid_paired_and_the_same_again(name: str, preset: str) -> 
         for index in range(sweep.trials):
             one = sweep.assignment(index)
             assert one.recipe.mistakes() == []
-            assert one.data.val_seed == one.seed
+            assert one.data.val_seed == one.data.train_seed == one.seed
+            assert one.recipe.clip_grad_norm == CLAIMS[name].clip_grad_norm
             assert one.epochs == sweep.grid[index]["epochs"]
             assert all(sweep.axes(index)[path] == sweep.grid[index][path] for path in sweep.space)
-            own = (one.backbone, one.recipe, one.data.fraction, one.epochs, one.shift_offsets_px)
+            own = (one.backbone, one.recipe, one.data.fraction, one.epochs, one.shift_offsets_px,
+                   one.data.train_limit)  # fmt: skip
             treatments.setdefault(one.seed, []).append(own)
     assert len(treatments) == seeds
     # Every seed sees the same treatments, and each of them once.
@@ -142,6 +204,7 @@ def test_smaller_patches_train_fewer_epochs_by_their_tokens() -> None:
         ({"set": ("backbone.patch=8",)}, "lays out backbone.patch itself"),
         ({"set": ("vit.recipe.learning_rate=0.1",)}, "lays out recipe.learning_rate itself"),
         ({"set": ("scheduler.max_epochs=3",)}, "lays out scheduler.max_epochs itself"),
+        ({"set": ("data.train_seed=3",)}, "lays out data.train_seed itself"),
         ({"set": ("recipe.weight_decay=[0.1,0.2]",)}, "takes one value"),
         ({"set": ("recipe.wd=1",)}, "recipe.weight_decay"),
         ({"set": ("data.train_limit=90",)}, "10 images of each of 10 classes"),
@@ -324,9 +387,30 @@ def test_claims_show_recomputes_and_tells_of_a_changed_rule(
     after, err = show("p")
     assert after["rule_changes"] == ["smallest_effect: the ledger says 0.01, the file 0.3"]
     assert "a changed rule is a new claim" in err
-    # The threshold that was declared still decides.
+    # The verdict on record is that of the rule that was declared, and is labelled with it.
     assert after["verdict"] == "supported"
-    assert after["recorded"]["agrees"] is False
+    assert after["hash"] == before["hash"] != changed.declaration()["hash"]
+    assert after["recorded"]["agrees"] is None
+    lines = verdict_lines(after)
+    assert f"EARLIER    on record by the rule of hash {before['hash']}, not recomputed" in lines
+    records = list(read(tmp_path / "p" / FILE_NAME))
+    conclude(tmp_path / "p")
+    assert list(read(tmp_path / "p" / FILE_NAME)) == records  # nothing is written over it
+
+
+def test_a_run_of_an_earlier_rule_without_a_verdict_gets_none(tmp_path: Path) -> None:
+    """The earliest rules' hashes covered no design: what they were is said in words."""
+    written(tmp_path / "p", PATCHES, max_epochs=2)
+    records = list(read(tmp_path / "p" / FILE_NAME))
+    declared = records[0]["detail"]["spec"]["claim"]
+    del declared["design"], declared["clip_grad_norm"]
+    declared["hash"] = "202e33bc87d5992f"
+    verdict = shown(replay(records))
+    assert verdict["verdict"] is None
+    assert "by the rule of hash 202e33bc87d5992f" in verdict["reason"]
+    assert "nearly the same images" in verdict["rule_changes"][0]
+    assert "clip_grad_norm: the ledger says nothing, the file 1.0" in verdict["rule_changes"]
+    assert not any("design." in change for change in verdict["rule_changes"])
 
 
 def test_a_plan_prices_each_arm_by_its_own_backbone_and_length(
@@ -343,10 +427,29 @@ def test_a_plan_prices_each_arm_by_its_own_backbone_and_length(
     assert made.device_hours == pytest.approx(seconds / 3600)
     assert made.wall_hours == pytest.approx((seconds / 2 + COLD_START_S) / 3600)
     assert any("78 epochs" in line for line in price_lines(made))
+    assert "data      2,000 of 49,000 training images, drawn for each seed, shared by its arms" in (
+        price_lines(made)
+    )
+    assert "clipping  gradients at norm 1, in all arms alike" in price_lines(made)
     monkeypatch.setattr(design.forecast, "costs_of", lambda *_, **options: {"vit": None})
     unknown = price(spec, options, totals=None)
     assert unknown.device_hours is None
     assert any("unknown" in line for line in price_lines(unknown))
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "said"),
+    [
+        ("vit-needs-more-data", "smoke", "400, 1,200, 4,000 of 49,000 training images, drawn"),
+        ("vit-needs-more-data", "full", "there is nothing to draw; the 4,500, 13,500 of smaller"),
+        (PATCHES, "full", "nothing to draw, so no verdict covers which images were collected"),
+        ("lr-lower-for-vit", "smoke", "clipping  gradients off, in all arms alike"),
+    ],
+)
+def test_a_plan_says_what_each_seed_draws(name: str, preset: str, said: str) -> None:
+    options = replace(OPTIONS, measure=False, preset=preset)
+    plan = price(spec_of(name, preset=preset), options, totals=None)
+    assert said in "\n".join(price_lines(plan))
 
 
 def test_facts_of_cifar_are_those_of_its_store() -> None:

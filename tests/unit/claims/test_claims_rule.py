@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.claims.effects import Effect, judge, line
+from orchestrator.claims.effects import ROUNDING, Effect, judge, line
 from orchestrator.claims.experiments.conv_stem_converges_faster import events
 from orchestrator.claims.experiments.lr_lower_for_vit import _lower, optimum
 from orchestrator.claims.results import TrialResult, at_flops, elsewhere, reached
+from orchestrator.claims.verdict import interval_text
 from orchestrator.compare.statistics import mean_interval
 from orchestrator.ledger.state import ReportedEpoch, TrialState, TrialStatus
 from trainables.config import Assignment, BackboneSpec
@@ -84,7 +85,34 @@ def test_what_is_not_known_does_not_decide(
 ) -> None:
     verdict, (one,) = judge([effect(values, bound)], smallest=0.005, alpha=0.05)
     assert verdict == expected
-    assert (one["low"] is None) == (len(values) == 1)
+    assert (one["low"] is None) == (len(set(values)) == 1)
+
+
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=1, max_size=8),
+    same=st.booleans(),
+    unit=st.sampled_from(["points", "ratio", "decades"]),
+)
+def test_no_interval_has_a_width_of_zero(values: list[float], same: bool, unit: str) -> None:
+    """Nor looks as if: seeds that agree but for rounding have none, and it is said why."""
+    values = values[:1] * len(values) if same else values
+    one = Effect("e", values, unit).summary(0.05)
+    if one["low"] is None:
+        assert len(values) == 1 or np.ptp(values) <= ROUNDING
+        why = "no interval)" if len(values) == 1 else "no interval: all seeds gave the same)"
+        assert why in interval_text(one)
+        return
+    assert one["low"] < one["mean"] < one["high"]
+    low, _, high = interval_text(one).partition(" interval ")[2].partition(" to ")
+    assert low != high.partition(",")[0].removesuffix(" points").removesuffix(" decades")
+
+
+def test_seeds_that_differ_by_rounding_alone_show_nothing() -> None:
+    """The mean of three equal numbers is not always that number: its error is 1e-17, not 0."""
+    verdict, (one,) = judge([effect((0.1, 0.1, 0.1))], smallest=0.01, alpha=0.05)
+    assert verdict == "undetermined"
+    assert one["p_value"] == 1.0
+    assert (one["low"], one["high"]) == (None, None)
 
 
 @given(
@@ -98,7 +126,7 @@ def test_more_of_the_effect_never_speaks_against_it(
     order = ("refuted", "undetermined", "supported")
     less_is, _ = judge([effect(tuple(values))], smallest=smallest, alpha=0.05)
     raised = tuple(value + more for value in values)
-    if np.ptp(values) == 0 or np.ptp(raised) == 0:
+    if min(np.ptp(values), np.ptp(raised)) <= 2 * ROUNDING:
         return
     more_is, _ = judge([effect(raised)], smallest=smallest, alpha=0.05)
     assert order.index(more_is) >= order.index(less_is)
@@ -203,3 +231,7 @@ def test_a_picture_has_the_intervals_of_the_comparison() -> None:
         expected = mean_interval(list(column))
         for key in ("mean", "low", "high"):
             assert drawn[key][i] == pytest.approx(getattr(expected, key), rel=1e-4)
+    values[:, 1] = 0.5
+    drawn = line("s", 0, (1.0, 2.0, 3.0), values)
+    assert (drawn["low"][1], drawn["high"][1]) == (None, None)
+    assert drawn["low"][0] < drawn["high"][0]

@@ -27,7 +27,7 @@ NOISE = {
     "lr-lower-for-vit": (0.06, 1.5),
     "cnn-more-shift-invariant": (0.015, 0.4),
     "augmentation-helps-vit-more": (0.006, 0.15),
-    "vit-needs-more-data": (0.005, 0.15),
+    "vit-needs-more-data": (0.015, 0.4),
     "conv-stem-converges-faster": (0.03, 0.6),
 }
 

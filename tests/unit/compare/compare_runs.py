@@ -14,6 +14,7 @@ from orchestrator.compare.comparison import compare
 from orchestrator.compare.runs import load
 from orchestrator.compare.table import table_text
 from orchestrator.ledger.events import FILE_NAME, Ledger
+from orchestrator.spec.run import search_name
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 
 SPACE = {
@@ -86,13 +87,15 @@ class RunFolder:
         *,
         stage: str = "search",
         seed: int = 0,
+        search: int = 1,
         winner: str | None = None,
         **axes: Any,
     ) -> str:
         """A trial's recipe, queued; ``axes`` are recipe axes."""
         index = self.counts[family]
         self.counts[family] += 1
-        trial = f"{family}-{index:04d}" if stage == "search" else f"{family}-{stage}-{index:04d}"
+        whose = search_name(family, search)
+        trial = f"{whose}-{index:04d}" if stage == "search" else f"{whose}-{stage}-{index:04d}"
         assignment = Assignment(
             trial_id=trial, attempt=1, backbone=BackboneSpec(family=family),
             recipe=Recipe(**axes), data=DataSpec(), seed=seed, epochs=self.max_epochs,
@@ -100,6 +103,7 @@ class RunFolder:
         searched = {f"recipe.{name}": value for name, value in axes.items()}
         self.ledger.append(
             "submitted", trial=trial, family=family, stage=stage,
+            search=search if search > 1 else None,
             detail={"assignment": assignment.as_dict(), "axes": searched}
             | ({"winner": winner} if winner else {}),
         )  # fmt: skip

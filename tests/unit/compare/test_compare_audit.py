@@ -14,7 +14,7 @@ from scipy import stats
 from orchestrator.compare.audit import weighted_tau
 from orchestrator.compare.runs import load
 from orchestrator.compare.statistics import mean_interval, share_interval
-from tests.unit.compare.compare_runs import RunFolder, compared, probes, shown
+from tests.unit.compare.compare_runs import DATASET, RunFolder, compared, probes, shown
 
 
 def test_an_audit_by_hand(tmp_path: Path) -> None:
@@ -140,7 +140,56 @@ def test_the_gap_from_validation_to_test(tmp_path: Path) -> None:
     assert vit["search_val_top1"] == 0.95
     assert vit["final_val_top1"]["mean"] == pytest.approx(0.9)
     assert vit["selection"] == pytest.approx(0.05)
-    assert vit["to_test"] == pytest.approx(vars(mean_interval([0.9 - value for value in top1])))
+    assert vit["to_test"]["mean"] == pytest.approx(0.9 - np.mean(top1))
+    # Seeds by their spread, 180 validation images of one split and 500 test images as binomials.
+    # Two right ones and two wrong ones are added: Agresti and Coull 1998.
+    share_val, share_test = (0.9 * 180 + 2) / 184, (np.mean(top1) * 500 + 2) / 504
+    parts = [(np.var(top1, ddof=1) / 3, 2), (share_val * (1 - share_val) / 184, 183),
+             (share_test * (1 - share_test) / 504, 503)]  # fmt: skip
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / df for part, df in parts)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert vit["to_test"]["high"] - vit["to_test"]["mean"] == pytest.approx(half)
+
+
+def test_both_ends_of_the_gap_are_of_the_last_epoch(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    winner = run.trial("vit", [0.5, 0.95])
+    for seed in (0, 1):
+        test = {"top1": 0.7, "n": 100}
+        run.trial("vit", [0.9, 0.8], stage="final", seed=seed, winner=winner, test=test)
+    (gap,) = compared(run.close())["gap"]
+    assert gap["final_val_top1"]["mean"] == pytest.approx(0.8)
+    assert gap["to_test"]["mean"] == pytest.approx(0.1)
+    assert gap["to_test"]["low"] < 0.1 < gap["to_test"]["high"], "the seeds agree, images differ"
+
+
+def test_other_validation_images_weigh_less_where_each_final_draws_its_own(tmp_path: Path) -> None:
+    widths = []
+    for name, splits in (("same", "xx"), ("own", "xy")):
+        run = RunFolder(tmp_path / name, ("vit",))
+        for seed, split in enumerate(splits):
+            detail = {"val_images": 100, "dataset_hash": split}
+            test = {"top1": 0.7, "n": 10_000}
+            run.trial("vit", [0.8], stage="final", seed=seed, test=test, detail=detail)
+        (gap,) = compared(run.close())["gap"]
+        widths.append(gap["to_test"]["high"] - gap["to_test"]["low"])
+    assert widths[1] < 0.75 * widths[0]
+
+
+def test_one_final_has_an_interval_of_its_images_and_nothing_known_has_none(
+    tmp_path: Path,
+) -> None:
+    for images in (100, 0):
+        run = RunFolder(tmp_path / f"run-{images}", ("vit",), dataset={**DATASET, "counts": {}})
+        detail = {"val_images": images} if images else {}
+        test = {"top1": 1.0, "n": images} if images else {"top1": 1.0}
+        run.trial("vit", [1.0], stage="final", test=test, detail=detail)
+        (gap,) = compared(run.close())["gap"]
+        if images:
+            assert gap["to_test"]["low"] < 0 < gap["to_test"]["high"], "all right, not certain"
+        else:
+            assert gap["to_test"]["low"] is gap["to_test"]["high"] is None
 
 
 def test_finals_seeds_are_paired(tmp_path: Path) -> None:
@@ -177,7 +226,12 @@ def test_probes_are_pooled_over_seeds(tmp_path: Path) -> None:
     vit = pooled["vit"]
     assert vit["n"] == 3
     eces = [one["calibration"]["ece"] for one in raw]
-    assert vit["numbers"]["calibration.ece"] == pytest.approx(vars(mean_interval(eces)))
+    error = vit["numbers"]["calibration.ece"]
+    assert (error["mean"], error["n"]) == (pytest.approx(np.mean(eces)), 3)
+    assert error["low"] < mean_interval(eces).low, "64 images say less than the seeds alone"
+    latencies = [one["speed"]["batch_1"]["latency_ms"] for one in raw]
+    plain = mean_interval(latencies, bounds=(0, np.inf))
+    assert vit["numbers"]["speed.batch_1.latency_ms"] == pytest.approx(vars(plain))
     axis = np.array([one["shift"]["consistency"]["axis"] for one in raw])
     assert vit["series"]["shift.consistency.axis"]["mean"] == pytest.approx(axis.mean(axis=0))
     assert np.shape(vit["series"]["attention_distance_px"]["mean"]) == (6, 2)
@@ -187,6 +241,51 @@ def test_probes_are_pooled_over_seeds(tmp_path: Path) -> None:
     sure = [one["calibration"]["bins"][1]["accuracy"] for one in raw]
     assert vit["reliability"][1]["accuracy"] == pytest.approx(np.mean(sure))
     assert "attention_distance_px" not in pooled["resnet"]["series"]
+
+
+def test_no_number_or_share_of_images_has_an_interval_of_zero_width(tmp_path: Path) -> None:
+    """All seeds agree in everything."""
+    run = RunFolder(tmp_path / "run", ("vit",))
+    for seed in range(2):
+        run.final("vit", np.ones(4, bool), seed=seed, probes=probes(4))
+    pooled = compared(run.close())["families"][0]["final"]["probes"]
+    known = {name for name, number in pooled["numbers"].items() if number["low"] is not None}
+    assert known == {"top1", "calibration.ece"}, "speed did not vary, and no images tell"
+    for number in pooled["numbers"].values():
+        assert number["low"] is number["high"] is None or number["low"] < number["high"]
+    for name, series in pooled["series"].items():
+        if name == "attention_distance_px":
+            assert series["low"] is None
+        else:
+            assert (np.array(series["low"]) < np.array(series["high"])).all()
+            assert np.min(series["low"]) >= 0
+            assert np.max(series["high"]) <= 1
+
+
+def test_speed_of_one_model_has_the_interval_of_its_rounds(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("vit",))
+    rounds = [2.0, 2.2, 1.9, 2.1, 2.0]
+    speed = {
+        "device": "x",
+        "rounds": 5,
+        "batch_1": {"latency_ms": 2.05, "images_per_second": 1e3 / 2.05, "round_ms": rounds},
+    }
+    finals = [run.final("vit", np.ones(4, bool), seed=s, probes={"top1": 1.0}) for s in (0, 1)]
+    run.ledger.append("speed_measured", trial=finals[0], detail=speed)
+    run.ledger.append("speed_measured", trial=finals[1], detail={}, reason="it was not measured")
+    made = compared(run.close())
+    pooled = made["families"][0]["final"]["probes"]
+    half = stats.t.ppf(0.975, 4) * stats.sem(rounds)
+    latency, throughput = (
+        pooled["numbers"][f"speed.batch_1.{name}"] for name in ("latency_ms", "images_per_second")
+    )
+    assert latency["n"] == 1
+    assert (latency["low"], latency["high"]) == pytest.approx((2.05 - half, 2.05 + half))
+    assert throughput["low"] == pytest.approx(1e3 / (2.05 + half))
+    assert throughput["high"] == pytest.approx(1e3 / (2.05 - half))
+    assert pooled["facts"]["speed.device"] == "x"
+    assert not any("round_ms" in name for name in pooled["series"])
+    assert made["notes"] == ["it was not measured"]
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ from scipy import stats
 
 from orchestrator.compare.statistics import (
     MeanInterval,
+    accuracy_interval,
+    binomial_part,
     difference,
     holm,
     mcnemar,
     mean_interval,
+    mean_over,
     paired_t,
     permutation,
 )
@@ -72,7 +75,7 @@ def test_permutation_is_scipys_exact_test(thirds: list[int]) -> None:
 
 def test_welch_is_scipys() -> None:
     a, b = [0.91, 0.93, 0.9, 0.94], [0.88, 0.93, 0.86]
-    made = difference(a, b, None)
+    made = difference([a], [b], None)
     assert made is not None
     expected = stats.ttest_ind(a, b, equal_var=False)
     assert made.p_value == pytest.approx(expected.pvalue)
@@ -81,14 +84,14 @@ def test_welch_is_scipys() -> None:
 
 
 def test_no_spread_makes_no_certainty(tmp_path: Path) -> None:
-    assert difference([0.9, 0.9], [0.8, 0.8], None) is None
+    assert difference([[0.9, 0.9]], [[0.8, 0.8]], None) is None
     run = RunFolder(tmp_path / "run")
     for family, accuracy in (("vit", 0.9), ("resnet", 0.8)):
         for seed in (0, 1):
             run.trial(family, [0.5], stage="final", seed=seed, test={"top1": accuracy})
     made = compared(run.close())
     assert (made["pairs"][0]["p_value"], made["pairs"][0]["verdict"]) == (
-        None, "no difference shown",
+        None, "not tested",
     )  # fmt: skip
 
 
@@ -105,12 +108,48 @@ def test_detectable_difference_has_the_stated_power() -> None:
     smallest *= sd * np.sqrt(2 / n)
     found, said = 0, []
     for _ in range(400):
-        made = difference(draw.normal(smallest, sd, n), draw.normal(0, sd, n), None)
+        made = difference([draw.normal(smallest, sd, n)], [draw.normal(0, sd, n)], None)
         assert made is not None
         found += made.p_value < 0.05
         said.append(made.detectable(0.05))
     assert np.mean(said) == pytest.approx(smallest, rel=0.05)
     assert 0.72 < found / 400 < 0.88
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "top1", "sd"),
+    [(500, 1, 0.9, 0.0), (500, 3, 0.97, 0.005), (200, 2, 0.995, 0.0), (5000, 3, 0.8, 0.02)],
+)
+def test_an_accuracy_is_covered_for_new_seeds_and_images(
+    images: int, seeds: int, top1: float, sd: float
+) -> None:
+    """Each image is as hard for all seeds: half of what is right is the image's own."""
+    draw = np.random.default_rng(0)
+    covered, repeats = 0, 1500
+    for _ in range(repeats):
+        hard = draw.normal(size=images)
+        values = []
+        for _ in range(seeds):
+            own = np.clip(top1 + draw.normal(0, sd), 0, 1)
+            difficulty = (hard + draw.normal(size=images)) / np.sqrt(2)
+            values.append(float((difficulty < stats.norm.ppf(own)).mean()))
+        made = mean_over([values], [binomial_part(float(np.mean(values)), images)], bounds=(0, 1))
+        assert made.low is not None
+        assert made.high is not None
+        assert 0 <= made.low < made.high <= 1
+        covered += made.low <= top1 <= made.high
+    assert covered / repeats > 0.93
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 5000))
+def test_no_interval_of_an_accuracy_has_zero_width(values: list[float], images: int) -> None:
+    parts = [binomial_part(float(np.mean(values)), images)] if images else []
+    made = mean_over([values], parts, bounds=(0, 1))
+    if made.low is None or made.high is None:
+        assert made.low is made.high is None
+        assert not images
+    else:
+        assert made.low < made.high
 
 
 def test_interval_over_seeds_covers_at_its_level() -> None:
@@ -135,7 +174,7 @@ def test_no_difference_is_found_too_often_over_seeds_and_images() -> None:
         correct = draw.random((2, seeds, images)) < chance
         accuracy = correct.mean(axis=2)
         mean = correct.mean(axis=1)
-        made = difference(accuracy[0].tolist(), accuracy[1].tolist(), mean[0] - mean[1])
+        made = difference([accuracy[0].tolist()], [accuracy[1].tolist()], mean[0] - mean[1])
         assert made is not None
         rejected += made.p_value < 0.05
         interval = made.interval(0.95)
@@ -165,7 +204,7 @@ def test_holm_keeps_the_error_of_all_pairs_and_no_correction_does_not() -> None:
     for values in draw.normal(0.9, 0.01, size=(runs, 4, 5)):
         p_values = []
         for i, j in combinations(range(4), 2):
-            made = difference(values[i].tolist(), values[j].tolist(), None)
+            made = difference([values[i].tolist()], [values[j].tolist()], None)
             assert made is not None
             p_values.append(made.p_value)
         wrong += min(holm(p_values)) < 0.05
@@ -200,10 +239,11 @@ def run_with_finals(folder: Path, *, seeds: int, by_image: bool = True, n: int =
 
 def test_finals_have_n_and_an_interval(tmp_path: Path) -> None:
     made = compared(run_with_finals(tmp_path / "run", seeds=3))
-    expected = [correctness(0.7, 2000, 200 + seed).mean() for seed in range(3)]
+    correct = np.stack([correctness(0.7, 2000, 200 + seed) for seed in range(3)])
+    expected = accuracy_interval([correct.mean(axis=1).tolist()], correct.mean(axis=0))
     final = next(entry["final"] for entry in made["families"] if entry["family"] == "resnet")
     assert final["seeds"] == [0, 1, 2]
-    assert final["test_top1"] == pytest.approx(vars(mean_interval(expected)))
+    assert final["test_top1"] == pytest.approx(vars(expected))
     assert final["device_seconds"] == pytest.approx(3 * 4.4)
     assert made["test_opened_at"] is not None
     vit = next(entry for entry in made["families"] if entry["family"] == "vit")
@@ -217,34 +257,39 @@ def test_pairs_over_seeds_and_images(tmp_path: Path) -> None:
     assert {pair: entry["verdict"] for pair, entry in pairs.items()} == {
         ("resnet", "vit"): "b better",
         ("resnet", "hybrid"): "b better",
-        ("vit", "hybrid"): "no difference shown",
+        ("vit", "hybrid"): "not told apart",
     }
     raw = [pair["p_value"] for pair in made["pairs"]]
     assert [pair["p_value_holm"] for pair in made["pairs"]] == pytest.approx(holm(raw))
     one = pairs["resnet", "vit"]
-    assert one["n"] == {"seeds_a": 3, "seeds_b": 3, "images": 2000}
+    assert one["n"] == {
+        "searches_a": 1, "searches_b": 1, "seeds_a": 3, "seeds_b": 3, "images": 2000,
+    }  # fmt: skip
+    assert {pair["level"] for pair in made["pairs"]} == {"recipes"}
     assert one["difference"]["low"] < one["difference"]["mean"] < one["difference"]["high"] < 0
-    assert "vit better than resnet" in made["answer"]
-    assert "no difference between vit and hybrid" in made["answer"]
+    assert "this recipe of vit better than this recipe of resnet" in made["answer"]
+    assert "this recipe of vit not told apart from this recipe of hybrid" in made["answer"]
     assert "p (Holm)" in shown(tmp_path / "run")
 
 
 def test_one_seed_is_mcnemar_on_two_models(tmp_path: Path) -> None:
     made = compared(run_with_finals(tmp_path / "run", seeds=1))
     one = made["pairs"][0]
-    assert one["method"] == "McNemar on these two trained models"
+    assert (one["level"], one["method"]) == ("models", "McNemar's on these two models")
     a, b = correctness(0.7, 2000, 200), correctness(0.9, 2000, 0)
     assert one["p_value"] == pytest.approx(mcnemar(a, b))
-    assert made["families"][0]["final"]["test_top1"]["low"] is None
-    assert "no interval" in shown(tmp_path / "run")
+    top1 = made["families"][0]["final"]["test_top1"]  # over images alone, and it says n = 1
+    assert top1["low"] < top1["mean"] < top1["high"]
+    assert "n = 1)" in shown(tmp_path / "run")
 
 
 def test_one_seed_without_images_has_no_p_value(tmp_path: Path) -> None:
     made = compared(run_with_finals(tmp_path / "run", seeds=1, by_image=False))
     assert [(p["p_value"], p["p_value_holm"], p["verdict"]) for p in made["pairs"]] == [
-        (None, None, "no difference shown")
+        (None, None, "not tested")
     ] * 3
-    assert "missing" in shown(tmp_path / "run")
+    assert made["families"][0]["final"]["test_top1"]["low"] is None
+    assert "no interval" in shown(tmp_path / "run")
 
 
 def test_seeds_without_images_are_welchs_test(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_node_without_the_dataset_fetches_its_store_and_looks_it_through(
     assert object_storage.list_files(f"{place}/stores") == put
     shutil.rmtree(tmp_path / "pictures")
 
-    there = replace(spec, folder=str(tmp_path / "worker"), train_limit=10)
+    there = replace(spec, folder=str(tmp_path / "worker"), train_limit=10, train_seed=3)
     fetched = prepare(there, remote=uri)
     assert fetched.info == built.info
     assert fetched.path.parent == tmp_path / "worker"

@@ -150,6 +150,32 @@ def test_data_fractions_are_nested_and_stratified(digits, one, other, limit, see
     assert (counts > 0).all() or len(inside) < 10
 
 
+def test_a_train_seed_draws_a_subset_of_its_own(digits):
+    """Two of them share what chance makes them share: for m of n images about m * m / n."""
+    labels = digits.split("train").labels
+    size, count = len(labels), 300
+
+    def subset(seed, fraction=1.0):
+        spec = DataSpec(train_limit=count, train_seed=seed, fraction=fraction)
+        return train_indices(digits, spec)
+
+    subsets = [subset(seed) for seed in range(1, 9)]
+    shared = [
+        len(np.intersect1d(one, other))
+        for index, one in enumerate(subsets)
+        for other in subsets[:index]
+    ]
+    assert abs(np.mean(shared) / (count * count / size) - 1) < 0.1
+    proportional = count * np.bincount(labels) / size
+    for rows in subsets:
+        assert np.abs(np.bincount(labels[rows], minlength=10) - proportional).max() < 2
+    assert set(subset(1, 0.1)) <= set(subset(1))
+    np.testing.assert_array_equal(subset(0), subset(None))  # split_seed is 0
+    np.testing.assert_array_equal(
+        train_indices(digits, DataSpec(train_seed=7)), train_indices(digits, DataSpec())
+    )
+
+
 def test_without_limits_all_images_are_trained_on(digits):
     rows = train_indices(digits, DataSpec())
     np.testing.assert_array_equal(rows, np.arange(digits.info.counts["train"]))

@@ -138,7 +138,7 @@ def test_written_rows_come_back(tmp_path, pool, data):
         counts[name] = len(rows)
     info = DatasetFacts(
         name="x",
-        class_names=("a", "b"),
+        class_names=tuple(map(str, range(100))),
         height=pool.shape[1],
         width=pool.shape[2],
         channels=3,
@@ -150,7 +150,7 @@ def test_written_rows_come_back(tmp_path, pool, data):
     seal(tmp_path, info, {})
     store = open_store(tmp_path)
     assert store is not None
-    assert store.info == info
+    assert replace(store.info, test_hash=None) == info
     np.testing.assert_array_equal(store.split("val").images, pool[rows])
     np.testing.assert_array_equal(store.split("val").labels, labels)
     np.testing.assert_array_equal(store.digests("val"), digests)
@@ -221,4 +221,5 @@ def test_a_near_path_is_named(tmp_path):
 def test_a_known_dataset_is_as_the_table_says(digits):
     known, info = known_images(DataSpec()), digits.info
     assert known is not None
-    assert replace(known, name=info.name, content_hash=info.content_hash) == info
+    read = ("name", "content_hash", "test_hash", "duplicates")
+    assert replace(known, **{name: getattr(info, name) for name in read}) == info

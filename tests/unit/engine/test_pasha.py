@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.engine.scheduler import PashaBracket
 
@@ -30,12 +34,99 @@ def test_a_changed_order_raises_the_cap_by_one_rung() -> None:
 
 
 def test_trials_closer_than_the_noise_count_as_equal() -> None:
-    race = PashaBracket([1, 2, 4], 2)
-    # At 1, 2 and 4 the lead goes a, b, a: the curves cross twice, and lie 0.02 apart at the end.
-    race._top = 2
-    climb(race, {"a": {1: 0.31, 2: 0.40, 4: 0.52}, "b": {1: 0.30, 2: 0.45, 4: 0.50}})
+    race = PashaBracket([3, 6, 9], 3)
+    # The lead changes hands at epochs 2 and 4, so that 0.02 at epoch 6 is noise; at epoch 3, where
+    # the places are compared, the two lie 0.01 apart, and at epoch 6 they have changed places.
+    a = {1: 0.30, 2: 0.40, 3: 0.45, 4: 0.47, 5: 0.48, 6: 0.50}
+    b = {1: 0.29, 2: 0.41, 3: 0.46, 4: 0.46, 5: 0.45, 6: 0.48}
+    climb(race, {"a": a, "b": b})
     assert race.epsilon() == pytest.approx(0.02)
     assert race.stable()
+    assert race.cap == 6
+    # As near to each other at epoch 6, but not at epoch 3: the soft ranks are of the lower rung.
+    race = PashaBracket([3, 6, 9], 3)
+    climb(race, {"a": a, "b": b | {3: 0.48}})
+    assert race.cap == 9
+    assert race.epsilon() == pytest.approx(0.02)  # kept while nothing crosses above the old cap
+
+
+def test_noise_is_taken_from_all_that_are_beyond_the_lower_rung() -> None:
+    race = PashaBracket([2, 5, 9], 2)
+    climb(race, {"a": {1: 0.1, 2: 0.4, 3: 0.5, 4: 0.6}, "b": {1: 0.2, 2: 0.3, 3: 0.52, 4: 0.59}})
+    assert race.epsilon() == pytest.approx(0.01)  # nobody has reached the top rung yet
+    climb(race, {"c": {1: 0.15, 2: 0.1}})
+    assert race.epsilon() == pytest.approx(0.01)  # c has not passed the lower one
+
+
+Curves = dict[str, dict[int, float]]
+
+
+def syne_tune_epsilon(curves: Curves, lower: int, top: int, before: float) -> float:
+    """Syne Tune 0.13's rule (``PASHARungSystem._update_epsilon``) in other words: from the top rung
+    down to just above the one below it, each pair counts at the first epoch that both have; it is
+    noisy if going back from there the order turns round and turns back."""
+    met: set[tuple[str, str]] = set()
+    distances = []
+    for epoch in range(top, lower, -1):
+        there = sorted(name for name, curve in curves.items() if epoch in curve)
+        for a, b in combinations(there, 2):
+            if (a, b) in met:
+                continue
+            met.add((a, b))
+            ahead = curves[a][epoch] > curves[b][epoch]
+            turned = False
+            for earlier in range(epoch - 1, 0, -1):
+                was_ahead = curves[a][earlier] > curves[b][earlier]
+                if was_ahead != ahead:
+                    turned = True
+                elif turned:
+                    distances.append(abs(curves[a][epoch] - curves[b][epoch]))
+                    break
+    return float(np.percentile(distances, 90)) if distances else before
+
+
+def syne_tune_keeps_the_cap(curves: Curves, lower: int, top: int, epsilon: float) -> bool:
+    """``_evaluate_soft_ranking``, for accuracies: each place of the lower rung has a group of those
+    that are as good there, and the top rung must have one of it at that place."""
+    names = [name for name, curve in curves.items() if top in curve]
+    below = sorted(names, key=lambda name: -curves[name][lower])
+    above = sorted(names, key=lambda name: -curves[name][top])
+    for place, name in enumerate(above):
+        value = curves[below[place]][lower]
+        group = {
+            other for other in names if value - epsilon <= curves[other][lower] <= value + epsilon
+        }
+        if name not in group:
+            return False
+    return True
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_the_cap_is_that_of_syne_tune_asked_at_each_result_of_the_top_rung(
+    data: st.DataObject,
+) -> None:
+    """Trials end anywhere, their reports come in any order of trials; no two values are equal."""
+    rungs = [1, 3, 5, 8]
+    lengths = data.draw(st.lists(st.integers(1, 8), min_size=2, max_size=7))
+    values = data.draw(st.permutations(range(sum(lengths))))
+    reports = [name for name, length in enumerate(lengths) for _ in range(length)]
+    race, seen, top, epsilon = PashaBracket(rungs, 2), Curves(), 1, 0.0
+    drawn = iter(values)
+    for name in data.draw(st.permutations(reports)):
+        curve = seen.setdefault(f"t{name}", {})
+        epoch, value = len(curve) + 1, next(drawn) / 64
+        if epoch > rungs[top]:
+            continue  # it would be paused
+        curve[epoch] = value
+        race.observe(f"t{name}", epoch, value)
+        if epoch == rungs[top] and top < len(rungs) - 1:
+            epsilon = syne_tune_epsilon(seen, rungs[top - 1], rungs[top], epsilon)
+            top += not syne_tune_keeps_the_cap(seen, rungs[top - 1], rungs[top], epsilon)
+        assert race.cap == rungs[top]
+        assert race.epsilon() == pytest.approx(
+            syne_tune_epsilon(seen, rungs[top - 1], rungs[top], epsilon), abs=1e-12
+        )
 
 
 def test_the_best_third_of_a_rung_is_promoted_and_nobody_twice() -> None:

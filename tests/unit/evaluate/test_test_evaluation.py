@@ -53,7 +53,11 @@ def test_the_score_is_the_mean_of_the_correct_file(
     test = evaluation["test"]
     assert test["n"] == len(labels) == 180
     assert test["top1"] == pytest.approx(column.mean())
-    assert splits[0] == 180
-    assert len(splits) == 2, "the test evaluation once, and evaluate_split above"
+    val = prepare(data).info.counts["val"]
+    assert splits == [180, val, 180], "test once, val for a temperature, evaluate_split above"
     assert evaluation["probes"]["top1"] == pytest.approx(column.mean())
     assert evaluation["probes"]["split"] == "test"
+    assert "speed" not in evaluation["probes"]
+    scaling = evaluation["probes"]["calibration"]
+    assert 0.05 <= scaling["temperature"] <= 20
+    assert 0 <= scaling["ece_scaled"] <= 1

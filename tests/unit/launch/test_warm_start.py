@@ -25,7 +25,8 @@ FULL = SchedulerSpec(kind="none", max_epochs=4)
 
 def spec_in(storage: Path, name: str, **changes: object) -> RunSpec:
     """A run of two families over the simulated worlds' space."""
-    plain = tournament(**{"trials": 6, "scheduler": FULL, "final_seeds": 0, **changes})  # type: ignore[arg-type]
+    usual = {"searches": 1, "trials": 6, "scheduler": FULL, "final_seeds": 0}
+    plain = tournament(**{**usual, **changes})  # type: ignore[arg-type]
     return replace(plain, name=name, storage=str(storage))
 
 

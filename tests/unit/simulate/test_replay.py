@@ -34,7 +34,7 @@ def test_the_committed_tournament_decides_what_is_on_record() -> None:
 
 @pytest.mark.parametrize("kind", ["asha", "none"])
 def test_a_run_without_pruning_is_answered_in_full(kind: str, tmp_path: Path) -> None:
-    spec = tournament(scheduler=SchedulerSpec(kind="none"), final_seeds=0)
+    spec = tournament(searches=1, scheduler=SchedulerSpec(kind="none"), final_seeds=0)
     run = simulate(spec, WORLDS["null"], tmp_path, slots=2)
     replayed = replay_of(tmp_path, [f"scheduler.kind={kind}"], slots=None, orders=5)
     assert replayed.differs_from_record == ()
@@ -53,7 +53,7 @@ def test_a_run_without_pruning_is_answered_in_full(kind: str, tmp_path: Path) ->
 
 
 def test_another_decision_than_on_record_is_named(tmp_path: Path) -> None:
-    simulate(tournament(final_seeds=0), WORLDS["null"], tmp_path, slots=2)
+    simulate(tournament(searches=1, final_seeds=0), WORLDS["null"], tmp_path, slots=2)
     path = tmp_path / FILE_NAME
     records = list(read(path))
     changed = next(r for r in records if r["event"] == "promoted")
@@ -71,7 +71,7 @@ def test_what_the_curves_cannot_answer_is_refused(text: str) -> None:
 
 
 def test_the_command_prints_json_with_a_schema(tmp_path: Path) -> None:
-    spec = replace(tournament(final_seeds=0), name="short")
+    spec = replace(tournament(searches=1, final_seeds=0), name="short")
     simulate(spec, WORLDS["null"], tmp_path / "short", slots=2)
     arguments = ["replay", "short", "--storage", str(tmp_path), "--repeats", "3", "--json"]
     document = json.loads(CliRunner().invoke(group, arguments, catch_exceptions=False).stdout)

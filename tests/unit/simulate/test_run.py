@@ -31,13 +31,18 @@ def names(trials: Mapping[str, TrialState]) -> list[str]:
 
 def decisions(state: State) -> dict[str, object]:
     return {
-        name: (trial.status, dict(trial.rungs), trial.epoch) for name, trial in state.trials.items()
+        name: (trial.status, dict(trial.rungs), trial.epoch, trial.speed is None)
+        for name, trial in state.trials.items()
     }
+
+
+def measured(folder: Path) -> list[str]:
+    return [r["trial"] for r in read(folder / FILE_NAME) if r["event"] == "speed_measured"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_gives_the_same_ledger_byte_for_byte(kind: str, tmp_path: Path) -> None:
-    spec = tournament(scheduler=SchedulerSpec(kind=kind))
+    spec = tournament(searches=1, scheduler=SchedulerSpec(kind=kind))
     faults = Faults(late=0.3, lost=0.1, repeated=0.3, dies=0.05, goes=0.05)
     for folder in ("one", "two"):
         simulate(spec, WORLDS["null"], tmp_path / folder, slots=3, faults=faults)
@@ -48,13 +53,18 @@ def test_the_same_seed_gives_the_same_ledger_byte_for_byte(kind: str, tmp_path: 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_ends_with_finals_and_an_answer(world: str, kind: str, tmp_path: Path) -> None:
-    spec = tournament(scheduler=SchedulerSpec(kind=kind))
+    spec = tournament(searches=1, scheduler=SchedulerSpec(kind=kind))
     run = simulate(spec, WORLDS[world], tmp_path, slots=2)
     assert run.state.closed
     assert all(trial.status.is_final for trial in run.state.trials.values())
     # A search may end without a winner where all of its trials diverge or are pruned.
     assert world == "diverging seeds" or set(winners(run.state)) == {"resnet", "vit"}
     assert compare([run.data]).answer
+    finals = {t.trial for t in run.state.trials.values() if t.stage == "final"}
+    finished = {name for name in finals if run.state.trials[name].status == "finished"}
+    families = {run.state.trials[name].family for name in finished}
+    assert set(measured(tmp_path)) <= finished
+    assert [run.state.trials[name].family for name in measured(tmp_path)] == sorted(families)
 
 
 CRASHED = [("asha", world) for world in WORLDS] + [("pasha", "null"), ("none", "null")]
@@ -65,7 +75,8 @@ def test_a_crash_after_any_record_changes_no_decision(
     kind: str, world: str, tmp_path: Path
 ) -> None:
     """One slot, so that trials arrive in one order whatever is trained again."""
-    spec = tournament(trials=5, final_seeds=1, scheduler=SchedulerSpec(kind=kind, max_epochs=4))
+    scheduler = SchedulerSpec(kind=kind, max_epochs=4)
+    spec = tournament(searches=1, trials=5, final_seeds=1, scheduler=scheduler)
     unbroken = simulate(spec, WORLDS[world], tmp_path / "unbroken", slots=1)
     records = sum(1 for _ in read(tmp_path / "unbroken" / FILE_NAME))
     for crash in range(1, records):
@@ -74,6 +85,7 @@ def test_a_crash_after_any_record_changes_no_decision(
         assert run.sessions == 2
         assert decisions(run.state) == decisions(unbroken.state), f"after record {crash}"
         assert names(winners(run.state)) == names(winners(unbroken.state))
+        assert measured(folder) == measured(tmp_path / "unbroken")
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,7 +98,7 @@ def test_a_crash_after_any_record_changes_no_decision(
 def test_whatever_goes_wrong_no_epoch_is_lost_or_doubled_and_decisions_stay(
     seed: int, kind: str, slots: int, crashes: list[int]
 ) -> None:
-    spec = tournament(final_seeds=2, scheduler=SchedulerSpec(kind=kind))
+    spec = tournament(searches=1, final_seeds=2, scheduler=SchedulerSpec(kind=kind))
     wrong = {"late": 0.3, "lost": 0.1, "repeated": 0.3, "dies": 0.05, "hangs": 0.01, "goes": 0.05}
     faults = Faults(seed=seed, crashes=tuple(crashes), **wrong)
     with TemporaryDirectory() as folder:
@@ -101,6 +113,9 @@ def test_whatever_goes_wrong_no_epoch_is_lost_or_doubled_and_decisions_stay(
         (r["trial"], r["rung"]) for r in records if r["event"] in ("promoted", "pruned", "audited")
     )
     assert set(judged.values()) <= {1}
+    timed = [record["trial"] for record in records if record["event"] == "speed_measured"]
+    assert len(timed) == len({trial.rpartition("-")[0] for trial in timed})
+    assert len(timed) == len(winners(run.state))
     for trial in run.state.trials.values():
         assert sorted(trial.reports) == list(range(1, trial.epoch + 1))
         if trial.status == "finished" and kind != "pasha":

@@ -92,7 +92,7 @@ def test_the_share_of_trainings_that_diverge_is_the_one_given() -> None:
 
 
 def test_slots_work_at_the_same_time(tmp_path: Path) -> None:
-    spec = tournament(families=(A,), trials=8, scheduler=LONG, final_seeds=0)
+    spec = tournament(searches=1, families=(A,), trials=8, scheduler=LONG, final_seeds=0)
     run = simulate(spec, WORLDS["null"], tmp_path, slots=4)
     alone = sum(
         report.metrics["train_seconds"] / 0.9

@@ -51,6 +51,15 @@ def test_what_does_not_change_training_keeps_the_hash(old: RunSpec, new: RunSpec
     assert diff(old, new) == []
 
 
+def test_a_train_seed_is_part_of_a_run_only_where_there_is_one() -> None:
+    plain = run().as_dict()["sweeps"][0]["data"]
+    assert "train_seed" not in plain
+    drawn = run(sweeps=(sweep(data=DataSpec(train_seed=0)),))
+    assert RunSpec.from_dict(drawn.as_dict()) == drawn
+    assert run().hash() != drawn.hash()
+    assert diff(run(), drawn) == ["vit.data.train_seed: was not there, asked 0"]
+
+
 def test_diff_names_each_changed_leaf_with_both_values() -> None:
     space = {**spaces.space_for("vit"), "backbone.patch": spaces.Choice((4, 8))}
     del space["recipe.augment"]

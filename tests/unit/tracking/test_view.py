@@ -78,10 +78,23 @@ def test_a_final_shows_its_test_scores_and_its_probes_in_single_numbers() -> Non
         "test_loss": 0.5,
         "test_n": 64.0,
         "latency_ms": measured["speed"]["batch_1"]["latency_ms"],
+        "inference_images_per_second": measured["speed"]["batch_256"]["images_per_second"],
         "calibration_ece": measured["calibration"]["ece"],
         "shift_consistency_1px": measured["shift"]["consistency"]["axis"][1],
         "occluded_half_top1": measured["occlusion"]["top1"][1],
     }
+
+
+def test_speed_and_its_cost_are_told_when_they_are_measured() -> None:
+    trial = trial_of([0.5], ended_at=2.0)
+    assert view.speed_metrics(trial) == []
+    trial.outcome = {"test": {"top1": 0.75}}
+    trial.speed = {"batch_1": {"latency_ms": 1.5}, "batch_256": {"images_per_second": 900.0}}
+    trial.speed_measured_at, trial.unreported_s = 9.0, 4.0
+    assert "latency_ms" not in finals(trial)
+    rows = {name: (value, at) for name, value, at, _ in view.speed_metrics(trial)}
+    assert rows.pop("device_seconds")[0] == finals(trial)["device_seconds"]
+    assert rows == {"latency_ms": (1.5, 9000), "inference_images_per_second": (900.0, 9000)}
 
 
 def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:

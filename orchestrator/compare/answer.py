@@ -1,0 +1,167 @@
+"""The answer: what was found, of what it speaks, and what a reader must know beside it.
+
+One object, which the terminal, the report, MLflow's note and the JSON render alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.compare.families import FamilySummary
+from orchestrator.compare.finals import newest_round
+from orchestrator.compare.runs import Family, Values
+from orchestrator.compare.statistics import AccuracyInterval
+from orchestrator.compare.verdicts import (
+    OF_LEVEL,
+    Level,
+    PairResult,
+    PairVerdict,
+    describe_verdict,
+    failed_text,
+)
+from orchestrator.wording import day, interval, percent, points
+
+ORDER_CHANGES = "the order at an equal budget changes with the unit of cost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A family's accuracy: on test where it has finals, else the best finished trial's on
+    validation, which has no interval."""
+
+    family: str
+    test: AccuracyInterval | None
+    best_val_top1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """``level``: what the verdicts speak of; ``None`` where nothing was tested. ``places``: best
+    first. ``caveats``: sentences that belong beside the verdict. ``text`` says all of it."""
+
+    level: Level | None
+    places: tuple[Place, ...]
+    verdicts: tuple[str, ...]
+    caveats: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What an answer is made of. ``order_changes``: with the unit of an equal budget, beyond the
+    bands of what was expected; ``claims``: the verdicts on those that the runs tested."""
+
+    dataset: str | None
+    test_opened_at: float | None
+    families: Sequence[Family]
+    entries: Sequence[FamilySummary]
+    pairs: Sequence[PairResult]
+    order_changes: bool
+    claims: Sequence[Values]
+
+
+def answer_of(facts: Facts) -> Answer:
+    """The result in a few sentences that claim no more than the records hold."""
+    caveats, places = tuple(_caveats(facts)), tuple(_places(facts.entries))
+    levels = {pair.level for pair in facts.pairs if pair.level}
+    level = levels.pop() if len(levels) == 1 else None
+    if facts.claims:
+        text = " ".join(verdict["sentence"] for verdict in facts.claims)
+    elif any(place.test for place in places):
+        text = _of_finals(facts, places, level, caveats)
+    else:
+        text = _of_search(facts, places)
+    verdicts = tuple(describe_verdict(pair) for pair in facts.pairs)
+    return Answer(level=level, places=places, verdicts=verdicts, caveats=caveats, text=text)
+
+
+def _places(entries: Sequence[FamilySummary]) -> list[Place]:
+    """Those with finals first, each kind best first."""
+    places = [
+        Place(
+            family=entry.family,
+            test=entry.final.test_top1 if entry.final else None,
+            best_val_top1=entry.best_val_top1,
+        )
+        for entry in entries
+    ]
+
+    def rank(place: Place) -> tuple[bool, float]:
+        value = place.test.mean if place.test else place.best_val_top1
+        return place.test is None, 0.0 if value is None else -value
+
+    return sorted(places, key=rank)
+
+
+def _caveats(facts: Facts) -> Iterator[str]:
+    """What belongs in the headline besides the verdict."""
+    for family in facts.families:
+        finals = newest_round(family)
+        if any(final.status == "failed" for final in finals):
+            yield f"{family.label}: {failed_text(finals)}"
+    if facts.order_changes:
+        yield ORDER_CHANGES
+
+
+def _of_finals(
+    facts: Facts, places: Sequence[Place], level: Level | None, caveats: Sequence[str]
+) -> str:
+    tested = [f"{p.family} {interval(**vars(p.test))}" for p in places if p.test]
+    opened = facts.test_opened_at
+    when = f" (opened {day(opened)})" if opened is not None else ""
+    parts = [f"On {facts.dataset or 'the'} test images{when}: {', '.join(tested)}."]
+    if not facts.pairs:
+        parts.append("Only one family has finals, so there is no pair to test.")
+    else:
+        parts.append(f"{_verdicts(facts.pairs)}.")
+    if level is not None:
+        parts.append(f"This speaks of {OF_LEVEL[level]}.")
+    parts += [f"{caveat[0].upper()}{caveat[1:]}." for caveat in caveats]
+    return " ".join(parts)
+
+
+def _verdicts(pairs: Sequence[PairResult]) -> str:
+    """What was decided, then what was not, with the difference that would have been seen."""
+    open_ = [pair for pair in pairs if pair.verdict is PairVerdict.NOT_TOLD_APART]
+    others = [describe_verdict(pair) for pair in pairs if pair not in open_]
+    sizes = [size for pair in open_ if (size := pair.smallest_detectable) is not None]
+    parts = ["; ".join(others)] if others else []
+    if open_:
+        limit = f" (a difference of {points(max(sizes))} would mostly have been seen)"
+        parts.append(", ".join(map(describe_verdict, open_)) + (limit if sizes else ""))
+    sentence = "; ".join(parts)
+    corrected = " (Holm's correction over the pairs)" if len(pairs) > 1 else ""
+    return f"Verdict{'s' * (len(pairs) > 1)}{corrected}: {sentence}"
+
+
+def _of_search(facts: Facts, places: Sequence[Place]) -> str:
+    opened, entries = facts.test_opened_at, facts.entries
+    test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
+    unjudged = f"Selection used val only, no finals are on record and {test}, so"
+    ranked = [(value, p.family) for p in places if (value := p.best_val_top1) is not None]
+    on = f"on {facts.dataset or 'a dataset without a record'}"
+    if not ranked:
+        total = sum(entry.trials for entry in entries)
+        return (
+            f"No trial has finished {on} ({total} on record), so nothing can be ranked. "
+            f"{unjudged} there is no verdict."
+        )
+    counts = {entry.family: entry.trials for entry in entries}
+    best, first = ranked[0]
+    if len(ranked) == 1:
+        lead = (
+            f"the best finished of {counts[first]} {first} trials has a validation accuracy "
+            f"of {percent(best)}"
+        )
+    else:
+        *others, last = [family for value, family in ranked if value == best]
+        numbers = {counts[family] for _, family in ranked}
+        each = f"{counts[first]} trials each" if len(numbers) == 1 else "unequal numbers of trials"
+        leads = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
+        values = ", ".join(f"{family} {percent(value)}" for value, family in ranked)
+        lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
+        if facts.order_changes:
+            lead += f"; {ORDER_CHANGES}"
+    ranks = "this ranks single best trials and is not a verdict"
+    return f"{on[0].upper()}{on[1:]}, {lead}. {unjudged} {ranks}."

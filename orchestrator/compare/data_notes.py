@@ -1,0 +1,43 @@
+"""What is said of the images: how often their test split was opened, and which are there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.compare.runs import RunData
+from trainables.config import DatasetFacts
+from trainables.data import duplicates
+
+
+def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
+    """What takes from the weight of a test accuracy, a line each: an opening of the test split that
+    was not the first, images that its splits share."""
+    for run in runs:
+        for opening in run.state.split_openings:
+            if opening.number > 1:
+                yield (
+                    f"{run.name} is {opening.text}: what was chosen since the first one may have "
+                    "been chosen for these very images"
+                )
+    if facts is not None and facts.duplicates is not None:
+        if problem := duplicates.leak(facts.duplicates):
+            yield problem
+        if facts.duplicates.mislabelled:
+            yield (
+                f"in {facts.duplicates.mislabelled} groups of images with the same pixels the "
+                "labels differ: no model can be right on all of them"
+            )
+
+
+def copies_lines(facts: DatasetFacts, store: Path | None = None) -> list[str]:
+    """All that is known of copies in a data set, a line each, or how to get it; ``store`` is the
+    folder of its pixels, where it is on this machine."""
+    if facts.duplicates is not None:
+        return duplicates.sentences(facts.duplicates)
+    if store is None:
+        return ["missing: the run is of an earlier version. Fix: orchestrator data info DATASET"]
+    return [
+        "copies: missing, they are counted when a pixel store is built, and this one is of an "
+        f"earlier version. Fix: rm -r {store}, then the same command"
+    ]

@@ -1,0 +1,221 @@
+"""Pairs of candidates, tested on the accuracies of their finals, and the words for what that shows.
+
+A statement about candidates needs independent searches of each: which recipes a search happened to
+draw is then part of what is known to vary. One search supports a statement about its winner's
+recipe, one trained model a statement about that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import combinations
+
+import numpy as np
+
+from orchestrator.compare import statistics
+from orchestrator.compare.finals import by_search, correctness, finished, newest_round
+from orchestrator.compare.runs import Array, Curve, Family
+from orchestrator.compare.statistics import ALPHA, Estimate, Interval
+from orchestrator.wording import signed
+
+LEAST_SEARCHES = 3
+
+
+class Level(StrEnum):
+    """What a verdict speaks of."""
+
+    SEARCHES = "searches"
+    RECIPES = "recipes"
+    MODELS = "models"
+
+
+OF_LEVEL = {
+    Level.SEARCHES: "the families, each searched independently several times",
+    Level.RECIPES: "the two winners' recipes, not the families: one search each",
+    Level.MODELS: "these trained models, not their recipes or families: one final each",
+}
+
+
+class PairVerdict(StrEnum):
+    """What the test of a pair shows, after Holm's correction."""
+
+    A_BETTER = "a better"
+    B_BETTER = "b better"
+    EQUIVALENT = "equivalent"
+    NOT_TOLD_APART = "not told apart"
+    NOT_TESTED = "not tested"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult:
+    """Two families tested on their finals; ``difference`` is a's test accuracy less b's.
+
+    ``n``: searches and finals of each family, ``searches_a``, ``seeds_a`` and so on, and test
+    ``images``, ``None`` where correctness by image is not known. ``level``: what the verdict
+    speaks of, and ``method`` by which test; ``None`` and why not where there is none. At a
+    difference of less than ``margin`` two are equivalent, shown by two one-sided tests
+    (``p_value_equivalent``, after Holm). ``smallest_detectable``: the true difference that would
+    have been seen four times in five. ``p_value_images`` (paired permutation of images, these
+    trained models) and ``p_value_seeds`` (paired t over the seeds that both share) look at one
+    source of chance each and decide nothing.
+    """
+
+    a: str
+    b: str
+    difference: Interval
+    n: Mapping[str, int | None]
+    level: Level | None
+    method: str
+    margin: float
+    p_value: float | None = None
+    p_value_images: float | None = None
+    p_value_seeds: float | None = None
+    p_value_holm: float | None = None
+    p_value_equivalent: float | None = None
+    verdict: PairVerdict = PairVerdict.NOT_TESTED
+    smallest_detectable: float | None = None
+
+
+def describe_verdict(pair: PairResult) -> str:
+    """The verdict with what it speaks of."""
+    of = {Level.RECIPES: "this recipe of ", Level.MODELS: "this model of "}
+    whose = "" if pair.level is None else of.get(pair.level, "")
+    a, b = whose + pair.a, whose + pair.b
+    match pair.verdict:
+        case PairVerdict.A_BETTER | PairVerdict.B_BETTER:
+            better, other = (a, b) if pair.verdict is PairVerdict.A_BETTER else (b, a)
+            equivalent = pair.p_value_equivalent is not None and pair.p_value_equivalent < ALPHA
+            by = f", by less than {signed(pair.margin)} points" if equivalent else ""
+            return f"{better} better than {other}{by}"
+        case PairVerdict.EQUIVALENT:
+            return f"{a} equivalent to {b} within {signed(pair.margin)} points"
+        case PairVerdict.NOT_TOLD_APART:
+            return f"{a} not told apart from {b}"
+    return f"{pair.a} not tested against {pair.b} ({pair.method})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tested:
+    """A pair on its way: what was estimated, and who has finals that failed."""
+
+    pair: PairResult
+    estimate: Estimate | None
+    failed: frozenset[str]
+
+
+def compare_pairs(families: Sequence[Family], margin: float) -> tuple[PairResult, ...]:
+    """Every pair of families that has finals, with Holm's correction across the pairs.
+
+    A failed final is no accuracy, and how often a recipe fails cannot be told from a few seeds: a
+    family with one is never called better or equivalent, whatever its others reached.
+    """
+    rounds = {family.label: newest_round(family) for family in families}
+    present = [label for label, finals in rounds.items() if finished(finals)]
+    failed = frozenset(
+        label for label in present if any(f.status == "failed" for f in rounds[label])
+    )
+    pairs = [_test(a, b, rounds[a], rounds[b], margin) for a, b in combinations(present, 2)]
+    tested = [_Tested(pair=pair, estimate=made, failed=failed & {pair.a, pair.b})
+              for pair, made in pairs]  # fmt: skip
+    differ = iter(statistics.holm([p for one in tested if (p := one.pair.p_value) is not None]))
+    same = iter(
+        statistics.holm([p for one in tested if (p := one.pair.p_value_equivalent) is not None])
+    )
+    alpha = ALPHA / max(1, sum(one.pair.p_value is not None for one in tested))
+    results = []
+    for one in tested:
+        pair = replace(
+            one.pair,
+            p_value_holm=None if one.pair.p_value is None else next(differ),
+            p_value_equivalent=None if one.pair.p_value_equivalent is None else next(same),
+            smallest_detectable=one.estimate.detectable(alpha) if one.estimate else None,
+        )
+        results.append(_judged(pair, one.failed, {f: rounds[f] for f in one.failed}))
+    return tuple(results)
+
+
+def _judged(
+    pair: PairResult, failed: frozenset[str], rounds: Mapping[str, Sequence[Curve]]
+) -> PairResult:
+    """The pair with its verdict."""
+    if pair.p_value_holm is None:
+        return pair
+    if pair.p_value_holm < ALPHA:
+        ahead = pair.a if pair.difference.mean > 0 else pair.b
+        if ahead not in failed:
+            better = PairVerdict.A_BETTER if ahead == pair.a else PairVerdict.B_BETTER
+            return replace(pair, verdict=better)
+    if failed:
+        why = "; ".join(f"{label}: {failed_text(rounds[label])}" for label in sorted(failed))
+        return replace(pair, verdict=PairVerdict.NOT_TESTED, method=why)
+    if pair.p_value_equivalent is not None and pair.p_value_equivalent < ALPHA:
+        return replace(pair, verdict=PairVerdict.EQUIVALENT)
+    return replace(pair, verdict=PairVerdict.NOT_TOLD_APART)
+
+
+def failed_text(finals: Sequence[Curve]) -> str:
+    """How many of the finals failed, and of what."""
+    failed = [final for final in finals if final.status == "failed"]
+    reason = next((final.state.reason for final in failed if final.state.reason), None)
+    why = f" ({reason.partition(':')[0]})" if reason else ""
+    return f"{len(failed)} of {len(finals)} finals failed{why}"
+
+
+def _test(
+    a: str, b: str, round_a: Sequence[Curve], round_b: Sequence[Curve], margin: float
+) -> tuple[PairResult, Estimate | None]:
+    of_a, of_b = finished(round_a), finished(round_b)
+    groups_a, groups_b = by_search(of_a), by_search(of_b)
+    images = _per_image(of_a, of_b)
+    level, method = _level(groups_a, groups_b, images)
+    estimate = None if level is None else statistics.difference(groups_a, groups_b, images)
+    mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
+    interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
+    by_seed = {(f.state.search, f.state.assignment.seed): f.test("top1") for f in of_b}
+    seeds = [((f.state.search, f.state.assignment.seed), f.test("top1")) for f in of_a]
+    p_value = estimate.p_value if estimate else None
+    p_images = statistics.permutation(images) if images is not None else None
+    if level is Level.MODELS and images is not None:
+        p_value = p_images = statistics.mcnemar(images > 0, images < 0)
+    pair = PairResult(
+        a=a, b=b, difference=interval, level=level if estimate else None, margin=margin,
+        method=method if estimate or level is None else "nothing varied",
+        n={"searches_a": len(groups_a), "searches_b": len(groups_b),
+           "seeds_a": len(of_a), "seeds_b": len(of_b),
+           "images": None if images is None else images.size},
+        p_value=p_value, p_value_images=p_images,
+        p_value_seeds=statistics.paired_t(
+            [top1 - by_seed[seed] for seed, top1 in seeds if seed in by_seed]
+        ),
+        p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,
+    )  # fmt: skip
+    return pair, estimate
+
+
+def _level(
+    groups_a: statistics.Groups, groups_b: statistics.Groups, images: Array | None
+) -> tuple[Level | None, str]:
+    """What the two can be compared as, and how; or why not at all."""
+    searches = len(groups_a), len(groups_b)
+    by = "" if images is None else " and images"
+    if min(searches) >= LEAST_SEARCHES:
+        return Level.SEARCHES, f"Welch's t over searches{by}"
+    if searches != (1, 1):
+        return (
+            None,
+            f"{searches[0]} and {searches[1]} searches have finals, {LEAST_SEARCHES} needed",
+        )
+    seeds = len(groups_a[0]), len(groups_b[0])
+    if min(seeds) > 1:
+        return Level.RECIPES, f"Welch's t over seeds{by}"
+    if seeds == (1, 1) and images is not None:
+        return Level.MODELS, "McNemar's on these two models"
+    return None, "one seed, and no correctness by image on shared images"
+
+
+def _per_image(of_a: Sequence[Curve], of_b: Sequence[Curve]) -> Array | None:
+    """(N,) difference of correctness, each averaged over its finals; None unless all share N."""
+    a, b = correctness(of_a), correctness(of_b)
+    return np.asarray(a - b) if a is not None and b is not None and a.size == b.size else None
