@@ -26,7 +26,7 @@ SEEDED = ("seed", "data.val_seed", "data.train_seed")
 LARGEST_VAL_SHARE = 0.2  # of the training images, that are carved to validate on
 DEFAULT_VAL_SHARE = 0.1  # of a source without val, which validation images are carved by
 # Arms and defaults are hashed as they are laid out here, whatever data a run is given.
-REFERENCE: dict[str, Any] = {"dataset": "cifar10", "scale": "tiny"}
+REFERENCE_DATASET, REFERENCE_SCALE = "cifar10", "tiny"
 REFERENCE_SIDE, REFERENCE_PATCH = 32, 4
 STARTS = ("none", "hub")
 OF_A_PRESET = "batch_size_per_worker"
@@ -194,7 +194,9 @@ class Claim:
     def _defaults(self, family: str) -> Json:
         """Optimizer, schedule, weight decay, augmentation ... of a family's arms, and how the
         images are split, where the claim says nothing else."""
-        sweep = named_sweeps.family_sweep(family, **REFERENCE, weights=STARTS[0])
+        sweep = named_sweeps.family_sweep(
+            family, dataset=REFERENCE_DATASET, scale=REFERENCE_SCALE, weights=STARTS[0]
+        )
         recipe = self.shared_recipe(sweep.recipe).as_dict()
         data = sweep.data.as_dict(operational=False)
         own = ("source", "archive", "train_limit", "val_fraction")  # laid out, or the user's

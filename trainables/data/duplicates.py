@@ -197,14 +197,14 @@ def _pairs(begin: Rows, end: Rows) -> Iterator[tuple[Rows, Rows]]:
 def leak(duplicates: Duplicates) -> str | None:
     """What is wrong with the source's own splits; ``None`` where they share no image."""
     shared = [
-        f"{count} of {pair.partition('/')[0]} are in {pair.partition('/')[2]} too"
+        f"{count} of {pair.partition('/')[0]} in {pair.partition('/')[2]}"
         for pair, count in duplicates.between.items()
         if count
     ]
     if not shared:
         return None
     return (
-        f"the source's own splits share images, pixel for pixel: {', '.join(shared)}. A score on "
+        f"the source's own splits share images, pixel for pixel ({', '.join(shared)}): a score on "
         "them measures memory. They are left as they are. Fix: remove the copies, or give train "
         "alone, from which val and test are carved with all copies on one side"
     )

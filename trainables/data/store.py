@@ -18,11 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainables.config import DatasetFacts, DataSpec
-from trainables.data.rng import GOLDEN, MASK, mix
+from trainables.data.rng import GOLDEN, MASK, key_of, mix
 from trainables.errors import UserError
 
 STORE_SCHEMA = 1
 SPLITS = ("train", "val", "test")
+OWN_SUBSET = "train"  # salt of a training subset that ``train_seed`` draws
 INFO = "info.json"  # the last file of a store: with it, it is whole
 
 T = TypeVar("T", bound=np.generic)
@@ -275,17 +276,30 @@ def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
     if count == len(labels):
         return np.arange(count, dtype=np.int64)
     digests = store.digests("train")
-    seed = spec.split_seed if spec.train_seed is None else spec.train_seed
-    order = stratified_order(labels, digests, seed=seed, salt="subset")
+    seed, salt = spec.split_seed, "subset"
+    if spec.train_seed is not None:
+        seed, salt = spec.train_seed, OWN_SUBSET
+    order = stratified_order(labels, digests, seed=seed, salt=salt)
     return np.sort(order[:count])
+
+
+def _offset(seed: int, salt: str) -> int:
+    """64 bits that a seed's draw for one purpose begins with.
+
+    Of the text below only the last eight bytes count, so of a long seed the last four digits beside
+    ``val``, three beside ``test`` and one beside ``subset``. Splits on record were drawn so and
+    stay; a training subset by a seed of its own takes all of it.
+    """
+    if salt == OWN_SUBSET:
+        return key_of(seed)
+    return int.from_bytes(f"{seed}/{salt}".encode(), "big") * GOLDEN & MASK
 
 
 def _ranked(
     labels: Labels, digests: Digests, *, seed: int, salt: str
 ) -> tuple[Digests, Rows, Rows]:
     """Each row's seeded pseudo-random key, its rank by key in its class, and its class's size."""
-    offset = int.from_bytes(f"{seed}/{salt}".encode(), "big") * GOLDEN & MASK
-    keys = mix(digests ^ np.uint64(offset))
+    keys = mix(digests ^ np.uint64(_offset(seed, salt)))
     _, classes, size = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = np.lexsort((digests, keys, labels))
     rank = np.empty(len(labels), dtype=np.int64)

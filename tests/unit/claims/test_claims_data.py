@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def learner(odds: Callable[[str, float], float], noise: float) -> Callable[..., 
     """A world in which log10 of the odds of having learned are ``odds`` of family and share."""
 
     def made(rng: Rng, effect: float, _: float) -> Learner:
-        def learn(family: str, assignment: dict[str, Any], seed: int) -> Curve:
+        def learn(family: str, assignment: Mapping[str, Any], seed: int) -> Curve:
             mean = odds(family, float(np.log10(assignment["data"]["fraction"])))
             top = accuracy_of(mean) + rng.normal(0, noise)
             return {"val_top1": np.full(assignment["epochs"], top)}

@@ -23,6 +23,8 @@ NEWER = {
     "min_workers": None,
     "remote": None,
     "warm_start": None,
+    "test_hash": None,
+    "duplicates": None,
 }  # fields that old ledgers lack, as they are read
 
 
