@@ -50,7 +50,8 @@ class Answer:
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What an answer is made of. ``order_changes``: with the unit of an equal budget, beyond the
-    bands of what was expected; ``claims``: the verdicts on those that the runs tested."""
+    bands of what was expected; ``claims``: the verdicts on those that the runs tested;
+    ``of_the_test_split``: why its images are not as fresh as they should be."""
 
     dataset: str | None
     test_opened_at: float | None
@@ -59,6 +60,7 @@ class Facts:
     pairs: Sequence[PairResult]
     order_changes: bool
     claims: Sequence[Values]
+    of_the_test_split: Sequence[str] = ()
 
 
 def answer_of(facts: Facts) -> Answer:
@@ -102,6 +104,7 @@ def _caveats(facts: Facts) -> Iterator[str]:
             yield f"{family.label}: {failed_text(finals)}"
     if facts.order_changes:
         yield ORDER_CHANGES
+    yield from facts.of_the_test_split
 
 
 def _of_finals(

@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
-from orchestrator.compare.data_notes import data_warnings
+from orchestrator.compare.data_notes import data_warnings, test_split_caveats
 from orchestrator.compare.families import FamilySummary, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
@@ -194,6 +194,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
         families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,
+        of_the_test_split=tuple(test_split_caveats(runs, dataset)),
     )  # fmt: skip
     return Comparison(
         inference=answer_of(facts), dataset=facts.dataset, dataset_info=dataset,

@@ -10,6 +10,18 @@ from trainables.config import DatasetFacts
 from trainables.data import duplicates
 
 
+def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
+    """Why the test images are not as fresh as a reader expects, in a few words each."""
+    for run in runs:
+        for opening in run.state.split_openings:
+            if opening.number > 1:
+                yield f"{run.name} is {opening.text}"
+    shared = facts.duplicates.between if facts and facts.duplicates else {}
+    for other in ("train", "val"):
+        if count := shared.get(f"test/{other}"):
+            yield f"{count} of the test images are in {other} too"
+
+
 def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
     """What takes from the weight of a test accuracy, a line each: an opening of the test split that
     was not the first, images that its splits share."""

@@ -255,7 +255,7 @@ def tournament_run(folder: Path, *, trials: int = 24, seeds: int = 3, audit: flo
                     "batch_size_per_worker": int(draw.choice([16, 32, 64]))}  # fmt: skip
             miss = float(np.log10(axes["learning_rate"] / 1e-3))
             top = 0.86 + 0.04 * place - 0.12 * miss**2 - 0.2 * axes["weight_decay"]
-            rate = 0.6 + 0.3 * draw.random() - 0.15 * place
+            rate = 0.6 + 0.05 * draw.random() - 0.15 * place
             values = [
                 float(top * (1 - np.exp(-rate * epoch)) + draw.normal(0, 0.008))
                 for epoch in range(1, 10)

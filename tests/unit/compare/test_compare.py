@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.compare.comparison import compare
+from orchestrator.compare.report.page import report_html
 from orchestrator.compare.runs import load
 from tests.unit.compare.compare_runs import DATASET, RunFolder, compared, search_run, shown
 from trainables.errors import UserError
@@ -328,3 +329,28 @@ def test_best_trial_of_equals_is_the_earlier(tmp_path: Path) -> None:
     run.trial("vit", values)
     run.trial("vit", values)
     assert by_family(compared(run.close()))["vit"]["best_trial"] == "vit-0000"
+
+
+def test_a_leak_between_the_splits_is_in_the_answer_and_its_images_are_named(
+    tmp_path: Path,
+) -> None:
+    copies = [
+        {"split": split, "row": 3, "label": "7", "place": f"{split}/7/x.png"}
+        for split in ("train", "test")
+    ]
+    leaky = {
+        "groups": 1, "images": 2, "mislabelled": 0, "within": {},
+        "between": {"test/train": 1, "val/train": 0}, "near": {"test/train": 4},
+        "examples": [{"images": 2, "copies": copies}],
+    }  # fmt: skip
+    run = RunFolder(tmp_path / "run", ("vit",), dataset={**DATASET, "duplicates": leaky})
+    run.final("vit", np.ones(9, bool), seed=0)
+    folder = run.close()
+    made = compared(folder)
+    assert "1 of the test images are in train too" in made["answer"]
+    assert "1 of test in train" in made["data_warnings"][0]
+    assert made["dataset_info"]["duplicates"]["examples"][0]["copies"] == copies
+    assert "share images" in shown(folder)
+    page = report_html(compare([load(folder)]))
+    assert "train/7/x.png (train, 7) = test/7/x.png (test, 7)" in page
+    assert "4 of test like one of train" in page

@@ -110,7 +110,7 @@ def test_anchors_resolve_and_ids_are_unique(demo: str) -> None:
 def test_sections_come_in_order_after_the_answer(demo: str) -> None:
     assert [section["id"] for section in Page(demo).of("section")] == [
         "families", "finals", "cost", "curves", "budget", "audit", "recipe", "probes", "failures",
-        "differences", "reproduce",
+        "data", "differences", "reproduce",
     ]  # fmt: skip
     assert demo.index('class="answer"') < demo.index("<section")
 
@@ -193,7 +193,7 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tournament(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tournament_run(tmp_path_factory.mktemp("runs") / "whole", trials=16)
+    return tournament_run(tmp_path_factory.mktemp("runs") / "whole", trials=24)
 
 
 @pytest.fixture(scope="module")
