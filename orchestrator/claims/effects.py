@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.statistics import (
+    LEVEL,
     POWER,
+    MeanInterval,
     holm,
     mean_interval,
-    mean_over,
-    mean_series,
     standard_error,
     t_below,
     t_quantile,
@@ -54,6 +54,18 @@ class NoVerdict(Exception):
     """The experiment cannot speak; the message says why, as the end of a sentence."""
 
 
+def have_spread(values: Sequence[float]) -> bool:
+    """Whether seeds differ by more than rounding: without, nothing tells how sure they are."""
+    return max(values) - min(values) > ROUNDING
+
+
+def interval_over(values: Sequence[float], level: float) -> MeanInterval:
+    """Mean with Student's t interval over seeds. There is none where seeds have no spread: one of
+    no width would promise certainty."""
+    interval = mean_interval(values, level)
+    return interval if have_spread(values) else replace(interval, low=None, high=None)
+
+
 @dataclass(frozen=True)
 class Effect:
     """One contrast. ``values`` has one number a seed, above 0 where it speaks for the claim.
@@ -73,23 +85,14 @@ class Effect:
         """Whether it is known in every seed."""
         return all(map(math.isfinite, self.values))
 
-    @property
-    def has_spread(self) -> bool:
-        """Whether seeds differ by more than rounding: without, nothing tells how sure they are."""
-        return max(self.values) - min(self.values) > ROUNDING
-
     def summary(self, alpha: float) -> Json:
-        """Mean and interval over seeds, JSON-ready; each side of the interval at ``alpha``. There
-        is no interval where seeds have no spread: one of no width would promise certainty."""
-        interval = mean_interval(self.values, 1 - 2 * alpha)
-        if not self.has_spread:
-            interval = replace(interval, low=None, high=None)
+        """Mean and interval over seeds, JSON-ready; each side of the interval at ``alpha``."""
         return {
             "name": self.name,
             "unit": self.unit,
             "bound": self.bound,
             "values": list(self.values),
-            **vars(interval),
+            **vars(interval_over(self.values, 1 - 2 * alpha)),
         }
 
 
@@ -104,20 +107,18 @@ def line(
     """One line of a diagram: at each of ``x``, (points,), the mean of ``values``, (seeds, points),
     with its 95 % interval, ``None`` at points where seeds have no spread. ``place`` colours it as
     the family at that place; a stepped one keeps its height until the next point."""
-    means, spread = mean_series([values], mean_over), np.ptp(values, axis=0) > ROUNDING  # (points,)
-    rounded: Json = {"mean": [float(f"{value:.5g}") for value in means.mean]}
-    for key, row in (("low", means.low), ("high", means.high)):
-        rounded[key] = (
-            None
-            if row is None
-            else [
-                float(f"{value:.5g}") if known else None
-                for value, known in zip(row, spread, strict=True)
-            ]
-        )
+    places = [interval_over(column, LEVEL) for column in values.T.tolist()]
+    rounded: Json = {"mean": [_digits(place.mean) for place in places], "low": None, "high": None}
+    if len(values) > 1:
+        rounded["low"] = [_digits(place.low) for place in places]
+        rounded["high"] = [_digits(place.high) for place in places]
     x_values = np.asarray(x, dtype=float).tolist()
-    line = {"name": name, "place": place, "stepped": stepped, "x": x_values, "n": means.n}
+    line = {"name": name, "place": place, "stepped": stepped, "x": x_values, "n": len(values)}
     return {**line, **rounded}
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def lines(x: Array | Sequence[float], rows: Mapping[str, Array]) -> list[Json]:
@@ -216,7 +217,7 @@ def _one_sided(effect: Effect, smallest: float, alpha: float) -> tuple[float, st
     spread, show nothing: no spread in a few values is no certainty.
     """
     error, freedom = standard_error(effect.values), len(effect.values) - 1
-    if not error or not effect.has_spread:
+    if not error or not have_spread(effect.values):
         return 1.0, UNDETERMINED, None
     t = (math.fsum(effect.values) / len(effect.values) - smallest) / error
     below = t_below(t, freedom)
