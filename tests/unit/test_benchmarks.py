@@ -232,12 +232,18 @@ def test_top_k_goes_on_with_the_best_after_one_epoch_at_ashas_cost() -> None:
 def test_the_oracle_judges_a_whole_tournament_against_the_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = oracle.judge("effect of 3 points", seed=0)
-    assert one == oracle.judge("effect of 3 points", seed=0)
-    assert len(one.covered["accuracy"]) == 2
+    design = oracle.Design(searches=3, trials=4, final_seeds=1)
+    one = oracle.judge("effect of 3 points", design, 0)
+    assert one == oracle.judge("effect of 3 points", design, 0)
+    assert {accuracy.family for accuracy in one.accuracies} == {"resnet", "vit"}
     assert one.printed["better"] == ("better than" in one.answer)
+    assert sum(one.printed[key] for key in oracle.SENTENCES[:-1]) == 1
+    # One search: the winners' recipes are what is compared.
+    alone = oracle.judge("effect of 3 points", oracle.Design(searches=1, final_seeds=3), 0)
+    assert "recipe" in alone.answer
+    assert not alone.p_rivals
     out = tmp_path / "oracle.json"
-    command = ["oracle", "--world", "null", "--repeats", "4", "--out", str(out)]
+    command = ["oracle", "--world", "null", "--repeats", "4", "--trials", "4", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     oracle.main()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
