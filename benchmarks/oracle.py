@@ -1,7 +1,7 @@
 """python -m benchmarks.oracle [--world W] [--repeats N] [--searches R] [--trials T]
 
 How often is each sentence that the product prints wrong? Whole tournaments between two families,
-at the defaults (3 searches of 8 trials of 9 epochs, ASHA, 3 finals each; 2 slots), simulated with
+at the defaults (4 searches of 8 trials of 9 epochs, ASHA, a final each; 2 slots), simulated with
 the product's own decisions in worlds whose truth is known (orchestrator/simulate/worlds.py),
 compared and answered by the product's own code. For each world:
 

@@ -27,7 +27,8 @@ RESAMPLES = 60
 TREES = 30
 REPEATS = 3
 FEWEST_PAIRS = 3  # trials that a prediction of an accuracy from an earlier one needs
-TOP = 6  # trials that bracket the best learning rate: all on one side of it with chance 2 / 2**6
+# Fewest and most trials that bracket the best learning rate: all on one side with chance 2 / 2**6.
+TOP, MOST_TOP = 6, 8
 BEYOND = 4  # trials that must have been tried beyond these, or the rates there are not ruled out
 EDGE_TOP = 5  # best trials that are looked at
 EDGE_ZONE = 0.15  # outer share of a range
@@ -234,13 +235,12 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     """Best learning rate of the trials known at full length; ``None`` with fewer than ``TOP``.
 
     The interval: if the best trials fall on either side of the best rate with equal chance, all
-    ``TOP`` of them are on one side with chance 2 / 2**TOP (the sign test's interval of a median,
-    Thompson 1936), so they bracket it with 97 %. An end beyond which fewer than ``BEYOND`` trials
-    were tried at all is opened to the end of the range. The estimate: the top of a parabola in
-    log10 of the rate, audited trials weighted by how many they stand for, inside the bracket; its
-    middle where the parabola opens upward. Of the methods tried it had the best coverage (see
-    benchmarks/oracle.py): neither a bootstrap of a regression over fidelities nor a Gaussian
-    process held what it promised with 24 trials.
+    six of them are on one side with chance 2 / 2**6 (the sign test's interval of a median,
+    Thompson 1936), so they bracket it with 97 %. Where sixteen and more are known eight do, since
+    pruning shifts the best ones. An end beyond which fewer than ``BEYOND`` trials were tried at all
+    is opened to the end of the range. The estimate: the top of a parabola in log10 of the rate,
+    audited trials weighted by how many they stand for, inside the bracket; its middle where the
+    parabola opens upward. benchmarks/oracle.py measures how often the interval holds the best rate.
     """
     trials = trials_of(family)
     if trials is None or RATE not in trials.columns:
@@ -250,9 +250,10 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
         return None
     rate = np.log10([float(curve.axes[RATE]) for curve in whole.curves])
     value = whole.reached[:, -1]
-    bracket = np.sort(rate[np.argsort(-value, kind="stable")[:TOP]])
+    top = min(MOST_TOP, max(TOP, len(rate) // 2))
+    bracket = np.sort(rate[np.argsort(-value, kind="stable")[:top]])
     weights = full_length_weights(whole.curves, family.search)
-    best = float(np.mean(bracket[[TOP // 2 - 1, TOP // 2]]))
+    best = float(np.median(bracket))
     if np.unique(rate).size >= 3:
         square, slope, _ = np.polyfit(rate, value, 2, w=np.sqrt(weights))
         best = -slope / (2 * square) if square < 0 else best
@@ -266,7 +267,7 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     outside = "low" if best <= bracket[0] else "high" if best >= bracket[-1] else None
     best = float(np.clip(best, bracket[0], bracket[-1]))
     return LearningRateFit(
-        epoch=trials.epoch, n=len(whole.curves), top=TOP,
+        epoch=trials.epoch, n=len(whole.curves), top=top,
         best=10**best, low=10**low, high=10**high, decades=high - low,
         at_edge=outside if outside and is_open[outside == "high"] else None,
     )  # fmt: skip

@@ -211,7 +211,11 @@ def accuracy_interval(
     groups: Groups, images: Array | int | None, *, level: float = LEVEL
 ) -> AccuracyInterval:
     """Of the accuracies of one candidate's finals. ``images``: correctness of each, averaged over
-    the finals, (N,), or their number. No ends for one value on images that are not known."""
+    the finals, (N,), or their number. No ends for one value on images that are not known.
+
+    Formed on the logit scale: the best of several draws crowd below what is possible, and a
+    symmetric interval of a few of them misses the mean too often.
+    """
     mean, parts, count = mean_of(groups), spread_part(groups), None
     if isinstance(images, int):
         count = images
@@ -221,11 +225,27 @@ def accuracy_interval(
         parts.append(images_part(images, pseudo=ONE_MODEL))
     ends: dict[str, float | None] = {"low": None, "high": None}
     if estimate := Estimate.of(mean, parts):
-        interval = estimate.interval(level)
-        ends = {"low": max(0.0, interval.low or 0.0), "high": min(1.0, interval.high or 1.0)}
+        # Away from 0 and 1, where the logit ends, as in binomial_part.
+        centre = mean if count is None else (mean * count + 2) / (count + 4)
+        low, high = _logit_interval(replace(estimate, mean=centre), level)
+        ends = {"low": min(low, mean), "high": max(high, mean)}
     return AccuracyInterval(
         mean=mean, **ends, level=level, n=sum(map(len, groups)), searches=len(groups), images=count
     )
+
+
+def _logit_interval(estimate: Estimate, level: float) -> tuple[float, float]:
+    """Of a share, by the delta method on its logit; of one that is 0 or 1, cut there."""
+    share, half = estimate.mean, t_quantile(0.5 + level / 2, estimate.freedom) * estimate.error
+    if not 0 < share < 1:
+        return max(0.0, share - half), min(1.0, share + half)
+    logit, half = math.log(share / (1 - share)), half / (share * (1 - share))
+    return _expit(logit - half), _expit(logit + half)
+
+
+def _expit(logit: float) -> float:
+    """The inverse of the logit."""
+    return 1 / (1 + math.exp(-logit)) if logit > 0 else 1 - 1 / (1 + math.exp(logit))
 
 
 def mean_over(

@@ -18,7 +18,9 @@ from trainables.errors import collected, raise_if_any
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
 DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
-SEARCHES, FINAL_SEEDS = 3, 3  # of a tournament; benchmarks/oracle.py says why
+# Of a tournament. At equal cost more searches, each with one final, tell families apart better than
+# three with three: benchmarks/oracle.py.
+SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
 
@@ -111,11 +113,11 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)
-    if compares and options.final_seeds is None:
-        run = replace(run, final_seeds=FINAL_SEEDS)
     # Searches that begin with the same recipes are not independent.
     if compares and options.searches is None and not options.from_:
         run = replace(run, searches=SEARCHES)
+    if compares and options.final_seeds is None:
+        run = replace(run, final_seeds=FINAL_SEEDS if run.searches > 1 else SEEDS_OF_ONE_SEARCH)
     return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
 
 

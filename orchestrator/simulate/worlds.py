@@ -178,11 +178,11 @@ def tournament(
     trials: int = 8,
     scheduler: SchedulerSpec | None = None,
     searches: int = 3,
-    final_seeds: int = 3,
+    final_seeds: int = 1,
     seed: int = 0,
     resources: ResourceSpec | None = None,
 ) -> RunSpec:
-    """A run over ``SPACE`` as ``orchestrator tournament`` would start it by default."""
+    """A run over ``SPACE`` as ``orchestrator tournament`` would start it."""
     sweeps = tuple(
         SweepSpec(
             backbone=BackboneSpec(family=family),

@@ -29,7 +29,7 @@ def of_search(state: State, family: str, search: int, stage: str = "search") -> 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> State:
     folder = tmp_path_factory.mktemp("searches")
-    return simulate(tournament(trials=6), WORLDS["null"], folder, slots=1).state
+    return simulate(tournament(trials=6, final_seeds=3), WORLDS["null"], folder, slots=1).state
 
 
 def test_each_search_has_its_own_draws_and_validation_images(state: State) -> None:
@@ -50,7 +50,9 @@ def test_each_search_has_its_own_draws_and_validation_images(state: State) -> No
 
 
 def test_the_first_search_is_what_a_run_of_one_search_does(state: State, tmp_path: Path) -> None:
-    alone = simulate(tournament(trials=6, searches=1), WORLDS["null"], tmp_path, slots=1).state
+    alone = simulate(
+        tournament(trials=6, searches=1, final_seeds=3), WORLDS["null"], tmp_path, slots=1
+    ).state
     for name, trial in alone.trials.items():
         assert state.trials[name].assignment == replace(trial.assignment, attempt=1)
         assert state.trials[name].rungs == trial.rungs
@@ -118,10 +120,10 @@ def test_each_search_has_an_equal_share_of_the_budget(state: State) -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, (3, 3)), ({"searches": 1}, (1, 3)), ({"searches": 5, "final_seeds": 1}, (5, 1)),
+    [({}, (4, 1)), ({"searches": 1}, (1, 3)), ({"searches": 5, "final_seeds": 2}, (5, 2)),
      ({"from_": ("earlier",)}, (1, 3))],
 )  # fmt: skip
-def test_a_tournament_searches_three_times_by_default(
+def test_a_tournament_searches_several_times_by_default(
     options: dict[str, int], expected: tuple[int, int]
 ) -> None:
     spec = spec_of(["vit", "resnet"], RunOptions(**options), compares=True)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ from trainables.evaluate.speed import (
 from trainables.finetune import fine_tune
 from trainables.train.augmentation import InputTransform
 from trainables.train.loop import TrainedModel
+from trainables.worker import serve
+from trainables.worker.dispatcher_client import DispatcherClient
+from trainables.worker.messages import Order, SlotCommand
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,3 +149,19 @@ def test_a_trial_is_measured_by_its_checkpoint_and_one_without_is_named(tmp_path
         trial="resnet-final-01",
         reason="FileNotFoundError: no checkpoint of resnet-final-01 is left",
     )
+
+
+class Told:
+    """The dispatcher's end of a slot's client."""
+
+    def speeds(self, reports: list[SpeedReport]) -> None:
+        self.reports = reports
+
+
+def test_a_worker_carries_the_order_out_and_reports_every_model() -> None:
+    gone = Assignment(trial_id="vit-final-00", backbone=BackboneSpec(family="vit"), epochs=1)
+    order, told = Order(command=SlotCommand.MEASURE_SPEED, models=(gone,), limit_s=5.0), Told()
+    serve._measure_speed(order, cast(DispatcherClient, told), "cpu")
+    (report,) = told.reports
+    assert (report.trial, report.speed) == ("vit-final-00", {})
+    assert "no checkpoint" in str(report.reason)
