@@ -25,6 +25,8 @@ NEWER = {
     "warm_start": None,
     "test_hash": None,
     "duplicates": None,
+    "searches": 1,
+    "margin": 0.01,
 }  # fields that old ledgers lack, as they are read
 
 
