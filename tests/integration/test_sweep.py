@@ -111,7 +111,8 @@ def test_a_folder_of_pictures_sweeps_without_configuration_within_its_budget(she
 def test_two_families_learn_natural_images_in_two_epochs(shell: Shell) -> None:
     code, _, err = shell(
         "tournament", "vit", "resnet", "--dataset", str(NATURAL), "--name", "n", "--trials", "1",
-        "--final-seeds", "0", "--max-epochs", "2", "--set", "data.train_limit=5000",
+        "--searches", "1", "--final-seeds", "0", "--max-epochs", "2",
+        "--set", "data.train_limit=5000",
         "--set", "scheduler.kind=none", "--set", "recipe.learning_rate=0.002",
         "--set", "recipe.augment=none", "--set", "recipe.batch_size_per_worker=50",
     )  # fmt: skip

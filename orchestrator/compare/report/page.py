@@ -277,15 +277,16 @@ def command(run: RunData) -> str:
         options["preset"] = claim["preset"]
         others = claim["options"]
     else:
-        words = ["sweep" if len(spec.sweeps) == 1 else "tournament"]
+        compares = len(spec.sweeps) > 1  # then its defaults are others
+        words = ["tournament" if compares else "sweep"]
         words += [sweep.family for sweep in spec.sweeps]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
-            "searches": spec.searches if len(spec.sweeps) > 1 or spec.searches > 1 else None,
+            "searches": spec.searches if compares or spec.searches > 1 else None,
             "trials": first.trials,
             "max-epochs": scheduler.max_epochs,
             "seed": first.seed,
-            "final-seeds": spec.final_seeds or None,
+            "final-seeds": spec.final_seeds if compares or spec.final_seeds else None,
             "margin": spec.margin if spec.margin != RunSpec.margin else None,
             "audit": scheduler.audit or None,
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,

@@ -187,7 +187,8 @@ def test_plan_is_json_on_stdout_and_writes_nothing(run: Run, tmp_path: Path) -> 
     made = json.loads(out)
     assert code == 0
     assert made["schema"] == 1
-    assert (made["trials"], made["name"]) == (6, "vit-resnet-digits")
+    assert (made["trials"], made["searches"]) == (24, 4)
+    assert made["name"] == "vit-resnet-digits"
     assert made["families"][0]["geometry"]["tokens"] == 64
     assert err[-1].startswith("next: ")
     assert list(tmp_path.iterdir()) == []
@@ -197,7 +198,8 @@ def test_the_plan_of_several_families_is_that_of_their_tournament(run: Run) -> N
     _, told, _ = run("plan", "vit", "resnet", "--no-measure")
     _, asked, _ = run("tournament", "vit", "resnet", *QUICK)
     assert told == asked
-    assert "finals    54 epochs more" in told
+    assert "searches  4 for each family" in told
+    assert "finals    72 epochs more" in told
     _, without, _ = run("tournament", "vit", "resnet", "--final-seeds", "0", *QUICK)
     assert "finals" not in without
 

@@ -186,7 +186,8 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
         for seed in range(3):
             run.final(family, draw.random(500) < accuracy, seed=seed)
     said = "".join(Page(report(run.close())).text).replace("\u00a0", " ")
-    assert "vit better than resnet" in said
+    assert "this recipe of vit better than this recipe of resnet" in said
+    assert "the two winners' recipes, not the families" in said
     assert "n = 3" in said
     assert "smallest detectable" in said
 
@@ -279,7 +280,7 @@ def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
     assert read["spec_hash"] == header.spec_hash
     assert read["command"] == (
         "orchestrator tournament resnet vit hybrid --name demo --dataset digits --scale tiny "
-        "--weights none --trials 8 --max-epochs 9 --seed 0"
+        "--weights none --searches 1 --trials 8 --max-epochs 9 --seed 0 --final-seeds 0"
     )
 
 
