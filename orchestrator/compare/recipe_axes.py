@@ -28,7 +28,7 @@ TREES = 30
 REPEATS = 3
 FEWEST_PAIRS = 3  # trials that a prediction of an accuracy from an earlier one needs
 # Fewest and most trials that bracket the best learning rate: all on one side with chance 2 / 2**6.
-TOP, MOST_TOP = 6, 8
+TOP, MOST_TOP = 7, 8
 BEYOND = 4  # trials that must have been tried beyond these, or the rates there are not ruled out
 EDGE_TOP = 5  # best trials that are looked at
 EDGE_ZONE = 0.15  # outer share of a range
@@ -235,8 +235,8 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     """Best learning rate of the trials known at full length; ``None`` with fewer than ``TOP``.
 
     The interval: if the best trials fall on either side of the best rate with equal chance, all
-    six of them are on one side with chance 2 / 2**6 (the sign test's interval of a median,
-    Thompson 1936), so they bracket it with 97 %. Where sixteen and more are known eight do, since
+    seven of them are on one side with chance 2 / 2**7 (the sign test's interval of a median,
+    Thompson 1936), so they bracket it with 98 %. Where sixteen and more are known eight do, since
     pruning shifts the best ones. An end beyond which fewer than ``BEYOND`` trials were tried at all
     is opened to the end of the range. The estimate: the top of a parabola in log10 of the rate,
     audited trials weighted by how many they stand for, inside the bracket; its middle where the

@@ -213,8 +213,10 @@ def accuracy_interval(
     """Of the accuracies of one candidate's finals. ``images``: correctness of each, averaged over
     the finals, (N,), or their number. No ends for one value on images that are not known.
 
-    Formed on the logit scale: the best of several draws crowd below what is possible, and a
-    symmetric interval of a few of them misses the mean too often.
+    Formed on the arcsine scale (Anscombe 1948): the best of several draws crowd below what is
+    possible, and a symmetric interval of a few of them misses the mean too often. So do
+    Satterthwaite's degrees of freedom, which grow where a few searches happen to agree: of several
+    searches the fewest of any part are taken.
     """
     mean, parts, count = mean_of(groups), spread_part(groups), None
     if isinstance(images, int):
@@ -225,27 +227,26 @@ def accuracy_interval(
         parts.append(images_part(images, pseudo=ONE_MODEL))
     ends: dict[str, float | None] = {"low": None, "high": None}
     if estimate := Estimate.of(mean, parts):
-        # Away from 0 and 1, where the logit ends, as in binomial_part.
+        # Away from 0 and 1, where the scale ends, as in binomial_part.
         centre = mean if count is None else (mean * count + 2) / (count + 4)
-        low, high = _logit_interval(replace(estimate, mean=centre), level)
+        fewest = min(freedom for _, freedom in parts)
+        freedom = fewest if len(groups) > 1 else estimate.freedom
+        low, high = _share_interval(centre, estimate.error, t_quantile(0.5 + level / 2, freedom))
         ends = {"low": min(low, mean), "high": max(high, mean)}
     return AccuracyInterval(
         mean=mean, **ends, level=level, n=sum(map(len, groups)), searches=len(groups), images=count
     )
 
 
-def _logit_interval(estimate: Estimate, level: float) -> tuple[float, float]:
-    """Of a share, by the delta method on its logit; of one that is 0 or 1, cut there."""
-    share, half = estimate.mean, t_quantile(0.5 + level / 2, estimate.freedom) * estimate.error
+def _share_interval(share: float, error: float, steps: float) -> tuple[float, float]:
+    """``share`` and ``steps`` standard errors to either side, by the delta method on the arcsine of
+    its root; of one that is 0 or 1, cut there."""
     if not 0 < share < 1:
-        return max(0.0, share - half), min(1.0, share + half)
-    logit, half = math.log(share / (1 - share)), half / (share * (1 - share))
-    return _expit(logit - half), _expit(logit + half)
-
-
-def _expit(logit: float) -> float:
-    """The inverse of the logit."""
-    return 1 / (1 + math.exp(-logit)) if logit > 0 else 1 - 1 / (1 + math.exp(logit))
+        return max(0.0, share - steps * error), min(1.0, share + steps * error)
+    angle = math.asin(math.sqrt(share))
+    half = steps * error / (2 * math.sqrt(share * (1 - share)))
+    low, high = max(0.0, angle - half), min(math.pi / 2, angle + half)
+    return math.sin(low) ** 2, math.sin(high) ** 2
 
 
 def mean_over(

@@ -13,6 +13,11 @@ reaches it and the trials of the two top rungs are not in the same soft order (s
 rises by one. Trials closer than epsilon in the lower of the two rungs count as equal; epsilon is
 the noise between the two rungs (section 4.3), read as the authors' code in Syne Tune 0.13 reads it.
 
+Top-K, on pausing too: all trials of a search train to the first rung, the best go on to the end.
+
+Egele, Guyon, Sun, Balaprakash, "Is One Epoch All You Need For Multi-Fidelity Hyperparameter
+Optimization?", ESANN 2023.
+
 :class:`Scheduler` asks the bracket of each trial's search. Tune (``engine/trial.py``) and the
 simulator call it.
 """
@@ -22,6 +27,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,7 +121,7 @@ class PashaBracket:
         self._promoted[rung].add(name)
         return True
 
-    def promote(self, paused: Sequence[str]) -> str | None:
+    def promote(self, paused: Collection[str], running: Collection[str]) -> str | None:
         """The paused trial to go on with, from the highest rung; ``None`` when nobody earned it."""
         for rung in reversed(range(len(self.rungs))):
             for name in self._best(rung):
@@ -125,9 +131,14 @@ class PashaBracket:
                     return name
         return None
 
-    def at_cap(self, name: str) -> bool:
-        """Whether the trial reached the highest rung of the race: nothing longer was needed."""
-        return name in self._values[self._top]
+    def is_over(self, paused: Collection[str], running: Collection[str]) -> bool:
+        """Whether the ``paused`` have nothing left to wait for; ``running`` are the others."""
+        return not running
+
+    def end(self, name: str) -> tuple[str, str]:
+        """How a paused trial ends then, and why: at the highest rung nothing longer was needed."""
+        event = "finished" if name in self._values[self._top] else "pruned"
+        return event, f"the ranking is stable at {self.cap} epochs"
 
     def _best(self, rung: int) -> list[str]:
         """Who earns to go on; at the cap nobody does."""
@@ -181,6 +192,60 @@ def _cross_twice(a: Mapping[int, float], b: Mapping[int, float], last: int) -> b
     epochs = sorted(epoch for epoch in a.keys() & b.keys() if epoch <= last)
     leads = [a[epoch] > b[epoch] for epoch in epochs if a[epoch] != b[epoch]]
     return sum(lead != after for lead, after in pairwise(leads)) >= 2
+
+
+class TopKBracket:
+    """The one comparison of a search of ``trials``: the best in ``reduction_factor``, rounded up,
+    go on once all have reached the ``rung``. Names are trials, values accuracies."""
+
+    def __init__(self, rung: int, trials: int, reduction_factor: int) -> None:
+        self.cap, self._count = rung, math.ceil(trials / reduction_factor)
+        self._values: dict[str, float] = {}
+        self._promoted: set[str] = set()
+        self._waiting: set[str] = set()
+
+    def observe(self, name: str, epoch: int, value: float) -> None:
+        """One report."""
+        if epoch == self.cap:
+            self._values.setdefault(name, value)
+
+    def restore(self, name: str, epoch: int, decision: str | None) -> None:
+        """What was decided on the trial in an earlier session."""
+        if epoch == self.cap and decision in ("promoted", "paused"):
+            (self._promoted if decision == "promoted" else self._waiting).add(name)
+
+    def decided(self, name: str, epoch: int) -> Action | None:
+        """What was decided on the trial after ``epoch``; ``None``: nothing yet."""
+        if epoch != self.cap or name in self._promoted:
+            return Action.CONTINUE
+        return Action.PAUSE if name in self._waiting else None
+
+    def epoch(self, name: str) -> int:
+        """The epoch at which the trial waits."""
+        return self.cap
+
+    def may_pass(self, name: str, epoch: int) -> bool:
+        """Nobody passes before all can be compared."""
+        self._waiting.add(name)
+        return False
+
+    def promote(self, paused: Collection[str], running: Collection[str]) -> str | None:
+        """The next of the best; ``None`` while others are still to come, or where none is left."""
+        if not self.is_over(paused, running):
+            return None
+        best = sorted(self._values, key=lambda name: -self._values[name])[: self._count]
+        waiting = (name for name in best if name in paused and name not in self._promoted)
+        if (name := next(waiting, None)) is not None:
+            self._promoted.add(name)
+        return name
+
+    def is_over(self, paused: Collection[str], running: Collection[str]) -> bool:
+        """Whether all others have reached the rung and were promoted, or have ended."""
+        return self._promoted >= set(running)
+
+    def end(self, name: str) -> tuple[str, str]:
+        """How a paused trial ends then, and why."""
+        return "pruned", f"not among the best {self._count} after epoch {self.cap}"
 
 
 class AshaBracket:
@@ -255,17 +320,20 @@ class Scheduler:
                 self._open[trial.search_name].add(trial.trial)
         self._specs = {trial.search_name: schedulers[trial.family] for trial in search}
         self._asha = {name: AshaBracket(s) for name, s in self._specs.items() if s.kind == "asha"}
-        self._pasha = {
-            name: PashaBracket([*spec.rungs(), spec.max_epochs], spec.reduction_factor)
-            for name, spec in self._specs.items()
-            if spec.kind == "pasha"
-        }
+        counts = Counter(self._search.values())
+        self._pausing: dict[str, PashaBracket | TopKBracket] = {}
+        for name, spec in self._specs.items():
+            factor = spec.reduction_factor
+            if spec.kind == "pasha":
+                self._pausing[name] = PashaBracket([*spec.rungs(), spec.max_epochs], factor)
+            elif spec.kind == "top_k":
+                self._pausing[name] = TopKBracket(spec.grace_epochs, counts[name], factor)
         self._replay(history)
 
     @property
     def pauses(self) -> bool:
         """Whether trials may wait at rungs: then :meth:`promote` says who goes on."""
-        return bool(self._pasha)
+        return bool(self._pausing)
 
     def on_report(self, name: str, epoch: int, value: float | None) -> Action:
         """Go on, pause or stop; the decision is on record before anybody acts on it. ``value`` is
@@ -279,8 +347,8 @@ class Scheduler:
             self._record("pruned", name, epoch, f"{METRIC} is not a number")
             self.on_end(name)
             return Action.STOP
-        if search in self._pasha:
-            return self._ask_pasha(self._pasha[search], name, epoch, value)
+        if search in self._pausing:
+            return self._ask_pausing(self._pausing[search], name, epoch, value)
         return (
             self._ask_asha(search, name, epoch, value) if search in self._asha else Action.CONTINUE
         )
@@ -300,7 +368,9 @@ class Scheduler:
         self.on_end(name)
         return Action.STOP
 
-    def _ask_pasha(self, race: PashaBracket, name: str, epoch: int, value: float) -> Action:
+    def _ask_pausing(
+        self, race: PashaBracket | TopKBracket, name: str, epoch: int, value: float
+    ) -> Action:
         race.observe(name, epoch, value)
         if (decided := race.decided(name, epoch)) is not None:
             return decided
@@ -312,13 +382,14 @@ class Scheduler:
 
     def promote(self, paused: Collection[str]) -> Promotion:
         """Who of the ``paused`` goes on, asked when no new trial is left to begin."""
-        for search, race in self._pasha.items():
+        for search, race in self._pausing.items():
             of_search = [name for name in paused if self._search[name] == search]
-            if (name := race.promote(of_search)) is not None:
+            running = self._open[search] - set(of_search)
+            if (name := race.promote(of_search, running)) is not None:
                 epoch = race.epoch(name)
                 self._record("promoted", name, epoch, "it is among the best of its rung by now")
                 return Promotion(trial=name)
-            if of_search and self._open[search] == set(of_search):
+            if of_search and race.is_over(of_search, running):
                 return Promotion(over=self._close(race, of_search))
         return Promotion()
 
@@ -327,13 +398,11 @@ class Scheduler:
         if (search := self._search.get(name)) is not None:
             self._open[search].discard(name)
 
-    def _close(self, race: PashaBracket, paused: Sequence[str]) -> tuple[str, ...]:
-        """All that is left of the search waits and nobody is promoted: the ranking has settled."""
+    def _close(self, race: PashaBracket | TopKBracket, paused: Sequence[str]) -> tuple[str, ...]:
+        """Nobody of those who wait is promoted any more: the ranking has settled."""
         for name in paused:
-            event = "finished" if race.at_cap(name) else "pruned"
-            self._record(
-                event, name, race.epoch(name), f"the ranking is stable at {race.cap} epochs"
-            )
+            event, reason = race.end(name)
+            self._record(event, name, race.epoch(name), reason)
             self.on_end(name)
         return tuple(paused)
 
@@ -357,8 +426,8 @@ class Scheduler:
                 continue
             if trial.search_name in self._asha:
                 self._asha[trial.search_name].observe(trial.trial, epoch, value)
-            elif trial.search_name in self._pasha:
+            elif trial.search_name in self._pausing:
                 went_on = epoch < trial.epoch and epoch in trial.rungs
                 decision = "promoted" if went_on else trial.rungs.get(epoch)
-                self._pasha[trial.search_name].observe(trial.trial, epoch, value)
-                self._pasha[trial.search_name].restore(trial.trial, epoch, decision)
+                self._pausing[trial.search_name].observe(trial.trial, epoch, value)
+                self._pausing[trial.search_name].restore(trial.trial, epoch, decision)

@@ -138,7 +138,7 @@ def fit_trials(
     for name, value in {**ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(awake)}.items():
         os.environ.setdefault(name, value)
     schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
-    pausing = any(scheduler.kind == "pasha" for scheduler in schedulers.values())
+    pausing = any(scheduler.pauses for scheduler in schedulers.values())
     shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
     results = tune.Tuner(
         tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),

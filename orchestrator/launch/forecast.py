@@ -240,7 +240,7 @@ def _checkpoints(
     kept = sum(sizes) * spec.searches * (1 + spec.final_seeds)
     at_most = spec.searches * spec.final_seeds * sum(sizes)
     for sweep, size in zip(spec.sweeps, sizes, strict=True):
-        waiting = sweep.scheduler.kind == "pasha" or slots is None
+        waiting = sweep.scheduler.pauses or slots is None
         # A trial that has not ended keeps its best and its newest, and writes the next.
         trials = spec.searches * sweep.trials
         live = trials if waiting else min(trials, slots or 0)

@@ -20,22 +20,28 @@ from trainables.errors import raise_if_any
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSpec(Spec, section="scheduler"):
     """When trials are compared. ``asha`` prunes at rungs, ``pasha`` also stops lengthening trials
-    once their ranking is stable, ``none`` trains all to the end. ``audit`` is the share of the
-    trials ASHA would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
+    once their ranking is stable, ``top_k`` compares all once, after ``grace_epochs``, and trains
+    the best to the end, ``none`` trains all to the end. ``audit`` is the share of the trials ASHA
+    would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
     draws the searched values: see :mod:`orchestrator.spec.spaces`."""
 
-    kind: str = ruled("asha", choices=("asha", "pasha", "none"))
+    kind: str = ruled("asha", choices=("asha", "pasha", "top_k", "none"))
     max_epochs: int = ruled(9, 1)
     grace_epochs: int = ruled(1, 1)
     reduction_factor: int = ruled(3, 2)
     audit: float = ruled(0.0, 0)
     sampler: str = ruled("random", choices=("random", "sobol", "tpe"))
 
+    @property
+    def pauses(self) -> bool:
+        """Whether trials wait at rungs for others, and not in a slot."""
+        return self.kind in ("pasha", "top_k")
+
     def rungs(self) -> tuple[int, ...]:
-        """Epochs at which ASHA compares trials: grace x factor^k below the full length."""
-        if self.kind == "none":
-            return ()
-        rungs = (self.grace_epochs * self.reduction_factor**power for power in itertools.count())
+        """Epochs at which trials are compared: grace x factor^k below the full length, or the first
+        of these."""
+        powers = {"none": range(0), "top_k": range(1)}.get(self.kind, itertools.count())
+        rungs = (self.grace_epochs * self.reduction_factor**power for power in powers)
         return tuple(itertools.takewhile(lambda rung: rung < self.max_epochs, rungs))
 
     def mistakes(self) -> list[str]:

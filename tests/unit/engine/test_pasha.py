@@ -134,13 +134,13 @@ def test_the_best_third_of_a_rung_is_promoted_and_nobody_twice() -> None:
     for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.2)):
         race.observe(name, 1, value)
         assert not race.may_pass(name, 1) or name == "c"
-    assert race.promote(["a", "c"]) is None
-    assert race.promote(["a", "b", "c"]) == "b"
-    assert race.promote(["a", "b", "c"]) is None
+    assert race.promote(["a", "c"], ()) is None
+    assert race.promote(["a", "b", "c"], ()) == "b"
+    assert race.promote(["a", "b", "c"], ()) is None
     race.observe("b", 3, 0.5)
     assert not race.may_pass("b", 3)
-    assert race.at_cap("b")
-    assert not race.at_cap("a")
+    assert race.end("b")[0] == "finished"
+    assert race.end("a")[0] == "pruned"
 
 
 @pytest.mark.parametrize(("noise", "grows"), [(0.0, False), (0.3, True)])
@@ -159,11 +159,11 @@ def test_a_settled_world_stays_short_and_an_unsettled_one_grows(noise: float, gr
 
     for name in truth:
         train(name, 0)
-        while (promoted := race.promote(list(paused))) is not None:
+        while (promoted := race.promote(list(paused), ())) is not None:
             train(promoted, paused[promoted])
     assert race.cap is not None
     assert (race.cap > 3) == grows
     if not grows:
         best = max(truth, key=lambda name: truth[name])
-        assert race.at_cap(best)
+        assert race.end(best)[0] == "finished"
         assert sum(paused.values()) < 54 * 27 / 3

@@ -22,7 +22,7 @@ from orchestrator.simulate.run import Faults, simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
 
-KINDS = ("asha", "pasha", "none")
+KINDS = ("asha", "pasha", "top_k", "none")
 
 
 def names(trials: Mapping[str, TrialState]) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_run_ends_with_finals_and_an_answer(world: str, kind: str, tmp_path: P
     assert sorted(run.state.trials[name].family for name in measured(tmp_path)) == sorted(families)
 
 
-CRASHED = [("asha", world) for world in WORLDS] + [("pasha", "null"), ("none", "null")]
+CRASHED = [("asha", world) for world in WORLDS] + [(kind, "null") for kind in KINDS[1:]]
 
 
 @pytest.mark.parametrize(("kind", "world"), CRASHED)
