@@ -237,7 +237,7 @@ class Trial:
             "dataset": info.name,
             "dataset_hash": info.content_hash,
             "train_images": self.plan.images,
-            "val_images": info.counts["val"],
+            "val_images": info.counts.get("val"),
             "steps_per_epoch": self.plan.steps,
             "global_batch": self.plan.global_batch,
             "setup_seconds": self.setup_seconds,

@@ -149,7 +149,7 @@ def test_a_cap_in_worker_seconds_follows_what_a_worker_holds() -> None:
 
     def share_s(resources: ResourceSpec, **limit: Any) -> float | None:
         sweep = replace(family_sweep("vit"), resources=resources)
-        return RunSpec(name="r", sweeps=(sweep,), **limit).family_share_s()
+        return RunSpec(name="r", sweeps=(sweep,), **limit).search_share_s()
 
     assert share_s(ON_CPU, budget={"cpu_hours": 1.0}) == pytest.approx(1800)
     assert share_s(ON_GPU, budget={"gpu_hours": 1.0}) == pytest.approx(7200)
