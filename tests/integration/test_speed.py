@@ -32,7 +32,7 @@ def test_the_speed_of_the_final_models_is_measured_after_the_last_of_them(shell:
     for family in json.loads(out)["families"]:
         numbers = family["final"]["probes"]["numbers"]
         latency = numbers["speed.batch_1.latency_ms"]
-        assert 0 < latency["low"] < latency["mean"] < latency["high"]
+        assert 0 <= latency["low"] < latency["mean"] < latency["high"]
         assert numbers["speed.batch_256.images_per_second"]["n"] == 1
         assert family["final"]["probes"]["facts"]["speed.models"] == 2
         assert numbers["calibration.temperature"]["n"] == 2
