@@ -12,26 +12,29 @@ from trainables.data import duplicates
 
 def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
     """Why the test images are not as fresh as a reader expects, in a few words each."""
-    for run in runs:
-        for opening in run.state.split_openings:
-            if opening.number > 1:
-                yield f"{run.name} is {opening.text}"
+    yield from _later_openings(runs)
     shared = facts.duplicates.between if facts and facts.duplicates else {}
     for other in ("train", "val"):
         if count := shared.get(f"test/{other}"):
             yield f"{count} of the test images are in {other} too"
 
 
-def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
-    """What takes from the weight of a test accuracy, a line each: an opening of the test split that
-    was not the first, images that its splits share."""
+def _later_openings(runs: Sequence[RunData]) -> Iterator[str]:
+    """Each opening of a test split that was not its first."""
     for run in runs:
         for opening in run.state.split_openings:
             if opening.number > 1:
-                yield (
-                    f"{run.name} is {opening.text}: what was chosen since the first one may have "
-                    "been chosen for these very images"
-                )
+                yield f"{run.name} is {opening.text}"
+
+
+def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
+    """What takes from the weight of a test accuracy, a line each: an opening of the test split that
+    was not the first, images that its splits share."""
+    for opening in _later_openings(runs):
+        yield (
+            f"{opening}: what was chosen since the first one may have been chosen for these very "
+            "images"
+        )
     if facts is not None and facts.duplicates is not None:
         if problem := duplicates.leak(facts.duplicates):
             yield problem

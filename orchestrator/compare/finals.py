@@ -41,8 +41,8 @@ def finished(finals: Sequence[Curve]) -> list[Curve]:
 
 def by_search(finals: Sequence[Curve], metric: str = "top1") -> list[list[float]]:
     """What the finals of each search measured on test; searches without any are left out."""
-    known = [final for final in finals if math.isfinite(final.test(metric))]
-    return [[final.test(metric) for final in group] for group in grouped(known)]
+    measured = [final for final in finals if math.isfinite(final.test(metric))]
+    return [[final.test(metric) for final in group] for group in grouped(measured)]
 
 
 def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
@@ -56,16 +56,13 @@ def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
 def correctness(finals: Sequence[Curve]) -> Array | None:
     """Of each test image, averaged over the finals of a search and then over searches: (N,). `None`
     where a final lacks it, or where they do not share their images."""
-    groups: dict[int, list[Array]] = {}
-    for final in finals:
-        if final.correct is not None:
-            groups.setdefault(final.state.search, []).append(final.correct)
-    arrays = [correct for group in groups.values() for correct in group]
+    arrays = [final.correct for final in finals if final.correct is not None]
     if not arrays or len(arrays) < len(finals) or len({a.size for a in arrays}) != 1:
         return None
     if arrays[0].size < 2:
         return None
-    return np.asarray(np.mean([np.mean(group, axis=0) for group in groups.values()], axis=0))
+    means = [np.mean([np.asarray(f.correct) for f in group], axis=0) for group in grouped(finals)]
+    return np.asarray(np.mean(means, axis=0))
 
 
 def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:

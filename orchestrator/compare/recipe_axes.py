@@ -27,7 +27,7 @@ RESAMPLES = 60
 TREES = 30
 REPEATS = 3
 FEWEST_PAIRS = 3  # trials that a prediction of an accuracy from an earlier one needs
-# Fewest and most trials that bracket the best learning rate: all on one side with chance 2 / 2**6.
+# Fewest and most trials that bracket the best learning rate: all on one side with chance 2 / 2**7.
 TOP, MOST_TOP = 7, 8
 BEYOND = 4  # trials that must have been tried beyond these, or the rates there are not ruled out
 EDGE_TOP = 5  # best trials that are looked at
@@ -195,20 +195,20 @@ def _one_forest(x: Array, reached: Array, seed: int) -> tuple[Array, float] | No
     sample = rng.integers(0, len(x), len(x))
     y = at_full_length(reached, sample, rng)
     sample = sample[np.isfinite(y[sample])]
-    held = np.setdiff1d(np.flatnonzero(np.isfinite(y)), sample)
-    if held.size < FEWEST_PAIRS or not np.ptp(y[sample]) or not np.ptp(y[held]):
+    unseen = np.setdiff1d(np.flatnonzero(np.isfinite(y)), sample)
+    if unseen.size < FEWEST_PAIRS or not np.ptp(y[sample]) or not np.ptp(y[unseen]):
         return None
     forest = RandomForestRegressor(TREES, random_state=seed, n_jobs=1).fit(x[sample], y[sample])
-    shuffled = np.tile(x[held], (1 + x.shape[1] * REPEATS, 1, 1))  # (copies, held, axes)
+    shuffled = np.tile(x[unseen], (1 + x.shape[1] * REPEATS, 1, 1))  # (copies, unseen, axes)
     for copy in range(1, len(shuffled)):
         axis = (copy - 1) // REPEATS
         shuffled[copy, :, axis] = rng.permutation(shuffled[copy, :, axis])
     predicted = forest.predict(shuffled.reshape(-1, x.shape[1])).reshape(len(shuffled), -1)
-    errors = ((predicted - y[held]) ** 2).mean(axis=1)
+    errors = ((predicted - y[unseen]) ** 2).mean(axis=1)
     costs = np.maximum(errors[1:].reshape(-1, REPEATS).mean(axis=1) - errors[0], 0)
     total = float(costs.sum())
     parts = costs / total if total else costs
-    return parts, 1 - float(errors[0] / np.var(y[held]))
+    return parts, 1 - float(errors[0] / np.var(y[unseen]))
 
 
 @dataclass(frozen=True, kw_only=True)

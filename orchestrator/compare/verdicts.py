@@ -96,15 +96,6 @@ def describe_verdict(pair: PairResult) -> str:
     return f"{pair.a} not tested against {pair.b} ({pair.method})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tested:
-    """A pair on its way: what was estimated, and who has finals that failed."""
-
-    pair: PairResult
-    estimate: Estimate | None
-    failed: frozenset[str]
-
-
 def compare_pairs(families: Sequence[Family], margin: float) -> tuple[PairResult, ...]:
     """Every pair of families that has finals, with Holm's correction across the pairs.
 
@@ -113,33 +104,30 @@ def compare_pairs(families: Sequence[Family], margin: float) -> tuple[PairResult
     """
     rounds = {family.label: newest_round(family) for family in families}
     present = [label for label, finals in rounds.items() if finished(finals)]
-    failed = frozenset(
-        label for label in present if any(f.status == "failed" for f in rounds[label])
-    )
-    pairs = [_test(a, b, rounds[a], rounds[b], margin) for a, b in combinations(present, 2)]
-    tested = [_Tested(pair=pair, estimate=made, failed=failed & {pair.a, pair.b})
-              for pair, made in pairs]  # fmt: skip
-    differ = iter(statistics.holm([p for one in tested if (p := one.pair.p_value) is not None]))
-    same = iter(
-        statistics.holm([p for one in tested if (p := one.pair.p_value_equivalent) is not None])
-    )
-    alpha = ALPHA / max(1, sum(one.pair.p_value is not None for one in tested))
+    failed = {
+        label: f"{label}: {failed_text(rounds[label])}"
+        for label in present
+        if any(final.status == "failed" for final in rounds[label])
+    }
+    tested = [_test(a, b, rounds[a], rounds[b], margin) for a, b in combinations(present, 2)]
+    p_values = [pair.p_value for pair, _ in tested if pair.p_value is not None]
+    equivalent = [p for pair, _ in tested if (p := pair.p_value_equivalent) is not None]
+    p_holm, p_equivalent = iter(statistics.holm(p_values)), iter(statistics.holm(equivalent))
+    alpha = ALPHA / max(1, len(p_values))
     results = []
-    for one in tested:
-        pair = replace(
-            one.pair,
-            p_value_holm=None if one.pair.p_value is None else next(differ),
-            p_value_equivalent=None if one.pair.p_value_equivalent is None else next(same),
-            smallest_detectable=one.estimate.detectable(alpha) if one.estimate else None,
+    for pair, estimate in tested:
+        corrected = replace(
+            pair,
+            p_value_holm=None if pair.p_value is None else next(p_holm),
+            p_value_equivalent=None if pair.p_value_equivalent is None else next(p_equivalent),
+            smallest_detectable=estimate.detectable(alpha) if estimate else None,
         )
-        results.append(_judged(pair, one.failed, {f: rounds[f] for f in one.failed}))
+        results.append(_judged(corrected, failed))
     return tuple(results)
 
 
-def _judged(
-    pair: PairResult, failed: frozenset[str], rounds: Mapping[str, Sequence[Curve]]
-) -> PairResult:
-    """The pair with its verdict."""
+def _judged(pair: PairResult, failed: Mapping[str, str]) -> PairResult:
+    """The pair with its verdict. ``failed``: by family, what became of its finals."""
     if pair.p_value_holm is None:
         return pair
     if pair.p_value_holm < ALPHA:
@@ -147,8 +135,7 @@ def _judged(
         if ahead not in failed:
             better = PairVerdict.A_BETTER if ahead == pair.a else PairVerdict.B_BETTER
             return replace(pair, verdict=better)
-    if failed:
-        why = "; ".join(f"{label}: {failed_text(rounds[label])}" for label in sorted(failed))
+    if why := "; ".join(failed[label] for label in sorted({pair.a, pair.b} & failed.keys())):
         return replace(pair, verdict=PairVerdict.NOT_TESTED, method=why)
     if pair.p_value_equivalent is not None and pair.p_value_equivalent < ALPHA:
         return replace(pair, verdict=PairVerdict.EQUIVALENT)
