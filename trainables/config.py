@@ -63,9 +63,19 @@ class Rule:
         return low <= value <= high and not (self.open_low and value == low)
 
 
-def ruled(default: Any, *bounds: float, operational: bool = False, **rule: Any) -> Any:
-    """A dataclass field with a default and a :class:`Rule`; ``bounds`` are its low and high."""
-    metadata = {"rule": Rule(*bounds, **rule), "operational": operational}
+NEVER_WRITTEN = object()  # no value equals it
+
+
+def ruled(
+    default: Any,
+    *bounds: float,
+    operational: bool = False,
+    before: Any = NEVER_WRITTEN,
+    **rule: Any,
+) -> Any:
+    """A dataclass field with a default and a :class:`Rule`; ``bounds`` are its low and high.
+    ``before`` is for a field that came later: what specs had in it that do not name it."""
+    metadata = {"rule": Rule(*bounds, **rule), "operational": operational, "before": before}
     return field(default=default, metadata=metadata)
 
 
@@ -77,7 +87,10 @@ class Spec:
 
     The class keyword ``section`` is the path before its fields in messages and ``--set``. A
     field's metadata may hold its ``rule``, ``operational`` where it says how a run is carried out
-    and not what it trains, and ``read`` where the general way does not read its JSON form.
+    and not what it trains, ``read`` where the general way does not read its JSON form, and
+    ``before`` where specs of before the field had a value that is not today's default: it is read
+    where nothing is written and not written where it is the value, so that a spec of that time
+    has the JSON form, and the hash, that it had.
     """
 
     __slots__ = ()
@@ -104,17 +117,26 @@ class Spec:
         return {
             one.name: _written(getattr(self, one.name), operational)
             for one in fields(self)  # type: ignore[arg-type]
-            if operational or not one.metadata.get("operational")
+            if (operational or not one.metadata.get("operational"))
+            and getattr(self, one.name) != one.metadata.get("before", NEVER_WRITTEN)
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of :meth:`as_dict`. Keys that are not fields are ignored, those that are missing
-        take their defaults: ledgers of other versions are read. Raises ``TypeError`` where a field
-        without a default is missing."""
+        take what they had before they were written, or else their defaults: ledgers of other
+        versions are read. Raises ``TypeError`` where a field without a default is missing."""
         owner: Any = cls
         readers = _readers(owner)
-        return cls(**{name: readers[name](v) for name, v in values.items() if name in readers})
+        read = {name: readers[name](v) for name, v in values.items() if name in readers}
+        return cls(**{**values_before(owner), **read})
+
+
+@cache
+def values_before(owner: Any) -> Mapping[str, Any]:
+    """By name, what fields that came later to a :class:`Spec` had in specs without them."""
+    given = {one.name: one.metadata.get("before", NEVER_WRITTEN) for one in fields(owner)}
+    return {name: value for name, value in given.items() if value is not NEVER_WRITTEN}
 
 
 @cache

@@ -62,6 +62,6 @@ def recipe_line(assignment: Assignment) -> str:
     axes = ", ".join(
         f"{name}={value}"
         for name, value in assignment.recipe.as_dict().items()
-        if value != defaults[name] or name in ("optimizer", "learning_rate")
+        if value != defaults.get(name) or name in ("optimizer", "learning_rate")
     )
     return f"{assignment.backbone.family}/{assignment.backbone.scale}: {axes}"

@@ -86,7 +86,10 @@ class RunOptions:
 def asked(
     command: str, target: str | Sequence[str] = (), **options: Any
 ) -> tuple[RunSpec, RunOptions]:
-    """The run that a command and its parameters ask for, and how it is to be carried out."""
+    """The run that a command and its parameters ask for, and how it is to be carried out. Reads
+    the ledger of a run that has begun. Raises ``UserError`` and ``StorageError``."""
+    from orchestrator.launch.continuing import continued  # here: reading ledgers takes a while
+
     if command == "demo":
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
@@ -95,7 +98,7 @@ def asked(
         from orchestrator.launch.warm_start import warm_started
 
         spec = warm_started(spec, chosen.from_)
-    return spec, chosen
+    return continued(spec, chosen.texts()), chosen
 
 
 def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = False) -> RunSpec:

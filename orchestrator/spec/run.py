@@ -98,6 +98,9 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return texts
 
 
+# Of the values that options leave open, where they change what is trained. Raised by hand, once a
+# release; `launch/continuing.py` lets a run go on with those that it began with.
+DEFAULTS_VERSION = 2
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
 SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
@@ -158,7 +161,7 @@ class SweepSpec(Spec):
         if self.scheduler.sampler == "tpe" and self.space and not self.grid:
             plain = self.assignment(index, axes={}, search=search).as_dict()
             for section, _, name in (path.partition(".") for path in self.space):
-                del plain[section][name]
+                plain[section].pop(name, None)
             return {"assignment": plain}
         axes = self.axes(index, search=search)
         return {"assignment": self.assignment(index, axes, search=search).as_dict(), "axes": axes}
@@ -227,7 +230,8 @@ class RunSpec(Spec):
     """What has a NAME. Several sweeps share one pool of slots and one budget. Each is carried out
     in as many independent ``searches``: a statement about families needs three. ``margin``: a
     difference of accuracies, as a fraction, within which two of them are equivalent. ``claim`` is
-    the declaration of the claim that the run tests."""
+    the declaration of the claim that the run tests. ``defaults`` is the version of what filled in
+    the values that nobody gave."""
 
     name: str = field(metadata=OPERATIONAL)
     sweeps: tuple[SweepSpec, ...] = ()
@@ -240,6 +244,7 @@ class RunSpec(Spec):
     budget: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     claim: Mapping[str, Any] | None = None
+    defaults: int = ruled(DEFAULTS_VERSION, 1, operational=True, before=1)
 
     @property
     def folder(self) -> Path:

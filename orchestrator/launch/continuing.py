@@ -1,0 +1,43 @@
+"""A run that began with the defaults of another version goes on with those.
+
+What a command leaves open follows the version's defaults: the number of epochs, the side of the
+images, the set of augmentations. A run's name stays with its spec, so the same command typed again
+by a later version has to mean what it meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from orchestrator.launch.prepare import storage_mistakes
+from orchestrator.ledger import replication, session
+from orchestrator.spec.named_sweeps import apply_sets
+from orchestrator.spec.run import RunSpec
+from trainables.storage.object_storage import is_remote
+
+log = logging.getLogger(__name__)
+
+
+def continued(spec: RunSpec, texts: Sequence[str]) -> RunSpec:
+    """``spec``, or where its run began by earlier defaults, the run's own sweeps with what the
+    command sets by ``texts`` (``PATH=VALUE``). Raises ``StorageError``, and ``UserError`` as
+    :func:`apply_sets` does."""
+    if storage_mistakes(spec.storage):
+        return spec
+    if is_remote(spec.storage):
+        replication.pull(spec.storage, spec.name)
+    state = session.state_of(spec.folder.resolve())
+    began = state.spec
+    families = [sweep.family for sweep in spec.sweeps]
+    if not state.begun or began.defaults == spec.defaults:
+        return spec
+    if families != [sweep.family for sweep in began.sweeps]:
+        return spec
+    log.info(f"{spec.name} began with earlier defaults: what the command leaves open stays as then")
+    sweeps = tuple(
+        replace(then, warm_start=now.warm_start)
+        for then, now in zip(apply_sets(began.sweeps, texts), spec.sweeps, strict=True)
+    )
+    return replace(spec, sweeps=sweeps, defaults=began.defaults)
