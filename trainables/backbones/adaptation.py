@@ -133,8 +133,7 @@ class Family:
     digits number the layers within one pattern, names without a match count with the head. Empty
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
-    asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation.
+    asked otherwise. A family that ``has_attention`` is searched over longer warm-up.
     """
 
     members: Mapping[str, Member]
