@@ -169,9 +169,7 @@ def space_for(
     return {
         "recipe.learning_rate": _learning_rate(facts, scratch, optimizer),
         "recipe.weight_decay": LogUniform(low, high, why),
-        "recipe.augment": Choice(
-            levels, "how much each architecture wants is what we measure"
-        ),
+        "recipe.augment": Choice(levels, "how much each architecture wants is what we measure"),
         "recipe.label_smoothing": Uniform(0.0, 0.2, "0.1 is common; more blurs few classes"),
         "recipe.warmup_epochs": Uniform(
             0.0,

@@ -50,9 +50,10 @@ class Backbone:
 
         Layer-wise decay as in BEiT (Bao et al. 2022, appendix): the classifier and the last norm
         learn at scale 1, the layer d below at ``layer_decay ** d``; ``head_lr_multiplier`` is the
-        classifier's alone. Norms, biases, tokens and position embeddings are not decayed. Not timm's ``param_groups_layer_decay``: a hybrid's
-        layers are others there, groups carry no names, and each layer is two groups even where
-        all learn alike, hence many small optimizer kernels.
+        classifier's alone. Norms, biases, tokens and position embeddings are not decayed. Not
+        timm's ``param_groups_layer_decay``: a hybrid's layers are others there, groups carry no
+        names, and each layer is two groups even where all learn alike, hence many small optimizer
+        kernels.
         """
         depths, head = self.layer_depths(), {id(p) for p in self.head_parameters()}
         top = max(depths.values())
