@@ -365,9 +365,9 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     """
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    undecided = any(sweep.recipe.compile is None for sweep in spec.sweeps)
-    measure = bool(spec.budget) or undecided if options.measure is None else options.measure
     trials, costs = session.state_of(spec.folder).trials, None
+    undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)
+    measure = bool(spec.budget) or undecided if options.measure is None else options.measure
     has_new_trials = not spec.trial_names() <= set(trials)
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
