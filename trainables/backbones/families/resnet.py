@@ -66,4 +66,5 @@ FAMILY = Family(
     ),
     patches=(),
     exchanged_stem=exchanged_stem,
+    is_convolutional=True,
 )
