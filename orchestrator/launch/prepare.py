@@ -36,7 +36,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights
-from trainables.config import DatasetFacts
+from trainables.config import NAMED_WEIGHTS, DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
@@ -143,7 +143,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
             ("--dataset ", data.source if is_path else None),
             ("--set data.archive=", data.archive),
             ("--set data.folder=", data.folder),
-            ("--weights ", None if weights in ("hub", "none") else weights),
+            ("--weights ", None if weights in NAMED_WEIGHTS else weights),
         ]
     paths.append(("--tracking-uri sqlite:///", database if is_sqlite else None))
     mistakes = [

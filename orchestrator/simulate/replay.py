@@ -155,7 +155,11 @@ def disagreements(records: Iterable[Record], state: State) -> list[str]:
 
 def _unbegun(trial: TrialState) -> TrialState:
     return TrialState(
-        trial=trial.trial, family=trial.family, search=trial.search, assignment=trial.assignment
+        trial=trial.trial,
+        family=trial.family,
+        search=trial.search,
+        assignment=trial.assignment,
+        published=trial.published,
     )
 
 

@@ -10,8 +10,9 @@ import difflib
 
 from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Size
 from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
-from trainables.config import BackboneSpec
-from trainables.errors import collected, raise_if_any
+from trainables.backbones.pretraining import CORPORA
+from trainables.config import ALIKE, BackboneSpec
+from trainables.errors import UserError, collected, raise_if_any
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -46,15 +47,49 @@ def describe(spec: BackboneSpec, *, height: int, width: int) -> Geometry:
         stem=adapted.stem,
         tokens=adapted.tokens,
         adaptation=" + ".join(ways) or "native",
+        pretraining_data=member.pretraining_data(spec.weights),
         warnings=adapted.warnings,
     )
 
 
 def member_of(spec: BackboneSpec) -> Member:
-    """The timm model behind a checked spec."""
+    """The timm model behind a checked spec. Raises ``UserError`` where a family has none whose
+    weights have learned from what ``spec.weights`` asks for."""
     if spec.family == "timm":
+        return _tagged_member(spec)
+    family = FAMILIES[spec.family]
+    member = family.member(spec.scale, spec.weights)
+    if member is None:
+        scales = [f"--scale {scale} or " for scale in SCALES if family.member(scale, spec.weights)]
+        others = [name for name in ALIKE if family.member(spec.scale, name)]
+        raise UserError(
+            f"no {spec.family} at scale {spec.scale} was published with weights of "
+            f"{CORPORA[spec.weights]} alone; got backbone.weights={spec.weights}. "
+            f"Fix: {''.join(scales)}--weights {'|'.join([*others, 'hub', 'none', 'PATH'])}"
+        )
+    return member
+
+
+def _tagged_member(spec: BackboneSpec) -> Member:
+    if spec.weights not in ALIKE:
         return generic.member_named(spec.model)
-    return FAMILIES[spec.family].members[spec.scale]
+    model = (spec.model or "resnet18").partition(".")[0]
+    raise UserError(
+        f"backbone.weights={spec.weights} chooses among a family's members, and a timm model's tag "
+        f"names its weights; got {spec.model}. Fix: timm:{model}.TAG with --weights hub"
+    )
+
+
+def pretraining_data(family: str, model: str, weights: str) -> str | None:
+    """What the weights of a recorded backbone had learned from, ``none`` from scratch; ``None``
+    where its ledger leaves that open. Needs no timm, so of a timm model only its tag counts."""
+    facts = FAMILIES.get(family)
+    scales = facts.members if facts else {}
+    members = [member for scale in scales if facts and (member := facts.member(scale, weights))]
+    named = next((member for member in members if member.model == model), None)
+    hub = f"timm/{model}" if "." in model else None
+    member = named or Member(model=model, hub=hub, image_size=0)
+    return member.pretraining_data(weights)
 
 
 def size_of(geometry: Geometry) -> Size | None:
@@ -63,7 +98,7 @@ def size_of(geometry: Geometry) -> Size | None:
     Scaled by positions from the one counted: exact for convolutions but for their borders, too
     low for attention over many more tokens.
     """
-    member = FAMILIES[geometry.family].members.get(geometry.scale or "")
+    member = FAMILIES[geometry.family].member(geometry.scale or "", geometry.weights)
     if member is None or member.size is None:
         return None
     # the feature map that the stem leaves, or tokens
