@@ -34,9 +34,9 @@ from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
-from orchestrator.wording import duration, size, span
+from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights
-from trainables.config import NAMED_WEIGHTS, DatasetFacts
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
@@ -237,6 +237,7 @@ def plan(
                 spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
             ),
             "worst_epochs": spec.searches * sweep.trials * sweep.scheduler.max_epochs,
+            "published": None if (start := sweep.published_start()) is None else start.as_dict(),
             "warm_start": None
             if sweep.warm_start is None
             else {
@@ -283,8 +284,10 @@ def plan_text(planned: Plan) -> str:
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    functions = {f.__name__: f for f in (duration, size, span, geometry_line, opening_text)}
-    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
+    texts = (duration, size, span, geometry_line, opening_text, recipe_text, moved_texts)
+    functions = {text.__name__: text for text in texts}
+    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S,
+                 "HUB_WEIGHTS": HUB_WEIGHTS}  # fmt: skip
     return template.render(planned, **functions, **constants).rstrip()
 
 
