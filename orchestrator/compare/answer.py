@@ -114,7 +114,7 @@ def unlike_weights(entries: Sequence[FamilySummary]) -> str | None:
     all; ``None`` where it is, and where nothing is known of any."""
     if len({entry.pretraining_data for entry in entries}) < 2:
         return None
-    learned = ", ".join(f"{e.family}: {e.pretraining_data or MISSING}" for e in entries)
+    learned = "; ".join(f"{e.family} {e.pretraining_data or MISSING}" for e in entries)
     return f"their weights had learned from different images before ({learned})"
 
 

@@ -133,7 +133,7 @@ def test_weights_that_learned_from_other_images_are_said_beside_the_answer(tmp_p
         "vit": "ImageNet-21k, then ImageNet-1k", "resnet": "ImageNet-1k"
     }  # fmt: skip
     assert "had learned from different images before" in made["answer"]
-    assert "vit: ImageNet-21k, then ImageNet-1k, resnet: ImageNet-1k" in made["answer"]
+    assert "vit ImageNet-21k, then ImageNet-1k; resnet ImageNet-1k" in made["answer"]
     (row,) = [fact for fact in made["differences"] if fact["what"] == "pretraining_data"]
     assert not row["same"]
     assert "ImageNet-21k, then ImageNet-1k" in report_html(compare([load(folder)]))
@@ -146,4 +146,4 @@ def test_weights_that_are_alike_need_no_word(tmp_path: Path) -> None:
 
 def test_what_is_not_known_of_one_is_missing(tmp_path: Path) -> None:
     made = compared(weighted_run(tmp_path / "r", vit="ImageNet-21k", resnet=None))
-    assert "resnet: missing" in made["answer"]
+    assert "resnet missing" in made["answer"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -111,15 +112,12 @@ def test_recipes_of_earlier_runs_come_after_it() -> None:
     assert warm.axes(3) == sweep.axes(3)
 
 
-def test_the_ledger_says_whose_recipe_it_is(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "ledger.jsonl"
+def test_the_ledger_says_whose_recipe_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
     sweep = apply_set(family_sweep("convnext", scale="base"), ["scheduler.sampler=tpe"])
     ledger = Ledger(path)
-    ledger.append(
-        "created", detail={"run": "r", "spec": RunSpec(name="r", sweeps=(sweep,)).as_dict()}
-    )
+    spec = RunSpec(name="r", sweeps=(sweep,))
+    ledger.append("created", detail={"run": "r", "spec": spec.as_dict()})
     for index in (0, 1):
         ledger.append(
             "submitted", trial=sweep.trial_name(index), family="convnext", stage="search",
