@@ -23,6 +23,7 @@ from orchestrator.launch.forecast import (
     forecast,
     geometry_of,
     images_of,
+    prices_by_side,
     read_datasets,
     refuse_unaffordable,
 )
@@ -226,6 +227,10 @@ def plan(
             "weights": sweep.backbone.weights,
             "geometry": geometry[sweep.family].as_dict(),
             "warnings": list(geometry[sweep.family].warnings),
+            "sides": [
+                price.as_dict()
+                for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
+            ],
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
