@@ -1,4 +1,4 @@
-"""python -m benchmarks.resolution [--data photos|cifar10 ...] [--side PX ...] [--seeds N ...] [--quick]
+"""python -m benchmarks.resolution [--data photos|cifar10] [--side PX ...] [--seeds N ...] [--quick]
 
 What the side costs and gains that a backbone with trained weights sees. EfficientNet-Lite1 with its
 ImageNet weights (``--weights FILE``) is fine-tuned at 64 px, which was once the default for larger
@@ -65,10 +65,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         backbone = _backbone(options, folder)
-        sides = options.side or [FORMER_SIDE, _default_side(backbone)]
+        both = [FORMER_SIDE, _default_side(backbone)]
+        sides = options.side or both
         earlier = _earlier(options.out)
         for name in options.data:
-            images = _images(name, options, folder, largest=max(sides))
+            images = _images(name, options, folder, largest=max(both))
             settings = _settings(images, backbone)
             kept = earlier.get(name, {})
             runs = kept["runs"] if kept.get("settings") == settings else []
@@ -118,7 +119,7 @@ def _default_side(backbone: BackboneSpec) -> int:
 
 
 def _images(name: str, options: argparse.Namespace, folder: Path, *, largest: int) -> Images:
-    """``name`` as it is stored for the ``largest`` side, the same whatever side is trained."""
+    """``name`` as it is stored for the ``largest`` side: the same whichever side is trained."""
     stored = DataSpec(short_side=round(HEADROOM * largest), folder=str(folder / "stores"))
     if options.quick:
         source = noise(folder / "noise.parquet", images=96, classes=2)

@@ -1,4 +1,5 @@
-"""python -m benchmarks.step [--data PARQUET] [--families FAMILY ...] [--scales SCALE ...] [--quick]
+"""python -m benchmarks.step [--data PARQUET] [--families FAMILY ...] [--scales SCALE ...]
+    [--device cpu|cuda] [--ways] [--quick]
 
 What an epoch of the engine costs beyond its arithmetic. For each family and scale, in one process:
 
@@ -15,8 +16,10 @@ GPU, where steps overlap, epoch by epoch. C takes its turn beside an epoch of A 
 ``ratio_to_compute`` is images/s of A over B, the median over rounds; ``ratio_to_dataloader`` of A
 over the faster C. Per family, each is the lower of its scales; each scale with its spread
 (quartiles) and n stands under ``ratio_to_compute_by_scale`` and so on. On a GPU in bf16, and with
-the share of the device's bf16 peak where that is known. About 30 minutes on 2 cores. The result
-goes to benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
+the share of the device's bf16 peak where that is known. About 30 minutes on 2 cores. With
+``--ways``, and always on a GPU, the ways to carry a step out are measured too
+(``benchmarks/execution.py``): fp32, bf16, channels last, compiled. The result goes to
+benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import arguments, finish, in_words, pictures, spread
+from benchmarks.execution import line_of, measure_ways
 from benchmarks.rivals import Engine, Loader, Plain, from_random_weights
 from trainables.config import Assignment, DataSpec, Recipe
 from trainables.data.build import prepare
@@ -42,6 +46,7 @@ FAMILIES = ("resnet", "vit", "hybrid", "convnext")
 # the batch: ConvNeXt came to between 0.96 and 0.98 at 64 and 16.
 BATCH_SIZES = {"cpu": {"tiny": 128, "small": 32}, "cuda": {"tiny": 1024, "small": 512}}
 WORKERS = (0, 2)
+WAYS_ROUNDS = 10
 VAL_FRACTION = 0.001  # evaluation is not measured, and would part A from B in time
 BF16_PEAK = {  # dense FLOP/s as the makers state them
     "H200": 989e12,
@@ -73,9 +78,14 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--scales", nargs="+", choices=("tiny", "small"), default=("tiny", "small"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument("--ways", action="store_true", help="measure precision, layout, compiling")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        parser.error("--device cuda needs a GPU that torch sees; there is none")
+    device = torch.device(options.device or ("cuda" if has_gpu else "cpu"))
     measured: dict[str, dict[str, Any]] = {family: {} for family in options.families}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -86,6 +96,9 @@ def main() -> None:
             effort = QUICK if options.quick else EFFORTS[scale]
             for family in options.families:
                 found = measure(family, scale, data, store, path, device, effort)
+                if options.ways or device.type == "cuda":
+                    ways = ways_of(family, scale, data, store, device, found["steps"], effort)
+                    found["ways"] = ways
                 measured[family][scale] = found
                 say(family, scale, found)
     result = {"data": path.name, "threads": options.threads, "measured": measured}
@@ -136,6 +149,24 @@ def measure(
         "steps": steps,
         "precision": recipe.precision,
     }
+
+
+def ways_of(
+    family: str,
+    scale: str,
+    data: DataSpec,
+    store: PixelStore,
+    device: torch.device,
+    steps: int,
+    effort: Effort,
+) -> dict[str, Any]:
+    """The ways to carry out one backbone's ``steps``, taking turns."""
+    recipe = Recipe(batch_size_per_worker=BATCH_SIZES[device.type][scale])
+    plain = from_random_weights(family, scale, recipe, data)
+    epoch = _limited(plain, steps * recipe.batch_size_per_worker)
+    ways = measure_ways(epoch, store, device, rounds=min(effort.rounds, WAYS_ROUNDS))
+    print(f"{family} {scale}: images/s by way, {line_of(ways)}", file=sys.stderr)
+    return ways
 
 
 def _limited(assignment: Assignment, images: int) -> Assignment:

@@ -16,6 +16,8 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
 
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
+AUGMENT_SETS = ("geometric", "published")
+LEVELS_OF_ALL_SETS = ("none", "light")  # the same in each
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -190,6 +192,13 @@ class Recipe(Spec, section="recipe"):
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
     into ``accumulation_steps`` micro-batches, so the global batch is
     ``batch_size_per_worker * num_workers`` whatever the memory allows.
+
+    ``augment_set`` says what the levels of ``augment`` are: ``geometric`` those of runs from before
+    it, ``published`` those in kind of AugReg and DeiT (:mod:`trainables.train.augmentation`). A
+    level of these holds mixup, CutMix, erasing and stochastic depth; ``mixup``, ``cutmix``,
+    ``random_erasing`` and ``drop_path`` count where they are more than the level's. ``bf16`` is
+    autocast, on a GPU with TF32 for what stays in fp32; ``fp32`` is IEEE single precision
+    throughout. ``compile`` may be ``None``: where a measured step says that it pays within a trial.
     """
 
     optimizer: str = ruled("adamw", choices=("adamw", "sgd", "lion"))
@@ -206,6 +215,7 @@ class Recipe(Spec, section="recipe"):
     clip_grad_norm: float | None = ruled(1.0, 0, 1e6, open_low=True)
     ema_decay: float | None = ruled(None, 0, 0.999999)
     augment: str = ruled("light", choices=AUGMENT_LEVELS)
+    augment_set: str = ruled("published", choices=AUGMENT_SETS, before="geometric")
     flip: bool = ruled(True)
     random_erasing: float = ruled(0.0, 0, 1)
     mixup: float = ruled(0.0, 0, 10)
@@ -213,7 +223,7 @@ class Recipe(Spec, section="recipe"):
     label_smoothing: float = ruled(0.0, 0, 0.9)
     drop_path: float = ruled(0.0, 0, 0.9)
     precision: str = ruled("fp32", choices=("fp32", "bf16"))
-    compile: bool = ruled(False)
+    compile: bool | None = ruled(False)
     channels_last: bool = ruled(False)
 
     def mistakes(self) -> list[str]:

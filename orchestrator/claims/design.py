@@ -20,6 +20,7 @@ from orchestrator.claims.claim import (
 )
 from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
+from orchestrator.launch.continuing import continued
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.prepare import validate
 from orchestrator.ray_cluster.capacity import slots_of
@@ -114,7 +115,8 @@ def specs_of(
     mistakes: list[str] = []
     for claim in chosen:
         with collected(mistakes):
-            specs.append(run_spec(claim, options, facts))
+            spec = run_spec(claim, options, facts)
+            specs.append(continued(spec, options.texts(OWN_OPTIONS)))
     if mistakes:
         with collected(mistakes):
             validate(*specs, as_job=as_job)

@@ -32,8 +32,8 @@ from trainables.errors import UserError
 FACTS = (
     "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
     "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
-    "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
-    "channels_last", "epochs", "num_workers", "device",
+    "batch_size_per_worker", "global_batch", "freeze", "augment", "augment_set", "flip",
+    "precision", "compile", "channels_last", "epochs", "num_workers", "device",
 )  # fmt: skip
 OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28 and in schema 1
 

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
+MEASURE_TIMEOUT_S = 60.0
+COMPILE_TIMEOUT_S = 180.0  # more, for each family that may be compiled
 
 # Sustained in training by one device, where nothing is measured: of a laptop's core in fp32, and
 # of a data-centre GPU on networks as small as these.
@@ -129,11 +131,20 @@ def measured(
     if not good:
         return None
     train, val = images_per_epoch(sweep, counts)
-    numbers = [name for name, value in good[0].items() if isinstance(value, int | float)]
+    numbers = [
+        name for name in good[0] if all(isinstance(row.get(name), int | float) for row in good)
+    ]
     mean = {name: fmean(row[name] for row in good) for name in numbers}
+    step = mean["train_seconds_per_image"]
+    if "compiled_seconds_per_image" in mean:
+        saved = train * (step - mean["compiled_seconds_per_image"])
+        mean["compile_saves_seconds"] = saved * sweep.scheduler.max_epochs
+        if mean["compile_saves_seconds"] > mean["compile_seconds"]:
+            step = mean["compiled_seconds_per_image"]
+            mean["setup_seconds"] += mean["compile_seconds"]
     cost = {
         "basis": MEASURED,
-        "epoch_seconds": train * mean["train_seconds_per_image"]
+        "epoch_seconds": train * step
         + val * mean["eval_seconds_per_image"]
         + mean["checkpoint_seconds"],
         "checkpoint_bytes": round(mean["checkpoint_bytes"]),
@@ -359,10 +370,11 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
 
 
 def measure_steps(
-    spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float = 60.0
+    spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float | None = None
 ) -> dict[str, list[Row]]:
     """By family, a row of :mod:`trainables.train.measure` for every trial whose backbone was
-    measured; families that did not fit into ``timeout_s`` have none."""
+    measured; families that did not fit into ``timeout_s`` have none. By default that is
+    ``MEASURE_TIMEOUT_S``, and more where models may be compiled."""
     resources = spec.sweeps[0].resources
     requests: dict[str, object] = {}
     trials: dict[str, tuple[str, int]] = {}
@@ -377,6 +389,9 @@ def measure_steps(
             label = f"{sweep.family}-{len(trials)}"
             requests[label] = _measurement(sweep, backbone, images[sweep.family])
             trials[label] = (sweep.family, count)
+    open_compile = sum(sweep.recipe.compile is None for sweep in spec.sweeps)
+    if timeout_s is None:
+        timeout_s = MEASURE_TIMEOUT_S + open_compile * COMPILE_TIMEOUT_S
     request = {
         "device": "cuda" if resources.gpus_per_worker else "cpu",
         "threads": max(1, int(resources.cpus_per_worker)),
@@ -384,8 +399,11 @@ def measure_steps(
         "backbones": requests,
     }
     rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}
-    for row in _run(request, timeout_s):
-        family, count = trials[row["label"]]
+    by_label: dict[str, dict[str, Any]] = {}
+    for row in _run(request, timeout_s):  # of a compiled model in a second line
+        by_label.setdefault(row["label"], {}).update(row)
+    for label, row in by_label.items():
+        family, count = trials[label]
         rows[family] += [row] * count
     return rows
 
@@ -399,7 +417,14 @@ def _measurement(
     stem = trained.stem or backbone.stem
     fresh = replace(backbone, weights="none", stem=stem, patch=trained.patch)
     assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
-    return {**side, "classes": len(images.class_names), "assignment": assignment.as_dict()}
+    # Whether it is compiled is what is to be found out.
+    undecided = replace(assignment, recipe=replace(assignment.recipe, compile=sweep.recipe.compile))
+    return {
+        **side,
+        "classes": len(images.class_names),
+        "assignment": undecided.as_dict(),
+        "trial_images": sweep.scheduler.max_epochs * images_per_epoch(sweep, images.counts)[0],
+    }
 
 
 def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import (
     COLD_START_S,
     TFLOPS,
@@ -169,6 +170,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     measure = options.measure is not False and totals is not None
     costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
     refuse_unaffordable(spec, costs)
+    spec = decided(spec, costs)
     geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
     coming = coming_openings(spec, images, reopen=options.reopen_test)
     return plan(
@@ -231,6 +233,7 @@ def plan(
                 price.as_dict()
                 for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
             ],
+            "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
@@ -361,18 +364,25 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     """The run, ready to start. ``totals`` is what :func:`validate` returned of its spec.
 
     ``options.measure`` says whether training steps are measured before anything starts, for the
-    forecast: by default where the run has a budget, and never for a cluster, whose machines are
-    not this one. Raises ``UserError`` where the budget affords no first epoch.
+    forecast: by default where the run has a budget or a GPU's models may be compiled, and never for
+    a cluster, whose machines are not this one. Raises ``UserError`` where the budget affords no
+    first epoch.
     """
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    measure = bool(spec.budget) if options.measure is None else options.measure
     trials, costs = session.state_of(spec.folder).trials, None
+    undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)
+    measure = bool(spec.budget) or undecided if options.measure is None else options.measure
     has_new_trials = not spec.trial_names() <= set(trials)
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
         if not trials:
             refuse_unaffordable(spec, costs)
+    spec = decided(spec, costs or {})
+    for sweep in spec.sweeps:
+        if sweep.resources.gpus_per_worker:
+            steps = execution_of(sweep, (costs or {}).get(sweep.family))
+            log.info(f"{sweep.family}: {steps.text}")
     prepared = PreparedRun(spec=spec, options=options, costs=costs)
     if is_remote(spec.storage) and not spec.tracking_uri:
         log.info(

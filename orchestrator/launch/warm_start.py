@@ -118,8 +118,12 @@ def _compares(sweep: SweepSpec, trial: TrialState) -> bool:
 
 
 def _setting(sweep: SweepSpec, assignment: Assignment) -> dict[str, object]:
-    """What is the same in all trials of the sweep, but for their recipes."""
-    setting: dict[str, object] = {"epochs": assignment.epochs}
+    """What is the same in all trials of the sweep, but for their recipes, and what their levels of
+    augmentation are."""
+    setting: dict[str, object] = {
+        "epochs": assignment.epochs,
+        "recipe.augment_set": assignment.recipe.augment_set,
+    }
     for section in ("backbone", "data"):
         for one in fields(getattr(assignment, section)):
             setting[f"{section}.{one.name}"] = getattr(getattr(assignment, section), one.name)

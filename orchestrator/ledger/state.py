@@ -42,7 +42,9 @@ class Cases(Spec):
 @dataclass(frozen=True, kw_only=True)
 class FamilyForecast(Spec):
     """What a family was expected to cost on one slot. ``memory`` is bytes of each worker by
-    purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``."""
+    purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``. ``compile_seconds`` is what
+    compiling the model took, and ``compile_saves_seconds`` by how much less a full trial's steps
+    take then; both ``None`` where that was not tried."""
 
     basis: str
     epoch_seconds: float
@@ -53,6 +55,15 @@ class FamilyForecast(Spec):
     gflops_per_image: float
     memory: Mapping[str, int] = field(default_factory=dict)
     slot_seconds: Mapping[str, float] = field(default_factory=dict)
+    compile_seconds: float | None = None
+    compile_saves_seconds: float | None = None
+
+    @property
+    def compile_pays(self) -> bool | None:
+        """Whether it saves more in a full trial than it takes; ``None`` where that is not known."""
+        if self.compile_seconds is None or self.compile_saves_seconds is None:
+            return None
+        return self.compile_saves_seconds > self.compile_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

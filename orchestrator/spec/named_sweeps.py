@@ -8,8 +8,9 @@ TARGET is a family, a named sweep, or a function in a user's own file that retur
     vit.backbone.patch=8                 in a run of several families, for one of them only
 
 What the user does not set follows what he does: learning-rate ranges follow optimizer and
-weights, warm-up the number of epochs, mirroring and batch size the dataset, weights the scale, the
-side of the images that a backbone sees its weights, and the stored short side all those sides.
+weights, warm-up the number of epochs, mirroring and batch size the dataset, weights the scale,
+precision, memory layout and compilation whether workers have GPUs, the side that a backbone sees
+its weights, and the stored short side all those sides.
 """
 
 from __future__ import annotations
@@ -62,18 +63,24 @@ NAMED: dict[str, tuple[str, str, dict[str, Any], Axes]] = {
 }
 
 
-def default_axes(family: str, scale: str, source: str) -> Axes:
-    """What follows the family, the scale and the dataset, by path.
+def default_axes(family: str, scale: str, source: str, gpus_per_worker: float = 0.0) -> Axes:
+    """What follows the family, the scale, the dataset and the devices, by path.
 
     Weights are ``none`` at tiny scale, where a laptop trains from scratch in minutes; mirroring is
-    off where a mirrored image is another sign (digits).
+    off where a mirrored image is another sign (digits). On a GPU steps are in bfloat16, channels
+    last where most of the work is convolutions, and compiled where a measured step says that it
+    pays (``recipe.compile`` is ``None``).
     """
+    on_gpu = gpus_per_worker > 0
     facts, dataset = FAMILIES.get(family), KNOWN_DATASETS.get(source)
     scratch_scales = facts.scratch_scales if facts else ("tiny",)
     return {
         "backbone.weights": "none" if scale in scratch_scales else "hub",
         "recipe.flip": dataset.mirror_safe if dataset else True,
         "recipe.batch_size_per_worker": dataset.batch_size_per_worker if dataset else 64,
+        "recipe.precision": "bf16" if on_gpu else "fp32",
+        "recipe.channels_last": on_gpu and facts is not None and facts.is_convolutional,
+        "recipe.compile": None if on_gpu else False,
     }
 
 
@@ -320,7 +327,13 @@ def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
     fixed = {path: value for path, value in changes.items() if path not in domains}
     new = with_axes(old, fixed)
     before, after = (
-        default_axes(sweep.family, sweep.backbone.scale, sweep.data.source) for sweep in (old, new)
+        default_axes(
+            sweep.family,
+            sweep.backbone.scale,
+            sweep.data.source,
+            sweep.resources.gpus_per_worker,
+        )
+        for sweep in (old, new)
     )
     for path, value in after.items():
         section, _, name = path.partition(".")

@@ -110,7 +110,9 @@ SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families
 class SweepSpec(Spec):
     """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
     ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn.
-    After a ``warm_start`` the first trials have the recipes of earlier runs."""
+    After a ``warm_start`` the first trials have the recipes of earlier runs. ``compile_pays`` is
+    what a measured step said where ``recipe.compile`` is ``None``: decided once, as the run begins;
+    ``None`` where nothing was measured."""
 
     backbone: BackboneSpec
     data: DataSpec = field(default_factory=DataSpec)
@@ -122,6 +124,7 @@ class SweepSpec(Spec):
     seed: int = ruled(0, 0, option="--seed")
     grid: Sequence[spaces.Axes] = ()
     warm_start: spaces.WarmStart | None = None
+    compile_pays: bool | None = ruled(None, operational=True, before=None)
 
     @property
     def family(self) -> str:
@@ -179,7 +182,7 @@ class SweepSpec(Spec):
             trial_id=self.trial_name(index, search),
             attempt=1,
             backbone=self.backbone,
-            recipe=self.recipe,
+            recipe=self._decided_recipe(),
             data=data,
             seed=_seed(seed, self.family, index),
             epochs=self.scheduler.max_epochs,
@@ -190,6 +193,11 @@ class SweepSpec(Spec):
         if backbone.weights not in ("hub", "none"):
             backbone = replace(backbone, weights=absolute(backbone.weights))
         return replace(assignment, backbone=backbone, data=absolute_data(assignment.data))
+
+    def _decided_recipe(self) -> Recipe:
+        if self.recipe.compile is not None:
+            return self.recipe
+        return replace(self.recipe, compile=bool(self.compile_pays))
 
     def variants(self, prefix: str) -> Iterator[SweepSpec]:
         """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""

@@ -8,18 +8,22 @@ import os
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks import (
     allocator,
     asha,
+    augment,
     bare,
+    execution,
     learning,
+    levels,
     oracle,
     reference,
     scale,
@@ -42,6 +46,7 @@ ROOT = Path(__file__).parents[2]
 def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--threads", "1"]
     command += ["--families", "vit", "--scales", "tiny", "--out", str(tmp_path / "step.json")]
+    command += ["--device", "cpu", "--ways"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -54,6 +59,9 @@ def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
     assert torch.__version__.startswith(result["environment"]["versions"]["torch"])
     row = result["measured"]["vit"]["tiny"]
     assert row["ratio_to_compute"]["n"] == 1
+    assert list(row["ways"]) == ["fp32", "fp32_channels_last", "bf16"]
+    assert row["ways"]["fp32"]["ratio"] == {"median": 1, "low": 1, "high": 1, "n": 1}
+    assert all(way["images_per_second"]["median"] > 0 for way in row["ways"].values())
     assert row["ratio_to_dataloader"] in (
         row["ratio_to_dataloader_0"],
         row["ratio_to_dataloader_2"],
@@ -401,3 +409,71 @@ def test_times_say_where_a_sweep_spends_its_time() -> None:
     assert found["handover_s"] == [0.5]
     assert (found["tail_s"], found["training_s"]) == (10.0, 56.5)
     assert (found["epochs"], found["trials"]) == (4, 3)
+
+
+def test_a_gpus_ways_are_valid_recipes_and_compiled_ones_have_a_plain_one_beside() -> None:
+    ways = execution.WAYS["cuda"]
+    for name, way in ways.items():
+        assert replace(Recipe(), **way).mistakes() == []
+        assert way["compile"] == name.endswith("_compiled")
+        assert name.removesuffix("_compiled") in ways
+
+
+def of_level(level: str, of: str, seed: int, top1: float) -> dict[str, Any]:
+    run = levels.Run(level=level, augment_set=of, seed=seed, epochs=1, images=8, data="x.parquet")
+    return {**asdict(run), "top1": top1, "train_loss": 1.0, "seconds": 2.0}
+
+
+def test_levels_are_compared_by_pairs_of_seeds() -> None:
+    old, new = (0.30, 0.34, 0.31), (0.33, 0.36, 0.35)
+    results = [
+        of_level("heavy", of, seed, top1)
+        for of, values in (("geometric", old), ("published", new))
+        for seed, top1 in enumerate(values)
+    ]
+    results.append(of_level("heavy", "published", 3, 0.9))  # its partner is missing
+    found = levels.difference(results, "heavy")
+    assert found is not None
+    assert found["n"] == 3
+    assert found["mean"] == pytest.approx(0.03)
+    expected = stats.ttest_rel(new, old).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx([expected.low, expected.high])
+    assert levels.difference(results, "medium") is None
+
+
+def test_what_is_on_record_is_not_trained_again(tmp_path: Path) -> None:
+    wanted = levels.runs(seeds=2, epochs=1, images=8, data="x.parquet")
+    assert len(wanted) == 2 * len(levels.arms()) == 10
+    assert {run.seed for run in wanted[:5]} == {0}
+    assert levels.on_record(tmp_path / "none.jsonl", wanted) == {}
+    file = tmp_path / "runs.jsonl"
+    other = {**of_level("heavy", "published", 1, 0.4), "epochs": 9}
+    lines = [of_level("heavy", "published", 1, 0.5), other, of_level("light", "published", 0, 0.2)]
+    text = "\n".join(map(json.dumps, lines))
+    file.write_text(text + '\n{"level": "medium", "augm')  # cut short by a crash
+    done = levels.on_record(file, wanted)
+    assert {(run.level, run.seed): r["top1"] for run, r in done.items()} == {
+        ("heavy", 1): 0.5,
+        ("light", 0): 0.2,
+    }
+
+
+def test_a_level_is_trained_from_scratch(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    source = str(noise(tmp_path / "noise.parquet", images=200))
+    data = DataSpec(source=source, train_limit=128, folder=str(tmp_path))
+    run = levels.Run(
+        level="heavy", augment_set="published", seed=0, epochs=1, images=128, data="noise.parquet"
+    )
+    found = levels.train(run, data)
+    assert 0 <= found["top1"] <= 1
+    assert found["train_loss"] > 0
+
+
+def test_all_who_augment_give_batches_of_the_same_kind() -> None:
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    for name, augmented in augment.ways_of(32).items():
+        batch = augmented(images)
+        assert batch.shape == (3, 3, 32, 32), name
+        assert batch.dtype == torch.float32
+        assert batch.isfinite().all()

@@ -136,7 +136,7 @@ class Family:
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
     asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation.
+    augmentation. In one that ``is_convolutional`` nearly all of the work is convolutions.
     """
 
     members: Mapping[str, Member]
@@ -148,6 +148,7 @@ class Family:
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
     has_attention: bool = False
+    is_convolutional: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,18 +89,21 @@ def build(
     height: int,
     width: int,
     drop_path: float = 0.0,
+    usual_drop_path: float = 0.0,
     load: bool = True,
 ) -> Backbone:
     """Build the model for images stored at ``height`` x ``width`` pixels, weights loaded.
 
     The module maps normalised float images (B, 3, S, S), S = ``geometry.image_size``, to logits
     (B, num_classes). ``drop_path`` is the stochastic-depth rate of the last block (Huang et al.
-    2016). Random parts come from torch's global generator. Without ``load`` its weights are drawn,
-    for a checkpoint's to replace them, and no hub is asked. Raises ``UserError`` for an
-    unreachable hub, and for weights that do not fit, naming the keys.
+    2016), or ``usual_drop_path`` where that is more and the model has such a thing. Random parts
+    come from torch's global generator. Without ``load`` its weights are drawn, for a checkpoint's
+    to replace them, and no hub is asked. Raises ``UserError`` for an unreachable hub, and for
+    weights that do not fit, naming the keys.
     """
     geometry, member = describe(spec, height=height, width=width), member_of(spec)
-    create = partial(_create, geometry, member, num_classes=num_classes, drop_path_rate=drop_path)
+    rates = (max(drop_path, usual_drop_path), drop_path or None)
+    create = partial(_create, geometry, member, rates, num_classes=num_classes)
     if load:
         raise_if_any(check_weights(spec))
     if spec.weights == "none" or not load:
@@ -115,13 +118,23 @@ def build(
     )
 
 
-def _create(geometry: Geometry, member: Member, **arguments: Any) -> nn.Module:
+def _create(
+    geometry: Geometry, member: Member, rates: Sequence[float | None], **arguments: Any
+) -> nn.Module:
+    """Built with the first of the stochastic-depth ``rates`` that the model takes; it need not know
+    what ``None`` is."""
     import timm
 
     family = FAMILIES[geometry.family]
-    own = {**family.arguments(geometry, member), **member.arguments}
+    arguments |= {**family.arguments(geometry, member), **member.arguments}
+    first, last = rates
     try:
-        module: nn.Module = timm.create_model(member.model, **own, **arguments)
+        try:
+            module: nn.Module = timm.create_model(member.model, drop_path_rate=first, **arguments)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            module = timm.create_model(member.model, drop_path_rate=last, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         if geometry.family != "timm":
             raise

@@ -21,7 +21,7 @@ from trainables.data.rng import key_of
 from trainables.data.store import PixelStore, train_indices
 from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
-from trainables.train.augmentation import LEVELS, Augmentation, Mixing
+from trainables.train.augmentation import Augmentation, Mixing, level_of
 from trainables.train.learner import Batch, Learner
 from trainables.train.loop import World, broadcast, mean_over_workers, predict, score
 from trainables.train.optimizer import rate_at
@@ -101,6 +101,7 @@ class Trial:
             height=info.height,
             width=info.width,
             drop_path=recipe.drop_path,
+            usual_drop_path=level_of(recipe).drop_path,
         )
         self.learner = Learner(backbone, recipe, world, self.plan)
         self._train_pixels = load_pixels(store, "train", self.device)
@@ -245,18 +246,18 @@ class Trial:
 
     def _batches(self, first_step: int) -> Iterator[Batch]:
         recipe, seed, epoch = self.assignment.recipe, self.assignment.seed, self.progress.epoch
+        level = level_of(recipe)
         augmentation = Augmentation(
-            level=LEVELS[recipe.augment],
+            level=level,
             transform=self.learner.trained.transform,
             seed=seed,
             mirror=recipe.flip and self.store.info.mirror_safe,
-            erasing=recipe.random_erasing,
         )
         pixels = self._train_pixels
         mixing = Mixing(
-            mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
+            mixup=level.mixup, cutmix=level.cutmix, seed=seed, images=len(pixels.labels)
         )
-        weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
+        weights = mixing.weights(epoch, self.device) if level.mixup or level.cutmix else None
         rank, side = self.world.rank, self.learner.backbone.geometry.image_size
         steps = self.plan.batches(
             self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
@@ -266,10 +267,9 @@ class Trial:
         # at a time.
         at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
         while block := list(islice(steps, at_once)):
-            images, positions = pixels.cut(in_block := torch.cat(block))
-            in_block = in_block.to(self.device)  # (steps * B,)
+            images, positions = pixels.cut(in_block := torch.cat(block))  # (steps * B,)
             ready = augmentation(images, in_block, epoch, positions=positions)
-            parts = torch.split(in_block, size), torch.split(ready, size)
+            parts = torch.split(in_block.to(self.device), size), torch.split(ready, size)
             for rows, batch in zip(*parts, strict=True):
                 labels = pixels.labels[rows]
                 if weights is None:

@@ -18,6 +18,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch.nn import functional as F
 
 from orchestrator.spec.named_sweeps import family_sweep
@@ -546,3 +547,28 @@ def test_a_hybrids_resnet_has_a_depth_per_block() -> None:
 def test_scales_are_all_there() -> None:
     for family, scale in itertools.product(KNOWN, SCALES):
         assert timm.is_model(describe_at(32, family=family, scale=scale).model)
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "hybrid", "convnext"])
+def test_a_usual_rate_of_stochastic_depth_grows_up_to_the_last_block(family: str) -> None:
+    for asked, usual, last in ((0.0, 0.1, 0.1), (0.3, 0.1, 0.3), (0.0, 0.0, 0.0)):
+        module = build(
+            BackboneSpec(family=family),
+            num_classes=3,
+            height=32,
+            width=32,
+            drop_path=asked,
+            usual_drop_path=usual,
+        ).module
+        rates = [part.drop_prob for part in module.modules() if isinstance(part, DropPath)]
+        assert max(rates, default=0.0) == pytest.approx(last)
+        assert rates == sorted(rates)
+
+
+def test_a_model_without_stochastic_depth_is_built_without_unless_it_is_asked_for() -> None:
+    spec = BackboneSpec(family="timm", model="ghostnet_050")
+    size = {"num_classes": 3, "height": 32, "width": 32}
+    module = build(spec, **size, usual_drop_path=0.1).module
+    assert not [part for part in module.modules() if isinstance(part, DropPath)]
+    with pytest.raises(UserError, match="drop_path_rate"):
+        build(spec, **size, drop_path=0.1)

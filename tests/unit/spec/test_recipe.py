@@ -27,6 +27,7 @@ BROKEN: dict[str, list[Any]] = {
     "clip_grad_norm": [0, -1],
     "ema_decay": [-0.1, 1.0],
     "augment": ["strong"],
+    "augment_set": ["deit", None],
     "flip": [1, "yes"],
     "random_erasing": [-0.1, 1.1],
     "mixup": [-1],

@@ -63,4 +63,5 @@ FAMILY = Family(
     fine_tuned=LearningRates(1e-5, 1e-3, "Liu et al. 2022 fine-tune at 5e-5"),
     exchanged_stem=exchanged_stem,
     patches=(4, 2, 1),  # of the stem
+    is_convolutional=True,
 )

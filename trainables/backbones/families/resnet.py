@@ -68,4 +68,5 @@ FAMILY = Family(
     ),
     patches=(),
     exchanged_stem=exchanged_stem,
+    is_convolutional=True,
 )
