@@ -86,7 +86,7 @@ def probe(
         raise ValueError("probes need an image at least; got 0")
     model.module.eval()
     side, patch = model.transform.image_size, model.geometry.patch
-    offsets = _offsets(min(side - 1, max(patch or 1, side // 8)))
+    offsets = shift_offsets(min(side - 1, max(patch or 1, side // 8)))
     truth = torch.from_numpy(np.array(labels)).to(model.device)
     if logits is None:
         logits = torch.cat([model.logits(inputs) for _, inputs in batches(model, images)])
@@ -125,7 +125,7 @@ def probe(
     return {**measured, "attention_distance_px": distances} if distances else measured
 
 
-def _offsets(last: int) -> list[int]:
+def shift_offsets(last: int) -> list[int]:
     """From 0 to ``last`` pixels, all of them where they are few; 1 is always one of them."""
     step = -(-last // MOST_OFFSETS) or 1
     return sorted({0, min(1, last), *range(step, last + 1, step)})
