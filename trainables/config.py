@@ -191,7 +191,9 @@ class Recipe(Spec, section="recipe"):
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
     into ``accumulation_steps`` micro-batches, so the global batch is
-    ``batch_size_per_worker * num_workers`` whatever the memory allows.
+    ``batch_size_per_worker * num_workers`` whatever the memory allows. A layer that is d below
+    the classifier learns at ``learning_rate * layer_decay ** d``, the classifier at
+    ``learning_rate * head_lr_multiplier``.
 
     ``augment_set`` says what the levels of ``augment`` are: ``geometric`` those of runs from before
     it, ``published`` those in kind of AugReg and DeiT (:mod:`trainables.train.augmentation`). A
@@ -206,6 +208,7 @@ class Recipe(Spec, section="recipe"):
     weight_decay: float = ruled(0.05, 0, 10)
     momentum: float = ruled(0.9, 0, 0.9999)
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
+    head_lr_multiplier: float = ruled(1.0, 0, 1000, open_low=True, before=1.0)
     warmup_epochs: float = ruled(1.0, 0, 1000)
     final_lr_fraction: float = ruled(0.01, 0, 1)
     freeze: str = ruled("full", choices=("full", "head", "head_then_full"))

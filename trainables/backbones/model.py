@@ -48,12 +48,13 @@ class Backbone:
         """Groups for an optimizer: ``params``, ``names``, ``weight_decay``, ``lr_scale``.
 
         Layer-wise decay as in BEiT (Bao et al. 2022, appendix): the classifier and the last norm
-        learn at scale 1, the layer d below at ``layer_decay ** d``. Norms, biases, tokens and
-        position embeddings are not decayed. Not timm's ``param_groups_layer_decay``: a hybrid's
-        layers are others there, groups carry no names, and each layer is two groups even where
-        all learn alike, hence many small optimizer kernels.
+        learn at scale 1, the layer d below at ``layer_decay ** d``; ``head_lr_multiplier`` is the
+        classifier's alone. Norms, biases, tokens and position embeddings are not decayed. Not
+        timm's ``param_groups_layer_decay``: a hybrid's layers are others there, groups carry no
+        names, and each layer is two groups even where all learn alike, hence many small optimizer
+        kernels.
         """
-        depths = self.layer_depths()
+        depths, head = self.layer_depths(), {id(p) for p in self.head_parameters()}
         top = max(depths.values())
         skip: set[str] = getattr(self.module, "no_weight_decay", set)()
         groups: dict[tuple[float, float], ParameterGroup] = {}
@@ -61,6 +62,7 @@ class Backbone:
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
             decay = 0.0 if exempt else recipe.weight_decay
             scale = recipe.layer_decay ** (top - depths[name])
+            scale *= recipe.head_lr_multiplier if id(parameter) in head else 1.0
             group = groups.setdefault(
                 (scale, decay),
                 {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale},
