@@ -274,8 +274,10 @@ class BackboneSpec(Spec, section="backbone"):
     field ``model`` names any timm classifier and ``scale`` is ignored. ``weights`` is ``hub``,
     ``in1k`` or ``in21k`` (a member of the family whose weights have learned from ImageNet-1k or
     -21k alone), ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the
-    worker resizes on the device); ``None`` means the dataset's own, never below 32. ``patch`` is
-    the patch side in pixels of that image; ``None`` takes the family's choice for the size.
+    worker resizes on the device); ``None`` means the stored images' own, never below 32. Where it
+    follows the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and
+    writes it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
+    patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
     by :func:`trainables.backbones.check_backbone`.
     """
@@ -287,6 +289,9 @@ class BackboneSpec(Spec, section="backbone"):
     image_size: int | None = ruled(None, 8, 1024, unit="pixels", fix=32)
     patch: int | None = ruled(None, 1, 1024, unit="pixels", fix=4)
     stem: str = "auto"
+
+
+DEFAULT_SHORT_SIDE = 64  # in pixels, of larger images where none is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +306,7 @@ class DataSpec(Spec, section="data"):
     another val beside the same test. ``train_seed`` draws another subset of the training images
     where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
     are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
-    that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
+    that are larger (``None``: at most 64); smaller ones keep theirs. ``folder`` keeps pixel stores.
     """
 
     source: str = "digits"

@@ -44,9 +44,10 @@ class Member:
 
     ``hub`` is the repository that holds its weights (``None``: none were published), ``classes``
     how many their head has (0: it has none; ``None``: not known), ``image_size`` the side in pixels
-    they were trained on, ``patch`` the published patch (or stem
-    patch) in pixels, ``stride`` the published reduction of the convolutions before the tokens,
-    and ``arguments`` what makes it narrower than the timm model of that name. ``size`` is ``None``
+    they were trained on and ``test_image_size`` the larger one that they are published for (timm's
+    ``test_input_size``; ``None``: the same), ``patch`` the published patch (or stem patch) in
+    pixels, ``stride`` the published reduction of the convolutions before the tokens, and
+    ``arguments`` what makes it narrower than the timm model of that name. ``size`` is ``None``
     where it is known only once the model is built.
     """
 
@@ -54,6 +55,7 @@ class Member:
     hub: str | None
     image_size: int
     classes: int | None = None
+    test_image_size: int | None = None
     patch: int | None = None
     stride: int = 1
     size: Size | None = None
@@ -253,6 +255,17 @@ def choose_stem(spec: BackboneSpec, side: int) -> str:
     if spec.stem != "auto":
         return spec.stem
     return "small" if spec.weights == "none" and side < SMALL_IMAGE else "original"
+
+
+def default_patch(
+    spec: BackboneSpec, member: Member, side: int, candidates: tuple[int, ...] = PATCHES
+) -> int | None:
+    """The published patch for trained weights at the side that they were trained on, or a larger
+    one: kernels that fit are not resized. Else the :func:`largest_patch` of the ``candidates``."""
+    trained = spec.weights != "none" and member.patch is not None and side >= member.image_size
+    if trained and side % (member.patch or 1) == 0:
+        return member.patch
+    return largest_patch(side, candidates)
 
 
 def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:

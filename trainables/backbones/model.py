@@ -6,7 +6,6 @@ Importing this loads neither torch nor timm.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
-from trainables.backbones.families import FAMILIES, describe, member_of
+from trainables.backbones.families import FAMILIES, describe, member_of, weights_config
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, Recipe
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
@@ -285,14 +284,8 @@ def _pixel_statistics(weights: str) -> dict[str, list[float]]:
             f"the folder of the first weights says what pixels they expect; {weights} is gone. "
             "Fix: put it back, its config.json at least"
         )
-    stored = _folder_config(weights).get("pretrained_cfg", {})
+    stored = weights_config(weights).get("pretrained_cfg", {})
     return {key: stored[key] for key in ("mean", "std") if key in stored}
-
-
-def _folder_config(path: str) -> dict[str, Any]:
-    """``config.json`` of a folder in timm's format; empty for a file or a folder without one."""
-    config = Path(path).expanduser() / "config.json"
-    return json.loads(config.read_text()) if config.is_file() else {}
 
 
 def read_weights(path: str, member: Member) -> dict[str, Tensor]:
@@ -304,7 +297,7 @@ def read_weights(path: str, member: Member) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     file, expected = weights_file(path), member.model.partition(".")[0]
-    architecture = _folder_config(path).get("architecture", expected)
+    architecture = weights_config(path).get("architecture", expected)
     if architecture != expected:
         raise UserError(
             f"--weights {path} holds {architecture}; this backbone is {member.model}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def test_the_catalogue_says_what_timm_says(member: Member) -> None:
     assert cfg.hf_hub_id == member.hub
     assert cfg.num_classes == member.classes
     assert tuple(cfg.input_size) == (3, member.image_size, member.image_size)
+    side = cfg.test_input_size[-1] if cfg.test_input_size else None
+    assert member.test_image_size == side
     assert member.pretraining == pretraining_of(cfg.tag, classes=cfg.num_classes)
     assert member.pretraining is not None
 
@@ -143,6 +146,14 @@ def test_geometry_says_what_was_learned_or_that_it_is_not_known(tmp_path: Path) 
     assert said(family="vit", weights=str(tmp_path)) is None
     assert said(family="timm", model="resnet18", weights="hub") == "ImageNet-1k"
     assert said(family="timm", model="vit_base_patch16_224.mae", weights="hub") is None
+
+
+def test_a_folders_tag_says_it_but_not_an_exports(tmp_path: Path) -> None:
+    config = {"architecture": "test_vit", "pretrained_cfg": {"tag": "augreg_in21k_ft_in1k"}}
+    spec = BackboneSpec(family="vit", weights=str(tmp_path))
+    for extra, said in (({}, "ImageNet-21k, then ImageNet-1k"), ({"trained": {}}, None)):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **extra}))
+        assert describe(spec, height=64, width=64).pretraining_data == said
 
 
 def test_old_ledgers_are_read_by_the_names_of_model_and_weights() -> None:

@@ -31,6 +31,7 @@ MEMBERS = {
         hub="timm/convnext_nano.in12k_ft_in1k",
         image_size=224,
         classes=1000,
+        test_image_size=288,
         patch=4,
         size=Size(positions=256, params_m=14.956, gflops_per_image=0.3977, activation_mb=5.56),
     ),
@@ -39,6 +40,7 @@ MEMBERS = {
         hub="timm/convnext_base.fb_in22k_ft_in1k",
         image_size=224,
         classes=1000,
+        test_image_size=288,
         patch=4,
         size=Size(positions=256, params_m=87.572, gflops_per_image=2.5044, activation_mb=18.9),
     ),
@@ -57,7 +59,12 @@ ALIKE = {
     },
     "in21k": {
         "small": TINY,
-        "base": replace(MEMBERS["base"], hub="timm/convnext_base.fb_in22k", classes=21_841),
+        "base": replace(
+            MEMBERS["base"],
+            hub="timm/convnext_base.fb_in22k",
+            classes=21_841,
+            test_image_size=None,
+        ),
     },
 }
 RECIPE = PublishedRecipe(
