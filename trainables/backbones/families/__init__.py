@@ -134,10 +134,12 @@ def member_of(spec: BackboneSpec) -> Member:
     if member is None:
         scales = [f"--scale {scale} or " for scale in SCALES if family.member(scale, spec.weights)]
         others = [name for name in ALIKE if family.member(spec.scale, name)]
+        usual = family.member(spec.scale, "hub")
+        others += ["hub"] if usual and usual.hub else []
         raise UserError(
             f"no {spec.family} at scale {spec.scale} was published with weights of "
             f"{CORPORA[spec.weights]} alone; got backbone.weights={spec.weights}. "
-            f"Fix: {''.join(scales)}--weights {'|'.join([*others, 'hub', 'none', 'PATH'])}"
+            f"Fix: {''.join(scales)}--weights {'|'.join([*others, 'none', 'PATH'])}"
         )
     return member
 
