@@ -150,8 +150,8 @@ def test_a_run_that_has_begun_keeps_its_length(tmp_path: Path) -> None:
     """Whatever its data and its budget have become."""
     spec, _ = asked("sweep", "vit", storage=str(tmp_path), dataset="cifar10")
     begun = sized(spec, images(320))
-    simulate(replace(begun, sweeps=begun.sweeps), WORLDS["null"], begun.folder, slots=2)
-    again, options = asked(
+    simulate(begun, WORLDS["null"], begun.folder, slots=2)
+    again, _ = asked(
         "sweep", "vit", storage=str(tmp_path), dataset="cifar10", budget="cpu_hours=0.001"
     )
     assert diff(session.state_of(begun.folder).spec, again) == []
