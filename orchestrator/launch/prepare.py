@@ -24,6 +24,7 @@ from orchestrator.launch.forecast import (
     forecast,
     geometry_of,
     images_of,
+    prices_by_side,
     read_datasets,
     refuse_unaffordable,
 )
@@ -240,6 +241,10 @@ def plan(
                 *geometry[sweep.family].warnings,
                 *filter(None, [rung_warning(sweep)]),
             ],
+            "sides": [
+                price.as_dict()
+                for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
+            ],
             "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
@@ -356,7 +361,7 @@ class PreparedRun:
         for sweep in spec.sweeps:
             own, weights = geometry[sweep.family], sweep.backbone.weights
             log.info(f"{sweep.family}: {geometry_line(own.as_dict())}; weights {weights}")
-            for warning in own.warnings:
+            for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
         for facts in {id(facts): facts for facts in images.values()}.values():
             if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
