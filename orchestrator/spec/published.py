@@ -67,6 +67,7 @@ def published_start(
 def _values(published: PublishedRecipe, batch_size: int, max_epochs: int) -> Axes:
     return {
         "recipe.learning_rate": published.learning_rate_at(batch_size),
+        "recipe.warmup_share": float(f"{published.warmup_share:.4g}"),
         "recipe.warmup_epochs": float(f"{published.warmup_share * max_epochs:.4g}"),
         **{f"recipe.{name}": getattr(published, name) for name in SAME_NAME},
     }

@@ -194,8 +194,7 @@ class Family:
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
     asked otherwise. ``alike`` has members by what all of their weights have learned from (``in1k``,
     ``in21k``), then by scale. ``published_scratch`` and ``published_tuned`` have one recipe an
-    optimizer. A family that ``has_attention`` is searched over longer warm-up. In one that
-    ``is_convolutional`` nearly all of the work is convolutions.
+    optimizer. In a family that ``is_convolutional`` nearly all of the work is convolutions.
     """
 
     members: Mapping[str, Member]
@@ -209,7 +208,6 @@ class Family:
     exchanged_stem: Callable[[Geometry, Member], ExchangedStem | None] = lambda *_: None
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
-    has_attention: bool = False
     is_convolutional: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
 

@@ -174,6 +174,5 @@ FAMILY = Family(
     alike=ALIKE,
     published_scratch=(COATNET,),
     published_tuned=(TUNED,),
-    has_attention=True,
     exchanged_stem=exchanged_stem,
 )

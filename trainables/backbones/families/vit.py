@@ -108,5 +108,4 @@ FAMILY = Family(
     alike=ALIKE,
     published_scratch=(DEIT,),
     published_tuned=(MAE_TUNED,),
-    has_attention=True,
 )
