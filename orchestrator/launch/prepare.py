@@ -179,6 +179,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         costs=costs,
         tflops=options.tflops,
         coming=coming,
+        images=images,
     )
 
 
@@ -211,6 +212,7 @@ def plan(
     costs: Costs,
     tflops: float | None = None,
     coming: Sequence[SplitOpening] = (),
+    images: Mapping[str, DatasetFacts] | None = None,
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
@@ -218,7 +220,8 @@ def plan(
     tell what it holds; so are then ``cluster`` and ``slots``. ``slot`` is what one takes,
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
     family's ``trials`` are those of one search, its epochs those of all, without the finals.
-    ``coming`` says which openings of their test splits those would be.
+    ``coming`` says which openings of their test splits those would be; ``images`` are by family
+    (``None``: nothing is said of how they are kept).
     """
     families: list[Plan] = [
         {
@@ -228,6 +231,7 @@ def plan(
             "weights": sweep.backbone.weights,
             "geometry": geometry[sweep.family].as_dict(),
             "warnings": list(geometry[sweep.family].warnings),
+            "store": None if images is None else stored(sweep, images[sweep.family]),
             "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
@@ -277,13 +281,42 @@ def plan(
     }
 
 
+def stored(sweep: SweepSpec, images: DatasetFacts) -> Plan:
+    """How the images are kept on each node: their ``form``, what they take, and the limit that
+    ``data.store=auto`` goes by."""
+    pixels, encoded = images.pixel_bytes, images.encoded_bytes
+    return {
+        "form": images.store_form,
+        "bytes": pixels if encoded is None else encoded,
+        "pixel_bytes": pixels,
+        "pixels_at_most_gb": sweep.data.pixels_at_most_gb,
+        "asked": sweep.data.store,
+    }
+
+
+def store_text(planned: Mapping[str, Any]) -> str:
+    """How the images are kept, in a line."""
+    limit = f"data.pixels_at_most_gb={planned['pixels_at_most_gb']:g}"
+    by_limit, is_auto = f"data.store={planned['asked']}", planned["asked"] == "auto"
+    if planned["form"] == "pixels":
+        by_limit += f": encoded above {limit}" if is_auto else ""
+        return f"pixels, {size(planned['bytes'])}, memory-mapped ({by_limit})"
+    pixels = f"pixels would take {size(planned['pixel_bytes'])}"
+    by_limit += f": {pixels}, more than {limit}" if is_auto else f": {pixels}"
+    return (
+        f"encoded, {size(planned['bytes'])}, decoded in threads whenever they are used, which no "
+        f"cost here contains ({by_limit})"
+    )
+
+
 def plan_text(planned: Plan) -> str:
     """The plan for a terminal."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    functions = {f.__name__: f for f in (duration, size, span, geometry_line, opening_text)}
+    used = (duration, size, span, geometry_line, opening_text, store_text)
+    functions = {function.__name__: function for function in used}
     constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
     return template.render(planned, **functions, **constants).rstrip()
 

@@ -100,9 +100,8 @@ def predict(
     """Logits (B, classes) float32 and labels (B,) of this worker's shard, in order."""
     model.module.eval()
     start, end = shard(len(pixels.labels), world.rank, world.size)
-    for low in range(start, end, EVAL_BATCH):
-        high = min(low + EVAL_BATCH, end)
-        yield model.logits(model.inputs(pixels.images[low:high])), pixels.labels[low:high]
+    for images, labels in pixels.in_order(start, end, EVAL_BATCH):
+        yield model.logits(model.inputs(images)), labels
 
 
 def score(predictions: Iterable[tuple[Tensor, Tensor]], world: World) -> dict[str, float]:
