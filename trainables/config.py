@@ -192,7 +192,9 @@ class Recipe(Spec, section="recipe"):
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
     into ``accumulation_steps`` micro-batches, so the global batch is
-    ``batch_size_per_worker * num_workers`` whatever the memory allows.
+    ``batch_size_per_worker * num_workers`` whatever the memory allows. A layer that is d below
+    the classifier learns at ``learning_rate * layer_decay ** d``, the classifier at
+    ``learning_rate * head_lr_multiplier``.
 
     ``augment_set`` says what the levels of ``augment`` are: ``geometric`` those of runs from before
     it, ``published`` those in kind of AugReg and DeiT (:mod:`trainables.train.augmentation`). A
@@ -207,6 +209,7 @@ class Recipe(Spec, section="recipe"):
     weight_decay: float = ruled(0.05, 0, 10)
     momentum: float = ruled(0.9, 0, 0.9999)
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
+    head_lr_multiplier: float = ruled(1.0, 0, 1000, open_low=True, before=1.0)
     warmup_epochs: float = ruled(1.0, 0, 1000)
     final_lr_fraction: float = ruled(0.01, 0, 1)
     freeze: str = ruled("full", choices=("full", "head", "head_then_full"))
@@ -266,7 +269,9 @@ class BackboneSpec(Spec, section="backbone"):
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
     field ``model`` names any timm classifier and ``scale`` is ignored. ``weights`` is ``hub``,
     ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
-    resizes on the device); ``None`` means the dataset's own, never below 32. ``patch`` is the
+    resizes on the device); ``None`` means the stored images' own, never below 32. Where it follows
+    the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and writes
+    it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
     by :func:`trainables.backbones.check_backbone`.
@@ -281,6 +286,9 @@ class BackboneSpec(Spec, section="backbone"):
     stem: str = "auto"
 
 
+DEFAULT_SHORT_SIDE = 64  # in pixels, of larger images where none is asked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSpec(Spec, section="data"):
     """Which images, and which share of them.
@@ -293,10 +301,10 @@ class DataSpec(Spec, section="data"):
     another val beside the same test. ``train_seed`` draws another subset of the training images
     where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
     are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
-    that are larger (``None``: at most 64). ``store`` says whether images are kept as ``pixels`` of
-    that size, memory-mapped, or ``encoded`` as the source has them and decoded in threads whenever
-    they are used; ``auto`` takes pixels up to ``pixels_at_most_gb``, so that every machine decides
-    alike. ``folder`` keeps the stores.
+    that are larger (``None``: at most 64); smaller ones keep theirs. ``store`` says whether images
+    are kept as ``pixels`` of that size, memory-mapped, or ``encoded`` as the source has them and
+    decoded in threads whenever they are used; ``auto`` takes pixels up to ``pixels_at_most_gb``,
+    so that every machine decides alike. ``folder`` keeps the stores.
     """
 
     source: str = "digits"

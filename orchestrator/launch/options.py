@@ -121,7 +121,8 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
         run = replace(run, searches=SEARCHES)
     if compares and options.final_seeds is None:
         run = replace(run, final_seeds=FINAL_SEEDS if run.searches > 1 else SEEDS_OF_ONE_SEARCH)
-    return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
+    sweeps_of_run = named_sweeps.with_stored_side(changed)
+    return replace(run, name=run.name or default_name(targets, changed), sweeps=sweeps_of_run)
 
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:

@@ -24,6 +24,7 @@ from orchestrator.launch.forecast import (
     forecast,
     geometry_of,
     images_of,
+    prices_by_side,
     read_datasets,
     refuse_unaffordable,
 )
@@ -232,6 +233,10 @@ def plan(
             "geometry": geometry[sweep.family].as_dict(),
             "warnings": list(geometry[sweep.family].warnings),
             "store": None if images is None else stored(sweep, images[sweep.family]),
+            "sides": [
+                price.as_dict()
+                for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
+            ],
             "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,

@@ -9,7 +9,8 @@ TARGET is a family, a named sweep, or a function in a user's own file that retur
 
 What the user does not set follows what he does: learning-rate ranges follow optimizer and
 weights, warm-up the number of epochs, mirroring and batch size the dataset, weights the scale,
-precision, memory layout and compilation whether workers have GPUs.
+precision, memory layout and compilation whether workers have GPUs, the side that a backbone sees
+its weights, and the stored short side all those sides.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ from typing import Any
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable, with_axes
 from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Uniform, space_for
-from trainables.backbones.families import FAMILIES
-from trainables.config import NOUNS, BackboneSpec, DataSpec, Recipe, kinds_of
+from trainables.backbones.families import FAMILIES, check_backbone, weights_sides
+from trainables.config import (
+    DEFAULT_SHORT_SIDE,
+    NOUNS,
+    BackboneSpec,
+    DataSpec,
+    Recipe,
+    kinds_of,
+)
 from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import UserError, collected, raise_if_any
 
@@ -76,6 +84,50 @@ def default_axes(family: str, scale: str, source: str, gpus_per_worker: float = 
     }
 
 
+HEADROOM = 1.15  # of the stored short side over the largest side seen: room for a random crop
+STORED_STEP, STORED_AT_MOST = 8, 1024  # short sides in pixels
+
+
+def default_image_size(sweep: SweepSpec) -> int | None:
+    """The side in pixels that the sweep's weights are published for; ``None`` from scratch, where a
+    backbone sees the images' own side.
+
+    Where weights, scale or model are searched, the largest of theirs: trials of one sweep see
+    images alike. ``None`` too for a backbone with mistakes, which validation names. Raises
+    ``UserError`` for a folder of weights whose config cannot be read.
+    """
+    plain = (
+        replace(variant.backbone, image_size=None, patch=None, stem="auto")
+        for variant in sweep.variants("backbone.")
+    )
+    sides = [weights_sides(backbone) for backbone in plain if not check_backbone(backbone)]
+    return max((side.best for side in sides if side is not None), default=None)
+
+
+def with_stored_side(sweeps: Sequence[SweepSpec]) -> tuple[SweepSpec, ...]:
+    """``sweeps`` of one run, whose images are stored with room for the largest side that any of
+    their backbones asks for.
+
+    Data sets known by name are as small as they are, and a side that was asked for stays. Beside a
+    backbone that asks for more, one from scratch sees what it would see alone, 64 px, not all that
+    is stored for the other.
+    """
+    variants = [variant for sweep in sweeps for variant in sweep.variants("backbone.image_size")]
+    largest = max((variant.backbone.image_size or 0 for variant in variants), default=0)
+    stored = min(STORED_STEP * round(HEADROOM * largest / STORED_STEP), STORED_AT_MOST)
+    if stored <= DEFAULT_SHORT_SIDE:
+        return tuple(sweeps)
+    changed = []
+    for sweep in sweeps:
+        if sweep.data.source not in KNOWN_DATASETS and sweep.data.short_side is None:
+            own = sweep.backbone.image_size or DEFAULT_SHORT_SIDE
+            axes = {"data.short_side": stored, "backbone.image_size": own}
+            changed.append(with_axes(sweep, axes))
+        else:
+            changed.append(sweep)
+    return tuple(changed)
+
+
 def default_space(sweep: SweepSpec) -> dict[str, Domain]:
     """The family's space for this sweep's weights, optimizer and length."""
     return space_for(
@@ -97,7 +149,8 @@ def family_sweep(
     max_epochs: int = 9,
     seed: int = 0,
 ) -> SweepSpec:
-    """One family over its default space. ``model`` is timm's name for the family ``timm``.
+    """One family over its default space. ``model`` is timm's name for the family ``timm``. Raises
+    ``UserError`` as :func:`default_image_size` does.
 
     Eight trials of at most nine epochs on digits take about two minutes on two cores.
     """
@@ -111,6 +164,7 @@ def family_sweep(
     sweep = with_axes(sweep, default_axes(family, scale, dataset))
     if weights is not None:
         sweep = with_axes(sweep, {"backbone.weights": weights})
+    sweep = with_axes(sweep, {"backbone.image_size": default_image_size(sweep)})
     return replace(sweep, space=default_space(sweep))
 
 
@@ -267,7 +321,8 @@ def _typed(path: str, kinds: Kinds, text: str) -> Any:
 
 def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
     """``old`` with a value or a ``Domain`` for each path, and what is still its default moved to
-    the new default. Raises ``UserError`` for a searched optimizer with one range for them all."""
+    the new default. Raises ``UserError`` for a searched optimizer with one range for them all, and
+    as :func:`default_image_size` does."""
     domains = {path: v for path, v in changes.items() if isinstance(v, Choice | Uniform)}
     fixed = {path: value for path, value in changes.items() if path not in domains}
     new = with_axes(old, fixed)
@@ -296,4 +351,8 @@ def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
         for path, domain in old.space.items()
         if path not in fixed
     }
-    return replace(new, space={**space, **domains})
+    changed = replace(new, space={**space, **domains})
+    follows_weights = old.backbone.image_size == default_image_size(old)
+    if "backbone.image_size" in changes or not follows_weights:
+        return changed
+    return with_axes(changed, {"backbone.image_size": default_image_size(changed)})

@@ -18,6 +18,7 @@ BROKEN: dict[str, list[Any]] = {
     "weight_decay": [-0.1, 11],
     "momentum": [-0.1, 1.0],
     "layer_decay": [0, 1.1],
+    "head_lr_multiplier": [0, 1001],
     "warmup_epochs": [-1],
     "final_lr_fraction": [-0.1, 1.1],
     "freeze": ["none"],
@@ -88,6 +89,13 @@ def test_an_assignment_survives_json() -> None:
         epochs=9,
     )
     assert Assignment.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+
+
+def test_recipes_of_before_the_heads_multiplier_have_one_of_1() -> None:
+    old = Recipe().as_dict()
+    assert "head_lr_multiplier" not in old  # so hashes are those of before
+    assert Recipe.from_dict(old).head_lr_multiplier == 1.0
+    assert Recipe.from_dict(Recipe(head_lr_multiplier=4.0).as_dict()).head_lr_multiplier == 4.0
 
 
 def test_the_hash_is_of_the_content() -> None:

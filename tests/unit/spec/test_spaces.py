@@ -66,6 +66,14 @@ def test_every_family_searches_the_same_axes_and_says_why(weights: str, optimize
     assert "backbone.patch" not in spaces[0]
 
 
+def test_fine_tuning_searches_how_fast_layers_learn() -> None:
+    by_layer = {"recipe.layer_decay", "recipe.head_lr_multiplier"}
+    for weights in ("hub", "in21k", "some/file.safetensors"):
+        tuned = space_for("resnet", weights=weights)
+        assert set(tuned) - set(space_for("resnet")) == by_layer
+    assert tuned["recipe.layer_decay"] == Uniform(0.65, 1.0)
+
+
 def test_learning_rates_follow_optimizer_and_weights() -> None:
     def rates(**known: str) -> LogUniform:
         domain = space_for("vit", **known)["recipe.learning_rate"]  # type: ignore[arg-type]
