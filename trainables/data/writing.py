@@ -47,7 +47,7 @@ from trainables.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_KEPT_BYTES = 1 << 30  # of pixels, that stay in memory from their first reading
+MOST_KEPT_BYTES = 1 << 29  # of pixels, that stay in memory from their first reading
 INDEX_BYTES = 64  # of an image, beside its pixels or itself
 
 Origins = Mapping[str, tuple[str, Rows]]  # by split: the source's split it is of, and which rows

@@ -199,7 +199,8 @@ def get_folder(uri: str, target: Path, *, marker: str, without: str | None = Non
     Raises ``FileNotFoundError`` where it has no file ``marker``, ``StorageError`` where the place
     does not answer.
     """
-    names = [file.name for file in list_files(uri) if not file.name.endswith(without or "\0")]
+    stored = [file.name for file in list_files(uri)]
+    names = [name for name in stored if without is None or not name.endswith(without)]
     if marker not in names:
         raise FileNotFoundError(f"{uri} has no {marker}")
     half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")

@@ -27,6 +27,7 @@ from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, Schedule
 from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.backbones import Geometry, describe
+from trainables.config import DatasetFacts
 
 GEOMETRY = Geometry(
     family="vit",
