@@ -65,7 +65,7 @@ def write_store(
     require_two_classes(spec.source, [names[index] for index in np.unique(labels["train"])])
     shape = (reading.side, reading.side, 3)
     splits: dict[str, SplitImages] = {}
-    origins: Origins = {}
+    origins: dict[str, tuple[str, Rows]] = {}
     for split, (origin, rows) in assign_splits(labels, digests, spec).items():
         rows = rows[np.lexsort((labels[origin][rows], digests[origin][rows]))]
         splits[split], origins[split] = images[origin].at(rows), (origin, rows)
@@ -181,7 +181,8 @@ def _write_encoded(
     """Put every picture where it belongs, as its source has it; how many bytes they are."""
     assert reading.encoded is not None, "sources of pixels are refused by locate()"
     files, offsets, sizes, checksums = [], [], [], []
-    for split, (origin, rows) in ((split, origins[split]) for split in splits):
+    for split in splits:
+        origin, rows = origins[split]
         sizes.append(survey.encoded_sizes[origin][rows])
         offsets.append(lay_out(images_file(folder, split), sizes[-1]))
         checksums.append(np.zeros(len(rows), np.uint64))
@@ -214,13 +215,15 @@ def _write_encoded(
 def _destinations(survey: Survey, origins: Origins) -> dict[str, tuple[Rows, Rows]]:
     """For each split of the source: the number of the store's split that each image goes to, by
     ``SPLITS``, and its row there, (N,) each."""
-    destinations = {}
-    for origin, images in survey.images.items():
-        destinations[origin] = np.zeros((2, len(images.labels)), np.int64)
+    destinations = {
+        origin: (np.zeros_like(images.labels), np.zeros_like(images.labels))
+        for origin, images in survey.images.items()
+    }
     for number, split in enumerate(SPLITS):
-        origin, rows = origins[split]
-        destinations[origin][:, rows] = number, np.arange(len(rows))
-    return {origin: (numbers, rows) for origin, (numbers, rows) in destinations.items()}
+        origin, places = origins[split]
+        split_numbers, rows = destinations[origin]
+        split_numbers[places], rows[places] = number, np.arange(len(places))
+    return destinations
 
 
 def _places_file(folder: Path, split: str) -> Path:
