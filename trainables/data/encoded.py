@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -67,7 +67,9 @@ class Pictures:
     ) -> None:
         self.offsets, self.sizes, self.checksums = offsets, sizes, checksums
         self.path = path = images_file(folder, split)
-        self._map = np.memmap(path, mode="r") if len(sizes) else np.empty(0, np.uint8)
+        self._map: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        if len(sizes):
+            self._map = np.memmap(path, mode="r")
         if len(sizes) and int(offsets[-1] + sizes[-1]) > len(self._map):
             raise ValueError(f"{path} is shorter than the pictures that it should hold")
         self._groups: _Groups | None = None
@@ -78,8 +80,9 @@ class Pictures:
             self._groups = _Groups(f"{uri}/{path.name}", present, file)
 
     def __del__(self) -> None:
-        if getattr(self, "_groups", None):
-            os.close(self._groups.file)  # type: ignore[union-attr]
+        groups: _Groups | None = getattr(self, "_groups", None)  # none where it was never opened
+        if groups is not None:
+            os.close(groups.file)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -163,7 +166,9 @@ class EncodedImages:
                 start += len(block)
         return images
 
-    def ahead(self, blocks: Iterable[Rows], threads: int | None = None) -> Iterator[Images]:
+    def ahead(
+        self, blocks: Iterable[Rows], threads: int | None = None
+    ) -> Generator[Images, None, None]:
         """The images of each block of rows (n,), (n, S, S, 3) each, while ``threads`` decode the
         next ones (``None``: as many as this process has cores)."""
         pool = _decoders(threads or usable_cores())
