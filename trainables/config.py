@@ -202,6 +202,8 @@ class Recipe(Spec, section="recipe"):
     ``random_erasing`` and ``drop_path`` count where they are more than the level's. ``bf16`` is
     autocast, on a GPU with TF32 for what stays in fp32; ``fp32`` is IEEE single precision
     throughout. ``compile`` may be ``None``: where a measured step says that it pays within a trial.
+    Warm-up is ``warmup_share`` of the full length, or ``warmup_epochs`` where that is ``None``, as
+    it is in recipes of before it.
     """
 
     optimizer: str = ruled("adamw", choices=("adamw", "sgd", "lion"))
@@ -211,6 +213,7 @@ class Recipe(Spec, section="recipe"):
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
     head_lr_multiplier: float = ruled(1.0, 0, 1000, open_low=True, before=1.0)
     warmup_epochs: float = ruled(1.0, 0, 1000)
+    warmup_share: float | None = ruled(None, 0, 0.5, before=None)
     final_lr_fraction: float = ruled(0.01, 0, 1)
     freeze: str = ruled("full", choices=("full", "head", "head_then_full"))
     head_epochs: int = ruled(1, 0, 100_000)
@@ -239,6 +242,11 @@ class Recipe(Spec, section="recipe"):
             "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
             f"{self.accumulation_steps} and {self.batch_size_per_worker}. Fix: choose a divisor"
         ]
+
+    def warmup_of(self, epochs: int) -> float:
+        """Epochs of warm-up in a full length of ``epochs``, half of it at most."""
+        asked = self.warmup_epochs if self.warmup_share is None else self.warmup_share * epochs
+        return min(asked, epochs / 2)
 
 
 def stable_hash(value: Any) -> str:

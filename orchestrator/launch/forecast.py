@@ -271,6 +271,12 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     )
 
 
+def search_seconds(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> float:
+    """Seconds of slots that one search of the family is expected to take, its finals included."""
+    seconds = _family(sweep, spec, cost).slot_seconds
+    return (seconds["expected"] + seconds["finals"]) / spec.searches
+
+
 def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyForecast:
     """The family's cost with what slots will spend on its searches; each trial pays for setup."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds

@@ -8,18 +8,20 @@ TARGET is a family, a named sweep, or a function in a user's own file that retur
     vit.backbone.patch=8                 in a run of several families, for one of them only
 
 What the user does not set follows what he does: learning-rate ranges follow optimizer and
-weights, warm-up the number of epochs, mirroring and batch size the dataset, weights the scale,
-precision, memory layout and compilation whether workers have GPUs, the side that a backbone sees
-its weights, and the stored short side all those sides.
+weights, warm-up and the least number of steps the weights, the first rung the longest warm-up,
+mirroring and batch size the dataset, weights the scale, precision, memory layout and compilation
+whether workers have GPUs, the side that a backbone sees its weights, and the stored short side all
+those sides.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import runpy
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
@@ -129,12 +131,36 @@ def with_stored_side(sweeps: Sequence[SweepSpec]) -> tuple[SweepSpec, ...]:
 
 
 def default_space(sweep: SweepSpec) -> dict[str, Domain]:
-    """The family's space for this sweep's weights, optimizer and length."""
-    return space_for(
-        sweep.family,
-        weights=sweep.backbone.weights,
-        optimizer=sweep.recipe.optimizer,
-        max_epochs=sweep.scheduler.max_epochs,
+    """The family's space for this sweep's weights and optimizer."""
+    return space_for(sweep.family, weights=sweep.backbone.weights, optimizer=sweep.recipe.optimizer)
+
+
+# Of the full length of a trial. 500 is what BiT-HyperRule gives a data set of fewer than 20,000
+# images (Kolesnikov et al., "Big Transfer (BiT)", ECCV 2020, section 3.3); three times that where
+# features are to be learned too.
+LEAST_STEPS = {"fine-tuned": 500, "from scratch": 1500}
+UNSIZED_EPOCHS = 9  # until the size of train is known
+
+
+def default_steps(sweep: SweepSpec) -> int:
+    """The least optimizer steps of a full trial."""
+    return LEAST_STEPS["from scratch" if sweep.backbone.weights == "none" else "fine-tuned"]
+
+
+def longest_warmup(sweep: SweepSpec) -> float:
+    """Epochs of the longest warm-up that a trial of the sweep may draw."""
+    fixed, *ends = sweep.variants("recipe.warmup")
+    epochs = sweep.scheduler.max_epochs
+    return max(variant.recipe.warmup_of(epochs) for variant in ends or [fixed])
+
+
+def default_grace(sweeps: Iterable[SweepSpec]) -> int:
+    """The first rung of all ``sweeps`` of a run: at least one epoch after the longest warm-up that
+    a trial of them may draw, at an epoch's end; the full length where that is shorter."""
+    # Rounded, so that the end of an epoch is not missed by a last digit.
+    return max(
+        min(sweep.scheduler.max_epochs, math.ceil(round(longest_warmup(sweep) + 1, 6)))
+        for sweep in sweeps
     )
 
 
@@ -146,18 +172,19 @@ def family_sweep(
     scale: str = "tiny",
     weights: str | None = None,
     trials: int = 8,
-    max_epochs: int = 9,
+    max_epochs: int | None = None,
     seed: int = 0,
 ) -> SweepSpec:
     """One family over its default space. ``model`` is timm's name for the family ``timm``. Raises
     ``UserError`` as :func:`default_image_size` does.
 
-    Eight trials of at most nine epochs on digits take about two minutes on two cores.
+    Without ``max_epochs`` the length follows the size of train as the run begins. Eight trials of
+    at most nine epochs on digits take about two minutes on two cores.
     """
     sweep = SweepSpec(
         backbone=BackboneSpec(family=family, model=model, scale=scale),
         data=DataSpec(source=dataset),
-        scheduler=SchedulerSpec(max_epochs=max_epochs),
+        scheduler=SchedulerSpec(max_epochs=max_epochs or UNSIZED_EPOCHS),
         trials=trials,
         seed=seed,
     )
@@ -165,7 +192,10 @@ def family_sweep(
     if weights is not None:
         sweep = with_axes(sweep, {"backbone.weights": weights})
     sweep = with_axes(sweep, {"backbone.image_size": default_image_size(sweep)})
-    return replace(sweep, space=default_space(sweep))
+    sweep = replace(sweep, space=default_space(sweep))
+    least_steps = None if max_epochs else default_steps(sweep)
+    axes = {"scheduler.least_steps": least_steps, "scheduler.grace_epochs": default_grace([sweep])}
+    return with_axes(sweep, axes)
 
 
 def resolve(target: str) -> SweepSpec:
@@ -264,7 +294,35 @@ def apply_sets(sweeps: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[Sweep
             for name in chosen:
                 changes[name][path] = parsed
     raise_if_any(mistakes)
-    return tuple(with_changes(sweep, changes[sweep.family]) for sweep in sweeps)
+    changed = [with_changes(sweep, changes[sweep.family]) for sweep in sweeps]
+    return _aligned(changed, {path for own in changes.values() for path in own})
+
+
+def _aligned(sweeps: Sequence[SweepSpec], given: Collection[str]) -> tuple[SweepSpec, ...]:
+    """Families of one run share a scheduler: what follows each one's weights and warm-up, and is
+    not ``given``, is the largest of them all."""
+    defaults: dict[str, list[int]] = {
+        "least_steps": [default_steps(sweep) for sweep in sweeps],
+        "grace_epochs": [default_grace([sweep]) for sweep in sweeps],
+    }
+    for name, usual in defaults.items():
+        now = [getattr(sweep.scheduler, name) for sweep in sweeps]
+        if f"scheduler.{name}" not in given and now == usual:
+            path = f"scheduler.{name}"
+            sweeps = [with_axes(sweep, {path: max(usual)}) for sweep in sweeps]
+    return tuple(sweeps)
+
+
+def lengthened(
+    sweeps: Sequence[SweepSpec], epochs: int, *, keeps_grace: bool = False
+) -> tuple[SweepSpec, ...]:
+    """The families of a run at a full length of ``epochs``. Where the first rung was the default it
+    moves with the longest warm-up, unless the run ``keeps_grace``."""
+    longer = tuple(with_axes(sweep, {"scheduler.max_epochs": epochs}) for sweep in sweeps)
+    usual, grace = default_grace(sweeps), default_grace(longer)
+    if keeps_grace or any(sweep.scheduler.grace_epochs != usual for sweep in sweeps):
+        return longer
+    return tuple(with_axes(sweep, {"scheduler.grace_epochs": grace}) for sweep in longer)
 
 
 def parse(path: str, text: str | None) -> Any:
@@ -346,13 +404,32 @@ def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
             "Fix: --set 'recipe.learning_rate=log(1e-4,1e-1)'"
         )
     old_space, new_space = default_space(old), default_space(new)
+    # A warm-up is a share or a number of epochs: the one that is set takes the other's place.
+    warmups = {"recipe.warmup_share", "recipe.warmup_epochs"}
+    replaced = warmups - changes.keys() if len(warmups & changes.keys()) == 1 else set()
     space = {
         path: new_space[path] if domain == old_space.get(path) else domain
         for path, domain in old.space.items()
-        if path not in fixed
+        if path not in fixed and path not in replaced
     }
-    changed = replace(new, space={**space, **domains})
+    if "recipe.warmup_share" in replaced:
+        new = with_axes(new, {"recipe.warmup_share": None})
+    changed = _with_length(old, replace(new, space={**space, **domains}), changes)
     follows_weights = old.backbone.image_size == default_image_size(old)
     if "backbone.image_size" in changes or not follows_weights:
         return changed
     return with_axes(changed, {"backbone.image_size": default_image_size(changed)})
+
+
+def _with_length(old: SweepSpec, new: SweepSpec, changes: Axes) -> SweepSpec:
+    """``new`` with the least number of steps and the first rung that follow what it is, where they
+    were those of ``old``; a number of epochs that is set needs no steps."""
+    if "scheduler.least_steps" not in changes:
+        if "scheduler.max_epochs" in changes:
+            new = with_axes(new, {"scheduler.least_steps": None})
+        elif old.scheduler.least_steps == default_steps(old):
+            new = with_axes(new, {"scheduler.least_steps": default_steps(new)})
+    is_usual = old.scheduler.grace_epochs == default_grace([old])
+    if "scheduler.grace_epochs" not in changes and is_usual:
+        new = with_axes(new, {"scheduler.grace_epochs": default_grace([new])})
+    return new

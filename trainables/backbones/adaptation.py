@@ -135,8 +135,7 @@ class Family:
     digits number the layers within one pattern, names without a match count with the head. Empty
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
-    asked otherwise. A family that ``has_attention`` is searched over longer warm-up. In one that
-    ``is_convolutional`` nearly all of the work is convolutions.
+    asked otherwise. In a family that ``is_convolutional`` nearly all of the work is convolutions.
     """
 
     members: Mapping[str, Member]
@@ -147,7 +146,6 @@ class Family:
     exchanged_stem: Callable[[Geometry, Member], ExchangedStem | None] = lambda *_: None
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
-    has_attention: bool = False
     is_convolutional: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
 

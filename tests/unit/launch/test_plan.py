@@ -170,7 +170,7 @@ def test_the_forecast_adds_up() -> None:
     made = forecast(asked, {"vit": cost()}, slots=2)
     finals_s = 2 * (10 * 2 + 1)  # the test split counts as an epoch
     assert made.device_hours.worst == pytest.approx(2 * (8 * (9 * 2 + 1) + finals_s) / 3600)
-    epochs = expected_epochs(SchedulerSpec(), 8)
+    epochs = expected_epochs(SchedulerSpec(grace_epochs=3), 8)
     search_s = epochs * 2 + 8
     assert made.device_hours.expected == pytest.approx(2 * (search_s + finals_s) / 3600)
     assert made.usd.worst == pytest.approx(0.5 * made.device_hours.worst)
@@ -198,14 +198,14 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     assert made["schema"] == 1
     assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
     (family,) = made["families"]
-    assert family["rungs"] == [1, 3]
+    assert family["rungs"] == [3]
     text = plan_text(made)
     hours = Forecast.from_dict(made["forecast"]).device_hours
     assert hours is not None
     for said in (
         "16 tokens",
         "patch 8",
-        "rungs 1, 3",
+        "rungs at the ends of epochs 3",
         f"{hours.expected:.3g} to {hours.worst:.3g} CPU-hours (measured here)",
         "missing: --price cpu_hour=DOLLARS",
         "budget    1.5 cpu_hours",

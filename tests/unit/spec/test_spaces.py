@@ -85,10 +85,12 @@ def test_learning_rates_follow_optimizer_and_weights() -> None:
     assert rates(weights="some/file.safetensors") == rates(weights="hub")
 
 
-def test_warm_up_is_a_share_of_the_full_length() -> None:
-    short, long = (space_for("vit", max_epochs=epochs) for epochs in (2, 20))
-    assert short["recipe.warmup_epochs"] == Uniform(0.0, 0.4)
-    assert long["recipe.warmup_epochs"] == Uniform(0.0, 4.0)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_warm_up_is_a_share_of_the_full_length_around_what_is_usual(family: str) -> None:
+    for weights, middle in (("none", 0.1), ("hub", 0.05)):
+        shares = space_for(family, weights=weights)["recipe.warmup_share"]
+        assert shares == Uniform(0.0, 2 * middle)
+        assert shares.at(0.5) == middle
 
 
 def test_a_space_round_trips() -> None:

@@ -146,6 +146,5 @@ FAMILY = Family(
         r"^(?:patch_embed\.proj|cls_token|reg_token|pos_embed|norm_pre)",
         r"^blocks\.(\d+)",
     ),
-    has_attention=True,
     exchanged_stem=exchanged_stem,
 )

@@ -65,5 +65,4 @@ FAMILY = Family(
     fine_tuned=LearningRates(1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
     # timm counts the last norm with the last block; here it learns with the head, as in BEiT
     layers=(r"^(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)", r"^blocks\.(\d+)"),
-    has_attention=True,
 )
