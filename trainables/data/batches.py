@@ -190,7 +190,7 @@ class BatchPlan:
     def order(self, seed: int, epoch: int, row_groups: Rows | None = None) -> Tensor:
         """The epoch's permutation of positions 0..images-1, (images,) int64.
 
-        With ``row_groups`` (images,), which never fall, and more than ``WINDOW_IMAGES``: positions
+        With ``row_groups`` (images,), ascending, and more than ``WINDOW_IMAGES``: positions
         are cut into L equal lanes, L the greatest common divisor of ``MOST_LANES`` and the images
         per step, and each step takes as many images of every lane. So a worker, wherever L is a
         multiple of W, needs the row groups of its lanes alone, the same ones in every epoch. Within
