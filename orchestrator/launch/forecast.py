@@ -78,7 +78,9 @@ def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
     The trial that finds m results at a rung goes on when it is at or above their (1 - 1/eta)
     quantile; for uniform values that has the probability (m - q) / (m + 1), q = (1 - 1/eta)
     (m - 1), and 1 for m = 0. (Li et al., MLSys 2020, section 3; the quantile as Tune takes it.)
-    Of those pruned, the audited share is finished anyway. PASHA trains at most as much as ASHA.
+    Of those pruned, the audited share is finished anyway. The published recipe, which is never
+    pruned, is mostly the first at a rung, who goes on in any case. PASHA trains at most as much as
+    ASHA.
     """
     pruned_share = 1 - 1 / scheduler.reduction_factor
 
@@ -417,16 +419,13 @@ def measure_steps(
 def _measurement(
     sweep: SweepSpec, backbone: BackboneSpec, images: DatasetFacts
 ) -> Mapping[str, object]:
-    """The backbone as it would be built, without fetching its weights."""
-    side = {"height": images.height, "width": images.width}
-    trained = describe(backbone, **side)
-    stem = trained.stem or backbone.stem
-    fresh = replace(backbone, weights="none", stem=stem, patch=trained.patch)
-    assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
+    """The backbone as it would be built; whoever measures it fetches no weights."""
+    assignment = replace(sweep, backbone=backbone, space={}).assignment(0)
     # Whether it is compiled is what is to be found out.
     undecided = replace(assignment, recipe=replace(assignment.recipe, compile=sweep.recipe.compile))
     return {
-        **side,
+        "height": images.height,
+        "width": images.width,
         "classes": len(images.class_names),
         "assignment": undecided.as_dict(),
         "trial_images": sweep.scheduler.max_epochs * images_per_epoch(sweep, images.counts)[0],

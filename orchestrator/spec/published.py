@@ -4,6 +4,9 @@ What is searched gets the published value; what a command fixes stays fixed, and
 recipe speaks of (``backbone.patch``) is drawn. A published value outside the searched range moves
 to the nearest one inside, and the record says so: the trial is compared with the others, and a
 sampler that goes by it knows no place outside.
+
+Independent searches all begin with it. They stay independent: it was known before any of them saw
+an image, and so would a second study begin; recipes of earlier runs (``--from``) were not.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) 
         checkpoint_folder=folder,
         checkpoint_every_epochs=NEVER,
     )
-    trial, recipe = Trial(on_its_own, World(device=device), store), assignment.recipe
+    trial, recipe = Trial(on_its_own, World(device=device), store, load=False), assignment.recipe
     # What costs most counts: the whole network, where only its head learns at first.
     trial.progress.epoch = recipe.head_epochs if recipe.freeze == "head_then_full" else 0
     return trial

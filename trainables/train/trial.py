@@ -74,9 +74,12 @@ class TrainProgress:
 
 
 class Trial:
-    """One assignment made real on this worker; restored when it names a checkpoint."""
+    """One assignment made real on this worker; restored when it names a checkpoint. Without
+    ``load`` its weights are drawn and none are fetched."""
 
-    def __init__(self, assignment: Assignment, world: World, store: PixelStore) -> None:
+    def __init__(
+        self, assignment: Assignment, world: World, store: PixelStore, *, load: bool = True
+    ) -> None:
         started = time.perf_counter()
         self.assignment, self.world, self.store = assignment, world, store
         self.device = torch.device(world.device)
@@ -102,6 +105,7 @@ class Trial:
             width=info.width,
             drop_path=recipe.drop_path,
             usual_drop_path=level_of(recipe).drop_path,
+            load=load,
         )
         self.learner = Learner(backbone, recipe, world, self.plan)
         self._train_pixels = load_pixels(store, "train", self.device)
