@@ -74,7 +74,8 @@ def tuning_gain(family: Family) -> TuningGain | None:
         and one.published_val_top1 is not None
         and one.tuned_val_top1 is not None
     ]
-    published, tuned = (fmean(side) for side in zip(*pairs, strict=True)) if pairs else (None, None)
+    published = fmean(first for first, _ in pairs) if pairs else None
+    tuned = fmean(best for _, best in pairs) if pairs else None
     start = begun[0].state.published
     assert start is not None
     return TuningGain(
@@ -108,5 +109,6 @@ def _of_search(first: Curve, trials: Sequence[Curve]) -> SearchGain:
 def _unfinished(first: Curve) -> str:
     if not first.status.is_final:
         return f"{first.name} has not ended"
-    at = f" after epoch {first.state.epoch}" if first.status == TrialStatus.PRUNED else ""
-    return f"{first.name} was {first.status}{at}" if at else f"{first.name} {first.status}"
+    if first.status == TrialStatus.PRUNED:
+        return f"{first.name} was pruned after epoch {first.state.epoch}"
+    return f"{first.name} {first.status}"

@@ -18,7 +18,7 @@ from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
 
 WIDTH = 80
-PUBLISHED = "Published recipe → tuned, on the images that chose the tuned one: the gain is too high"
+PUBLISHED = "Published recipe → tuned, on the images that the tuned one was chosen by"
 
 
 def table_text(comparison: Comparison) -> str:
