@@ -103,20 +103,7 @@ def test_sizes_are_those_of_the_models(family: str) -> None:
 def test_every_member_has_a_size() -> None:
     families = [family for name, family in FAMILIES.items() if name != "timm"]
     assert all(tuple(family.members) == SCALES for family in families)
-    groups = [group for family in families for group in (family.members, *family.alike.values())]
-    assert all(member.size for group in groups for member in group.values())
-
-
-@pytest.mark.parametrize(("family", "scale"), [("resnet", "base"), ("convnext", "small")])
-def test_sizes_of_members_that_are_chosen_by_their_weights(family: str, scale: str) -> None:
-    spec = BackboneSpec(family=family, scale=scale, weights="in21k", image_size=64)
-    size = size_of(describe(spec, height=64, width=64))
-    module = build(spec, num_classes=10, height=64, width=64, load=False).module
-    assert size is not None
-    assert size.params_m == pytest.approx(
-        sum(p.numel() for p in module.parameters()) / 1e6, rel=0.02
-    )
-    assert size.gflops_per_image == pytest.approx(count_flops(module, 64).forward / 1e9, rel=0.01)
+    assert all(member.size for family in families for member in family.members.values())
 
 
 def test_measuring_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
