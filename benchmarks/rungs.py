@@ -2,8 +2,7 @@
 
 Does a first rung after warm-up, or a rule that spares trials within the noise, find better recipes
 than plain ASHA, and what does it cost? Searches at the defaults otherwise (8 trials of 9 epochs, a
-reduction factor of 3, 2 slots), simulated with the decisions of a run, all variants on the same
-curves in the same order:
+reduction factor of 3, 2 slots), decided by a run's own scheduler, all variants on the same curves:
 
 plain     ASHA with its first rung after epoch 1 and nobody spared
 grace_3   the first rung after epoch 3, as it follows from a warm-up of up to a fifth of the trial
@@ -28,27 +27,25 @@ Arithmetic alone, some minutes in one process. The result goes to benchmarks/res
 
 from __future__ import annotations
 
+import heapq
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from benchmarks.asha import RECORDED, interval, trial_truth
 from benchmarks.common import arguments, finish
 from orchestrator.compare.statistics import share_interval
-from orchestrator.compare.winners import winners
+from orchestrator.engine.scheduler import METRIC, Action, Scheduler
 from orchestrator.ledger.events import read
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import RunHeader, State, TrialState
 from orchestrator.ledger.state import replay as replay_records
 from orchestrator.simulate.replay import recorded_order
-from orchestrator.simulate.run import simulate
-from orchestrator.simulate.worlds import WORLDS, A, World, tournament
+from orchestrator.simulate.worlds import WORLDS, A, Training, World, tournament
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import RunSpec
-from trainables.config import DatasetFacts
+from trainables.config import Assignment, DatasetFacts
 
 REPETITIONS, QUICK_REPETITIONS = 500, 3
 TRIALS, SLOTS = 8, 2
@@ -66,45 +63,88 @@ VARIANTS: Mapping[str, SchedulerSpec] = {
 IN_WORLDS = ("null", "noisy validation", "chance at first")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Search:
-    """One search's trials and where their curves come from. ``truth`` is a trial's accuracy at full
-    length."""
+    """One search's trials and where their curves come from. ``truth`` is the accuracy at full
+    length of what an assignment trains."""
 
-    spec: RunSpec
+    spec: RunSpec  # of one family
     world: World
     images: Mapping[str, DatasetFacts]
-    truth: Callable[[TrialState], float]
+    truth: Callable[[Assignment], float]
+    _trained: dict[int, tuple[Assignment, Training]] = field(default_factory=dict)
 
-    def under(self, scheduler: SchedulerSpec, trials: int = TRIALS) -> State:
-        """The search under another scheduler, to the end of every trial."""
-        (sweep,) = self.spec.sweeps
-        spec = replace(self.spec, sweeps=(replace(sweep, scheduler=scheduler, trials=trials),))
-        with tempfile.TemporaryDirectory() as folder:
-            run = simulate(spec, self.world, Path(folder), slots=SLOTS, images=self.images)
-        return run.state
+    def trained(self, index: int) -> tuple[Assignment, Training]:
+        """Trial ``index``, and all that it would report."""
+        if index not in self._trained:
+            assignment = self.spec.sweeps[0].assignment(index)
+            self._trained[index] = assignment, self.world.train(assignment)
+        return self._trained[index]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a search came to: its epochs, the truth of its choice, whether it pruned the trial that
-    it would have chosen without pruning."""
+    """What a search came to: its epochs, the trial that it chose and what that is worth, and whom
+    it pruned."""
 
     epochs: int
+    chosen: str
     truth: float
-    winner_pruned: bool = False
+    pruned: frozenset[str]
+
+
+def race(search: Search, spec: SchedulerSpec, trials: int = TRIALS) -> Outcome:
+    """The first ``trials`` of the search under the scheduler ``spec``: its own decisions, on slots
+    that take a new trial as soon as one has ended. What ``simulate`` would give, without a ledger.
+    """
+    trained = {
+        assignment.trial_id: (assignment, training)
+        for assignment, training in map(search.trained, range(trials))
+    }
+    family = search.spec.sweeps[0].family
+    state = State(
+        header=RunHeader(spec=search.spec, datasets=search.images),
+        trials={
+            name: TrialState(trial=name, family=family, assignment=assignment)
+            for name, (assignment, _) in trained.items()
+        },
+    )
+    scheduler = Scheduler(
+        {family: spec}, state, lambda *_, **__: None, seed=search.spec.sweeps[0].seed
+    )
+    waiting = iter(trained)
+    events: list[tuple[float, str, int]] = []  # when a trial reports which epoch
+
+    def train(name: str | None, epoch: int, now: float) -> None:
+        if name is not None:
+            heapq.heappush(events, (now + trained[name][1].seconds[epoch - 1], name, epoch))
+
+    for _ in range(SLOTS):
+        train(next(waiting, None), 1, 0.0)
+    epochs, finished, pruned = 0, dict[str, float](), set[str]()
+    while events:
+        now, name, epoch = heapq.heappop(events)
+        epochs += 1
+        values = [metrics[METRIC] for metrics in trained[name][1].metrics]
+        if scheduler.on_report(name, epoch, values[epoch - 1]) is Action.STOP:
+            pruned.add(name)
+        elif epoch == len(values):
+            finished[name] = max(values)
+        else:
+            train(name, epoch + 1, now)
+            continue
+        scheduler.on_end(name)
+        train(next(waiting, None), 1, now)
+    chosen = max(finished, key=finished.__getitem__)
+    truth = search.truth(trained[chosen][0])
+    return Outcome(epochs=epochs, chosen=chosen, truth=truth, pruned=frozenset(pruned))
 
 
 def in_world(name: str, seed: int) -> Search:
     """A search in a synthetic world with curves of its own."""
     world = replace(WORLDS[name], seed=seed)
     spec = tournament(families=(A,), searches=1, final_seeds=0, seed=seed)
-    return Search(
-        spec=spec,
-        world=world,
-        images=world.images([A]),
-        truth=lambda trial: world.accuracy(trial.assignment),
-    )
+    return Search(spec=spec, world=world, images=world.images([A]), truth=world.accuracy)
 
 
 @cache
@@ -121,32 +161,19 @@ def on_record(family: str, seed: int) -> Search:
         spec=spec,
         world=world,
         images=state.header.datasets,
-        truth=lambda trial: trial_truth(state, world.order[trial.trial]),
-    )
-
-
-def outcome(search: Search, state: State, eventual: str | None = None) -> Outcome:
-    """``eventual`` is the trial that the search without pruning chose."""
-    chosen = next(iter(winners(state).values()), None)
-    pruned = eventual is not None and state.trials[eventual].status == "pruned"
-    return Outcome(
-        epochs=sum(trial.epoch for trial in state.trials.values()),
-        truth=0.0 if chosen is None else search.truth(chosen),
-        winner_pruned=pruned,
+        truth=lambda assignment: trial_truth(state, world.order[assignment.trial_id]),
     )
 
 
 def outcomes(search: Search) -> dict[str, Outcome]:
     """By variant, and ``none`` without pruning."""
-    whole = search.under(replace(PLAIN, kind="none"))
-    eventual = next(iter(winners(whole).values())).trial
-    return {
-        "none": outcome(search, whole),
-        **{
-            name: outcome(search, search.under(scheduler), eventual)
-            for name, scheduler in VARIANTS.items()
-        },
-    }
+    schedulers = {"none": replace(PLAIN, kind="none"), **VARIANTS}
+    return {name: race(search, scheduler) for name, scheduler in schedulers.items()}
+
+
+def winner_pruned(results: Mapping[str, Outcome], variant: str) -> bool:
+    """Whether the variant pruned the trial that the search without pruning chose."""
+    return results["none"].chosen in results[variant].pruned
 
 
 def judge(searches: Sequence[Search], most_trials: int | None = None) -> dict[str, Any]:
@@ -160,10 +187,8 @@ def judge(searches: Sequence[Search], most_trials: int | None = None) -> dict[st
         trials = round(TRIALS * epochs[name] / epochs["plain"])
         trials = min(trials, most_trials or trials)
         if trials not in larger:
-            larger[trials] = [
-                outcome(search, search.under(PLAIN, trials)).truth for search in searches
-            ]
-        pruned = share_interval(sum(r[name].winner_pruned for r in results), len(results))
+            larger[trials] = [race(search, PLAIN, trials).truth for search in searches]
+        pruned = share_interval(sum(winner_pruned(r, name) for r in results), len(results))
         judged[name] = {
             "winner_pruned": {"share": pruned.mean, "low": pruned.low, "high": pruned.high},
             "cost": interval([r[name].epochs / r["none"].epochs for r in results]),
