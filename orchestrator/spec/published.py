@@ -46,7 +46,9 @@ def published_start(
     """The start of a search of ``space`` with steps of ``batch_size`` images; ``None`` where no
     recipe of the family with this optimizer is on record, or none of its axes is searched."""
     family = FAMILIES.get(backbone.family)
-    published = family and family.published_recipe(
+    if family is None:
+        return None
+    published = family.published_recipe(
         scratch=backbone.weights == "none", optimizer=recipe.optimizer
     )
     if published is None or "recipe.optimizer" in space:
