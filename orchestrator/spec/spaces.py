@@ -221,11 +221,13 @@ def suggest(
     family: str,
     index: int,
     past: Sequence[Observation] = (),
+    startup_trials: int = TPE_STARTUP_TRIALS,
 ) -> Axes:
-    """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``."""
+    """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``, once
+    ``startup_trials`` of it have ended."""
     if sampler == "random" or not space:
         return sample(space, seed=seed, index=index, family=family)
-    if sampler == "tpe" and sum(trial.ended for trial in past) >= TPE_STARTUP_TRIALS:
+    if sampler == "tpe" and sum(trial.ended for trial in past) >= startup_trials:
         return _tpe(space, past, seed=_seed(seed, family, index))
     return _sobol(space, index, seed=_seed(seed, family))
 
