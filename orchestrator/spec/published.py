@@ -4,6 +4,9 @@ What is searched gets the published value; what a command fixes stays fixed, and
 recipe speaks of (``backbone.patch``) is drawn. A published value outside the searched range moves
 to the nearest one inside, and the record says so: the trial is compared with the others, and a
 sampler that goes by it knows no place outside.
+
+Independent searches all begin with it. They stay independent: it was known before any of them saw
+an image, and so would a second study begin; recipes of earlier runs (``--from``) were not.
 """
 
 from __future__ import annotations
@@ -46,10 +49,11 @@ def published_start(
     """The start of a search of ``space`` with steps of ``batch_size`` images; ``None`` where no
     recipe of the family with this optimizer is on record, or none of its axes is searched."""
     family = FAMILIES.get(backbone.family)
-    published = family and family.published_recipe(
-        scratch=backbone.weights == "none", optimizer=recipe.optimizer
-    )
-    if published is None or "recipe.optimizer" in space:
+    if family is None or "recipe.optimizer" in space:
+        return None
+    scratch = backbone.weights == "none"
+    published = family.published_recipe(scratch=scratch, optimizer=recipe.optimizer)
+    if published is None:
         return None
     values = _values(published, batch_size, max_epochs)
     axes = {path: _inside(space[path], value) for path, value in values.items() if path in space}
