@@ -72,15 +72,15 @@ def main() -> None:
             images = _images(name, options, folder, largest=max(both))
             settings = _settings(images, backbone)
             kept = earlier.get(name, {})
-            runs = kept["runs"] if kept.get("settings") == settings else []
+            runs: list[dict[str, Any]] = kept["runs"] if kept.get("settings") == settings else []
             for seed in options.seeds:
                 for side in sides:
                     found = train(images, replace(backbone, image_size=side), seed)
                     same = [r for r in runs if (r["side"], r["seed"]) != (side, seed)]
                     runs = sorted([*same, found], key=lambda r: (r["side"], r["seed"]))
                     _say(name, found)
-            earlier[name] = {"settings": settings, **judge(runs, _default_side(backbone))}
-            _write(earlier, backbone, options.out)
+                    earlier[name] = {"settings": settings, **judge(runs, _default_side(backbone))}
+                    _write(earlier, backbone, options.out)
 
 
 def _options() -> argparse.Namespace:
@@ -124,8 +124,8 @@ def _images(name: str, options: argparse.Namespace, folder: Path, *, largest: in
     if options.quick:
         source = noise(folder / "noise.parquet", images=96, classes=2)
         return Images(data=replace(stored, source=str(source), val_fraction=0.2), epochs=1)
+    split: dict[str, Any] = {"val_fraction": 0.3, "test_fraction": 0.05}
     if name == "photos":
-        split = {"val_fraction": 0.3, "test_fraction": 0.05}
         return Images(data=replace(stored, source=str(options.photos), **split), epochs=15)
     share = 1000 / pq.read_metadata(options.parquet).num_rows
     split = {"val_fraction": share, "test_fraction": share}

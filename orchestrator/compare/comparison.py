@@ -196,7 +196,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     entries, budget = tuple(map(summarise, families)), budgets(families)
     pairs = compare_pairs(families, max(run.state.spec.margin for run in runs))
     differences = tuple(_differences(families))
-    sizes = next((fact.values for fact in differences if fact.what == "image_size"), {})
+    sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
         families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,

@@ -17,9 +17,10 @@ from trainables.config import BackboneSpec
 from trainables.errors import UserError
 
 MEMBERS = [
-    pytest.param(member, id=f"{name}-{scale}")
+    pytest.param(member, id=f"{name}-{scale}-{start}")
     for name, family in FAMILIES.items()
-    for scale, member in family.members.items()
+    for start, members in {"hub": family.members, **family.alike}.items()
+    for scale, member in members.items()
 ]
 
 
