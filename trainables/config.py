@@ -191,7 +191,9 @@ class Recipe(Spec, section="recipe"):
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
     into ``accumulation_steps`` micro-batches, so the global batch is
-    ``batch_size_per_worker * num_workers`` whatever the memory allows.
+    ``batch_size_per_worker * num_workers`` whatever the memory allows. A layer that is d below
+    the classifier learns at ``learning_rate * layer_decay ** d``, the classifier at
+    ``learning_rate * head_lr_multiplier``.
 
     ``augment_set`` says what the levels of ``augment`` are: ``geometric`` those of runs from before
     it, ``published`` those in kind of AugReg and DeiT (:mod:`trainables.train.augmentation`). A
@@ -199,6 +201,8 @@ class Recipe(Spec, section="recipe"):
     ``random_erasing`` and ``drop_path`` count where they are more than the level's. ``bf16`` is
     autocast, on a GPU with TF32 for what stays in fp32; ``fp32`` is IEEE single precision
     throughout. ``compile`` may be ``None``: where a measured step says that it pays within a trial.
+    Warm-up is ``warmup_share`` of the full length, or ``warmup_epochs`` where that is ``None``, as
+    it is in recipes of before it.
     """
 
     optimizer: str = ruled("adamw", choices=("adamw", "sgd", "lion"))
@@ -206,7 +210,9 @@ class Recipe(Spec, section="recipe"):
     weight_decay: float = ruled(0.05, 0, 10)
     momentum: float = ruled(0.9, 0, 0.9999)
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
+    head_lr_multiplier: float = ruled(1.0, 0, 1000, open_low=True, before=1.0)
     warmup_epochs: float = ruled(1.0, 0, 1000)
+    warmup_share: float | None = ruled(None, 0, 0.5, before=None)
     final_lr_fraction: float = ruled(0.01, 0, 1)
     freeze: str = ruled("full", choices=("full", "head", "head_then_full"))
     head_epochs: int = ruled(1, 0, 100_000)
@@ -235,6 +241,11 @@ class Recipe(Spec, section="recipe"):
             "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
             f"{self.accumulation_steps} and {self.batch_size_per_worker}. Fix: choose a divisor"
         ]
+
+    def warmup_of(self, epochs: int) -> float:
+        """Epochs of warm-up in a full length of ``epochs``, half of it at most."""
+        asked = self.warmup_epochs if self.warmup_share is None else self.warmup_share * epochs
+        return min(asked, epochs / 2)
 
 
 def stable_hash(value: Any) -> str:
@@ -265,7 +276,9 @@ class BackboneSpec(Spec, section="backbone"):
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
     field ``model`` names any timm classifier and ``scale`` is ignored. ``weights`` is ``hub``,
     ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
-    resizes on the device); ``None`` means the dataset's own, never below 32. ``patch`` is the
+    resizes on the device); ``None`` means the stored images' own, never below 32. Where it follows
+    the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and writes
+    it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
     by :func:`trainables.backbones.check_backbone`.
@@ -280,6 +293,9 @@ class BackboneSpec(Spec, section="backbone"):
     stem: str = "auto"
 
 
+DEFAULT_SHORT_SIDE = 64  # in pixels, of larger images where none is asked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSpec(Spec, section="data"):
     """Which images, and which share of them.
@@ -292,7 +308,7 @@ class DataSpec(Spec, section="data"):
     another val beside the same test. ``train_seed`` draws another subset of the training images
     where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
     are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
-    that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
+    that are larger (``None``: at most 64); smaller ones keep theirs. ``folder`` keeps pixel stores.
     """
 
     source: str = "digits"

@@ -52,8 +52,8 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a design is laid out for. ``side`` is the native input side in pixels, ``patch`` the
-    ViT's own choice there, ``weights`` where they start.
+    """What a design is laid out for. ``side`` is the images' own side in pixels, ``patch`` the
+    ViT's own choice at the side that it sees, ``weights`` where they start.
     """
 
     preset: Preset

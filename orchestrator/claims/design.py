@@ -55,9 +55,12 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     _require_enough(claim, bases[0].data, facts)
     backbones = {base.family: base.backbone for base in bases}
     backbone = backbones.get("vit", bases[0].backbone)
-    geometry = describe(backbone, height=facts.height, width=facts.width)
+    stored = {"height": facts.height, "width": facts.width}
     setting = Setting(
-        preset=preset, side=geometry.image_size, patch=geometry.patch or 1, weights=backbone.weights
+        preset=preset,
+        side=describe(replace(backbone, image_size=None, patch=None), **stored).image_size,
+        patch=describe(backbone, **stored).patch or 1,
+        weights=backbone.weights,
     )
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
@@ -69,6 +72,8 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     sweeps = tuple(
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
+    if not any("backbone.image_size" in arm.levels for arm in arms):
+        sweeps = named_sweeps.with_stored_side(sweeps)
     dataset, scale = dataset_name(bases[0].data.source), backbone.scale
     name = sanitised("-".join(("claim", claim.name, dataset, scale, options.preset)))
     return replace(options.run(name, sweeps), claim=_declaration(claim, preset, options))

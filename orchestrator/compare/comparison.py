@@ -191,10 +191,13 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
     entries, budget = tuple(map(summarise, families)), budgets(families)
     pairs = compare_pairs(families, max(run.state.spec.margin for run in runs))
+    differences = tuple(_differences(families))
+    sizes = next((fact.values for fact in differences if fact.what == "image_size"), {})
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
         families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,
         of_the_test_split=tuple(test_split_caveats(runs, dataset)),
+        image_sizes={family: int(side) for family, side in sizes.items() if side is not None},
     )  # fmt: skip
     return Comparison(
         inference=answer_of(facts), dataset=facts.dataset, dataset_info=dataset,
@@ -204,7 +207,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         importance=tuple(filter(None, map(importance, families if forests else ()))),
         gap=tuple(filter(None, map(gap_to_test, families))),
         audit=tuple(filter(None, map(audit, families))),
-        failures=tuple(_failures(families)), differences=tuple(_differences(families)),
+        failures=tuple(_failures(families)), differences=differences,
         spaces={family.label: family.sweep.space for family in families if family.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -25,12 +26,12 @@ from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
-from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
+from trainables.backbones import Geometry, describe, size_of, weights_sides
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, Spec
 from trainables.data.build import prepare
 from trainables.data.sources import check_source, known_images
 from trainables.data.store import PixelStore
-from trainables.errors import raise_if_any
+from trainables.errors import UserError, raise_if_any
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ STEP_PASSES = 3
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per parameter
 FP32_BYTES = 4
 CASES = ("expected", "worst")
+PRICED_SIDES = (64, 128)  # in pixels, beside the side that the weights are published for
 
 Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
@@ -186,6 +188,47 @@ def estimated(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SidePrice(Spec):
+    """What an epoch and a full trial would take on one slot if the backbone saw images of
+    ``image_size`` pixels a side."""
+
+    image_size: int
+    epoch_seconds: float
+    trial_seconds: float
+
+
+def prices_by_side(
+    sweep: SweepSpec, geometry: Geometry, cost: FamilyForecast | None
+) -> tuple[SidePrice, ...]:
+    """By side, ascending, of a backbone with trained weights, whose side is a choice; empty where
+    the side is searched or the cost is not known.
+
+    The cost at the side of ``geometry``, measured or estimated, scaled by FLOPs; by pixels where
+    the model's size is not known. Sides that a chosen patch does not divide are left out.
+    """
+    sides = weights_sides(sweep.backbone)
+    if cost is None or sides is None or "backbone.image_size" in sweep.space:
+        return ()
+    prices = []
+    for side in sorted({*PRICED_SIDES, sides.best, geometry.image_size}):
+        with suppress(UserError):
+            backbone = replace(sweep.backbone, image_size=side)
+            there = _described(backbone, height=side, width=side)
+            epoch_seconds = cost.epoch_seconds * _work(there) / _work(geometry)
+            whole = sweep.scheduler.max_epochs * epoch_seconds + cost.setup_seconds
+            prices.append(
+                SidePrice(image_size=side, epoch_seconds=epoch_seconds, trial_seconds=whole)
+            )
+    return tuple(prices)
+
+
+def _work(geometry: Geometry) -> float:
+    """Proportional to what an image takes, among geometries of one model."""
+    size = size_of(geometry)
+    return float(geometry.image_size**2) if size is None else size.gflops_per_image
+
+
 def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     """What is not known is ``None``. ``slots`` is ``None`` where only the cluster can tell how many
     it holds. Hours and dollars include the finals."""
@@ -226,6 +269,12 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
         usd=cases(lambda s: limits.usd(workers_s(s), resources, spec.prices)),
         checkpoint_bytes=_checkpoints(spec, forecasts, slots),
     )
+
+
+def search_seconds(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> float:
+    """Seconds of slots that one search of the family is expected to take, its finals included."""
+    seconds = _family(sweep, spec, cost).slot_seconds
+    return (seconds["expected"] + seconds["finals"]) / spec.searches
 
 
 def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyForecast:
@@ -370,8 +419,9 @@ def _measurement(
 ) -> Mapping[str, object]:
     """The backbone as it would be built, without fetching its weights."""
     side = {"height": images.height, "width": images.width}
-    stem = describe(backbone, **side).stem or backbone.stem
-    fresh = replace(backbone, weights="none", stem=stem)
+    trained = describe(backbone, **side)
+    stem = trained.stem or backbone.stem
+    fresh = replace(backbone, weights="none", stem=stem, patch=trained.patch)
     assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
     # Whether it is compiled is what is to be found out.
     undecided = replace(assignment, recipe=replace(assignment.recipe, compile=sweep.recipe.compile))

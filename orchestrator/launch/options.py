@@ -17,7 +17,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
-DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
+DEMO = {"trials": 6, "max_epochs": 5, "final_seeds": 2, "set": ("data.train_limit=1000",)}
 # Of a tournament. At equal cost more searches, each with one final, tell families apart better than
 # three with three: benchmarks/oracle.py.
 SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
@@ -121,7 +121,8 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
         run = replace(run, searches=SEARCHES)
     if compares and options.final_seeds is None:
         run = replace(run, final_seeds=FINAL_SEEDS if run.searches > 1 else SEEDS_OF_ONE_SEARCH)
-    return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
+    sweeps_of_run = named_sweeps.with_stored_side(changed)
+    return replace(run, name=run.name or default_name(targets, changed), sweeps=sweeps_of_run)
 
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:

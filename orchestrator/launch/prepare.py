@@ -24,9 +24,11 @@ from orchestrator.launch.forecast import (
     forecast,
     geometry_of,
     images_of,
+    prices_by_side,
     read_datasets,
     refuse_unaffordable,
 )
+from orchestrator.launch.length import affordable, is_open, length_text, rung_warning, sized
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import openings, replication, session
 from orchestrator.ledger.state import SplitOpening
@@ -166,9 +168,14 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     """
     totals = validate(spec)
     images = images_of(spec)
+    has_length = session.state_of(spec.folder).begun or not is_open(spec)
+    if not has_length:
+        spec = sized(spec, images, options.texts())
     measure = options.measure is not False and totals is not None
     costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
     refuse_unaffordable(spec, costs)
+    if not has_length:
+        spec = affordable(spec, costs, options.texts())
     spec = decided(spec, costs)
     geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
     coming = coming_openings(spec, images, reopen=options.reopen_test)
@@ -179,6 +186,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         costs=costs,
         tflops=options.tflops,
         coming=coming,
+        counts={family: facts.counts for family, facts in images.items()},
     )
 
 
@@ -211,6 +219,7 @@ def plan(
     costs: Costs,
     tflops: float | None = None,
     coming: Sequence[SplitOpening] = (),
+    counts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
@@ -218,7 +227,8 @@ def plan(
     tell what it holds; so are then ``cluster`` and ``slots``. ``slot`` is what one takes,
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
     family's ``trials`` are those of one search, its epochs those of all, without the finals.
-    ``coming`` says which openings of their test splits those would be.
+    ``coming`` says which openings of their test splits those would be; with ``counts``, images by
+    family and split, a family's ``length`` says in steps why a full trial is as long as it is.
     """
     families: list[Plan] = [
         {
@@ -227,12 +237,20 @@ def plan(
             "scale": sweep.backbone.scale,
             "weights": sweep.backbone.weights,
             "geometry": geometry[sweep.family].as_dict(),
-            "warnings": list(geometry[sweep.family].warnings),
+            "warnings": [
+                *geometry[sweep.family].warnings,
+                *filter(None, [rung_warning(sweep)]),
+            ],
+            "sides": [
+                price.as_dict()
+                for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
+            ],
             "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
             "max_epochs": sweep.scheduler.max_epochs,
+            "length": length_text(spec, sweep, counts[sweep.family]) if counts else None,
             "expected_epochs": round(
                 spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
             ),
@@ -343,7 +361,7 @@ class PreparedRun:
         for sweep in spec.sweeps:
             own, weights = geometry[sweep.family], sweep.backbone.weights
             log.info(f"{sweep.family}: {geometry_line(own.as_dict())}; weights {weights}")
-            for warning in own.warnings:
+            for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
         for facts in {id(facts): facts for facts in images.values()}.values():
             if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
@@ -355,13 +373,23 @@ class PreparedRun:
         return RunImages(datasets=images, geometry=geometry, costs=costs)
 
 
+def _begun_at_length(spec: RunSpec, options: RunOptions) -> RunSpec:
+    """``spec`` as it begins; what ``--from`` tells TPE compares at the length that it has now."""
+    from orchestrator.launch.warm_start import warm_started
+
+    for sweep in spec.sweeps[:1]:
+        steps = f" for at least {sweep.scheduler.least_steps} steps"
+        log.info(f"a full trial is {sweep.scheduler.max_epochs} epochs long{steps}")
+    return warm_started(spec, options.from_) if options.from_ else spec
+
+
 def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> PreparedRun:
     """The run, ready to start. ``totals`` is what :func:`validate` returned of its spec.
 
     ``options.measure`` says whether training steps are measured before anything starts, for the
     forecast: by default where the run has a budget or a GPU's models may be compiled, and never for
-    a cluster, whose machines are not this one. Raises ``UserError`` where the budget affords no
-    first epoch.
+    a cluster, whose machines are not this one. A length that follows from the size of train needs
+    the images to be read first. Raises ``UserError`` where the budget affords no first epoch.
     """
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
@@ -369,10 +397,17 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)
     measure = bool(spec.budget) or undecided if options.measure is None else options.measure
     has_new_trials = not spec.trial_names() <= set(trials)
+    has_length = session.state_of(spec.folder).begun or not is_open(spec)
+    if not has_length:
+        spec = sized(spec, images_of(spec), options.texts())
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
         if not trials:
             refuse_unaffordable(spec, costs)
+    if not has_length:
+        if spec.budget and costs is None:
+            costs = costs_of(spec, images_of(spec), measure=False, tflops=options.tflops)
+        spec = _begun_at_length(affordable(spec, costs or {}, options.texts()), options)
     spec = decided(spec, costs or {})
     for sweep in spec.sweeps:
         if sweep.resources.gpus_per_worker:

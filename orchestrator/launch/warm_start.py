@@ -104,6 +104,10 @@ def _axes(sweep: SweepSpec, trial: TrialState) -> Axes:
     for path in sweep.space:
         section, _, name = path.partition(".")
         axes[path] = getattr(getattr(trial.assignment, section), name)
+    if axes.get("recipe.warmup_share", 0.0) is None:  # of before there were shares
+        epochs = trial.assignment.epochs
+        share = trial.assignment.recipe.warmup_of(epochs) / epochs
+        axes["recipe.warmup_share"] = float(f"{share:.4g}")
     return axes
 
 

@@ -203,7 +203,8 @@ def _one_order(
 ) -> _Order:
     spec, world = recorded_order(state, scheduler, seed)
     with tempfile.TemporaryDirectory() as folder:
-        run = simulate(spec, world, Path(folder), slots=slots)
+        images = state.header.datasets
+        run = simulate(spec, world, Path(folder), slots=slots, images=images)
     trials = run.state.trials.values()
     return _Order(
         device_seconds=cost.device_seconds(run.state),
@@ -342,8 +343,8 @@ def _block(title: str, one: Replay) -> list[str]:
     scheduler = one.scheduler
     lines = [
         f"{title}: {scheduler.kind}, reduction_factor {scheduler.reduction_factor}, grace_epochs "
-        f"{scheduler.grace_epochs}, on {one.slots} slots; means over {one.orders} orders of "
-        f"arrival ({SHARE:.0%} of them)",
+        f"{scheduler.grace_epochs}, noise_rule {scheduler.noise_rule}, on {one.slots} slots; means "
+        f"over {one.orders} orders of arrival ({SHARE:.0%} of them)",
         f"  device time {_range(one.device_seconds, duration)}, "
         f"makespan {_range(one.makespan_s, duration)}",
     ]

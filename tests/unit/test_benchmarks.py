@@ -26,6 +26,7 @@ from benchmarks import (
     levels,
     oracle,
     reference,
+    resolution,
     scale,
     step,
     throughput,
@@ -111,6 +112,40 @@ def test_ratios_are_of_neighbours_and_the_faster_loader_counts() -> None:
     assert found["ratio_to_compute"] == {"median": 0.5, "low": 0.5, "high": 0.75, "n": 3}
     assert found["ratio_to_dataloader"]["median"] == 1.25
     assert found["ratio_to_dataloader_0"]["median"] == 2.0
+
+
+def test_what_a_side_gains_is_paired_by_seed() -> None:
+    def run(side: int, seed: int, top1: float) -> dict[str, Any]:
+        cost = {"seconds": side / 10, "flops": side**2}
+        return {"side": side, "seed": seed, "top1": top1, **cost}
+
+    runs = [run(64, 0, 0.5), run(64, 1, 0.7), run(240, 0, 0.7), run(240, 1, 0.8), run(240, 2, 0.0)]
+    found = resolution.judge(runs, 240)
+    assert found["sides"]["64"]["top1"]["mean"] == pytest.approx(0.6)
+    assert found["sides"]["240"]["top1"]["n"] == 3
+    assert found["sides"]["240"]["seconds"] == 24.0
+    gain = found["difference"]
+    assert (gain["mean"], gain["n"]) == (pytest.approx(0.15), 2)
+    paired = stats.ttest_rel([0.7, 0.8], [0.5, 0.7]).confidence_interval(0.95)
+    assert gain["interval"] == pytest.approx([paired.low, paired.high])
+    assert resolution.judge(runs[:2], 240)["difference"] is None
+
+
+def test_sides_are_measured_in_pieces(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.resolution", "--quick", "--threads", "1"]
+    command += ["--out", str(tmp_path / "resolution.json")]
+    for piece in (["--side", "64", "--seeds", "0"], ["--side", "160", "--seeds", "0"]):
+        ran = subprocess.run(
+            [*command, *piece], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+    result = json.loads((tmp_path / "resolution.json").read_text())
+    (images,) = result["data"].values()
+    assert [(run["side"], run["seed"]) for run in images["runs"]] == [(64, 0), (160, 0)]
+    assert images["difference"]["n"] == 1
+    assert result["default_side"] == 160
+    assert "tmp" not in json.dumps(images["settings"])
+    assert json.loads(ran.stdout.splitlines()[-1])["summary"].keys() == {"cifar10"}
 
 
 def test_the_spread_of_one_value_is_that_value() -> None:

@@ -42,15 +42,17 @@ class Member:
     """One published timm model of a family.
 
     ``hub`` is the repository that holds its weights (``None``: none were published),
-    ``image_size`` the side in pixels they were trained on, ``patch`` the published patch (or stem
-    patch) in pixels, ``stride`` the published reduction of the convolutions before the tokens,
-    and ``arguments`` what makes it narrower than the timm model of that name. ``size`` is ``None``
-    where it is known only once the model is built.
+    ``image_size`` the side in pixels they were trained on and ``test_image_size`` the larger one
+    that they are published for (timm's ``test_input_size``; ``None``: the same), ``patch`` the
+    published patch (or stem patch) in pixels, ``stride`` the published reduction of the
+    convolutions before the tokens, and ``arguments`` what makes it narrower than the timm model of
+    that name. ``size`` is ``None`` where it is known only once the model is built.
     """
 
     model: str
     hub: str | None
     image_size: int
+    test_image_size: int | None = None
     patch: int | None = None
     stride: int = 1
     size: Size | None = None
@@ -133,8 +135,7 @@ class Family:
     digits number the layers within one pattern, names without a match count with the head. Empty
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
-    asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation. In one that ``is_convolutional`` nearly all of the work is convolutions.
+    asked otherwise. In a family that ``is_convolutional`` nearly all of the work is convolutions.
     """
 
     members: Mapping[str, Member]
@@ -145,7 +146,6 @@ class Family:
     exchanged_stem: Callable[[Geometry, Member], ExchangedStem | None] = lambda *_: None
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
-    has_attention: bool = False
     is_convolutional: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
 
@@ -181,6 +181,17 @@ def choose_stem(spec: BackboneSpec, side: int) -> str:
     if spec.stem != "auto":
         return spec.stem
     return "small" if spec.weights == "none" and side < SMALL_IMAGE else "original"
+
+
+def default_patch(
+    spec: BackboneSpec, member: Member, side: int, candidates: tuple[int, ...] = PATCHES
+) -> int | None:
+    """The published patch for trained weights at the side that they were trained on, or a larger
+    one: kernels that fit are not resized. Else the :func:`largest_patch` of the ``candidates``."""
+    trained = spec.weights != "none" and member.patch is not None and side >= member.image_size
+    if trained and side % (member.patch or 1) == 0:
+        return member.patch
+    return largest_patch(side, candidates)
 
 
 def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:

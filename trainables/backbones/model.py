@@ -6,7 +6,6 @@ Importing this loads neither torch nor timm.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
-from trainables.backbones.families import FAMILIES, describe, member_of
+from trainables.backbones.families import FAMILIES, describe, member_of, weights_config
 from trainables.config import BackboneSpec, Recipe
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
@@ -49,12 +48,13 @@ class Backbone:
         """Groups for an optimizer: ``params``, ``names``, ``weight_decay``, ``lr_scale``.
 
         Layer-wise decay as in BEiT (Bao et al. 2022, appendix): the classifier and the last norm
-        learn at scale 1, the layer d below at ``layer_decay ** d``. Norms, biases, tokens and
-        position embeddings are not decayed. Not timm's ``param_groups_layer_decay``: a hybrid's
-        layers are others there, groups carry no names, and each layer is two groups even where
-        all learn alike, hence many small optimizer kernels.
+        learn at scale 1, the layer d below at ``layer_decay ** d``; ``head_lr_multiplier`` is the
+        classifier's alone. Norms, biases, tokens and position embeddings are not decayed. Not
+        timm's ``param_groups_layer_decay``: a hybrid's layers are others there, groups carry no
+        names, and each layer is two groups even where all learn alike, hence many small optimizer
+        kernels.
         """
-        depths = self.layer_depths()
+        depths, head = self.layer_depths(), {id(p) for p in self.head_parameters()}
         top = max(depths.values())
         skip: set[str] = getattr(self.module, "no_weight_decay", set)()
         groups: dict[tuple[float, float], ParameterGroup] = {}
@@ -62,6 +62,7 @@ class Backbone:
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
             decay = 0.0 if exempt else recipe.weight_decay
             scale = recipe.layer_decay ** (top - depths[name])
+            scale *= recipe.head_lr_multiplier if id(parameter) in head else 1.0
             group = groups.setdefault(
                 (scale, decay),
                 {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale},
@@ -275,14 +276,8 @@ def _pixel_statistics(weights: str) -> dict[str, list[float]]:
             f"the folder of the first weights says what pixels they expect; {weights} is gone. "
             "Fix: put it back, its config.json at least"
         )
-    stored = _folder_config(weights).get("pretrained_cfg", {})
+    stored = weights_config(weights).get("pretrained_cfg", {})
     return {key: stored[key] for key in ("mean", "std") if key in stored}
-
-
-def _folder_config(path: str) -> dict[str, Any]:
-    """``config.json`` of a folder in timm's format; empty for a file or a folder without one."""
-    config = Path(path).expanduser() / "config.json"
-    return json.loads(config.read_text()) if config.is_file() else {}
 
 
 def read_weights(path: str, member: Member) -> dict[str, Tensor]:
@@ -294,7 +289,7 @@ def read_weights(path: str, member: Member) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     file, expected = weights_file(path), member.model.partition(".")[0]
-    architecture = _folder_config(path).get("architecture", expected)
+    architecture = weights_config(path).get("architecture", expected)
     if architecture != expected:
         raise UserError(
             f"--weights {path} holds {architecture}; this backbone is {member.model}. "

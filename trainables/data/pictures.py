@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainables.config import DataSpec
+from trainables.config import DEFAULT_SHORT_SIDE, DataSpec
 from trainables.data.store import Chunk, Images, Reading, Source
 from trainables.errors import UserError, one_line
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SIDE = 64
 SMALLEST_SIDE = 8
 CHUNK_IMAGES = 512
 NAMED_CORRUPT = 3
@@ -88,7 +87,7 @@ def read_pictures(
     for picture in sample:
         with suppress(Exception), _open(picture) as image:  # what is broken is named when decoded
             sizes.append(image.size)
-    side = spec.short_side or DEFAULT_SIDE
+    side = spec.short_side or DEFAULT_SHORT_SIDE
     median = int(np.median([min(size) for size in sizes])) if sizes else side
     if median < side:
         side = max(SMALLEST_SIDE, median - median % 8 if len(set(sizes)) > 1 else median)

@@ -20,7 +20,8 @@ from trainables.train.augmentation import InputTransform
 
 T = TypeVar("T")
 
-EVAL_BATCH = 256
+EVAL_BATCH = 256  # images of at most 128 px; of larger ones as many as have that many pixels
+EVAL_PIXELS = EVAL_BATCH * 128**2
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ def has_bf16(device: torch.device) -> bool:
     return not cuda or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def eval_batch(image_size: int) -> int:
+    """Images of ``image_size`` pixels a side that are evaluated at once: memory stays bounded."""
+    return max(1, min(EVAL_BATCH, EVAL_PIXELS // image_size**2))
+
+
 @torch.inference_mode()
 def predict(
     model: TrainedModel, pixels: Pixels, *, world: World
@@ -100,8 +106,9 @@ def predict(
     """Logits (B, classes) float32 and labels (B,) of this worker's shard, in order."""
     model.module.eval()
     start, end = shard(len(pixels.labels), world.rank, world.size)
-    for low in range(start, end, EVAL_BATCH):
-        high = min(low + EVAL_BATCH, end)
+    size = eval_batch(model.transform.image_size)
+    for low in range(start, end, size):
+        high = min(low + size, end)
         yield model.logits(model.inputs(pixels.images[low:high])), pixels.labels[low:high]
 
 

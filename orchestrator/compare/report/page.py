@@ -33,6 +33,7 @@ from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError
 
@@ -296,8 +297,10 @@ def command(run: RunData) -> str:
         others = [["--from", source] for source in (start.sources if start else ())]
         others += [
             ["--set", f"scheduler.{name}={value}"]
-            for name in ("kind", "sampler")
+            for name in ("kind", "sampler", "noise_rule")
             if (value := getattr(scheduler, name)) != getattr(usual, name)
         ]
+        if scheduler.grace_epochs != default_grace(spec.sweeps):
+            others.append(["--set", f"scheduler.grace_epochs={scheduler.grace_epochs}"])
     given = [[f"--{name}", str(value)] for name, value in options.items() if value is not None]
     return shlex.join(["orchestrator", *words, *chain(*given, *others)])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.launch.options import asked
+from orchestrator.ledger import session
 from orchestrator.ledger.session import state_of
 from orchestrator.spec.run import DEFAULTS_VERSION, RunSpec, diff
 from trainables.config import Spec, ruled
@@ -79,3 +80,21 @@ def test_a_field_that_came_later_has_what_specs_had_before_it() -> None:
     assert before.as_dict() == {"first": 2}
     for spec in (before, Later()):
         assert Later.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+def test_a_run_from_before_sides_followed_weights_keeps_its_side_and_its_store(
+    tmp_path: Path,
+) -> None:
+    options = {"scale": "small", "dataset": "path/to/photos", "storage": str(tmp_path)}
+    today, _ = asked("sweep", "vit", **options)
+    assert today.sweeps[0].backbone.image_size == 224
+    assert today.sweeps[0].data.short_side == 256
+    plain = today.as_dict()
+    (sweep,) = plain["sweeps"]
+    sweep["backbone"]["image_size"] = sweep["data"]["short_side"] = None
+    plain.pop("defaults", None)
+    before = RunSpec.from_dict(json.loads(json.dumps(plain)))
+    session.begin(before, before.folder, "s", datasets={}, geometry={}, forecast=None)
+    again, _ = asked("sweep", "vit", **options)
+    assert diff(before, again) == []
+    assert again.hash() == before.hash() != today.hash()

@@ -38,6 +38,7 @@ EVERYTHING: dict[str, Any] = {
     "ema_decay": 0.9,
     "label_smoothing": 0.1,
     "layer_decay": 0.8,
+    "head_lr_multiplier": 3.0,
     "accumulation_steps": 2,
 }
 
@@ -271,6 +272,7 @@ def test_training_axes_change_training_alone(axes: dict[str, Any]) -> None:
     [
         ({"clip_grad_norm": 1e6}, {"clip_grad_norm": None}),
         ({"layer_decay": 1.0, "warmup_epochs": 0.0}, {"warmup_epochs": 0.0}),
+        ({"head_lr_multiplier": 1.0}, {}),
         ({"freeze": "head_then_full", "head_epochs": 0}, {}),
         ({"augment": "none", "flip": True}, {"augment": "none", "flip": False}),
     ],
@@ -295,6 +297,7 @@ def test_neutral_values_change_nothing(
         {"weight_decay": 0.5},
         {"momentum": 0.5},
         {"layer_decay": 0.5},
+        {"head_lr_multiplier": 5.0},
         {"warmup_epochs": 0.0},
         {"final_lr_fraction": 0.9},
         {"freeze": "head"},

@@ -18,7 +18,15 @@ from trainables.data.batches import BatchPlan, Pixels, load_pixels, shard
 from trainables.errors import Diverged
 from trainables.train.augmentation import InputTransform
 from trainables.train.learner import count_flops
-from trainables.train.loop import TrainedModel, World, predict, score
+from trainables.train.loop import (
+    EVAL_BATCH,
+    EVAL_PIXELS,
+    TrainedModel,
+    World,
+    eval_batch,
+    predict,
+    score,
+)
 from trainables.train.trial import Clock
 
 TRANSFORM = InputTransform(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -155,6 +163,29 @@ def test_the_shards_of_all_workers_make_up_the_split() -> None:
     assert not rest
     torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), whole)
     assert torch.cat([some for _, some in parts]).equal(labels)
+
+
+def test_large_images_are_evaluated_fewer_at_once() -> None:
+    """Upsampled on the device, by interpolation; the logits are those of all at once."""
+    store = small_store(val=70)
+    pixels = load_pixels(store, "val", CPU)
+    module = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(16 * 16 * 3, 6))
+    transform = replace(TRANSFORM, image_size=512)
+    model = replace(trained(module), transform=transform)
+    parts = list(predict(model, pixels, world=World()))
+    assert [len(labels) for _, labels in parts] == [16, 16, 16, 16, 6]
+    with torch.no_grad():
+        floats = TRANSFORM.normalise(pixels.images)
+        large = nn.functional.interpolate(floats, (512, 512), mode="bilinear")
+        torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), module(large))
+
+
+@given(st.integers(8, 1024))
+def test_no_batch_of_evaluation_has_more_pixels_than_that_of_small_images(side: int) -> None:
+    images = eval_batch(side)
+    assert images == EVAL_BATCH or (images + 1) * side**2 > EVAL_PIXELS
+    assert 1 <= images <= EVAL_BATCH
+    assert images * side**2 <= EVAL_PIXELS
 
 
 def test_top5_is_absent_where_it_would_say_nothing() -> None:

@@ -7,11 +7,15 @@ the shortest to copy. Imports neither torch nor timm (``timm:MODEL`` imports tim
 from __future__ import annotations
 
 import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from trainables.backbones.adaptation import STEMS, Family, Geometry, Member, Size
 from trainables.backbones.families import convnext, generic, hybrid, resnet, vit
 from trainables.config import BackboneSpec
-from trainables.errors import collected, raise_if_any
+from trainables.errors import UserError, collected, one_line, raise_if_any
 
 FAMILIES: dict[str, Family] = {
     "resnet": resnet.FAMILY,
@@ -46,7 +50,64 @@ def describe(spec: BackboneSpec, *, height: int, width: int) -> Geometry:
         stem=adapted.stem,
         tokens=adapted.tokens,
         adaptation=" + ".join(ways) or "native",
-        warnings=adapted.warnings,
+        warnings=(*adapted.warnings, *_too_small(spec, member, side)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSides:
+    """Sides in pixels of the square images that weights were made for: ``trained`` on, and
+    ``best``, the one that they are published for: what a backbone with them sees by default."""
+
+    trained: int
+    best: int
+
+
+def weights_sides(spec: BackboneSpec) -> WeightsSides | None:
+    """What the weights of a checked spec were made for; ``None`` from scratch.
+
+    Known before any weights are: by the config of a folder in timm's format, else by what timm
+    publishes of the model (``test_input_size`` before ``input_size``: a convolutional network sees
+    objects larger in random resized crops than in whole images, and does best on test images of a
+    larger side; Touvron et al. 2019, "Fixing the train-test resolution discrepancy"). Raises
+    ``UserError`` for a model that timm does not have, and for a config that cannot be read.
+    """
+    if spec.weights == "none":
+        return None
+    member = member_of(spec)
+    stored = weights_config(spec.weights).get("pretrained_cfg", {})
+    if "input_size" in stored:
+        trained = stored["input_size"][-1]
+        tested = (stored.get("test_input_size") or stored["input_size"])[-1]
+        return WeightsSides(trained=int(trained), best=int(tested))
+    best = member.test_image_size or member.image_size
+    return WeightsSides(trained=member.image_size, best=best)
+
+
+def weights_config(weights: str) -> dict[str, Any]:
+    """``config.json`` of a folder in timm's format; empty for all other weights. Raises
+    ``UserError`` where it is no JSON object."""
+    config = Path(weights).expanduser() / "config.json"
+    if weights in ("none", "hub") or not config.is_file():
+        return {}
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"config.json beside weights must be JSON as timm writes it; {config} is not "
+            f"({one_line(error)[:100]}). Fix: name the weights file in place of the folder"
+        ) from None
+    return stored if isinstance(stored, dict) else {}
+
+
+def _too_small(spec: BackboneSpec, member: Member, side: int) -> tuple[str, ...]:
+    """The warning for a side of less than half of what the weights were trained on."""
+    sides = weights_sides(spec)
+    if sides is None or 2 * side >= sides.trained:
+        return ()
+    return (
+        f"{member.model} sees {side} px, less than half of the {sides.trained} px that its weights "
+        f"were trained on. Fix: --set backbone.image_size={sides.best}",
     )
 
 

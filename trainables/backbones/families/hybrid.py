@@ -15,6 +15,7 @@ from trainables.backbones.adaptation import (
     Size,
     TimmArguments,
     choose_stem,
+    default_patch,
     few_tokens,
     largest_patch,
 )
@@ -69,7 +70,12 @@ def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     stem = _stem(spec, member, side)
     stride = stride_of(member, stem)
     multiples = tuple(stride * n for n in (1, 2, 4, 8, 16) if stride * n <= max(side, stride))
-    patch = spec.patch if spec.patch is not None else largest_patch(side, multiples) or stride
+    patch = spec.patch
+    if patch is None and stem == "original":
+        patch = default_patch(spec, member, side, multiples)
+    elif patch is None:
+        patch = largest_patch(side, multiples)
+    patch = patch or stride
     if patch % stride or patch < 1 or (side % patch and patch != stride):
         valid = ", ".join(str(p) for p in multiples if side % p == 0 or p == stride)
         raise UserError(
@@ -140,6 +146,5 @@ FAMILY = Family(
         r"^(?:patch_embed\.proj|cls_token|reg_token|pos_embed|norm_pre)",
         r"^blocks\.(\d+)",
     ),
-    has_attention=True,
     exchanged_stem=exchanged_stem,
 )

@@ -26,12 +26,14 @@ MEMBERS = {
         model="resnet26t",
         hub="timm/resnet26t.ra2_in1k",
         image_size=256,
+        test_image_size=320,
         size=Size(positions=1024, params_m=13.983, gflops_per_image=1.5045, activation_mb=16.7),
     ),
     "base": Member(
         model="resnet50",
         hub="timm/resnet50.a1_in1k",
         image_size=224,
+        test_image_size=288,
         size=Size(positions=1024, params_m=23.521, gflops_per_image=2.5957, activation_mb=25.6),
     ),
 }

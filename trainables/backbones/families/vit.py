@@ -11,7 +11,7 @@ from trainables.backbones.adaptation import (
     Size,
     TimmArguments,
     cut_into_patches,
-    largest_patch,
+    default_patch,
 )
 from trainables.config import BackboneSpec
 
@@ -42,7 +42,8 @@ MEMBERS = {
 
 def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     """Choose or check the patch; position embeddings are resampled."""
-    return cut_into_patches(member, side, largest_patch(side) if spec.patch is None else spec.patch)
+    patch = default_patch(spec, member, side) if spec.patch is None else spec.patch
+    return cut_into_patches(member, side, patch)
 
 
 def arguments(geometry: Geometry, member: Member) -> TimmArguments:
@@ -64,5 +65,4 @@ FAMILY = Family(
     fine_tuned=LearningRates(1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
     # timm counts the last norm with the last block; here it learns with the head, as in BEiT
     layers=(r"^(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)", r"^blocks\.(\d+)"),
-    has_attention=True,
 )
