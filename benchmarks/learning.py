@@ -145,7 +145,7 @@ def by_reference(run: Run) -> tuple[float, float]:
     seconds = time.perf_counter() - started
     truth = torch.from_numpy(val.labels.copy())
     return reference.accuracy(
-        backbone.module, torch.from_numpy(val.images.copy()), truth, **look
+        backbone.module, torch.from_numpy(val.images[:].copy()), truth, **look
     ), seconds
 
 

@@ -17,7 +17,13 @@ from typing import Any, ClassVar, Self
 
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
 AUGMENT_SETS = ("geometric", "published")
+# First weights from timm's hub: of a family's usual member, or of one whose weights have learned
+# from ImageNet-1k or ImageNet-21k alone, as those of the other families.
+ALIKE = ("in1k", "in21k")
+HUB_WEIGHTS = ("hub", *ALIKE)
+NAMED_WEIGHTS = (*HUB_WEIGHTS, "none")  # all else is a path
 LEVELS_OF_ALL_SETS = ("none", "light")  # the same in each
+STORE_FORMS = ("auto", "pixels", "encoded")
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -275,10 +281,11 @@ class BackboneSpec(Spec, section="backbone"):
 
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
     field ``model`` names any timm classifier and ``scale`` is ignored. ``weights`` is ``hub``,
-    ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
-    resizes on the device); ``None`` means the stored images' own, never below 32. Where it follows
-    the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and writes
-    it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
+    ``in1k`` or ``in21k`` (a member of the family whose weights have learned from ImageNet-1k or
+    -21k alone), ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the
+    worker resizes on the device); ``None`` means the stored images' own, never below 32. Where it
+    follows the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and
+    writes it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
     by :func:`trainables.backbones.check_backbone`.
@@ -308,7 +315,10 @@ class DataSpec(Spec, section="data"):
     another val beside the same test. ``train_seed`` draws another subset of the training images
     where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
     are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
-    that are larger (``None``: at most 64); smaller ones keep theirs. ``folder`` keeps pixel stores.
+    that are larger (``None``: at most 64); smaller ones keep theirs. ``store`` says whether images
+    are kept as ``pixels`` of that size, memory-mapped, or ``encoded`` as the source has them and
+    decoded in threads whenever they are used; ``auto`` takes pixels up to ``pixels_at_most_gb``,
+    so that every machine decides alike. ``folder`` keeps the stores.
     """
 
     source: str = "digits"
@@ -322,6 +332,8 @@ class DataSpec(Spec, section="data"):
     train_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
+    store: str = ruled("auto", choices=STORE_FORMS, before="pixels")
+    pixels_at_most_gb: float = ruled(32.0, 0, 1e6, unit="GB", before=32.0)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
 
     def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
@@ -380,7 +392,8 @@ class DatasetFacts(Spec):
     split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
     the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
     where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
-    ``duplicates`` is ``None`` where nobody has counted them.
+    ``duplicates`` is ``None`` where nobody has counted them. ``encoded_bytes`` is what all images
+    take where they are kept encoded, ``None`` where their pixels are.
     """
 
     name: str | None = None
@@ -394,6 +407,19 @@ class DatasetFacts(Spec):
     mirror_safe: bool = True
     skipped: int = 0
     duplicates: Duplicates | None = None
+    encoded_bytes: int | None = field(default=None, metadata={"before": None})
+
+    @property
+    def store_form(self) -> str:
+        """``pixels`` or ``encoded``."""
+        return "pixels" if self.encoded_bytes is None else "encoded"
+
+    @property
+    def pixel_bytes(self) -> int:
+        """What the pixels of all images of the source take, those that cannot be read too: so much
+        is known before any is read."""
+        images = sum(self.counts.values()) + self.skipped
+        return images * self.height * self.width * self.channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,9 @@ from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
-from orchestrator.wording import duration, size, span
+from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights
-from trainables.config import DatasetFacts
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
@@ -145,7 +145,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
             ("--dataset ", data.source if is_path else None),
             ("--set data.archive=", data.archive),
             ("--set data.folder=", data.folder),
-            ("--weights ", None if weights in ("hub", "none") else weights),
+            ("--weights ", None if weights in NAMED_WEIGHTS else weights),
         ]
     paths.append(("--tracking-uri sqlite:///", database if is_sqlite else None))
     mistakes = [
@@ -187,6 +187,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         tflops=options.tflops,
         coming=coming,
         counts={family: facts.counts for family, facts in images.items()},
+        images=images,
     )
 
 
@@ -220,6 +221,7 @@ def plan(
     tflops: float | None = None,
     coming: Sequence[SplitOpening] = (),
     counts: Mapping[str, Mapping[str, int]] | None = None,
+    images: Mapping[str, DatasetFacts] | None = None,
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
@@ -228,7 +230,8 @@ def plan(
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
     family's ``trials`` are those of one search, its epochs those of all, without the finals.
     ``coming`` says which openings of their test splits those would be; with ``counts``, images by
-    family and split, a family's ``length`` says in steps why a full trial is as long as it is.
+    family and split, a family's ``length`` says in steps why a full trial is as long as it is; with
+    ``images``, by family, its ``store`` says how they are kept.
     """
     families: list[Plan] = [
         {
@@ -241,6 +244,7 @@ def plan(
                 *geometry[sweep.family].warnings,
                 *filter(None, [rung_warning(sweep)]),
             ],
+            "store": None if images is None else stored(sweep, images[sweep.family]),
             "sides": [
                 price.as_dict()
                 for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
@@ -255,6 +259,7 @@ def plan(
                 spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
             ),
             "worst_epochs": spec.searches * sweep.trials * sweep.scheduler.max_epochs,
+            "published": None if (start := sweep.published_start()) is None else start.as_dict(),
             "warm_start": None
             if sweep.warm_start is None
             else {
@@ -295,14 +300,46 @@ def plan(
     }
 
 
+def stored(sweep: SweepSpec, images: DatasetFacts) -> Plan:
+    """How the images are kept on each node: their ``form``, what they take, and the limit that
+    ``data.store=auto`` goes by."""
+    pixels, encoded = images.pixel_bytes, images.encoded_bytes
+    return {
+        "form": images.store_form,
+        "bytes": pixels if encoded is None else encoded,
+        "pixel_bytes": pixels,
+        "pixels_at_most_gb": sweep.data.pixels_at_most_gb,
+        "asked": sweep.data.store,
+    }
+
+
+def store_text(planned: Mapping[str, Any]) -> str:
+    """How the images are kept, in a line."""
+    limit = f"data.pixels_at_most_gb={planned['pixels_at_most_gb']:g}"
+    by_limit, is_auto = f"data.store={planned['asked']}", planned["asked"] == "auto"
+    if planned["form"] == "pixels":
+        by_limit += f": encoded above {limit}" if is_auto else ""
+        return f"pixels, {size(planned['bytes'])}, memory-mapped ({by_limit})"
+    pixels = f"pixels would take {size(planned['pixel_bytes'])}"
+    by_limit += f": {pixels}, more than {limit}" if is_auto else f": {pixels}"
+    return (
+        f"encoded, {size(planned['bytes'])}, decoded in threads whenever they are used, which no "
+        f"cost here contains ({by_limit})"
+    )
+
+
 def plan_text(planned: Plan) -> str:
     """The plan for a terminal."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    functions = {f.__name__: f for f in (duration, size, span, geometry_line, opening_text)}
-    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
+    used = (
+        duration, size, span, geometry_line, opening_text, store_text, recipe_text, moved_texts,
+    )  # fmt: skip
+    functions = {function.__name__: function for function in used}
+    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S,
+                 "HUB_WEIGHTS": HUB_WEIGHTS}  # fmt: skip
     return template.render(planned, **functions, **constants).rstrip()
 
 

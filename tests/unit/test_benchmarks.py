@@ -22,6 +22,7 @@ from benchmarks import (
     augment,
     bare,
     execution,
+    feeding,
     learning,
     levels,
     oracle,
@@ -47,7 +48,7 @@ ROOT = Path(__file__).parents[2]
 def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--threads", "1"]
     command += ["--families", "vit", "--scales", "tiny", "--out", str(tmp_path / "step.json")]
-    command += ["--device", "cpu", "--ways"]
+    command += ["--device", "cpu", "--ways", "--sides", "40"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -58,6 +59,8 @@ def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
         assert last[name]["vit"] > 0
         assert result[name] == last[name]
     assert torch.__version__.startswith(result["environment"]["versions"]["torch"])
+    assert result["measured_by_side"]["40"]["vit"]["image_size"] == 40
+    assert last["ratio_to_compute_by_side"]["40"]["vit"] > 0
     row = result["measured"]["vit"]["tiny"]
     assert row["ratio_to_compute"]["n"] == 1
     assert list(row["ways"]) == ["fp32", "fp32_channels_last", "bf16"]
@@ -146,6 +149,30 @@ def test_sides_are_measured_in_pieces(tmp_path: Path) -> None:
     assert result["default_side"] == 160
     assert "tmp" not in json.dumps(images["settings"])
     assert json.loads(ran.stdout.splitlines()[-1])["summary"].keys() == {"cifar10"}
+
+
+def test_the_encoded_store_is_measured_against_the_faster_loader() -> None:
+    speeds = {
+        "encoded_1": [300.0, 150.0],  # the machine was half as fast in round two
+        "encoded_2": [320.0, 160.0],
+        "dataloader_0": [100.0, 50.0],
+        "dataloader_2": [200.0, 100.0],
+    }
+    found = feeding.ratios(speeds)
+    assert found["ratio_one_process"]["median"] == 3.0
+    assert found["ratio_two_processes"]["median"] == 1.6
+    assert found["ratio_to_faster"] == {"median": 1.5, "low": 1.5, "high": 1.5, "n": 2}
+
+
+def test_rivals_of_feeding_read_the_same_pictures(tmp_path: Path) -> None:
+    feeding.collages(tmp_path / "pictures", 40, (60, 45))
+    train = 32  # the store's split; the loader reads all
+    whole = feeding.from_store(tmp_path, "encoded", 16, rank=0, workers=1)
+    halves = [feeding.from_store(tmp_path, "encoded", 16, rank=r, workers=2) for r in range(2)]
+    assert [whole(0), *(half(0) for half in halves)] == [train, train // 2, train // 2]
+    assert feeding.from_store(tmp_path, "pixels", 16, rank=0, workers=1)(0) == train
+    assert feeding.from_loader(tmp_path, 16, workers=0)(0) == 40
+    assert feeding.memory_mb() > 10
 
 
 def test_the_spread_of_one_value_is_that_value() -> None:

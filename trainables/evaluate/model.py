@@ -78,7 +78,7 @@ def evaluate_split(
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
     pixels = load_pixels(opened, split, model.device)
-    first = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
+    first = replace(pixels, labels=pixels.labels[:limit])  # the labels say how many are predicted
     return _joined([p.argmax(1) for p, _ in predict(model, first, world=world)], world).numpy()
 
 

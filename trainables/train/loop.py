@@ -107,9 +107,8 @@ def predict(
     model.module.eval()
     start, end = shard(len(pixels.labels), world.rank, world.size)
     size = eval_batch(model.transform.image_size)
-    for low in range(start, end, size):
-        high = min(low + size, end)
-        yield model.logits(model.inputs(pixels.images[low:high])), pixels.labels[low:high]
+    for images, labels in pixels.in_order(start, end, size):
+        yield model.logits(model.inputs(images)), labels
 
 
 def score(predictions: Iterable[tuple[Tensor, Tensor]], world: World) -> dict[str, float]:

@@ -260,14 +260,19 @@ class Trial:
         weights = mixing.weights(epoch, self.device) if level.mixup or level.cutmix else None
         rank, side = self.world.rank, self.learner.backbone.geometry.image_size
         steps = self.plan.batches(
-            self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
+            self._rows,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            first_step=first_step,
+            row_groups=pixels.row_groups(self._rows),
         )
         size = len(self.plan.share(rank))
         # Preparing costs many small operations, and pixels depend on their row alone: several steps
         # at a time.
         at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
-        while block := list(islice(steps, at_once)):
-            images, positions = pixels.cut(in_block := torch.cat(block))  # (steps * B,)
+        blocks = map(torch.cat, iter(lambda: list(islice(steps, at_once)), []))  # (steps * B,)
+        for in_block, images, positions in pixels.cut_all(blocks):
             ready = augmentation(images, in_block, epoch, positions=positions)
             parts = torch.split(in_block.to(self.device), size), torch.split(ready, size)
             for rows, batch in zip(*parts, strict=True):

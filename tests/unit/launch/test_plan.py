@@ -27,6 +27,7 @@ from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, Schedule
 from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.backbones import Geometry, describe
+from trainables.config import DatasetFacts
 
 GEOMETRY = Geometry(
     family="vit",
@@ -217,6 +218,34 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     for path, axis in family["space"].items():
         assert path in text
         assert axis["why"] in text
+
+
+def test_the_plan_says_how_the_images_are_kept_and_names_the_limit() -> None:
+    facts = DatasetFacts(height=200, width=200, counts=COUNTS)  # 144 MB of pixels
+
+    def planned(images: DatasetFacts, **data: Any) -> tuple[Any, str]:
+        (sweep,) = spec().sweeps
+        asked = replace(spec(), sweeps=(replace(sweep, data=replace(sweep.data, **data)),))
+        made = plan(
+            asked,
+            totals=None,
+            geometry={"vit": GEOMETRY},
+            costs={"vit": None},
+            images={"vit": images},
+        )
+        return made["families"][0]["store"], plan_text(made)
+
+    store, text = planned(facts)
+    assert (store["form"], store["bytes"]) == ("pixels", 1200 * 200 * 200 * 3)
+    assert "pixels, 144 MB" in text
+    assert "data.pixels_at_most_gb=32" in text
+    store, text = planned(replace(facts, encoded_bytes=5_000_000), pixels_at_most_gb=0.1)
+    assert (store["form"], store["bytes"]) == ("encoded", 5_000_000)
+    assert "encoded, 5 MB" in text
+    assert "144 MB, more than data.pixels_at_most_gb=0.1" in text
+    _, text = planned(replace(facts, encoded_bytes=5_000_000), store="encoded")
+    assert "data.store=encoded" in text
+    assert "more than" not in text
 
 
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
