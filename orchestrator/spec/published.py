@@ -46,10 +46,11 @@ def published_start(
     """The start of a search of ``space`` with steps of ``batch_size`` images; ``None`` where no
     recipe of the family with this optimizer is on record, or none of its axes is searched."""
     family = FAMILIES.get(backbone.family)
-    published = family and family.published_recipe(
-        scratch=backbone.weights == "none", optimizer=recipe.optimizer
-    )
-    if published is None or "recipe.optimizer" in space:
+    if family is None or "recipe.optimizer" in space:
+        return None
+    scratch = backbone.weights == "none"
+    published = family.published_recipe(scratch=scratch, optimizer=recipe.optimizer)
+    if published is None:
         return None
     values = _values(published, batch_size, max_epochs)
     axes = {path: _inside(space[path], value) for path, value in values.items() if path in space}
