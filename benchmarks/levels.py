@@ -85,7 +85,7 @@ def main() -> None:
         for result in train_all(left, data, processes=options.processes, deadline=deadline):
             record.parent.mkdir(parents=True, exist_ok=True)
             with record.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(result) + "\n")
+                lines.write(f"\n{json.dumps(result)}\n")  # also after a line cut short
     results = list(on_record(record, wanted).values())
     summary = {
         "complete": len(results) == len(wanted),

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.launch.length import at_length
-from orchestrator.launch.prepare import storage_mistakes
 from orchestrator.ledger import replication, session
 from orchestrator.spec.named_sweeps import apply_sets
 from orchestrator.spec.run import RunSpec
+from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ def continued(spec: RunSpec, texts: Sequence[str]) -> RunSpec:
     """``spec``, or where its run began by earlier defaults, the run's own sweeps with what the
     command sets by ``texts`` (``PATH=VALUE``). Raises ``StorageError``, and ``UserError`` as
     :func:`apply_sets` does."""
-    if storage_mistakes(spec.storage):
-        return spec
     if is_remote(spec.storage):
+        if object_storage.mistakes(spec.storage.rstrip("/")):
+            return spec  # which validation refuses, with the reason
         replication.pull(spec.storage, spec.name)
     state = session.state_of(spec.folder.resolve())
     began = state.spec

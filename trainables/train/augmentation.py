@@ -3,9 +3,9 @@
 Every draw is a function of seed, epoch and the image's row in the dataset (see
 :mod:`trainables.data.rng`), so a seed gives the same pixels whatever batch size, number of
 workers or moment of resume. That is why it is our own: torchvision's v2 transforms draw once for a
-whole batch and kornia's for each image of it, but both from a global generator, so that an image's
-pixels depend on the batch that it is in. Geometry and colour are as torchvision defines them;
-mixup and CutMix mix pairs within a batch.
+whole batch, kornia's do so for RandAugment's operations, and both draw from a global generator, so
+that an image's pixels depend on the batch that it is in. Geometry and colour are as torchvision
+defines them; mixup and CutMix mix pairs within a batch.
 
 There are two sets of levels (``Recipe.augment_set``). ``geometric`` is the one of runs from before
 the other. In ``published``, ``medium`` is AugReg's in kind (Steiner et al. 2022, "How to train your

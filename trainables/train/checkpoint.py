@@ -82,7 +82,7 @@ def read_state(folder: Path, expected: State | None = None) -> State:
     expected = expected or {}
     stored = {
         **{f"{owner.section}.{k}": v for owner in PARTS for k, v in values_before(owner).items()},
-        **state["identity"],
+        **state.get("identity", {}),
     }
     different = [key for key in expected if expected[key] != stored.get(key)]
     if different:
