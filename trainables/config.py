@@ -17,6 +17,11 @@ from typing import Any, ClassVar, Self
 
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
 AUGMENT_SETS = ("geometric", "published")
+# First weights from timm's hub: of a family's usual member, or of one whose weights have learned
+# from ImageNet-1k or ImageNet-21k alone, as those of the other families.
+ALIKE = ("in1k", "in21k")
+HUB_WEIGHTS = ("hub", *ALIKE)
+NAMED_WEIGHTS = (*HUB_WEIGHTS, "none")  # all else is a path
 LEVELS_OF_ALL_SETS = ("none", "light")  # the same in each
 STORE_FORMS = ("auto", "pixels", "encoded")
 MAX_SEED = 2**63 - 1
@@ -276,10 +281,11 @@ class BackboneSpec(Spec, section="backbone"):
 
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
     field ``model`` names any timm classifier and ``scale`` is ignored. ``weights`` is ``hub``,
-    ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
-    resizes on the device); ``None`` means the stored images' own, never below 32. Where it follows
-    the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and writes
-    it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
+    ``in1k`` or ``in21k`` (a member of the family whose weights have learned from ImageNet-1k or
+    -21k alone), ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the
+    worker resizes on the device); ``None`` means the stored images' own, never below 32. Where it
+    follows the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and
+    writes it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
     by :func:`trainables.backbones.check_backbone`.

@@ -184,7 +184,8 @@ def _bases(
             val_fraction=float(f"{min(share, LARGEST_VAL_SHARE):.4g}"),
         )
         scheduler = SchedulerSpec(kind="none")
-        bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
+        bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler,
+                             space={}, published_first=False))  # fmt: skip
     changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:

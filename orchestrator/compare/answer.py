@@ -20,7 +20,7 @@ from orchestrator.compare.verdicts import (
     describe_verdict,
     failed_text,
 )
-from orchestrator.wording import day, interval, percent, points
+from orchestrator.wording import MISSING, day, interval, percent, points
 
 ORDER_CHANGES = "the order at an equal budget changes with the unit of cost"
 
@@ -115,9 +115,20 @@ def _caveats(facts: Facts) -> Iterator[str]:
             yield f"{family.label}: {failed_text(finals)}"
     if facts.order_changes:
         yield ORDER_CHANGES
+    if learned := unlike_weights(facts.entries):
+        yield learned
     if facts.caveat_of_sides:
         yield facts.caveat_of_sides
     yield from facts.of_the_test_split
+
+
+def unlike_weights(entries: Sequence[FamilySummary]) -> str | None:
+    """What the weights of each family had learned from, where that is not the same or not known of
+    all; ``None`` where it is, and where nothing is known of any."""
+    if len({entry.pretraining_data for entry in entries}) < 2:
+        return None
+    learned = "; ".join(f"{e.family} {e.pretraining_data or MISSING}" for e in entries)
+    return f"their weights had learned from different images before ({learned})"
 
 
 def _of_finals(
@@ -179,6 +190,8 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> str:
         lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
         if facts.order_changes:
             lead += f"; {ORDER_CHANGES}"
+        if learned := unlike_weights(facts.entries):
+            lead += f"; {learned}"
         if facts.caveat_of_sides:
             lead += f"; {facts.caveat_of_sides}"
     ranks = "this ranks single best trials and is not a verdict"

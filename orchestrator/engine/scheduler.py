@@ -42,6 +42,7 @@ from trainables.config import DatasetFacts
 
 METRIC = "val_top1"
 NOISE_PERCENTILE = 90
+NEVER_PRUNED = "the published recipe trains to the end, to be compared there"
 
 
 class Action(StrEnum):
@@ -364,6 +365,12 @@ class Scheduler:
     left out: the trial serves it again, and it is judged then. ``decide`` has each decision on
     record before anybody acts on it. ``seed`` draws the audit: a share ``SchedulerSpec.audit`` of
     the trials that ASHA would prune goes on to the end, outside the race.
+
+    The published recipe of a search is never pruned by ASHA or top-K: what tuning gained is a
+    difference at full length, and a pruned trial has no value there. It races like the others, its
+    values count in every cut-off, and it may win. It is not audited: an audit's trials stand for
+    all pruned ones because a lot drew them. PASHA, which compares all at one length, treats it as
+    the others.
     """
 
     def __init__(
@@ -373,6 +380,7 @@ class Scheduler:
         search = [trial for trial in history.trials.values() if trial.stage == Stage.SEARCH]
         self._search = {trial.trial: trial.search_name for trial in search}
         self._audited = {trial.trial for trial in search if trial.audited}
+        self._published = {trial.trial for trial in search if trial.published}
         self._open: dict[str, set[str]] = {name: set() for name in self._search.values()}
         for trial in search:
             if not trial.status.is_final:
@@ -426,6 +434,8 @@ class Scheduler:
         goes_on, rung, reason = self._asha[search].observe(name, epoch, value)
         if rung is None:
             return Action.CONTINUE
+        if not goes_on and name in self._published:
+            goes_on, reason = True, f"{reason}; {NEVER_PRUNED}"
         event = "promoted" if goes_on else "pruned"
         lot = random.Random(f"{self._seed}/audit/{name}").random()
         if not goes_on and lot < self._specs[search].audit:
@@ -443,6 +453,10 @@ class Scheduler:
         race.observe(name, epoch, value)
         if (decided := race.decided(name, epoch)) is not None:
             return decided
+        if isinstance(race, TopKBracket) and name in self._published:
+            race.restore(name, epoch, "promoted")
+            self._record("promoted", name, epoch, f"{METRIC} {value:.4f}; {NEVER_PRUNED}")
+            return Action.CONTINUE
         if race.may_pass(name, epoch):
             self._record("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
             return Action.CONTINUE

@@ -36,9 +36,9 @@ from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
-from orchestrator.wording import duration, size, span
+from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights
-from trainables.config import DatasetFacts
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
@@ -145,7 +145,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
             ("--dataset ", data.source if is_path else None),
             ("--set data.archive=", data.archive),
             ("--set data.folder=", data.folder),
-            ("--weights ", None if weights in ("hub", "none") else weights),
+            ("--weights ", None if weights in NAMED_WEIGHTS else weights),
         ]
     paths.append(("--tracking-uri sqlite:///", database if is_sqlite else None))
     mistakes = [
@@ -259,6 +259,7 @@ def plan(
                 spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
             ),
             "worst_epochs": spec.searches * sweep.trials * sweep.scheduler.max_epochs,
+            "published": None if (start := sweep.published_start()) is None else start.as_dict(),
             "warm_start": None
             if sweep.warm_start is None
             else {
@@ -333,9 +334,12 @@ def plan_text(planned: Plan) -> str:
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    used = (duration, size, span, geometry_line, opening_text, store_text)
+    used = (
+        duration, size, span, geometry_line, opening_text, store_text, recipe_text, moved_texts,
+    )  # fmt: skip
     functions = {function.__name__: function for function in used}
-    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
+    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S,
+                 "HUB_WEIGHTS": HUB_WEIGHTS}  # fmt: skip
     return template.render(planned, **functions, **constants).rstrip()
 
 

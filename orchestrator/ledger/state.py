@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
@@ -193,6 +194,7 @@ class TrialState:
     attempt: int = 0
     axes: Axes | None = None
     open_axes: tuple[str, ...] = ()
+    published: PublishedStart | None = None  # of trial 0 where its recipe is its family's own
     winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
     outcome: Mapping[str, Any] = field(default_factory=dict)  # detail of the record that ended it
@@ -422,6 +424,7 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
         assignment=assignment,
         axes=axes,
         open_axes=tuple(open_axes),
+        published=PublishedStart.from_dict(start) if (start := detail.get("published")) else None,
         winner=detail.get("winner"),
         num_workers=spec.sweeps[0].resources.num_workers if spec.sweeps else 1,
     )

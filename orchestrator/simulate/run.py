@@ -24,6 +24,7 @@ from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.ledger.session import open_trials, opening_records, state_of
 from orchestrator.ledger.state import Record, RunHeader, State, run_status
 from orchestrator.simulate.worlds import Training, World
+from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec
 from trainables.config import Assignment, DatasetFacts, EpochReport, SpeedReport
 from trainables.storage import trial_files
@@ -122,9 +123,11 @@ def simulate(
     slots: int,
     faults: Faults | None = None,
     images: Mapping[str, DatasetFacts] | None = None,
+    published: Mapping[str, PublishedStart] | None = None,
 ) -> SimulatedRun:
     """Carry ``spec`` out in ``folder`` until it has ended, however often its driver dies.
-    ``images`` are by family: a noise rule needs to know how many an accuracy is over. Raises
+    ``images`` are by family: a noise rule needs to know how many an accuracy is over. ``published``
+    says by trial which recipes of a replayed run were, where the ``spec`` does not. Raises
     ``UserError`` where the run cannot be begun and ``RuntimeError`` where nothing more can happen.
     """
     faults, now, sessions = faults or Faults(), 0.0, 0
@@ -137,6 +140,7 @@ def simulate(
             slots=slots,
             faults=faults,
             images=images or {},
+            published=published or {},
             now=now,
             number=sessions,
         )
@@ -165,11 +169,12 @@ class Session:
         slots: int,
         faults: Faults,
         images: Mapping[str, DatasetFacts],
+        published: Mapping[str, PublishedStart],
         now: float,
         number: int,
     ) -> None:
         self.now, self._spec, self._world, self._faults = now, spec, world, faults
-        self._images = images
+        self._images, self._published = images, published
         self._name = f"session-{number}"
         path = folder / FILE_NAME
         self.ledger = MortalLedger(path, faults.crashes, clock=lambda: BEGIN_S + self.now)
@@ -199,6 +204,8 @@ class Session:
             datasets=self._images,
         )
         for record in opening_records(header, before, self._name):
+            if start := self._published.get(record.get("trial", "")):
+                record["detail"]["published"] = start.as_dict()
             self.ledger.append(**record)
         options = SessionOptions(
             session=self._name,

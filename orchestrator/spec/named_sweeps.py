@@ -187,6 +187,7 @@ def family_sweep(
         scheduler=SchedulerSpec(max_epochs=max_epochs or UNSIZED_EPOCHS),
         trials=trials,
         seed=seed,
+        published_first=True,
     )
     sweep = with_axes(sweep, default_axes(family, scale, dataset))
     if weights is not None:
@@ -267,7 +268,7 @@ Kinds = tuple[Any, ...]  # types that a field may have, NoneType last
 
 def leaves() -> dict[str, Kinds]:
     """Every path that ``--set`` reaches, with the types of its field."""
-    paths: dict[str, Kinds] = {"trials": (int,), "seed": (int,)}
+    paths: dict[str, Kinds] = {"trials": (int,), "seed": (int,), "published_first": (bool,)}
     for owner in SECTIONS:
         for one in fields(owner):
             paths[f"{owner.section}.{one.name}"] = kinds_of(owner, one.name)

@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.spec.published import PublishedStart, published_start
 from trainables.config import (
+    NAMED_WEIGHTS,
     OPERATIONAL,
     Assignment,
     BackboneSpec,
@@ -110,7 +112,9 @@ SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families
 class SweepSpec(Spec):
     """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
     ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn.
-    After a ``warm_start`` the first trials have the recipes of earlier runs. ``compile_pays`` is
+    Trial 0 of one that is ``published_first`` has the published recipe, where one is on record, in
+    all that is searched. After a ``warm_start`` the first trials, or those after it, have the
+    recipes of earlier runs. ``compile_pays`` is
     what a measured step said where ``recipe.compile`` is ``None``: decided once, as the run begins;
     ``None`` where nothing was measured."""
 
@@ -124,6 +128,7 @@ class SweepSpec(Spec):
     seed: int = ruled(0, 0, option="--seed")
     grid: Sequence[spaces.Axes] = ()
     warm_start: spaces.WarmStart | None = None
+    published_first: bool = ruled(False, before=False)
     compile_pays: bool | None = ruled(None, operational=True, before=None)
 
     @property
@@ -145,10 +150,18 @@ class SweepSpec(Spec):
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
+        start = self.published_start()
+        given: list[spaces.Axes] = []
+        if start is not None:
+            given = [{**self._drawn(0, search), **start.axes}]
         if self.warm_start is not None:
-            if index < len(self.warm_start.recipes):
-                return self.warm_start.recipes[index]
+            given += self.warm_start.recipes
             past = [*self.warm_start.observations, *past]
+        return given[index] if index < len(given) else self._drawn(index, search, past)
+
+    def _drawn(
+        self, index: int, search: int, past: Sequence[spaces.Observation] = ()
+    ) -> spaces.Axes:
         return spaces.suggest(
             self.scheduler.sampler,
             self.space,
@@ -158,16 +171,31 @@ class SweepSpec(Spec):
             past=past,
         )
 
+    def published_start(self) -> PublishedStart | None:
+        """What trial 0 of each search has as it was published; ``None`` where it is drawn."""
+        if not self.published_first or self.grid:
+            return None
+        return published_start(
+            self.space,
+            self.backbone,
+            self.recipe,
+            batch_size=self.recipe.batch_size_per_worker * self.resources.num_workers,
+            max_epochs=self.scheduler.max_epochs,
+        )
+
     def submission(self, index: int, search: int = 1) -> dict[str, Any]:
         """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
-        if self.scheduler.sampler == "tpe" and self.space and not self.grid:
+        start = self.published_start() if index == 0 else None
+        published = {} if start is None else {"published": start.as_dict()}
+        if self.scheduler.sampler == "tpe" and self.space and not self.grid and not published:
             plain = self.assignment(index, axes={}, search=search).as_dict()
             for section, _, name in (path.partition(".") for path in self.space):
                 plain[section].pop(name, None)
             return {"assignment": plain}
         axes = self.axes(index, search=search)
-        return {"assignment": self.assignment(index, axes, search=search).as_dict(), "axes": axes}
+        plain = self.assignment(index, axes, search=search).as_dict()
+        return {"assignment": plain, "axes": axes, **published}
 
     def assignment(
         self, index: int, axes: spaces.Axes | None = None, *, search: int = 1
@@ -190,7 +218,7 @@ class SweepSpec(Spec):
         )
         assignment = with_axes(assignment, own)
         backbone = assignment.backbone
-        if backbone.weights not in ("hub", "none"):
+        if backbone.weights not in NAMED_WEIGHTS:
             backbone = replace(backbone, weights=absolute(backbone.weights))
         return replace(assignment, backbone=backbone, data=absolute_data(assignment.data))
 

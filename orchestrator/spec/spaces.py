@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from trainables.backbones.adaptation import Family
 from trainables.backbones.families import FAMILIES
-from trainables.config import AUGMENT_LEVELS, Spec, stable_hash
+from trainables.config import AUGMENT_LEVELS, NAMED_WEIGHTS, Spec, stable_hash
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,11 @@ def tpe_mistakes(space: Space) -> list[str]:
     weights = space.get("backbone.weights")
     named = weights.values if isinstance(weights, Choice) else ()
     return [
-        f"backbone.weights, searched by tpe, must be hub, none or absolute paths; got {path}. "
+        f"backbone.weights, searched by tpe, must be {', '.join(NAMED_WEIGHTS)} or absolute paths; "
+        f"got {path}. "
         f"Fix: write {Path(path).absolute()}"
         for path in named
-        if path not in ("hub", "none") and not Path(path).is_absolute()
+        if path not in NAMED_WEIGHTS and not Path(path).is_absolute()
     ]
 
 

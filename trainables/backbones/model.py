@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
 from trainables.backbones.families import FAMILIES, describe, member_of, weights_config
-from trainables.config import BackboneSpec, Recipe
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, Recipe
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def build(
         raise_if_any(check_weights(spec))
     if spec.weights == "none" or not load:
         module = create()
-    elif spec.weights == "hub":
+    elif spec.weights in HUB_WEIGHTS:
         module = _from_hub(member, create)
     else:
         module = _from_path(spec.weights, member, create, num_classes)
@@ -129,14 +129,16 @@ def _create(
 
     family = FAMILIES[geometry.family]
     arguments |= {**family.arguments(geometry, member), **member.arguments}
+    # the tag says which weights, and so what their pixels were like
+    name = member.tagged if geometry.weights in HUB_WEIGHTS else member.model
     first, last = rates
     try:
         try:
-            module: nn.Module = timm.create_model(member.model, drop_path_rate=first, **arguments)
+            module: nn.Module = timm.create_model(name, drop_path_rate=first, **arguments)
         except TypeError as error:
             if "drop_path_rate" not in str(error):
                 raise
-            module = timm.create_model(member.model, drop_path_rate=last, **arguments)
+            module = timm.create_model(name, drop_path_rate=last, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         if geometry.family != "timm":
             raise
@@ -185,7 +187,9 @@ def _from_hub(member: Member, create: Callable[..., nn.Module]) -> nn.Module:
     """timm downloads, unless the file is in the cache: then no request is made at all."""
     assert member.hub is not None
     file = cached_file(member.hub)
-    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
+    # a custom loader reads the format that the weights were first published in
+    cached = {"file": str(file), "custom_load": False}
+    overlay = {"pretrained_cfg_overlay": cached} if file else {}
     try:
         return create(pretrained=True, **overlay)
     except Exception as error:  # the hub's client fails in many ways; the line is the same
@@ -228,15 +232,19 @@ def _from_path(
 def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
     """Mistakes about weights, one line each: hub unreachable or empty, path missing.
 
-    ``hub`` is answered from the local cache where the file is there, else by one request that
-    waits ``timeout_s`` seconds at most. Never raises, never falls back to random weights.
+    Weights of the hub are answered from the local cache where the file is there, else by one
+    request that waits ``timeout_s`` seconds at most. Never raises, never falls back to random
+    weights.
     """
-    if spec.weights == "hub":
-        member = member_of(spec)
+    if spec.weights in HUB_WEIGHTS:
+        with collected([]) as mistakes:
+            member = member_of(spec)
+        if mistakes:
+            return mistakes
         if member.hub is None:
             return [f"no weights were published for {member.model} at this scale. {OTHER_WAYS}"]
         reason = None if cached_file(member.hub) else _unreachable(member.hub, timeout_s)
-        line = f"--weights hub: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
+        line = f"--weights {spec.weights}: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
         return [] if reason is None else [line]
     with collected([]) as mistakes:
         if spec.weights != "none":
@@ -269,7 +277,7 @@ def weights_file(path: str) -> Path:
 def _pixel_statistics(weights: str) -> dict[str, list[float]]:
     """``mean`` and ``std`` of the pixels that a folder of weights expects, where it says so."""
     place = Path(weights).expanduser()
-    if weights in ("none", "hub") or (place.suffix in SUFFIXES and not place.is_dir()):
+    if weights in NAMED_WEIGHTS or (place.suffix in SUFFIXES and not place.is_dir()):
         return {}
     if not place.is_dir():
         raise UserError(

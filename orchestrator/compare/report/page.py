@@ -149,7 +149,8 @@ def _environment() -> Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     filters = (
-        wording.axis_name, wording.count, wording.day, wording.p_text, wording.percent,
+        wording.axis_name, wording.count, wording.day, wording.moved_texts,
+         wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
         table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,

@@ -158,7 +158,8 @@ def test_tpe_keeps_away_from_where_others_train_now() -> None:
 
 
 def spec(folder: Path, *settings: str, trials: int = TPE_STARTUP_TRIALS + 4) -> RunSpec:
-    texts = ("scheduler.sampler=tpe", "scheduler.max_epochs=1", f"trials={trials}", *settings)
+    drawn = ("published_first=false", "scheduler.sampler=tpe", "scheduler.max_epochs=1")
+    texts = (*drawn, f"trials={trials}", *settings)
     return spec_of(["vit"], RunOptions(set=tuple(texts), storage=str(folder), name="r"))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trainables.backbones.adaptation import (
     Adapted,
     Family,
     Geometry,
     LearningRates,
     Member,
+    PublishedRecipe,
     Size,
     TimmArguments,
     cut_into_patches,
@@ -20,6 +23,7 @@ MEMBERS = {
         model="test_vit",
         hub="timm/test_vit.r160_in1k",
         image_size=160,
+        classes=1000,
         patch=16,
         size=Size(positions=64, params_m=0.259, gflops_per_image=0.0388, activation_mb=1.45),
     ),
@@ -27,6 +31,7 @@ MEMBERS = {
         model="vit_small_patch16_224",
         hub="timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
         image_size=224,
+        classes=1000,
         patch=16,
         size=Size(positions=64, params_m=21.342, gflops_per_image=2.8406, activation_mb=19.4),
     ),
@@ -34,10 +39,45 @@ MEMBERS = {
         model="vit_base_patch16_224",
         hub="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
         image_size=224,
+        classes=1000,
         patch=16,
         size=Size(positions=64, params_m=85.152, gflops_per_image=11.2020, activation_mb=38.8),
     ),
 }
+
+
+def _augreg(scale: str, tag: str, classes: int) -> Member:
+    member = MEMBERS[scale]
+    return replace(member, hub=f"timm/{member.model}.{tag}", classes=classes)
+
+
+ALIKE = {
+    "in1k": {
+        "tiny": MEMBERS["tiny"],
+        **{scale: _augreg(scale, "augreg_in1k", 1000) for scale in ("small", "base")},
+    },
+    "in21k": {scale: _augreg(scale, "augreg_in21k", 21_843) for scale in ("small", "base")},
+}
+DEIT = PublishedRecipe(
+    source="Touvron et al. 2021 (DeiT), table 9",
+    learning_rate=5e-4,
+    batch_size=512,
+    weight_decay=0.05,
+    warmup_share=5 / 300,
+    label_smoothing=0.1,
+    augment="heavy",
+)
+# The released values for a ViT-B, whose rate is 5e-4 for each 256 images of a step.
+MAE_TUNED = PublishedRecipe(
+    source="He et al. 2022 (MAE), appendix A.1, end-to-end fine-tuning, of ViT-B",
+    learning_rate=2e-3,
+    batch_size=1024,
+    weight_decay=0.05,
+    warmup_share=5 / 100,
+    label_smoothing=0.1,
+    augment="heavy",
+    layer_decay=0.65,
+)
 
 
 def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
@@ -65,4 +105,7 @@ FAMILY = Family(
     fine_tuned=LearningRates(1e-5, 1e-3, "fine-tuning attention: above 1e-3 forgets the weights"),
     # timm counts the last norm with the last block; here it learns with the head, as in BEiT
     layers=(r"^(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)", r"^blocks\.(\d+)"),
+    alike=ALIKE,
+    published_scratch=(DEIT,),
+    published_tuned=(MAE_TUNED,),
 )
