@@ -213,7 +213,8 @@ class Claim:
         laid_out = {OF_A_PRESET}
         if recipe["augment"] in LEVELS_OF_ALL_SETS and not self._varies("recipe.augment"):
             laid_out.add("augment_set")  # makes no difference: a rule of before it is the same rule
-        data = sweep.data.as_dict(operational=False)
+        # As pixels a rule of before there was a choice is the same rule.
+        data = replace(sweep.data, store="pixels").as_dict(operational=False)
         own = ("source", "archive", "train_limit", "val_fraction")  # laid out, or the user's
         return {
             "recipe": {name: value for name, value in recipe.items() if name not in laid_out},

@@ -29,7 +29,7 @@ from typing import Any
 
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable, with_axes
-from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Uniform, space_for
+from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Space, Uniform, space_for
 from trainables.backbones.families import FAMILIES, check_backbone, weights_sides
 from trainables.config import (
     DEFAULT_SHORT_SIDE,
@@ -404,13 +404,12 @@ def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
             f"them; got only the default {old.space.get('recipe.learning_rate')}. "
             "Fix: --set 'recipe.learning_rate=log(1e-4,1e-1)'"
         )
-    old_space, new_space = default_space(old), default_space(new)
     # A warm-up is a share or a number of epochs: the one that is set takes the other's place.
     warmups = {"recipe.warmup_share", "recipe.warmup_epochs"}
     replaced = warmups - changes.keys() if len(warmups & changes.keys()) == 1 else set()
     space = {
-        path: new_space[path] if domain == old_space.get(path) else domain
-        for path, domain in old.space.items()
+        path: domain
+        for path, domain in _followed_space(old, new).items()
         if path not in fixed and path not in replaced
     }
     if "recipe.warmup_share" in replaced:
@@ -420,6 +419,26 @@ def with_changes(old: SweepSpec, changes: Axes) -> SweepSpec:
     if "backbone.image_size" in changes or not follows_weights:
         return changed
     return with_axes(changed, {"backbone.image_size": default_image_size(changed)})
+
+
+def _followed_space(old: SweepSpec, new: SweepSpec) -> Space:
+    """The axes of ``old``, those with the default range of before with today's. As weights are
+    trained ones or none, default axes come or go; where no axis was a default one, none comes."""
+    before, after = default_space(old), default_space(new)
+    kept = {
+        path: after.get(path) if domain == before.get(path) else domain
+        for path, domain in old.space.items()
+    }
+    space = {path: domain for path, domain in kept.items() if domain is not None}
+    if not any(old.space.get(path) == domain for path, domain in before.items()):
+        return space
+    untouched = {
+        f"{Recipe.section}.{leaf.name}"
+        for leaf in fields(Recipe)
+        if getattr(new.recipe, leaf.name) == leaf.default
+    }
+    come = (after.keys() - before.keys()) & untouched
+    return {**space, **{path: domain for path, domain in after.items() if path in come}}
 
 
 def _with_length(old: SweepSpec, new: SweepSpec, changes: Axes) -> SweepSpec:

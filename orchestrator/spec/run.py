@@ -151,13 +151,14 @@ class SweepSpec(Spec):
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
         start = self.published_start()
-        given: list[spaces.Axes] = []
-        if start is not None:
-            given = [{**self._drawn(0, search), **start.axes}]
+        if start is not None and index == 0:
+            return {**self._drawn(0, search), **start.axes}
         if self.warm_start is not None:
-            given += self.warm_start.recipes
+            place = index if start is None else index - 1
+            if place < len(self.warm_start.recipes):
+                return self.warm_start.recipes[place]
             past = [*self.warm_start.observations, *past]
-        return given[index] if index < len(given) else self._drawn(index, search, past)
+        return self._drawn(index, search, past)
 
     def _drawn(
         self, index: int, search: int, past: Sequence[spaces.Observation] = ()

@@ -130,8 +130,8 @@ def read_bytes(uri: str, *, patience_s: float | None = None) -> bytes:
 
 
 def read_range(uri: str, start: int, count: int) -> bytes:
-    """``count`` bytes of the file from byte ``start`` on. Raises ``StorageError``, also where the
-    file ends before."""
+    """``count`` bytes of the file from byte ``start`` on. Raises ``StorageError``, also for
+    the ``OSError`` of a file that ends before."""
 
     def read(files: Any, path: str) -> bytes:
         with files.open_input_file(path) as file:

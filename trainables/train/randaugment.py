@@ -108,48 +108,48 @@ def grey(batch: Tensor) -> Tensor:
 # Each takes images (n, 3, H, W) in [0, 1] and their strengths (n, 1, 1, 1).
 
 
-def auto_contrast(images: Tensor, _strength: Tensor) -> Tensor:
+def _auto_contrast(images: Tensor, _strength: Tensor) -> Tensor:
     """Stretch each channel to [0, 1]; one that is flat stays."""
     stretched: Tensor = functional.autocontrast(images)
     return stretched
 
 
-def equalize(images: Tensor, _strength: Tensor) -> Tensor:
+def _equalize(images: Tensor, _strength: Tensor) -> Tensor:
     """Even out each channel's histogram of 256 values, as PIL does."""
     even: Tensor = functional.equalize(images)
     return even
 
 
-def invert(images: Tensor, _strength: Tensor) -> Tensor:
+def _invert(images: Tensor, _strength: Tensor) -> Tensor:
     """The negative."""
     return 1 - images
 
 
-def posterize(images: Tensor, strength: Tensor) -> Tensor:
+def _posterize(images: Tensor, strength: Tensor) -> Tensor:
     """Keep the upper bits: ``BITS`` of 8 at no strength, 1 at the largest."""
     kept = (BITS - (strength.abs() * BITS).floor()).clamp(min=1)
     step = torch.exp2(8 - kept)
     return ((images * 255).round() / step).floor() * step / 255
 
 
-def solarize(images: Tensor, strength: Tensor) -> Tensor:
+def _solarize(images: Tensor, strength: Tensor) -> Tensor:
     """Invert what is brighter than a threshold: none at no strength, all at the largest."""
     threshold = 256 - (strength.abs() * 256).floor()
     return torch.where((images * 255).round() >= threshold, 1 - images, images)
 
 
-def solarize_add(images: Tensor, strength: Tensor) -> Tensor:
+def _solarize_add(images: Tensor, strength: Tensor) -> Tensor:
     """Brighten the dark half."""
     brighter = (images + strength.abs() * ADDED).clamp(max=1)
     return torch.where((images * 255).round() < 128, brighter, images)
 
 
-def color(images: Tensor, strength: Tensor) -> Tensor:
+def _color(images: Tensor, strength: Tensor) -> Tensor:
     """Blend with each pixel's grey."""
     return _blended(images, grey(images), strength)
 
 
-def contrast(images: Tensor, strength: Tensor) -> Tensor:
+def _contrast(images: Tensor, strength: Tensor) -> Tensor:
     """Blend with the image's mean grey."""
     # In two steps: a single image is never summed up by several threads, whose sums would depend
     # on how many images there are.
@@ -157,12 +157,12 @@ def contrast(images: Tensor, strength: Tensor) -> Tensor:
     return _blended(images, mean, strength)
 
 
-def brightness(images: Tensor, strength: Tensor) -> Tensor:
+def _brightness(images: Tensor, strength: Tensor) -> Tensor:
     """Blend with black."""
     return _blended(images, torch.zeros_like(images), strength)
 
 
-def sharpness(images: Tensor, strength: Tensor) -> Tensor:
+def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
     """Blend with the image smoothed over 3 x 3 pixels; the border stays."""
     rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -179,14 +179,14 @@ def _blended(images: Tensor, plain: Tensor, strength: Tensor) -> Tensor:
 
 
 COLORS: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
-    Operation.AUTO_CONTRAST: auto_contrast,
-    Operation.EQUALIZE: equalize,
-    Operation.INVERT: invert,
-    Operation.POSTERIZE: posterize,
-    Operation.SOLARIZE: solarize,
-    Operation.SOLARIZE_ADD: solarize_add,
-    Operation.COLOR: color,
-    Operation.CONTRAST: contrast,
-    Operation.BRIGHTNESS: brightness,
-    Operation.SHARPNESS: sharpness,
+    Operation.AUTO_CONTRAST: _auto_contrast,
+    Operation.EQUALIZE: _equalize,
+    Operation.INVERT: _invert,
+    Operation.POSTERIZE: _posterize,
+    Operation.SOLARIZE: _solarize,
+    Operation.SOLARIZE_ADD: _solarize_add,
+    Operation.COLOR: _color,
+    Operation.CONTRAST: _contrast,
+    Operation.BRIGHTNESS: _brightness,
+    Operation.SHARPNESS: _sharpness,
 }

@@ -17,6 +17,7 @@ from orchestrator.launch.length import (
     MOST_STEPS_FACTOR,
     USUAL_EPOCHS,
     affordable,
+    at_length,
     epochs_for,
     length_text,
     rung_warning,
@@ -113,8 +114,7 @@ def test_a_budget_shortens_trials_to_what_each_search_can_pay() -> None:
     assert epochs(none) == 1
     (sweep,) = poor.sweeps
     assert search_seconds(sweep, poor, COST) <= 0.5 * whole
-    (longer,) = sized(photos("scheduler.least_steps=10"), images(10)).sweeps
-    longer = replace(longer, scheduler=replace(sweep.scheduler, max_epochs=epochs(poor) + 1))
+    (longer,) = at_length(spec, epochs(poor) + 1).sweeps
     assert search_seconds(longer, poor, COST) > 0.5 * whole
     assert "the budget affords no more" in length_text(poor, sweep, images(1_280)["vit"].counts)
     assert affordable(replace(poor, budget=None), {"vit": COST}) == replace(poor, budget=None)

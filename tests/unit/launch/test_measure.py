@@ -19,7 +19,9 @@ from trainables.train.measure import measure
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIGITS = {"height": 8, "width": 8, "classes": 10}
-FACTS = DatasetFacts(height=8, width=8, class_names=tuple("0123456789"))
+FACTS = DatasetFacts(
+    height=8, width=8, class_names=tuple("0123456789"), counts={"train": 64, "val": 16}
+)
 
 
 def plain(family: str, **recipe: object) -> SweepSpec:

@@ -141,6 +141,10 @@ def test_ranges_follow_optimizer_weights_scale_and_length_unless_set() -> None:
     assert small.backbone.weights == "hub"
     assert small.space == space_for("vit", weights="hub")
     assert apply_set(VIT, ["backbone.scale=small", "backbone.weights=none"]).space == VIT.space
+    assert apply_set(small, ["backbone.weights=none"]).space == VIT.space
+    decayed = apply_set(VIT, ["recipe.layer_decay=0.8", "backbone.weights=hub"])
+    assert decayed.space.keys() == small.space.keys() - {"recipe.layer_decay"}
+    assert apply_set(replace(VIT, space={}), ["backbone.weights=hub"]).space == {}
     assert apply_set(VIT, ["scheduler.max_epochs=20"]).space == VIT.space
     own = apply_set(VIT, ["recipe.learning_rate=log(0.1,0.2)"])
     own = apply_set(own, ["recipe.optimizer=sgd"])
@@ -227,7 +231,8 @@ def test_a_family_prefix_reaches_one_family_of_a_run() -> None:
 
 def test_every_recipe_axis_has_a_type_that_set_understands() -> None:
     """A new axis with an unknown type would be taken as text in silence."""
-    known = {"str", "int", "float", "bool", "int | None", "float | None", "str | None"}
+    plain = ("str", "int", "float", "bool")
+    known = {*plain, *(f"{name} | None" for name in plain)}
     for owner in named_sweeps.SECTIONS:
         assert {field.type for field in fields(owner)} <= known
     assert "recipe.learning_rate" in leaves()

@@ -177,7 +177,9 @@ def test_what_tpe_cannot_do_is_said_in_one_line(
 ) -> None:
     assert spec(tmp_path).mistakes() == []
     (wrong,) = spec(tmp_path, "backbone.weights=[none,w.safetensors]").mistakes()
-    assert wrong.startswith("backbone.weights, searched by tpe, must be hub, none or absolute")
+    assert wrong.startswith(
+        "backbone.weights, searched by tpe, must be hub, in1k, in21k, none or absolute"
+    )
     assert str(Path("w.safetensors").absolute()) in wrong
     (unknown,) = spec(tmp_path, "scheduler.sampler=grid").mistakes()
     assert "random, sobol, tpe; got 'grid'" in unknown

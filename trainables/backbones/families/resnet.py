@@ -95,7 +95,8 @@ TUNED_2020 = PublishedRecipe(
 
 
 def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
-    """Choose the stem; a residual network has no patch."""
+    """Choose the stem; a residual network has no patch. Raises ``UserError`` for a small stem of a
+    member that has none."""
     stem = choose_stem(spec, side)
     if stem == "small" and member.model == BIT.model:
         raise UserError(
