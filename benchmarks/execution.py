@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.common import spread
 from trainables.config import Assignment
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.finetune import fine_tune
 from trainables.train.loop import World
 
@@ -43,7 +43,7 @@ class Rival:
     """One way: a trial that trains an epoch whenever it is asked."""
 
     def __init__(
-        self, assignment: Assignment, way: Way, store: PixelStore, device: torch.device
+        self, assignment: Assignment, way: Way, store: ImageStore, device: torch.device
     ) -> None:
         recipe = replace(assignment.recipe, **way)
         self.compiled = bool(recipe.compile)
@@ -68,7 +68,7 @@ class Rival:
 
 
 def measure_ways(
-    assignment: Assignment, store: PixelStore, device: torch.device, *, rounds: int
+    assignment: Assignment, store: ImageStore, device: torch.device, *, rounds: int
 ) -> dict[str, Any]:
     """By way: ``images_per_second`` and ``ratio`` with their spread, and of a compiled model
     ``compile_seconds`` and ``pays_after_images`` (``None``: never)."""

@@ -46,7 +46,7 @@ from benchmarks.feeding import JPEG_SIZE, RATIOS, collages, measure_feeding
 from benchmarks.rivals import Engine, Loader, Plain, from_random_weights
 from trainables.config import Assignment, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 
 FAMILIES = ("resnet", "vit", "hybrid", "convnext")
 # What a step costs whatever its size, the gradients' norm above all, weighs twice as much at half
@@ -200,7 +200,7 @@ def measure(
     family: str,
     scale: str,
     data: DataSpec,
-    store: PixelStore,
+    store: ImageStore,
     path: Path,
     device: torch.device,
     effort: Effort,
@@ -245,7 +245,7 @@ def ways_of(
     family: str,
     scale: str,
     data: DataSpec,
-    store: PixelStore,
+    store: ImageStore,
     device: torch.device,
     steps: int,
     effort: Effort,

@@ -125,7 +125,7 @@ def specs_of(
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:
-    """Of the data set without a limit; it is read into the pixel store where they are unknown."""
+    """Of the data set without a limit; it is read into the image store where they are unknown."""
     source = options.dataset or DEFAULT_DATASET
     recorded = known_images(DataSpec(source=source))
     if recorded is not None:

@@ -17,7 +17,7 @@ from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
-    from trainables.data.store import PixelStore
+    from trainables.data.store import ImageStore
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def data() -> None:
     """Prepare a dataset ahead of a sweep, or look into it."""
 
 
-def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
+def _store(source: str, sets: tuple[str, ...]) -> ImageStore:
     from orchestrator.launch.forecast import read_dataset
 
     other = [text for text in sets if not text.startswith("data.")]

@@ -30,7 +30,7 @@ from trainables.backbones import Geometry, describe, size_of, weights_sides
 from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, Spec
 from trainables.data.build import prepare
 from trainables.data.sources import check_source, known_images
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.errors import UserError, raise_if_any
 
 log = logging.getLogger(__name__)
@@ -310,8 +310,8 @@ def _checkpoints(
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
-def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
-    """The pixel store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
+def read_dataset(source: str, sets: Iterable[str]) -> ImageStore:
+    """The image store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
     is not there yet. Raises ``UserError``."""
     data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(data))
@@ -319,13 +319,13 @@ def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
-    """By family; builds each pixel store that is not there yet."""
+    """By family; builds each image store that is not there yet."""
     stores = {data: prepare(absolute_data(data)) for data in {sweep.data for sweep in spec.sweeps}}
     return {sweep.family: stores[sweep.data].info for sweep in spec.sweeps}
 
 
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
-    """By family; images of unknown size are read into the pixel store."""
+    """By family; images of unknown size are read into the image store."""
     images = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
     present = {family: facts for family, facts in images.items() if facts is not None}
     return present if len(present) == len(images) else read_datasets(spec)

@@ -380,7 +380,7 @@ class PreparedRun:
         return self.spec.tracking_uri or store.default_uri(self.spec.storage)
 
     def prepare_images(self, head_start_s: float = HEAD_START_S) -> Future[RunImages]:
-        """Start to build the pixel stores; returns when they are there or after ``head_start_s``.
+        """Start to build the image stores; returns when they are there or after ``head_start_s``.
 
         The run's folder must be this process's by now: it says whether nodes share the stores
         through object storage. Raises what went wrong within the head start, as the future's

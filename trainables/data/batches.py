@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainables.data.encoded import ROWS_PER_GROUP, EncodedImages
-from trainables.data.store import PixelStore, Rows
+from trainables.data.store import ImageStore, Rows
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Pixels:
 _on_accelerator: dict[tuple[str, str], Pixels] = {}  # the next trial finds its pixels there
 
 
-def load_pixels(store: PixelStore, split: str, device: torch.device) -> Pixels:
+def load_pixels(store: ImageStore, split: str, device: torch.device) -> Pixels:
     """Map a split to ``device``; says in the log where it went, with sizes.
 
     What lies in an accelerator's memory stays there until something else needs the room.

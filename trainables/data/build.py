@@ -29,7 +29,7 @@ from trainables.data.store import (
     INFO,
     SPLITS,
     STORE_SCHEMA,
-    PixelStore,
+    ImageStore,
     Source,
     content_hash,
     default_folder,
@@ -49,7 +49,7 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPE
                 errno.ENOTDIR, errno.EEXIST)  # fmt: skip
 
 
-def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
+def prepare(spec: DataSpec, *, remote: str | None = None) -> ImageStore:
     """Open the image store of ``spec``, building it first where there is none.
 
     One process builds, under a file lock, into a temporary folder that is renamed when it is
@@ -76,7 +76,7 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
     return store
 
 
-def find(spec: DataSpec) -> PixelStore | None:
+def find(spec: DataSpec) -> ImageStore | None:
     """The image store of ``spec`` where it is on this node already. Raises ``UserError``."""
     return _present(spec, _place(locate(spec), spec)[0])
 
@@ -90,7 +90,7 @@ def store_form(spec: DataSpec, pixel_bytes: int) -> str:
     return "pixels" if fits else "encoded"
 
 
-def _present(spec: DataSpec, path: Path) -> PixelStore | None:
+def _present(spec: DataSpec, path: Path) -> ImageStore | None:
     """The whole store on this node, in the form that ``spec`` wants; ``path`` is that of pixels."""
     for form in ("pixels", "encoded"):
         store = open_store(_in_form(path, form))
@@ -146,7 +146,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build_and_rename(
     source: Source, spec: DataSpec, place: Path, key: dict[str, object]
-) -> PixelStore:
+) -> ImageStore:
     for stale in place.parent.glob(f".{place.name}.building-*"):
         shutil.rmtree(stale, ignore_errors=True)  # its builder is dead: we hold the lock
     reading = source.read()
@@ -175,7 +175,7 @@ def _build_and_rename(
     log.info(f"{info.name}: {counts} images of {info.height}x{info.width} px{skipped}")
     if info.duplicates is not None and (problem := leak(info.duplicates)):
         log.warning(f"warning: {info.name}: {problem}")
-    return PixelStore(info=info, path=path)
+    return ImageStore(info=info, path=path)
 
 
 def seal(folder: Path, info: DatasetFacts, key: Mapping[str, object]) -> None:
@@ -188,7 +188,7 @@ INDEX = "stores.json"
 Index = dict[str, dict[str, str]]  # by key of the data spec: the store's folder and content hash
 
 
-def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
+def put_stores(remote: str, stores: Mapping[DataSpec, ImageStore]) -> None:
     """Put stores into the storage that are not there yet, then enter them for the run at
     ``remote``. Raises ``StorageError``."""
     for store in stores.values():
@@ -201,7 +201,7 @@ def put_stores(remote: str, stores: Mapping[DataSpec, PixelStore]) -> None:
     object_storage.write_bytes(f"{remote}/{INDEX}", json.dumps(index, indent=1).encode())
 
 
-def _from_storage(spec: DataSpec, remote: str) -> PixelStore | None:
+def _from_storage(spec: DataSpec, remote: str) -> ImageStore | None:
     """The store of the run at ``remote``, on this node or fetched to it; ``None`` where the run
     has none, or it is not what it should be."""
     try:
@@ -211,7 +211,7 @@ def _from_storage(spec: DataSpec, remote: str) -> PixelStore | None:
     whole, content = default_folder(spec) / entry["folder"], entry["content"]
     part = whole.with_name(f"{whole.name}{PARTIAL_SUFFIX}")
 
-    def here() -> PixelStore | None:
+    def here() -> ImageStore | None:
         return open_store(whole, content) or open_store(part, content)
 
     store = here()
@@ -221,7 +221,7 @@ def _from_storage(spec: DataSpec, remote: str) -> PixelStore | None:
     return store
 
 
-def _fetch(whole: Path, part: Path, content: str, remote: str) -> PixelStore | None:
+def _fetch(whole: Path, part: Path, content: str, remote: str) -> ImageStore | None:
     half, uri = whole.with_name(f".{whole.name}.fetched"), _uri(remote, whole.name)
     try:
         object_storage.get_folder(uri, half, marker=INFO, without=IMAGES_SUFFIX)
@@ -239,7 +239,7 @@ def _fetch(whole: Path, part: Path, content: str, remote: str) -> PixelStore | N
     return open_store(path, content)
 
 
-def _intact(store: PixelStore) -> bool:
+def _intact(store: ImageStore) -> bool:
     """Whether the digests and the content hash are those of the pixels and labels there; encoded
     pictures are checked as they come."""
     info, columns = store.info, []

@@ -119,7 +119,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class PixelStore:
+class ImageStore:
     """A store on disk, read-only; cheap to open, to pickle and to share.
 
     It is complete, or where its pictures are encoded and kept in object storage, those that are
@@ -178,12 +178,12 @@ def default_folder(spec: DataSpec) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def open_store(path: Path, content: str | None = None) -> PixelStore | None:
+def open_store(path: Path, content: str | None = None) -> ImageStore | None:
     """The store in ``path``, or None where there is none, it is damaged, or its content hash is
     another than ``content``."""
     try:
         record = json.loads((path / INFO).read_text(encoding="utf-8"))
-        store = PixelStore(info=DatasetFacts.from_dict(record["info"]), path=path)
+        store = ImageStore(info=DatasetFacts.from_dict(record["info"]), path=path)
         info = store.info
         whole = all(len(store.digests(name)) == info.counts[name] for name in SPLITS)
         for name in SPLITS:
@@ -310,7 +310,7 @@ def assign_splits(
     return assigned
 
 
-def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
+def train_indices(store: ImageStore, spec: DataSpec) -> Rows:
     """Sorted int64 row numbers of the train split that this spec trains on.
 
     ``train_limit`` first, then ``fraction`` of what is left (rounded, at least one image); both

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from trainables.config import Assignment, DatasetFacts, DataSpec
-from trainables.data.store import PixelStore, Split
+from trainables.data.store import ImageStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
 from trainables.train.trial import Trial
@@ -41,7 +41,7 @@ NEVER = 1_000_000  # epochs: further than any measurement goes
 
 
 @dataclass(frozen=True)
-class Noise(PixelStore):
+class Noise(ImageStore):
     """Random images in memory, in place of a dataset."""
 
     parts: Mapping[str, Split]
@@ -135,7 +135,7 @@ def measure_compiled(
     }
 
 
-def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) -> Trial:
+def _trial(assignment: Assignment, store: ImageStore, device: str, folder: str) -> Trial:
     on_its_own = replace(
         assignment,
         data=DataSpec(),

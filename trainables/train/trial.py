@@ -18,7 +18,7 @@ from trainables.backbones import build
 from trainables.config import Assignment
 from trainables.data.batches import BatchPlan, load_pixels
 from trainables.data.rng import key_of
-from trainables.data.store import PixelStore, train_indices
+from trainables.data.store import ImageStore, train_indices
 from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
 from trainables.train.augmentation import Augmentation, Mixing, level_of
@@ -78,7 +78,7 @@ class Trial:
     ``load`` its weights are drawn and none are fetched."""
 
     def __init__(
-        self, assignment: Assignment, world: World, store: PixelStore, *, load: bool = True
+        self, assignment: Assignment, world: World, store: ImageStore, *, load: bool = True
     ) -> None:
         started = time.perf_counter()
         self.assignment, self.world, self.store = assignment, world, store

@@ -23,7 +23,7 @@ from trainables.data import encoded, pictures, writing
 from trainables.data.build import prepare, put_stores
 from trainables.data.encoded import EncodedImages, lay_out
 from trainables.data.sources import check_source
-from trainables.data.store import SPLITS, PixelStore
+from trainables.data.store import SPLITS, ImageStore
 from trainables.errors import StorageError, UserError
 
 KINDS = ("jpg", "jpg", "png", "turned", "large")
@@ -64,13 +64,13 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded, "ROWS_PER_GROUP", 8)
 
 
-def stores_of(source: Path, folder: Path, **values: Any) -> tuple[PixelStore, PixelStore]:
+def stores_of(source: Path, folder: Path, **values: Any) -> tuple[ImageStore, ImageStore]:
     """The same images as pixels and encoded."""
     spec = DataSpec(source=str(source), folder=str(folder), short_side=32, **values)
     return prepare(replace(spec, store="pixels")), prepare(replace(spec, store="encoded"))
 
 
-def assert_same(pixels: PixelStore, other: PixelStore) -> None:
+def assert_same(pixels: ImageStore, other: ImageStore) -> None:
     assert other.info.encoded_bytes is not None
     assert replace(other.info, encoded_bytes=None) == pixels.info
     for name in SPLITS:
@@ -280,7 +280,7 @@ def remote(root: Path, tmp_path: Path, place: str, quick_storage: None) -> tuple
     return replace(spec, folder=str(tmp_path / "node")), f"{place}/run"
 
 
-def present(store: PixelStore, split: str) -> list[int]:
+def present(store: ImageStore, split: str) -> list[int]:
     return np.flatnonzero(np.fromfile(store.path / f"{split}.present", np.uint8)).tolist()
 
 

@@ -1,4 +1,4 @@
-"""The pixel store: what is written is what is mapped, built once, never seen in part."""
+"""The image store: what is written is what is mapped, built once, never seen in part."""
 
 import json
 import shutil

@@ -15,7 +15,7 @@ from trainables.config import DataSpec, EpochReport
 from trainables.data import batches, encoded
 from trainables.data.batches import load_pixels
 from trainables.data.build import prepare
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.errors import Preempted
 from trainables.evaluate.model import evaluate_split, evaluate_test
 from trainables.finetune import fine_tune
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[PixelStore, PixelStore]:
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageStore, ImageStore]:
     """As pixels and encoded: JPEGs of three classes that can be told apart, in odd sizes."""
     root = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def facts(report: EpochReport) -> dict[str, float]:
 
 
 def test_training_and_evaluation_are_those_from_pixels(
-    stores: tuple[PixelStore, PixelStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: tuple[ImageStore, ImageStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "EVAL_BATCH", 4)  # several batches of few images
     reports, predicted, tests = [], [], []
@@ -73,7 +73,7 @@ def test_training_and_evaluation_are_those_from_pixels(
 
 @pytest.mark.usefixtures("by_row_groups")
 def test_a_resume_in_the_middle_of_an_epoch_is_exact(
-    stores: tuple[PixelStore, PixelStore], tmp_path: Path
+    stores: tuple[ImageStore, ImageStore], tmp_path: Path
 ) -> None:
     _, store = stores
     whole = [facts(r) for r in fine_tune(assignment(epochs=2, mixup=0.2), store=store)]
@@ -95,7 +95,7 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact(
 
 @pytest.mark.usefixtures("by_row_groups")
 def test_an_order_by_row_groups_trains_on_every_image(
-    stores: tuple[PixelStore, PixelStore],
+    stores: tuple[ImageStore, ImageStore],
 ) -> None:
     pixels, store = stores
     groups = load_pixels(store, "train", CPU).row_groups(torch.arange(120))
@@ -108,7 +108,7 @@ def test_an_order_by_row_groups_trains_on_every_image(
     assert by_groups.metrics["train_loss"] != at_random.metrics["train_loss"]
 
 
-def test_blocks_come_with_their_rows(stores: tuple[PixelStore, PixelStore]) -> None:
+def test_blocks_come_with_their_rows(stores: tuple[ImageStore, ImageStore]) -> None:
     mapped, decoded = (load_pixels(store, "train", CPU) for store in stores)
     blocks = [torch.tensor([5, 1, 7]), torch.tensor([0]), torch.tensor([9, 9])]
     got = list(decoded.cut_all(blocks))
@@ -125,7 +125,7 @@ def test_blocks_come_with_their_rows(stores: tuple[PixelStore, PixelStore]) -> N
 
 
 def test_a_trial_that_ends_leaves_no_decoding_behind(
-    stores: tuple[PixelStore, PixelStore], monkeypatch: pytest.MonkeyPatch
+    stores: tuple[ImageStore, ImageStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[encoded._Block] = []
     block = encoded._Block
