@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SWEEP = (
     "sweep", "resnet", "--trials", "9", "--max-epochs", "8",
     "--set", "scheduler.sampler=tpe", "--set", "scheduler.reduction_factor=2",
+    "--set", "scheduler.grace_epochs=1",
     "--set", "data.train_limit=400", "--set", "recipe.batch_size_per_worker=20",
     "--set", "resources.max_slots=1",
 )  # fmt: skip

@@ -89,7 +89,7 @@ def test_a_folder_of_pictures_sweeps_without_configuration_within_its_budget(she
         place = shell.cwd / "pictures" / kind
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{index}.{('png', 'jpg')[index % 3 == 0]}")
-    asked = ("sweep", "resnet", "--dataset", "pictures", "--trials", "2")
+    asked = ("sweep", "resnet", "--dataset", "pictures", "--trials", "2", "--max-epochs", "9")
     code, _, err = shell(*asked, "--no-measure", "--budget", "cpu_hours=1")
     assert code == 0, err
     code, out, _ = shell("compare", "resnet-pictures", "--json")
