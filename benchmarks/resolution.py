@@ -131,7 +131,7 @@ def _images(name: str, options: argparse.Namespace, folder: Path, *, largest: in
     share = 1000 / pq.read_metadata(options.parquet).num_rows
     split = {"val_fraction": share, "test_fraction": share}
     data = replace(stored, source=str(options.parquet), train_limit=4000, **split)
-    return Images(data=data, epochs=2)
+    return Images(data=data, epochs=1)
 
 
 def _settings(images: Images, backbone: BackboneSpec) -> dict[str, Any]:
