@@ -155,8 +155,8 @@ class PublishedRecipe:
 
         In proportion to the batch for SGD (Goyal et al. 2017), to its square root for AdamW
         (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
-        DeiT and MAE state the linear rule for the large batches that they used; from there down to
-        64 images it would leave rates below all that is searched.
+        The root is our choice: DeiT and MAE state the linear rule for the large batches that they
+        used; from there down to 64 images it would leave rates below all that is searched.
         """
         times = batch_size / self.batch_size
         power = 1.0 if self.optimizer == "sgd" else 0.5
