@@ -134,7 +134,7 @@ class LearningRates:
 class PublishedRecipe:
     """A training as it was published, in the fields of a ``Recipe``: the first trial of a search.
 
-    ``source`` names paper and section, and what the recipe was published for where that is not the
+    ``source`` names paper and file or section, and what it was published for where that is not the
     family itself. ``batch_size`` is the whole step's, ``warmup_share`` of the full length.
     ``augment`` is the level of that kind.
     """
