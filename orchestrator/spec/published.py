@@ -33,7 +33,7 @@ SAME_NAME = (
 @dataclass(frozen=True, kw_only=True)
 class PublishedStart(Spec):
     """``axes``: what trial 0 has of the published recipe, by path; ``moved``: what was published,
-    where that is outside the range. ``source`` names paper and section; ``batch_size`` and
+    where that is outside the range. ``source`` names paper and file or section; ``batch_size`` and
     ``learning_rate`` are as published, for steps of so many images."""
 
     source: str

@@ -134,7 +134,7 @@ class LearningRates:
 class PublishedRecipe:
     """A training as it was published, in the fields of a ``Recipe``: the first trial of a search.
 
-    ``source`` names paper and section, and what the recipe was published for where that is not the
+    ``source`` names paper and file or section, and what it was published for where that is not the
     family itself. ``batch_size`` is the whole step's, ``warmup_share`` of the full length.
     ``augment`` is the level of that kind.
     """
@@ -155,8 +155,8 @@ class PublishedRecipe:
 
         In proportion to the batch for SGD (Goyal et al. 2017), to its square root for AdamW
         (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
-        DeiT and MAE state the linear rule for the large batches that they used; from there down to
-        64 images it would leave rates below all that is searched.
+        The root is our choice: DeiT and MAE state the linear rule for the large batches that they
+        used; from there down to 64 images it would leave rates below all that is searched.
         """
         times = batch_size / self.batch_size
         power = 1.0 if self.optimizer == "sgd" else 0.5

@@ -9,11 +9,13 @@ defines them; mixup and CutMix mix pairs within a batch.
 
 There are two sets of levels (``Recipe.augment_set``). ``geometric`` is the one of runs from before
 the other. In ``published``, ``medium`` is AugReg's in kind (Steiner et al. 2022, "How to train your
-ViT?", section 3: Inception crop, mirroring, RandAugment, mixup, stochastic depth) and ``heavy``
-DeiT's (Touvron et al. 2021, table 9: random resized crop, mirroring, RandAugment 9, mixup 0.8,
-CutMix 1.0, erasing 0.25, stochastic depth 0.1; without repeated augmentation). AugReg draws crops
-of 5 % and more and magnitude 15 also at its medium level: for trials of minutes its crops are of a
-quarter and more here, and its magnitude is 6, so that levels grow stronger one after the other.
+ViT?"; ``medium1`` of google-research/big_vision, configs/vit_i21k.py: Inception crop, mirroring,
+RandAugment of 2 operations at magnitude 15, mixup 0.2) and ``heavy`` DeiT's (Touvron et al. 2021;
+facebookresearch/deit, main.py: random resized crop, mirroring, RandAugment 9, mixup 0.8, CutMix
+1.0, erasing 0.25, stochastic depth 0.1). Ours are: no repeated augmentation; what is erased gets
+the mean colour, not noise; each image has its own weight in the mix, not each batch. For trials of
+minutes ``medium`` has crops of a quarter and more, where AugReg's are of 5 % and more, and
+magnitude 6, so that levels grow stronger one after the other; its stochastic depth is DeiT's.
 Stochastic depth is the model's: each worker draws it for each step (:mod:`trainables.train.trial`).
 """
 

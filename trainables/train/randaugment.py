@@ -126,7 +126,7 @@ def _invert(images: Tensor, _strength: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
-    """Keep the upper bits: ``BITS`` of 8 at no strength, 1 at the largest."""
+    """Keep the upper bits: ``BITS`` of 8 at no strength, 1 at the largest (timm's: none, black)."""
     kept = (BITS - (strength.abs() * BITS).floor()).clamp(min=1)
     step = torch.exp2(8 - kept)
     return ((images * 255).round() / step).floor() * step / 255

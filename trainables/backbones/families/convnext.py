@@ -68,7 +68,7 @@ ALIKE = {
     },
 }
 RECIPE = PublishedRecipe(
-    source="Liu et al. 2022 (A ConvNet for the 2020s), table 5, ImageNet-1k",
+    source="Liu et al. 2022 (ConvNeXt), facebookresearch/ConvNeXt TRAINING.md, ImageNet-1k",
     learning_rate=4e-3,
     batch_size=4096,
     weight_decay=0.05,
@@ -76,8 +76,9 @@ RECIPE = PublishedRecipe(
     label_smoothing=0.1,
     augment="heavy",
 )
+# Published without mixup or CutMix but with RandAugment: ``medium`` is the nearest level, ours.
 TUNED = PublishedRecipe(
-    source="Liu et al. 2022 (A ConvNet for the 2020s), table 5, fine-tuning from ImageNet-22k",
+    source="Liu et al. 2022 (ConvNeXt), facebookresearch/ConvNeXt TRAINING.md, from ImageNet-22k",
     learning_rate=5e-5,
     batch_size=512,
     weight_decay=1e-8,

@@ -65,6 +65,7 @@ ALIKE = {
         "base": MEMBERS["base"],
     }
 }
+# 10,000 steps of warm-up in 300 epochs of 1,281,167 images.
 COATNET = PublishedRecipe(
     source="Dai et al. 2021 (CoAtNet), appendix A.2, of ImageNet-1k: convolutions before attention",
     learning_rate=1e-3,

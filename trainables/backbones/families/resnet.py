@@ -51,8 +51,8 @@ BIT = Member(
 ALIKE = {"in1k": MEMBERS, "in21k": {"small": BIT, "base": BIT}}
 
 RECIPE_2022 = PublishedRecipe(
-    source="Liu et al. 2022 (A ConvNet for the 2020s), section 2.1 and table 5: a ResNet-50 under "
-    "AdamW",
+    source="Liu et al. 2022 (ConvNeXt), facebookresearch/ConvNeXt TRAINING.md, ImageNet-1k: of "
+    "ConvNeXt, under AdamW",
     learning_rate=4e-3,
     batch_size=4096,
     weight_decay=0.05,
@@ -72,7 +72,7 @@ RECIPE_2016 = PublishedRecipe(
     augment="light",
 )
 TUNED_2022 = PublishedRecipe(
-    source="Liu et al. 2022 (A ConvNet for the 2020s), table 5, fine-tuning: of ConvNeXt, since "
+    source="Liu et al. 2022 (ConvNeXt), facebookresearch/ConvNeXt TRAINING.md: of ConvNeXt, since "
     "ResNets were published with SGD (recipe.optimizer=sgd)",
     learning_rate=5e-5,
     batch_size=512,
@@ -82,6 +82,7 @@ TUNED_2022 = PublishedRecipe(
     augment="medium",
     layer_decay=0.8,
 )
+# Its mixup of 0.1 is left out: no level has it without stronger operations.
 TUNED_2020 = PublishedRecipe(
     source="Kolesnikov et al. 2020 (Big Transfer), section 3.3: BiT-HyperRule, medium-sized data",
     optimizer="sgd",

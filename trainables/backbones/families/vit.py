@@ -58,18 +58,19 @@ ALIKE = {
     },
     "in21k": {scale: _augreg(scale, "augreg_in21k", 21_843) for scale in ("small", "base")},
 }
+# 5e-4 for each 512 images of a step, 1024 images a step: the README's commands for DeiT-S and -Ti.
 DEIT = PublishedRecipe(
-    source="Touvron et al. 2021 (DeiT), table 9",
-    learning_rate=5e-4,
-    batch_size=512,
+    source="Touvron et al. 2021 (DeiT), facebookresearch/deit main.py and README.md",
+    learning_rate=1e-3,
+    batch_size=1024,
     weight_decay=0.05,
     warmup_share=5 / 300,
     label_smoothing=0.1,
     augment="heavy",
 )
-# The released values for a ViT-B, whose rate is 5e-4 for each 256 images of a step.
+# 5e-4 for each 256 images of a step, 1024 images a step. Published for weights of masked training.
 MAE_TUNED = PublishedRecipe(
-    source="He et al. 2022 (MAE), appendix A.1, end-to-end fine-tuning, of ViT-B",
+    source="He et al. 2022 (MAE), facebookresearch/mae FINETUNE.md, of ViT-B",
     learning_rate=2e-3,
     batch_size=1024,
     weight_decay=0.05,
