@@ -13,7 +13,7 @@ from orchestrator.compare.runs import collect, load
 from tests.unit.compare.compare_runs import RunFolder, compared, shown
 
 START = {
-    "source": "Touvron et al. 2021 (DeiT), table 9", "batch_size": 512, "learning_rate": 5e-4,
+    "source": "Touvron et al. 2021 (DeiT), main.py", "batch_size": 1024, "learning_rate": 1e-3,
     "axes": {"recipe.learning_rate": 1e-3}, "moved": {"recipe.learning_rate": 2e-2},
 }  # fmt: skip
 AXES: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.1, "batch_size_per_worker": 32}
