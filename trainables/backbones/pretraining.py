@@ -54,7 +54,7 @@ CORPORA: Mapping[str, Corpus] = {
     "lvd1689m": Corpus.LVD, "merged2b": Corpus.MERGED, "m30m": Corpus.MERGED,
     "m38m": Corpus.MERGED, "cc12m": Corpus.CC12M, "sa1b": Corpus.SA1B, "sat493m": Corpus.SAT493M,
 }  # fmt: skip
-TEACHERS = ("dist", "distilled", "ssld", "usi", "tinyclip")
+TEACHERS = ("dist", "distilled", "ssl", "ssld", "swsl", "usi", "tinyclip")
 FINE_TUNED = "ft"  # the parts before it are of another training
 # Of heads, where the tag names no data.
 CLASSES = {21_841: Corpus.IN21K, 21_842: Corpus.IN21K, 21_843: Corpus.IN21K, 11_821: Corpus.IN12K}

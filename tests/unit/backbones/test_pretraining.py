@@ -62,6 +62,7 @@ def test_each_default_member_is_that_of_timms_untagged_name() -> None:
          "LAION-2B, then ImageNet-12k, then ImageNet-1k"),
         ("fcmae_ft_in22k_in1k", "convnextv2_base", 1000,
          "ImageNet-1k, then ImageNet-21k, then ImageNet-1k"),
+        ("fb_swsl_ig1b_ft_in1k", "resnet50", 1000, "Instagram, then ImageNet-1k, distilled"),
         ("fb_dist_in1k", "levit_128", 1000, "ImageNet-1k, distilled"),
         ("fb_in1k", "deit_base_distilled_patch16_224", 1000, "ImageNet-1k, distilled"),
         ("lvd142m", "vit_base_patch14_dinov2", 0, "LVD"),
@@ -162,7 +163,7 @@ def test_old_ledgers_are_read_by_the_names_of_model_and_weights() -> None:
     )
     assert pretraining_data("convnext", "convnext_base", "none") == "none"
     assert pretraining_data("timm", "resnet18.fb_swsl_ig1b_ft_in1k", "hub") == (
-        "Instagram, then ImageNet-1k"
+        "Instagram, then ImageNet-1k, distilled"
     )
     assert pretraining_data("timm", "resnet18", "hub") is None  # timm is not asked
     assert pretraining_data("vit", "a_model_of_before", "hub") is None
