@@ -8,7 +8,7 @@ the same order of images in both sets. ``published_minus_geometric`` is the diff
 the validation images after the last epoch, the mean over seeds with Student's 95 % interval of the
 pairs.
 
-20 trainings, two at a time with one thread each: about half an hour on 2 cores. Each is
+20 trainings, two at a time with one thread each: about 35 minutes on 2 cores. Each is
 written down as it ends, in ``RESULT.runs.jsonl`` beside the result, and is not trained again when
 the command is repeated; ``--stop-after`` starts none after that many minutes. The result, of the
 seeds that all sets have by then, goes to benchmarks/results/levels.json, a summary to the last line
@@ -40,7 +40,7 @@ from trainables.finetune import fine_tune
 BACKBONE = BackboneSpec(family="vit", patch=4, weights="none")
 SETS = ("geometric", "published")
 LEVELS = ("medium", "heavy")
-SEEDS, IMAGES, EPOCHS = 5, 10_000, 6
+SEEDS, IMAGES, EPOCHS = 5, 10_000, 4
 PROCESSES = 2
 CONFIDENCE = 0.95
 
