@@ -39,7 +39,7 @@ from trainables.finetune import fine_tune
 
 BACKBONE = BackboneSpec(family="vit", patch=4, weights="none")
 SETS = ("geometric", "published")
-LEVELS = ("medium", "heavy")
+LEVELS = ("heavy", "medium")
 SEEDS, IMAGES, EPOCHS = 5, 10_000, 4
 PROCESSES = 2
 CONFIDENCE = 0.95
@@ -102,11 +102,12 @@ def arms() -> list[tuple[str, str]]:
 
 
 def runs(*, seeds: int, epochs: int, images: int, data: str) -> list[Run]:
-    """Seed by seed, so that a record cut short has whole seeds."""
+    """Level by level and seed by seed, so that a record cut short has whole pairs."""
     return [
         Run(level=level, augment_set=of, seed=seed, epochs=epochs, images=images, data=data)
+        for level in LEVELS
         for seed in range(seeds)
-        for level, of in arms()
+        for of in SETS
     ]
 
 

@@ -506,7 +506,7 @@ def test_levels_are_compared_by_pairs_of_seeds() -> None:
 def test_what_is_on_record_is_not_trained_again(tmp_path: Path) -> None:
     wanted = levels.runs(seeds=2, epochs=1, images=8, data="x.parquet")
     assert len(wanted) == 2 * len(levels.arms()) == 8
-    assert {run.seed for run in wanted[:4]} == {0}
+    assert [(run.level, run.seed) for run in wanted[:4]] == [("heavy", n) for n in (0, 0, 1, 1)]
     assert levels.on_record(tmp_path / "none.jsonl", wanted) == {}
     file = tmp_path / "runs.jsonl"
     other = {**of_level("heavy", "published", 1, 0.4), "epochs": 9}
