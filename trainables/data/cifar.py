@@ -8,6 +8,7 @@ takes any archive of the official layout and a mirror's download, and runs no pi
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import logging
@@ -33,6 +34,7 @@ from trainables.config import DataSpec
 from trainables.data.pickled_arrays import load_arrays
 from trainables.data.store import Chunk, Reading, Source, default_folder, file_identity
 from trainables.errors import UserError, one_line
+from trainables.printable import login_of, without_login
 from trainables.storage.waiting import bounded
 
 log = logging.getLogger(__name__)
@@ -219,7 +221,8 @@ def base_url(official_url: str) -> str:
     url = os.environ.get("ORCHESTRATOR_CIFAR_URL", official_url).rstrip("/")
     if urlparse(url).scheme not in ("http", "https"):
         raise UserError(
-            f"ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got {url!r}. "
+            "ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got "
+            f"{without_login(url)!r}. "
             "Fix: give a mirror's folder, or a local archive as --set data.archive=PATH"
         )
     return url
@@ -245,15 +248,16 @@ def download(url: str, target: Path, *, md5: str, fix: str) -> Path:
             before, size = size, _size(part)
             tries_left = TRIES_WITHOUT_PROGRESS if size > before else tries_left - 1
             if not tries_left:
-                raise UserError(f"cannot download {url}: {problem}. Fix: {fix}")
+                raise UserError(f"cannot download {without_login(url)}: {problem}. Fix: {fix}")
             log.info(f"{target.name}: {problem}; going on at {size / 1e6:.1f} MB")
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if checksum.hexdigest() != md5:
             part.unlink()
             raise UserError(
-                f"the checksum of {url} must be md5 {md5}; got {checksum.hexdigest()}: the file is "
-                f"not the official one or was damaged on its way, and was removed. Fix: {fix}"
+                f"the checksum of {without_login(url)} must be md5 {md5}; got "
+                f"{checksum.hexdigest()}: the file is not the official one or was damaged on its "
+                f"way, and was removed. Fix: {fix}"
             )
         part.rename(target)
     return target
@@ -262,7 +266,12 @@ def download(url: str, target: Path, *, md5: str, fix: str) -> Path:
 def _download_rest(url: str, part: Path, name: str) -> str | None:
     """Append what is missing to ``part``; None when complete, else what went wrong."""
     done = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    user, password = login_of(url)
+    if user:  # urllib would take it for a part of the host's name
+        pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+        headers["Authorization"] = f"Basic {pair}"
+    request = urllib.request.Request(without_login(url), headers=headers)
     try:
         # One bound on all before the body: look-up (which knows none), each address, headers.
         response: http.client.HTTPResponse = bounded(
