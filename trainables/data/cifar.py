@@ -194,12 +194,12 @@ def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
         flat = rows[:, form.label_bytes :]
     else:
         values = load_arrays(content)
-        flat, listed = values.get("data"), values.get(form.labels_key)
+        data, listed = values.get("data"), values.get(form.labels_key)
         if isinstance(listed, list) and not all(type(label) is int for label in listed):
             raise ValueError("a label that is no whole number")
-        if not isinstance(flat, np.ndarray) or not isinstance(listed, list | np.ndarray):
+        if not isinstance(data, np.ndarray) or not isinstance(listed, list | np.ndarray):
             raise ValueError(f"no data or no {form.labels_key}")
-        labels = np.asarray(listed, dtype=np.int64)
+        flat, labels = data, np.asarray(listed, dtype=np.int64)
     if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
         raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
     images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)

@@ -243,7 +243,7 @@ def _entries(text: str, path: Path) -> dict[str, Values]:
     """By name what a page carries of its runs. Raises ``UserError`` where it is anything else."""
     try:
         runs = json.loads(text)["runs"]
-        entries = {str(entry["name"]): dict(entry) for entry in runs}
+        entries: dict[str, Any] = {str(entry["name"]): dict(entry) for entry in runs}
         for entry in entries.values():
             spec = RunSpec.from_dict(
                 entry["spec"]

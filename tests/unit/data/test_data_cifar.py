@@ -255,11 +255,12 @@ def test_tuples_in_each_other_are_only_read():
 def test_lists_that_repeat_themselves_are_refused_at_once(tmp_path):
     form = FORMS[0]
     # A list that holds one list ten times, and that another, twelve deep: 10^12 numbers.
-    lists = b"](" + b"K\x01" * 10 + b"e"
-    for level in range(2, 13):
-        lists += bytes([ord("q"), level]) + b"](" + bytes([ord("h"), level]) * 10 + b"e"
+    lists = b"U\x01a](" + b"K\x01" * 10 + b"eq\x64s"
+    for level in range(101, 112):
+        lists += b"U\x01a](" + bytes([ord("h"), level - 1]) * 10 + b"eq" + bytes([level]) + b"s"
     rows = python2_pickle({"data": np.zeros((1, 3072), np.uint8)})[:-1]
-    files = {**contents(form), "data_batch_1": rows + b"U\x06labels" + lists + b"s."}
+    labels = b"U\x06labels](" + b"h\x6f" * 10 + b"es."
+    files = {**contents(form), "data_batch_1": rows + lists + labels}
     mistake = mistake_of(spec_of(form, unpack(form, tmp_path, files), tmp_path))
     assert "a label that is no whole number" in mistake
 
