@@ -89,6 +89,7 @@ def feed(content):
         pass
 
 
+read(whole)  # what is not damaged is read, or nothing below says anything
 feed()
 print(run)
 """

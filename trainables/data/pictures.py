@@ -33,9 +33,9 @@ DEFAULT_SIDE = 64
 SMALLEST_SIDE = 8
 CHUNK_IMAGES = 512
 NAMED_CORRUPT = 3
-# What EXTENSIONS announce, and a camera's JPEG of several pictures. PIL knows sixty more formats by
+# What EXTENSIONS announce; JPEG's reader takes a camera's MPO, too. PIL knows sixty more formats by
 # the bytes of a file, whatever its name; for one of them it starts Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MOST_PIXELS = 89_478_485  # where PIL begins to warn of a bomb: a quarter of a GB at three bytes
 DECODED_BYTES_AT_ONCE = 2**29
 NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF or PPM"
