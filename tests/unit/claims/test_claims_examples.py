@@ -9,11 +9,12 @@ import pytest
 from orchestrator.claims.experiments import CLAIMS as EXPERIMENTS
 from orchestrator.claims.verdict import declared, shown, state_of
 
-CLAIMS = Path(__file__).parents[3] / "examples" / "claims"
+ROOT = Path(__file__).parents[3]
+CLAIMS = ROOT / "examples" / "claims"
+EARLIER = ROOT / "tests" / "ledgers" / "claim-by-an-earlier-rule-2026-11-22"
 RUNS = sorted(path.parent for path in CLAIMS.glob("*/ledger.jsonl"))
 
 
-@pytest.mark.skipif(not RUNS, reason="no claim has been run and committed yet")
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 def test_a_committed_verdict_is_that_of_its_ledger(folder: Path) -> None:
     verdict = shown(state_of(folder))
@@ -35,3 +36,10 @@ def test_a_committed_verdict_is_that_of_its_ledger(folder: Path) -> None:
     # The table of results says the same, with n and hardware.
     assert f"| {verdict['verdict'] or 'no verdict'}" in row
     assert str(verdict["hardware"]["processor"]) in readme
+
+
+def test_a_verdict_by_an_earlier_rule_stays_as_it_was_and_says_so() -> None:
+    verdict = shown(state_of(EARLIER))
+    assert verdict["verdict"] == "refuted"
+    assert verdict["rule_changes"]
+    assert verdict["recorded"]["agrees"] is None

@@ -1,4 +1,4 @@
-"""Ledgers of earlier versions, those in ``examples/``: read as values, compared, gone on with."""
+"""Ledgers of earlier versions and those in ``examples/``: read, compared, gone on with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from orchestrator.ledger.cost import cost_of
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import RunStatus, State, TrialStatus, replay, run_status
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
-LEDGERS = sorted(EXAMPLES.rglob(FILE_NAME))
+ROOT = Path(__file__).parents[3]
+FOLDERS = (ROOT / "tests" / "ledgers", ROOT / "examples")
+LEDGERS = sorted(path for folder in FOLDERS for path in folder.rglob(FILE_NAME))
 NEWER = {
     "min_workers": None,
     "remote": None,
@@ -56,7 +57,7 @@ def same(typed: Any, recorded: Any) -> bool:
 
 
 def test_there_are_some() -> None:
-    assert len(LEDGERS) >= 4
+    assert len(LEDGERS) >= 6
 
 
 def test_the_header_says_what_it_said(path: Path, state: State) -> None:

@@ -18,10 +18,12 @@ from orchestrator.spec.limits import SchedulerSpec
 from trainables.errors import UserError
 
 EXAMPLE = Path("examples/cifar10-tournament")
+OF_ONE_SEARCH = Path("tests/ledgers/one-search-2026-11-22")
 
 
-def test_the_committed_tournament_decides_what_is_on_record() -> None:
-    replayed = replay_of(EXAMPLE, ["scheduler.reduction_factor=2"], slots=None, orders=10)
+@pytest.mark.parametrize("folder", [EXAMPLE, OF_ONE_SEARCH], ids=lambda folder: folder.name)
+def test_the_committed_tournament_decides_what_is_on_record(folder: Path) -> None:
+    replayed = replay_of(folder, ["scheduler.reduction_factor=2"], slots=None, orders=10)
     assert replayed.differs_from_record == ()
     assert replayed.as_it_ran.slots == 2
     assert replayed.as_asked is not None
