@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from trainables.printable import escaped, redacted
+
 
 class UserError(ValueError):
     """Mistakes in what was asked, each a line with rule, value, choices and fix; ``exit_code`` is
@@ -75,8 +77,9 @@ def storage_error(error: BaseException) -> StorageError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message without line breaks; its type's name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The error's message without line breaks, control characters or logins; its type's name where
+    it has none."""
+    return escaped(" ".join(redacted(str(error)).split())) or type(error).__name__
 
 
 def raise_if_any(mistakes: Iterable[str], *, exit_code: int = 2) -> None:

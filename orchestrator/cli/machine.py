@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from orchestrator.ledger import events
 from orchestrator.ledger.replication import existing_run
@@ -165,7 +165,7 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
     uri = tracking_uri or store.default_uri(storage)
     command = store.ui_command(storage, uri, port=port)
     if not command:
-        click.echo(uri)
+        echo(uri)
         log.info("this store is a server already; next: open it in a browser")
         return
     raise_if_any(store.check(uri))

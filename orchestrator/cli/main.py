@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from orchestrator import logins
 from orchestrator.cli import claims, machine, read, run
 from orchestrator.cli.options import log_to_stderr
 from orchestrator.ray_cluster import attach
@@ -42,6 +43,10 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point. A mistake is one line on stderr; the exit codes are those of ``--help``."""
+    if arguments is None:
+        logins.hide_in_process()
+    else:
+        arguments = logins.hide(arguments)
     log_to_stderr()
     try:
         code = group.main(arguments, prog_name="orchestrator", standalone_mode=False)

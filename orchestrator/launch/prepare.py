@@ -152,7 +152,8 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
         for option, path in paths
         if path is not None and not Path(path).expanduser().is_absolute()
     ]
-    if uri and not is_sqlite and uri.partition(":")[0] not in store.SERVER_SCHEMES:
+    kind = scheme.partition(":")[0].partition("+")[0]
+    if uri and kind not in store.SERVER_SCHEMES + store.DATABASE_SCHEMES:
         mistakes += store.check(uri)
     return mistakes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,12 @@ CONNECT_TIMEOUT_S = 3.0
 EXIT_PATIENCE_S = 2.0
 VERSIONS_TIMEOUT_S = 30.0  # a node starts a process to answer: a second where it is idle
 SLOT_THREAD = "slot-"  # how the name of a thread begins that keeps a slot
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+# Where Ray looks for it: see get_ray_address_file in its ray/_common/utils.py.
+CURRENT_CLUSTER = (
+    Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    / "ray/ray_current_cluster"
+)
+LONGEST_ADDRESS = 200  # characters
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -51,6 +57,9 @@ FRUGAL = {
     # A Ray of our own that has died does not come back: leave, the ledger has everything.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
+# A Ray of our own is for this process alone. With this Ray's servers listen on 127.0.0.1, as they
+# do on macOS and Windows; it is read when ray is imported.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def known_address() -> str | None:
@@ -63,9 +72,28 @@ def known_address() -> str | None:
         return None
     if address and address != "auto":
         return address
-    if CURRENT_CLUSTER.exists() and (recorded := CURRENT_CLUSTER.read_text().strip()):
-        return recorded if answers(recorded) else None
-    return None
+    recorded = _recorded_address()
+    return recorded if recorded and answers(recorded) else None
+
+
+def _recorded_address() -> str | None:
+    """The address in Ray's record of the cluster on this machine, if this user wrote it: the folder
+    is shared, and whoever is attached to is sent the token of the user's clusters."""
+    file = CURRENT_CLUSTER
+    try:
+        number = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(number, encoding="utf-8", errors="replace") as record:
+        facts = os.fstat(record.fileno())
+        others_write = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or others_write:
+            log.warning(
+                f"warning: {file} is not this user's alone, so that it is not followed. "
+                "Fix: RAY_ADDRESS names a cluster that you trust"
+            )
+            return None
+        return record.read(LONGEST_ADDRESS).strip() or None
 
 
 @contextmanager
@@ -75,9 +103,11 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
     Raises :class:`UserError` when ``RAY_ADDRESS`` does not answer, within seconds, and when it
     lets this process not in.
     """
+    address = known_address()
+    if address is None:
+        os.environ.update(LOOPBACK_ONLY)
     import ray
 
-    address = known_address()
     quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     if address is not None and not answers(address):
         raise UserError(

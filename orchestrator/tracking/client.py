@@ -43,7 +43,7 @@ from mlflow.types import Schema, TensorSpec
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.state import State
 from orchestrator.tracking import view
-from orchestrator.tracking.store import artifact_root, database_path
+from orchestrator.tracking.store import artifact_root, connection_uri, database_path
 from trainables.errors import one_line
 
 MAX_METRICS = 800  # a request; MLflow takes 1000 entities, tags and params included
@@ -96,7 +96,7 @@ class Client:
             database.parent.mkdir(parents=True, exist_ok=True)
         # Of several processes one creates a new database's tables.
         with FileLock(f"{database}.lock") if database else nullcontext():
-            self._client = MlflowClient(uri)
+            self._client = MlflowClient(connection_uri(uri))
             present = self._client.get_experiment_by_name(experiment)
         if present is None:
             root = artifact_root(uri)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from orchestrator import logins
 from orchestrator.compare.winners import SelectedModel, best_models
 from orchestrator.ledger.events import FILE_NAME, tail
 from orchestrator.ledger.state import State, TrialState, apply
@@ -36,6 +37,7 @@ from orchestrator.tracking import store, view
 from orchestrator.tracking.best_model import export_to_folder, log_model
 from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
 from trainables.errors import UserError, one_line, raise_if_any
+from trainables.printable import PlainFormatter
 from trainables.storage.waiting import retry
 
 POLL_S = 5.0  # short epochs of a trial share a request
@@ -319,13 +321,19 @@ def _only_mirror_of(
 
 def main(arguments: list[str] | None = None) -> int:
     """``follow`` or ``sync``; see the module's docstring."""
+    if arguments is None:
+        logins.hide_in_process()
+    else:
+        arguments = logins.hide(arguments)
     parser = argparse.ArgumentParser(prog="orchestrator.tracking.follow", description=__doc__)
     parser.add_argument("action", choices=("follow", "sync"))
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--uri", required=True)
     parser.add_argument("--experiment")
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("orchestrator").setLevel(logging.INFO)
     if options.action == "sync":
         try:

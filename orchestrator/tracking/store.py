@@ -6,6 +6,7 @@ No mlflow here: these functions answer before anything heavy is loaded.
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import sqlite3
@@ -19,10 +20,20 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from orchestrator.spec.run import run_folder
+from trainables.printable import login_of, with_login, without_login
 
 TIMEOUT_S = 5.0
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+# Module and package of each database's driver by SQLAlchemy's name for it; others are called alike.
+DRIVERS = {
+    "postgresql": ("psycopg2", "psycopg2-binary"),
+    "postgresql+psycopg2": ("psycopg2", "psycopg2-binary"),
+    "postgresql+psycopg": ("psycopg", "'psycopg[binary]'"),
+    "mysql": ("MySQLdb", "mysqlclient"),
+    "mysql+mysqldb": ("MySQLdb", "mysqlclient"),
+    "mssql": ("pyodbc", "pyodbc"),
+}
 INSTEAD = "or leave --tracking-uri out to record in a local database"
 ACCESS = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
@@ -31,7 +42,20 @@ def default_uri(storage: str) -> str:
     """``$MLFLOW_TRACKING_URI``, else ``mlflow.db`` in ``storage``, or beside this machine's working
     copies of the runs where these are kept in object storage."""
     folder = run_folder(storage, "any").parent.resolve()
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    chosen = without_login(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return chosen or f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def connection_uri(uri: str) -> str:
+    """What MLflow's client connects to: a database's URI with its login. A server's login goes into
+    MLflow's own variables instead, since MLflow's errors repeat the URI."""
+    if urlsplit(uri).scheme not in SERVER_SCHEMES:
+        return with_login(uri)
+    user, password = login_of(with_login(uri))
+    if user:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = user
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = password
+    return uri
 
 
 def database_path(uri: str) -> Path | None:
@@ -54,12 +78,17 @@ def ui_command(storage: str, uri: str | None = None, *, port: int = 5000) -> lis
     if urlsplit(uri).scheme in SERVER_SCHEMES:
         return []
     root = artifact_root(uri)
+    # A command is shown to every user of the machine: MLflow also takes its store from a variable.
+    full = with_login(uri)
+    backend = ["--backend-store-uri", uri] if full == uri else []
+    if full != uri:
+        os.environ["MLFLOW_BACKEND_STORE_URI"] = full
     places = ["--artifacts-destination", root.as_uri()] if root else []
     # The server's runner of evaluation jobs is eight processes that nothing here uses.
     settings = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true")
     return [
         *("env", *settings),
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *places),
+        *(sys.executable, "-m", "mlflow", "server", *backend, *places),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]
 
@@ -70,14 +99,14 @@ def check(tracking_uri: str, timeout_s: float = TIMEOUT_S) -> list[str]:
     A server is asked a real question, with the credentials of ``MLFLOW_TRACKING_USERNAME`` and
     ``MLFLOW_TRACKING_PASSWORD`` or ``MLFLOW_TRACKING_TOKEN``; a database file is opened.
     """
-    parts = urlsplit(tracking_uri)
+    parts, tracking_uri = urlsplit(with_login(tracking_uri)), without_login(tracking_uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme in SERVER_SCHEMES:
         return _check_server(parts, timeout_s)
     if scheme == "sqlite":
         return _check_database(tracking_uri)
     if scheme in DATABASE_SCHEMES:
-        return []
+        return _driver_mistakes(parts.scheme)
     if scheme in ("", "file"):
         return [
             f"a tracking URI must name a server or a database; got {tracking_uri!r}, a folder, "
@@ -91,10 +120,23 @@ def check(tracking_uri: str, timeout_s: float = TIMEOUT_S) -> list[str]:
     ]
 
 
+def _driver_mistakes(scheme: str) -> list[str]:
+    """Why SQLAlchemy cannot speak to this kind of database from here."""
+    kind, _, driver = scheme.partition("+")
+    name = driver.partition(".")[0] or kind
+    module, package = DRIVERS.get(scheme, (name, name))
+    if importlib.util.find_spec(module) is not None:
+        return []
+    return [
+        f"tracking in {kind} needs its driver; the Python module {module} is not installed. "
+        f"Fix: pip install {package}, {INSTEAD}"
+    ]
+
+
 def age_mistakes(tracking_uri: str) -> list[str]:
     """Why the server, which answers, is too old for the MLflow here: another major version, or a
     minor one below ours. Empty for a database."""
-    parts = urlsplit(tracking_uri)
+    parts = urlsplit(with_login(tracking_uri))
     if parts.scheme not in SERVER_SCHEMES:
         return []
     server, client_version = _address(parts), metadata.version("mlflow")
