@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -45,7 +47,33 @@ class Preempted(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """Object storage failed for as long as one tries: the run stops, resumable."""
+    """Storage failed: a disk is full or broken, or object storage did not answer for as long as
+    one tries. The run stops, resumable; no trial fails by it."""
+
+
+# Of the disk, not of what is written to it. EFBIG is a file-size limit (`ulimit -f`).
+STORAGE_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG))
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # how safetensors words an error of the system
+
+
+def storage_error(error: BaseException) -> StorageError | None:
+    """The error as one of the storage, if it or what caused it is one; ``None`` if not.
+
+    Libraries in Rust tell the system's error number in their message alone.
+    """
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, StorageError):
+            return cause
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None and (match := _RUST_ERRNO.search(str(cause))):
+            number = int(match[1])
+        if number in STORAGE_ERRNOS:
+            return StorageError(one_line(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def one_line(error: BaseException) -> str:

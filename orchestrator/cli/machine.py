@@ -13,7 +13,11 @@ import click
 
 from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
+from orchestrator.ledger import events
+from orchestrator.ledger.replication import existing_run
+from orchestrator.ledger.session import is_running
 from trainables.errors import UserError, raise_if_any
+from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
     from trainables.data.store import PixelStore
@@ -80,6 +84,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
 @click.option("--scale", metavar="SCALE", help="Look for the weights of this scale: tiny, ...")
 @click.option("--weights", metavar="hub|none|PATH", help="Look for these weights, on every node.")
 @click.option("--local", is_flag=True, help="Leave the cluster out: this machine alone.")
+@click.option("--repair", metavar="NAME", help="Cut this run's ledger before its damaged line.")
 @JSON
 @STORAGE
 @TRACKING
@@ -88,6 +93,7 @@ def doctor(
     scale: str | None,
     weights: str | None,
     local: bool,
+    repair: str | None,
     as_json: bool,
     storage: str,
     tracking_uri: str | None,
@@ -96,6 +102,9 @@ def doctor(
 
     The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
     """
+    if repair is not None:
+        _repair(repair, storage, as_json)
+        return
     from orchestrator.ops.doctor import examine
 
     backbones = []
@@ -117,6 +126,32 @@ def doctor(
         log.warning(f"warning: {line}")
     raise_if_any(findings.problems)
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
+
+
+def _repair(name: str, storage: str, as_json: bool) -> None:
+    """Cut the ledger of a run that nobody carries out at its last good record."""
+    if is_remote(storage):
+        raise UserError(
+            f"--repair needs a run in a folder; got --storage {storage}. "
+            "Fix: copy the run's folder here, repair it and copy it back"
+        )
+    folder = existing_run(name, storage)
+    if is_running(folder):
+        raise UserError(f"{name!r} is running. Fix: orchestrator stop {name}, then repair it")
+    done = events.repair(folder / events.FILE_NAME)
+    what = f"{done.kept} records stay"
+    if done.backup is None:
+        what += "; nothing was damaged"
+    else:
+        what += f", {done.dropped} lines from the damaged one on are cut; the file as it was: "
+        what += str(done.backup)
+    document = {
+        "kept": done.kept,
+        "dropped": done.dropped,
+        "backup": done.backup and str(done.backup),
+    }
+    show(as_json, {"schema": 1, "run": name, **document}, lambda: f"{name}: {what}")
+    log.info(f"next: orchestrator status {name}; the run's own command goes on from there")
 
 
 @click.command()

@@ -17,7 +17,7 @@ from orchestrator import logins
 from orchestrator.cli import claims, machine, read, run
 from orchestrator.cli.options import log_to_stderr
 from orchestrator.ray_cluster import attach
-from trainables.errors import StorageError, UserError
+from trainables.errors import StorageError, UserError, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # The reader has gone (`| head`); Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception as error:
+        problem = storage_error(error)
+        if problem is None:
+            raise
+        log.error(f"error: {problem}; nothing is lost: the same command goes on where it stopped")
+        code = 130
     code = code if isinstance(code, int) else 0
     if attach.slots_at_work():
         # Its Ray ends with the process; Python's own way out would shut it down first.

@@ -19,7 +19,7 @@ from orchestrator.ledger.replication import existing_run, existing_runs
 from orchestrator.ledger.session import is_running, state_of
 from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
-from trainables.errors import UserError
+from trainables.errors import UserError, collected, raise_if_any
 from trainables.storage.object_storage import origin, write_bytes
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,15 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [existing_run(name, storage)] if name else existing_runs(storage)
-    runs = [(folder, view(state_of(folder), running=is_running(folder))) for folder in folders]
+    runs = []
+    damaged: list[str] = []
+    for folder in folders:
+        with collected(damaged):  # one that cannot be read hides no other
+            runs.append((folder, view(state_of(folder), running=is_running(folder))))
+    for line in damaged if runs else ():
+        log.error(f"error: {line}")
+    if not runs:
+        raise_if_any(damaged)
     if as_json:
         documents = [
             {"name": folder.name, "folder": str(folder), **asdict(run)}

@@ -239,6 +239,8 @@ def _train(
                 pool.close("stopped", watchdog.error or stop_reason, STOP_PATIENCE_S)
             else:
                 pool.close("closed", watchdog.error, LEAVE_PATIENCE_S)
+    if stop_reason and not session.state_of(folder).stopped:
+        raise StorageError(stop_reason)  # not even that could be written
     if watchdog.error:
         raise UserError(watchdog.error, exit_code=3)
     return stop_reason

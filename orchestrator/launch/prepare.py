@@ -336,6 +336,8 @@ class PreparedRun:
 
     def _images(self) -> RunImages:
         spec, images = self.spec, read_datasets(self.spec)
+        begun = session.state_of(spec.folder.resolve())
+        raise_if_any(session.data_mistakes(begun, images, spec.name))
         geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:

@@ -155,7 +155,8 @@ class RunStatus(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReportedEpoch(Spec):
     """One epoch's ``reported`` record: time in unix seconds, metrics as in DESIGN, section 5. An
-    elastic slot says how many ``workers`` trained it."""
+    elastic slot says how many ``workers`` trained it. ``place`` counts the run's reports in the
+    ledger's order, which no clock can change."""
 
     epoch: int
     time: float
@@ -163,6 +164,7 @@ class ReportedEpoch(Spec):
     checkpoint: str | None = None
     workers: int | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    place: int = 0
 
 
 @dataclass
@@ -275,6 +277,7 @@ class State:
     notes: list[str] = field(default_factory=list)
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
+    num_reports: int = 0
 
     @property
     def spec(self) -> RunSpec:
@@ -329,7 +332,11 @@ def apply(state: State, record: Record) -> None:
         if name not in state.trials:
             state.trials[name] = _submitted(name, record, state.spec)
     elif name in state.trials:
-        _apply_to_trial(state.trials[name], event, record)
+        trial = state.trials[name]
+        if event == "reported" and record["epoch"] not in trial.reports:
+            state.num_reports += 1
+            record = {**record, "place": state.num_reports}
+        _apply_to_trial(trial, event, record)
 
 
 def _apply_to_run(state: State, event: str, record: Record) -> None:

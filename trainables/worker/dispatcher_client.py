@@ -86,6 +86,10 @@ class DispatcherClient:
         """Report how fast the models of an order are."""
         self._actor("speeds", self._slot, reports)
 
+    def storage_failed(self, reason: str) -> None:
+        """Report that this node's disk is full or broken, which ends the run."""
+        self._actor("storage_failed", self._slot, reason)
+
     def note(self, trial: str, line: str) -> None:
         """A line for the run's log."""
         self._actor("record", "noted", reason=f"{trial}: {self._slot}: {line}")

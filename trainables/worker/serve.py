@@ -26,7 +26,14 @@ import ray.train.torch
 import torch
 
 from trainables.config import Assignment
-from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
+from trainables.errors import (
+    Preempted,
+    StorageError,
+    TrialError,
+    UserError,
+    one_line,
+    storage_error,
+)
 from trainables.evaluate.model import evaluate_test
 from trainables.evaluate.speed import measure_trials
 from trainables.finetune import fine_tune
@@ -281,6 +288,10 @@ def _measure_speed(order: Order, client: DispatcherClient, device: str) -> None:
 
 def _report_failure(active: ActiveTrial, client: DispatcherClient, error: Exception) -> None:
     """Tell whose fault it was; raise where this process or its group cannot be used again."""
+    if not isinstance(error, StorageError) and (full := storage_error(error)):
+        # A disk that is full or broken is no trial's fault, and does not heal by trying again.
+        client.storage_failed(one_line(full))
+        raise full from error
     named = isinstance(error, TrialError | UserError)
     if not named:
         traceback.print_exc()
