@@ -96,4 +96,5 @@ class PlainFormatter(logging.Formatter):
     """A log's lines as :func:`redacted` and :func:`escaped` leave them, tracebacks too."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record's line, its traceback after it."""
         return escaped(redacted(super().format(record)))
