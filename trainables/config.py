@@ -11,7 +11,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
 
@@ -135,8 +135,11 @@ def _readers(owner: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:
-    kind = _kinds(hint)[0]
+    kinds = _kinds(hint)
+    kind = kinds[0]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind in JSON_TYPES:
+        return partial(_checked, JSON_TYPES[kind] + kinds[1:])
     if isinstance(kind, type) and issubclass(kind, Spec):
         return lambda value: None if value is None else kind.from_dict(value)
     if origin in (tuple, Sequence):
@@ -145,6 +148,17 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     if origin is Mapping and (of := _reader(args[1])) is not _as_it_is:
         return lambda value: {key: of(entry) for key, entry in (value or {}).items()}
     return _as_it_is
+
+
+# What a field of a type may be in a JSON file, by ``type``: true and false are no numbers.
+JSON_TYPES = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
+
+
+def _checked(kinds: tuple[type, ...], value: Any) -> Any:
+    """A file that others wrote must not smuggle a list in where a number is computed with."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r:.80} is no {kinds[0].__name__}")
+    return value
 
 
 def _as_it_is(value: Any) -> Any:
@@ -235,8 +249,9 @@ class BackboneSpec(Spec, section="backbone"):
     ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
     resizes on the device); ``None`` means the dataset's own, never below 32. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
-    ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
-    by :func:`trainables.backbones.check_backbone`.
+    ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). ``hub_pins`` are
+    the revisions of the hub's repositories, ``REPOSITORY@COMMIT``, that are loaded; a run writes
+    them down when it begins. Names are checked by :func:`trainables.backbones.check_backbone`.
     """
 
     family: str
@@ -246,6 +261,12 @@ class BackboneSpec(Spec, section="backbone"):
     image_size: int | None = ruled(None, 8, 1024, unit="pixels", fix=32)
     patch: int | None = ruled(None, 1, 1024, unit="pixels", fix=4)
     stem: str = "auto"
+    hub_pins: tuple[str, ...] = field(default=(), metadata=OPERATIONAL)
+
+    def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
+        """As in specs from before ``hub_pins`` where there are none, so that its hash is theirs."""
+        plain = super().as_dict(operational=operational)
+        return {key: value for key, value in plain.items() if key != "hub_pins" or value}
 
 
 @dataclass(frozen=True, kw_only=True)

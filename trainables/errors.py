@@ -12,9 +12,10 @@ from trainables.printable import escaped, redacted
 
 class UserError(ValueError):
     """Mistakes in what was asked, each a line with rule, value, choices and fix; ``exit_code`` is
-    the CLI's."""
+    the CLI's. What a file says in it is written out as :func:`escaped` does."""
 
     def __init__(self, *mistakes: str, exit_code: int = 2) -> None:
+        mistakes = tuple(escaped(line) for line in mistakes)
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
         self.exit_code = exit_code

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from orchestrator.launch.forecast import (
 )
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import openings, replication, session
-from orchestrator.ledger.state import SplitOpening
+from orchestrator.ledger.state import SplitOpening, State
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, size, span
-from trainables.backbones import Geometry, check_backbone, check_weights
+from trainables.backbones import Geometry, check_backbone, check_weights, current_pin
 from trainables.config import DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
@@ -365,7 +365,9 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     measure = bool(spec.budget) if options.measure is None else options.measure
-    trials, costs = session.state_of(spec.folder).trials, None
+    begun = session.state_of(spec.folder)
+    spec = _with_hub_pins(spec, begun)
+    trials, costs = begun.trials, None
     has_new_trials = not spec.trial_names() <= set(trials)
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
@@ -378,3 +380,23 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
             "http://SERVER:5000 keeps it, and the same command fills it from the ledger"
         )
     return prepared
+
+
+def _with_hub_pins(spec: RunSpec, begun: State) -> RunSpec:
+    """``spec`` with the revisions of its weights on the hub: those that the run has begun with, or
+    that the spec names, else what the hub has now."""
+    recorded = {sweep.family: sweep.backbone.hub_pins for sweep in begun.spec.sweeps}
+
+    def pins(sweep: SweepSpec) -> tuple[str, ...]:
+        if begun.begun or sweep.backbone.hub_pins:
+            return recorded.get(sweep.family, sweep.backbone.hub_pins)
+        backbones = {variant.backbone for variant in sweep.variants("backbone.")}
+        current = {current_pin(one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones}
+        return tuple(sorted(pin for pin in current if pin is not None))
+
+    pinned = (replace(sweep.backbone, hub_pins=pins(sweep)) for sweep in spec.sweeps)
+    sweeps = [
+        replace(sweep, backbone=backbone)
+        for sweep, backbone in zip(spec.sweeps, pinned, strict=True)
+    ]
+    return replace(spec, sweeps=tuple(sweeps))

@@ -89,9 +89,10 @@ def run_lock(spec: RunSpec) -> Iterator[Lease | None]:
 
 
 def state_of(folder: Path) -> State:
-    """What the ledger in ``folder`` says; an empty state where there is none."""
+    """What the ledger in ``folder`` says; an empty state where there is none. Raises ``UserError``
+    as :func:`replay` does."""
     path = folder / FILE_NAME
-    return replay(read(path)) if path.exists() else State()
+    return replay(read(path), source=str(path)) if path.exists() else State()
 
 
 def name_mistakes(spec: RunSpec) -> list[str]:

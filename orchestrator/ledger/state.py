@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from types import NoneType
 from typing import Any, Self
 
 from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
+from trainables.errors import UserError, one_line
 
 Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
 
@@ -313,11 +315,24 @@ def run_status(state: State, *, running: bool) -> RunStatus:
     return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
 
 
-def replay(records: Iterable[Record]) -> State:
-    """Fold records into a state. Any prefix gives a valid one; a repeated report counts once."""
-    state = State()
-    for record in records:
-        apply(state, record)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+
+def replay(records: Iterable[Record], *, source: str = "the ledger") -> State:
+    """Fold records into a state. Any prefix gives a valid one; a repeated report counts once.
+
+    Raises ``UserError`` naming the line of ``source`` that holds another record than this project
+    writes.
+    """
+    state, line = State(), 0
+    for line, record in enumerate(records, 1):
+        try:
+            apply(state, record)
+        except MALFORMED as error:
+            raise UserError(
+                f"every line of a ledger is a record of this project; {source}, line {line}, holds "
+                f"something else ({one_line(error)[:200]}). Fix: put back a copy, or --name OTHER"
+            ) from None
     return state
 
 
@@ -363,7 +378,23 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.verdict = record
 
 
+# Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.
+NUMBERS = ("epoch", "attempt", "rung", "slot_seconds", "setup_seconds", "params_m",
+           "gflops_per_image", "train_images")  # fmt: skip
+TEXTS = ("checkpoint", "device", "model", "dataset_hash", "reason", "slot")
+
+
+def _check(facts: Record) -> None:
+    """Raises ``TypeError`` where one of ``NUMBERS`` is none, or one of ``TEXTS``."""
+    for names, kinds in ((NUMBERS, (int, float, NoneType)), (TEXTS, (str, NoneType))):
+        for name in names:
+            if name in facts and type(facts[name]) not in kinds:
+                raise TypeError(f"{name} is {facts[name]!r:.80}")
+
+
 def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
+    _check(record)
+    _check(record.get("detail", {}))
     trial.unreported_s += record.get("slot_seconds", 0.0)
     match event:
         case "reported":
@@ -401,6 +432,8 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
 
 def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     detail, family = record["detail"], record["family"]
+    if not isinstance(family, str) or not isinstance(detail.get("axes", {}), dict | NoneType):
+        raise TypeError("a family is text, and axes are by name")
     plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
     assignment = Assignment.from_dict(plain)
     axes = detail.get("axes")

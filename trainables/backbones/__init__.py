@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from trainables.backbones.adaptation import Geometry
 from trainables.backbones.families import FAMILIES, SCALES, check_backbone, describe, size_of
+from trainables.backbones.hub import current_pin
 from trainables.backbones.model import Backbone, build, check_weights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "build",
     "check_backbone",
     "check_weights",
+    "current_pin",
     "describe",
     "size_of",
 ]

@@ -51,6 +51,7 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
 def identity(assignment: Assignment, dataset_hash: str | None) -> State:
     """What must be the same for a resume to be the same trial; where files lie is not."""
     whole = assignment.as_dict()
+    whole["backbone"].pop("hub_pins", None)  # a checkpoint has weights of its own
     data = vars(assignment.data).items()  # with what as_dict() leaves out where it is not used
     return {
         **{f"backbone.{key}": value for key, value in whole["backbone"].items()},
@@ -66,7 +67,9 @@ def read_state(folder: Path, expected: State | None = None) -> State:
     ``UserError`` where ``folder`` holds no checkpoint of this schema, or another trial's."""
     try:
         state: State = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(state, dict) or not isinstance(state.get("identity", {}), dict):
+            raise ValueError("it is another document")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder} holds no readable checkpoint ({error}). Fix: name a folder that has "
             f"{STATE_FILE}, or start without a checkpoint"
@@ -77,7 +80,7 @@ def read_state(folder: Path, expected: State | None = None) -> State:
             f"{SCHEMA}. Fix: start without a checkpoint"
         )
     expected = expected or {}
-    different = [key for key in expected if expected[key] != state["identity"].get(key)]
+    different = [key for key in expected if expected[key] != state.get("identity", {}).get(key)]
     if different:
         raise UserError(
             f"the checkpoint {folder} was written with another {', '.join(different)}. "
