@@ -15,7 +15,7 @@ class UserError(ValueError):
     the CLI's. What a file says in it is written out as :func:`escaped` does."""
 
     def __init__(self, *mistakes: str, exit_code: int = 2) -> None:
-        mistakes = tuple(escaped(line) for line in mistakes)
+        mistakes = tuple(escaped(line, keep="") for line in mistakes)
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
         self.exit_code = exit_code

@@ -270,7 +270,7 @@ def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, fold
         ),
     ).fit()
     if result.return_value:
-        raise UserError(result.return_value)
+        raise UserError(*result.return_value.splitlines())
 
 
 def worker_environment(resources: ResourceSpec) -> dict[str, dict[str, str]]:

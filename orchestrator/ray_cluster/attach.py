@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ray_cluster import token
 from orchestrator.ray_cluster.capacity import (
     ClusterCapacity,
     Node,
@@ -106,6 +107,7 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
     address = known_address()
     if address is None:
         os.environ.update(LOOPBACK_ONLY)
+    token.make_private(create=address is None)
     import ray
 
     quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}

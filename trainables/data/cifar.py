@@ -136,7 +136,7 @@ def _find_archive(path: Path, dataset: str) -> tuple[Path, Form]:
 
 def _first_folders(path: Path) -> set[str]:
     """Of the first names in the archive: a renamed file is read all the same."""
-    with suppress(tarfile.TarError, OSError, EOFError), tarfile.open(path) as tar:
+    with suppress(*BROKEN), tarfile.open(path) as tar:
         return {Path(member.name).parts[0] for member in islice(tar, 3) if member.name}
     return set()
 
