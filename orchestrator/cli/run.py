@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli import supervise
 from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, show
 from orchestrator.launch.options import RunOptions, asked
 from orchestrator.spec.run import RunSpec, sanitised
@@ -107,7 +108,8 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     from orchestrator.ops.status import live_view
 
     prepared = prepare(spec, totals, options)
-    with live_view(spec.folder):
+    supervise.announce(spec.folder)
+    with live_view(spec.folder.absolute()):
         outcome = runner.run(prepared)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:

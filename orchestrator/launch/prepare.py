@@ -121,10 +121,13 @@ def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
 
 def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
     """Hub and tracking server asked at once, so that two silent ones cost one time-out."""
-    uris = {spec.tracking_uri or store.default_uri(spec.storage) for spec in specs}
+    stores = {
+        (spec.tracking_uri or store.default_uri(spec.storage), spec.experiment or spec.name)
+        for spec in specs
+    }
     backbones = {sweep.backbone for spec in specs for sweep in spec.sweeps} if weights else set()
     checks = [partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones]
-    checks += [partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris]
+    checks += [partial(store.can_record, *s, timeout_s=NETWORK_TIMEOUT_S) for s in stores]
     with ThreadPoolExecutor() as threads:
         return [line for answer in threads.map(lambda check: check(), checks) for line in answer]
 
@@ -152,8 +155,8 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
         for option, path in paths
         if path is not None and not Path(path).expanduser().is_absolute()
     ]
-    if uri and not is_sqlite and uri.partition(":")[0] not in store.SERVER_SCHEMES:
-        mistakes += store.check(uri)
+    if uri and not is_sqlite:
+        mistakes += store.scheme_mistakes(uri)
     return mistakes
 
 
