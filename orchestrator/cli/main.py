@@ -107,6 +107,12 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         code = ended.code
     except OSError as error:
         code = _system_error(error)
+    except RuntimeError as error:
+        if mistakes := process.home_mistakes():  # Python's words for a path that begins with ~
+            log.error(f"error: {mistakes[0]}")
+        else:
+            _log_bug(error)
+        code = MISTAKE
     except MemoryError:
         log.error("error: this machine has no memory left. Fix: a smaller batch or dataset")
         code = MISTAKE

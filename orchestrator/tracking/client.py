@@ -135,9 +135,10 @@ class MlflowRun:
 
 
 class Client:
-    """One experiment of one store. Call it inside :func:`talking`."""
+    """One experiment of the store at ``uri``. Call it inside :func:`talking`."""
 
     def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
         with _creating(uri):
             self._client = MlflowClient(uri)
             present = self._client.get_experiment_by_name(experiment)

@@ -59,9 +59,9 @@ def artifact_mistakes(uri: str, location: str | None) -> list[str]:
     if folder.exists() or folder.parent.exists():
         return []
     return [
-        f"artifacts must reach the tracking server; {store.shown(uri)} wants them in its own folder "
-        f"{folder}, which is not here. Fix: start it with --serve-artifacts, mount that folder, "
-        f"{store.INSTEAD}"
+        f"artifacts must reach the tracking server; {store.shown(uri)} wants them in a folder of "
+        f"its own, {folder}, which is not here. Fix: start it with --serve-artifacts, mount that "
+        f"folder, {store.INSTEAD}"
     ]
 
 
