@@ -9,6 +9,11 @@ from contextlib import contextmanager
 
 from trainables.printable import escaped, redacted
 
+RESUMABLE = 130
+# Of the CLI: done; a mistake in what was asked; can never be scheduled or afforded; done, but some
+# trials failed; no trial succeeded; interrupted, the same command goes on.
+EXIT_CODES = (0, 2, 3, 4, 5, RESUMABLE)
+
 
 class UserError(ValueError):
     """Mistakes in what was asked, each a line with rule, value, choices and fix; ``exit_code`` is
@@ -45,6 +50,10 @@ class Preempted(RuntimeError):
     def __init__(self, message: str, checkpoint: str | None = None) -> None:
         super().__init__(message)
         self.checkpoint = checkpoint
+
+
+class ClusterLost(RuntimeError):
+    """Ray is gone in the middle of a run, which stops, resumable."""
 
 
 class StorageError(RuntimeError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import subprocess
 from collections import Counter
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator import process
 from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from orchestrator.ledger import events
@@ -21,6 +24,8 @@ from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
     from trainables.data.store import PixelStore
+
+SERVER_PATIENCE_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -168,16 +173,34 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
         echo(uri)
         log.info("this store is a server already; next: open it in a browser")
         return
-    raise_if_any(store.check(uri))
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.exists():
+    file = store.database_path(uri)
+    if file is not None and not file.exists():
         raise UserError(
             f"there is no MLflow store at {file} yet. Fix: orchestrator demo, or --storage FOLDER"
         )
+    raise_if_any(store.can_record(uri))
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
     click.echo(f"http://127.0.0.1:{port}")
     log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
-    raise SystemExit(subprocess.run(command, check=False).returncode)
+    _serve(command)
+
+
+def _serve(command: list[str]) -> None:
+    """Run MLflow's server, all of whose processes end with this one, also where a signal ends it.
+    Raises ``UserError`` where the server ends by itself."""
+    server = subprocess.Popen(command, env=process.module_environment(), start_new_session=True)
+    try:
+        code = server.wait()
+    finally:  # a signal is a KeyboardInterrupt by now
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(server.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(SERVER_PATIENCE_S)
+    raise UserError(
+        f"MLflow's server must keep running; it ended with exit code {code}, see above. "
+        "Fix: mlflow doctor, or --tracking-uri of another store"
+    )

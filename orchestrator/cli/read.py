@@ -103,7 +103,7 @@ def reproduce(
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**record["spec"], **place})
         log.info(f"{record['name']} again as {rerun}, spec {spec.hash()}")
-        ctx.exit(carry_out(spec, validate(spec), RunOptions()))
+        ctx.exit(carry_out(spec, validate(spec, starting=True), RunOptions()))
     show(
         as_spec,
         {"schema": 1, **record},

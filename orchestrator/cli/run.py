@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli import supervise
 from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import RunOptions, asked
 from orchestrator.spec.run import RunSpec, sanitised
@@ -89,7 +90,7 @@ def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None
     if dry_run:
         _show_plan(spec, chosen)
     else:
-        ctx.exit(carry_out(spec, validate(spec), chosen))
+        ctx.exit(carry_out(spec, validate(spec, starting=True), chosen))
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
@@ -104,11 +105,15 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     """Run, print how it ended and what to type next; the exit code. ``totals`` is what
     :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
+    from orchestrator.launch.forecast import images_of
     from orchestrator.launch.prepare import prepare
+    from orchestrator.launch.rehearsal import refuse_broken
     from orchestrator.ops.status import live_view
 
     prepared = prepare(spec, totals, options)
-    with live_view(spec.folder):
+    refuse_broken(prepared.spec, images_of(prepared.spec), gpus=(totals or {}).get("GPU"))
+    supervise.announce(spec.folder)
+    with live_view(spec.folder.absolute()):
         outcome = runner.run(prepared)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:

@@ -10,6 +10,7 @@ The actor is there before the ledger is: slots start while the data are still be
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ from trainables.storage.object_storage import origin
 from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 
 PATIENCE_S = 10.0
+# The driver asks every few seconds how slots are. Where it did not for so long, it or this process
+# was stopped (SIGSTOP, a laptop that sleeps), and slots may have been, too.
+STALL_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ class Dispatcher:
         self._path, self._options, self._patience_s = Path(ledger_path), options, patience_s
         self._gone, self._fitting, self._clock = gone, fitting, clock
         self._opened: DispatcherState | None = None
-        self._created_at = clock()
+        self._created_at = self._asked_at = clock()
+        self._awake_since = -math.inf
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
         self._commit: Segments | None = None
@@ -241,7 +246,11 @@ class Dispatcher:
         problem = self._problem or (self._commit.problem if self._commit else None)
         if problem is not None:
             over = f"the storage failed: {problem}"
-        silent_s = self._clock() - max(heard_at, default=self._created_at)
+        now = self._clock()
+        if now - self._asked_at > STALL_S:
+            self._awake_since = now
+        self._asked_at = now
+        silent_s = now - max(*heard_at, self._created_at, self._awake_since)
         return SlotHealth(ready=bool(heard_at), silent_s=silent_s, over=over)
 
     async def stop(self) -> None:

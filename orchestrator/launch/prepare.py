@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator import process
 from orchestrator.launch.forecast import (
     COLD_START_S,
     TFLOPS,
@@ -39,6 +40,7 @@ from trainables.config import DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
+from trainables.data.store import default_folder
 from trainables.errors import collected, raise_if_any
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
@@ -54,13 +56,16 @@ NETWORK_TIMEOUT_S = 5.0
 Plan = dict[str, Any]
 
 
-def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | None:
+def validate(
+    *specs: RunSpec, as_job: bool = False, starting: bool = False
+) -> Mapping[str, float] | None:
     """Raise ``UserError`` with every mistake of ``specs`` that shows without reading an image or
     starting Ray; its exit code is 3 where all that is wrong is that there is no room for a slot.
 
     With ``as_job`` the runs go on elsewhere: their paths must be absolute, and no folder, server
-    or CPU of the cluster is looked for from here. Returns the CPUs and GPUs of this machine, or
-    ``None`` where a running cluster must tell.
+    or CPU of the cluster is looked for from here. For runs that are ``starting`` MLflow's client
+    writes a record and deletes it, and a cluster must answer. Returns the CPUs and GPUs of this
+    machine, or ``None`` where a running cluster must tell.
     """
     mistakes: list[str] = []
     for spec in specs:
@@ -73,7 +78,8 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
     backbones = [line for sweep in sweeps for line in _backbone_mistakes(sweep)]
     mistakes += backbones
     if not as_job:
-        mistakes += _network_mistakes(specs, weights=not backbones)
+        mistakes += _place_mistakes(sweeps)
+        mistakes += _network_mistakes(specs, weights=not backbones, starting=starting)
     if not mistakes:
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
@@ -119,12 +125,32 @@ def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     return mistakes
 
 
-def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
-    """Hub and tracking server asked at once, so that two silent ones cost one time-out."""
-    uris = {spec.tracking_uri or store.default_uri(spec.storage) for spec in specs}
+def _place_mistakes(sweeps: Sequence[SweepSpec]) -> list[str]:
+    """Why this user's images could not be kept: no home, or one that cannot be written."""
+    if mistakes := process.home_mistakes():
+        return mistakes
+    fix = "export ORCHESTRATOR_DATA=FOLDER, or --set data.folder=FOLDER"
+    for data in {sweep.data for sweep in sweeps}:
+        lines = process.folder_mistakes(default_folder(data), "the folder of prepared images", fix)
+        with collected([]):  # of the source, which others name
+            if lines and find(absolute_data(data)) is None:
+                return lines
+    return []
+
+
+def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool, starting: bool) -> list[str]:
+    """Hub, tracking server and cluster asked at once, so that silent ones cost one time-out."""
+    stores = {
+        (spec.tracking_uri or store.default_uri(spec.storage), spec.experiment or spec.name)
+        for spec in specs
+    }
     backbones = {sweep.backbone for spec in specs for sweep in spec.sweeps} if weights else set()
     checks = [partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones]
-    checks += [partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris]
+    if starting:
+        checks += [partial(store.can_record, *s, timeout_s=NETWORK_TIMEOUT_S) for s in stores]
+        checks.append(partial(attach.address_mistakes, attach.known_address()))
+    else:
+        checks += [partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri, _ in stores]
     with ThreadPoolExecutor() as threads:
         return [line for answer in threads.map(lambda check: check(), checks) for line in answer]
 
@@ -152,9 +178,8 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
         for option, path in paths
         if path is not None and not Path(path).expanduser().is_absolute()
     ]
-    kind = scheme.partition(":")[0].partition("+")[0]
-    if uri and kind not in store.SERVER_SCHEMES + store.DATABASE_SCHEMES:
-        mistakes += store.check(uri)
+    if uri and not is_sqlite:
+        mistakes += store.scheme_mistakes(uri)
     return mistakes
 
 

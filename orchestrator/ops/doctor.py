@@ -296,7 +296,7 @@ def examine(
     uri = tracking_uri or store.default_uri(storage)
     address, folder = None if local else attach.known_address(), default_folder(DataSpec())
     problems = storage_mistakes(storage)
-    problems += store.check(uri) or store.age_mistakes(uri)
+    problems += store.can_record(uri) or store.age_mistakes(uri)
     problems += [line for backbone in backbones for line in check_weights(backbone)]
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())

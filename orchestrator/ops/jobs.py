@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from trainables.errors import UserError
+from trainables.errors import EXIT_CODES, UserError
 from trainables.printable import redacted, with_login, without_login
 from trainables.storage.waiting import bounded, in_background, retry
 
@@ -154,8 +154,10 @@ def exit_code(info: JobDetails) -> tuple[int, str]:
         return 0, "is done"
     if info.status == JobStatus.STOPPED:
         return 130, "was stopped through Ray"
-    if (code is not None and 0 <= code < 128) or code == 130:
+    if code in EXIT_CODES:
         return code, f"ended with exit code {code}"
+    if code is not None and 0 <= code < 128:
+        return 2, f"could not run this project: its shell ended with exit code {code}"
     if code is not None:
         return 130, f"was ended by signal {-code if code < 0 else code - 128}"
     if info.error_type == "RUNTIME_ENV_SETUP_FAILURE":

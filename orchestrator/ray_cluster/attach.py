@@ -8,25 +8,32 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator import process
 from orchestrator.ray_cluster import token
 from orchestrator.ray_cluster.capacity import (
     ClusterCapacity,
     Node,
     alive_nodes,
     cluster_capacity,
+    local_totals,
     running_capacity,
 )
-from trainables.errors import UserError, one_line, raise_if_any
+from trainables.errors import ClusterLost, StorageError, UserError, one_line, raise_if_any
 from trainables.versions import differences, installed
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 3.0
+# Ray's servers speak HTTP/2 (RFC 9113, section 3.4): who is greeted like this answers at once with
+# a frame of settings, and so do gRPC's.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+SETTINGS_FRAME, FRAME_HEADER_BYTES = 4, 9
 EXIT_PATIENCE_S = 2.0
 VERSIONS_TIMEOUT_S = 30.0  # a node starts a process to answer: a second where it is idle
 SLOT_THREAD = "slot-"  # how the name of a thread begins that keeps a slot
@@ -97,12 +104,26 @@ def _recorded_address() -> str | None:
         return record.read(LONGEST_ADDRESS).strip() or None
 
 
+def address_mistakes(address: str | None) -> list[str]:
+    """Why no run can be carried out at ``address``, as :func:`known_address` names it: within
+    seconds, also where something accepts connections and says nothing."""
+    if address is None or answers(address):
+        return []
+    return [
+        f"RAY_ADDRESS must name a running cluster; no Ray answers at {address!r} within "
+        f"{CONNECT_TIMEOUT_S:g} s. Fix: start it, or unset RAY_ADDRESS to run on this machine"
+    ]
+
+
+_is_ours = False
+
+
 @contextmanager
 def attached(namespace: str) -> Iterator[ClusterCapacity]:
     """A Ray for the length of a run; yields what the cluster can ever hold.
 
     Raises :class:`UserError` when ``RAY_ADDRESS`` does not answer, within seconds, and when it
-    lets this process not in.
+    lets this process not in; ``ClusterLost`` for Ray's own errors within the block.
     """
     address = known_address()
     if address is None:
@@ -111,17 +132,9 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
     import ray
 
     quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None and not answers(address):
-        raise UserError(
-            f"RAY_ADDRESS must name a running cluster; nothing answers at {address!r} within "
-            f"{CONNECT_TIMEOUT_S:g} s. Fix: start it, or unset RAY_ADDRESS to run on this machine"
-        )
+    raise_if_any(address_mistakes(address))
     if address is None:
-        for name, value in FRUGAL.items():
-            os.environ.setdefault(name, value)
-        # The dashboard's State API would free the resources of a slot whose controller was killed;
-        # it takes ten processes and 2 % of a core, and such a Ray ends with this process.
-        ray.init(address="local", include_dashboard=False, **quiet)
+        _start(ray.init, quiet)
     else:
         try:
             ray.init(address=address, **quiet)
@@ -132,11 +145,73 @@ def attached(namespace: str) -> Iterator[ClusterCapacity]:
                 f"RAY_AUTH_MODE (here {mode}) and the token in ~/.ray/auth_token as on the head, "
                 "and the head's versions of Python and Ray"
             ) from None
+    global _is_ours
+    _is_ours, head = address is None, ray.get_runtime_context().gcs_address
     try:
         yield cluster_capacity()
+    except Exception as error:
+        if isinstance(error, UserError | StorageError) or not _shows_loss(error, head):
+            raise
+        why = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise ClusterLost(f"Ray is lost ({why})") from error
     finally:
+        _is_ours = False
         if not slots_at_work():
             _leave(ours=address is None)
+
+
+def _start(init: Callable[..., object], quiet: Mapping[str, object]) -> None:
+    """Start a Ray of our own with ``ray.init``: on as many cores as this process may use, below a
+    folder whose sockets have paths short enough, with a token where it can be written, without the
+    user's files in place of libraries."""
+    for name, value in FRUGAL.items():
+        os.environ.setdefault(name, value)
+    if not process.has_usable_home() and not os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(process.private_file("auth_token")))
+    folder = process.socket_folder()
+    if folder is not None:
+        fix = "export RAY_TMPDIR=FOLDER, one with a short path"
+        raise_if_any(process.folder_mistakes(folder, "Ray's temporary folder", fix))
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.environ["RAY_TMPDIR"] = str(folder)
+    # Ray tells its workers to look for modules in the directory that it was started from.
+    shadowing, here = process.shadowing_names(Path.cwd()), str(process.ROOT)
+    if shadowing:
+        log.info(f"{', '.join(shadowing)} in this folder: a library has that name, and is used")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys([*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), here])
+    )
+    totals = local_totals()
+    # The dashboard's State API would free the resources of a slot whose controller was killed;
+    # it takes ten processes and 2 % of a core: the slots give them back themselves.
+    with chdir("/") if shadowing else nullcontext():
+        init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=int(totals["CPU"]),
+            num_gpus=int(totals["GPU"]),
+            **quiet,
+        )
+
+
+def is_ours() -> bool:
+    """Whether the attached Ray was started by this process, for its run alone."""
+    return _is_ours
+
+
+def _shows_loss(error: BaseException, head: str) -> bool:
+    """Whether an error is Ray's own, or its head at ``head`` is gone. One that code of ours raised
+    in another process is no loss."""
+    import ray
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ray.exceptions.RayTaskError):
+            return False
+        if isinstance(cause, ray.exceptions.RayError | ConnectionError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return not answers(head)
 
 
 def slots_at_work() -> bool:
@@ -163,15 +238,27 @@ def _leave(*, ours: bool) -> None:
 
 
 def answers(address: str) -> bool:
-    """Whether anything listens at ``HOST:PORT``; ``True`` for an address without a port."""
+    """Whether one of Ray's servers answers at ``HOST:PORT``, not just a port that is open; ``True``
+    for an address without a port, and for one that speaks TLS, of which only the port is tried."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return True
+    place, answer = (host.strip("[]") or "127.0.0.1", int(port)), b""
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
     try:
-        with socket.create_connection((host or "127.0.0.1", int(port)), CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
+        with socket.create_connection(place, CONNECT_TIMEOUT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+                return True
+            connection.sendall(GREETING)
+            while len(answer) < FRAME_HEADER_BYTES:
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+                part = connection.recv(FRAME_HEADER_BYTES - len(answer))
+                if not part:
+                    return False
+                answer += part
+    except (OSError, OverflowError, UnicodeError):
         return False
+    return answer[3] == SETTINGS_FRAME
 
 
 def gone(nodes: Sequence[str]) -> list[str]:
@@ -185,6 +272,23 @@ def gone(nodes: Sequence[str]) -> list[str]:
         for node in dict.fromkeys(nodes)
         if node not in addresses or not answers(addresses[node])
     ]
+
+
+def remove_groups_of(mark_bytes: int) -> int:
+    """Give back the placement groups whose bundles ask for so many bytes of memory; how many."""
+    import ray
+    from ray.util.placement_group import PlacementGroup
+
+    groups = [
+        group
+        for group in ray.util.placement_group_table().values()
+        if group["state"] != "REMOVED"
+        and any(bundle.get("memory") == mark_bytes for bundle in group["bundles"].values())
+    ]
+    for group in groups:
+        identity = ray.PlacementGroupID(bytes.fromhex(group["placement_group_id"]))
+        ray.util.remove_placement_group(PlacementGroup(identity))
+    return len(groups)
 
 
 def fitting(worker: Mapping[str, float]) -> int:

@@ -4,7 +4,8 @@
     python -m orchestrator.tracking.follow sync   runs/NAME --uri URI [--experiment NAME]
 
 ``follow`` goes on until its standard input is closed, by the run or by the run's death, and leaves
-MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the ledger.
+MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the ledger; 2: it does not
+take the run, and no waiting changes that.
 
 What MLflow should show is compared with what it holds, and the difference is written. Repeating
 that from any point changes nothing, so an outage needs no queue.
@@ -78,7 +79,7 @@ class Mirror:
             self._due |= {PARENT, *self._state.trials}
         if not self._state.begun:
             return count
-        with talking():
+        with talking(self._uri):
             client = self._connect()
         due = self._due - self._given_up
         with ThreadPoolExecutor(1 if self._uri.startswith("sqlite") else SERVER_THREADS) as pool:
@@ -128,7 +129,7 @@ class Mirror:
     def _show(self, client: Client, name: str) -> None:
         """One run's differences, in as few requests as possible."""
         try:
-            with talking():
+            with talking(self._uri):
                 if name == PARENT:
                     self._show_parent(client, self._runs[PARENT])
                 elif view.has_begun(self._state.trials[name]):
@@ -234,7 +235,8 @@ def follow(
             except Outage as outage:
                 if out_since is None:
                     out_since = time.monotonic()
-                    log.warning(f"MLflow at {tracking_uri} is out, records wait: {outage}")
+                    place = store.shown(tracking_uri)
+                    log.warning(f"MLflow at {place} is out, records wait: {outage}")
                 delay_s = RETRY_S
                 continue
             if out_since is not None:
@@ -262,7 +264,7 @@ def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> 
         try:
             return Mirror(run_folder, tracking_uri, experiment).flush(last=True)
         except Outage as outage:
-            failed = f"MLflow at {tracking_uri} failed: {outage}. Fix: try again"
+            failed = f"MLflow at {store.shown(tracking_uri)} failed: {outage}. Fix: try again"
             raise UserError(*(store.check(tracking_uri) or [failed])) from outage
 
 
@@ -286,19 +288,20 @@ def export_to_registry(
         export_to_folder(state, model, run_folder, Path(scratch) / "model")
     name, run_id = str(state.header.run), view.run_id(state)
     try:
-        with talking():
+        with talking(uri):
             client = Client(uri, state.spec.experiment or name)
             runs = client.runs_of(run_id)
         if model.trial.trial not in runs:
             sync(run_folder, uri, state.spec.experiment)
-            with talking():
+            with talking(uri):
                 runs = client.runs_of(run_id)
         run = runs[model.trial.trial]
         log_model(client, run, state, model, run_folder)
-        with talking():
+        with talking(uri):
             return uri, client.register(run, name, alias, view.model_tags(state, model))
     except Outage as outage:
-        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
+        place = store.shown(uri)
+        raise UserError(f"MLflow at {place} failed: {outage}. Fix: try again") from outage
 
 
 def _only_mirror_of(
@@ -356,8 +359,16 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     threading.Thread(target=wait_for_parent, daemon=True).start()
     os.nice(19)  # training comes first, and Ray's workers run at 15
-    in_step = follow(options.run_folder, options.uri, options.experiment, ended)
-    return 0 if in_step else 1
+    try:
+        in_step = follow(options.run_folder, options.uri, options.experiment, ended)
+    except UserError as error:
+        log.error("\n".join(error.mistakes))
+        return store.REFUSED
+    except Exception as error:
+        log.exception("the mirror failed")
+        log.error(f"{type(error).__name__}: {one_line(error)}")
+        return store.REFUSED
+    return 0 if in_step else store.BEHIND
 
 
 if __name__ == "__main__":
