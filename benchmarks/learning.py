@@ -1,4 +1,5 @@
 """python -m benchmarks.learning [--data PARQUET] [--quick]
+python -m benchmarks.learning --levels [--stop-after MINUTES] ...: see benchmarks/levels.py
 
 Does the engine teach as well as plain PyTorch does? Tiny ViT (patch 4) and tiny ResNet learn
 10,000 images for 10 epochs from random weights, over 3 seeds, once by ``fine_tune`` with its
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from benchmarks import reference
+from benchmarks import levels, reference
 from benchmarks.common import arguments, finish, pictures
 from trainables.backbones import build
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
@@ -59,6 +60,9 @@ class Run:
 
 
 def main() -> None:
+    if "--levels" in sys.argv[1:]:
+        levels.main()
+        return
     options = arguments(__doc__, "learning.json").parse_args()
     epochs, seeds, images = (1, 2, 128) if options.quick else (10, 3, 10_000)
     with tempfile.TemporaryDirectory() as temporary:
@@ -141,7 +145,7 @@ def by_reference(run: Run) -> tuple[float, float]:
     seconds = time.perf_counter() - started
     truth = torch.from_numpy(val.labels.copy())
     return reference.accuracy(
-        backbone.module, torch.from_numpy(val.images.copy()), truth, **look
+        backbone.module, torch.from_numpy(val.images[:].copy()), truth, **look
     ), seconds
 
 

@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from trainables.backbones import build
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.finetune import fine_tune
 from trainables.train.learner import count_flops
 from trainables.train.loop import World
@@ -50,7 +50,7 @@ class Engine:
     """
 
     def __init__(
-        self, assignment: Assignment, store: PixelStore, device: torch.device, rival: Plain
+        self, assignment: Assignment, store: ImageStore, device: torch.device, rival: Plain
     ) -> None:
         self.images = assignment.data.train_limit or 0
         self._rival, self._seconds, self._steps = rival, 0.0, 0
@@ -93,7 +93,7 @@ class Plain:
     No gradient clipping, schedule, loss record or check: what the recipe adds, the engine pays.
     """
 
-    def __init__(self, assignment: Assignment, store: PixelStore, device: torch.device) -> None:
+    def __init__(self, assignment: Assignment, store: ImageStore, device: torch.device) -> None:
         info, recipe = store.info, assignment.recipe
         self.device, self.bf16 = device, recipe.precision == "bf16"
         self.size = recipe.batch_size_per_worker

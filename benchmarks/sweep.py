@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _data_settings(source: Path | None, folder: Path, *, quick: bool) -> list[str]:
-    """The ``--set`` of b; the pixel store is built before anything is measured."""
+    """The ``--set`` of b; the image store is built before anything is measured."""
     values: dict[str, Any] = {"folder": str(folder / "stores")}
     if source is not None:
         values |= {"train_limit": 300 if quick else 3000, "val_fraction": 0.02}

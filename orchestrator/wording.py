@@ -108,3 +108,11 @@ def recipe_text(axes: Mapping[str, Any] | None) -> str:
     if not axes:
         return MISSING if axes is None else "no axis searched"
     return ", ".join(f"{axis_name(path)}={value_text(value)}" for path, value in axes.items())
+
+
+def moved_texts(moved: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
+    """Each published value outside the searched range, and what was tried in its place."""
+    return [
+        f"{axis_name(path)} {value_text(value)} lies outside its range: {value_text(axes[path])}"
+        for path, value in moved.items()
+    ]

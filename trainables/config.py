@@ -16,6 +16,14 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
 
 AUGMENT_LEVELS = ("none", "light", "medium", "heavy")
+AUGMENT_SETS = ("geometric", "published")
+# First weights from timm's hub: of a family's usual member, or of one whose weights have learned
+# from ImageNet-1k or ImageNet-21k alone, as those of the other families.
+ALIKE = ("in1k", "in21k")
+HUB_WEIGHTS = ("hub", *ALIKE)
+NAMED_WEIGHTS = (*HUB_WEIGHTS, "none")  # all else is a path
+LEVELS_OF_ALL_SETS = ("none", "light")  # the same in each
+STORE_FORMS = ("auto", "pixels", "encoded")
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -63,9 +71,19 @@ class Rule:
         return low <= value <= high and not (self.open_low and value == low)
 
 
-def ruled(default: Any, *bounds: float, operational: bool = False, **rule: Any) -> Any:
-    """A dataclass field with a default and a :class:`Rule`; ``bounds`` are its low and high."""
-    metadata = {"rule": Rule(*bounds, **rule), "operational": operational}
+NEVER_WRITTEN = object()  # no value equals it
+
+
+def ruled(
+    default: Any,
+    *bounds: float,
+    operational: bool = False,
+    before: Any = NEVER_WRITTEN,
+    **rule: Any,
+) -> Any:
+    """A dataclass field with a default and a :class:`Rule`; ``bounds`` are its low and high.
+    ``before`` is for a field that came later: what specs had in it that do not name it."""
+    metadata = {"rule": Rule(*bounds, **rule), "operational": operational, "before": before}
     return field(default=default, metadata=metadata)
 
 
@@ -77,7 +95,10 @@ class Spec:
 
     The class keyword ``section`` is the path before its fields in messages and ``--set``. A
     field's metadata may hold its ``rule``, ``operational`` where it says how a run is carried out
-    and not what it trains, and ``read`` where the general way does not read its JSON form.
+    and not what it trains, ``read`` where the general way does not read its JSON form, and
+    ``before`` where specs of before the field had a value that is not today's default: it is read
+    where nothing is written and not written where it is the value, so that a spec of that time
+    has the JSON form, and the hash, that it had.
     """
 
     __slots__ = ()
@@ -104,17 +125,26 @@ class Spec:
         return {
             one.name: _written(getattr(self, one.name), operational)
             for one in fields(self)  # type: ignore[arg-type]
-            if operational or not one.metadata.get("operational")
+            if (operational or not one.metadata.get("operational"))
+            and getattr(self, one.name) != one.metadata.get("before", NEVER_WRITTEN)
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of :meth:`as_dict`. Keys that are not fields are ignored, those that are missing
-        take their defaults: ledgers of other versions are read. Raises ``TypeError`` where a field
-        without a default is missing."""
+        take what they had before they were written, or else their defaults: ledgers of other
+        versions are read. Raises ``TypeError`` where a field without a default is missing."""
         owner: Any = cls
         readers = _readers(owner)
-        return cls(**{name: readers[name](v) for name, v in values.items() if name in readers})
+        read = {name: readers[name](v) for name, v in values.items() if name in readers}
+        return cls(**{**values_before(owner), **read})
+
+
+@cache
+def values_before(owner: Any) -> Mapping[str, Any]:
+    """By name, what fields that came later to a :class:`Spec` had in specs without them."""
+    given = {one.name: one.metadata.get("before", NEVER_WRITTEN) for one in fields(owner)}
+    return {name: value for name, value in given.items() if value is not NEVER_WRITTEN}
 
 
 @cache
@@ -181,7 +211,18 @@ class Recipe(Spec, section="recipe"):
 
     ``batch_size_per_worker`` counts images per optimizer step and worker, before it is cut
     into ``accumulation_steps`` micro-batches, so the global batch is
-    ``batch_size_per_worker * num_workers`` whatever the memory allows.
+    ``batch_size_per_worker * num_workers`` whatever the memory allows. A layer that is d below
+    the classifier learns at ``learning_rate * layer_decay ** d``, the classifier at
+    ``learning_rate * head_lr_multiplier``.
+
+    ``augment_set`` says what the levels of ``augment`` are: ``geometric`` those of runs from before
+    it, ``published`` those in kind of AugReg and DeiT (:mod:`trainables.train.augmentation`). A
+    level of these holds mixup, CutMix, erasing and stochastic depth; ``mixup``, ``cutmix``,
+    ``random_erasing`` and ``drop_path`` count where they are more than the level's. ``bf16`` is
+    autocast, on a GPU with TF32 for what stays in fp32; ``fp32`` is IEEE single precision
+    throughout. ``compile`` may be ``None``: where a measured step says that it pays within a trial.
+    Warm-up is ``warmup_share`` of the full length, or ``warmup_epochs`` where that is ``None``, as
+    it is in recipes of before it.
     """
 
     optimizer: str = ruled("adamw", choices=("adamw", "sgd", "lion"))
@@ -189,7 +230,9 @@ class Recipe(Spec, section="recipe"):
     weight_decay: float = ruled(0.05, 0, 10)
     momentum: float = ruled(0.9, 0, 0.9999)
     layer_decay: float = ruled(1.0, 0, 1, open_low=True)
+    head_lr_multiplier: float = ruled(1.0, 0, 1000, open_low=True, before=1.0)
     warmup_epochs: float = ruled(1.0, 0, 1000)
+    warmup_share: float | None = ruled(None, 0, 0.5, before=None)
     final_lr_fraction: float = ruled(0.01, 0, 1)
     freeze: str = ruled("full", choices=("full", "head", "head_then_full"))
     head_epochs: int = ruled(1, 0, 100_000)
@@ -198,6 +241,7 @@ class Recipe(Spec, section="recipe"):
     clip_grad_norm: float | None = ruled(1.0, 0, 1e6, open_low=True)
     ema_decay: float | None = ruled(None, 0, 0.999999)
     augment: str = ruled("light", choices=AUGMENT_LEVELS)
+    augment_set: str = ruled("published", choices=AUGMENT_SETS, before="geometric")
     flip: bool = ruled(True)
     random_erasing: float = ruled(0.0, 0, 1)
     mixup: float = ruled(0.0, 0, 10)
@@ -205,7 +249,7 @@ class Recipe(Spec, section="recipe"):
     label_smoothing: float = ruled(0.0, 0, 0.9)
     drop_path: float = ruled(0.0, 0, 0.9)
     precision: str = ruled("fp32", choices=("fp32", "bf16"))
-    compile: bool = ruled(False)
+    compile: bool | None = ruled(False)
     channels_last: bool = ruled(False)
 
     def mistakes(self) -> list[str]:
@@ -217,6 +261,11 @@ class Recipe(Spec, section="recipe"):
             "recipe.accumulation_steps must divide recipe.batch_size_per_worker; got "
             f"{self.accumulation_steps} and {self.batch_size_per_worker}. Fix: choose a divisor"
         ]
+
+    def warmup_of(self, epochs: int) -> float:
+        """Epochs of warm-up in a full length of ``epochs``, half of it at most."""
+        asked = self.warmup_epochs if self.warmup_share is None else self.warmup_share * epochs
+        return min(asked, epochs / 2)
 
 
 def stable_hash(value: Any) -> str:
@@ -246,8 +295,11 @@ class BackboneSpec(Spec, section="backbone"):
 
     ``family`` is ``resnet``, ``vit``, ``hybrid``, ``convnext`` or ``timm``; for ``timm`` the
     field ``model`` names any timm classifier and ``scale`` is ignored. ``weights`` is ``hub``,
-    ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the worker
-    resizes on the device); ``None`` means the dataset's own, never below 32. ``patch`` is the
+    ``in1k`` or ``in21k`` (a member of the family whose weights have learned from ImageNet-1k or
+    -21k alone), ``none`` or a path. ``image_size`` is the side in pixels that the model sees (the
+    worker resizes on the device); ``None`` means the stored images' own, never below 32. Where it
+    follows the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and
+    writes it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). ``hub_pins`` are
     the revisions of the hub's repositories, ``REPOSITORY@COMMIT``, that are loaded; a run writes
@@ -269,6 +321,9 @@ class BackboneSpec(Spec, section="backbone"):
         return {key: value for key, value in plain.items() if key != "hub_pins" or value}
 
 
+DEFAULT_SHORT_SIDE = 64  # in pixels, of larger images where none is asked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSpec(Spec, section="data"):
     """Which images, and which share of them.
@@ -281,7 +336,10 @@ class DataSpec(Spec, section="data"):
     another val beside the same test. ``train_seed`` draws another subset of the training images
     where ``train_limit`` or ``fraction`` leaves some out (``None``: by ``split_seed``); where all
     are used there is nothing to draw. ``short_side`` is the stored short side in pixels of images
-    that are larger (``None``: at most 64). ``folder`` keeps pixel stores.
+    that are larger (``None``: at most 64); smaller ones keep theirs. ``store`` says whether images
+    are kept as ``pixels`` of that size, memory-mapped, or ``encoded`` as the source has them and
+    decoded in threads whenever they are used; ``auto`` takes pixels up to ``pixels_at_most_gb``,
+    so that every machine decides alike. ``folder`` keeps the stores.
     """
 
     source: str = "digits"
@@ -295,6 +353,8 @@ class DataSpec(Spec, section="data"):
     train_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
+    store: str = ruled("auto", choices=STORE_FORMS, before="pixels")
+    pixels_at_most_gb: float = ruled(32.0, 0, 1e6, unit="GB", before=32.0)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
 
     def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
@@ -353,7 +413,8 @@ class DatasetFacts(Spec):
     split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
     the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
     where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
-    ``duplicates`` is ``None`` where nobody has counted them.
+    ``duplicates`` is ``None`` where nobody has counted them. ``encoded_bytes`` is what all images
+    take where they are kept encoded, ``None`` where their pixels are.
     """
 
     name: str | None = None
@@ -367,6 +428,19 @@ class DatasetFacts(Spec):
     mirror_safe: bool = True
     skipped: int = 0
     duplicates: Duplicates | None = None
+    encoded_bytes: int | None = field(default=None, metadata={"before": None})
+
+    @property
+    def store_form(self) -> str:
+        """``pixels`` or ``encoded``."""
+        return "pixels" if self.encoded_bytes is None else "encoded"
+
+    @property
+    def pixel_bytes(self) -> int:
+        """What the pixels of all images of the source take, those that cannot be read too: so much
+        is known before any is read."""
+        images = sum(self.counts.values()) + self.skipped
+        return images * self.height * self.width * self.channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from trainables.config import Assignment, EpochReport
 from trainables.data.build import prepare
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.errors import Diverged, OutOfMemory, Preempted, raise_if_any
 from trainables.evaluate.probes import shift_consistency
 from trainables.train.loop import World
@@ -19,7 +19,7 @@ def fine_tune(
     assignment: Assignment,
     world: World = World(),  # noqa: B008 - frozen
     *,
-    store: PixelStore | None = None,
+    store: ImageStore | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochReport]:
     """Train epoch by epoch: each ``next()`` trains one, evaluates, saves when due, reports.
@@ -62,6 +62,6 @@ def recipe_line(assignment: Assignment) -> str:
     axes = ", ".join(
         f"{name}={value}"
         for name, value in assignment.recipe.as_dict().items()
-        if value != defaults[name] or name in ("optimizer", "learning_rate")
+        if value != defaults.get(name) or name in ("optimizer", "learning_rate")
     )
     return f"{assignment.backbone.family}/{assignment.backbone.scale}: {axes}"

@@ -14,7 +14,7 @@ from typing import Any, Self
 from orchestrator.claims.effects import TESTS, Json, Measured, known_verdicts
 from orchestrator.claims.results import FEWEST_SEEDS, LEARNED, TrialResult
 from orchestrator.spec import named_sweeps
-from trainables.config import Recipe, stable_hash
+from trainables.config import LEVELS_OF_ALL_SETS, Recipe, stable_hash
 
 # Of the rule that all claims share (effects.py, results.py): raised by hand when what it gives
 # changes, as a claim's own ``rule_version`` is. A test holds what the rules give on known worlds.
@@ -52,8 +52,8 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a design is laid out for. ``side`` is the native input side in pixels, ``patch`` the
-    ViT's own choice there, ``weights`` where they start.
+    """What a design is laid out for. ``side`` is the images' own side in pixels, ``patch`` the
+    ViT's own choice at the side that it sees, ``weights`` where they start.
     """
 
     preset: Preset
@@ -184,12 +184,24 @@ class Claim:
         )
         return design
 
-    def _arms_hash(self, preset: Preset) -> str:
+    def _reference_arms(self, preset: Preset) -> list[Sequence[Arm]]:
+        """By first weights."""
         settings = [
             Setting(preset=preset, side=REFERENCE_SIDE, patch=REFERENCE_PATCH, weights=start)
             for start in STARTS
         ]
-        return stable_hash([_plain(self.arms(setting)) for setting in settings])
+        return [self.arms(setting) for setting in settings]
+
+    def _arms_hash(self, preset: Preset) -> str:
+        return stable_hash([_plain(arms) for arms in self._reference_arms(preset)])
+
+    def _varies(self, path: str) -> bool:
+        """Whether arms differ in what ``path`` names."""
+        presets = self.presets.values()
+        arms = (
+            arm for one in presets for of_start in self._reference_arms(one) for arm in of_start
+        )
+        return any(path in arm.levels for arm in arms)
 
     def _defaults(self, family: str) -> Json:
         """Optimizer, schedule, weight decay, augmentation ... of a family's arms, and how the
@@ -198,10 +210,14 @@ class Claim:
             family, dataset=REFERENCE_DATASET, scale=REFERENCE_SCALE, weights=STARTS[0]
         )
         recipe = self.shared_recipe(sweep.recipe).as_dict()
-        data = sweep.data.as_dict(operational=False)
+        laid_out = {OF_A_PRESET}
+        if recipe["augment"] in LEVELS_OF_ALL_SETS and not self._varies("recipe.augment"):
+            laid_out.add("augment_set")  # makes no difference: a rule of before it is the same rule
+        # As pixels a rule of before there was a choice is the same rule.
+        data = replace(sweep.data, store="pixels").as_dict(operational=False)
         own = ("source", "archive", "train_limit", "val_fraction")  # laid out, or the user's
         return {
-            "recipe": {name: value for name, value in recipe.items() if name != OF_A_PRESET},
+            "recipe": {name: value for name, value in recipe.items() if name not in laid_out},
             "backbone": sweep.backbone.as_dict(),
             "data": {name: value for name, value in data.items() if name not in own},
         }

@@ -20,6 +20,7 @@ from orchestrator.claims.claim import (
 )
 from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
+from orchestrator.launch.continuing import continued
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.prepare import validate
 from orchestrator.ray_cluster.capacity import slots_of
@@ -54,9 +55,12 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     _require_enough(claim, bases[0].data, facts)
     backbones = {base.family: base.backbone for base in bases}
     backbone = backbones.get("vit", bases[0].backbone)
-    geometry = describe(backbone, height=facts.height, width=facts.width)
+    stored = {"height": facts.height, "width": facts.width}
     setting = Setting(
-        preset=preset, side=geometry.image_size, patch=geometry.patch or 1, weights=backbone.weights
+        preset=preset,
+        side=describe(replace(backbone, image_size=None, patch=None), **stored).image_size,
+        patch=describe(backbone, **stored).patch or 1,
+        weights=backbone.weights,
     )
     arms = claim.arms(setting)
     _refuse_laid_out(claim, arms, options.set)
@@ -68,6 +72,8 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
     sweeps = tuple(
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
+    if not any("backbone.image_size" in arm.levels for arm in arms):
+        sweeps = named_sweeps.with_stored_side(sweeps)
     dataset, scale = dataset_name(bases[0].data.source), backbone.scale
     name = sanitised("-".join(("claim", claim.name, dataset, scale, options.preset)))
     return replace(options.run(name, sweeps), claim=_declaration(claim, preset, options))
@@ -109,7 +115,8 @@ def specs_of(
     mistakes: list[str] = []
     for claim in chosen:
         with collected(mistakes):
-            specs.append(run_spec(claim, options, facts))
+            spec = run_spec(claim, options, facts)
+            specs.append(continued(spec, options.texts(OWN_OPTIONS)))
     if mistakes:
         with collected(mistakes):
             validate(*specs, as_job=as_job)
@@ -118,7 +125,7 @@ def specs_of(
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:
-    """Of the data set without a limit; it is read into the pixel store where they are unknown."""
+    """Of the data set without a limit; it is read into the image store where they are unknown."""
     source = options.dataset or DEFAULT_DATASET
     recorded = known_images(DataSpec(source=source))
     if recorded is not None:
@@ -177,7 +184,8 @@ def _bases(
             val_fraction=float(f"{min(share, LARGEST_VAL_SHARE):.4g}"),
         )
         scheduler = SchedulerSpec(kind="none")
-        bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler, space={}))
+        bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler,
+                             space={}, published_first=False))  # fmt: skip
     changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:

@@ -19,11 +19,12 @@ from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from orchestrator.ledger import events
 from orchestrator.ledger.replication import existing_run
 from orchestrator.ledger.session import is_running
+from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
-    from trainables.data.store import PixelStore
+    from trainables.data.store import ImageStore
 
 SERVER_PATIENCE_S = 5.0
 
@@ -35,7 +36,7 @@ def data() -> None:
     """Prepare a dataset ahead of a sweep, or look into it."""
 
 
-def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
+def _store(source: str, sets: tuple[str, ...]) -> ImageStore:
     from orchestrator.launch.forecast import read_dataset
 
     other = [text for text in sets if not text.startswith("data.")]
@@ -49,7 +50,7 @@ def _store(source: str, sets: tuple[str, ...]) -> PixelStore:
 @click.argument("dataset")
 @SET
 def prepare(dataset: str, set: tuple[str, ...]) -> None:
-    """Read DATASET (a name or a path) into its pixel store, once; prints the store's folder."""
+    """Read DATASET (a name or a path) into its image store, once; prints the store's folder."""
     click.echo(str(_store(dataset, set).path))
     sweep = f"orchestrator sweep vit --dataset {dataset}"
     log.info(f"next: orchestrator data info {dataset}, or {sweep}")
@@ -60,12 +61,12 @@ def prepare(dataset: str, set: tuple[str, ...]) -> None:
 @SET
 @JSON
 def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
-    """Sizes, splits, classes and copies in DATASET; reads it into its pixel store if need be."""
+    """Sizes, splits, classes and copies in DATASET; reads it into its image store if need be."""
     from orchestrator.compare.data_notes import copies_lines
 
     store = _store(dataset, set)
-    facts = store.info.as_dict()
-    by_split = {split: Counter(store.split(split).labels.tolist()) for split in store.info.counts}
+    facts, kept = store.info.as_dict(), store.info.encoded_bytes
+    by_split = {split: Counter(store.labels(split).tolist()) for split in store.info.counts}
     classes = [
         {"class": name, **{split: counts[label] for split, counts in by_split.items()}}
         for label, name in enumerate(store.info.class_names)
@@ -74,6 +75,8 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     lines = [
         f"{facts['name']}: {facts['height']} x {facts['width']} px, {counts}",
         f"content {facts['content_hash']}, test split {facts['test_hash']}, store {store.path}",
+        f"kept as {'pixels' if kept is None else f'encoded pictures, {size(kept)}'}; "
+        f"all pixels take {size(store.info.pixel_bytes)}",
     ]
     for row in classes:
         shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)

@@ -5,8 +5,8 @@ One object, which the terminal, the report, MLflow's note and the JSON render al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from orchestrator.compare.families import FamilySummary
 from orchestrator.compare.finals import newest_round
@@ -20,7 +20,7 @@ from orchestrator.compare.verdicts import (
     describe_verdict,
     failed_text,
 )
-from orchestrator.wording import day, interval, percent, points
+from orchestrator.wording import MISSING, day, interval, percent, points
 
 ORDER_CHANGES = "the order at an equal budget changes with the unit of cost"
 
@@ -51,7 +51,8 @@ class Answer:
 class Facts:
     """What an answer is made of. ``order_changes``: with the unit of an equal budget, beyond the
     bands of what was expected; ``claims``: the verdicts on those that the runs tested;
-    ``of_the_test_split``: why its images are not as fresh as they should be."""
+    ``of_the_test_split``: why its images are not as fresh as they should be; ``image_sizes``: by
+    family, the side in pixels that its best trial's backbone sees, as far as it is known."""
 
     dataset: str | None
     test_opened_at: float | None
@@ -61,6 +62,16 @@ class Facts:
     order_changes: bool
     claims: Sequence[Values]
     of_the_test_split: Sequence[str] = ()
+    image_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def caveat_of_sides(self) -> str | None:
+        """What to say of backbones that see images of different sides; ``None`` where all see the
+        same."""
+        if len(set(self.image_sizes.values())) < 2:
+            return None
+        each = ", ".join(f"{family} {side} px" for family, side in self.image_sizes.items())
+        return f"the candidates see images of different sides: {each}"
 
 
 def answer_of(facts: Facts) -> Answer:
@@ -104,7 +115,20 @@ def _caveats(facts: Facts) -> Iterator[str]:
             yield f"{family.label}: {failed_text(finals)}"
     if facts.order_changes:
         yield ORDER_CHANGES
+    if learned := unlike_weights(facts.entries):
+        yield learned
+    if facts.caveat_of_sides:
+        yield facts.caveat_of_sides
     yield from facts.of_the_test_split
+
+
+def unlike_weights(entries: Sequence[FamilySummary]) -> str | None:
+    """What the weights of each family had learned from, where that is not the same or not known of
+    all; ``None`` where it is, and where nothing is known of any."""
+    if len({entry.pretraining_data for entry in entries}) < 2:
+        return None
+    learned = "; ".join(f"{e.family} {e.pretraining_data or MISSING}" for e in entries)
+    return f"their weights had learned from different images before ({learned})"
 
 
 def _of_finals(
@@ -166,5 +190,9 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> str:
         lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
         if facts.order_changes:
             lead += f"; {ORDER_CHANGES}"
+        if learned := unlike_weights(facts.entries):
+            lead += f"; {learned}"
+        if facts.caveat_of_sides:
+            lead += f"; {facts.caveat_of_sides}"
     ranks = "this ranks single best trials and is not a verdict"
     return f"{on[0].upper()}{on[1:]}, {lead}. {unjudged} {ranks}."

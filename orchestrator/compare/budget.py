@@ -253,8 +253,8 @@ class Sample:
 
 
 def sample(family: Family) -> Sample:
-    """The family's search so far, as a sample."""
-    ended = [curve for curve in family.search if curve.status.is_final]
+    """The family's search so far, as a sample: without the published recipe, which nobody drew."""
+    ended = [curve for curve in family.drawn if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     tops = [(curve, top1) for curve in ended if (top1 := curve.full_top1) is not None]
     full = [top1 for curve, top1 in tops if curve.status != "pruned"]
@@ -264,7 +264,7 @@ def sample(family: Family) -> Sample:
     reasons = {
         UNEQUAL: len({curve.epoch.size for curve in ended if curve.status == "finished"}) > 1,
         PRUNED: bool(pruned) and not audited,
-        OPEN: auditing or len(ended) < len(family.search),
+        OPEN: auditing or len(ended) < len(family.drawn),
     }
     why = [reason for reason, holds in reasons.items() if holds]
     why += filter(None, [dependent_draws(family)])

@@ -16,9 +16,10 @@ from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
 from orchestrator.compare.data_notes import data_warnings, test_split_caveats
-from orchestrator.compare.families import FamilySummary, summarise
+from orchestrator.compare.families import FamilySummary, pretraining_data, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
+from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
 from orchestrator.compare.verdicts import PairResult, compare_pairs
@@ -30,10 +31,11 @@ from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (
-    "model", "weights", "scale", "params_m", "gflops_per_image", "image_size", "patch", "stem",
-    "tokens", "adaptation", "mean", "std", "train_limit", "fraction", "train_images", "optimizer",
-    "batch_size_per_worker", "global_batch", "freeze", "augment", "flip", "precision", "compile",
-    "channels_last", "epochs", "num_workers", "device",
+    "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image", "image_size",
+    "patch", "stem", "tokens", "adaptation", "mean", "std", "train_limit", "fraction",
+    "train_images", "optimizer", "batch_size_per_worker", "global_batch", "freeze", "augment",
+    "augment_set", "flip", "precision", "compile", "channels_last", "epochs", "num_workers",
+    "device",
 )  # fmt: skip
 OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28 and in schema 1
 
@@ -88,6 +90,7 @@ class Comparison:
     ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
     facts; ``test_opened_at``: unix seconds; ``spaces``: the families' search spaces; ``claims``:
     verdicts on the claims that the runs tested; ``audit``: of the families that had one;
+    ``published_recipes``: what each search gained over the recipe that it began with;
     ``data_warnings``: what the images take from the weight of all this.
     """
 
@@ -103,6 +106,7 @@ class Comparison:
     forecast: ForecastScore | None
     curves_over_budget: tuple[BudgetCurve, ...]
     importance: tuple[Importance, ...]
+    published_recipes: tuple[TuningGain, ...]
     gap: tuple[Gap, ...]
     audit: tuple[AuditResult, ...]
     failures: tuple[Failure, ...]
@@ -191,10 +195,13 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
     entries, budget = tuple(map(summarise, families)), budgets(families)
     pairs = compare_pairs(families, max(run.state.spec.margin for run in runs))
+    differences = tuple(_differences(families))
+    sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
         families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,
         of_the_test_split=tuple(test_split_caveats(runs, dataset)),
+        image_sizes={family: int(side) for family, side in sizes.items() if side is not None},
     )  # fmt: skip
     return Comparison(
         inference=answer_of(facts), dataset=facts.dataset, dataset_info=dataset,
@@ -202,9 +209,10 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         families=entries, pairs=pairs, budget=budget, forecast=score_forecast(runs),
         curves_over_budget=tuple(filter(None, map(budget_curve, families))),
         importance=tuple(filter(None, map(importance, families if forests else ()))),
+        published_recipes=tuple(filter(None, map(tuning_gain, families))),
         gap=tuple(filter(None, map(gap_to_test, families))),
         audit=tuple(filter(None, map(audit, families))),
-        failures=tuple(_failures(families)), differences=tuple(_differences(families)),
+        failures=tuple(_failures(families)), differences=differences,
         spaces={family.label: family.sweep.space for family in families if family.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
@@ -215,8 +223,13 @@ def _notes(run: RunData) -> Iterator[str]:
     for sweep in run.state.spec.sweeps:
         if start := sweep.warm_start:
             count, sources = len(start.recipes), ", ".join(start.sources)
+            which = (
+                f"the first {count} trials"
+                if not sweep.published_first
+                else (f"{count} trials after the published recipe")
+            )
             yield (
-                f"warm start: the first {count} trials of {sweep.family} in {run.name} have the "
+                f"warm start: {which} of {sweep.family} in {run.name} have the "
                 f"best recipes of {sources}: its search did not begin from nothing"
             )
     yield from cost.node_notes(run.state)
@@ -279,7 +292,8 @@ def _facts(family: Family) -> Values:
         axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
         layers += [dict(chosen.state.recipe), axes, chosen.state.detail]
     stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
-    return {OLD_NAMES.get(key, key): value for key, value in stated}
+    named = {OLD_NAMES.get(key, key): value for key, value in stated}
+    return {"pretraining_data": pretraining_data(family), **named}
 
 
 def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:

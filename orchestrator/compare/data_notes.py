@@ -53,6 +53,6 @@ def copies_lines(facts: DatasetFacts, store: Path | None = None) -> list[str]:
     if store is None:
         return ["missing: the run is of an earlier version. Fix: orchestrator data info DATASET"]
     return [
-        "copies: missing, they are counted when a pixel store is built, and this one is of an "
+        "copies: missing, they are counted when an image store is built, and this one is of an "
         f"earlier version. Fix: rm -r {store}, then the same command"
     ]

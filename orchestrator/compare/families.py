@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from orchestrator.compare.runs import (
 )
 from orchestrator.ledger.cost import DeviceSeconds
 from orchestrator.ledger.state import TrialStatus
+from trainables.backbones.families import pretraining_data as pretraining_on_record
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 WITHIN = 0.02
@@ -78,11 +80,13 @@ class FamilySummary:
     ``best_recipe`` is whole, ``best_axes`` what was searched of it. Where none finished,
     ``best_unfinished`` has ``trial``, ``status``, ``val_top1`` and ``epoch`` of the best other one.
     A cost is ``None`` when any trial that reported left it out, since the sum would flatter the
-    family. ``device`` is the kind of device that ``device_seconds`` were spent on.
+    family. ``pretraining_data``: what its weights had learned from, ``none`` from scratch, ``None``
+    where that is not known. ``device`` is the kind of device that ``device_seconds`` were spent on.
     """
 
     family: str
     backbone: str | None
+    pretraining_data: str | None
     trials: int
     finished: int
     pruned: int
@@ -120,7 +124,8 @@ def summarise(family: Family) -> FamilySummary:
     ]
     images, cost = total(search, "images"), device_cost(search)
     return FamilySummary(
-        family=family.label, backbone=next(filter(None, models), None), trials=len(search),
+        family=family.label, backbone=next(filter(None, models), None),
+        pretraining_data=pretraining_data(family), trials=len(search),
         finished=status[TrialStatus.FINISHED], pruned=status[TrialStatus.PRUNED],
         failed=status[TrialStatus.FAILED],
         unfinished=status[TrialStatus.QUEUED] + status[TrialStatus.RUNNING],
@@ -136,6 +141,23 @@ def summarise(family: Family) -> FamilySummary:
         edges=tuple(edges(family)),
         learning_rate_fit=learning_rate_fit(family), final=summarise_finals(family),
     )  # fmt: skip
+
+
+def pretraining_data(family: Family) -> str | None:
+    """What the weights of the best finished trial, else of the first one, had learned from: on
+    record, or in a ledger of before by the names of its model and weights."""
+    chosen = best_trial(family.search) or next(iter(family.search), None)
+    stated: dict[str, Any] = dict(family.geometry)
+    if chosen is not None:
+        backbone = chosen.state.assignment.backbone
+        stated |= {"weights": backbone.weights, "model": stated.get("model") or backbone.model}
+        stated |= chosen.state.detail
+    if stated.get("pretraining_data"):
+        return str(stated["pretraining_data"])
+    if chosen is None or not stated.get("weights"):
+        return None
+    model, weights = str(stated.get("model") or ""), str(stated["weights"])
+    return pretraining_on_record(chosen.state.family, model, weights)
 
 
 def _best_unfinished(search: Sequence[Curve]) -> Values | None:

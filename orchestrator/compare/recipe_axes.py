@@ -240,12 +240,14 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     pruning shifts the best ones. An end beyond which fewer than ``BEYOND`` trials were tried at all
     is opened to the end of the range. The estimate: the top of a parabola in log10 of the rate,
     audited trials weighted by how many they stand for, inside the bracket; its middle where the
-    parabola opens upward. benchmarks/oracle.py measures how often the interval holds the best rate.
+    parabola opens upward. The published recipe, which nobody drew, is left out.
+    benchmarks/oracle.py measures how often the interval holds the best rate.
     """
     trials = trials_of(family)
     if trials is None or RATE not in trials.columns:
         return None
-    whole = trials.only(trials.at_full_length)
+    drawn = np.array([curve.state.published is None for curve in trials.curves])
+    whole = trials.only(trials.at_full_length & drawn)
     if len(whole.curves) < TOP:
         return None
     rate = np.log10([float(curve.axes[RATE]) for curve in whole.curves])
@@ -257,7 +259,7 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     if np.unique(rate).size >= 3:
         square, slope, _ = np.polyfit(rate, value, 2, w=np.sqrt(weights))
         best = -slope / (2 * square) if square < 0 else best
-    tried = np.log10([float(c.axes[RATE]) for c in family.search if c.status.is_final and c.axes])
+    tried = np.log10([float(c.axes[RATE]) for c in family.drawn if c.status.is_final and c.axes])
     domain = family.space.get(RATE)
     ends = [] if domain is None or isinstance(domain, Choice) else [domain.low, domain.high]
     limits = np.log10(ends) if ends else (tried.min(), tried.max())
@@ -297,9 +299,10 @@ def edges(family: Family) -> list[Edge]:
     the first or last of three or more numbers. If the axis did not matter, the best trials would
     be any of those that were drawn: Fisher's exact test (1935; the hypergeometric law) of how many
     of the ``EDGE_TOP`` best finished trials drew from the zone, Holm over all ends of the family.
-    Nothing is flagged where the draws are no random ones. Zero is a limit, not an edge.
+    The published recipe is none of them, and nothing is flagged where the draws are no random
+    ones. Zero is a limit, not an edge.
     """
-    best = best_trial(family.search)
+    best = best_trial(family.drawn)
     if best is None or dependent_draws(family):
         return []
     piles = [
@@ -307,7 +310,7 @@ def edges(family: Family) -> list[Edge]:
         for axis in best.axes
         if (limits := _limits(family.space.get(axis))) is not None
         for end in ("low", "high")
-        if (pile := _pile(family.search, axis, limits, end)) is not None
+        if (pile := _pile(family.drawn, axis, limits, end)) is not None
     ]
     adjusted = holm([pile.p_value_holm for pile in piles])
     corrected = [replace(pile, p_value_holm=p) for pile, p in zip(piles, adjusted, strict=True)]

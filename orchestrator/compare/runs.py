@@ -184,6 +184,11 @@ class Family:
         return [curve for curve in self.curves if curve.state.stage == "search"]
 
     @property
+    def drawn(self) -> list[Curve]:
+        """Those of them whose recipes are draws from the space: not the published ones."""
+        return [curve for curve in self.search if curve.state.published is None]
+
+    @property
     def space(self) -> Space:
         """What was searched."""
         return self.sweep.space if self.sweep else {}

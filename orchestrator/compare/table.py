@@ -10,6 +10,7 @@ from orchestrator.compare.audit import AuditResult, RungTau
 from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import FamilySummary
+from orchestrator.compare.published import TuningGain
 from orchestrator.compare.recipe_axes import Edge
 from orchestrator.compare.runs import RunData
 from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
@@ -17,6 +18,7 @@ from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
 
 WIDTH = 80
+PUBLISHED = "Published recipe → tuned, on the images that the tuned one was chosen by"
 
 
 def table_text(comparison: Comparison) -> str:
@@ -35,6 +37,7 @@ def table_text(comparison: Comparison) -> str:
         _block("Warnings about the data", comparison.data_warnings),
         _families(families) if families else "No family has a trial yet.",
         _block("Best finished trial", _best(families)),
+        _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
         _block("Expected best at equal budget", budgets),
         _block("Pruning audit", map(audit_text, comparison.audit)),
@@ -105,6 +108,23 @@ def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
             yield f"{entry.family} test accuracy: {wording.interval(**vars(entry.final.test_top1))}"
         for edge in entry.edges:
             yield f"! {entry.family}: {edge_text(edge)}"
+
+
+def published_lines(gains: Sequence[TuningGain]) -> list[str]:
+    """A line a family; none where no search began with a published recipe."""
+    return [published_text(gain) for gain in gains] if any(g.source for g in gains) else []
+
+
+def published_text(gain: TuningGain) -> str:
+    """A family's published recipe → tuned, with the gain and the source."""
+    parts = [f"{gain.family}: {MISSING}, {gain.why}"]
+    if gain.gain is not None:
+        ends = f"{percent(gain.published_val_top1)} → {percent(gain.tuned_val_top1)}"
+        parts = [f"{gain.family}: {ends}, gain {points(gain.gain)}"]
+        if len(gain.searches) > 1:
+            parts.append(f"mean of {gain.n} of {len(gain.searches)} searches")
+    parts += [gain.source] if gain.source else []
+    return "; ".join([*parts, *wording.moved_texts(gain.moved, gain.axes)])
 
 
 def unfinished_text(entry: FamilySummary) -> str:

@@ -18,6 +18,9 @@ Top-K, on pausing too: all trials of a search train to the first rung, the best 
 Egele, Guyon, Sun, Balaprakash, "Is One Epoch All You Need For Multi-Fidelity Hyperparameter
 Optimization?", ESANN 2023.
 
+With a noise rule (``scheduler.noise_rule``) a rung of any of them spares a trial whose accuracy
+lies so near the cut-off, or chance, that the validation images alone could make the difference.
+
 :class:`Scheduler` asks the bracket of each trial's search. Tune (``engine/trial.py``) and the
 simulator call it.
 """
@@ -35,9 +38,11 @@ from itertools import pairwise
 
 from orchestrator.ledger.state import Stage, State
 from orchestrator.spec.limits import SchedulerSpec
+from trainables.config import DatasetFacts
 
 METRIC = "val_top1"
 NOISE_PERCENTILE = 90
+NEVER_PRUNED = "the published recipe trains to the end, to be compared there"
 
 
 class Action(StrEnum):
@@ -48,12 +53,58 @@ class Action(StrEnum):
     STOP = "stop"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoiseRule:
+    """Whom a rung spares: see :attr:`SchedulerSpec.noise_rule`. ``val_images`` are those that an
+    accuracy is over, ``chance`` is 1 / classes; where they are not known nobody is spared."""
+
+    rule: str = "off"
+    val_images: int | None = None
+    chance: float | None = None
+
+    @classmethod
+    def of(cls, spec: SchedulerSpec, images: DatasetFacts | None) -> NoiseRule:
+        """The rule on these images."""
+        if images is None:
+            return cls(rule=spec.noise_rule)
+        classes = len(images.class_names)
+        return cls(
+            rule=spec.noise_rule,
+            val_images=images.counts.get("val"),
+            chance=1 / classes if classes else None,
+        )
+
+    def spares(self, value: float, cutoff: float | None) -> str:
+        """Why the accuracy ``value``, below the ``cutoff``, is no reason to prune; empty where it
+        is one."""
+        if self.rule == "off" or not self.val_images:
+            return ""
+        error = math.sqrt(max(0.0, value * (1 - value)) / self.val_images)
+        within = f"within one standard error ({error:.4f}) of"
+        if self.rule in ("cutoff", "both") and cutoff is not None and value >= cutoff - error:
+            return f"{within} the cut-off {cutoff:.4f}"
+        is_near_chance = self.chance is not None and abs(value - self.chance) <= error
+        if self.rule in ("chance", "both") and is_near_chance:
+            return f"{within} chance, {self.chance:.4f}"
+        return ""
+
+    def spared(self, ranked: Sequence[str], values: Mapping[str, float], count: int) -> list[str]:
+        """Of trials in order, the best first, those that follow the first ``count`` and are spared
+        all the same."""
+        if self.rule == "off" or not count:
+            return []
+        cutoff = values[ranked[count - 1]]
+        return [name for name in ranked[count:] if self.spares(values[name], cutoff)]
+
+
 class PashaBracket:
     """The rungs of one family. Names are trials, values are accuracies, higher is better."""
 
-    def __init__(self, rungs: Sequence[int], reduction_factor: int) -> None:
+    def __init__(
+        self, rungs: Sequence[int], reduction_factor: int, noise: NoiseRule | None = None
+    ) -> None:
         self.rungs = list(rungs)
-        self._eta = reduction_factor
+        self._eta, self._noise = reduction_factor, noise or NoiseRule()
         self._top = min(1, len(self.rungs) - 1)
         self._values: list[dict[str, float]] = [{} for _ in self.rungs]
         self._promoted: list[set[str]] = [set() for _ in self.rungs]
@@ -144,7 +195,8 @@ class PashaBracket:
         """Who earns to go on; at the cap nobody does."""
         values = self._values[rung] if rung != self._top or rung == len(self.rungs) - 1 else {}
         ranked = sorted(values, key=lambda name: -values[name])
-        return ranked[: len(ranked) // self._eta]
+        count = len(ranked) // self._eta
+        return ranked[:count] + self._noise.spared(ranked, values, count)
 
     def stable(self) -> bool:
         """Whether each trial of the top rung lay, one rung below, within epsilon of the trial that
@@ -198,8 +250,11 @@ class TopKBracket:
     """The one comparison of a search of ``trials``: the best in ``reduction_factor``, rounded up,
     go on once all have reached the ``rung``. Names are trials, values accuracies."""
 
-    def __init__(self, rung: int, trials: int, reduction_factor: int) -> None:
+    def __init__(
+        self, rung: int, trials: int, reduction_factor: int, noise: NoiseRule | None = None
+    ) -> None:
         self.cap, self._count = rung, math.ceil(trials / reduction_factor)
+        self._noise = noise or NoiseRule()
         self._values: dict[str, float] = {}
         self._promoted: set[str] = set()
         self._waiting: set[str] = set()
@@ -233,7 +288,9 @@ class TopKBracket:
         """The next of the best; ``None`` while others are still to come, or where none is left."""
         if not self.is_over(paused, running):
             return None
-        best = sorted(self._values, key=lambda name: -self._values[name])[: self._count]
+        ranked = sorted(self._values, key=lambda name: -self._values[name])
+        count = min(self._count, len(ranked))
+        best = ranked[:count] + self._noise.spared(ranked, self._values, count)
         waiting = (name for name in best if name in paused and name not in self._promoted)
         if (name := next(waiting, None)) is not None:
             self._promoted.add(name)
@@ -252,7 +309,8 @@ class AshaBracket:
     """The rungs of one family: at each, whoever lies below the (1 - 1/eta) quantile of those that
     reached it before is stopped. Names are trials, values are accuracies, higher is better."""
 
-    def __init__(self, spec: SchedulerSpec) -> None:
+    def __init__(self, spec: SchedulerSpec, noise: NoiseRule | None = None) -> None:
+        self._noise = noise or NoiseRule()
         # As Tune has it, which asks numpy for a percentile: the same digits.
         self._quantile = (1 - 1 / spec.reduction_factor) * 100 / 100
         self._ordered: dict[int, list[float]] = {rung: [] for rung in reversed(spec.rungs())}
@@ -271,7 +329,9 @@ class AshaBracket:
             return True, rung, f"{METRIC} {value:.4f}, first at this rung"
         side = "below" if value < cutoff else "at or above"
         of = f"the cut-off {cutoff:.4f} of {len(values) - 1} results"
-        return value >= cutoff, rung, f"{METRIC} {value:.4f} {side} {of}"
+        spared = self._noise.spares(value, cutoff) if value < cutoff else ""
+        reason = f"{METRIC} {value:.4f} {side} {of}" + (f", {spared}" if spared else "")
+        return value >= cutoff or bool(spared), rung, reason
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -305,6 +365,12 @@ class Scheduler:
     left out: the trial serves it again, and it is judged then. ``decide`` has each decision on
     record before anybody acts on it. ``seed`` draws the audit: a share ``SchedulerSpec.audit`` of
     the trials that ASHA would prune goes on to the end, outside the race.
+
+    The published recipe of a search is never pruned by ASHA or top-K: what tuning gained is a
+    difference at full length, and a pruned trial has no value there. It races like the others, its
+    values count in every cut-off, and it may win. It is not audited: an audit's trials stand for
+    all pruned ones because a lot drew them. PASHA, which compares all at one length, treats it as
+    the others.
     """
 
     def __init__(
@@ -314,20 +380,31 @@ class Scheduler:
         search = [trial for trial in history.trials.values() if trial.stage == Stage.SEARCH]
         self._search = {trial.trial: trial.search_name for trial in search}
         self._audited = {trial.trial for trial in search if trial.audited}
+        self._published = {trial.trial for trial in search if trial.published}
         self._open: dict[str, set[str]] = {name: set() for name in self._search.values()}
         for trial in search:
             if not trial.status.is_final:
                 self._open[trial.search_name].add(trial.trial)
         self._specs = {trial.search_name: schedulers[trial.family] for trial in search}
-        self._asha = {name: AshaBracket(s) for name, s in self._specs.items() if s.kind == "asha"}
+        images, family = history.header.datasets, {t.search_name: t.family for t in search}
+        noise = {
+            name: NoiseRule.of(spec, images.get(family[name])) for name, spec in self._specs.items()
+        }
+        self._asha = {
+            name: AshaBracket(spec, noise[name])
+            for name, spec in self._specs.items()
+            if spec.kind == "asha"
+        }
         counts = Counter(self._search.values())
         self._pausing: dict[str, PashaBracket | TopKBracket] = {}
         for name, spec in self._specs.items():
             factor = spec.reduction_factor
             if spec.kind == "pasha":
-                self._pausing[name] = PashaBracket([*spec.rungs(), spec.max_epochs], factor)
+                rungs = [*spec.rungs(), spec.max_epochs]
+                self._pausing[name] = PashaBracket(rungs, factor, noise[name])
             elif spec.kind == "top_k":
-                self._pausing[name] = TopKBracket(spec.grace_epochs, counts[name], factor)
+                grace = spec.grace_epochs
+                self._pausing[name] = TopKBracket(grace, counts[name], factor, noise[name])
         self._replay(history)
 
     @property
@@ -357,6 +434,8 @@ class Scheduler:
         goes_on, rung, reason = self._asha[search].observe(name, epoch, value)
         if rung is None:
             return Action.CONTINUE
+        if not goes_on and name in self._published:
+            goes_on, reason = True, f"{reason}; {NEVER_PRUNED}"
         event = "promoted" if goes_on else "pruned"
         lot = random.Random(f"{self._seed}/audit/{name}").random()
         if not goes_on and lot < self._specs[search].audit:
@@ -374,6 +453,10 @@ class Scheduler:
         race.observe(name, epoch, value)
         if (decided := race.decided(name, epoch)) is not None:
             return decided
+        if isinstance(race, TopKBracket) and name in self._published:
+            race.restore(name, epoch, "promoted")
+            self._record("promoted", name, epoch, f"{METRIC} {value:.4f}; {NEVER_PRUNED}")
+            return Action.CONTINUE
         if race.may_pass(name, epoch):
             self._record("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
             return Action.CONTINUE

@@ -12,7 +12,8 @@ import logging
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
 from typing import Any
@@ -22,18 +23,20 @@ from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
-from trainables.backbones import Geometry, describe, size_of
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
+from trainables.backbones import Geometry, describe, size_of, weights_sides
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, Spec
 from trainables.data.build import prepare
 from trainables.data.sources import check_source, known_images
-from trainables.data.store import PixelStore
-from trainables.errors import raise_if_any
+from trainables.data.store import ImageStore
+from trainables.errors import UserError, raise_if_any
 
 log = logging.getLogger(__name__)
 
 MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
+MEASURE_TIMEOUT_S = 60.0
+COMPILE_TIMEOUT_S = 180.0  # more, for each family that may be compiled
 
 # Sustained in training by one device, where nothing is measured: of a laptop's core in fp32, and
 # of a data-centre GPU on networks as small as these.
@@ -44,6 +47,7 @@ STEP_PASSES = 3
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lion": 1}  # tensors kept per parameter
 FP32_BYTES = 4
 CASES = ("expected", "worst")
+PRICED_SIDES = (64, 128)  # in pixels, beside the side that the weights are published for
 
 Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
@@ -71,7 +75,9 @@ def expected_epochs(scheduler: SchedulerSpec, trials: int) -> float:
     The trial that finds m results at a rung goes on when it is at or above their (1 - 1/eta)
     quantile; for uniform values that has the probability (m - q) / (m + 1), q = (1 - 1/eta)
     (m - 1), and 1 for m = 0. (Li et al., MLSys 2020, section 3; the quantile as Tune takes it.)
-    Of those pruned, the audited share is finished anyway. PASHA trains at most as much as ASHA.
+    Of those pruned, the audited share is finished anyway. The published recipe, which is never
+    pruned, is mostly the first at a rung, who goes on in any case. PASHA trains at most as much as
+    ASHA.
     """
     pruned_share = 1 - 1 / scheduler.reduction_factor
 
@@ -124,11 +130,20 @@ def measured(
     if not good:
         return None
     train, val = images_per_epoch(sweep, counts)
-    numbers = [name for name, value in good[0].items() if isinstance(value, int | float)]
+    numbers = [
+        name for name in good[0] if all(isinstance(row.get(name), int | float) for row in good)
+    ]
     mean = {name: fmean(row[name] for row in good) for name in numbers}
+    step = mean["train_seconds_per_image"]
+    if "compiled_seconds_per_image" in mean:
+        saved = train * (step - mean["compiled_seconds_per_image"])
+        mean["compile_saves_seconds"] = saved * sweep.scheduler.max_epochs
+        if mean["compile_saves_seconds"] > mean["compile_seconds"]:
+            step = mean["compiled_seconds_per_image"]
+            mean["setup_seconds"] += mean["compile_seconds"]
     cost = {
         "basis": MEASURED,
-        "epoch_seconds": train * mean["train_seconds_per_image"]
+        "epoch_seconds": train * step
         + val * mean["eval_seconds_per_image"]
         + mean["checkpoint_seconds"],
         "checkpoint_bytes": round(mean["checkpoint_bytes"]),
@@ -170,6 +185,47 @@ def estimated(
             "activations": round(size.activation_mb * 1e6 * micro_batch * halved),
         },
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidePrice(Spec):
+    """What an epoch and a full trial would take on one slot if the backbone saw images of
+    ``image_size`` pixels a side."""
+
+    image_size: int
+    epoch_seconds: float
+    trial_seconds: float
+
+
+def prices_by_side(
+    sweep: SweepSpec, geometry: Geometry, cost: FamilyForecast | None
+) -> tuple[SidePrice, ...]:
+    """By side, ascending, of a backbone with trained weights, whose side is a choice; empty where
+    the side is searched or the cost is not known.
+
+    The cost at the side of ``geometry``, measured or estimated, scaled by FLOPs; by pixels where
+    the model's size is not known. Sides that a chosen patch does not divide are left out.
+    """
+    sides = weights_sides(sweep.backbone)
+    if cost is None or sides is None or "backbone.image_size" in sweep.space:
+        return ()
+    prices = []
+    for side in sorted({*PRICED_SIDES, sides.best, geometry.image_size}):
+        with suppress(UserError):
+            backbone = replace(sweep.backbone, image_size=side)
+            there = _described(backbone, height=side, width=side)
+            epoch_seconds = cost.epoch_seconds * _work(there) / _work(geometry)
+            whole = sweep.scheduler.max_epochs * epoch_seconds + cost.setup_seconds
+            prices.append(
+                SidePrice(image_size=side, epoch_seconds=epoch_seconds, trial_seconds=whole)
+            )
+    return tuple(prices)
+
+
+def _work(geometry: Geometry) -> float:
+    """Proportional to what an image takes, among geometries of one model."""
+    size = size_of(geometry)
+    return float(geometry.image_size**2) if size is None else size.gflops_per_image
 
 
 def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
@@ -214,6 +270,12 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     )
 
 
+def search_seconds(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> float:
+    """Seconds of slots that one search of the family is expected to take, its finals included."""
+    seconds = _family(sweep, spec, cost).slot_seconds
+    return (seconds["expected"] + seconds["finals"]) / spec.searches
+
+
 def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyForecast:
     """The family's cost with what slots will spend on its searches; each trial pays for setup."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
@@ -245,8 +307,8 @@ def _checkpoints(
     return {"kept": kept, "at_most": at_most + max(sizes) * (slots or 1)}
 
 
-def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
-    """The pixel store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
+def read_dataset(source: str, sets: Iterable[str]) -> ImageStore:
+    """The image store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
     is not there yet. Raises ``UserError``."""
     data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(data))
@@ -254,13 +316,13 @@ def read_dataset(source: str, sets: Iterable[str]) -> PixelStore:
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
-    """By family; builds each pixel store that is not there yet."""
+    """By family; builds each image store that is not there yet."""
     stores = {data: prepare(absolute_data(data)) for data in {sweep.data for sweep in spec.sweeps}}
     return {sweep.family: stores[sweep.data].info for sweep in spec.sweeps}
 
 
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
-    """By family; images of unknown size are read into the pixel store."""
+    """By family; images of unknown size are read into the image store."""
     images = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
     present = {family: facts for family, facts in images.items() if facts is not None}
     return present if len(present) == len(images) else read_datasets(spec)
@@ -313,10 +375,11 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
 
 
 def measure_steps(
-    spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float = 60.0
+    spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float | None = None
 ) -> dict[str, list[Row]]:
     """By family, a row of :mod:`trainables.train.measure` for every trial whose backbone was
-    measured; families that did not fit into ``timeout_s`` have none."""
+    measured; families that did not fit into ``timeout_s`` have none. By default that is
+    ``MEASURE_TIMEOUT_S``, and more where models may be compiled."""
     resources = spec.sweeps[0].resources
     requests: dict[str, object] = {}
     trials: dict[str, tuple[str, int]] = {}
@@ -331,6 +394,9 @@ def measure_steps(
             label = f"{sweep.family}-{len(trials)}"
             requests[label] = _measurement(sweep, backbone, images[sweep.family])
             trials[label] = (sweep.family, count)
+    open_compile = sum(sweep.recipe.compile is None for sweep in spec.sweeps)
+    if timeout_s is None:
+        timeout_s = MEASURE_TIMEOUT_S + open_compile * COMPILE_TIMEOUT_S
     request = {
         "device": "cuda" if resources.gpus_per_worker else "cpu",
         "threads": max(1, int(resources.cpus_per_worker)),
@@ -338,8 +404,11 @@ def measure_steps(
         "backbones": requests,
     }
     rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}
-    for row in _run(request, timeout_s):
-        family, count = trials[row["label"]]
+    by_label: dict[str, dict[str, Any]] = {}
+    for row in _run(request, timeout_s):  # of a compiled model in a second line
+        by_label.setdefault(row["label"], {}).update(row)
+    for label, row in by_label.items():
+        family, count = trials[label]
         rows[family] += [row] * count
     return rows
 
@@ -347,12 +416,17 @@ def measure_steps(
 def _measurement(
     sweep: SweepSpec, backbone: BackboneSpec, images: DatasetFacts
 ) -> Mapping[str, object]:
-    """The backbone as it would be built, without fetching its weights."""
-    side = {"height": images.height, "width": images.width}
-    stem = describe(backbone, **side).stem or backbone.stem
-    fresh = replace(backbone, weights="none", stem=stem)
-    assignment = replace(sweep, backbone=fresh, space={}).assignment(0)
-    return {**side, "classes": len(images.class_names), "assignment": assignment.as_dict()}
+    """The backbone as it would be built; whoever measures it fetches no weights."""
+    assignment = replace(sweep, backbone=backbone, space={}).assignment(0)
+    # Whether it is compiled is what is to be found out.
+    undecided = replace(assignment, recipe=replace(assignment.recipe, compile=sweep.recipe.compile))
+    return {
+        "height": images.height,
+        "width": images.width,
+        "classes": len(images.class_names),
+        "assignment": undecided.as_dict(),
+        "trial_images": sweep.scheduler.max_epochs * images_per_epoch(sweep, images.counts)[0],
+    }
 
 
 def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:

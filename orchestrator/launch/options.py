@@ -17,7 +17,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
-DEMO = {"trials": 6, "max_epochs": 6, "final_seeds": 2, "set": ("data.train_limit=1000",)}
+DEMO = {"trials": 6, "max_epochs": 5, "final_seeds": 2, "set": ("data.train_limit=1000",)}
 # Of a tournament. At equal cost more searches, each with one final, tell families apart better than
 # three with three: benchmarks/oracle.py.
 SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
@@ -86,7 +86,10 @@ class RunOptions:
 def asked(
     command: str, target: str | Sequence[str] = (), **options: Any
 ) -> tuple[RunSpec, RunOptions]:
-    """The run that a command and its parameters ask for, and how it is to be carried out."""
+    """The run that a command and its parameters ask for, and how it is to be carried out. Reads
+    the ledger of a run that has begun. Raises ``UserError`` and ``StorageError``."""
+    from orchestrator.launch.continuing import continued  # here: reading ledgers takes a while
+
     if command == "demo":
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
@@ -95,7 +98,7 @@ def asked(
         from orchestrator.launch.warm_start import warm_started
 
         spec = warm_started(spec, chosen.from_)
-    return spec, chosen
+    return continued(spec, chosen.texts()), chosen
 
 
 def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = False) -> RunSpec:
@@ -118,7 +121,8 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
         run = replace(run, searches=SEARCHES)
     if compares and options.final_seeds is None:
         run = replace(run, final_seeds=FINAL_SEEDS if run.searches > 1 else SEEDS_OF_ONE_SEARCH)
-    return replace(run, name=run.name or default_name(targets, changed), sweeps=changed)
+    sweeps_of_run = named_sweeps.with_stored_side(changed)
+    return replace(run, name=run.name or default_name(targets, changed), sweeps=sweeps_of_run)
 
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:

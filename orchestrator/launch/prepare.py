@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import process
+from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import (
     COLD_START_S,
     TFLOPS,
@@ -24,9 +25,11 @@ from orchestrator.launch.forecast import (
     forecast,
     geometry_of,
     images_of,
+    prices_by_side,
     read_datasets,
     refuse_unaffordable,
 )
+from orchestrator.launch.length import affordable, is_open, length_text, rung_warning, sized
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import openings, replication, session
 from orchestrator.ledger.state import SplitOpening, State
@@ -34,9 +37,9 @@ from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
-from orchestrator.wording import duration, size, span
+from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights, current_pin
-from trainables.config import DatasetFacts
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
@@ -168,7 +171,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
             ("--dataset ", data.source if is_path else None),
             ("--set data.archive=", data.archive),
             ("--set data.folder=", data.folder),
-            ("--weights ", None if weights in ("hub", "none") else weights),
+            ("--weights ", None if weights in NAMED_WEIGHTS else weights),
         ]
     paths.append(("--tracking-uri sqlite:///", database if is_sqlite else None))
     mistakes = [
@@ -191,9 +194,15 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     """
     totals = validate(spec)
     images = images_of(spec)
+    has_length = session.state_of(spec.folder).begun or not is_open(spec)
+    if not has_length:
+        spec = sized(spec, images, options.texts())
     measure = options.measure is not False and totals is not None
     costs = costs_of(spec, images, measure=measure, tflops=options.tflops)
     refuse_unaffordable(spec, costs)
+    if not has_length:
+        spec = affordable(spec, costs, options.texts())
+    spec = decided(spec, costs)
     geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
     coming = coming_openings(spec, images, reopen=options.reopen_test)
     return plan(
@@ -203,6 +212,8 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         costs=costs,
         tflops=options.tflops,
         coming=coming,
+        counts={family: facts.counts for family, facts in images.items()},
+        images=images,
     )
 
 
@@ -235,6 +246,8 @@ def plan(
     costs: Costs,
     tflops: float | None = None,
     coming: Sequence[SplitOpening] = (),
+    counts: Mapping[str, Mapping[str, int]] | None = None,
+    images: Mapping[str, DatasetFacts] | None = None,
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
@@ -242,7 +255,9 @@ def plan(
     tell what it holds; so are then ``cluster`` and ``slots``. ``slot`` is what one takes,
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
     family's ``trials`` are those of one search, its epochs those of all, without the finals.
-    ``coming`` says which openings of their test splits those would be.
+    ``coming`` says which openings of their test splits those would be; with ``counts``, images by
+    family and split, a family's ``length`` says in steps why a full trial is as long as it is; with
+    ``images``, by family, its ``store`` says how they are kept.
     """
     families: list[Plan] = [
         {
@@ -251,15 +266,26 @@ def plan(
             "scale": sweep.backbone.scale,
             "weights": sweep.backbone.weights,
             "geometry": geometry[sweep.family].as_dict(),
-            "warnings": list(geometry[sweep.family].warnings),
+            "warnings": [
+                *geometry[sweep.family].warnings,
+                *filter(None, [rung_warning(sweep)]),
+            ],
+            "store": None if images is None else stored(sweep, images[sweep.family]),
+            "sides": [
+                price.as_dict()
+                for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
+            ],
+            "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
             "max_epochs": sweep.scheduler.max_epochs,
+            "length": length_text(spec, sweep, counts[sweep.family]) if counts else None,
             "expected_epochs": round(
                 spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
             ),
             "worst_epochs": spec.searches * sweep.trials * sweep.scheduler.max_epochs,
+            "published": None if (start := sweep.published_start()) is None else start.as_dict(),
             "warm_start": None
             if sweep.warm_start is None
             else {
@@ -300,14 +326,46 @@ def plan(
     }
 
 
+def stored(sweep: SweepSpec, images: DatasetFacts) -> Plan:
+    """How the images are kept on each node: their ``form``, what they take, and the limit that
+    ``data.store=auto`` goes by."""
+    pixels, encoded = images.pixel_bytes, images.encoded_bytes
+    return {
+        "form": images.store_form,
+        "bytes": pixels if encoded is None else encoded,
+        "pixel_bytes": pixels,
+        "pixels_at_most_gb": sweep.data.pixels_at_most_gb,
+        "asked": sweep.data.store,
+    }
+
+
+def store_text(planned: Mapping[str, Any]) -> str:
+    """How the images are kept, in a line."""
+    limit = f"data.pixels_at_most_gb={planned['pixels_at_most_gb']:g}"
+    by_limit, is_auto = f"data.store={planned['asked']}", planned["asked"] == "auto"
+    if planned["form"] == "pixels":
+        by_limit += f": encoded above {limit}" if is_auto else ""
+        return f"pixels, {size(planned['bytes'])}, memory-mapped ({by_limit})"
+    pixels = f"pixels would take {size(planned['pixel_bytes'])}"
+    by_limit += f": {pixels}, more than {limit}" if is_auto else f": {pixels}"
+    return (
+        f"encoded, {size(planned['bytes'])}, decoded in threads whenever they are used, which no "
+        f"cost here contains ({by_limit})"
+    )
+
+
 def plan_text(planned: Plan) -> str:
     """The plan for a terminal."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("plan.txt").read_text("utf-8"))
-    functions = {f.__name__: f for f in (duration, size, span, geometry_line, opening_text)}
-    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S}
+    used = (
+        duration, size, span, geometry_line, opening_text, store_text, recipe_text, moved_texts,
+    )  # fmt: skip
+    functions = {function.__name__: function for function in used}
+    constants = {"ESTIMATED": ESTIMATED, "TFLOPS": TFLOPS, "COLD_START_S": COLD_START_S,
+                 "HUB_WEIGHTS": HUB_WEIGHTS}  # fmt: skip
     return template.render(planned, **functions, **constants).rstrip()
 
 
@@ -348,7 +406,7 @@ class PreparedRun:
         return self.spec.tracking_uri or store.default_uri(self.spec.storage)
 
     def prepare_images(self, head_start_s: float = HEAD_START_S) -> Future[RunImages]:
-        """Start to build the pixel stores; returns when they are there or after ``head_start_s``.
+        """Start to build the image stores; returns when they are there or after ``head_start_s``.
 
         The run's folder must be this process's by now: it says whether nodes share the stores
         through object storage. Raises what went wrong within the head start, as the future's
@@ -368,7 +426,7 @@ class PreparedRun:
         for sweep in spec.sweeps:
             own, weights = geometry[sweep.family], sweep.backbone.weights
             log.info(f"{sweep.family}: {geometry_line(own.as_dict())}; weights {weights}")
-            for warning in own.warnings:
+            for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
         for facts in {id(facts): facts for facts in images.values()}.values():
             if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
@@ -380,24 +438,48 @@ class PreparedRun:
         return RunImages(datasets=images, geometry=geometry, costs=costs)
 
 
+def _begun_at_length(spec: RunSpec, options: RunOptions) -> RunSpec:
+    """``spec`` as it begins; what ``--from`` tells TPE compares at the length that it has now."""
+    from orchestrator.launch.warm_start import warm_started
+
+    for sweep in spec.sweeps[:1]:
+        steps = f" for at least {sweep.scheduler.least_steps} steps"
+        log.info(f"a full trial is {sweep.scheduler.max_epochs} epochs long{steps}")
+    return warm_started(spec, options.from_) if options.from_ else spec
+
+
 def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> PreparedRun:
     """The run, ready to start. ``totals`` is what :func:`validate` returned of its spec.
 
     ``options.measure`` says whether training steps are measured before anything starts, for the
-    forecast: by default where the run has a budget, and never for a cluster, whose machines are
-    not this one. Raises ``UserError`` where the budget affords no first epoch.
+    forecast: by default where the run has a budget or a GPU's models may be compiled, and never for
+    a cluster, whose machines are not this one. A length that follows from the size of train needs
+    the images to be read first. Raises ``UserError`` where the budget affords no first epoch.
     """
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    measure = bool(spec.budget) if options.measure is None else options.measure
     begun = session.state_of(spec.folder)
     spec = _with_hub_pins(spec, begun)
     trials, costs = begun.trials, None
+    undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)
+    measure = bool(spec.budget) or undecided if options.measure is None else options.measure
     has_new_trials = not spec.trial_names() <= set(trials)
+    has_length = begun.begun or not is_open(spec)
+    if not has_length:
+        spec = sized(spec, images_of(spec), options.texts())
     if measure and totals is not None and has_new_trials:
         costs = costs_of(spec, images_of(spec), measure=True, tflops=options.tflops)
         if not trials:
             refuse_unaffordable(spec, costs)
+    if not has_length:
+        if spec.budget and costs is None:
+            costs = costs_of(spec, images_of(spec), measure=False, tflops=options.tflops)
+        spec = _begun_at_length(affordable(spec, costs or {}, options.texts()), options)
+    spec = decided(spec, costs or {})
+    for sweep in spec.sweeps:
+        if sweep.resources.gpus_per_worker:
+            steps = execution_of(sweep, (costs or {}).get(sweep.family))
+            log.info(f"{sweep.family}: {steps.text}")
     prepared = PreparedRun(spec=spec, options=options, costs=costs)
     if is_remote(spec.storage) and not spec.tracking_uri:
         log.info(

@@ -104,6 +104,10 @@ def _axes(sweep: SweepSpec, trial: TrialState) -> Axes:
     for path in sweep.space:
         section, _, name = path.partition(".")
         axes[path] = getattr(getattr(trial.assignment, section), name)
+    if axes.get("recipe.warmup_share", 0.0) is None:  # of before there were shares
+        epochs = trial.assignment.epochs
+        share = trial.assignment.recipe.warmup_of(epochs) / epochs
+        axes["recipe.warmup_share"] = float(f"{share:.4g}")
     return axes
 
 
@@ -118,8 +122,12 @@ def _compares(sweep: SweepSpec, trial: TrialState) -> bool:
 
 
 def _setting(sweep: SweepSpec, assignment: Assignment) -> dict[str, object]:
-    """What is the same in all trials of the sweep, but for their recipes."""
-    setting: dict[str, object] = {"epochs": assignment.epochs}
+    """What is the same in all trials of the sweep, but for their recipes, and what their levels of
+    augmentation are."""
+    setting: dict[str, object] = {
+        "epochs": assignment.epochs,
+        "recipe.augment_set": assignment.recipe.augment_set,
+    }
     for section in ("backbone", "data"):
         for one in fields(getattr(assignment, section)):
             setting[f"{section}.{one.name}"] = getattr(getattr(assignment, section), one.name)

@@ -342,7 +342,7 @@ def pull_finals(folder: Path) -> None:
 
 
 def share_stores(folder: Path, specs: Iterable[DataSpec]) -> None:
-    """Put the pixel stores of ``specs`` where the run's nodes find them, if it is kept in object
+    """Put the image stores of ``specs`` where the run's nodes find them, if it is kept in object
     storage; those that are not there are built. Raises ``StorageError``."""
     if remote := object_storage.origin(folder):
         from trainables.data.build import prepare, put_stores

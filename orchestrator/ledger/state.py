@@ -13,6 +13,7 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, Self
 
+from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
@@ -44,7 +45,9 @@ class Cases(Spec):
 @dataclass(frozen=True, kw_only=True)
 class FamilyForecast(Spec):
     """What a family was expected to cost on one slot. ``memory`` is bytes of each worker by
-    purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``."""
+    purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``. ``compile_seconds`` is what
+    compiling the model took, and ``compile_saves_seconds`` by how much less a full trial's steps
+    take then; both ``None`` where that was not tried."""
 
     basis: str
     epoch_seconds: float
@@ -55,6 +58,15 @@ class FamilyForecast(Spec):
     gflops_per_image: float
     memory: Mapping[str, int] = field(default_factory=dict)
     slot_seconds: Mapping[str, float] = field(default_factory=dict)
+    compile_seconds: float | None = None
+    compile_saves_seconds: float | None = None
+
+    @property
+    def compile_pays(self) -> bool | None:
+        """Whether it saves more in a full trial than it takes; ``None`` where that is not known."""
+        if self.compile_seconds is None or self.compile_saves_seconds is None:
+            return None
+        return self.compile_saves_seconds > self.compile_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +198,7 @@ class TrialState:
     attempt: int = 0
     axes: Axes | None = None
     open_axes: tuple[str, ...] = ()
+    published: PublishedStart | None = None  # of trial 0 where its recipe is its family's own
     winner: str | None = None  # a final's search trial
     detail: dict[str, Any] = field(default_factory=dict)
     outcome: Mapping[str, Any] = field(default_factory=dict)  # detail of the record that ended it
@@ -451,6 +464,7 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
         assignment=assignment,
         axes=axes,
         open_axes=tuple(open_axes),
+        published=PublishedStart.from_dict(start) if (start := detail.get("published")) else None,
         winner=detail.get("winner"),
         num_workers=spec.sweeps[0].resources.num_workers if spec.sweeps else 1,
     )

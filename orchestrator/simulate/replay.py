@@ -31,6 +31,7 @@ from orchestrator.simulate.run import UNKNOWN, simulate
 from orchestrator.simulate.worlds import Training
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import apply_sets
+from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, SweepSpec, search_name
 from orchestrator.wording import MISSING, duration, points, span
 from trainables.config import Assignment
@@ -47,6 +48,12 @@ class RecordedWorld:
 
     trials: Mapping[str, TrialState]
     order: Mapping[str, str]
+
+    @property
+    def published(self) -> dict[str, PublishedStart]:
+        """By the simulated trial, whose recipes were published and so are never pruned."""
+        trials = {simulated: self.trials[name] for simulated, name in self.order.items()}
+        return {name: start for name, trial in trials.items() if (start := trial.published)}
 
     def train(self, assignment: Assignment) -> Training:
         """As far as the trial went; it has failed where it failed then."""
@@ -155,7 +162,11 @@ def disagreements(records: Iterable[Record], state: State) -> list[str]:
 
 def _unbegun(trial: TrialState) -> TrialState:
     return TrialState(
-        trial=trial.trial, family=trial.family, search=trial.search, assignment=trial.assignment
+        trial=trial.trial,
+        family=trial.family,
+        search=trial.search,
+        assignment=trial.assignment,
+        published=trial.published,
     )
 
 
@@ -203,7 +214,10 @@ def _one_order(
 ) -> _Order:
     spec, world = recorded_order(state, scheduler, seed)
     with tempfile.TemporaryDirectory() as folder:
-        run = simulate(spec, world, Path(folder), slots=slots)
+        images = state.header.datasets
+        run = simulate(
+            spec, world, Path(folder), slots=slots, images=images, published=world.published
+        )
     trials = run.state.trials.values()
     return _Order(
         device_seconds=cost.device_seconds(run.state),
@@ -342,8 +356,8 @@ def _block(title: str, one: Replay) -> list[str]:
     scheduler = one.scheduler
     lines = [
         f"{title}: {scheduler.kind}, reduction_factor {scheduler.reduction_factor}, grace_epochs "
-        f"{scheduler.grace_epochs}, on {one.slots} slots; means over {one.orders} orders of "
-        f"arrival ({SHARE:.0%} of them)",
+        f"{scheduler.grace_epochs}, noise_rule {scheduler.noise_rule}, on {one.slots} slots; means "
+        f"over {one.orders} orders of arrival ({SHARE:.0%} of them)",
         f"  device time {_range(one.device_seconds, duration)}, "
         f"makespan {_range(one.makespan_s, duration)}",
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.ledger.session import open_trials, opening_records, state_of
 from orchestrator.ledger.state import Record, RunHeader, State, run_status
 from orchestrator.simulate.worlds import Training, World
+from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec
-from trainables.config import Assignment, EpochReport, SpeedReport
+from trainables.config import Assignment, DatasetFacts, EpochReport, SpeedReport
 from trainables.storage import trial_files
 from trainables.worker.messages import Order, SlotCommand
 
@@ -115,15 +116,34 @@ class SimulatedRun:
 
 
 def simulate(
-    spec: RunSpec, world: World, folder: Path, *, slots: int, faults: Faults | None = None
+    spec: RunSpec,
+    world: World,
+    folder: Path,
+    *,
+    slots: int,
+    faults: Faults | None = None,
+    images: Mapping[str, DatasetFacts] | None = None,
+    published: Mapping[str, PublishedStart] | None = None,
 ) -> SimulatedRun:
-    """Carry ``spec`` out in ``folder`` until it has ended, however often its driver dies. Raises
+    """Carry ``spec`` out in ``folder`` until it has ended, however often its driver dies.
+    ``images`` are by family: a noise rule needs to know how many an accuracy is over. ``published``
+    says by trial which recipes of a replayed run were, where the ``spec`` does not. Raises
     ``UserError`` where the run cannot be begun and ``RuntimeError`` where nothing more can happen.
     """
     faults, now, sessions = faults or Faults(), 0.0, 0
     while True:
         sessions += 1
-        session = Session(spec, world, folder, slots=slots, faults=faults, now=now, number=sessions)
+        session = Session(
+            spec,
+            world,
+            folder,
+            slots=slots,
+            faults=faults,
+            images=images or {},
+            published=published or {},
+            now=now,
+            number=sessions,
+        )
         try:
             session.run()
         except DriverDied:
@@ -148,10 +168,13 @@ class Session:
         *,
         slots: int,
         faults: Faults,
+        images: Mapping[str, DatasetFacts],
+        published: Mapping[str, PublishedStart],
         now: float,
         number: int,
     ) -> None:
         self.now, self._spec, self._world, self._faults = now, spec, world, faults
+        self._images, self._published = images, published
         self._name = f"session-{number}"
         path = folder / FILE_NAME
         self.ledger = MortalLedger(path, faults.crashes, clock=lambda: BEGIN_S + self.now)
@@ -174,9 +197,15 @@ class Session:
         spec = self._spec
         before = state_of(self.ledger.path.parent)
         header = RunHeader(
-            run=spec.name, spec=spec, spec_hash=spec.hash(), code_version="simulated"
+            run=spec.name,
+            spec=spec,
+            spec_hash=spec.hash(),
+            code_version="simulated",
+            datasets=self._images,
         )
         for record in opening_records(header, before, self._name):
+            if start := self._published.get(record.get("trial", "")):
+                record["detail"]["published"] = start.as_dict()
             self.ledger.append(**record)
         options = SessionOptions(
             session=self._name,

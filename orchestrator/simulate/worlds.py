@@ -20,7 +20,7 @@ fast starters with too high a rate are overtaken.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import LogUniform
-from trainables.config import Assignment, BackboneSpec, stable_hash
+from trainables.config import Assignment, BackboneSpec, DatasetFacts, stable_hash
 
 CHANCE = 0.1
 HIGHEST = 0.95
@@ -93,6 +93,13 @@ class SyntheticWorld:
     diverging: float = 0.0
     val_images: int = 5_000
     test_images: int = 2_000
+
+    def images(self, families: Iterable[str]) -> dict[str, DatasetFacts]:
+        """By family, what a run's header has of the world's images, which have no pixels."""
+        classes = tuple(map(str, range(round(1 / CHANCE))))
+        counts = {"val": self.val_images, "test": self.test_images}
+        facts = DatasetFacts(height=32, width=32, class_names=classes, counts=counts)
+        return dict.fromkeys(families, facts)
 
     def accuracy(self, assignment: Assignment, epochs: int | None = None) -> float:
         """The truth: expected accuracy after ``epochs`` (at full length), over seeds and images."""

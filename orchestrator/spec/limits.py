@@ -23,12 +23,19 @@ class SchedulerSpec(Spec, section="scheduler"):
     once their ranking is stable, ``top_k`` compares all once, after ``grace_epochs``, and trains
     the best to the end, ``none`` trains all to the end. ``audit`` is the share of the trials ASHA
     would prune that is finished anyway, to measure what pruning got wrong. ``sampler``
-    draws the searched values: see :mod:`orchestrator.spec.spaces`."""
+    draws the searched values: see :mod:`orchestrator.spec.spaces`.
+
+    ``least_steps``, where it is given, is what ``max_epochs`` is chosen for as the run begins: so
+    many optimizer steps of a full trial (:mod:`orchestrator.launch.length`). ``noise_rule`` says
+    whom a rung does not prune: a trial within one binomial standard error of the ``cutoff``, of
+    ``chance``, of either (``both``), or nobody (``off``)."""
 
     kind: str = ruled("asha", choices=("asha", "pasha", "top_k", "none"))
     max_epochs: int = ruled(9, 1)
+    least_steps: int | None = ruled(None, 1, operational=True, before=None)
     grace_epochs: int = ruled(1, 1)
     reduction_factor: int = ruled(3, 2)
+    noise_rule: str = ruled("off", choices=("off", "cutoff", "chance", "both"), before="off")
     audit: float = ruled(0.0, 0)
     sampler: str = ruled("random", choices=("random", "sobol", "tpe"))
 
@@ -39,7 +46,7 @@ class SchedulerSpec(Spec, section="scheduler"):
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are compared: grace x factor^k below the full length, or the first
-        of these."""
+        of these. A trial is compared at the end of an epoch, never within one."""
         powers = {"none": range(0), "top_k": range(1)}.get(self.kind, itertools.count())
         rungs = (self.grace_epochs * self.reduction_factor**power for power in powers)
         return tuple(itertools.takewhile(lambda rung: rung < self.max_epochs, rungs))

@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 
 from orchestrator.spec import limits, spaces
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
+from orchestrator.spec.published import PublishedStart, published_start
 from trainables.config import (
+    NAMED_WEIGHTS,
     OPERATIONAL,
     Assignment,
     BackboneSpec,
@@ -99,6 +101,9 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return texts
 
 
+# Of the values that options leave open, where they change what is trained. Raised by hand, once a
+# release; `launch/continuing.py` lets a run go on with those that it began with.
+DEFAULTS_VERSION = 2
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
 SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
@@ -108,7 +113,11 @@ SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families
 class SweepSpec(Spec):
     """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
     ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn.
-    After a ``warm_start`` the first trials have the recipes of earlier runs."""
+    Trial 0 of one that is ``published_first`` has the published recipe, where one is on record, in
+    all that is searched. After a ``warm_start`` the first trials, or those after it, have the
+    recipes of earlier runs. ``compile_pays`` is
+    what a measured step said where ``recipe.compile`` is ``None``: decided once, as the run begins;
+    ``None`` where nothing was measured."""
 
     backbone: BackboneSpec
     data: DataSpec = field(default_factory=DataSpec)
@@ -120,6 +129,8 @@ class SweepSpec(Spec):
     seed: int = ruled(0, 0, option="--seed")
     grid: Sequence[spaces.Axes] = ()
     warm_start: spaces.WarmStart | None = None
+    published_first: bool = ruled(False, before=False)
+    compile_pays: bool | None = ruled(None, operational=True, before=None)
 
     @property
     def family(self) -> str:
@@ -140,10 +151,19 @@ class SweepSpec(Spec):
         """The searched axes of trial ``index``: path -> value. TPE goes by ``past`` trials."""
         if self.grid:
             return {path: self.grid[index][path] for path in self.space}
+        start = self.published_start()
+        if start is not None and index == 0:
+            return {**self._drawn(0, search), **start.axes}
         if self.warm_start is not None:
-            if index < len(self.warm_start.recipes):
-                return self.warm_start.recipes[index]
+            place = index if start is None else index - 1
+            if place < len(self.warm_start.recipes):
+                return self.warm_start.recipes[place]
             past = [*self.warm_start.observations, *past]
+        return self._drawn(index, search, past)
+
+    def _drawn(
+        self, index: int, search: int, past: Sequence[spaces.Observation] = ()
+    ) -> spaces.Axes:
         return spaces.suggest(
             self.scheduler.sampler,
             self.space,
@@ -153,16 +173,31 @@ class SweepSpec(Spec):
             past=past,
         )
 
+    def published_start(self) -> PublishedStart | None:
+        """What trial 0 of each search has as it was published; ``None`` where it is drawn."""
+        if not self.published_first or self.grid:
+            return None
+        return published_start(
+            self.space,
+            self.backbone,
+            self.recipe,
+            batch_size=self.recipe.batch_size_per_worker * self.resources.num_workers,
+            max_epochs=self.scheduler.max_epochs,
+        )
+
     def submission(self, index: int, search: int = 1) -> dict[str, Any]:
         """What is known of trial ``index`` before it starts: ``assignment`` and ``axes``. With TPE
         it is drawn when it starts: no ``axes`` yet, and an assignment without their values."""
-        if self.scheduler.sampler == "tpe" and self.space and not self.grid:
+        start = self.published_start() if index == 0 else None
+        published = {} if start is None else {"published": start.as_dict()}
+        if self.scheduler.sampler == "tpe" and self.space and not self.grid and not published:
             plain = self.assignment(index, axes={}, search=search).as_dict()
             for section, _, name in (path.partition(".") for path in self.space):
-                del plain[section][name]
+                plain[section].pop(name, None)
             return {"assignment": plain}
         axes = self.axes(index, search=search)
-        return {"assignment": self.assignment(index, axes, search=search).as_dict(), "axes": axes}
+        plain = self.assignment(index, axes, search=search).as_dict()
+        return {"assignment": plain, "axes": axes, **published}
 
     def assignment(
         self, index: int, axes: spaces.Axes | None = None, *, search: int = 1
@@ -177,7 +212,7 @@ class SweepSpec(Spec):
             trial_id=self.trial_name(index, search),
             attempt=1,
             backbone=self.backbone,
-            recipe=self.recipe,
+            recipe=self._decided_recipe(),
             data=data,
             seed=_seed(seed, self.family, index),
             epochs=self.scheduler.max_epochs,
@@ -185,9 +220,14 @@ class SweepSpec(Spec):
         )
         assignment = with_axes(assignment, own)
         backbone = assignment.backbone
-        if backbone.weights not in ("hub", "none"):
+        if backbone.weights not in NAMED_WEIGHTS:
             backbone = replace(backbone, weights=absolute(backbone.weights))
         return replace(assignment, backbone=backbone, data=absolute_data(assignment.data))
+
+    def _decided_recipe(self) -> Recipe:
+        if self.recipe.compile is not None:
+            return self.recipe
+        return replace(self.recipe, compile=bool(self.compile_pays))
 
     def variants(self, prefix: str) -> Iterator[SweepSpec]:
         """The sweep, and what it is at each end or value of its searched axes below ``prefix``."""
@@ -228,8 +268,9 @@ class RunSpec(Spec):
     """What has a NAME. Several sweeps share one pool of slots and one budget. Each is carried out
     in as many independent ``searches``: a statement about families needs three. ``margin``: a
     difference of accuracies, as a fraction, within which two of them are equivalent. ``claim`` is
-    the declaration of the claim that the run tests. A login in a URL is left out: the spec is kept
-    and shown, and :mod:`orchestrator.logins` hands the login on."""
+    the declaration of the claim that the run tests. ``defaults`` is the version of what filled in
+    the values that nobody gave. A login in a URL is left out: the spec is kept and shown, and
+    :mod:`orchestrator.logins` hands the login on."""
 
     name: str = field(metadata=OPERATIONAL)
     sweeps: tuple[SweepSpec, ...] = ()
@@ -242,6 +283,7 @@ class RunSpec(Spec):
     budget: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     claim: Mapping[str, Any] | None = None
+    defaults: int = ruled(DEFAULTS_VERSION, 1, operational=True, before=1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "storage", without_login(self.storage))

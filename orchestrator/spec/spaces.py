@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from trainables.backbones.adaptation import Family
 from trainables.backbones.families import FAMILIES
-from trainables.config import AUGMENT_LEVELS, Spec, stable_hash
+from trainables.config import AUGMENT_LEVELS, NAMED_WEIGHTS, Spec, stable_hash
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,17 @@ _WEIGHT_DECAY: dict[str, tuple[float, float, str]] = {
 }
 
 
+# Of fine-tuning: how much slower the layers learn that know something already.
+_BY_LAYER: dict[str, Domain] = {
+    "recipe.layer_decay": Uniform(
+        0.65, 1.0, "Bao et al. 2022 and He et al. 2022: 0.65 to 0.85 a layer; 1: all layers alike"
+    ),
+    "recipe.head_lr_multiplier": LogUniform(
+        1.0, 10.0, "the classifier begins anew and may learn faster than the layers below it"
+    ),
+}
+
+
 def _learning_rate(family: Family, scratch: bool, optimizer: str) -> LogUniform:
     rates = family.from_scratch if scratch else family.fine_tuned
     low, high, why = rates.low, rates.high, rates.why
@@ -141,32 +152,29 @@ def _learning_rate(family: Family, scratch: bool, optimizer: str) -> LogUniform:
     return LogUniform(float(f"{low:.3g}"), float(f"{high:.3g}"), why)
 
 
-def space_for(
-    family: str, *, weights: str = "none", optimizer: str = "adamw", max_epochs: int = 9
-) -> dict[str, Domain]:
-    """The default space of a family: five axes for each, so that none is searched harder.
+def space_for(family: str, *, weights: str = "none", optimizer: str = "adamw") -> dict[str, Domain]:
+    """The default space of a family: the same axes for each, so that none is searched harder.
 
-    ``weights`` other than ``none`` means fine-tuning; ``max_epochs`` is the full length of a
-    trial, of which warm-up takes a share. A family that is not known gets the generic space.
+    ``weights`` other than ``none`` means fine-tuning. A family that is not known gets the generic
+    space.
     """
     scratch = weights == "none"
     facts = FAMILIES.get(family, FAMILIES["timm"])
-    attention = facts.has_attention
-    levels = AUGMENT_LEVELS[0 if scratch else 1 : 4 if attention else 3]
+    levels = AUGMENT_LEVELS[0 if scratch else 1 :]
     low, high, why = _WEIGHT_DECAY.get(optimizer, _WEIGHT_DECAY["adamw"])
-    warmup_share = 0.2 if attention else 0.1
+    usual_warmup = 0.1 if scratch else 0.05  # the middle of its range, the same for all families
     return {
         "recipe.learning_rate": _learning_rate(facts, scratch, optimizer),
         "recipe.weight_decay": LogUniform(low, high, why),
-        "recipe.augment": Choice(
-            levels, "how much each architecture wants is what we measure; attention up to heavy"
-        ),
+        "recipe.augment": Choice(levels, "how much each architecture wants is what we measure"),
         "recipe.label_smoothing": Uniform(0.0, 0.2, "0.1 is common; more blurs few classes"),
-        "recipe.warmup_epochs": Uniform(
+        "recipe.warmup_share": Uniform(
             0.0,
-            round(warmup_share * max_epochs, 2),
-            f"up to {warmup_share:.0%} of a trial; attention needs warm-up more",
+            2 * usual_warmup,
+            f"of a full trial; {usual_warmup:.0%} is common "
+            + ("from scratch" if scratch else "in fine-tuning"),
         ),
+        **({} if scratch else _BY_LAYER),
     }
 
 
@@ -213,11 +221,13 @@ def suggest(
     family: str,
     index: int,
     past: Sequence[Observation] = (),
+    startup_trials: int = TPE_STARTUP_TRIALS,
 ) -> Axes:
-    """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``."""
+    """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``, once
+    ``startup_trials`` of it have ended."""
     if sampler == "random" or not space:
         return sample(space, seed=seed, index=index, family=family)
-    if sampler == "tpe" and sum(trial.ended for trial in past) >= TPE_STARTUP_TRIALS:
+    if sampler == "tpe" and sum(trial.ended for trial in past) >= startup_trials:
         return _tpe(space, past, seed=_seed(seed, family, index))
     return _sobol(space, index, seed=_seed(seed, family))
 
@@ -233,10 +243,11 @@ def tpe_mistakes(space: Space) -> list[str]:
     weights = space.get("backbone.weights")
     named = weights.values if isinstance(weights, Choice) else ()
     return [
-        f"backbone.weights, searched by tpe, must be hub, none or absolute paths; got {path}. "
+        f"backbone.weights, searched by tpe, must be {', '.join(NAMED_WEIGHTS)} or absolute paths; "
+        f"got {path}. "
         f"Fix: write {Path(path).absolute()}"
         for path in named
-        if path not in ("hub", "none") and not Path(path).is_absolute()
+        if path not in NAMED_WEIGHTS and not Path(path).is_absolute()
     ]
 
 

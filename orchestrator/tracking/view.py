@@ -22,7 +22,9 @@ from trainables.config import stable_hash
 
 RUN_ID_TAG = "orchestrator.run_id"
 MODEL_TAG = "model"  # of a trial's run: the id of its logged model
-GEOMETRY = ("patch", "stem", "image_size", "tokens", "weights", "num_workers")
+GEOMETRY = (
+    "patch", "stem", "image_size", "tokens", "weights", "pretraining_data", "num_workers",
+)  # fmt: skip
 MAX_TAG, MAX_PARAM = 5000, 6000
 TABLE = "summary.json"
 # The UI shows artifacts that this tag names as tables, and compares them between runs.

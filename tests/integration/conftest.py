@@ -108,7 +108,7 @@ def line_of(process: subprocess.Popen[str], text: str) -> str:
 
 @pytest.fixture(scope="session")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pixel stores, built once for all tests."""
+    """Image stores, built once for all tests."""
     return tmp_path_factory.mktemp("pixels")
 
 

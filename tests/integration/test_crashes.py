@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SWEEP = (
     "sweep", "resnet", "--trials", "9", "--max-epochs", "8",
     "--set", "scheduler.sampler=tpe", "--set", "scheduler.reduction_factor=2",
+    "--set", "scheduler.grace_epochs=1",
     "--set", "data.train_limit=400", "--set", "recipe.batch_size_per_worker=20",
     "--set", "resources.max_slots=1",
 )  # fmt: skip
@@ -121,7 +122,7 @@ def test_every_crash_ends_in_the_same_sweep(shell: Shell) -> None:
     assert {trial.status for trial in actual.trials.values()} == {"finished", "pruned"}
     assert shell.reported_twice("storm") == []
     drawn = [r["trial"] for r in shell.records("storm") if r["event"] == "drawn"]
-    assert sorted(drawn) == sorted(actual.trials)
+    assert sorted(drawn) == sorted(actual.trials.keys() - {"resnet-0000"})  # that is published
     for name, state in (("calm", expected), ("storm", actual)):
         status = {"finished": "FINISHED", "pruned": "KILLED"}
         in_mlflow = {name: status[trial.status] for name, trial in state.trials.items()}

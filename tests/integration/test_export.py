@@ -25,7 +25,7 @@ from orchestrator.tracking import follow
 from orchestrator.tracking import store as tracking_store
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.errors import UserError
 from trainables.evaluate.model import evaluate_split
 from trainables.finetune import fine_tune
@@ -75,7 +75,7 @@ class Trained:
     """A run of one short trial a family, and a final of one."""
 
     folder: Path
-    store: PixelStore
+    store: ImageStore
     assignments: dict[str, Assignment]
 
     @property

@@ -8,20 +8,26 @@ import os
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks import (
     allocator,
     asha,
+    augment,
     bare,
+    execution,
+    feeding,
     learning,
+    levels,
     oracle,
     reference,
+    resolution,
     scale,
     step,
     throughput,
@@ -42,6 +48,7 @@ ROOT = Path(__file__).parents[2]
 def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--threads", "1"]
     command += ["--families", "vit", "--scales", "tiny", "--out", str(tmp_path / "step.json")]
+    command += ["--device", "cpu", "--ways", "--sides", "40"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -52,8 +59,13 @@ def test_step_ends_with_one_line_of_ratios_by_family(tmp_path: Path) -> None:
         assert last[name]["vit"] > 0
         assert result[name] == last[name]
     assert torch.__version__.startswith(result["environment"]["versions"]["torch"])
+    assert result["measured_by_side"]["40"]["vit"]["image_size"] == 40
+    assert last["ratio_to_compute_by_side"]["40"]["vit"] > 0
     row = result["measured"]["vit"]["tiny"]
     assert row["ratio_to_compute"]["n"] == 1
+    assert list(row["ways"]) == ["fp32", "fp32_channels_last", "bf16"]
+    assert row["ways"]["fp32"]["ratio"] == {"median": 1, "low": 1, "high": 1, "n": 1}
+    assert all(way["images_per_second"]["median"] > 0 for way in row["ways"].values())
     assert row["ratio_to_dataloader"] in (
         row["ratio_to_dataloader_0"],
         row["ratio_to_dataloader_2"],
@@ -103,6 +115,64 @@ def test_ratios_are_of_neighbours_and_the_faster_loader_counts() -> None:
     assert found["ratio_to_compute"] == {"median": 0.5, "low": 0.5, "high": 0.75, "n": 3}
     assert found["ratio_to_dataloader"]["median"] == 1.25
     assert found["ratio_to_dataloader_0"]["median"] == 2.0
+
+
+def test_what_a_side_gains_is_paired_by_seed() -> None:
+    def run(side: int, seed: int, top1: float) -> dict[str, Any]:
+        cost = {"seconds": side / 10, "flops": side**2}
+        return {"side": side, "seed": seed, "top1": top1, **cost}
+
+    runs = [run(64, 0, 0.5), run(64, 1, 0.7), run(240, 0, 0.7), run(240, 1, 0.8), run(240, 2, 0.0)]
+    found = resolution.judge(runs, 240)
+    assert found["sides"]["64"]["top1"]["mean"] == pytest.approx(0.6)
+    assert found["sides"]["240"]["top1"]["n"] == 3
+    assert found["sides"]["240"]["seconds"] == 24.0
+    gain = found["difference"]
+    assert (gain["mean"], gain["n"]) == (pytest.approx(0.15), 2)
+    paired = stats.ttest_rel([0.7, 0.8], [0.5, 0.7]).confidence_interval(0.95)
+    assert gain["interval"] == pytest.approx([paired.low, paired.high])
+    assert resolution.judge(runs[:2], 240)["difference"] is None
+
+
+def test_sides_are_measured_in_pieces(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.resolution", "--quick", "--threads", "1"]
+    command += ["--out", str(tmp_path / "resolution.json")]
+    for piece in (["--side", "64", "--seeds", "0"], ["--side", "160", "--seeds", "0"]):
+        ran = subprocess.run(
+            [*command, *piece], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+    result = json.loads((tmp_path / "resolution.json").read_text())
+    (images,) = result["data"].values()
+    assert [(run["side"], run["seed"]) for run in images["runs"]] == [(64, 0), (160, 0)]
+    assert images["difference"]["n"] == 1
+    assert result["default_side"] == 160
+    assert "tmp" not in json.dumps(images["settings"])
+    assert json.loads(ran.stdout.splitlines()[-1])["summary"].keys() == {"cifar10"}
+
+
+def test_the_encoded_store_is_measured_against_the_faster_loader() -> None:
+    speeds = {
+        "encoded_1": [300.0, 150.0],  # the machine was half as fast in round two
+        "encoded_2": [320.0, 160.0],
+        "dataloader_0": [100.0, 50.0],
+        "dataloader_2": [200.0, 100.0],
+    }
+    found = feeding.ratios(speeds)
+    assert found["ratio_one_process"]["median"] == 3.0
+    assert found["ratio_two_processes"]["median"] == 1.6
+    assert found["ratio_to_faster"] == {"median": 1.5, "low": 1.5, "high": 1.5, "n": 2}
+
+
+def test_rivals_of_feeding_read_the_same_pictures(tmp_path: Path) -> None:
+    feeding.collages(tmp_path / "pictures", 40, (60, 45))
+    train = 32  # the store's split; the loader reads all
+    whole = feeding.from_store(tmp_path, "encoded", 16, rank=0, workers=1)
+    halves = [feeding.from_store(tmp_path, "encoded", 16, rank=r, workers=2) for r in range(2)]
+    assert [whole(0), *(half(0) for half in halves)] == [train, train // 2, train // 2]
+    assert feeding.from_store(tmp_path, "pixels", 16, rank=0, workers=1)(0) == train
+    assert feeding.from_loader(tmp_path, 16, workers=0)(0) == 40
+    assert feeding.memory_mb() > 10
 
 
 def test_the_spread_of_one_value_is_that_value() -> None:
@@ -401,3 +471,71 @@ def test_times_say_where_a_sweep_spends_its_time() -> None:
     assert found["handover_s"] == [0.5]
     assert (found["tail_s"], found["training_s"]) == (10.0, 56.5)
     assert (found["epochs"], found["trials"]) == (4, 3)
+
+
+def test_a_gpus_ways_are_valid_recipes_and_compiled_ones_have_a_plain_one_beside() -> None:
+    ways = execution.WAYS["cuda"]
+    for name, way in ways.items():
+        assert replace(Recipe(), **way).mistakes() == []
+        assert way["compile"] == name.endswith("_compiled")
+        assert name.removesuffix("_compiled") in ways
+
+
+def of_level(level: str, of: str, seed: int, top1: float) -> dict[str, Any]:
+    run = levels.Run(level=level, augment_set=of, seed=seed, epochs=1, images=8, data="x.parquet")
+    return {**asdict(run), "top1": top1, "train_loss": 1.0, "seconds": 2.0}
+
+
+def test_levels_are_compared_by_pairs_of_seeds() -> None:
+    old, new = (0.30, 0.34, 0.31), (0.33, 0.36, 0.35)
+    results = [
+        of_level("heavy", of, seed, top1)
+        for of, values in (("geometric", old), ("published", new))
+        for seed, top1 in enumerate(values)
+    ]
+    results.append(of_level("heavy", "published", 3, 0.9))  # its partner is missing
+    found = levels.difference(results, "heavy")
+    assert found is not None
+    assert found["n"] == 3
+    assert found["mean"] == pytest.approx(0.03)
+    expected = stats.ttest_rel(new, old).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx([expected.low, expected.high])
+    assert levels.difference(results, "medium") is None
+
+
+def test_what_is_on_record_is_not_trained_again(tmp_path: Path) -> None:
+    wanted = levels.runs(seeds=2, epochs=1, images=8, data="x.parquet")
+    assert len(wanted) == 2 * len(levels.arms()) == 8
+    assert [(run.level, run.seed) for run in wanted[:4]] == [("heavy", n) for n in (0, 0, 1, 1)]
+    assert levels.on_record(tmp_path / "none.jsonl", wanted) == {}
+    file = tmp_path / "runs.jsonl"
+    other = {**of_level("heavy", "published", 1, 0.4), "epochs": 9}
+    lines = [of_level("heavy", "published", 1, 0.5), other, of_level("medium", "published", 0, 0.2)]
+    text = "\n".join(map(json.dumps, lines))
+    file.write_text(text + '\n{"level": "medium", "augm')  # cut short by a crash
+    done = levels.on_record(file, wanted)
+    assert {(run.level, run.seed): r["top1"] for run, r in done.items()} == {
+        ("heavy", 1): 0.5,
+        ("medium", 0): 0.2,
+    }
+
+
+def test_a_level_is_trained_from_scratch(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    source = str(noise(tmp_path / "noise.parquet", images=200))
+    data = DataSpec(source=source, train_limit=128, folder=str(tmp_path))
+    run = levels.Run(
+        level="heavy", augment_set="published", seed=0, epochs=1, images=128, data="noise.parquet"
+    )
+    found = levels.train(run, data)
+    assert 0 <= found["top1"] <= 1
+    assert found["train_loss"] > 0
+
+
+def test_all_who_augment_give_batches_of_the_same_kind() -> None:
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    for name, augmented in augment.ways_of(32).items():
+        batch = augmented(images)
+        assert batch.shape == (3, 3, 32, 32), name
+        assert batch.dtype == torch.float32
+        assert batch.isfinite().all()

@@ -7,7 +7,15 @@ import ``config`` and ``errors``. Importing this loads neither torch nor timm; :
 from __future__ import annotations
 
 from trainables.backbones.adaptation import Geometry
-from trainables.backbones.families import FAMILIES, SCALES, check_backbone, describe, size_of
+from trainables.backbones.families import (
+    FAMILIES,
+    SCALES,
+    WeightsSides,
+    check_backbone,
+    describe,
+    size_of,
+    weights_sides,
+)
 from trainables.backbones.hub import current_pin
 from trainables.backbones.model import Backbone, build, check_weights
 
@@ -16,10 +24,12 @@ __all__ = [
     "SCALES",
     "Backbone",
     "Geometry",
+    "WeightsSides",
     "build",
     "check_backbone",
     "check_weights",
     "current_pin",
     "describe",
     "size_of",
+    "weights_sides",
 ]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainables.config import BackboneSpec, Spec
+from trainables.backbones.pretraining import FROM_SCRATCH, Pretraining, pretraining_of
+from trainables.config import ALIKE, HUB_WEIGHTS, BackboneSpec, Spec
 from trainables.errors import UserError
 
 PATCHES = (16, 8, 4, 2, 1)
@@ -41,20 +42,43 @@ class Size:
 class Member:
     """One published timm model of a family.
 
-    ``hub`` is the repository that holds its weights (``None``: none were published),
-    ``image_size`` the side in pixels they were trained on, ``patch`` the published patch (or stem
-    patch) in pixels, ``stride`` the published reduction of the convolutions before the tokens,
-    and ``arguments`` what makes it narrower than the timm model of that name. ``size`` is ``None``
+    ``hub`` is the repository that holds its weights (``None``: none were published), ``classes``
+    how many their head has (0: it has none; ``None``: not known), ``image_size`` the side in pixels
+    they were trained on and ``test_image_size`` the larger one that they are published for (timm's
+    ``test_input_size``; ``None``: the same), ``patch`` the published patch (or stem patch) in
+    pixels, ``stride`` the published reduction of the convolutions before the tokens, and
+    ``arguments`` what makes it narrower than the timm model of that name. ``size`` is ``None``
     where it is known only once the model is built.
     """
 
     model: str
     hub: str | None
     image_size: int
+    classes: int | None = None
+    test_image_size: int | None = None
     patch: int | None = None
     stride: int = 1
     size: Size | None = None
     arguments: TimmArguments = field(default_factory=dict)
+
+    @property
+    def tagged(self) -> str:
+        """timm's name of the model with the tag of its weights, where they have one."""
+        name = (self.hub or "").removeprefix("timm/")
+        return name if name.partition(".")[0] == self.model.partition(".")[0] else self.model
+
+    @property
+    def pretraining(self) -> Pretraining | None:
+        """What its published weights have learned from; ``None`` where that is not known."""
+        tag = (self.hub or "").partition(".")[2]
+        return pretraining_of(tag, model=self.model, classes=self.classes)
+
+    def pretraining_data(self, weights: str) -> str | None:
+        """As :attr:`pretraining`, of this member begun with ``weights``, in words."""
+        if weights == "none":
+            return FROM_SCRATCH
+        known = self.pretraining if weights in HUB_WEIGHTS else None
+        return None if known is None else str(known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +88,8 @@ class Geometry(Spec):
     ``image_size`` is the side in pixels that the model sees, ``patch`` the pixels of it per
     token and side (``None`` for families without tokens), ``tokens`` their number, ``stem``
     ``original`` or ``small`` (``None`` where there is no convolutional stem), and ``adaptation``
-    ``native``, ``upsampled``, ``resized patches`` or both of the latter.
+    ``native``, ``upsampled``, ``resized patches`` or both of the latter. ``pretraining_data`` says
+    what the weights have learned from, ``none`` from scratch; ``None`` where that is not known.
     """
 
     family: str
@@ -76,6 +101,7 @@ class Geometry(Spec):
     stem: str | None
     tokens: int | None
     adaptation: str
+    pretraining_data: str | None = None
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -102,6 +128,39 @@ class LearningRates:
     low: float
     high: float
     why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRecipe:
+    """A training as it was published, in the fields of a ``Recipe``: the first trial of a search.
+
+    ``source`` names paper and file or section, and what it was published for where that is not the
+    family itself. ``batch_size`` is the whole step's, ``warmup_share`` of the full length.
+    ``augment`` is the level of that kind.
+    """
+
+    source: str
+    optimizer: str = "adamw"
+    learning_rate: float
+    batch_size: int
+    weight_decay: float
+    warmup_share: float
+    label_smoothing: float
+    augment: str
+    layer_decay: float = 1.0
+    head_lr_multiplier: float = 1.0
+
+    def learning_rate_at(self, batch_size: int) -> float:
+        """The rate for steps of ``batch_size`` images, rounded to three digits.
+
+        In proportion to the batch for SGD (Goyal et al. 2017), to its square root for AdamW
+        (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
+        The root is our choice: DeiT and MAE state the linear rule for the large batches that they
+        used; from there down to 64 images it would leave rates below all that is searched.
+        """
+        times = batch_size / self.batch_size
+        power = 1.0 if self.optimizer == "sgd" else 0.5
+        return float(f"{self.learning_rate * times**power:.3g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +192,34 @@ class Family:
     digits number the layers within one pattern, names without a match count with the head. Empty
     where timm's own grouping is right. ``patches`` are the only ones possible (``None``: those
     that divide the image's side). ``scratch_scales`` are trained without published weights unless
-    asked otherwise. A family that ``has_attention`` is searched over longer warm-up and stronger
-    augmentation.
+    asked otherwise. ``alike`` has members by what all of their weights have learned from (``in1k``,
+    ``in21k``), then by scale. ``published_scratch`` and ``published_tuned`` have one recipe an
+    optimizer. In a family that ``is_convolutional`` nearly all of the work is convolutions.
     """
 
     members: Mapping[str, Member]
     from_scratch: LearningRates
     fine_tuned: LearningRates
+    alike: Mapping[str, Mapping[str, Member]] = field(default_factory=dict)
+    published_scratch: tuple[PublishedRecipe, ...] = ()
+    published_tuned: tuple[PublishedRecipe, ...] = ()
     adapt: Callable[[BackboneSpec, Member, int], Adapted] = lambda *_: Adapted()
     arguments: Callable[[Geometry, Member], TimmArguments] = lambda *_: {}
     exchanged_stem: Callable[[Geometry, Member], ExchangedStem | None] = lambda *_: None
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
-    has_attention: bool = False
+    is_convolutional: bool = False
     scratch_scales: tuple[str, ...] = ("tiny",)
+
+    def member(self, scale: str, weights: str) -> Member | None:
+        """The member of ``scale`` that ``weights`` choose; ``None`` where there is none."""
+        members = self.alike.get(weights, {}) if weights in ALIKE else self.members
+        return members.get(scale)
+
+    def published_recipe(self, *, scratch: bool, optimizer: str) -> PublishedRecipe | None:
+        """The published recipe of this setting; ``None`` where none is on record."""
+        recipes = self.published_scratch if scratch else self.published_tuned
+        return next((recipe for recipe in recipes if recipe.optimizer == optimizer), None)
 
 
 def cut_into_patches(member: Member, side: int, patch: int | None) -> Adapted:
@@ -180,6 +253,17 @@ def choose_stem(spec: BackboneSpec, side: int) -> str:
     if spec.stem != "auto":
         return spec.stem
     return "small" if spec.weights == "none" and side < SMALL_IMAGE else "original"
+
+
+def default_patch(
+    spec: BackboneSpec, member: Member, side: int, candidates: tuple[int, ...] = PATCHES
+) -> int | None:
+    """The published patch for trained weights at the side that they were trained on, or a larger
+    one: kernels that fit are not resized. Else the :func:`largest_patch` of the ``candidates``."""
+    trained = spec.weights != "none" and member.patch is not None and side >= member.image_size
+    if trained and side % (member.patch or 1) == 0:
+        return member.patch
+    return largest_patch(side, candidates)
 
 
 def largest_patch(side: int, candidates: tuple[int, ...] = PATCHES) -> int | None:

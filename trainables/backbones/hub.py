@@ -14,7 +14,7 @@ from email.message import Message
 from pathlib import Path
 
 from trainables.backbones.families import member_of
-from trainables.config import BackboneSpec
+from trainables.config import HUB_WEIGHTS, BackboneSpec
 from trainables.errors import one_line
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -31,7 +31,7 @@ def current_pin(spec: BackboneSpec, *, timeout_s: float) -> str | None:
     """``REPOSITORY@COMMIT`` of the weights that ``spec`` names: the commit of the file in the
     cache, where there is one, else as the hub says. ``None`` for other weights, and where the hub
     does not say so within ``timeout_s`` seconds."""
-    repository = member_of(spec).hub if spec.weights == "hub" else None
+    repository = member_of(spec).hub if spec.weights in HUB_WEIGHTS else None
     if repository is None:
         return None
     file = cached_file(repository)

@@ -6,17 +6,16 @@ Importing this loads neither torch nor timm.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
-from trainables.backbones.families import FAMILIES, describe, member_of
+from trainables.backbones.families import FAMILIES, describe, member_of, weights_config
 from trainables.backbones.hub import HUB_FILES, cached_file, pinned, unreachable
-from trainables.config import BackboneSpec, Recipe
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, Recipe
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
 if TYPE_CHECKING:
@@ -47,12 +46,13 @@ class Backbone:
         """Groups for an optimizer: ``params``, ``names``, ``weight_decay``, ``lr_scale``.
 
         Layer-wise decay as in BEiT (Bao et al. 2022, appendix): the classifier and the last norm
-        learn at scale 1, the layer d below at ``layer_decay ** d``. Norms, biases, tokens and
-        position embeddings are not decayed. Not timm's ``param_groups_layer_decay``: a hybrid's
-        layers are others there, groups carry no names, and each layer is two groups even where
-        all learn alike, hence many small optimizer kernels.
+        learn at scale 1, the layer d below at ``layer_decay ** d``; ``head_lr_multiplier`` is the
+        classifier's alone. Norms, biases, tokens and position embeddings are not decayed. Not
+        timm's ``param_groups_layer_decay``: a hybrid's layers are others there, groups carry no
+        names, and each layer is two groups even where all learn alike, hence many small optimizer
+        kernels.
         """
-        depths = self.layer_depths()
+        depths, head = self.layer_depths(), {id(p) for p in self.head_parameters()}
         top = max(depths.values())
         skip: set[str] = getattr(self.module, "no_weight_decay", set)()
         groups: dict[tuple[float, float], ParameterGroup] = {}
@@ -60,6 +60,7 @@ class Backbone:
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in skip
             decay = 0.0 if exempt else recipe.weight_decay
             scale = recipe.layer_decay ** (top - depths[name])
+            scale *= recipe.head_lr_multiplier if id(parameter) in head else 1.0
             group = groups.setdefault(
                 (scale, decay),
                 {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale},
@@ -88,23 +89,26 @@ def build(
     height: int,
     width: int,
     drop_path: float = 0.0,
+    usual_drop_path: float = 0.0,
     load: bool = True,
 ) -> Backbone:
     """Build the model for images stored at ``height`` x ``width`` pixels, weights loaded.
 
     The module maps normalised float images (B, 3, S, S), S = ``geometry.image_size``, to logits
     (B, num_classes). ``drop_path`` is the stochastic-depth rate of the last block (Huang et al.
-    2016). Random parts come from torch's global generator. Without ``load`` its weights are drawn,
-    for a checkpoint's to replace them, and no hub is asked. Raises ``UserError`` for an
-    unreachable hub, and for weights that do not fit, naming the keys.
+    2016), or ``usual_drop_path`` where that is more and the model has such a thing. Random parts
+    come from torch's global generator. Without ``load`` its weights are drawn, for a checkpoint's
+    to replace them, and no hub is asked. Raises ``UserError`` for an unreachable hub, and for
+    weights that do not fit, naming the keys.
     """
     geometry, member = describe(spec, height=height, width=width), member_of(spec)
-    create = partial(_create, geometry, member, num_classes=num_classes, drop_path_rate=drop_path)
+    rates = (max(drop_path, usual_drop_path), drop_path or None)
+    create = partial(_create, geometry, member, rates, num_classes=num_classes)
     if load:
         raise_if_any(check_weights(spec))
     if spec.weights == "none" or not load:
         module = create()
-    elif spec.weights == "hub":
+    elif spec.weights in HUB_WEIGHTS:
         module = _from_hub(member, create, pinned(member.hub, spec.hub_pins))
     else:
         module = _from_path(spec.weights, member, create, num_classes)
@@ -114,13 +118,25 @@ def build(
     )
 
 
-def _create(geometry: Geometry, member: Member, **arguments: Any) -> nn.Module:
+def _create(
+    geometry: Geometry, member: Member, rates: Sequence[float | None], **arguments: Any
+) -> nn.Module:
+    """Built with the first of the stochastic-depth ``rates`` that the model takes; it need not know
+    what ``None`` is."""
     import timm
 
     family = FAMILIES[geometry.family]
-    own = {**family.arguments(geometry, member), **member.arguments}
+    arguments |= {**family.arguments(geometry, member), **member.arguments}
+    # the tag says which weights, and so what their pixels were like
+    name = member.tagged if geometry.weights in HUB_WEIGHTS else member.model
+    first, last = rates
     try:
-        module: nn.Module = timm.create_model(member.model, **own, **arguments)
+        try:
+            module: nn.Module = timm.create_model(name, drop_path_rate=first, **arguments)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            module = timm.create_model(name, drop_path_rate=last, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         if geometry.family != "timm":
             raise
@@ -169,7 +185,8 @@ def _from_hub(member: Member, create: Callable[..., nn.Module], revision: str | 
     """timm downloads, unless the file is in the cache: then no request is made at all."""
     assert member.hub is not None
     file = cached_file(member.hub, revision)
-    overlay = {"file": str(file)} if file else {}
+    # a custom loader reads the format that the weights were first published in
+    overlay = {"file": str(file), "custom_load": False} if file else {}
     if revision is not None and not file:
         overlay = {"hf_hub_id": f"{member.hub}@{revision}"}
     try:
@@ -214,17 +231,21 @@ def _from_path(
 def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
     """Mistakes about weights, one line each: hub unreachable or empty, path missing.
 
-    ``hub`` is answered from the local cache where the file is there, else by one request that
-    waits ``timeout_s`` seconds at most. Never raises, never falls back to random weights.
+    Weights of the hub are answered from the local cache where the file is there, else by one
+    request that waits ``timeout_s`` seconds at most. Never raises, never falls back to random
+    weights.
     """
-    if spec.weights == "hub":
-        member = member_of(spec)
+    if spec.weights in HUB_WEIGHTS:
+        with collected([]) as mistakes:
+            member = member_of(spec)
+        if mistakes:
+            return mistakes
         if member.hub is None:
             return [f"no weights were published for {member.model} at this scale. {OTHER_WAYS}"]
         revision = pinned(member.hub, spec.hub_pins)
         is_cached = cached_file(member.hub, revision) is not None
         reason = None if is_cached else unreachable(member.hub, timeout_s, revision)
-        line = f"--weights hub: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
+        line = f"--weights {spec.weights}: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
         return [] if reason is None else [line]
     with collected([]) as mistakes:
         if spec.weights != "none":
@@ -257,21 +278,15 @@ def weights_file(path: str) -> Path:
 def _pixel_statistics(weights: str) -> dict[str, list[float]]:
     """``mean`` and ``std`` of the pixels that a folder of weights expects, where it says so."""
     place = Path(weights).expanduser()
-    if weights in ("none", "hub") or (place.suffix in SUFFIXES and not place.is_dir()):
+    if weights in NAMED_WEIGHTS or (place.suffix in SUFFIXES and not place.is_dir()):
         return {}
     if not place.is_dir():
         raise UserError(
             f"the folder of the first weights says what pixels they expect; {weights} is gone. "
             "Fix: put it back, its config.json at least"
         )
-    stored = _folder_config(weights).get("pretrained_cfg", {})
+    stored = weights_config(weights).get("pretrained_cfg", {})
     return {key: stored[key] for key in ("mean", "std") if key in stored}
-
-
-def _folder_config(path: str) -> dict[str, Any]:
-    """``config.json`` of a folder in timm's format; empty for a file or a folder without one."""
-    config = Path(path).expanduser() / "config.json"
-    return json.loads(config.read_text()) if config.is_file() else {}
 
 
 def read_weights(path: str, member: Member) -> dict[str, Tensor]:
@@ -283,7 +298,7 @@ def read_weights(path: str, member: Member) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     file, expected = weights_file(path), member.model.partition(".")[0]
-    architecture = _folder_config(path).get("architecture", expected)
+    architecture = weights_config(path).get("architecture", expected)
     if architecture != expected:
         raise UserError(
             f"--weights {path} holds {architecture}; this backbone is {member.model}. "

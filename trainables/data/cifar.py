@@ -158,7 +158,7 @@ def _read(form: Form, place: Path) -> Reading:
             f"the CIFAR archive {place} cannot be read: {error}. "
             "Fix: put the official one in its place, or give it as --set data.archive=PATH"
         ) from None
-    return Reading(class_names=names, side=32, count=len(labels), chunks=iter(chunks))
+    return Reading(class_names=names, side=32, count=len(labels), chunks=lambda: iter(chunks))
 
 
 def _contents(form: Form, place: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def locate(path: Path, spec: DataSpec) -> Source:
         require_two_classes(spec.source, [names[index] for index in set(labels["train"])])
         return read_pictures(
             names,
-            {split: _items(files[split], image, rows) for split, rows in labels.items()},
+            {split: partial(_items, files[split], image, rows) for split, rows in labels.items()},
             sample=_sample(files["train"], image),
+            encoded_bytes=sum(_column_bytes(f, image) for split in labels for f in files[split]),
             count=sum(map(len, labels.values())),
             spec=spec,
         )
@@ -212,6 +214,18 @@ def _sample(files: list[Path], column: str) -> Iterator[bytes | None]:
         file, group = groups[pick]
         pictures = _encoded(file, column, row_groups=[group], batch_size=SAMPLED_ROWS)
         yield from islice(pictures, SAMPLED_ROWS)
+
+
+def _column_bytes(file: Path, column: str) -> int:
+    """What the column takes once it is read, lengths and nulls included."""
+    footer = pq.read_metadata(file)
+    groups = (footer.row_group(number) for number in range(footer.num_row_groups))
+    parts = (group.column(index) for group in groups for index in range(group.num_columns))
+    return sum(
+        part.total_uncompressed_size
+        for part in parts
+        if part.path_in_schema.split(".")[0] == column
+    )
 
 
 def _encoded(file: Path, column: str, **options: Any) -> Iterator[bytes | None]:

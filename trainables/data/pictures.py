@@ -1,7 +1,9 @@
 """Encoded pictures of any size and mode -> square RGB pixels, and the folders that hold them:
 ``train/CLASS/…``, with ``val/`` and ``test/`` if there are, or ``CLASS/…``.
 
-The only file that imports PIL, and only to build a store.
+The only file that imports PIL. torchvision's decoders read a JPEG at its full size only, know fewer
+formats, and are deprecated since 0.29; PIL decodes one at a half, a quarter or an eighth of its
+size, and lets other threads go on meanwhile.
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainables.config import DataSpec
+from trainables.config import DEFAULT_SHORT_SIDE, DataSpec
 from trainables.data.store import Chunk, Images, Reading, Source
 from trainables.errors import UserError, one_line
 
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SIDE = 64
 SMALLEST_SIDE = 8
 CHUNK_IMAGES = 512
 NAMED_CORRUPT = 3
@@ -42,6 +44,7 @@ NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF or PPM"
 
 Picture = bytes | str | Path | None  # encoded, or its file; None: the row is empty
 Item = tuple[str, Picture, int]  # how to name it in an error, where it is, its label
+Items = Callable[[], Iterator[Item]]  # in the same order whenever it is called
 
 
 def _open(picture: Picture) -> Image.Image:
@@ -127,13 +130,15 @@ def decode(picture: Picture, side: int) -> Images:
 
 def read_pictures(
     class_names: tuple[str, ...],
-    splits: Mapping[str, Iterator[Item]],
+    splits: Mapping[str, Items],
     *,
     sample: Iterable[Picture],
     count: int,
+    encoded_bytes: int,
     spec: DataSpec,
 ) -> Reading:
-    """The pictures of all ``splits``, ``count`` in all, decoded when their chunks are asked for.
+    """The pictures of all ``splits``, ``count`` of ``encoded_bytes`` in all, decoded when their
+    chunks are asked for.
 
     Their side in pixels is ``data.short_side`` (or 64) or the median short side of the ``sample``,
     whichever is smaller. Where sizes differ, so that most images are resized anyway, it is cut to
@@ -143,16 +148,35 @@ def read_pictures(
     for picture in sample:
         with suppress(Exception), _open(picture) as image:  # what is broken is named when decoded
             sizes.append(image.size)
-    side = spec.short_side or DEFAULT_SIDE
+    side = spec.short_side or DEFAULT_SHORT_SIDE
     median = int(np.median([min(size) for size in sizes])) if sizes else side
     if median < side:
         side = max(SMALLEST_SIDE, median - median % 8 if len(set(sizes)) > 1 else median)
-    chunks = (
-        _decode_chunks(split, items, side, spec.skip_corrupt) for split, items in splits.items()
-    )
+
+    def chunks() -> Iterator[Chunk]:
+        for split, items in splits.items():
+            yield from _decode_chunks(split, items(), side, spec.skip_corrupt)
+
     return Reading(
-        class_names=class_names, side=side, count=count, chunks=chain.from_iterable(chunks)
+        class_names=class_names,
+        side=side,
+        count=count,
+        chunks=chunks,
+        encoded=lambda split: (_content(picture) for _, picture, _ in splits[split]()),
+        encoded_bytes=encoded_bytes,
     )
+
+
+def _content(picture: Picture) -> bytes:
+    if picture is None or isinstance(picture, bytes):
+        return picture or b""
+    return Path(picture).read_bytes()
+
+
+def _size(picture: Picture) -> int:
+    if picture is None or isinstance(picture, bytes):
+        return len(picture or b"")
+    return Path(picture).stat().st_size
 
 
 def _decode_chunks(
@@ -174,6 +198,7 @@ def _decode_chunks(
             return f"{name} ({NO_PICTURE if unknown else one_line(error)})"
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        first = 0
         while batch := list(islice(items, CHUNK_IMAGES)):
             results = list(pool.map(attempt, batch))
             corrupt = [result for result in results if isinstance(result, str)]
@@ -186,17 +211,19 @@ def _decode_chunks(
                     "--set data.skip_corrupt=true"
                 )
             decoded = [
-                (pixels, label, name)
-                for pixels, (name, _, label) in zip(results, batch, strict=True)
+                (pixels, item)
+                for pixels, item in zip(results, batch, strict=True)
                 if not isinstance(pixels, str)
             ]
             yield Chunk(
                 split=split,
-                images=np.array([pixels for pixels, _, _ in decoded], np.uint8),
-                labels=np.array([label for _, label, _ in decoded], np.int64),
-                places=[name for _, _, name in decoded],
-                skipped=len(corrupt),
+                images=np.array([pixels for pixels, _ in decoded], np.uint8),
+                labels=np.array([label for _, (_, _, label) in decoded], np.int64),
+                places=[name for _, (name, _, _) in decoded],
+                encoded_sizes=[_size(picture) for _, (_, picture, _) in decoded],
+                corrupt=[first + i for i, result in enumerate(results) if isinstance(result, str)],
             )
+            first += len(batch)
 
 
 EXTENSIONS = (
@@ -253,9 +280,10 @@ def locate(path: Path, spec: DataSpec) -> Source:
         train = [picture for _, picture, _ in items("train")]
         return read_pictures(
             names,
-            {split: items(split) for split in roots},
+            {split: partial(items, split) for split in roots},
             sample=train[:: -(-len(train) // SAMPLED_IMAGES)],
             count=sum(map(len, files.values())),
+            encoded_bytes=sum(map(_size, chain.from_iterable(files.values()))),
             spec=spec,
         )
 

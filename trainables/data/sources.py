@@ -87,7 +87,7 @@ def _read_digits() -> Reading:
         class_names=tuple(map(str, digits.target_names)),
         side=8,
         count=len(images),
-        chunks=iter([Chunk(split="train", images=images, labels=labels, places=places)]),
+        chunks=lambda: iter([Chunk(split="train", images=images, labels=labels, places=places)]),
         mirror_safe=KNOWN_DATASETS["digits"].mirror_safe,
     )
 
@@ -113,6 +113,11 @@ def locate(spec: DataSpec) -> Source:
 def _locate(spec: DataSpec) -> Source:
     name = spec.source
     dataset = KNOWN_DATASETS.get(name)
+    if dataset is not None and spec.store == "encoded":
+        raise UserError(
+            "data.store must be auto or pixels for a dataset that holds pixels; got 'encoded' with "
+            f"data.source {name!r}. Fix: --set data.store=auto"
+        )
     if dataset is not None and dataset.url is not None:
         from trainables.data import cifar
 

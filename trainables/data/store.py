@@ -1,6 +1,8 @@
-"""The pixel store: fixed-size uint8 rows in Arrow IPC files that every worker of a node maps.
+"""The image store: Arrow IPC files that every worker of a node maps, of pixels or encoded pictures.
 
-Its splits and nested subsets are seeded, stratified, and drawn by content, never by row order.
+Both forms hold the same images, and rows of either give the same pixels: fixed-size uint8 rows, or
+pictures as the source has them, decoded when they are asked for (``encoded.py``). Splits and nested
+subsets are seeded, stratified, and drawn by content, never by row order.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ import pyarrow as pa
 from trainables.config import DatasetFacts, DataSpec
 from trainables.data.rng import GOLDEN, MASK, key_of, mix
 from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from trainables.data.encoded import EncodedImages
 
 STORE_SCHEMA = 1
 SPLITS = ("train", "val", "test")
@@ -38,25 +43,40 @@ Rows = npt.NDArray[np.int64]
 class Chunk:
     """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out.
 
-    ``places`` (n,): where each one is in the source, its file or row.
+    ``places`` (n,): where each one is in the source, its file or row. ``encoded_sizes`` (n,): bytes
+    of each as the source has it, empty where that has pixels. ``corrupt``: which pictures of the
+    split, counted from 0 over all its chunks, could not be read.
     """
 
     split: str
     images: Images
     labels: Labels
     places: Sequence[str]
-    skipped: int = 0
+    encoded_sizes: Sequence[int] = ()
+    corrupt: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A source opened for reading: squares of ``side`` pixels, ``count`` of them at most."""
+    """A source opened for reading: squares of ``side`` pixels, ``count`` of them at most.
+
+    ``chunks()`` reads all of it, in the same order whenever it is called. ``encoded(split)`` gives
+    the pictures of a split as they are in the source, in that order and with the corrupt ones,
+    ``encoded_bytes`` of all splits together; ``None`` where the source has pixels.
+    """
 
     class_names: tuple[str, ...]
     side: int
     count: int
-    chunks: Iterator[Chunk]
+    chunks: Callable[[], Iterator[Chunk]]
+    encoded: Callable[[str], Iterator[bytes]] | None = None
+    encoded_bytes: int = 0
     mirror_safe: bool = True
+
+    @property
+    def pixel_bytes(self) -> int:
+        """What the pixels of all images take."""
+        return self.count * self.side * self.side * 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,31 +109,56 @@ def require_two_classes(source: str, classes: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """``images`` uint8 (N, H, W, C), a read-only view of the map, and ``labels`` int64 (N,)."""
+    """``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,).
 
-    images: Images
+    The images are a read-only view of the map, or are decoded when rows are taken of them.
+    """
+
+    images: Images | EncodedImages
     labels: Labels
 
 
 @dataclass(frozen=True)
-class PixelStore:
-    """A complete store on disk, read-only; cheap to open, to pickle and to share."""
+class ImageStore:
+    """A store on disk, read-only; cheap to open, to pickle and to share.
+
+    It is complete, or where its pictures are encoded and kept in object storage, those that are
+    not here yet are fetched when they are asked for.
+    """
 
     info: DatasetFacts
     path: Path
 
     def split(self, name: str) -> Split:
-        """Map the split ``train``, ``val`` or ``test``; no pixel is copied.
+        """Map the split ``train``, ``val`` or ``test``; no pixel is copied, nothing is decoded.
 
         Rows are in the order of their content digest, so a source sorted by label is not.
         """
+        if self.info.encoded_bytes is not None:
+            return Split(images=self._encoded(name), labels=self.labels(name))
         images = self._column(name, "image", np.uint8)
         shape = (-1, self.info.height, self.info.width, self.info.channels)
-        return Split(images=images.reshape(shape), labels=self._column(name, "label", np.int64))
+        return Split(images=images.reshape(shape), labels=self.labels(name))
+
+    def labels(self, name: str) -> Labels:
+        """int64 (N,): the class of each row."""
+        return self._column(name, "label", np.int64)
 
     def digests(self, name: str) -> Digests:
         """uint64 (N,): the digest of each row's pixels, which seeded subsets are drawn by."""
         return self._column(name, "digest", np.uint64)
+
+    def _encoded(self, name: str) -> EncodedImages:
+        from trainables.data.encoded import EncodedImages, Pictures
+
+        pictures = Pictures(
+            self.path,
+            name,
+            offsets=self._column(name, "offset", np.int64),
+            sizes=self._column(name, "size", np.int64),
+            checksums=self._column(name, "checksum", np.uint64),
+        )
+        return EncodedImages(pictures, self.info.height)
 
     def _column(self, name: str, column: str, kind: type[T]) -> npt.NDArray[T]:
         if name not in SPLITS:
@@ -133,17 +178,19 @@ def default_folder(spec: DataSpec) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def open_store(path: Path, content: str | None = None) -> PixelStore | None:
+def open_store(path: Path, content: str | None = None) -> ImageStore | None:
     """The store in ``path``, or None where there is none, it is damaged, or its content hash is
     another than ``content``."""
     try:
         record = json.loads((path / INFO).read_text(encoding="utf-8"))
-        store = PixelStore(info=DatasetFacts.from_dict(record["info"]), path=path)
+        store = ImageStore(info=DatasetFacts.from_dict(record["info"]), path=path)
         info = store.info
         whole = all(len(store.digests(name)) == info.counts[name] for name in SPLITS)
+        for name in SPLITS:
+            store.split(name)
         fits = record["schema"] == STORE_SCHEMA and content in (None, info.content_hash)
         if info.test_hash is None:  # of an earlier version: its test split is sealed all the same
-            digests, labels = store.digests("test"), store.split("test").labels
+            digests, labels = store.digests("test"), store.labels("test")
             shape = (info.height, info.width, info.channels)
             sealed = hash_of_split(info.class_names, shape, labels, digests)
             store = replace(store, info=replace(info, test_hash=sealed))
@@ -263,7 +310,7 @@ def assign_splits(
     return assigned
 
 
-def train_indices(store: PixelStore, spec: DataSpec) -> Rows:
+def train_indices(store: ImageStore, spec: DataSpec) -> Rows:
     """Sorted int64 row numbers of the train split that this spec trains on.
 
     ``train_limit`` first, then ``fraction`` of what is left (rounded, at least one image); both

@@ -16,7 +16,7 @@ from trainables.backbones import build
 from trainables.config import Assignment, DatasetFacts
 from trainables.data.batches import load_pixels, shard
 from trainables.data.build import prepare
-from trainables.data.store import PixelStore
+from trainables.data.store import ImageStore
 from trainables.errors import UserError
 from trainables.evaluate.probes import fit_temperature, probe
 from trainables.storage import trial_files
@@ -55,7 +55,7 @@ def load_model(
 
 
 def model_of(
-    assignment: Assignment, checkpoint: str, store: PixelStore, device: str = "cpu"
+    assignment: Assignment, checkpoint: str, store: ImageStore, device: str = "cpu"
 ) -> TrainedModel:
     """:func:`load_model` for the images of ``store``; raises ``UserError`` also where the
     checkpoint is of another trial."""
@@ -70,7 +70,7 @@ def evaluate_split(
     split: str,
     world: World = World(),  # noqa: B008 - frozen
     *,
-    store: PixelStore | None = None,
+    store: ImageStore | None = None,
     limit: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """Predicted class of every image of ``split``, or of the first ``limit``, (N,), by the model
@@ -78,7 +78,7 @@ def evaluate_split(
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
     pixels = load_pixels(opened, split, model.device)
-    first = replace(pixels, images=pixels.images[:limit], labels=pixels.labels[:limit])
+    first = replace(pixels, labels=pixels.labels[:limit])  # the labels say how many are predicted
     return _joined([p.argmax(1) for p, _ in predict(model, first, world=world)], world).numpy()
 
 
@@ -93,7 +93,7 @@ def evaluate_test(
     checkpoint: str,
     world: World = World(),  # noqa: B008 - frozen
     *,
-    store: PixelStore | None = None,
+    store: ImageStore | None = None,
     correct_file: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the model in ``checkpoint`` on the test split: each image is predicted once.

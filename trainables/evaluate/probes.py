@@ -42,10 +42,10 @@ from torch.nn import functional
 from trainables.config import SHIFT_IMAGES
 from trainables.data.rng import key_of, uniforms
 from trainables.train.augmentation import reflect
-from trainables.train.loop import TrainedModel, broadcast
+from trainables.train.loop import TrainedModel, broadcast, eval_batch
 from trainables.train.trial import Trial
 
-BATCH = 256
+MOST_OFFSETS = 16  # beyond 0 and 1: each is three forward passes over all images
 ATTENTION_IMAGES = 128  # as many as Dosovitskiy et al. 2021 average over
 
 Probes = dict[str, Any]  # JSON by probe
@@ -76,7 +76,8 @@ def probe(
     ``images`` is (N, H, W, C) uint8 as stored, ``labels`` (N,) int64, and ``logits`` (N, classes)
     what the model predicts for them (``None``: predicted here). Returns ``images`` (N),
     ``top1``, ``image_size``, ``shift`` (offsets in pixels of the model's input, from 0 to the patch
-    or to an eighth of the side where that is more, so that families have offsets in common),
+    or to an eighth of the side where that is more, so that families have offsets in common; from
+    16 on only some of them, evenly spaced),
     ``calibration`` (with a ``temperature`` also what scaling by it leaves, ``ece_scaled``),
     ``occlusion``, and for transformers ``attention_distance_px`` by layer and head. Shares lie in
     [0, 1]. Raises ``ValueError`` without images.
@@ -85,7 +86,7 @@ def probe(
         raise ValueError("probes need an image at least; got 0")
     model.module.eval()
     side, patch = model.transform.image_size, model.geometry.patch
-    offsets = range(1 + min(side - 1, max(patch or 1, side // 8)))
+    offsets = shift_offsets(min(side - 1, max(patch or 1, side // 8)))
     truth = torch.from_numpy(np.array(labels)).to(model.device)
     if logits is None:
         logits = torch.cat([model.logits(inputs) for _, inputs in batches(model, images)])
@@ -119,15 +120,22 @@ def probe(
         },
         "calibration": calibrated,
     }
-    _, inputs = next(batches(model, images[:ATTENTION_IMAGES]))
+    inputs = torch.cat([inputs for _, inputs in batches(model, images[:ATTENTION_IMAGES])])
     distances = attention_distances(model.module, inputs, patch=patch)
     return {**measured, "attention_distance_px": distances} if distances else measured
 
 
+def shift_offsets(last: int) -> list[int]:
+    """From 0 to ``last`` pixels, all of them where they are few; 1 is always one of them."""
+    step = -(-last // MOST_OFFSETS) or 1
+    return sorted({0, min(1, last), *range(step, last + 1, step)})
+
+
 def batches(model: TrainedModel, images: npt.NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
     """Numbers (B,) and model inputs (B, 3, S, S) of stored ``images``, in order."""
-    for start in range(0, len(images), BATCH):
-        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
+    size = eval_batch(model.transform.image_size)
+    for start in range(0, len(images), size):
+        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + size]))
         rows = torch.arange(start, start + len(pixels), device=model.device)
         yield rows, model.inputs(pixels)
 

@@ -129,6 +129,20 @@ def read_bytes(uri: str, *, patience_s: float | None = None) -> bytes:
     return _ask("reading", uri, read, patience_s)
 
 
+def read_range(uri: str, start: int, count: int) -> bytes:
+    """``count`` bytes of the file from byte ``start`` on. Raises ``StorageError``, also for
+    the ``OSError`` of a file that ends before."""
+
+    def read(files: Any, path: str) -> bytes:
+        with files.open_input_file(path) as file:
+            content = bytes(file.read_at(count, start))
+        if len(content) < count:
+            raise OSError(f"it has {len(content)} of the {count} bytes from {start} on")
+        return content
+
+    return _ask("reading", uri, read)
+
+
 def write_bytes(uri: str, content: bytes, *, patience_s: float | None = None) -> None:
     """Put ``content`` as a file; another of the name is replaced."""
     _put(uri, lambda: io.BytesIO(content), patience_s)
@@ -178,13 +192,15 @@ def get_file(uri: str, target: Path) -> None:
         half.unlink(missing_ok=True)
 
 
-def get_folder(uri: str, target: Path, *, marker: str) -> None:
-    """Fetch a folder, which takes the place of ``target`` once it is complete.
+def get_folder(uri: str, target: Path, *, marker: str, without: str | None = None) -> None:
+    """Fetch a folder, which takes the place of ``target`` once it is complete; files whose names
+    end ``without`` stay where they are.
 
     Raises ``FileNotFoundError`` where it has no file ``marker``, ``StorageError`` where the place
     does not answer.
     """
-    names = [file.name for file in list_files(uri)]
+    stored = [file.name for file in list_files(uri)]
+    names = [name for name in stored if without is None or not name.endswith(without)]
     if marker not in names:
         raise FileNotFoundError(f"{uri} has no {marker}")
     half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")

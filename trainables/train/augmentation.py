@@ -2,13 +2,26 @@
 
 Every draw is a function of seed, epoch and the image's row in the dataset (see
 :mod:`trainables.data.rng`), so a seed gives the same pixels whatever batch size, number of
-workers or moment of resume. Geometry and colour are as torchvision defines them; mixup and CutMix
-mix pairs within a batch.
+workers or moment of resume. That is why it is our own: torchvision's v2 transforms draw once for a
+whole batch, kornia's do so for RandAugment's operations, and both draw from a global generator, so
+that an image's pixels depend on the batch that it is in. Geometry and colour are as torchvision
+defines them; mixup and CutMix mix pairs within a batch.
+
+There are two sets of levels (``Recipe.augment_set``). ``geometric`` is the one of runs from before
+the other. In ``published``, ``medium`` is AugReg's in kind (Steiner et al. 2022, "How to train your
+ViT?"; ``medium1`` of google-research/big_vision, configs/vit_i21k.py: Inception crop, mirroring,
+RandAugment of 2 operations at magnitude 15, mixup 0.2) and ``heavy`` DeiT's (Touvron et al. 2021;
+facebookresearch/deit, main.py: random resized crop, mirroring, RandAugment 9, mixup 0.8, CutMix
+1.0, erasing 0.25, stochastic depth 0.1). Ours are: no repeated augmentation; what is erased gets
+the mean colour, not noise; each image has its own weight in the mix, not each batch. For trials of
+minutes ``medium`` has crops of a quarter and more, where AugReg's are of 5 % and more, and
+magnitude 6, so that levels grow stronger one after the other; its stochastic depth is DeiT's.
+Stochastic depth is the model's: each worker draws it for each step (:mod:`trainables.train.trial`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +29,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.config import Recipe
 from trainables.data.rng import key_of, uniforms
+from trainables.train import randaugment
+from trainables.train.randaugment import grey
 
 
 def warp(
@@ -52,18 +68,15 @@ def jitter(batch: Tensor, factors: Tensor) -> Tensor:
     return batch.sub_(shade).mul_(saturation).add_(shade).clamp_(0, 1)
 
 
-def grey(batch: Tensor) -> Tensor:
-    """Luma of (B, 3, H, W) as in ITU-R 601; (B, 1, H, W)."""
-    weights = torch.tensor((0.2989, 0.587, 0.114), device=batch.device).view(1, 3, 1, 1)
-    return (batch * weights).sum(1, keepdim=True)
-
-
 # one stream of draws per decision: levels and axes never shift each other's draws
 ROW, COLUMN, FLIP, ANGLE, SCALE, SHIFT_X, SHIFT_Y = range(7)
 BRIGHTNESS, CONTRAST, SATURATION, ERASE, AREA, RATIO, TOP, LEFT = range(7, 15)
 STREAMS = 15
+CROP_AREA, CROP_RATIO, CROP_X, CROP_Y = range(15, 19)
+OPERATIONS = 19  # the first stream of RandAugment's
 ERASE_AREA = (0.02, 1 / 3)  # Zhong et al. 2020, "Random erasing"
 ERASE_RATIO = (0.3, 3.3)
+CROP_RATIOS = (3 / 4, 4 / 3)  # Szegedy et al. 2015, "Going deeper with convolutions", section 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +85,10 @@ class Level:
 
     ``pad`` is a share of the side, ``degrees`` of rotation, ``zoom`` and ``shift`` shares,
     ``jitter`` the range about 1 of the brightness, contrast and saturation factors, ``erasing``
-    a probability.
+    a probability. With ``crop`` an image is a random resized crop of that share of its area at
+    least, and of these ranges none counts; ``operations`` of RandAugment follow, about
+    ``magnitude`` of 10. ``mixup`` and ``cutmix`` are the alphas of :class:`Mixing`, ``drop_path``
+    the model's rate of stochastic depth (Huang et al. 2016).
     """
 
     pad: float = 0.0
@@ -81,7 +97,13 @@ class Level:
     zoom: float = 0.0
     shift: float = 0.0
     jitter: float = 0.0
+    crop: float | None = None
+    operations: int = 0
+    magnitude: float = 0.0
     erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float = 0.0
 
     @property
     def warps(self) -> bool:
@@ -89,12 +111,41 @@ class Level:
         return bool(self.degrees or self.zoom or self.shift)
 
 
+NONE, LIGHT = Level(mirror=False), Level(pad=1 / 8)
 LEVELS = {
-    "none": Level(mirror=False),
-    "light": Level(pad=1 / 8),
-    "medium": Level(pad=1 / 8, degrees=10, zoom=0.1, jitter=0.2),
-    "heavy": Level(pad=1 / 8, degrees=20, zoom=0.25, shift=0.05, jitter=0.4, erasing=0.25),
+    "geometric": {
+        "none": NONE,
+        "light": LIGHT,
+        "medium": Level(pad=1 / 8, degrees=10, zoom=0.1, jitter=0.2),
+        "heavy": Level(pad=1 / 8, degrees=20, zoom=0.25, shift=0.05, jitter=0.4, erasing=0.25),
+    },
+    "published": {
+        "none": NONE,
+        "light": LIGHT,
+        "medium": Level(crop=0.25, operations=2, magnitude=6, mixup=0.2, drop_path=0.1),
+        "heavy": Level(
+            crop=0.08,
+            operations=2,
+            magnitude=9,
+            erasing=0.25,
+            mixup=0.8,
+            cutmix=1.0,
+            drop_path=0.1,
+        ),
+    },
 }
+
+
+def level_of(recipe: Recipe) -> Level:
+    """The recipe's level, with what it asks for beside it where that is more."""
+    level = LEVELS[recipe.augment_set][recipe.augment]
+    return replace(
+        level,
+        erasing=max(level.erasing, recipe.random_erasing),
+        mixup=max(level.mixup, recipe.mixup),
+        cutmix=max(level.cutmix, recipe.cutmix),
+        drop_path=max(level.drop_path, recipe.drop_path),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +184,12 @@ class InputTransform:
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """One recipe's augmentation for one dataset and seed; ``mirror`` where a mirrored image
-    is the same class, ``erasing`` the probability asked for beside the level's own."""
+    is the same class."""
 
     level: Level
     transform: InputTransform
     seed: int
     mirror: bool
-    erasing: float = 0.0
 
     def __call__(
         self, images: Tensor, rows: Tensor, epoch: int, *, positions: Tensor | None = None
@@ -147,24 +197,68 @@ class Augmentation:
         """Images (N, H, W, C) uint8 and rows (B,) -> (B, C, S, S) float32, normalised.
 
         ``images[positions]`` are the dataset's images ``rows``; ``None``: images are the dataset.
+        ``rows`` on the host spare a device the wait for what is drawn.
         """
         positions = rows if positions is None else positions
-        probability = max(self.level.erasing, self.erasing)
-        distorts = self.level.warps or self.level.jitter > 0
-        streams = STREAMS if distorts or probability else FLIP + 1
-        draws = uniforms(key_of(self.seed, epoch), rows, streams)  # (B, streams)
+        drawn = uniforms(key_of(self.seed, epoch), rows, self._streams)  # (B, streams)
+        draws = drawn.to(images.device)
+        if self.level.crop is not None:
+            batch = self._resized_crop(images[positions], drawn.cpu())
+        else:
+            batch = self._shifted(images, positions, draws)
+        if self.level.erasing:
+            batch = erase(batch, draws, self.level.erasing)
+        return self.transform.fit(batch)
+
+    @property
+    def _streams(self) -> int:
+        level = self.level
+        if level.crop is not None:
+            return OPERATIONS + randaugment.STREAMS * level.operations
+        return STREAMS if level.warps or level.jitter or level.erasing else FLIP + 1
+
+    @property
+    def _mirrors(self) -> bool:
+        return self.mirror and self.level.mirror
+
+    def _resized_crop(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Crop, mirroring and RandAugment of pixels (B, H, W, C) by draws (B, streams) on the host;
+        normalised floats (B, C, S, S).
+
+        All that moves pixels is one warp from the stored image to the model's side, so they are
+        interpolated once, and what a rotation or shift brings in are the pixels beside the crop.
+        """
+        device, level = pixels.device, self.level
+        batch = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        drawn = draws.double()
+        theta = crop_box(drawn[:, [CROP_AREA, CROP_RATIO, CROP_X, CROP_Y]], float(level.crop or 1))
+        if self._mirrors:
+            theta[:, :, 0] *= torch.where(draws[:, FLIP] < 0.5, -1.0, 1.0)[:, None]
+        starts = (OPERATIONS + randaugment.STREAMS * i for i in range(level.operations))
+        chosen = [
+            randaugment.choose(drawn[:, start : start + randaugment.STREAMS], level.magnitude)
+            for start in starts
+        ]
+        for operation, strength in chosen:
+            theta = compose(theta, randaugment.displacement(operation, strength))
+        batch = sample(batch.div_(255), theta.float().to(device), self.transform.image_size)
+        for operation, strength in chosen:
+            batch = randaugment.recolor(batch, operation, strength)
+        scale, offset = _statistics(self.transform, device)
+        return batch.mul_(255 * scale).sub_(offset)
+
+    def _shifted(self, images: Tensor, positions: Tensor, draws: Tensor) -> Tensor:
+        """Whole-pixel shifts, mirroring, rotation, zoom and jitter; (B, C, H, W)."""
         height, width = images.shape[1:3]
-        mirror = draws[:, FLIP] < 0.5 if self.mirror and self.level.mirror else None
+        mirror = draws[:, FLIP] < 0.5 if self._mirrors else None
         if self.level.pad or mirror is not None:
             down = self._offset(draws[:, ROW], height)
             right = self._offset(draws[:, COLUMN], width)
             pixels = crop(images, positions, down, right, mirror)
         else:
             pixels = images[positions]
-        batch = self._distort(pixels, draws) if distorts else self.transform.normalise(pixels)
-        if probability:
-            batch = erase(batch, draws, probability)
-        return self.transform.fit(batch)
+        distorts = self.level.warps or self.level.jitter > 0
+        return self._distort(pixels, draws) if distorts else self.transform.normalise(pixels)
 
     def _offset(self, draw: Tensor, side: int) -> Tensor:
         """Whole pixels in [-p, p], p = the level's share of the side, one at least; (B,)."""
@@ -208,6 +302,49 @@ def crop(
     index = (rows[:, :, None] + columns[:, None, :]).view(-1)  # (B * H * W,)
     pixels = images.view(-1, channels).index_select(0, index)
     return pixels.view(-1, height, width, channels)
+
+
+def crop_box(draws: Tensor, least: float) -> Tensor:
+    """Where the pixels of a random resized crop come from, as :func:`compose` takes it, (B, 2, 3).
+
+    ``draws`` (B, 4): the area, uniform from ``least`` of the image to all of it; the aspect ratio,
+    log-uniform within ``CROP_RATIOS`` as far as such a box fits; its place, uniform.
+    """
+    area, ratio, x, y = draws.unbind(1)
+    area = least + (1 - least) * area
+    low, high = CROP_RATIOS
+    narrow, wide = area.clamp(min=low).log(), (1 / area).clamp(max=high).log()
+    ratio = torch.exp(narrow + (wide - narrow) * ratio)
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    none = torch.zeros_like(width)
+    across = torch.stack((width, none, (1 - width) * (2 * x - 1)), 1)
+    along = torch.stack((none, height, (1 - height) * (2 * y - 1)), 1)
+    return torch.stack((across, along), 1)
+
+
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """One affine map in place of two, (B, 2, 3) each: a place in the result of both, (x, y, 1) in
+    [-1, 1] from the centre, to the place in the image that ``first`` was given."""
+    linear = (first[:, :, :2, None] * then[:, None, :, :2]).sum(2)  # (B, 2, 2)
+    moved = (first[:, :, :2] * then[:, None, :, 2]).sum(2) + first[:, :, 2]  # (B, 2)
+    return torch.cat((linear, moved[:, :, None]), 2)
+
+
+def sample(batch: Tensor, theta: Tensor, side: int) -> Tensor:
+    """Images (B, C, S, S), S = ``side``, from places ``theta`` (B, 2, 3) in (B, C, H, W): bilinear,
+    borders reflected. Where images are much larger than S, a pixel is the mean over several places,
+    lest fine patterns become coarse ones."""
+    times = max(1, round(min(batch.shape[2:]) / side))
+    places = (2 * torch.arange(side * times, device=batch.device) + 1) / (side * times) - 1
+    # Not affine_grid(), whose matrix product would be rounded to TF32 where that is allowed.
+    x, y = (
+        (row[:, 0, None, None] * places + row[:, 1, None, None] * places[:, None])
+        + row[:, 2, None, None]
+        for row in theta.unbind(1)
+    )  # (B, S, S) each
+    grid = torch.stack((x, y), 3)
+    sampled = F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
+    return F.avg_pool2d(sampled, times) if times > 1 else sampled
 
 
 def erase(batch: Tensor, draws: Tensor, probability: float) -> Tensor:

@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainables.config import Assignment
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, values_before
 from trainables.errors import UserError
 from trainables.storage.trial_files import STATE_FILE
 
 SCHEMA = 1
+PARTS = (BackboneSpec, Recipe, DataSpec)  # of an assignment, that a checkpoint is of
 
 Tensors = dict[str, Tensor]
 State = Mapping[str, Any]  # of ``state.json``, which ``Trial`` writes and reads
@@ -50,13 +51,15 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
 
 def identity(assignment: Assignment, dataset_hash: str | None) -> State:
     """What must be the same for a resume to be the same trial; where files lie is not."""
-    whole = assignment.as_dict()
-    whole["backbone"].pop("hub_pins", None)  # a checkpoint has weights of its own
-    data = vars(assignment.data).items()  # with what as_dict() leaves out where it is not used
+    parts = {
+        owner.section: vars(owner)  # with what as_dict() leaves out where it is not used
+        for owner in (assignment.backbone, assignment.recipe, assignment.data)
+    }
+    # where files lie, and which weights a trial began with that has its own by now
+    places = ("data.folder", "data.archive", "data.source", "backbone.hub_pins")
+    leaves = {f"{part}.{key}": v for part, values in parts.items() for key, v in values.items()}
     return {
-        **{f"backbone.{key}": value for key, value in whole["backbone"].items()},
-        **{f"recipe.{key}": value for key, value in whole["recipe"].items()},
-        **{f"data.{k}": v for k, v in data if k not in ("folder", "archive", "source")},
+        **{path: value for path, value in leaves.items() if path not in places},
         "dataset_hash": dataset_hash,
         "seed": assignment.seed,
     }
@@ -80,7 +83,11 @@ def read_state(folder: Path, expected: State | None = None) -> State:
             f"{SCHEMA}. Fix: start without a checkpoint"
         )
     expected = expected or {}
-    different = [key for key in expected if expected[key] != state.get("identity", {}).get(key)]
+    stored = {
+        **{f"{owner.section}.{k}": v for owner in PARTS for k, v in values_before(owner).items()},
+        **state.get("identity", {}),
+    }
+    different = [key for key in expected if expected[key] != stored.get(key)]
     if different:
         raise UserError(
             f"the checkpoint {folder} was written with another {', '.join(different)}. "

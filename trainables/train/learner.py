@@ -91,6 +91,7 @@ class Learner:
 
     def prepare_epoch(self, epoch: int) -> None:
         """Freeze or thaw for the epoch (from 0), and set the mode of every part."""
+        self._model.set_tf32()
         recipe = self.recipe
         frozen = recipe.freeze == "head"
         frozen |= recipe.freeze == "head_then_full" and epoch < recipe.head_epochs

@@ -20,7 +20,8 @@ from trainables.train.augmentation import InputTransform
 
 T = TypeVar("T")
 
-EVAL_BATCH = 256
+EVAL_BATCH = 256  # images of at most 128 px; of larger ones as many as have that many pixels
+EVAL_PIXELS = EVAL_BATCH * 128**2
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class TrainedModel:
         """Mixed precision in bfloat16 where the model computes in it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def set_tf32(self) -> None:
+        """Round what stays in fp32 on a GPU to TF32 beside bfloat16, and else not at all: of the
+        whole process, in which models of other precisions may have been built since."""
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if self.bf16 else "highest")
+            torch.backends.cudnn.allow_tf32 = self.bf16
+
     def inputs(self, pixels: Tensor) -> Tensor:
         """Stored pixels (B, H, W, C) uint8 as the module takes them: (B, 3, S, S) float32."""
         return self.transform(pixels.to(self.device))
@@ -64,8 +72,7 @@ class TrainedModel:
 def on_device(backbone: Backbone, recipe: Recipe, device: torch.device) -> TrainedModel:
     """The backbone on ``device``, in the memory layout and precision that the recipe asks for."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    cuda = device.type == "cuda"
-    return TrainedModel(
+    model = TrainedModel(
         module=backbone.module.to(device, memory_format=layout),  # type: ignore[call-overload]
         transform=InputTransform(
             image_size=backbone.geometry.image_size,
@@ -75,8 +82,21 @@ def on_device(backbone: Backbone, recipe: Recipe, device: torch.device) -> Train
         ),
         geometry=backbone.geometry,
         device=device,
-        bf16=recipe.precision == "bf16" and (not cuda or torch.cuda.is_bf16_supported()),
+        bf16=recipe.precision == "bf16" and has_bf16(device),
     )
+    model.set_tf32()
+    return model
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether it computes in bfloat16; a GPU that only emulates it does not."""
+    cuda = device.type == "cuda"
+    return not cuda or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def eval_batch(image_size: int) -> int:
+    """Images of ``image_size`` pixels a side that are evaluated at once: memory stays bounded."""
+    return max(1, min(EVAL_BATCH, EVAL_PIXELS // image_size**2))
 
 
 @torch.inference_mode()
@@ -86,9 +106,9 @@ def predict(
     """Logits (B, classes) float32 and labels (B,) of this worker's shard, in order."""
     model.module.eval()
     start, end = shard(len(pixels.labels), world.rank, world.size)
-    for low in range(start, end, EVAL_BATCH):
-        high = min(low + EVAL_BATCH, end)
-        yield model.logits(model.inputs(pixels.images[low:high])), pixels.labels[low:high]
+    size = eval_batch(model.transform.image_size)
+    for images, labels in pixels.in_order(start, end, size):
+        yield model.logits(model.inputs(images)), labels
 
 
 def score(predictions: Iterable[tuple[Tensor, Tensor]], world: World) -> dict[str, float]:

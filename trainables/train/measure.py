@@ -2,9 +2,11 @@
 
 REQUEST is one JSON object: ``device`` (torch's name), ``threads``, ``seconds`` of training to
 measure per backbone, and ``backbones``: label -> ``{"assignment": …, "height": pixels,
-"width": pixels, "classes": n}``. Prints a JSON line per backbone as soon as it is known, its
-``label`` with what :func:`measure` returns or with an ``error``. The steps are those of training,
-on noise of the right size: nothing is read, and what is written is gone afterwards.
+"width": pixels, "classes": n, "trial_images": n}``. Prints a JSON line per backbone as soon as it
+is known, its ``label`` with what :func:`measure` returns or with an ``error``; and where the recipe
+leaves open whether the model is compiled, another line with what :func:`measure_compiled` says, if
+``trial_images`` take long enough for that to be worth a try. The steps are those of training, on
+noise of the right size: nothing is read, and what is written is gone afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,18 +28,20 @@ import torch
 from torch import Tensor
 
 from trainables.config import Assignment, DatasetFacts, DataSpec
-from trainables.data.store import PixelStore, Split
+from trainables.data.store import ImageStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
 from trainables.train.trial import Trial
 
 VAL_IMAGES = 128
 FEWEST_STEPS, MOST_STEPS = 3, 50
+# A full trial's steps that take less have nothing to gain: compiling takes about that long.
+SHORTEST_COMPILED_S = 60.0
 NEVER = 1_000_000  # epochs: further than any measurement goes
 
 
 @dataclass(frozen=True)
-class Noise(PixelStore):
+class Noise(ImageStore):
     """Random images in memory, in place of a dataset."""
 
     parts: Mapping[str, Split]
@@ -107,7 +112,30 @@ def measure(
         }
 
 
-def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) -> Trial:
+def measure_compiled(
+    assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
+) -> dict[str, float]:
+    """``compile_seconds``, of a process that has not compiled this model before, and the
+    ``compiled_seconds_per_image`` of the steps after that, as :func:`measure` takes them."""
+    compiled = replace(assignment, recipe=replace(assignment.recipe, compile=True))
+    batch = compiled.recipe.batch_size_per_worker
+    store = noise(train=batch, height=height, width=width, classes=classes)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = _trial(compiled, store, device, folder)
+        started = time.perf_counter()
+        trial.train(lambda: False)
+        trial.finish_epoch()
+        first = time.perf_counter() - started
+        reports = _reports(trial, seconds)
+    steady = statistics.median(map(_step_seconds, reports))
+    evaluated = statistics.median(report["eval_seconds"] for report in reports)
+    return {
+        "compile_seconds": max(0.0, first - steady - evaluated),
+        "compiled_seconds_per_image": steady / batch,
+    }
+
+
+def _trial(assignment: Assignment, store: ImageStore, device: str, folder: str) -> Trial:
     on_its_own = replace(
         assignment,
         data=DataSpec(),
@@ -116,7 +144,7 @@ def _trial(assignment: Assignment, store: PixelStore, device: str, folder: str) 
         checkpoint_folder=folder,
         checkpoint_every_epochs=NEVER,
     )
-    trial, recipe = Trial(on_its_own, World(device=device), store), assignment.recipe
+    trial, recipe = Trial(on_its_own, World(device=device), store, load=False), assignment.recipe
     # What costs most counts: the whole network, where only its head learns at first.
     trial.progress.epoch = recipe.head_epochs if recipe.freeze == "head_then_full" else 0
     return trial
@@ -158,18 +186,30 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def main() -> None:
-    """Read a request of backbones from stdin, print one JSON line for each as it is measured."""
+    """Read a request of backbones from stdin, print JSON lines for each as it is measured."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
+    how = {"device": request["device"], "seconds": request["seconds"]}
     for label, backbone in request["backbones"].items():
         assignment = Assignment.from_dict(backbone.pop("assignment"))
-        try:
-            row = measure(
-                assignment, device=request["device"], seconds=request["seconds"], **backbone
-            )
-        except Exception as error:  # the plan goes on with an estimate, and says why
-            row = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
-        print(json.dumps({"label": label, **row}), flush=True)
+        images = backbone.pop("trial_images", 0)
+        row = _tried(measure, assignment, **how, **backbone)
+        _print(label, row)
+        trial_seconds = images * row.get("train_seconds_per_image", 0.0)
+        if assignment.recipe.compile is None and trial_seconds >= SHORTEST_COMPILED_S:
+            row = _tried(measure_compiled, assignment, **how, **backbone)
+            _print(label, {"compile_error" if k == "error" else k: v for k, v in row.items()})
+
+
+def _tried(function: Callable[..., dict[str, Any]], *given: Any, **named: Any) -> dict[str, Any]:
+    try:
+        return function(*given, **named)
+    except Exception as error:  # the plan goes on with an estimate, and says why
+        return {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
+
+
+def _print(label: str, row: Mapping[str, Any]) -> None:
+    print(json.dumps({"label": label, **row}), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def rate_at(epoch: float, recipe: Recipe, epochs: int) -> float:
     (Loshchilov & Hutter 2017, without restarts; warm-up as in Goyal et al. 2017).
     """
     peak, low = recipe.learning_rate, recipe.final_lr_fraction
-    warmup = min(recipe.warmup_epochs, epochs / 2)
+    warmup = recipe.warmup_of(epochs)
     if epoch < warmup:
         return peak * epoch / warmup
     phase = min(1.0, (epoch - warmup) / max(epochs - warmup, 1e-9))

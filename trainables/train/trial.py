@@ -18,10 +18,10 @@ from trainables.backbones import build
 from trainables.config import Assignment
 from trainables.data.batches import BatchPlan, load_pixels
 from trainables.data.rng import key_of
-from trainables.data.store import PixelStore, train_indices
+from trainables.data.store import ImageStore, train_indices
 from trainables.errors import Diverged, UserError
 from trainables.train import checkpoint
-from trainables.train.augmentation import LEVELS, Augmentation, Mixing
+from trainables.train.augmentation import Augmentation, Mixing, level_of
 from trainables.train.learner import Batch, Learner
 from trainables.train.loop import World, broadcast, mean_over_workers, predict, score
 from trainables.train.optimizer import rate_at
@@ -74,9 +74,12 @@ class TrainProgress:
 
 
 class Trial:
-    """One assignment made real on this worker; restored when it names a checkpoint."""
+    """One assignment made real on this worker; restored when it names a checkpoint. Without
+    ``load`` its weights are drawn and none are fetched."""
 
-    def __init__(self, assignment: Assignment, world: World, store: PixelStore) -> None:
+    def __init__(
+        self, assignment: Assignment, world: World, store: ImageStore, *, load: bool = True
+    ) -> None:
         started = time.perf_counter()
         self.assignment, self.world, self.store = assignment, world, store
         self.device = torch.device(world.device)
@@ -101,6 +104,8 @@ class Trial:
             height=info.height,
             width=info.width,
             drop_path=recipe.drop_path,
+            usual_drop_path=level_of(recipe).drop_path,
+            load=load,
         )
         self.learner = Learner(backbone, recipe, world, self.plan)
         self._train_pixels = load_pixels(store, "train", self.device)
@@ -245,31 +250,35 @@ class Trial:
 
     def _batches(self, first_step: int) -> Iterator[Batch]:
         recipe, seed, epoch = self.assignment.recipe, self.assignment.seed, self.progress.epoch
+        level = level_of(recipe)
         augmentation = Augmentation(
-            level=LEVELS[recipe.augment],
+            level=level,
             transform=self.learner.trained.transform,
             seed=seed,
             mirror=recipe.flip and self.store.info.mirror_safe,
-            erasing=recipe.random_erasing,
         )
         pixels = self._train_pixels
         mixing = Mixing(
-            mixup=recipe.mixup, cutmix=recipe.cutmix, seed=seed, images=len(pixels.labels)
+            mixup=level.mixup, cutmix=level.cutmix, seed=seed, images=len(pixels.labels)
         )
-        weights = mixing.weights(epoch, self.device) if recipe.mixup or recipe.cutmix else None
+        weights = mixing.weights(epoch, self.device) if level.mixup or level.cutmix else None
         rank, side = self.world.rank, self.learner.backbone.geometry.image_size
         steps = self.plan.batches(
-            self._rows, seed=seed, epoch=epoch, rank=rank, first_step=first_step
+            self._rows,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            first_step=first_step,
+            row_groups=pixels.row_groups(self._rows),
         )
         size = len(self.plan.share(rank))
         # Preparing costs many small operations, and pixels depend on their row alone: several steps
         # at a time.
         at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
-        while block := list(islice(steps, at_once)):
-            images, positions = pixels.cut(in_block := torch.cat(block))
-            in_block = in_block.to(self.device)  # (steps * B,)
+        blocks = map(torch.cat, iter(lambda: list(islice(steps, at_once)), []))  # (steps * B,)
+        for in_block, images, positions in pixels.cut_all(blocks):
             ready = augmentation(images, in_block, epoch, positions=positions)
-            parts = torch.split(in_block, size), torch.split(ready, size)
+            parts = torch.split(in_block.to(self.device), size), torch.split(ready, size)
             for rows, batch in zip(*parts, strict=True):
                 labels = pixels.labels[rows]
                 if weights is None:

@@ -33,6 +33,7 @@ from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError, one_line
 
@@ -148,7 +149,8 @@ def _environment() -> Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     filters = (
-        wording.axis_name, wording.count, wording.day, wording.p_text, wording.percent,
+        wording.axis_name, wording.count, wording.day, wording.moved_texts,
+         wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
         table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,
@@ -316,8 +318,10 @@ def command(run: RunData) -> str:
         others = [["--from", source] for source in (start.sources if start else ())]
         others += [
             ["--set", f"scheduler.{name}={value}"]
-            for name in ("kind", "sampler")
+            for name in ("kind", "sampler", "noise_rule")
             if (value := getattr(scheduler, name)) != getattr(usual, name)
         ]
+        if scheduler.grace_epochs != default_grace(spec.sweeps):
+            others.append(["--set", f"scheduler.grace_epochs={scheduler.grace_epochs}"])
     given = [[f"--{name}", str(value)] for name, value in options.items() if value is not None]
     return shlex.join(["orchestrator", *words, *chain(*given, *others)])

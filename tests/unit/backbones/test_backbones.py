@@ -18,6 +18,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch.nn import functional as F
 
 from orchestrator.spec.named_sweeps import family_sweep
@@ -151,8 +152,8 @@ def test_trained_weights_keep_their_stem_unless_told(family: str) -> None:
         assert hub.stem == "original"
         small = describe_at(32, family=family, scale="base", weights="hub", stem="small")
         assert small.stem == "small"
-        assert len(hub.warnings) == 1
         assert "stem=small" in hub.warnings[0]
+    assert "less than half of the 224 px" in hub.warnings[-1]
     assert told.image_size == 224
     assert "upsampled" in told.adaptation
     assert told.warnings == ()
@@ -528,6 +529,53 @@ def test_depths_follow_the_forward_pass(family: str) -> None:
     assert scales == {name: 0.5 ** (top - depth) for name, depth in depths.items()}
 
 
+@pytest.mark.parametrize("family", ["resnet", "vit", "convnext"])
+def test_scales_and_decays_are_those_of_timms_optimizer_factory(family: str) -> None:
+    """But for the last norm of a ViT, which timm counts with the last block; a hybrid's grouping
+    is another (see above)."""
+    backbone = build(spec(family), num_classes=10, height=32, width=32)
+    ours = {
+        name: (group["lr_scale"], group["weight_decay"])
+        for group in backbone.parameter_groups(Recipe(layer_decay=0.7, weight_decay=0.1))
+        for name in group["names"]
+    }
+    optimizer = timm.optim.create_optimizer_v2(
+        backbone.module, "adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.7
+    )
+    names = {id(parameter): name for name, parameter in backbone.module.named_parameters()}
+    theirs = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    other = {"norm.weight", "norm.bias"} if family == "vit" else set()
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - other:
+        assert ours[name] == pytest.approx(theirs[name]), name
+    assert len({scale for scale, _ in ours.values()}) > 3
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_the_heads_multiplier_is_the_classifiers_alone(family: str) -> None:
+    backbone = build(spec(family), num_classes=10, height=32, width=32)
+    plain, faster = (
+        {
+            name: group["lr_scale"]
+            for group in backbone.parameter_groups(
+                Recipe(layer_decay=0.5, head_lr_multiplier=times)
+            )
+            for name in group["names"]
+        }
+        for times in (1.0, 4.0)
+    )
+    head = {id(parameter) for parameter in backbone.head_parameters()}
+    for name, parameter in backbone.module.named_parameters():
+        assert faster[name] == plain[name] * (4.0 if id(parameter) in head else 1.0)
+    assert {name for name in plain if faster[name] != plain[name]} >= {
+        {"resnet": "fc.weight", "convnext": "head.fc.weight"}.get(family, "head.weight")
+    }
+
+
 def test_a_hybrids_resnet_has_a_depth_per_block() -> None:
     """timm's own pattern puts the whole ResNet of a hybrid into one layer."""
     backbone = build(spec("hybrid", scale="small"), num_classes=10, height=32, width=32)
@@ -546,3 +594,28 @@ def test_a_hybrids_resnet_has_a_depth_per_block() -> None:
 def test_scales_are_all_there() -> None:
     for family, scale in itertools.product(KNOWN, SCALES):
         assert timm.is_model(describe_at(32, family=family, scale=scale).model)
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "hybrid", "convnext"])
+def test_a_usual_rate_of_stochastic_depth_grows_up_to_the_last_block(family: str) -> None:
+    for asked, usual, last in ((0.0, 0.1, 0.1), (0.3, 0.1, 0.3), (0.0, 0.0, 0.0)):
+        module = build(
+            BackboneSpec(family=family),
+            num_classes=3,
+            height=32,
+            width=32,
+            drop_path=asked,
+            usual_drop_path=usual,
+        ).module
+        rates = [part.drop_prob for part in module.modules() if isinstance(part, DropPath)]
+        assert max(rates, default=0.0) == pytest.approx(last)
+        assert rates == sorted(rates)
+
+
+def test_a_model_without_stochastic_depth_is_built_without_unless_it_is_asked_for() -> None:
+    spec = BackboneSpec(family="timm", model="ghostnet_050")
+    size = {"num_classes": 3, "height": 32, "width": 32}
+    module = build(spec, **size, usual_drop_path=0.1).module
+    assert not [part for part in module.modules() if isinstance(part, DropPath)]
+    with pytest.raises(UserError, match="drop_path_rate"):
+        build(spec, **size, drop_path=0.1)

@@ -89,9 +89,11 @@ class RunFolder:
         seed: int = 0,
         search: int = 1,
         winner: str | None = None,
+        published: dict[str, Any] | None = None,
         **axes: Any,
     ) -> str:
-        """A trial's recipe, queued; ``axes`` are recipe axes."""
+        """A trial's recipe, queued; ``axes`` are recipe axes, ``published`` says where they come
+        from."""
         index = self.counts[family]
         self.counts[family] += 1
         whose = search_name(family, search)
@@ -105,7 +107,8 @@ class RunFolder:
             "submitted", trial=trial, family=family, stage=stage,
             search=search if search > 1 else None,
             detail={"assignment": assignment.as_dict(), "axes": searched}
-            | ({"winner": winner} if winner else {}),
+            | ({"winner": winner} if winner else {})
+            | ({"published": published} if published else {}),
         )  # fmt: skip
         return trial
 

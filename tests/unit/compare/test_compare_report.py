@@ -280,7 +280,8 @@ def test_a_report_gives_its_spec_back(tmp_path: Path) -> None:
     assert read["spec_hash"] == header.spec_hash
     assert read["command"] == (
         "orchestrator tournament resnet vit hybrid --name demo --dataset digits --scale tiny "
-        "--weights none --searches 1 --trials 8 --max-epochs 9 --seed 0 --final-seeds 0"
+        "--weights none --searches 1 --trials 8 --max-epochs 9 --seed 0 --final-seeds 0 "
+        "--set scheduler.grace_epochs=1"
     )
 
 
@@ -295,7 +296,10 @@ def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None
     header = replace(run.header, spec=spec)
     asked = command(replace(run, state=replace(run.state, header=header)))
     assert asked.startswith("orchestrator sweep vit --name 'my run' --dataset digits")
-    assert asked.endswith("--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha")
+    assert asked.endswith(
+        "--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha "
+        "--set scheduler.grace_epochs=1"
+    )
 
 
 def test_a_hostile_spec_comes_back_unchanged(tmp_path: Path) -> None:

@@ -150,3 +150,24 @@ def test_over_searches_it_is_welchs_test_of_their_means() -> None:
         for shift, side in ((-0.2, "greater"), (0.2, "less"))
     ]  # fmt: skip
     assert made.p_equivalent(0.2) == pytest.approx(max(one_sided))
+
+
+def test_candidates_that_see_different_sides_say_so_beside_the_verdict(tmp_path: Path) -> None:
+    def run(name: str, sides: dict[str, int], *, finals: bool) -> dict[str, Any]:
+        folder = RunFolder(tmp_path / name, tuple(sides))
+        for family, side in sides.items():
+            folder.trial(family, [0.7] * 9, detail={"image_size": side})
+            for seed in range(2 if finals else 0):
+                folder.final(family, correct(0.8, seed), seed=seed, detail={"image_size": side})
+        return compared(folder.close())
+
+    told = "candidates see images of different sides: resnet 288 px, vit 224 px"
+    different = {"resnet": 288, "vit": 224}
+    made = run("finals", different, finals=True)
+    assert told in made["answer"]
+    assert any(told in caveat for caveat in made["inference"]["caveats"])
+    (row,) = (fact for fact in made["differences"] if fact["what"] == "image_size")
+    assert row == {"what": "image_size", "values": different, "same": False}
+    assert told in run("search", different, finals=False)["answer"]
+    same = run("same", dict.fromkeys(different, 224), finals=True)
+    assert "different sides" not in same["answer"]

@@ -1,4 +1,4 @@
-"""Pixel stores that come from object storage instead of a source."""
+"""Image stores that come from object storage instead of a source."""
 
 from __future__ import annotations
 

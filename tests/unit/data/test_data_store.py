@@ -1,4 +1,4 @@
-"""The pixel store: what is written is what is mapped, built once, never seen in part."""
+"""The image store: what is written is what is mapped, built once, never seen in part."""
 
 import json
 import shutil
@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 
 from trainables.config import DatasetFacts, DataSpec
-from trainables.data.build import prepare, require_disk_space, seal, write_split
+from trainables.data.build import prepare, seal
 from trainables.data.sources import check_source, known_images
 from trainables.data.store import Reading, open_store
+from trainables.data.writing import lay_out_pixels, require_disk_space
 from trainables.errors import UserError
 
 
@@ -134,7 +135,8 @@ def test_written_rows_come_back(tmp_path, pool, data):
     digests = np.arange(len(rows), dtype=np.uint64) + np.uint64(2**63)
     counts = {}
     for name in ("train", "val", "test"):
-        write_split(tmp_path / f"{name}.arrow", pool, rows, labels, digests)
+        laid_out = lay_out_pixels(tmp_path / f"{name}.arrow", pool.shape[1:], labels, digests)
+        laid_out[:] = pool[rows]
         counts[name] = len(rows)
     info = DatasetFacts(
         name="x",
@@ -161,9 +163,9 @@ def test_info_is_json_both_ways(digits):
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_read(tmp_path):
-    reading = Reading(class_names=("a", "b"), side=512, count=10**12, chunks=iter(()))
+    reading = Reading(class_names=("a", "b"), side=512, count=10**12, chunks=lambda: iter(()))
     with pytest.raises(UserError, match=r"needs .* GB of disk") as caught:
-        require_disk_space(reading, tmp_path)
+        require_disk_space(reading, tmp_path, "pixels")
     assert "--set data.short_side=256" in str(caught.value)
 
 
@@ -186,6 +188,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         ({"train_limit": True}, "data.train_limit"),
         ({"split_seed": -1}, "data.split_seed"),
         ({"short_side": 4}, "data.short_side"),
+        ({"store": "files"}, "data.store"),
+        ({"pixels_at_most_gb": -1}, "data.pixels_at_most_gb"),
         ({"fraction": "half"}, "data.fraction"),
         ({"fraction": float("nan")}, "data.fraction"),
         ({"archive": "x.tar.gz"}, "data.archive"),

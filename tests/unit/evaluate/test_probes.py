@@ -20,6 +20,7 @@ from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
 from trainables.evaluate.model import model_of
 from trainables.evaluate.probes import (
+    MOST_OFFSETS,
     agreement,
     attention_distances,
     calibration,
@@ -28,6 +29,7 @@ from trainables.evaluate.probes import (
     occlude,
     probe,
     shift,
+    shift_offsets,
     shifted_predictions,
     token_distances,
 )
@@ -327,3 +329,15 @@ def test_a_trial_is_probed_with_the_weights_that_its_report_scored(tmp_path: Pat
     again = probe(model, val.images, val.labels, logits=logits)
     for name in ("top1", "shift", "occlusion", "calibration"):
         assert again[name] == found[name]
+
+
+@given(st.integers(0, 1023))
+def test_offsets_are_all_of_a_few_and_some_of_many(last: int) -> None:
+    """From 0 to the last whole step; each costs forward passes over all images."""
+    offsets = shift_offsets(last)
+    assert offsets[0] == 0
+    assert last == 0 or 1 in offsets
+    assert len(offsets) <= MOST_OFFSETS + 2
+    assert last - offsets[-1] < MOST_OFFSETS * 4
+    if last <= MOST_OFFSETS:
+        assert offsets == list(range(last + 1))

@@ -19,7 +19,9 @@ from trainables.train.measure import measure
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIGITS = {"height": 8, "width": 8, "classes": 10}
-FACTS = DatasetFacts(height=8, width=8, class_names=tuple("0123456789"))
+FACTS = DatasetFacts(
+    height=8, width=8, class_names=tuple("0123456789"), counts={"train": 64, "val": 16}
+)
 
 
 def plain(family: str, **recipe: object) -> SweepSpec:
@@ -104,3 +106,11 @@ def test_every_member_has_a_size() -> None:
     families = [family for name, family in FAMILIES.items() if name != "timm"]
     assert all(tuple(family.members) == SCALES for family in families)
     assert all(member.size for family in families for member in family.members.values())
+
+
+def test_measuring_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    sweep = plain("resnet")
+    from_hub = replace(sweep, backbone=replace(sweep.backbone, weights="hub", image_size=32))
+    row = measure(from_hub.assignment(0), **DIGITS, device="cpu", seconds=0.0)
+    assert row["params_m"] == pytest.approx(0.374, rel=0.02)

@@ -19,13 +19,15 @@ from orchestrator.launch.forecast import (
     forecast,
     images_per_epoch,
     measured,
+    prices_by_side,
 )
 from orchestrator.launch.prepare import plan, plan_text
 from orchestrator.ledger.state import FamilyForecast, Forecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
-from orchestrator.spec.named_sweeps import family_sweep
-from orchestrator.spec.run import RunSpec
-from trainables.backbones import Geometry
+from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
+from orchestrator.spec.run import RunSpec, SweepSpec
+from trainables.backbones import Geometry, describe
+from trainables.config import DatasetFacts
 
 GEOMETRY = Geometry(
     family="vit",
@@ -168,7 +170,7 @@ def test_the_forecast_adds_up() -> None:
     made = forecast(asked, {"vit": cost()}, slots=2)
     finals_s = 2 * (10 * 2 + 1)  # the test split counts as an epoch
     assert made.device_hours.worst == pytest.approx(2 * (8 * (9 * 2 + 1) + finals_s) / 3600)
-    epochs = expected_epochs(SchedulerSpec(), 8)
+    epochs = expected_epochs(SchedulerSpec(grace_epochs=3), 8)
     search_s = epochs * 2 + 8
     assert made.device_hours.expected == pytest.approx(2 * (search_s + finals_s) / 3600)
     assert made.usd.worst == pytest.approx(0.5 * made.device_hours.worst)
@@ -196,14 +198,14 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     assert made["schema"] == 1
     assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
     (family,) = made["families"]
-    assert family["rungs"] == [1, 3]
+    assert family["rungs"] == [3]
     text = plan_text(made)
     hours = Forecast.from_dict(made["forecast"]).device_hours
     assert hours is not None
     for said in (
         "16 tokens",
         "patch 8",
-        "rungs 1, 3",
+        "rungs at the ends of epochs 3",
         f"{hours.expected:.3g} to {hours.worst:.3g} CPU-hours (measured here)",
         "missing: --price cpu_hour=DOLLARS",
         "budget    1.5 cpu_hours",
@@ -216,6 +218,34 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     for path, axis in family["space"].items():
         assert path in text
         assert axis["why"] in text
+
+
+def test_the_plan_says_how_the_images_are_kept_and_names_the_limit() -> None:
+    facts = DatasetFacts(height=200, width=200, counts=COUNTS)  # 144 MB of pixels
+
+    def planned(images: DatasetFacts, **data: Any) -> tuple[Any, str]:
+        (sweep,) = spec().sweeps
+        asked = replace(spec(), sweeps=(replace(sweep, data=replace(sweep.data, **data)),))
+        made = plan(
+            asked,
+            totals=None,
+            geometry={"vit": GEOMETRY},
+            costs={"vit": None},
+            images={"vit": images},
+        )
+        return made["families"][0]["store"], plan_text(made)
+
+    store, text = planned(facts)
+    assert (store["form"], store["bytes"]) == ("pixels", 1200 * 200 * 200 * 3)
+    assert "pixels, 144 MB" in text
+    assert "data.pixels_at_most_gb=32" in text
+    store, text = planned(replace(facts, encoded_bytes=5_000_000), pixels_at_most_gb=0.1)
+    assert (store["form"], store["bytes"]) == ("encoded", 5_000_000)
+    assert "encoded, 5 MB" in text
+    assert "144 MB, more than data.pixels_at_most_gb=0.1" in text
+    _, text = planned(replace(facts, encoded_bytes=5_000_000), store="encoded")
+    assert "data.store=encoded" in text
+    assert "more than" not in text
 
 
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
@@ -233,3 +263,57 @@ def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
         tflops=0.5,
     )
     assert "estimated from FLOPs); by 0.5 TFLOP/s a CPU" in plan_text(made)
+
+
+def trained_at(side: int | None, *sets: str) -> tuple[SweepSpec, Geometry]:
+    changes = [] if side is None else [f"backbone.image_size={side}"]
+    sweep = apply_set(family_sweep("vit", scale="small"), [*changes, *sets])
+    return sweep, describe(sweep.backbone, height=32, width=32)
+
+
+def test_a_backbone_with_weights_is_priced_at_other_sides_too() -> None:
+    """A forward pass of so many tokens; an epoch of the geometry's own side costs what it costs."""
+    sweep, geometry = trained_at(None)
+    made = prices_by_side(sweep, geometry, cost())
+    assert [price.image_size for price in made] == [64, 128, 224]
+    tokens = {64: 8**2, 128: 8**2, 224: 14**2}  # patches of 8, 16 and 16 px
+    for price in made:
+        assert price.epoch_seconds == pytest.approx(2.0 * tokens[price.image_size] / 14**2)
+        assert price.trial_seconds == pytest.approx(
+            sweep.scheduler.max_epochs * price.epoch_seconds + 1.0
+        )
+    chosen = prices_by_side(*trained_at(96), cost())
+    assert [price.image_size for price in chosen] == [64, 96, 128, 224]
+    assert chosen[1].epoch_seconds == pytest.approx(2.0)
+    uncut = prices_by_side(*trained_at(None, "backbone.patch=14"), cost())
+    assert [price.image_size for price in uncut] == [224]  # 14 divides none of the others
+
+
+def test_a_model_of_unknown_size_is_priced_by_pixels() -> None:
+    sweep = resolve("timm:resnet18")
+    geometry = describe(sweep.backbone, height=32, width=32)
+    made = {
+        price.image_size: price.epoch_seconds for price in prices_by_side(sweep, geometry, cost())
+    }
+    assert made == pytest.approx({64: 2 * (64 / 288) ** 2, 128: 2 * (128 / 288) ** 2, 288: 2.0})
+
+
+def test_no_other_sides_are_priced_from_scratch_or_where_they_are_searched() -> None:
+    scratch = spec().sweeps[0]
+    assert prices_by_side(scratch, GEOMETRY, cost()) == ()
+    sweep, geometry = trained_at(None)
+    assert prices_by_side(sweep, geometry, None) == ()
+    searched = apply_set(sweep, ["backbone.image_size=[64,128]"])
+    assert prices_by_side(searched, geometry, cost()) == ()
+
+
+def test_the_plan_tells_the_prices_of_sides() -> None:
+    sweep, geometry = trained_at(64)
+    asked = RunSpec(name="r", sweeps=(sweep,))
+    made = plan(asked, totals=None, geometry={"vit": geometry}, costs={"vit": cost()})
+    (family,) = made["families"]
+    assert json.loads(json.dumps(family["sides"])) == family["sides"]
+    assert [row["image_size"] for row in family["sides"]] == [64, 128, 224]
+    text = plan_text(made)
+    assert "sides     64 px 2 s an epoch" in text
+    assert "less than half of the 224 px" in text

@@ -137,6 +137,7 @@ def test_the_option_reaches_the_spec(tmp_path: Path) -> None:
     assert start.sources == ("cifar10-tournament",)
     assert 0 < len(start.recipes) <= RECIPES
     assert set(start.recipes[0]) == set(spec.sweeps[0].space)
+    assert all(0 < axes["recipe.warmup_share"] <= 0.2 for axes in start.recipes)  # were epochs then
 
 
 def test_half_of_the_trials_at_most_are_given(tmp_path: Path, earlier: State) -> None:

@@ -28,6 +28,8 @@ NEWER = {
     "duplicates": None,
     "searches": 1,
     "margin": 0.01,
+    "compile_seconds": None,
+    "compile_saves_seconds": None,
 }  # fields that old ledgers lack, as they are read
 
 

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 from orchestrator.cli.main import group
 from orchestrator.ledger.events import FILE_NAME, read
-from orchestrator.simulate.replay import replay_of
+from orchestrator.simulate.replay import recorded_order, replay_of
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
+from orchestrator.spec.published import PublishedStart
 from trainables.errors import UserError
 
 EXAMPLE = Path("examples/cifar10-tournament")
@@ -82,3 +83,23 @@ def test_the_command_prints_json_with_a_schema(tmp_path: Path) -> None:
     assert run["name"] == "short"
     assert run["as_asked"] is None
     assert run["as_it_ran"]["orders"] == 3
+
+
+def test_the_published_recipe_is_never_pruned_in_any_order(tmp_path: Path) -> None:
+    start = PublishedStart(source="a paper", batch_size=64, learning_rate=1e-3, axes={})
+    spec = tournament(searches=1, scheduler=SchedulerSpec(kind="none"), final_seeds=0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    given = {"vit-0003": start}
+    state = simulate(spec, WORLDS["null"], folder, slots=2, published=given).state
+    assert state.trials["vit-0003"].published == start
+    schedulers = {sweep.family: SchedulerSpec() for sweep in spec.sweeps}
+    for seed in range(3):
+        again = tmp_path / str(seed)
+        again.mkdir()
+        bare, world = recorded_order(state, schedulers, seed)
+        run = simulate(bare, world, again, slots=3, published=world.published)
+        (published,) = [trial for trial in run.state.trials.values() if trial.published]
+        assert world.order[published.trial] == "vit-0003"
+        assert published.status == "finished"
+        assert any(trial.status == "pruned" for trial in run.state.trials.values())

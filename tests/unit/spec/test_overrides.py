@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from orchestrator.spec import named_sweeps
-from orchestrator.spec.named_sweeps import apply_set, apply_sets, family_sweep, leaves
+from orchestrator.spec.named_sweeps import (
+    apply_set,
+    apply_sets,
+    family_sweep,
+    leaves,
+    lengthened,
+)
 from orchestrator.spec.spaces import Choice, LogUniform, Uniform, space_for
-from trainables.config import Recipe
+from trainables.config import Recipe, values_before
 from trainables.errors import UserError
 
 VIT = family_sweep("vit")
@@ -31,8 +37,14 @@ def test_every_leaf_of_the_spec_can_be_set() -> None:
         if section not in ("space", "grid", "warm_start")  # which are no leaves of one value
         for leaf in (value if isinstance(value, dict) else [None])
     }
+    unwritten = {
+        f"{owner.section}.{name}"
+        for owner in named_sweeps.SECTIONS
+        for name, value in values_before(owner).items()
+        if value == getattr(getattr(VIT, owner.section), name)
+    }
     # Written only where it is set.
-    assert set(leaves()) == paths - {"backbone.family"} | {"data.train_seed"}
+    assert set(leaves()) == paths - {"backbone.family"} | {"data.train_seed"} | unwritten
 
 
 @pytest.mark.parametrize(
@@ -129,11 +141,62 @@ def test_ranges_follow_optimizer_weights_scale_and_length_unless_set() -> None:
     assert small.backbone.weights == "hub"
     assert small.space == space_for("vit", weights="hub")
     assert apply_set(VIT, ["backbone.scale=small", "backbone.weights=none"]).space == VIT.space
-    longer = apply_set(VIT, ["scheduler.max_epochs=20"])
-    assert longer.space == space_for("vit", max_epochs=20)
+    assert apply_set(small, ["backbone.weights=none"]).space == VIT.space
+    decayed = apply_set(VIT, ["recipe.layer_decay=0.8", "backbone.weights=hub"])
+    assert decayed.space.keys() == small.space.keys() - {"recipe.layer_decay"}
+    assert apply_set(replace(VIT, space={}), ["backbone.weights=hub"]).space == {}
+    assert apply_set(VIT, ["scheduler.max_epochs=20"]).space == VIT.space
     own = apply_set(VIT, ["recipe.learning_rate=log(0.1,0.2)"])
     own = apply_set(own, ["recipe.optimizer=sgd"])
     assert own.space["recipe.learning_rate"] == LogUniform(0.1, 0.2)
+
+
+def test_the_first_rung_is_an_epoch_after_the_longest_warm_up_unless_set() -> None:
+    """From scratch a fifth of the trial at most, so 1.8 of 9 epochs; fine-tuned a tenth."""
+
+    def first(*texts: str) -> int:
+        return apply_set(VIT, texts).scheduler.grace_epochs
+
+    assert VIT.scheduler.grace_epochs == 3
+    assert first("backbone.weights=hub") == 2
+    assert first("scheduler.max_epochs=20") == 5
+    assert first("scheduler.max_epochs=2") == 2  # there is no rung then
+    assert first("recipe.warmup_share=0") == 1
+    assert first("recipe.warmup_epochs=2") == 3
+    assert first("recipe.warmup_epochs=uniform(0,3)") == 4
+    assert first("scheduler.grace_epochs=1") == 1
+    assert first("scheduler.grace_epochs=1", "scheduler.max_epochs=20") == 1
+
+
+def test_the_least_steps_follow_the_weights_and_give_way_to_a_number_of_epochs() -> None:
+    def steps(*texts: str) -> int | None:
+        return apply_set(VIT, texts).scheduler.least_steps
+
+    assert (steps(), steps("backbone.weights=hub")) == (1500, 500)
+    assert steps("scheduler.max_epochs=20") is None
+    assert steps("scheduler.least_steps=800", "backbone.weights=hub") == 800
+    assert steps("scheduler.least_steps=none") is None
+
+
+def test_families_of_one_run_share_the_steps_and_the_rung_that_one_of_them_needs() -> None:
+    both = [family_sweep("vit"), family_sweep("timm", model="resnet18", weights="hub")]
+    assert len({sweep.scheduler for sweep in both}) == 2
+    (shared,) = {sweep.scheduler for sweep in apply_sets(both, [])}
+    assert (shared.least_steps, shared.grace_epochs) == (1500, 3)
+    (longer,) = {sweep.scheduler for sweep in lengthened(apply_sets(both, []), 17)}
+    assert (longer.max_epochs, longer.grace_epochs) == (17, 5)
+    (kept,) = {sweep.scheduler for sweep in lengthened(apply_sets(both, []), 17, keeps_grace=True)}
+    assert kept.grace_epochs == 3
+
+
+def test_a_warm_up_that_is_set_takes_the_place_of_the_searched_one() -> None:
+    epochs = apply_set(VIT, ["recipe.warmup_epochs=2"])
+    assert "recipe.warmup_share" not in epochs.space
+    assert epochs.recipe.warmup_of(9) == 2
+    share = apply_set(epochs, ["recipe.warmup_share=uniform(0,0.1)"])
+    assert "recipe.warmup_share" in share.space
+    old = replace(VIT, space={"recipe.warmup_epochs": Uniform(0.0, 1.8)})
+    assert apply_set(old, ["recipe.warmup_share=0.1"]).space == {}
 
 
 def test_mirroring_follows_the_dataset_unless_set() -> None:
@@ -168,7 +231,8 @@ def test_a_family_prefix_reaches_one_family_of_a_run() -> None:
 
 def test_every_recipe_axis_has_a_type_that_set_understands() -> None:
     """A new axis with an unknown type would be taken as text in silence."""
-    known = {"str", "int", "float", "bool", "int | None", "float | None", "str | None"}
+    plain = ("str", "int", "float", "bool")
+    known = {*plain, *(f"{name} | None" for name in plain)}
     for owner in named_sweeps.SECTIONS:
         assert {field.type for field in fields(owner)} <= known
     assert "recipe.learning_rate" in leaves()

@@ -18,7 +18,9 @@ BROKEN: dict[str, list[Any]] = {
     "weight_decay": [-0.1, 11],
     "momentum": [-0.1, 1.0],
     "layer_decay": [0, 1.1],
+    "head_lr_multiplier": [0, 1001],
     "warmup_epochs": [-1],
+    "warmup_share": [-0.1, 0.6],
     "final_lr_fraction": [-0.1, 1.1],
     "freeze": ["none"],
     "head_epochs": [-1, 1.5],
@@ -27,6 +29,7 @@ BROKEN: dict[str, list[Any]] = {
     "clip_grad_norm": [0, -1],
     "ema_decay": [-0.1, 1.0],
     "augment": ["strong"],
+    "augment_set": ["deit", None],
     "flip": [1, "yes"],
     "random_erasing": [-0.1, 1.1],
     "mixup": [-1],
@@ -37,6 +40,14 @@ BROKEN: dict[str, list[Any]] = {
     "compile": ["true"],
     "channels_last": [0],
 }
+
+
+def test_warm_up_is_a_share_of_the_length_or_as_in_older_recipes_a_number_of_epochs() -> None:
+    assert Recipe(warmup_share=0.1).warmup_of(20) == 2
+    assert Recipe(warmup_share=0.0).warmup_of(20) == 0
+    old = Recipe.from_dict({"warmup_epochs": 3.0})
+    assert (old.warmup_of(20), old.warmup_of(4)) == (3, 2)  # half of the length at most
+    assert "warmup_share" not in old.as_dict()
 
 
 def test_the_default_is_valid() -> None:
@@ -87,6 +98,13 @@ def test_an_assignment_survives_json() -> None:
         epochs=9,
     )
     assert Assignment.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+
+
+def test_recipes_of_before_the_heads_multiplier_have_one_of_1() -> None:
+    old = Recipe().as_dict()
+    assert "head_lr_multiplier" not in old  # so hashes are those of before
+    assert Recipe.from_dict(old).head_lr_multiplier == 1.0
+    assert Recipe.from_dict(Recipe(head_lr_multiplier=4.0).as_dict()).head_lr_multiplier == 4.0
 
 
 def test_the_hash_is_of_the_content() -> None:

@@ -158,7 +158,8 @@ def test_tpe_keeps_away_from_where_others_train_now() -> None:
 
 
 def spec(folder: Path, *settings: str, trials: int = TPE_STARTUP_TRIALS + 4) -> RunSpec:
-    texts = ("scheduler.sampler=tpe", "scheduler.max_epochs=1", f"trials={trials}", *settings)
+    drawn = ("published_first=false", "scheduler.sampler=tpe", "scheduler.max_epochs=1")
+    texts = (*drawn, f"trials={trials}", *settings)
     return spec_of(["vit"], RunOptions(set=tuple(texts), storage=str(folder), name="r"))
 
 
@@ -176,7 +177,9 @@ def test_what_tpe_cannot_do_is_said_in_one_line(
 ) -> None:
     assert spec(tmp_path).mistakes() == []
     (wrong,) = spec(tmp_path, "backbone.weights=[none,w.safetensors]").mistakes()
-    assert wrong.startswith("backbone.weights, searched by tpe, must be hub, none or absolute")
+    assert wrong.startswith(
+        "backbone.weights, searched by tpe, must be hub, in1k, in21k, none or absolute"
+    )
     assert str(Path("w.safetensors").absolute()) in wrong
     (unknown,) = spec(tmp_path, "scheduler.sampler=grid").mistakes()
     assert "random, sobol, tpe; got 'grid'" in unknown

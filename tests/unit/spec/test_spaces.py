@@ -66,6 +66,14 @@ def test_every_family_searches_the_same_axes_and_says_why(weights: str, optimize
     assert "backbone.patch" not in spaces[0]
 
 
+def test_fine_tuning_searches_how_fast_layers_learn() -> None:
+    by_layer = {"recipe.layer_decay", "recipe.head_lr_multiplier"}
+    for weights in ("hub", "in21k", "some/file.safetensors"):
+        tuned = space_for("resnet", weights=weights)
+        assert set(tuned) - set(space_for("resnet")) == by_layer
+    assert tuned["recipe.layer_decay"] == Uniform(0.65, 1.0)
+
+
 def test_learning_rates_follow_optimizer_and_weights() -> None:
     def rates(**known: str) -> LogUniform:
         domain = space_for("vit", **known)["recipe.learning_rate"]  # type: ignore[arg-type]
@@ -77,10 +85,12 @@ def test_learning_rates_follow_optimizer_and_weights() -> None:
     assert rates(weights="some/file.safetensors") == rates(weights="hub")
 
 
-def test_warm_up_is_a_share_of_the_full_length() -> None:
-    short, long = (space_for("vit", max_epochs=epochs) for epochs in (2, 20))
-    assert short["recipe.warmup_epochs"] == Uniform(0.0, 0.4)
-    assert long["recipe.warmup_epochs"] == Uniform(0.0, 4.0)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_warm_up_is_a_share_of_the_full_length_around_what_is_usual(family: str) -> None:
+    for weights, middle in (("none", 0.1), ("hub", 0.05)):
+        shares = space_for(family, weights=weights)["recipe.warmup_share"]
+        assert shares == Uniform(0.0, 2 * middle)
+        assert shares.at(0.5) == middle
 
 
 def test_a_space_round_trips() -> None:

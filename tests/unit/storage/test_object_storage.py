@@ -49,6 +49,24 @@ def test_what_fails_is_tried_again_for_a_while_and_what_is_not_there_is_not(
     assert len(tries) == 1
 
 
+def test_a_part_of_a_file_is_read_or_said_to_be_missing(place: str) -> None:
+    object_storage.write_bytes(f"{place}/x", bytes(range(100)))
+    assert object_storage.read_range(f"{place}/x", 10, 5) == bytes(range(10, 15))
+    assert object_storage.read_range(f"{place}/x", 99, 1) == b"c"
+    with pytest.raises(StorageError, match="4 of the 5 bytes"):
+        object_storage.read_range(f"{place}/x", 96, 5)
+    with pytest.raises(FileNotFoundError):
+        object_storage.read_range(f"{place}/y", 0, 1)
+
+
+def test_files_that_are_left_out_stay_where_they_are(place: str, tmp_path: Path) -> None:
+    for name in (WHOLE, "a.arrow", "a.images.arrow"):
+        object_storage.write_bytes(f"{place}/f/{name}", b"x")
+    target = tmp_path / "target"
+    object_storage.get_folder(f"{place}/f", target, marker=WHOLE, without=".images.arrow")
+    assert sorted(path.name for path in target.iterdir()) == ["a.arrow", WHOLE]
+
+
 def test_a_folder_is_there_once_its_marker_is(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

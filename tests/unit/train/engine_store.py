@@ -1,4 +1,4 @@
-"""A small pixel store in memory, of classes that can be told apart, for the engine's tests."""
+"""A small image store in memory, of classes that can be told apart, for the engine's tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trainables.config import Assignment, BackboneSpec, DatasetFacts, DataSpec, Recipe
-from trainables.data.store import PixelStore, Split
+from trainables.data.store import ImageStore, Split
 
 
 @dataclass(frozen=True)
 class MemoryStore:
-    """What the engine uses of ``PixelStore``, over arrays instead of files."""
+    """What the engine uses of ``ImageStore``, over arrays instead of files."""
 
     info: DatasetFacts
     parts: dict[str, Split]
@@ -28,7 +28,7 @@ class MemoryStore:
 
 def small_store(
     *, train: int = 96, val: int = 50, side: int = 16, classes: int = 6, mirror_safe: bool = True
-) -> PixelStore:
+) -> ImageStore:
     """Noise around one coarse random picture a class; learnable in an epoch or two."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(40, 216, (classes, 4, 4, 3))
@@ -51,7 +51,7 @@ def small_store(
         mirror_safe=mirror_safe,
         skipped=0,
     )
-    return cast(PixelStore, MemoryStore(info, parts))
+    return cast(ImageStore, MemoryStore(info, parts))
 
 
 def assignment(

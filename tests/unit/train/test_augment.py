@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from trainables.config import AUGMENT_LEVELS, AUGMENT_SETS, LEVELS_OF_ALL_SETS, Recipe
 from trainables.data.rng import key_of, uniforms
 from trainables.train import augmentation
-from trainables.train.augmentation import LEVELS, Augmentation, InputTransform, Level, Mixing
+from trainables.train.augmentation import (
+    LEVELS,
+    Augmentation,
+    InputTransform,
+    Level,
+    Mixing,
+    level_of,
+)
 
 CPU = torch.device("cpu")
 PLAIN = InputTransform(image_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -26,11 +35,15 @@ def images(count: int = 12, side: int = 16, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
+EVERY_LEVEL = [LEVELS[chosen][name] for chosen in AUGMENT_SETS for name in AUGMENT_LEVELS]
+LIGHT = LEVELS["published"]["light"]
+
+
 def of(
-    level: Level | str, *, transform: InputTransform = PLAIN, seed: int = 0, **fields: float
+    level: Level, *, transform: InputTransform = PLAIN, seed: int = 0, **changes: float
 ) -> Augmentation:
-    made = LEVELS[level] if isinstance(level, str) else level
-    return Augmentation(level=made, transform=transform, seed=seed, mirror=True, **fields)
+    made = replace(level, **changes)  # type: ignore[arg-type]
+    return Augmentation(level=made, transform=transform, seed=seed, mirror=True)
 
 
 def chw(batch: Tensor) -> Tensor:
@@ -168,9 +181,10 @@ def test_the_hash_is_splitmix64() -> None:
     assert uniforms(key, torch.tensor([index]), 5)[0, 4].item() == expected
 
 
-@pytest.mark.parametrize("level", list(LEVELS))
-def test_pixels_depend_on_seed_epoch_and_image_alone(level: str) -> None:
-    pool = images(40)
+@pytest.mark.parametrize("side", [16, 40])
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+def test_pixels_depend_on_seed_epoch_and_image_alone(level: Level, side: int) -> None:
+    pool = images(40, side=side)
     augmentation = of(level, erasing=0.5)
     whole = augmentation(pool, torch.arange(40), 3)
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(0))
@@ -185,7 +199,9 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(level: str) -> None:
 
 
 def test_none_is_the_image_itself() -> None:
-    assert of("none")(images(), torch.arange(12), 1).equal(PLAIN.normalise(images()))
+    assert of(LEVELS["published"]["none"])(images(), torch.arange(12), 1).equal(
+        PLAIN.normalise(images())
+    )
 
 
 def crops_of(level: Level, *, mirror: bool, count: int = 3000) -> Tensor:
@@ -202,31 +218,148 @@ def crops_of(level: Level, *, mirror: bool, count: int = 3000) -> Tensor:
 
 
 def test_light_shifts_evenly_by_an_eighth_and_mirrors_half() -> None:
-    down, right, flipped = crops_of(LEVELS["light"], mirror=True).T
+    down, right, flipped = crops_of(LIGHT, mirror=True).T
     for offset in (down, right):
         counts = torch.bincount(offset + 2, minlength=5)
         assert len(counts) == 5
         assert ((counts - 600) ** 2 / 600).sum() < 25  # chi-square, 4 degrees: p = 5e-5
     assert abs(flipped.float().mean() - 0.5) < 0.04  # 4.4 standard errors
-    assert not crops_of(LEVELS["light"], mirror=False)[:, 2].any()
-    assert not crops_of(LEVELS["none"], mirror=True).any()
+    assert not crops_of(LIGHT, mirror=False)[:, 2].any()
+    assert not crops_of(LEVELS["published"]["none"], mirror=True).any()
 
 
-def test_levels_grow_stronger() -> None:
+def test_geometric_levels_grow_stronger() -> None:
     pool = images(400)
     plain = PLAIN.normalise(pool)
     shift = Level(mirror=False)
     assert of(shift)(pool, torch.arange(400), 0).equal(plain)
-    medium, heavy = LEVELS["medium"], LEVELS["heavy"]
+    levels = LEVELS["geometric"]
     names = ("degrees", "zoom", "shift", "jitter", "erasing")
-    values = [[getattr(level, name) for name in names] for level in LEVELS.values()]
+    values = [[getattr(level, name) for name in names] for level in levels.values()]
     assert all(np.all(np.array(a) <= b) for a, b in itertools.pairwise(values))
     distances = [
         (of(Level(mirror=False, degrees=x.degrees, zoom=x.zoom, jitter=x.jitter))(
             pool, torch.arange(400), 0) - plain).square().mean()
-        for x in (medium, heavy)
+        for x in (levels["medium"], levels["heavy"])
     ]  # fmt: skip
     assert 0 < distances[0] < distances[1]
+
+
+def test_published_levels_grow_stronger() -> None:
+    """In every strength that they have, and in what becomes of a smooth picture, not mirrored."""
+    medium, heavy = (LEVELS["published"][name] for name in ("medium", "heavy"))
+    names = ("operations", "magnitude", "erasing", "mixup", "cutmix", "drop_path")
+    assert all(getattr(medium, name) <= getattr(heavy, name) for name in names)
+    assert medium.crop is not None
+    assert heavy.crop is not None
+    assert medium.crop > heavy.crop
+    ramp = torch.linspace(0, 255, 32).round().to(torch.uint8)
+    pool = torch.stack((ramp.expand(32, 32), ramp[:, None].expand(32, 32), ramp.expand(32, 32)), -1)
+    pool = pool.expand(600, -1, -1, -1).contiguous()
+    transform = replace(PLAIN, image_size=32)
+    distances = [
+        (of(level, transform=transform, mirror=False)(pool, torch.arange(600), 0)
+         - transform(pool)).square().mean()
+        for level in (LIGHT, medium, heavy)
+    ]  # fmt: skip
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+def test_the_sets_agree_where_they_say_so() -> None:
+    for name in AUGMENT_LEVELS:
+        levels = {LEVELS[chosen][name] for chosen in AUGMENT_SETS}
+        assert (len(levels) == 1) == (name in LEVELS_OF_ALL_SETS)
+
+
+def test_a_recipe_adds_to_its_level_and_takes_nothing_away() -> None:
+    heavy = level_of(Recipe(augment="heavy"))
+    assert heavy == LEVELS["published"]["heavy"]
+    assert level_of(Recipe(augment="heavy", mixup=0.1, drop_path=0.05)) == heavy
+    axes = {"mixup": 1.5, "cutmix": 2.0, "random_erasing": 0.5, "drop_path": 0.3}
+    more = level_of(Recipe(augment="heavy", **axes))  # type: ignore[arg-type]
+    assert more == replace(heavy, mixup=1.5, cutmix=2.0, erasing=0.5, drop_path=0.3)
+
+
+# --- random resized crops ---------------------------------------------------------------------
+
+
+def as_theta(box: Tensor, height: int, width: int) -> Tensor:
+    """``theta`` (B, 2, 3) of boxes (B, 4): top, left, tall, wide in pixels."""
+    top, left, tall, wide = box.double().unbind(1)
+    none = torch.zeros_like(top)
+    across = torch.stack((wide / width, none, (2 * left + wide) / width - 1), 1)
+    along = torch.stack((none, tall / height, (2 * top + tall) / height - 1), 1)
+    return torch.stack((across, along), 1).float()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
+def test_a_sampled_box_is_torchvisions_resized_crop(shape: tuple[int, int]) -> None:
+    height, width = shape
+    batch = torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(2))
+    boxes = torch.tensor([[0, 0, height, width], [2, 3, 8, 8], [5, 1, 4, 12], [0, 4, 12, 3]])
+    made = augmentation.sample(batch, as_theta(boxes, height, width), 16)
+    for image, box, ours in zip(batch, boxes.tolist(), made, strict=True):
+        expected = tv.resized_crop(image, *box, [16, 16], antialias=False)
+        # At the box's edge torchvision repeats it; the warp sees the pixels beside it.
+        torch.testing.assert_close(ours[:, 3:-3, 3:-3], expected[:, 3:-3, 3:-3])
+
+
+def test_a_large_image_is_averaged_and_not_picked_from() -> None:
+    """Stripes of one pixel become grey, as they do where torchvision resizes with antialiasing."""
+    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64).contiguous()
+    whole = as_theta(torch.tensor([[0, 0, 64, 64]]), 64, 64)
+    assert (augmentation.sample(stripes, whole, 16) - 0.5).abs().max() < 1e-5
+
+
+def test_boxes_have_their_areas_ratios_and_places() -> None:
+    draws = uniforms(key_of(1, 1), torch.arange(20_000), 4).double()
+    theta = augmentation.crop_box(draws, 0.08)
+    width, height = theta[:, 0, 0], theta[:, 1, 1]
+    assert (theta[:, 0, 1] == 0).all()
+    area, ratio = width * height, width / height
+    assert area.min() >= 0.08 - 1e-9
+    torch.testing.assert_close(area, 0.08 + 0.92 * draws[:, 0])
+    assert ratio.min() >= 3 / 4 - 1e-9
+    assert ratio.max() <= 4 / 3 + 1e-9
+    assert abs(ratio.log().mean()) < 0.01  # as often wide as tall
+    small = area < 0.5  # where every ratio fits, its logarithm is uniform
+    assert abs(ratio[small].log().var() - (2 * np.log(4 / 3)) ** 2 / 12) < 0.001
+    for side, row in ((width, 0), (height, 1)):
+        centre = theta[:, row, 2]
+        assert (centre.abs() <= 1 - side + 1e-9).all()
+        assert abs(centre.mean()) < 0.02
+
+
+def test_composing_is_doing_one_after_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, then = (torch.randn(5, 2, 3, generator=generator).double() for _ in range(2))
+    place = torch.randn(5, 2, 1, generator=generator).double()
+    one = torch.ones(5, 1, 1).double()
+    between = then @ torch.cat((place, one), 1)
+    expected = first @ torch.cat((between, one), 1)
+    made = augmentation.compose(first, then) @ torch.cat((place, one), 1)
+    torch.testing.assert_close(made, expected)
+
+
+def test_a_resized_crop_mirrors_half_and_signs_never() -> None:
+    """Of a picture that grows brighter to the right, without RandAugment."""
+    ramp = torch.arange(16).to(torch.uint8).expand(16, 16)[..., None].expand(2000, 16, 16, 3)
+    level = Level(crop=0.25)
+    for mirror, share in ((True, 0.5), (False, 0.0)):
+        made = Augmentation(level=level, transform=PLAIN, seed=0, mirror=mirror)
+        batch = made(ramp.contiguous(), torch.arange(2000), 0)
+        mirrored = (batch[:, 0, 8, 15] < batch[:, 0, 8, 0]).float().mean()
+        assert abs(mirrored - share) < 0.05  # 4.5 standard errors
+
+
+def test_the_result_has_the_models_side() -> None:
+    for side in (8, 16, 48):
+        transform = replace(PLAIN, image_size=side, channels_last=True)
+        for level in EVERY_LEVEL:
+            batch = of(level, transform=transform)(images(), torch.arange(12), 0)
+            assert batch.shape == (12, 3, side, side)
+            assert batch.is_contiguous(memory_format=torch.channels_last)
+            assert batch.isfinite().all()
 
 
 def test_erasing_hits_its_share_with_its_areas() -> None:
@@ -246,7 +379,7 @@ def test_erasing_hits_its_share_with_its_areas() -> None:
 
 def test_the_erasing_axis_leaves_every_other_draw_alone() -> None:
     pool = images(50)
-    with_it, without = (of("light", erasing=p)(pool, torch.arange(50), 0) for p in (0.5, 0.0))
+    with_it, without = (of(LIGHT, erasing=p)(pool, torch.arange(50), 0) for p in (0.5, 0.0))
     kept = with_it != 0
     assert with_it[kept].equal(without[kept])
     assert not kept.all()

@@ -20,6 +20,7 @@ from trainables.config import Assignment, EpochReport
 from trainables.errors import Diverged, OutOfMemory, Preempted, UserError
 from trainables.evaluate.model import evaluate_split
 from trainables.finetune import fine_tune
+from trainables.storage.trial_files import STATE_FILE
 from trainables.train import checkpoint
 from trainables.train.learner import Batch
 from trainables.train.loop import World
@@ -37,6 +38,7 @@ EVERYTHING: dict[str, Any] = {
     "ema_decay": 0.9,
     "label_smoothing": 0.1,
     "layer_decay": 0.8,
+    "head_lr_multiplier": 3.0,
     "accumulation_steps": 2,
 }
 
@@ -206,6 +208,21 @@ def test_a_preempted_epoch_goes_on_from_its_step(calls: int, tmp_path: Path) -> 
     assert rest[0].metrics["train_seconds"] > 0
 
 
+def test_a_checkpoint_of_before_goes_on_with_its_own_levels(tmp_path: Path) -> None:
+    """It does not name their set: there was one."""
+    axes: dict[str, Any] = {"augment": "heavy", "augment_set": "geometric"}
+    whole = run(assignment("vit", checkpoint_folder=tmp_path / "whole", **axes))
+    file = Path(str(whole[0].checkpoint)) / STATE_FILE
+    state = json.loads(file.read_text())
+    del state["identity"]["recipe.augment_set"]
+    file.write_text(json.dumps(state))
+    again = {"checkpoint": whole[0].checkpoint, "checkpoint_folder": tmp_path / "rest"}
+    rest = run(assignment("vit", **again, **axes))
+    assert same(weights(rest[-1]), weights(whole[-1]))
+    with pytest.raises(UserError, match=r"recipe\.augment_set"):
+        run(assignment("vit", **again, augment="heavy"))
+
+
 def test_a_checkpoint_is_resumed_by_what_wrote_it(tmp_path: Path) -> None:
     first = run(assignment("resnet", epochs=1, checkpoint_folder=tmp_path))[0]
     for change, said in (
@@ -235,6 +252,8 @@ STILL: dict[str, Any] = {"learning_rate": 1e-30, "epochs": 1, "augment": "none"}
         {"augment": "light"},
         {"augment": "medium"},
         {"augment": "heavy"},
+        {"augment": "medium", "augment_set": "geometric"},
+        {"augment": "heavy", "augment_set": "geometric"},
         {"random_erasing": 1.0},
         {"drop_path": 0.5},
     ],
@@ -253,6 +272,7 @@ def test_training_axes_change_training_alone(axes: dict[str, Any]) -> None:
     [
         ({"clip_grad_norm": 1e6}, {"clip_grad_norm": None}),
         ({"layer_decay": 1.0, "warmup_epochs": 0.0}, {"warmup_epochs": 0.0}),
+        ({"head_lr_multiplier": 1.0}, {}),
         ({"freeze": "head_then_full", "head_epochs": 0}, {}),
         ({"augment": "none", "flip": True}, {"augment": "none", "flip": False}),
     ],
@@ -277,6 +297,7 @@ def test_neutral_values_change_nothing(
         {"weight_decay": 0.5},
         {"momentum": 0.5},
         {"layer_decay": 0.5},
+        {"head_lr_multiplier": 5.0},
         {"warmup_epochs": 0.0},
         {"final_lr_fraction": 0.9},
         {"freeze": "head"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,15 +16,35 @@ from torch import nn
 from tests.unit.train.engine_store import small_store
 from trainables.backbones import describe
 from trainables.config import BackboneSpec
+from trainables.data import batches
 from trainables.data.batches import BatchPlan, Pixels, load_pixels, shard
 from trainables.errors import Diverged
 from trainables.train.augmentation import InputTransform
 from trainables.train.learner import count_flops
-from trainables.train.loop import TrainedModel, World, predict, score
+from trainables.train.loop import (
+    EVAL_BATCH,
+    EVAL_PIXELS,
+    TrainedModel,
+    World,
+    eval_batch,
+    predict,
+    score,
+)
 from trainables.train.trial import Clock
 
 TRANSFORM = InputTransform(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CPU = torch.device("cpu")
+
+
+@contextmanager
+def patched(**values: int) -> Iterator[None]:
+    """Row groups and windows so small that few images make many."""
+    before = {name: getattr(batches, name) for name in values}
+    try:
+        vars(batches).update(values)
+        yield
+    finally:
+        vars(batches).update(before)
 
 
 def steps_of(images: int, per_worker: int, workers: int, seed: int, epoch: int) -> list[list[int]]:
@@ -102,10 +124,94 @@ def test_shards_cover_each_image_once(count: int, size: int) -> None:
     assert max(lengths) - min(lengths) <= 1
 
 
+# Images, images per step, workers, rows per group, images of a window.
+CUTS = st.tuples(
+    st.integers(1, 400),
+    st.sampled_from([(8, 1), (4, 2), (2, 4), (1, 8), (6, 1), (2, 3), (5, 1), (1, 5)]),
+    st.integers(1, 40),
+    st.integers(1, 200),
+)
+
+
+@given(CUTS, st.integers(0, 3), st.sampled_from([1.0, 0.3]))
+def test_an_order_by_row_groups_keeps_the_laws(
+    cut: tuple[int, tuple[int, int], int, int], epoch: int, share: float
+) -> None:
+    stored, (per_worker, workers), rows_per_group, window = cut
+    rows = np.flatnonzero(np.random.default_rng(0).random(stored) <= share)
+    plan = BatchPlan(images=len(rows), batch_size_per_worker=per_worker, world_size=workers)
+    if not plan.steps:
+        return
+    alone = replace(plan, batch_size_per_worker=plan.global_batch, world_size=1)
+    numbers = rows // rows_per_group
+    with patched(WINDOW_IMAGES=window, ROWS_PER_GROUP=rows_per_group):
+        order = plan.order(1, epoch, numbers)
+        steps = [
+            list(
+                plan.batches(
+                    torch.from_numpy(rows), seed=1, epoch=epoch, rank=rank, row_groups=numbers
+                )
+            )
+            for rank in range(workers)
+        ]
+        whole = list(
+            alone.batches(torch.from_numpy(rows), seed=1, epoch=epoch, rank=0, row_groups=numbers)
+        )
+        again = plan.order(1, epoch, numbers)
+    assert order.equal(again)
+    assert sorted(order.tolist()) == list(range(len(rows)))  # each image once
+    for step, block in enumerate(whole):
+        assert torch.cat([steps[rank][step] for rank in range(workers)]).equal(block)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_a_worker_needs_the_row_groups_of_its_lanes_in_every_epoch(workers: int) -> None:
+    plan = BatchPlan(images=2000, batch_size_per_worker=16 // workers, world_size=workers)
+    rows = torch.arange(2000)
+    with patched(WINDOW_IMAGES=320, ROWS_PER_GROUP=10):
+        numbers = rows.numpy() // 10
+        used: list[set[int]] = []
+        for rank in range(workers):
+            epochs = [
+                torch.cat(list(plan.batches(rows, seed=0, epoch=e, rank=rank, row_groups=numbers)))
+                for e in range(3)
+            ]
+            assert not epochs[0].equal(epochs[1])
+            used.append({int(row) // 10 for epoch in epochs for row in epoch})
+    # Neighbours share the row group on their border, where there is one.
+    assert sum(map(len, used)) <= 200 + workers - 1
+    assert all(max(groups) - min(groups) < 200 / workers + 1 for groups in used)
+
+
+def test_a_window_reads_few_row_groups_and_an_epoch_shuffles_them() -> None:
+    plan = BatchPlan(images=4800, batch_size_per_worker=16, world_size=1)
+    with patched(WINDOW_IMAGES=320, ROWS_PER_GROUP=10):
+        numbers = np.arange(4800) // 10
+        orders = [plan.order(0, epoch, numbers).numpy() for epoch in range(2)]
+        # 16 lanes, 2 row groups of each in a window
+        for order in orders:
+            windows = (numbers[order] for order in np.split(order, 15))
+            assert all(len(np.unique(window)) == 32 for window in windows)
+        different = plan.order(1, 0, numbers).numpy()
+    assert (orders[0] != orders[1]).mean() > 0.9
+    assert (orders[0] != different).mean() > 0.9
+    # A lane's images come from all of its length: the first step's mean rank is near the middle.
+    first = orders[0][:320].reshape(20, 16) - np.arange(16) * 300
+    assert ((first >= 0) & (first < 300)).all()
+    assert len(np.unique(first // 10)) > 10
+
+
+def test_few_images_come_in_the_pixel_stores_order() -> None:
+    plan = BatchPlan(images=500, batch_size_per_worker=16, world_size=1)
+    assert plan.order(3, 2, np.arange(500) // 64).equal(plan.order(3, 2))
+
+
 def test_pixels_on_the_cpu_are_the_map_itself() -> None:
     store = small_store(val=9)
     images = store.split("val").images
     pixels = load_pixels(store, "val", CPU)
+    assert isinstance(images, np.ndarray)
+    assert isinstance(pixels.images, torch.Tensor)
     assert pixels.images.data_ptr() == images.ctypes.data
     cut, positions = pixels.cut(torch.tensor([3, 1]))
     assert cut[positions].equal(torch.from_numpy(images[[3, 1]].copy()))
@@ -155,6 +261,29 @@ def test_the_shards_of_all_workers_make_up_the_split() -> None:
     assert not rest
     torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), whole)
     assert torch.cat([some for _, some in parts]).equal(labels)
+
+
+def test_large_images_are_evaluated_fewer_at_once() -> None:
+    """Upsampled on the device, by interpolation; the logits are those of all at once."""
+    store = small_store(val=70)
+    pixels = load_pixels(store, "val", CPU)
+    module = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(16 * 16 * 3, 6))
+    transform = replace(TRANSFORM, image_size=512)
+    model = replace(trained(module), transform=transform)
+    parts = list(predict(model, pixels, world=World()))
+    assert [len(labels) for _, labels in parts] == [16, 16, 16, 16, 6]
+    with torch.no_grad():
+        floats = TRANSFORM.normalise(pixels.images)
+        large = nn.functional.interpolate(floats, (512, 512), mode="bilinear")
+        torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), module(large))
+
+
+@given(st.integers(8, 1024))
+def test_no_batch_of_evaluation_has_more_pixels_than_that_of_small_images(side: int) -> None:
+    images = eval_batch(side)
+    assert images == EVAL_BATCH or (images + 1) * side**2 > EVAL_PIXELS
+    assert 1 <= images <= EVAL_BATCH
+    assert images * side**2 <= EVAL_PIXELS
 
 
 def test_top5_is_absent_where_it_would_say_nothing() -> None:

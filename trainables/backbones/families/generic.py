@@ -44,6 +44,8 @@ def member_named(model: str | None) -> Member:
         model=model,
         hub=cfg.hf_hub_id if cfg else None,
         image_size=int(cfg.input_size[-1]) if cfg else 224,
+        classes=cfg.num_classes if cfg else None,
+        test_image_size=int(cfg.test_input_size[-1]) if cfg and cfg.test_input_size else None,
     )
 
 

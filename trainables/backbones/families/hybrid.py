@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from trainables.backbones.adaptation import (
     FEWEST_TOKENS,
@@ -12,12 +13,15 @@ from trainables.backbones.adaptation import (
     Geometry,
     LearningRates,
     Member,
+    PublishedRecipe,
     Size,
     TimmArguments,
     choose_stem,
+    default_patch,
     few_tokens,
     largest_patch,
 )
+from trainables.backbones.families import vit
 from trainables.config import BackboneSpec
 from trainables.errors import UserError
 
@@ -36,6 +40,7 @@ MEMBERS = {
         model="vit_small_r26_s32_224",
         hub="timm/vit_small_r26_s32_224.augreg_in21k_ft_in1k",
         image_size=224,
+        classes=1000,
         patch=32,
         stride=32,
         size=Size(positions=16, params_m=36.030, gflops_per_image=2.2072, activation_mb=37.6),
@@ -44,11 +49,33 @@ MEMBERS = {
         model="vit_base_r50_s16_224",
         hub="timm/vit_base_r50_s16_224.orig_in21k",
         image_size=224,
+        classes=0,
         patch=16,
         stride=16,
         size=Size(positions=64, params_m=97.789, gflops_per_image=13.7929, activation_mb=79.5),
     ),
 }
+
+# None was published with weights of ImageNet-1k alone.
+ALIKE = {
+    "in21k": {
+        "small": replace(
+            MEMBERS["small"], hub="timm/vit_small_r26_s32_224.augreg_in21k", classes=21_843
+        ),
+        "base": MEMBERS["base"],
+    }
+}
+# 10,000 steps of warm-up in 300 epochs of 1,281,167 images.
+COATNET = PublishedRecipe(
+    source="Dai et al. 2021 (CoAtNet), appendix A.2, of ImageNet-1k: convolutions before attention",
+    learning_rate=1e-3,
+    batch_size=4096,
+    weight_decay=0.05,
+    warmup_share=10_000 / 93_834,
+    label_smoothing=0.1,
+    augment="heavy",
+)
+TUNED = replace(vit.MAE_TUNED, source=f"{vit.MAE_TUNED.source}: its attention is the ViT's")
 
 
 def has_stages(member: Member) -> bool:
@@ -69,7 +96,12 @@ def adapt(spec: BackboneSpec, member: Member, side: int) -> Adapted:
     stem = _stem(spec, member, side)
     stride = stride_of(member, stem)
     multiples = tuple(stride * n for n in (1, 2, 4, 8, 16) if stride * n <= max(side, stride))
-    patch = spec.patch if spec.patch is not None else largest_patch(side, multiples) or stride
+    patch = spec.patch
+    if patch is None and stem == "original":
+        patch = default_patch(spec, member, side, multiples)
+    elif patch is None:
+        patch = largest_patch(side, multiples)
+    patch = patch or stride
     if patch % stride or patch < 1 or (side % patch and patch != stride):
         valid = ", ".join(str(p) for p in multiples if side % p == 0 or p == stride)
         raise UserError(
@@ -140,6 +172,8 @@ FAMILY = Family(
         r"^(?:patch_embed\.proj|cls_token|reg_token|pos_embed|norm_pre)",
         r"^blocks\.(\d+)",
     ),
-    has_attention=True,
+    alike=ALIKE,
+    published_scratch=(COATNET,),
+    published_tuned=(TUNED,),
     exchanged_stem=exchanged_stem,
 )

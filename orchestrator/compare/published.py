@@ -1,0 +1,114 @@
+"""Published recipe → tuned: what each search gained over the recipe that it began with.
+
+The gain is the difference of two validation accuracies at full length. The tuned recipe is the best
+of its search on the very images that the gain is counted on, the published one was chosen by
+nobody: so the gain is too high by what that choice is worth, and 0 where tuning found nothing
+better. How much less a winner reaches on other images is said where finals are
+(:mod:`orchestrator.compare.gap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from orchestrator.compare.runs import Curve, Family, best_trial
+from orchestrator.ledger.state import TrialStatus
+
+NOT_PUBLISHED = "its search did not begin with a published recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchGain:
+    """One search: ``trial``, which has the published recipe, beside the best finished trial.
+
+    Accuracies are the best of a finished trial's epochs, fractions. ``gain`` is the second less the
+    first; ``None`` where one of them is missing or they trained for unequal lengths, for the reason
+    in ``why``.
+    """
+
+    search: str
+    trial: str
+    status: TrialStatus
+    published_val_top1: float | None
+    tuned_trial: str | None
+    tuned_val_top1: float | None
+    gain: float | None
+    why: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningGain:
+    """A family's searches; accuracies and ``gain`` are means over the ``n`` of them that have one.
+
+    ``source``: paper and section, ``axes`` what trial 0 has of it, ``moved`` what was published
+    where that is outside the searched range. ``why`` says why ``gain`` is missing.
+    """
+
+    family: str
+    source: str | None = None
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    moved: Mapping[str, Any] = field(default_factory=dict)
+    searches: tuple[SearchGain, ...] = ()
+    n: int = 0
+    published_val_top1: float | None = None
+    tuned_val_top1: float | None = None
+    gain: float | None = None
+    why: str | None = NOT_PUBLISHED
+
+
+def tuning_gain(family: Family) -> TuningGain | None:
+    """The family's gain; ``None`` where its recipes were laid out and not searched."""
+    if family.sweep is not None and (family.sweep.grid or not family.sweep.space):
+        return None
+    begun = [curve for curve in family.search if curve.state.published]
+    if not begun:
+        return TuningGain(family=family.label)
+    searches = tuple(_of_search(first, family.search) for first in begun)
+    pairs = [
+        (one.published_val_top1, one.tuned_val_top1)
+        for one in searches
+        if one.gain is not None
+        and one.published_val_top1 is not None
+        and one.tuned_val_top1 is not None
+    ]
+    published = fmean(first for first, _ in pairs) if pairs else None
+    tuned = fmean(best for _, best in pairs) if pairs else None
+    start = begun[0].state.published
+    assert start is not None
+    return TuningGain(
+        family=family.label, source=start.source, axes=start.axes, moved=start.moved,
+        searches=searches, n=len(pairs), published_val_top1=published, tuned_val_top1=tuned,
+        gain=None if published is None or tuned is None else tuned - published,
+        why=None if pairs else next((one.why for one in searches if one.why), None),
+    )  # fmt: skip
+
+
+def _of_search(first: Curve, trials: Sequence[Curve]) -> SearchGain:
+    own = [curve for curve in trials if curve.state.search_name == first.state.search_name]
+    tuned, published = best_trial(own), first.finished_top1
+    top1 = tuned.finished_top1 if tuned else None
+    why = None
+    if published is None:
+        why = _unfinished(first)
+    elif tuned and tuned.state.epoch != first.state.epoch:
+        why = (
+            f"{first.name} ended at epoch {first.state.epoch}, {tuned.name} at "
+            f"{tuned.state.epoch}: they do not compare"
+        )
+    gain = None if why or top1 is None or published is None else top1 - published
+    return SearchGain(
+        search=first.state.search_name, trial=first.name, status=first.status,
+        published_val_top1=published, tuned_trial=tuned.name if tuned else None,
+        tuned_val_top1=top1, gain=gain, why=why,
+    )  # fmt: skip
+
+
+def _unfinished(first: Curve) -> str:
+    if not first.status.is_final:
+        return f"{first.name} has not ended"
+    if first.status == TrialStatus.PRUNED:
+        return f"{first.name} was pruned after epoch {first.state.epoch}"
+    return f"{first.name} {first.status}"
