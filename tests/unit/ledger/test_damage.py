@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import resource
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from orchestrator.cli.main import group
 from orchestrator.ledger.events import Ledger, read, repair
 from orchestrator.ledger.session import data_mistakes
 from orchestrator.ledger.state import RunHeader, State, replay
 from trainables.config import DatasetFacts
 from trainables.errors import StorageError, UserError, storage_error
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "cifar10-tournament" / "ledger.jsonl"
 
 
 def test_a_record_that_has_no_room_leaves_nothing(tmp_path: Path) -> None:
@@ -61,6 +66,24 @@ def test_a_newer_schema_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="schema 2"):
         Ledger(path)
     assert path.read_bytes() == content
+
+
+def test_a_damaged_run_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = EXAMPLE.read_bytes().splitlines(keepends=True)
+    for name, content in {"good": lines, "bad": [*lines[:2], b"\0\0{\n", *lines[2:]]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ledger.jsonl").write_bytes(b"".join(content))
+    place = ["--storage", str(tmp_path), "--json"]
+    listed = CliRunner().invoke(group, ["status", *place])
+    assert [run["name"] for run in json.loads(listed.stdout)["runs"]] == ["good"]
+    assert [line for line in caplog.messages if "bad/ledger.jsonl, line 3, is damaged" in line]
+    compared = CliRunner().invoke(group, ["compare", "good", *place])
+    assert json.loads(compared.stdout)["schema"] == 1
+    for command in (["status", "bad"], ["compare", "bad"], ["compare", "good", "bad"]):
+        refused = CliRunner().invoke(group, [*command, *place])
+        assert isinstance(refused.exception, UserError)
+        assert "line 3, is damaged" in str(refused.exception)
+        assert "--repair bad" in str(refused.exception)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
