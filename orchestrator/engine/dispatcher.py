@@ -116,9 +116,10 @@ class Dispatcher:
     ) -> Order:
         """What to do next. ``incarnation`` names the worker group's life, ``running`` the trial
         that it holds in memory, ``nodes`` where its workers are, by rank."""
+        order = Order(command=SlotCommand.SHUTDOWN)
         with self._recording():
-            return await self._next_order(slot_name, incarnation, running, nodes)
-        return Order(command=SlotCommand.SHUTDOWN)
+            order = await self._next_order(slot_name, incarnation, running, nodes)
+        return order
 
     async def _next_order(
         self, slot_name: str, incarnation: str, running: str | None, nodes: Sequence[str]
