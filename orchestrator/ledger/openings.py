@@ -11,6 +11,7 @@ the two, the next one finds it registered and counts it once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -89,16 +90,19 @@ def upcoming(storage: str, openings: Iterable[Opening]) -> tuple[SplitOpening, .
 
 
 def registered(storage: str, test_hash: str) -> list[Opening]:
-    """All openings of a test split, the earliest first. Raises ``StorageError``."""
+    """All openings of a test split, the earliest first: as a register in a folder has them, whose
+    clock may have been set back; in object storage by their times. Raises ``StorageError``."""
     if not object_storage.is_remote(storage):
         path = _file(storage, test_hash)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    else:
-        uri = _folder(storage, test_hash)
-        uris = [f"{uri}/{file.name}" for file in object_storage.list_files(uri)]
-        with ThreadPoolExecutor(8) as readers:
-            lines = list(readers.map(object_storage.read_bytes, uris))
-    openings = [Opening.from_dict(json.loads(line)) for line in lines]
+        return [Opening.from_dict(json.loads(line)) for line in lines]
+    uri = _folder(storage, test_hash)
+    uris = [f"{uri}/{file.name}" for file in object_storage.list_files(uri)]
+    with ThreadPoolExecutor(8) as readers:
+        openings = [
+            Opening.from_dict(json.loads(content))
+            for content in readers.map(object_storage.read_bytes, uris)
+        ]
     return sorted(openings, key=lambda opening: opening.time)
 
 
@@ -120,7 +124,10 @@ def _append(storage: str, opening: Opening) -> list[Opening]:
             return before
         with path.open("ab", buffering=0) as file:
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # what a killed writer left
-            file.write(_line(opening))
+            end, line = path.stat().st_size, _line(opening)
+            if file.write(line) != len(line):
+                os.truncate(path, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
     return [*before, opening]
 

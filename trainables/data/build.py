@@ -76,10 +76,10 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> PixelStore:
         return stored
     source = locate(spec)
     path, key = _place(source, spec)
-    store = open_store(path)
+    store = _open_intact(path)
     if store is None:
         with _locked(path):
-            store = open_store(path) or _build_and_rename(source, spec, path, key)
+            store = _open_intact(path) or _build_and_rename(source, spec, path, key)
     train_images = store.info.counts["train"]
     if spec.train_limit is not None and spec.train_limit > train_images:
         log.info(
@@ -354,6 +354,23 @@ def _fetch(path: Path, content: str, remote: str) -> PixelStore | None:
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return open_store(path, content)
+
+
+def _open_intact(path: Path) -> PixelStore | None:
+    """:func:`open_store`, whose pixels are looked at once a process: a disk that lost some hands
+    out black images."""
+    store = open_store(path)
+    if store is None:
+        return None
+    sealed_ns = (path / INFO).stat().st_mtime_ns
+    return store if _was_intact(path, sealed_ns) else None
+
+
+@cache
+def _was_intact(path: Path, sealed_ns: int) -> bool:
+    """Of the store that was sealed then: one that is built again is looked at again."""
+    store = open_store(path)
+    return store is not None and _intact(store)
 
 
 def _intact(store: PixelStore) -> bool:

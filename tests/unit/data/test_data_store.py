@@ -84,6 +84,22 @@ def test_content_hash_is_the_same_in_another_folder(digits, tmp_path):
     assert prepare(DataSpec(folder=str(tmp_path))).info == digits.info
 
 
+def test_a_store_with_black_images_is_built_again(digits, tmp_path, caplog):
+    copy = tmp_path / digits.path.name
+    shutil.copytree(digits.path, copy)
+    content = bytearray((copy / "train.arrow").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 5000] = bytes(5000)
+    (copy / "train.arrow").write_bytes(content)
+    caplog.set_level("INFO", logger="trainables")
+    rebuilt = prepare(DataSpec(folder=str(tmp_path)))
+    assert any("damaged" in line for line in caplog.messages)
+    assert (rebuilt.split("train").images == digits.split("train").images).all()
+    caplog.clear()
+    assert prepare(DataSpec(folder=str(tmp_path))).path == copy
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("damage", ["cut", "no info", "info cut", "split missing", "other schema"])
 def test_a_damaged_store_is_built_again(digits, tmp_path, damage, caplog):
     shutil.copytree(digits.path, tmp_path / digits.path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.storage import object_storage, trial_files
+from trainables.train import checkpoint
 from trainables.train.loop import World
 from trainables.worker.serve import ActiveTrial
 
@@ -38,7 +40,7 @@ def stored(place: str, *names: str) -> None:
     for name in names:
         for file in ("model.safetensors", WHOLE):
             uri = f"{place}/run/checkpoints/vit-0000/{name}/{file}"
-            object_storage.write_bytes(uri, name.encode())
+            object_storage.write_bytes(uri, json.dumps({"name": name}).encode())
 
 
 def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path) -> None:
@@ -47,7 +49,8 @@ def test_a_node_fetches_the_checkpoint_that_it_lacks(place: str, tmp_path: Path)
     home = object_storage.working_copy(f"{place}/run") / "checkpoints" / "vit-0000"
     assert held.fetch() is None
     assert held.checkpoint == str(home / "attempt-1" / "epoch-0003")
-    assert (home / "attempt-1" / "epoch-0003" / WHOLE).read_text() == "attempt-1/epoch-0003"
+    state = json.loads((home / "attempt-1" / "epoch-0003" / WHOLE).read_text())
+    assert state == {"name": "attempt-1/epoch-0003"}
     assert held.assignment.checkpoint_folder == str(home / "attempt-2")
     # Its own next one replaces it here; there, what is kept is for the dispatcher to say.
     held.checkpoint = str(home / "attempt-2" / "epoch-0004")
@@ -76,3 +79,28 @@ def test_where_a_checkpoint_is_lost_an_earlier_one_serves_and_that_is_said(place
     shutil.rmtree(object_storage.working_copy(f"{place}/run"))
     assert again.fetch() == "attempt-1/epoch-0003 is in the storage no more: from the beginning"
     assert again.checkpoint is None
+
+
+def test_of_a_damaged_checkpoint_in_a_folder_the_one_before_serves(tmp_path: Path) -> None:
+    trial = tmp_path / "vit-0000"
+    for epoch in (1, 2, 3):
+        state = {"schema": 1, "epoch": epoch}
+        checkpoint.write(trial / "attempt-1" / f"epoch-000{epoch}", {}, state)
+    local = replace(
+        assignment("unused"),
+        remote=None,
+        checkpoint=str(trial / "attempt-1" / "epoch-0003"),
+        checkpoint_folder=str(trial / "attempt-2"),
+    )
+    assert ActiveTrial(local, World()).fetch() is None
+    (trial / "attempt-1" / "epoch-0003" / WHOLE).write_bytes(bytes(50))
+    held = ActiveTrial(local, World())
+    assert held.fetch() == "attempt-1/epoch-0003 is damaged: from attempt-1/epoch-0002"
+    assert held.checkpoint == str(trial / "attempt-1" / "epoch-0002")
+    # An epoch trained again is on no record; it stays all the same while its trial is here.
+    held.keep_only([str(trial / "attempt-1" / "epoch-0003")])
+    assert sorted(path.name for path in trial.glob("*/*")) == ["epoch-0002", "epoch-0003"]
+    (trial / "attempt-1" / "epoch-0002" / WHOLE).write_bytes(bytes(50))
+    last = ActiveTrial(local, World())
+    assert last.fetch() == "attempt-1/epoch-0003 is damaged: from the beginning"
+    assert last.checkpoint is None
