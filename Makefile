@@ -1,6 +1,7 @@
 # make demo    install into .venv, then run three families on digits and compare them
 # make test    the same environment plus test tools: lint, types, tests
 # make test-cluster   tests of jobs, of clusters of several nodes and of object storage
+# make test-faults    whatever may go wrong with a run, as one table; -long with 500 seeds
 # make check   lint, imports and types only
 # make clean   remove .venv and caches; runs/ stays
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -15,7 +16,7 @@ RUNTIME := .venv/.runtime-installed
 TEST := .venv/.test-installed
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-cluster check clean
+.PHONY: demo test test-cluster test-faults test-faults-long check clean
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -23,11 +24,21 @@ demo: $(RUNTIME)
 
 test: check
 	@echo "make: tests, two files at a time"
-	@$(PYTEST) -m "not cluster" --durations 20
+	@$(PYTEST) -m "not cluster and not faults" --durations 20
 
 test-cluster: $(TEST)
 	@echo "make: tests of jobs, of clusters of several nodes and of object storage"
 	@$(PYTEST) -m cluster --durations 20
+
+FAULTS := tests/integration/test_faults.py tests/unit/simulate/test_schedules.py
+
+test-faults: $(TEST)
+	@echo "make: faults"
+	@$(PYTEST) $(FAULTS) --durations 20
+
+test-faults-long: $(TEST)
+	@echo "make: faults, 500 seeds"
+	@FAULT_SEEDS=500 $(PYTEST) $(FAULTS) --durations 20
 
 check: $(TEST)
 	@echo "make: lint and types"

@@ -12,6 +12,7 @@ the two, the next one finds it registered and counts it once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -134,7 +135,10 @@ def _append(storage: str, opening: Opening) -> list[Opening]:
             return before
         with path.open("ab", buffering=0) as file:
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # what a killed writer left
-            file.write(_line(opening))
+            end, line = path.stat().st_size, _line(opening)
+            if file.write(line) != len(line):
+                os.truncate(path, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
     return [*before, opening]
 

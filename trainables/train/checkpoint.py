@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, values_before
 from trainables.errors import UserError
+from trainables.storage import digests
 from trainables.storage.trial_files import STATE_FILE
 
 SCHEMA = 1
@@ -40,7 +41,8 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
             # a copy where memory is shared or strided: safetensors stores plain dense tensors
             dense = {key: value.detach().contiguous() for key, value in values.items()}
             save_file(dense, temporary / f"{name}.safetensors")
-        text = json.dumps({"schema": SCHEMA, **state}, indent=1)
+        record = digests.sealed({"schema": SCHEMA, **state}, temporary, STATE_FILE)
+        text = json.dumps(record, indent=1)
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -107,10 +109,17 @@ def read_tensors(folder: Path, name: str) -> Tensors:
     try:
         tensors: Tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} is damaged ({error}). Fix: start from an earlier checkpoint, or without one"
-        ) from error
+        raise _damaged(file, str(error)) from error
+    # After the read: a file that is cut or no such file is told by safetensors' own words.
+    if damage := digests.damage_of(folder, STATE_FILE, only=file.name):
+        raise _damaged(file, damage)
     return tensors
+
+
+def _damaged(file: Path, how: str) -> UserError:
+    return UserError(
+        f"{file} is damaged ({how}). Fix: start from an earlier checkpoint, or without one"
+    )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -1,0 +1,283 @@
+"""Every fault that we know of, as a row of one table: ``make test-faults``.
+
+Whatever happens, a command ends with an exit code of the list and no traceback. A run that was
+interrupted goes on by the same command until it is done: no trial is lost, no epoch counts twice,
+and the winner is that of a run that nothing happened to. ``FAULT_SEEDS`` moves the moment at which
+a fault comes; ``make test-faults-long`` takes more of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator.compare.winners import winners
+from orchestrator.ledger.events import FILE_NAME
+from tests.integration.conftest import Shell
+from tests.integration.test_crashes import kill, outcome_of
+from tests.integration.test_sweep import epochs
+from trainables.errors import EXIT_CODES, RESUMABLE
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+# One slot and no pruning: whatever is trained again, every number can be compared.
+SWEEP = (
+    "sweep", "resnet", "--name", "run", "--trials", "2", "--max-epochs", "3",
+    "--set", "scheduler.kind=none", "--set", "resources.max_slots=1",
+    "--set", "data.train_limit=200", "--set", "recipe.batch_size_per_worker=20",
+)  # fmt: skip
+SEEDS = range(max(1, int(os.environ.get("FAULT_SEEDS", "1")) // 100))
+MAX_COMMANDS = 4  # that are typed until the run is done
+PARTS = {
+    "worker": "RayTrainWorker",
+    "dispatcher": "ray::Dispatcher",
+    "thin trial": "ray::ResourceTrainable",
+    "controller": "ray::TrainController",
+    "raylet": "raylet/raylet",
+    "GCS": "gcs_server",
+    "mirror": "orchestrator.tracking.follow",
+    "driver": "-m\0orchestrator\0sweep",
+}
+
+
+def refuse_tracebacks(code: int, *texts: str) -> None:
+    assert code in EXIT_CODES
+    assert all("Traceback" not in text for text in texts)
+
+
+# In the middle of a run: what happens to it, while its driver is at work.
+
+Fault = Callable[[Shell, "subprocess.Popen[str]"], None]
+
+
+def killed(*names: str) -> Fault:
+    def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
+        kill([pid for name in names for pid in shell.processes(PARTS[name])])
+
+    return fault
+
+
+def hung(name: str, seconds: float) -> Fault:
+    def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
+        stopped = shell.processes(PARTS[name])
+        assert stopped
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(seconds if number == signal.SIGSTOP else 0)
+
+    return fault
+
+
+def told_to_end(shell: Shell, driver: subprocess.Popen[str]) -> None:
+    """As ``timeout``, systemd and Slurm do: all of the process group."""
+    os.killpg(driver.pid, signal.SIGTERM)
+    assert driver.wait(60) == RESUMABLE
+
+
+def zeroed_checkpoint(shell: Shell, driver: subprocess.Popen[str]) -> None:
+    """The newest tensors of every trial become zeros between two sessions."""
+    told_to_end(shell, driver)
+    for file in (shell.folder("run") / "checkpoints").glob("*/*/*/*.safetensors"):
+        save_file({k: torch.zeros_like(v) for k, v in load_file(file).items()}, file)
+
+
+def black_store(shell: Shell, driver: subprocess.Popen[str]) -> None:
+    """A part of the prepared images becomes black between two sessions."""
+    told_to_end(shell, driver)
+    for file in Path(shell.env["ORCHESTRATOR_DATA"]).glob("*/train.arrow"):
+        content = bytearray(file.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 5000] = bytes(5000)
+        file.write_bytes(content)
+
+
+def torn_record(shell: Shell, driver: subprocess.Popen[str]) -> None:
+    """The last record is cut in the middle, as by a machine that lost its power."""
+    told_to_end(shell, driver)
+    ledger = shell.folder("run") / FILE_NAME
+    os.truncate(ledger, ledger.stat().st_size - 20)
+
+
+INTERRUPTIONS: dict[str, Fault] = {
+    **{f"kill -9 of the {name}": killed(name) for name in PARTS},
+    "kill -9 of worker and dispatcher at once": killed("worker", "dispatcher"),
+    "kill -9 of controller and worker at once": killed("controller", "worker"),
+    "SIGTERM to the process group": told_to_end,
+    "the worker hangs for 20 s": hung("worker", 20),
+    "the dispatcher hangs for 20 s": hung("dispatcher", 20),
+    "the controller hangs for 20 s": hung("controller", 20),
+    "checkpoints of zeros": zeroed_checkpoint,
+    "black images in the store": black_store,
+    "a torn last record": torn_record,
+}
+
+
+@pytest.fixture
+def own_pixels(shell: Shell, tmp_path: Path) -> Shell:
+    """A store that may be damaged."""
+    shell.env["ORCHESTRATOR_DATA"] = str(tmp_path / "pixels")
+    return shell
+
+
+@pytest.fixture(scope="module")
+def calm() -> dict[str, object]:
+    """What the sweep comes to where nothing happens: the first undisturbed run fills it."""
+    return {}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ["nothing", *INTERRUPTIONS])
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    name: str, seed: int, own_pixels: Shell, calm: dict[str, object]
+) -> None:
+    shell = own_pixels
+    driver = shell.start(*SWEEP)
+    if name != "nothing":
+        shell.wait_for("run", lambda state: epochs(state) > seed % 5)
+        INTERRUPTIONS[name](shell, driver)
+    out, err = driver.communicate(timeout=240)
+    # The driver itself may be what was killed; the shell says so, and it said nothing.
+    code, commands = driver.returncode, 1
+    if code == -signal.SIGKILL:
+        code = RESUMABLE
+    refuse_tracebacks(code, out, err)
+    while code == RESUMABLE and commands < MAX_COMMANDS:
+        code, out, err = shell(*SWEEP)
+        refuse_tracebacks(code, out, err)
+        commands += 1
+    assert code == 0, err
+    state = shell.state("run")
+    assert len(state.trials) == 2
+    assert {trial.status for trial in state.trials.values()} == {"finished"}
+    assert shell.reported_twice("run") == []
+    outcome = {"trials": outcome_of(state), "winner": winners(state)["resnet"].trial}
+    assert calm.setdefault("outcome", outcome) == outcome
+
+
+# Before a run: the environment and what is found there.
+
+Setting = Callable[[Shell], None]
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """Accepts connections, as a kernel does for whoever listens, and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def no_home(shell: Shell) -> None:
+    del shell.env["HOME"]
+
+
+def home_for_readers(shell: Shell) -> None:
+    shell.env["HOME"] = "/proc/1"
+
+
+def long_tmpdir(shell: Shell) -> None:
+    folder = shell.cwd / ("t" * 90)
+    folder.mkdir()
+    shell.env["TMPDIR"] = str(folder)
+
+
+def few_letters(shell: Shell) -> None:
+    shell.env["PYTHONIOENCODING"] = "latin-1"
+
+
+def files_named_as_libraries(shell: Shell) -> None:
+    for name in ("mlflow.py", "ray.py", "torch.py"):
+        (shell.cwd / name).write_text("raise SystemExit('this is not the library')\n")
+
+
+def damaged_ledger(shell: Shell) -> None:
+    folder = shell.folder("damaged")
+    folder.mkdir(parents=True)
+    (folder / FILE_NAME).write_text('{"time": 1.0, "event": "created"}\nhalf of a rec\n')
+
+
+PLAN = ("plan", "resnet", "--trials", "1")
+SETTINGS: dict[str, tuple[Setting, tuple[str, ...], tuple[int, ...]]] = {
+    "no HOME": (no_home, PLAN, (0,)),
+    "a HOME that cannot be written": (home_for_readers, PLAN, (0,)),
+    "a TMPDIR of 90 letters": (long_tmpdir, PLAN, (0,)),
+    "a terminal of few letters": (few_letters, PLAN, (0,)),
+    "files with the names of libraries": (files_named_as_libraries, PLAN, (0,)),
+    "a damaged ledger beside others": (damaged_ledger, ("status",), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_in_any_environment_a_command_works_or_says_in_a_line_why_not(
+    name: str, shell: Shell
+) -> None:
+    change, command, codes = SETTINGS[name]
+    change(shell)
+    code, out, err = shell(*command)
+    refuse_tracebacks(code, out, err)
+    assert code in codes, err
+
+
+def test_a_cluster_that_never_answers_is_refused_within_seconds(shell: Shell) -> None:
+    with silent_server() as address:
+        shell.env["RAY_ADDRESS"] = address
+        code, out, err = shell("sweep", "resnet", "--trials", "1")
+    refuse_tracebacks(code, out, err)
+    assert code == 2
+    assert f"no Ray answers at '{address}'" in err
+
+
+def test_a_driver_that_is_not_installed_is_named_without_the_password(shell: Shell) -> None:
+    uri = "postgresql://ann:canary-7f3a@127.0.0.1:1/mlflow"
+    code, out, err = shell("sweep", "resnet", "--trials", "1", "--tracking-uri", uri)
+    refuse_tracebacks(code, out, err)
+    assert code == 2
+    assert "canary-7f3a" not in out + err
+
+
+def test_a_database_of_an_older_mlflow_is_named_before_the_run(shell: Shell) -> None:
+    (shell.cwd / "runs").mkdir()
+    with sqlite3.connect(shell.cwd / "runs" / "mlflow.db") as database:
+        database.execute("create table alembic_version (version_num varchar(32) not null)")
+        database.execute("insert into alembic_version values ('451aebb31d03')")
+    code, out, err = shell("sweep", "resnet", "--trials", "1")
+    refuse_tracebacks(code, out, err)
+    assert code == 2
+    assert "mlflow db upgrade" in err
+    assert not shell.folder("resnet-digits").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount a disk")
+def test_a_full_disk_stops_the_run_and_fails_no_trial(shell: Shell, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(small, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        code, out, err = shell(*SWEEP, "--storage", str(disk))
+        refuse_tracebacks(code, out, err)
+        assert code == RESUMABLE, err
+        subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
+        code, out, err = shell(*SWEEP, "--storage", str(disk))
+        refuse_tracebacks(code, out, err)
+        assert code == 0, err
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
