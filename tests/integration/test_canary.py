@@ -1,5 +1,5 @@
-"""A password that would be recognised anywhere, where users put theirs: after a real run it is in no
-file, no output, no artifact and no list of processes."""
+"""A password that would be recognised anywhere, where users put theirs: after a real run it is in
+no file, no output, no artifact and no list of processes."""
 
 from __future__ import annotations
 
