@@ -3,6 +3,7 @@
 # make test-cluster   tests of jobs, of clusters of several nodes and of object storage
 # make test-faults    whatever may go wrong with a run, as one table; -long with 500 seeds
 # make check   lint, imports and types only
+# make hashes  write requirements-hashed.txt anew from constraints.txt; needs uv
 # make clean   remove .venv and caches; runs/ stays
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -16,7 +17,7 @@ RUNTIME := .venv/.runtime-installed
 TEST := .venv/.test-installed
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-cluster test-faults test-faults-long check clean
+.PHONY: demo test test-cluster test-faults test-faults-long check hashes clean
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -46,6 +47,15 @@ check: $(TEST)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
+
+# Without the addresses of a registry: whoever installs says where from.
+hashes:
+	@command -v uv >/dev/null || { echo "make: needs uv. Fix: pip install uv" >&2; exit 1; }
+	@grep '^#' requirements-hashed.txt >.hashes
+	@uv pip compile pyproject.toml --extra tpe -c constraints.txt --python-version 3.11 \
+		--python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet >>.hashes || { rm .hashes; exit 1; }
+	@mv .hashes requirements-hashed.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -176,7 +176,10 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         each = _reader(args[0])
         return lambda value: None if value is None else tuple(map(each, value))
     if origin is Mapping and (of := _reader(args[1])) is not _as_it_is:
-        return lambda value: {key: of(entry) for key, entry in (value or {}).items()}
+        absent = type(None) if NoneType in kinds else dict
+        return lambda value: (
+            absent() if value is None else {key: of(entry) for key, entry in value.items()}
+        )
     return _as_it_is
 
 
@@ -302,8 +305,9 @@ class BackboneSpec(Spec, section="backbone"):
     writes it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
     ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). ``hub_pins`` are
-    the revisions of the hub's repositories, ``REPOSITORY@COMMIT``, that are loaded; a run writes
-    them down when it begins. Names are checked by :func:`trainables.backbones.check_backbone`.
+    the revisions of the hub's repositories that are loaded, ``REPOSITORY@COMMIT`` and more of them
+    after a blank; a run writes them down when it begins. Names are checked by
+    :func:`trainables.backbones.check_backbone`.
     """
 
     family: str
@@ -313,7 +317,7 @@ class BackboneSpec(Spec, section="backbone"):
     image_size: int | None = ruled(None, 8, 1024, unit="pixels", fix=32)
     patch: int | None = ruled(None, 1, 1024, unit="pixels", fix=4)
     stem: str = "auto"
-    hub_pins: tuple[str, ...] = field(default=(), metadata=OPERATIONAL)
+    hub_pins: str | None = field(default=None, metadata=OPERATIONAL)
 
     def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
         """As in specs from before ``hub_pins`` where there are none, so that its hash is theirs."""

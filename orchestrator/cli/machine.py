@@ -51,7 +51,7 @@ def _store(source: str, sets: tuple[str, ...]) -> ImageStore:
 @SET
 def prepare(dataset: str, set: tuple[str, ...]) -> None:
     """Read DATASET (a name or a path) into its image store, once; prints the store's folder."""
-    click.echo(str(_store(dataset, set).path))
+    echo(str(_store(dataset, set).path))
     sweep = f"orchestrator sweep vit --dataset {dataset}"
     log.info(f"next: orchestrator data info {dataset}, or {sweep}")
 
@@ -186,7 +186,7 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
-    click.echo(f"http://127.0.0.1:{port}")
+    echo(f"http://127.0.0.1:{port}")
     log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
     _serve(command)
 

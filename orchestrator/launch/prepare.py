@@ -494,12 +494,12 @@ def _with_hub_pins(spec: RunSpec, begun: State) -> RunSpec:
     that the spec names, else what the hub has now."""
     recorded = {sweep.family: sweep.backbone.hub_pins for sweep in begun.spec.sweeps}
 
-    def pins(sweep: SweepSpec) -> tuple[str, ...]:
+    def pins(sweep: SweepSpec) -> str | None:
         if begun.begun or sweep.backbone.hub_pins:
             return recorded.get(sweep.family, sweep.backbone.hub_pins)
         backbones = {variant.backbone for variant in sweep.variants("backbone.")}
         current = {current_pin(one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones}
-        return tuple(sorted(pin for pin in current if pin is not None))
+        return " ".join(sorted(pin for pin in current if pin is not None)) or None
 
     pinned = (replace(sweep.backbone, hub_pins=pins(sweep)) for sweep in spec.sweeps)
     sweeps = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
 from email.message import Message
 from pathlib import Path
 
@@ -21,10 +20,13 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 COMMIT_HEADER = "X-Repo-Commit"
 
 
-def pinned(repository: str | None, pins: Iterable[str]) -> str | None:
-    """The revision that one of ``pins`` (``REPOSITORY@COMMIT``) wants of the repository."""
-    revisions = dict(pin.split("@", 1) for pin in pins)
-    return revisions.get(repository or "")
+def pinned(repository: str | None, pins: str | None) -> str | None:
+    """The revision that one of ``pins`` (``REPOSITORY@COMMIT``, divided by blanks) wants of the
+    repository."""
+    revisions = {
+        name: commit for name, _, commit in (p.partition("@") for p in (pins or "").split())
+    }
+    return revisions.get(repository or "") or None
 
 
 def current_pin(spec: BackboneSpec, *, timeout_s: float) -> str | None:

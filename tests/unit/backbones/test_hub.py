@@ -107,18 +107,18 @@ def test_a_pin_loads_its_revision_though_the_hub_has_moved_on(hub: Hub) -> None:
     pin = current_pin(SPEC, timeout_s=5)
     assert pin == f"{REPOSITORY}@{OLD}"
     hub.main = NEW
-    pinned = replace(SPEC, hub_pins=(pin,))
+    pinned = replace(SPEC, hub_pins=pin)
     assert check_weights(pinned) == []
     assert built(pinned).equal(first_weights(OLD, hub))
     assert not built(pinned).equal(first_weights(NEW, hub))
     # The cache has the old one only: another pin looks past it.
-    newer = replace(SPEC, hub_pins=(f"{REPOSITORY}@{NEW}",))
+    newer = replace(SPEC, hub_pins=f"{REPOSITORY}@{NEW}")
     assert built(newer).equal(first_weights(NEW, hub))
     assert built(pinned).equal(first_weights(OLD, hub))
 
 
 def test_a_revision_that_is_gone_is_named_and_no_other_is_taken(hub: Hub) -> None:
-    gone = replace(SPEC, hub_pins=(f"{REPOSITORY}@{'c' * 40}",))
+    gone = replace(SPEC, hub_pins=f"other/one@{OLD} {REPOSITORY}@{'c' * 40}")
     [mistake] = check_weights(gone)
     assert "404" in mistake
     assert REPOSITORY in mistake
@@ -135,21 +135,21 @@ def test_a_run_writes_its_revision_down_and_keeps_it(
         return prepare.prepare(asked, None, RunOptions()).spec
 
     first = prepared(spec)
-    assert first.sweeps[0].backbone.hub_pins == (f"{REPOSITORY}@{OLD}",)
+    assert first.sweeps[0].backbone.hub_pins == f"{REPOSITORY}@{OLD}"
     assert first.hash() == spec.hash()  # operational: the same run
     begin(first, spec.folder, "s", datasets={}, geometry={}, forecast=None)
     hub.main = NEW
     again = prepared(spec)
-    assert again.sweeps[0].backbone.hub_pins == (f"{REPOSITORY}@{OLD}",)
+    assert again.sweeps[0].backbone.hub_pins == f"{REPOSITORY}@{OLD}"
     begin(again, spec.folder, "t", datasets={}, geometry={}, forecast=None)
     [trial] = state_of(spec.folder).trials.values()
-    assert trial.assignment.backbone.hub_pins == (f"{REPOSITORY}@{OLD}",)
+    assert trial.assignment.backbone.hub_pins == f"{REPOSITORY}@{OLD}"
     other = prepared(replace(spec, name="other"))
-    assert other.sweeps[0].backbone.hub_pins == (f"{REPOSITORY}@{NEW}",)
+    assert other.sweeps[0].backbone.hub_pins == f"{REPOSITORY}@{NEW}"
 
 
 def test_what_has_no_pin_is_written_as_before() -> None:
     assert "hub_pins" not in json.dumps(BackboneSpec(family="vit").as_dict())
-    pinned = replace(SPEC, hub_pins=(f"{REPOSITORY}@{OLD}",))
+    pinned = replace(SPEC, hub_pins=f"{REPOSITORY}@{OLD}")
     assert BackboneSpec.from_dict(json.loads(json.dumps(pinned.as_dict()))) == pinned
     assert current_pin(BackboneSpec(family="vit"), timeout_s=1) is None
