@@ -176,12 +176,13 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         each = _reader(args[0])
         return lambda value: None if value is None else tuple(map(each, value))
     if origin is Mapping and (of := _reader(args[1])) is not _as_it_is:
-        may_be_none = NoneType in kinds
-        return lambda value: (
-            None
-            if value is None and may_be_none
-            else {key: of(entry) for key, entry in (value or {}).items()}
-        )
+
+        def read(value: Any) -> Any:
+            if value is None:
+                return None if NoneType in kinds else {}
+            return {key: of(entry) for key, entry in value.items()}
+
+        return read
     return _as_it_is
 
 
