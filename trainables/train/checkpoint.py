@@ -65,7 +65,8 @@ def identity(assignment: Assignment, dataset_hash: str | None) -> State:
 
 def read_state(folder: Path, expected: State | None = None) -> State:
     """The JSON part, of the trial of the ``expected`` :func:`identity` (``None``: of any). Raises
-    ``UserError`` where ``folder`` holds no checkpoint of this schema, or another trial's."""
+    ``UserError`` where ``folder`` holds no checkpoint of this schema, another trial's, or something
+    else than was written."""
     try:
         state: State = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -78,6 +79,9 @@ def read_state(folder: Path, expected: State | None = None) -> State:
             f"the checkpoint {folder} has schema {state.get('schema')}; this version reads "
             f"{SCHEMA}. Fix: start without a checkpoint"
         )
+    if damage := digests.damage_of(folder, STATE_FILE, only=STATE_FILE):
+        raise _damaged(folder / STATE_FILE, damage)
+    state = {key: value for key, value in state.items() if key != digests.KEY}
     expected = expected or {}
     different = [key for key in expected if expected[key] != state["identity"].get(key)]
     if different:
@@ -100,7 +104,6 @@ def read_tensors(folder: Path, name: str) -> Tensors:
         tensors: Tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise _damaged(file, str(error)) from error
-    # After the read: a file that is cut or no such file is told by safetensors' own words.
     if damage := digests.damage_of(folder, STATE_FILE, only=file.name):
         raise _damaged(file, damage)
     return tensors
