@@ -181,11 +181,11 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
         raise UserError(
             f"there is no MLflow store at {file} yet. Fix: orchestrator demo, or --storage FOLDER"
         )
-    raise_if_any(store.can_record(uri))
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
+    raise_if_any(store.can_record(uri))
     echo(f"http://127.0.0.1:{port}")
     log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
     _serve(command)

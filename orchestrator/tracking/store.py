@@ -28,7 +28,9 @@ from orchestrator.spec.run import run_folder
 from trainables.printable import login_of, with_login, without_login
 
 TIMEOUT_S = 5.0
-PROBE_TIMEOUT_S = 60.0  # MLflow's client takes seconds to load, and a first answer may, too
+# MLflow's client takes seconds to load, a minute on a machine that others keep busy; a server that
+# says nothing is found out before.
+PROBE_TIMEOUT_S = 180.0
 BEHIND, REFUSED = 1, 2  # exit codes of the mirror: an outage; what no waiting mends
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")

@@ -15,6 +15,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,10 +253,12 @@ def test_a_driver_that_is_not_installed_is_named_without_the_password(shell: She
 
 
 def test_a_database_of_an_older_mlflow_is_named_before_the_run(shell: Shell) -> None:
-    (shell.cwd / "runs").mkdir()
-    with sqlite3.connect(shell.cwd / "runs" / "mlflow.db") as database:
-        database.execute("create table alembic_version (version_num varchar(32) not null)")
-        database.execute("insert into alembic_version values ('451aebb31d03')")
+    file = shell.cwd / "runs" / "mlflow.db"
+    file.parent.mkdir()
+    create = "import sys; from mlflow import MlflowClient as C; C(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", create, f"sqlite:///{file}"], env=shell.env, check=True)
+    with sqlite3.connect(file) as database:
+        database.execute("update alembic_version set version_num = '451aebb31d03'")
     code, out, err = shell("sweep", "resnet", "--trials", "1")
     refuse_tracebacks(code, out, err)
     assert code == 2
