@@ -17,7 +17,6 @@ from typing import Any
 from orchestrator import process
 from orchestrator.ledger import session
 from orchestrator.spec.run import RunSpec, SweepSpec
-from trainables.backbones import describe
 from trainables.config import Assignment, DatasetFacts, Recipe
 from trainables.errors import raise_if_any
 
@@ -51,7 +50,7 @@ def refuse_broken(
             label = f"{sweep.family}-{len(request)}"
             facts = images[sweep.family]
             request[label] = {
-                "assignment": _without_download(assignment, facts).as_dict(),
+                "assignment": assignment.as_dict(),
                 "height": facts.height,
                 "width": facts.width,
                 "classes": len(facts.class_names),
@@ -107,16 +106,6 @@ def _small(recipe: Recipe, others: Sequence[Recipe], sweep: SweepSpec) -> Recipe
         precision=precision,
         compile=False,
     )
-
-
-def _without_download(assignment: Assignment, images: DatasetFacts) -> Assignment:
-    """With random weights in the shape of those that would have to be fetched."""
-    backbone = assignment.backbone
-    if "/" in backbone.weights or backbone.weights == "none":
-        return assignment
-    trained = describe(backbone, height=images.height, width=images.width)
-    stem, patch = trained.stem or backbone.stem, trained.patch
-    return replace(assignment, backbone=replace(backbone, weights="none", stem=stem, patch=patch))
 
 
 def _mistake(sweep: SweepSpec, assignment: Assignment, error: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from trainables.config import Assignment, DataSpec
+from trainables.config import NAMED_WEIGHTS, Assignment, DataSpec
 from trainables.errors import one_line
 from trainables.train.loop import World
 from trainables.train.measure import NEVER, noise
@@ -25,7 +25,8 @@ from trainables.train.trial import Trial
 def take_step(assignment: Assignment, *, height: int, width: int, classes: int) -> None:
     """Build the assignment's model and train it on one batch of noise; raises what a worker would.
 
-    The whole network learns, also where only its head does at first.
+    The whole network learns, also where only its head does at first. Nothing is downloaded: weights
+    of the hub are drawn, for the model and the side that they are published for.
     """
     recipe = assignment.recipe
     store = noise(train=recipe.batch_size_per_worker, height=height, width=width, classes=classes)
@@ -38,7 +39,8 @@ def take_step(assignment: Assignment, *, height: int, width: int, classes: int) 
             checkpoint_folder=folder,
             remote=None,
         )
-        trial = Trial(alone, World(device="cpu"), store)
+        load = assignment.backbone.weights not in NAMED_WEIGHTS
+        trial = Trial(alone, World(device="cpu"), store, load=load)
         trial.progress.epoch = recipe.head_epochs if recipe.freeze == "head_then_full" else 0
         trial.train(lambda: False)
 

@@ -282,14 +282,6 @@ def test_no_more_is_decoded_ahead_than_said(root: Path, tmp_path: Path) -> None:
     decoded.close()  # type: ignore[attr-defined]
 
 
-def test_a_picture_that_cannot_be_decoded_any_more_raises(root: Path, tmp_path: Path) -> None:
-    _, store = stores_of(root, tmp_path)
-    path = store.path / "val.images.arrow"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(OSError, match="cannot identify image"):
-        store.split("val").images[:2]
-
-
 # --- object storage -----------------------------------------------------------------------------
 
 
