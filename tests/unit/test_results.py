@@ -99,3 +99,20 @@ def test_the_readme_names_hardware_versions_and_n(committed: dict[str, Any]) -> 
     for family in committed["families"]:
         assert f"{family['final']['test_top1']['mean']:.3f}" in text
         assert f"n = {len(family['final']['seeds'])}" in text
+
+
+def test_the_table_of_published_recipes_follows_from_its_ledger() -> None:
+    folder = ROOT / "examples" / "published-to-tuned"
+    rows = re.findall(
+        r"^\| (\w+) \|.*\| ([\d.]+) % \|.*\| ([\d.]+) % \| ([\d.]+) \|$",
+        (folder / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    starts = compare([load(folder)]).as_dict()["published_recipes"]
+    assert len(rows) == len(starts) == 4
+    for (family, *texts), start in zip(rows, starts, strict=True):
+        values = [start[name] for name in ("published_val_top1", "tuned_val_top1", "gain")]
+        assert (family, start["n"]) == (start["family"], 1)
+        assert [float(text) for text in texts] == pytest.approx(
+            [100 * value for value in values], abs=0.051
+        )
