@@ -72,7 +72,8 @@ def main() -> None:
     if options.quick:
         epochs, seeds, images = 1, 2, 128
     record = options.out.with_suffix(".runs.jsonl")
-    deadline = time.monotonic() + 60 * (options.stop_after or float("inf"))
+    minutes = float("inf") if options.stop_after is None else options.stop_after
+    deadline = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = pictures(options.data, folder, quick=options.quick)

@@ -21,11 +21,12 @@ the share of the device's bf16 peak where that is known. About 30 minutes on 2 c
 (``benchmarks/execution.py``): fp32, bf16, channels last, compiled. The result goes to
 benchmarks/results/step-DEVICE.json, a summary to the last line of stdout.
 
-``--sides 64 224`` measures A beside B on pixels of these sides too, at tiny scale and 32 images a
-step (``ratio_to_compute_by_side``). ``--feed`` measures the encoded store beside a DataLoader over
-the same files, images/s and memory (``benchmarks/feeding.py``). ``--scales``
-without a name leaves out what is above. Asked: ``ratio_to_compute`` of 0.97 at 32 and 64 px and 0.9
-at 224, and 1.5 times the DataLoader's images/s from the encoded store.
+``--sides 64 224`` measures A beside B on pixels of these sides too, at tiny scale and 128 images a
+step up to 64 px, 32 at larger sides (``ratio_to_compute_by_side``). ``--feed`` measures the
+encoded store beside a DataLoader over the same files, images/s and memory
+(``benchmarks/feeding.py``). ``--scales`` without a name leaves out what is above. Asked:
+``ratio_to_compute`` of 0.97 at 32 and 64 px and 0.9 at 224, and 1.5 times the DataLoader's images/s
+from the encoded store.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ BATCH_SIZES = {"cpu": {"tiny": 128, "small": 32}, "cuda": {"tiny": 1024, "small"
 SCALES = ("tiny", "small")
 WORKERS = (0, 2)
 WAYS_ROUNDS = 10
-SIDE_BATCH, SIDE_IMAGES, SIDE_ROUNDS = 32, 320, 10
+SIDE_STEPS, SIDE_ROUNDS = 10, 10
+SMALL_SIDE, LARGE_SIDE_BATCH = 64, 32  # up to so many pixels the batch of the rest is used
 FEED_SIDES = (64, 224)
 FEED_IMAGES, FEED_ROUNDS = 640, 5
 VAL_FRACTION = 0.001  # evaluation is not measured, and would part A from B in time
@@ -129,7 +131,8 @@ def measure_side(
     side: int, families: list[str], folder: Path, device: torch.device, quick: bool
 ) -> dict[str, Any]:
     """By family: A beside B, at tiny scale on pixels of ``side``."""
-    images = 2 * SIDE_BATCH if quick else SIDE_IMAGES
+    batch_size = LARGE_SIDE_BATCH if side > SMALL_SIDE else BATCH_SIZES["cpu"]["tiny"]
+    images = (2 if quick else SIDE_STEPS) * batch_size
     source = collages(folder / "pictures", images, (side, side))
     data = DataSpec(
         source=str(source), folder=str(folder / "stores"), short_side=side, store="pixels"
@@ -137,7 +140,7 @@ def measure_side(
     store, effort = prepare(data), QUICK if quick else Effort(rounds=SIDE_ROUNDS)
     found = {}
     for family in families:
-        recipe = Recipe(batch_size_per_worker=SIDE_BATCH)
+        recipe = Recipe(batch_size_per_worker=batch_size)
         assignment = from_random_weights(family, "tiny", recipe, data)
         torch.manual_seed(0)
         plain = Plain(assignment, store, device)

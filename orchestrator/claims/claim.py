@@ -213,9 +213,9 @@ class Claim:
         laid_out = {OF_A_PRESET}
         if recipe["augment"] in LEVELS_OF_ALL_SETS and not self._varies("recipe.augment"):
             laid_out.add("augment_set")  # makes no difference: a rule of before it is the same rule
-        # As pixels a rule of before there was a choice is the same rule.
-        data = replace(sweep.data, store="pixels").as_dict(operational=False)
-        own = ("source", "archive", "train_limit", "val_fraction")  # laid out, or the user's
+        data = sweep.data.as_dict(operational=False)
+        # Laid out, or the user's; either form of the store holds the same images.
+        own = ("source", "archive", "train_limit", "val_fraction", "store")
         return {
             "recipe": {name: value for name, value in recipe.items() if name not in laid_out},
             "backbone": sweep.backbone.as_dict(),

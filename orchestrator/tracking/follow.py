@@ -226,6 +226,13 @@ def follow(
     """
     delay_s = POLL_S
     out_since: float | None = None
+
+    def tell_that_it_is_back() -> None:
+        nonlocal out_since
+        if out_since is not None:
+            log.info(f"MLflow is back after {time.monotonic() - out_since:.0f} s, in step")
+            out_since = None
+
     with _only_mirror_of(run_folder, ended.is_set, GIVE_UP_S):
         mirror = Mirror(run_folder, tracking_uri, experiment)
         while not ended.wait(delay_s):
@@ -239,9 +246,7 @@ def follow(
                     log.warning(f"MLflow at {place} is out, records wait: {outage}")
                 delay_s = RETRY_S
                 continue
-            if out_since is not None:
-                log.info(f"MLflow is back after {time.monotonic() - out_since:.0f} s, in step")
-                out_since = None
+            tell_that_it_is_back()
             # Behind a busy run, half of the time is left to training.
             delay_s = max(POLL_S, time.monotonic() - began)
         try:
@@ -249,6 +254,7 @@ def follow(
         except Outage as outage:
             log.warning(f"gave up ({outage}); `sync` brings MLflow up to date from the ledger")
             return False
+        tell_that_it_is_back()  # the run may end before an outage is seen to be over
         return True
 
 

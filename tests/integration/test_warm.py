@@ -72,8 +72,8 @@ def test_fifty_trials_keep_two_slots_warm_and_leave_nothing(shell: Shell) -> Non
             )
         driver = shell.start(
             "sweep", "resnet", "--name", "warm", "--trials", str(TRIALS), "--max-epochs", "2",
-            "--set", "scheduler.reduction_factor=2", "--set", "data.train_limit=100",
-            "--set", "recipe.batch_size_per_worker=50",
+            "--set", "scheduler.reduction_factor=2", "--set", "scheduler.grace_epochs=1",
+            "--set", "data.train_limit=100", "--set", "recipe.batch_size_per_worker=50",
         )  # fmt: skip
         memory: list[tuple[float, int, float]] = []
         while driver.poll() is None:

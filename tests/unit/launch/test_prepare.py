@@ -127,6 +127,6 @@ def test_a_recipe_is_drawn_once_when_its_trial_is_submitted_or_when_it_starts(
         return suggest(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(spaces, "suggest", counting)
-    record = sweep.submission(1)  # the first is published: nothing is drawn
+    record = sweep.submission(1)  # the first has the published recipe, known at once
     assert len(counted) == draws
     assert ("axes" in record) == (draws == 1)
