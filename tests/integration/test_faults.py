@@ -9,6 +9,7 @@ a fault comes; ``make test-faults-long`` takes more of them.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -20,16 +21,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from orchestrator.compare.winners import winners
 from orchestrator.ledger.events import FILE_NAME
+from orchestrator.tracking import store
 from tests.integration.conftest import Shell
+from tests.integration.mlflow_server import free_port
 from tests.integration.test_crashes import kill, outcome_of
 from tests.integration.test_sweep import epochs
 from trainables.errors import EXIT_CODES, RESUMABLE
+from trainables.storage.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -40,6 +46,8 @@ SWEEP = (
     "--set", "data.train_limit=200", "--set", "recipe.batch_size_per_worker=20",
 )  # fmt: skip
 SEEDS = range(max(1, int(os.environ.get("FAULT_SEEDS", "1")) // 100))
+HANGS_S = (20,) if len(SEEDS) == 1 else (20, 90, 200)
+SLEEP_S = 90  # longer than any of Ray's health checks waits
 MAX_COMMANDS = 4  # that are typed until the run is done
 PARTS = {
     "worker": "RayTrainWorker",
@@ -70,9 +78,11 @@ def killed(*names: str) -> Fault:
     return fault
 
 
-def hung(name: str, seconds: float) -> Fault:
+def hung(text: str, seconds: float) -> Fault:
+    """What has ``text`` in its command line stops for so long, and goes on."""
+
     def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
-        stopped = shell.processes(PARTS[name])
+        stopped = shell.processes(text)
         assert stopped
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for pid in stopped:
@@ -118,9 +128,12 @@ INTERRUPTIONS: dict[str, Fault] = {
     "kill -9 of worker and dispatcher at once": killed("worker", "dispatcher"),
     "kill -9 of controller and worker at once": killed("controller", "worker"),
     "SIGTERM to the process group": told_to_end,
-    "the worker hangs for 20 s": hung("worker", 20),
-    "the dispatcher hangs for 20 s": hung("dispatcher", 20),
-    "the controller hangs for 20 s": hung("controller", 20),
+    **{
+        f"the {name} hangs for {seconds} s": hung(PARTS[name], seconds)
+        for seconds in HANGS_S
+        for name in ("worker", "dispatcher", "controller", "driver")
+    },
+    f"the machine sleeps for {SLEEP_S} s": hung("", SLEEP_S),
     "checkpoints of zeros": zeroed_checkpoint,
     "black images in the store": black_store,
     "a torn last record": torn_record,
@@ -168,6 +181,46 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     assert shell.reported_twice("run") == []
     outcome = {"trials": outcome_of(state), "winner": winners(state)["resnet"].trial}
     assert calm.setdefault("outcome", outcome) == outcome
+    assert wait_until(lambda: not left_over(shell), patience_s=60, poll_s=0.5), left_over(shell)
+
+
+def left_over(shell: Shell) -> list[str]:
+    """Kinds of processes of a run that are there although it has ended."""
+    return [name for name, text in PARTS.items() if shell.processes(text)]
+
+
+@pytest.mark.ray
+def test_images_that_change_between_two_sessions_stop_the_run_before_it_begins(
+    own_pixels: Shell,
+) -> None:
+    shell, pictures = own_pixels, own_pixels.cwd / "pictures"
+    for index in range(80):
+        shade = np.full((32, 32, 3), 40 + 150 * (index % 2) + index % 40, np.uint8)
+        (pictures / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shade).save(pictures / "ab"[index % 2] / f"{index}.png")
+    sweep = ("sweep", "resnet", "--name", "run", "--dataset", "pictures", "--trials", "2")
+    sweep += ("--max-epochs", "6", "--no-measure", "--set", "resources.max_slots=1")
+    driver = shell.start(*sweep)
+    shell.wait_for("run", lambda state: epochs(state) > 0)
+    told_to_end(shell, driver)
+    run = shell.folder("run")
+    before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
+    ledger = (run / FILE_NAME).read_bytes()
+    assert before
+
+    one_more = pictures / "a" / "one more.png"
+    shutil.copy(pictures / "a" / "0.png", one_more)
+    code, out, err = shell(*sweep)
+    refuse_tracebacks(code, out, err)
+    assert code == 2, err
+    assert "have changed since 'run' began" in err
+    assert (run / FILE_NAME).read_bytes() == ledger
+    assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
+
+    one_more.unlink()
+    code, out, err = shell(*sweep)
+    refuse_tracebacks(code, out, err)
+    assert code == 0, err
 
 
 # Before a run: the environment and what is found there.
@@ -264,6 +317,41 @@ def test_a_database_of_an_older_mlflow_is_named_before_the_run(shell: Shell) -> 
     assert code == 2
     assert "mlflow db upgrade" in err
     assert not shell.folder("resnet-digits").exists()
+
+
+def test_mlflow_ends_with_the_command_that_serves_it(shell: Shell) -> None:
+    port = free_port()
+    (shell.cwd / "runs").mkdir()
+    uri = f"sqlite:///{shell.cwd}/runs/mlflow.db"
+    create = "import sys; from mlflow import MlflowClient as C; C(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", create, uri], env=shell.env, check=True)
+    ui = shell.start("ui", "--port", str(port))
+    address = f"http://127.0.0.1:{port}"
+    assert wait_until(lambda: not store.check(address, timeout_s=1), patience_s=120, poll_s=0.5)
+    ui.send_signal(signal.SIGTERM)
+    out, err = ui.communicate(timeout=60)
+    refuse_tracebacks(ui.returncode, out, err)
+    assert ui.returncode == RESUMABLE
+    with socket.socket() as free:  # fails while anybody listens there
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))
+
+
+def test_cores_that_are_not_ours_are_not_promised(shell: Shell) -> None:
+    """As under ``taskset``, and in a container of a share of the machine's cores."""
+    core = min(os.sched_getaffinity(0))
+    command = [sys.executable, "-m", "orchestrator", "doctor", "--local", "--json"]
+    ended = subprocess.run(
+        command,
+        cwd=shell.cwd,
+        env=shell.env,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    refuse_tracebacks(ended.returncode, ended.stdout, ended.stderr)
+    assert json.loads(ended.stdout)["cpus"] == 1
 
 
 @pytest.mark.ray
