@@ -106,6 +106,23 @@ def test_the_centre_is_kept_and_orientation_applied(tmp_path):
     np.testing.assert_array_equal(turned, np.rot90(pixels[:, 40:80], -1))
 
 
+@pytest.mark.parametrize(
+    ("size", "side"), [((50, 50), 64), ((90, 64), 224), ((61, 97), 40), ((500, 375), 224)]
+)
+def test_pictures_are_resized_as_pil_does_it(tmp_path, size, side):
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(tmp_path / "x.png")
+    short = min(size)
+    left, top = (width - short) // 2, (height - short) // 2
+    square = picture.crop((left, top, left + short, top + short))
+    expected = np.asarray(square.resize((side, side), Image.Resampling.BICUBIC)).astype(int)
+    difference = abs(decode(tmp_path / "x.png", side) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.02
+
+
 @pytest.mark.parametrize(("stored", "shown"), [(100 << 8, 100), (200, 0), (65535, 255)])
 def test_sixteen_bit_grey_keeps_its_brightness(tmp_path, stored, shown):
     Image.fromarray(np.full((8, 8), stored, dtype=np.uint16)).save(tmp_path / "x.png")
