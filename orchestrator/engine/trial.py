@@ -36,6 +36,12 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
+STORAGE_LOGINS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
@@ -139,6 +145,20 @@ def _tunes_folder(run_folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _logins_kept_from_tune() -> Iterator[None]:
+    """Tune hands Amazon's variables to its actors through their runtime environment, which Ray
+    writes on their command lines, for all to see. Thin trials need none. What is not Python, such
+    as Arrow's client of object storage, finds them in this process all the same."""
+    held = {name: os.environ.pop(name) for name in STORAGE_LOGINS if name in os.environ}
+    for name, value in held.items():
+        os.putenv(name, value)  # which leaves os.environ alone
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
 def fit_trials(
     spec: RunSpec, state: State, dispatcher: ActorClient, *, num_slots: int, stop_file: Path
 ) -> None:
@@ -155,7 +175,7 @@ def fit_trials(
     schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
     pausing = any(scheduler.pauses for scheduler in schedulers.values())
     shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
-    with _tunes_folder(stop_file.parent) as folder:
+    with _tunes_folder(stop_file.parent) as folder, _logins_kept_from_tune():
         results = tune.Tuner(
             tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
             param_space={"trial": tune.grid_search(trials), "dispatcher": dispatcher.name},
