@@ -71,7 +71,9 @@ def refuse_broken(
             )
     for label, row in rows.items():
         sweep, assignment = sweeps[label]
-        if error := row.get("error"):
+        if mistake := row.get("mistake"):
+            mistakes.append(mistake)
+        elif error := row.get("error"):
             mistakes.append(_mistake(sweep, assignment, error))
         elif reason := row.get("skipped"):
             silent[label] = reason

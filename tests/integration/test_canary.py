@@ -28,7 +28,7 @@ from orchestrator.tracking import store
 from tests.integration.conftest import Shell
 from tests.integration.mlflow_server import PATIENCE_S, free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.mlflow]
+pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.timeout(600)]
 
 USER = "tournament"
 PASSWORD = "canary-of-tracking-1f9c"
