@@ -1,7 +1,9 @@
 # make demo    install into .venv, then run three families on digits and compare them
 # make test    the same environment plus test tools: lint, types, tests
 # make test-cluster   tests of jobs, of clusters of several nodes and of object storage
+# make test-faults    whatever may go wrong with a run, as one table; -long with 500 seeds
 # make check   lint, imports and types only
+# make hashes  write requirements-hashed.txt anew from constraints.txt; needs uv
 # make clean   remove .venv and caches; runs/ stays
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -15,7 +17,7 @@ RUNTIME := .venv/.runtime-installed
 TEST := .venv/.test-installed
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-cluster check clean
+.PHONY: demo test test-cluster test-faults test-faults-long check hashes clean
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -23,11 +25,21 @@ demo: $(RUNTIME)
 
 test: check
 	@echo "make: tests, two files at a time"
-	@$(PYTEST) -m "not cluster" --durations 20
+	@$(PYTEST) -m "not cluster and not faults" --durations 20
 
 test-cluster: $(TEST)
 	@echo "make: tests of jobs, of clusters of several nodes and of object storage"
 	@$(PYTEST) -m cluster --durations 20
+
+FAULTS := tests/integration/test_faults.py tests/unit/simulate/test_schedules.py
+
+test-faults: $(TEST)
+	@echo "make: faults"
+	@$(PYTEST) --dist load $(FAULTS) --durations 20
+
+test-faults-long: $(TEST)
+	@echo "make: faults, 500 seeds"
+	@FAULT_SEEDS=500 $(PYTEST) --dist load $(FAULTS) --durations 20
 
 check: $(TEST)
 	@echo "make: lint and types"
@@ -35,6 +47,15 @@ check: $(TEST)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
+
+# Without the addresses of a registry: whoever installs says where from.
+hashes:
+	@command -v uv >/dev/null || { echo "make: needs uv. Fix: pip install uv" >&2; exit 1; }
+	@grep '^#' requirements-hashed.txt >.hashes
+	@uv pip compile pyproject.toml --extra tpe -c constraints.txt --python-version 3.11 \
+		--python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet >>.hashes || { rm .hashes; exit 1; }
+	@mv .hashes requirements-hashed.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

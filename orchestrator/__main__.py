@@ -1,6 +1,19 @@
-"""``python -m orchestrator``: the same as the console script."""
+"""``python -m orchestrator``: the same as the console script.
 
-from orchestrator.cli.main import main
+``python -m`` puts the working directory before the libraries: a user's own ``mlflow.py`` or
+``json.py`` would be imported instead of the library. ``PYTHONPATH`` still counts.
+"""
+
+import os
+import sys
 
 if __name__ == "__main__":
+    here, package = os.getcwd(), os.path.dirname(os.path.abspath(__file__))  # noqa: PTH109, PTH100, PTH120
+    if sys.path and sys.path[0] in ("", here) and not sys.flags.safe_path:
+        del sys.path[0]
+        if os.path.dirname(package) == here and here not in sys.path:  # noqa: PTH120
+            sys.path.append(here)  # a checkout that is not installed, after the libraries
+
+    from orchestrator.cli.main import main
+
     main()

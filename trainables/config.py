@@ -11,7 +11,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self
 
@@ -165,16 +165,36 @@ def _readers(owner: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:
-    kind = _kinds(hint)[0]
+    kinds = _kinds(hint)
+    kind = kinds[0]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind in JSON_TYPES:
+        return partial(_checked, JSON_TYPES[kind] + kinds[1:])
     if isinstance(kind, type) and issubclass(kind, Spec):
         return lambda value: None if value is None else kind.from_dict(value)
     if origin in (tuple, Sequence):
         each = _reader(args[0])
         return lambda value: None if value is None else tuple(map(each, value))
     if origin is Mapping and (of := _reader(args[1])) is not _as_it_is:
-        return lambda value: {key: of(entry) for key, entry in (value or {}).items()}
+
+        def read(value: Any) -> Any:
+            if value is None:
+                return None if NoneType in kinds else {}
+            return {key: of(entry) for key, entry in value.items()}
+
+        return read
     return _as_it_is
+
+
+# What a field of a type may be in a JSON file, by ``type``: true and false are no numbers.
+JSON_TYPES = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
+
+
+def _checked(kinds: tuple[type, ...], value: Any) -> Any:
+    """A file that others wrote must not smuggle a list in where a number is computed with."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r:.80} is no {kinds[0].__name__}")
+    return value
 
 
 def _as_it_is(value: Any) -> Any:
@@ -287,8 +307,10 @@ class BackboneSpec(Spec, section="backbone"):
     follows the weights, whoever makes the spec asks :func:`trainables.backbones.weights_sides` and
     writes it down, so that a spec means the same whatever timm publishes later. ``patch`` is the
     patch side in pixels of that image; ``None`` takes the family's choice for the size.
-    ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). Names are checked
-    by :func:`trainables.backbones.check_backbone`.
+    ``stem`` is ``auto``, ``original`` or ``small`` (3x3, stride 1, no max-pool). ``hub_pins`` are
+    the revisions of the hub's repositories that are loaded, ``REPOSITORY@COMMIT`` and more of them
+    after a blank; a run writes them down when it begins. Names are checked by
+    :func:`trainables.backbones.check_backbone`.
     """
 
     family: str
@@ -298,6 +320,12 @@ class BackboneSpec(Spec, section="backbone"):
     image_size: int | None = ruled(None, 8, 1024, unit="pixels", fix=32)
     patch: int | None = ruled(None, 1, 1024, unit="pixels", fix=4)
     stem: str = "auto"
+    hub_pins: str | None = field(default=None, metadata=OPERATIONAL)
+
+    def as_dict(self, *, operational: bool = True) -> dict[str, Any]:
+        """As in specs from before ``hub_pins`` where there are none, so that its hash is theirs."""
+        plain = super().as_dict(operational=operational)
+        return {key: value for key, value in plain.items() if key != "hub_pins" or value}
 
 
 DEFAULT_SHORT_SIDE = 64  # in pixels, of larger images where none is asked for

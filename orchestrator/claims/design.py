@@ -121,7 +121,7 @@ def specs_of(
         with collected(mistakes):
             validate(*specs, as_job=as_job)
         raise_if_any(mistakes)
-    return specs, validate(*specs, as_job=as_job)
+    return specs, validate(*specs, as_job=as_job, starting=not as_job)
 
 
 def facts_of(options: ClaimOptions) -> DatasetFacts:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import subprocess
 from collections import Counter
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
+from orchestrator import process
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
+from orchestrator.ledger import events
+from orchestrator.ledger.replication import existing_run
+from orchestrator.ledger.session import is_running
 from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
+from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
     from trainables.data.store import ImageStore
+
+SERVER_PATIENCE_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +51,7 @@ def _store(source: str, sets: tuple[str, ...]) -> ImageStore:
 @SET
 def prepare(dataset: str, set: tuple[str, ...]) -> None:
     """Read DATASET (a name or a path) into its image store, once; prints the store's folder."""
-    click.echo(str(_store(dataset, set).path))
+    echo(str(_store(dataset, set).path))
     sweep = f"orchestrator sweep vit --dataset {dataset}"
     log.info(f"next: orchestrator data info {dataset}, or {sweep}")
 
@@ -83,6 +92,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
 @click.option("--scale", metavar="SCALE", help="Look for the weights of this scale: tiny, ...")
 @click.option("--weights", metavar="hub|none|PATH", help="Look for these weights, on every node.")
 @click.option("--local", is_flag=True, help="Leave the cluster out: this machine alone.")
+@click.option("--repair", metavar="NAME", help="Cut this run's ledger before its damaged line.")
 @JSON
 @STORAGE
 @TRACKING
@@ -91,6 +101,7 @@ def doctor(
     scale: str | None,
     weights: str | None,
     local: bool,
+    repair: str | None,
     as_json: bool,
     storage: str,
     tracking_uri: str | None,
@@ -99,6 +110,9 @@ def doctor(
 
     The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
     """
+    if repair is not None:
+        _repair(repair, storage, as_json)
+        return
     from orchestrator.ops.doctor import examine
 
     backbones = []
@@ -122,6 +136,32 @@ def doctor(
     log.info("next: orchestrator demo, or orchestrator sweep vit --dataset PATH")
 
 
+def _repair(name: str, storage: str, as_json: bool) -> None:
+    """Cut the ledger of a run that nobody carries out at its last good record."""
+    if is_remote(storage):
+        raise UserError(
+            f"--repair needs a run in a folder; got --storage {storage}. "
+            "Fix: copy the run's folder here, repair it and copy it back"
+        )
+    folder = existing_run(name, storage)
+    if is_running(folder):
+        raise UserError(f"{name!r} is running. Fix: orchestrator stop {name}, then repair it")
+    done = events.repair(folder / events.FILE_NAME)
+    what = f"{done.kept} records stay"
+    if done.backup is None:
+        what += "; nothing was damaged"
+    else:
+        what += f", {done.dropped} lines from the damaged one on are cut; the file as it was: "
+        what += str(done.backup)
+    document = {
+        "kept": done.kept,
+        "dropped": done.dropped,
+        "backup": done.backup and str(done.backup),
+    }
+    show(as_json, {"schema": 1, "run": name, **document}, lambda: f"{name}: {what}")
+    log.info(f"next: orchestrator status {name}; the run's own command goes on from there")
+
+
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @STORAGE
@@ -133,12 +173,11 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
     uri = tracking_uri or store.default_uri(storage)
     command = store.ui_command(storage, uri, port=port)
     if not command:
-        click.echo(uri)
+        echo(uri)
         log.info("this store is a server already; next: open it in a browser")
         return
-    raise_if_any(store.check(uri))
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.exists():
+    file = store.database_path(uri)
+    if file is not None and not file.exists():
         raise UserError(
             f"there is no MLflow store at {file} yet. Fix: orchestrator demo, or --storage FOLDER"
         )
@@ -146,6 +185,25 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
-    click.echo(f"http://127.0.0.1:{port}")
+    raise_if_any(store.can_record(uri))
+    echo(f"http://127.0.0.1:{port}")
     log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
-    raise SystemExit(subprocess.run(command, check=False).returncode)
+    _serve(command)
+
+
+def _serve(command: list[str]) -> None:
+    """Run MLflow's server, all of whose processes end with this one, also where a signal ends it.
+    Raises ``UserError`` where the server ends by itself."""
+    server = subprocess.Popen(command, env=process.module_environment(), start_new_session=True)
+    try:
+        code = server.wait()
+    finally:  # a signal is a KeyboardInterrupt by now
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(server.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(SERVER_PATIENCE_S)
+    raise UserError(
+        f"MLflow's server must keep running; it ended with exit code {code}, see above. "
+        "Fix: mlflow doctor, or --tracking-uri of another store"
+    )

@@ -13,6 +13,7 @@ import click
 
 from orchestrator.launch.options import OPTIONS, RunOptions
 from trainables.config import kinds_of
+from trainables.printable import escaped, redacted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,7 +22,7 @@ class _PlainLines(logging.Handler):
     """Each record as its bare message on what is ``sys.stderr`` at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        echo(record.getMessage(), err=True)
 
 
 def log_to_stderr() -> None:
@@ -34,9 +35,15 @@ def log_to_stderr() -> None:
             logger.addHandler(_PlainLines())
 
 
+def echo(text: str, *, err: bool = False, nl: bool = True, keep: str = "\n\t") -> None:
+    """Print what may hold words of a file, a server or another machine: no control character of
+    theirs, but those to ``keep``, reaches the terminal, and no login."""
+    click.echo(escaped(redacted(text), keep=keep), err=err, nl=nl)
+
+
 def show(as_json: bool, document: Mapping[str, object], text: Callable[[], str]) -> None:
     """Data on stdout: ``document`` as JSON, or as ``text``."""
-    click.echo(json.dumps(document, indent=2) if as_json else text())
+    echo(json.dumps(document, indent=2) if as_json else text())
 
 
 def _option(field: str) -> Callable[[Any], Any]:

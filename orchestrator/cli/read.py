@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import JSON, STORAGE, TRACKING, show
-from orchestrator.cli.run import carry_out
+from orchestrator.cli.options import JSON, STORAGE, TRACKING, echo, show
+from orchestrator.cli.run import carry_out, parsed
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.replication import existing_run, existing_runs
 from orchestrator.ledger.session import is_running, state_of
 from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
-from trainables.errors import UserError
+from trainables.errors import UserError, collected, raise_if_any
 from trainables.storage.object_storage import origin, write_bytes
 
 log = logging.getLogger(__name__)
+
+PLACES = ("storage", "tracking_uri", "experiment")  # options that no report writes
+FOREIGN = "a report holds a command of orchestrator that starts a run; this one holds another text"
+INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
 
 
 @click.command()
@@ -98,11 +103,39 @@ def reproduce(
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
         spec = RunSpec.from_dict({**record["spec"], **place})
         log.info(f"{record['name']} again as {rerun}, spec {spec.hash()}")
-        ctx.exit(carry_out(spec, validate(spec), RunOptions()))
-    show(as_spec, {"schema": 1, **record}, lambda: record["command"])
+        ctx.exit(carry_out(spec, validate(spec, starting=True), RunOptions()))
+    show(
+        as_spec,
+        {"schema": 1, **record},
+        lambda: _own_command(ctx.find_root().command, record["command"]),
+    )
     log.info(
         f"next: orchestrator reproduce {report} --rerun NAME; its spec is {record['spec_hash']}"
     )
+
+
+def _own_command(root: click.Command, text: str) -> str:
+    """The command of a report, as parsed and written anew: whoever sends a report must not choose
+    what its reader pastes into a shell. Empty where the report has none.
+
+    Raises ``UserError`` for anything but a command that starts a run, and for one that says where
+    its results go.
+    """
+    if not text:
+        return ""
+    try:
+        program, *arguments = shlex.split(text)
+        _, params = parsed(root, arguments)
+    except (ValueError, UserError, click.ClickException) as error:
+        reason = error.format_message() if isinstance(error, click.ClickException) else error
+        raise UserError(f"{FOREIGN} ({' '.join(str(reason).split())[:200]}). {INSTEAD}") from None
+    elsewhere = [name for name in PLACES if params.get(name) not in (None, "runs")]
+    if program != "orchestrator" or not text.isprintable():
+        raise UserError(f"{FOREIGN}. {INSTEAD}")
+    if elsewhere:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in elsewhere)
+        raise UserError(f"{FOREIGN}: no report says {options}. {INSTEAD}")
+    return shlex.join([program, *arguments])
 
 
 @click.command()
@@ -115,22 +148,30 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     from orchestrator.ops.status import print_view, summary, view
 
     folders = [existing_run(name, storage)] if name else existing_runs(storage)
-    runs = [(folder, view(state_of(folder), running=is_running(folder))) for folder in folders]
+    runs = []
+    damaged: list[str] = []
+    for folder in folders:
+        with collected(damaged):  # one that cannot be read hides no other
+            runs.append((folder, view(state_of(folder), running=is_running(folder))))
+    for line in damaged if runs else ():
+        log.error(f"error: {line}")
+    if not runs:
+        raise_if_any(damaged)
     if as_json:
         documents = [
             {"name": folder.name, "folder": str(folder), **asdict(run)}
             | {"checkpoint_bytes": checkpoint_bytes(folder)}
             for folder, run in runs
         ]
-        click.echo(json.dumps({"schema": 1, "runs": documents}, indent=2))
+        echo(json.dumps({"schema": 1, "runs": documents}, indent=2))
     elif name:
         folder, run = runs[0]
-        click.echo(f"{folder.name}, {run.status}{f': {run.reason}' if run.reason else ''}")
+        echo(f"{folder.name}, {run.status}{f': {run.reason}' if run.reason else ''}")
         print_view(run)
-        click.echo(f"checkpoints on disk: {size(checkpoint_bytes(folder))}")
+        echo(f"checkpoints on disk: {size(checkpoint_bytes(folder))}")
     else:
         for folder, run in runs:
-            click.echo(f"{folder.name:<24} {run.status:<11} {summary(run)}")
+            echo(f"{folder.name:<24} {run.status:<11} {summary(run)}")
     if not runs:
         log.info(f"no run in {storage!r} yet; next: orchestrator demo")
         return
@@ -172,12 +213,12 @@ def export(name: str, to: str, family: str | None, storage: str, tracking_uri: s
             state, model, folder, storage=storage, uri=tracking_uri, alias=alias
         )
         log.info(f"version {version} of {name}")
-        click.echo(f"models:/{name}@{alias}")
+        echo(f"models:/{name}@{alias}")
         load = f"mlflow.pyfunc.load_model('models:/{name}@{alias}')"
         log.info(f"next: {load}, MLFLOW_TRACKING_URI={uri}")
     else:
         best_model.export_to_folder(state, model, folder, Path(to))
-        click.echo(to)
+        echo(to)
         log.info(f"next: {Path(to) / 'README.md'} has the code that loads it")
 
 

@@ -7,17 +7,19 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, show
+from orchestrator.cli import supervise
+from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import RunOptions, asked
 from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
+from trainables.printable import with_login
 
 if TYPE_CHECKING:
     from orchestrator.ops.jobs import Job
@@ -88,7 +90,7 @@ def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None
     if dry_run:
         _show_plan(spec, chosen)
     else:
-        ctx.exit(carry_out(spec, validate(spec), chosen))
+        ctx.exit(carry_out(spec, validate(spec, starting=True), chosen))
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
@@ -103,11 +105,15 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     """Run, print how it ended and what to type next; the exit code. ``totals`` is what
     :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
+    from orchestrator.launch.forecast import images_of
     from orchestrator.launch.prepare import prepare
+    from orchestrator.launch.rehearsal import refuse_broken
     from orchestrator.ops.status import live_view
 
     prepared = prepare(spec, totals, options)
-    with live_view(spec.folder):
+    refuse_broken(prepared.spec, images_of(prepared.spec), gpus=(totals or {}).get("GPU"))
+    supervise.announce(spec.folder)
+    with live_view(spec.folder.absolute()):
         outcome = runner.run(prepared)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:
@@ -118,7 +124,7 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
         log.info(f"interrupted after {outcome.succeeded} trials; nothing is lost")
         log.info(f"next: the same command goes on; orchestrator status {spec.name}{place}")
     else:
-        click.echo(outcome.text, nl=False)
+        echo(outcome.text or "", nl=False)
         log.info(f"report: {outcome.run_folder / 'report.html'}")
         log.info(f"next: orchestrator ui{place}, or orchestrator compare {spec.name} --json{place}")
     return outcome.exit_code
@@ -167,6 +173,13 @@ def submit(
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         env["MLFLOW_TRACKING_URI"] = uri
         log.info(f"the job is given MLFLOW_TRACKING_URI={uri}")
+    uris = {spec.tracking_uri for spec in specs if spec.tracking_uri}
+    if any(with_login(uri) != uri for uri in uris):
+        # Ray writes a job's environment into its records and logs, which have no secrets.
+        log.warning(
+            "warning: the login for MLflow stays here; the job uses what the head has been started "
+            "with. Fix: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the head"
+        )
     more = f"-and-{len(specs) - 1}-more" if len(specs) > 1 else ""
     name = job_id or f"{specs[0].name}{more}"
     job = jobs.Job(run=name, arguments=command, working_dir=working_dir, env=env)
@@ -184,7 +197,7 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     )
     stop = f"orchestrator stop {spec.name} --storage {shlex.quote(spec.storage)}"
     try:
-        log_text = partial(click.echo, nl=False)
+        log_text = partial(echo, nl=False, keep="\n\t\r")
         code, how_it_ended = asyncio.run(jobs.follow(client, job_id, show=log_text))
     except KeyboardInterrupt:
         log.info(f"no longer following job {job_id}; it goes on")
@@ -199,11 +212,9 @@ def _follow(job: Job, address: str, spec: RunSpec) -> int:
     return code
 
 
-def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
-    """The runs that the command would carry out, validated; raises whatever is wrong with it."""
-    from orchestrator.claims.design import ClaimOptions, specs_of
-    from orchestrator.launch.prepare import validate
-
+def parsed(root: click.Command, arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The command among ``JOBS`` that ``arguments`` call, and its parameters as it will read them.
+    Raises ``UserError`` for another one, and click's errors for what is wrong with it."""
     command, rest = root, list(arguments)
     words: list[str] = []
     while isinstance(command, click.Group):
@@ -216,7 +227,15 @@ def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]
     name = " ".join(words)
     if name not in JOBS:
         raise UserError(f"a job is one of {', '.join(JOBS)}; got {name!r}. Fix: {JOB_EXAMPLE}")
-    params = command.make_context(name, rest).params  # as the job will read them
+    return name, command.make_context(name, rest).params
+
+
+def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
+    """The runs that the command would carry out, validated; raises whatever is wrong with it."""
+    from orchestrator.claims.design import ClaimOptions, specs_of
+    from orchestrator.launch.prepare import validate
+
+    name, params = parsed(root, arguments)
     if params.pop("dry_run", False):
         raise UserError("--dry-run needs no job. Fix: the command without `submit`")
     if name == "claims run":

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.ledger.cost import DeviceSeconds, checkpoint_bytes, cost_of, epoch_cost
-from orchestrator.ledger.events import FILE_NAME
+from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.session import is_running
 from orchestrator.ledger.state import (
     Geometry,
@@ -77,6 +77,7 @@ def load(run_folder: Path) -> RunData:
         # Decoded at once: half the time of a line at a time.
         state = replay(json.loads(b"[" + b",".join(lines) + b"]"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        list(read(path))  # names the line, where it is a damaged one
         raise UserError(
             f"every line of a ledger must be a record this version knows; {str(path)!r} has one "
             f"that is not ({type(error).__name__}: {error}). Fix: restore the file from a backup"

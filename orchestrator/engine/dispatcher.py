@@ -10,8 +10,10 @@ The actor is there before the ledger is: slots start while the data are still be
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ from trainables.storage.object_storage import origin
 from trainables.worker.messages import EpochAnswer, Order, SlotCommand
 
 PATIENCE_S = 10.0
+# The driver asks every few seconds how slots are. Where it did not for so long, it or this process
+# was stopped (SIGSTOP, a laptop that sleeps), and slots may have been, too.
+STALL_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +64,12 @@ class Dispatcher:
         self._path, self._options, self._patience_s = Path(ledger_path), options, patience_s
         self._gone, self._fitting, self._clock = gone, fitting, clock
         self._opened: DispatcherState | None = None
-        self._created_at = clock()
+        self._created_at = self._asked_at = clock()
+        self._awake_since = -math.inf
         self._leaving = False
         self._news: dict[str | None, asyncio.Event] = {}
         self._commit: Segments | None = None
-        self._problem: str | None = None  # of the register of test openings
+        self._problem: str | None = None  # of a disk, or the register of test openings
         if self._path.exists() and options.session in (r.get("session") for r in read(self._path)):
             self._open()
 
@@ -72,6 +78,16 @@ class Dispatcher:
         self._opened = DispatcherState(ledger, self._options, clock=self._clock)
         remote = origin(self._path.parent)
         self._commit = Segments(self._path, remote) if remote else None
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """A record that cannot be written ends the session: :meth:`health` says so, slots are sent
+        home, and what was not recorded has not happened."""
+        try:
+            yield
+        except StorageError as error:
+            self._problem = self._problem or one_line(error)
+            self._wake()
 
     @property
     def _session(self) -> DispatcherState:
@@ -100,6 +116,14 @@ class Dispatcher:
     ) -> Order:
         """What to do next. ``incarnation`` names the worker group's life, ``running`` the trial
         that it holds in memory, ``nodes`` where its workers are, by rank."""
+        order = Order(command=SlotCommand.SHUTDOWN)
+        with self._recording():
+            order = await self._next_order(slot_name, incarnation, running, nodes)
+        return order
+
+    async def _next_order(
+        self, slot_name: str, incarnation: str, running: str | None, nodes: Sequence[str]
+    ) -> Order:
         deadline = time.monotonic() + self._patience_s
         while self._opened is None:
             if self._leaving:
@@ -114,6 +138,8 @@ class Dispatcher:
             in_slots = sum(len(other.nodes) for other in self._session.slots.values())
             slot.restarts = self._session.growth.is_due(slot, fitting=fitting, in_slots=in_slots)
         while True:
+            if self._problem is not None:
+                return Order(command=SlotCommand.SHUTDOWN)
             if self._session.is_about_to_open_test() and not await self._opening_registered():
                 return Order(command=SlotCommand.SHUTDOWN)
             order = self._session.order(slot_name, running)
@@ -126,7 +152,9 @@ class Dispatcher:
         self, slot_name: str, trial: str, attempt: int, report: EpochReport
     ) -> list[str] | None:
         """One epoch done; ``None`` as well when the report did not count."""
-        counted = self._session.reported(slot_name, trial, attempt, report)
+        counted = False
+        with self._recording():
+            counted = self._session.reported(slot_name, trial, attempt, report)
         self._wake(trial)
         return self._session.kept(trial) if await self._stored() and counted else None
 
@@ -134,23 +162,33 @@ class Dispatcher:
         """The trial is ``finished``, a final that met the test split, or has ``failed``: it cannot
         go on (diverged, out of memory, broken code)."""
         seconds = self._session.budget_guard.charge_lost(self._session.slots.get(slot_name))
-        self._session.end(event, trial, slot_seconds=seconds, **fields)
+        with self._recording():
+            self._session.end(event, trial, slot_seconds=seconds, **fields)
         self._wake()
+        if self._problem is not None:
+            return None
         return self._session.kept(trial) if await self._stored() else None
 
     async def preempted(
         self, slot_name: str, trial: str, checkpoint: str | None, nodes: Sequence[str] = ()
     ) -> None:
         """The slot's ``nodes`` go away, or its time is over; the trial waits for another slot."""
-        self._session.losses.on_preempted(slot_name, trial, checkpoint, nodes)
+        with self._recording():
+            self._session.losses.on_preempted(slot_name, trial, checkpoint, nodes)
         self._wake()
         await self._stored()
 
     async def speeds(self, slot_name: str, reports: Sequence[SpeedReport]) -> None:
         """How fast the final models are."""
-        self._session.speed.measured(slot_name, reports)
+        with self._recording():
+            self._session.speed.measured(slot_name, reports)
         self._wake()
         await self._stored()
+
+    async def storage_failed(self, slot_name: str, reason: str) -> None:
+        """The disk of a slot's node is full or broken: the run stops, and no trial has failed."""
+        self._problem = self._problem or f"{slot_name}: {reason}"
+        self._wake()
 
     # For the driver.
 
@@ -163,20 +201,24 @@ class Dispatcher:
     async def slot_lost(self, slot_name: str, reason: str) -> None:
         """A slot was given up."""
         if self._opened is not None:
-            self._opened.lost(slot_name, reason, await self._gone_nodes(slot_name))
+            gone = await self._gone_nodes(slot_name)
+            with self._recording():
+                self._opened.lost(slot_name, reason, gone)
         self._wake()
 
     async def record(self, event: str, trial: str | None = None, **fields: Any) -> None:
         """A decision, or what a reader should know. An end frees the trial's slot at its next
         question."""
         if trial is None or not self._session.state.trials[trial].status.is_final:
-            self._session.record(event, trial=trial, **fields)
+            with self._recording():
+                self._session.record(event, trial=trial, **fields)
             self._wake(trial)
             await self._stored()
 
     async def submit(self, records: Sequence[Record]) -> None:
         """The records that begin the last phase."""
-        self._session.submit(records)
+        with self._recording():
+            self._session.submit(records)
         self._wake()
 
     async def measure_speeds(self) -> bool:
@@ -192,7 +234,8 @@ class Dispatcher:
 
     async def give_up_speeds(self, reason: str) -> None:
         """Nobody is there to measure them."""
-        self._session.speed.give_up(reason)
+        with self._recording():
+            self._session.speed.give_up(reason)
         await self._stored()
 
     async def health(self) -> SlotHealth:
@@ -203,7 +246,11 @@ class Dispatcher:
         problem = self._problem or (self._commit.problem if self._commit else None)
         if problem is not None:
             over = f"the storage failed: {problem}"
-        silent_s = self._clock() - max(heard_at, default=self._created_at)
+        now = self._clock()
+        if now - self._asked_at > STALL_S:
+            self._awake_since = now
+        self._asked_at = now
+        silent_s = now - max(*heard_at, self._created_at, self._awake_since)
         return SlotHealth(ready=bool(heard_at), silent_s=silent_s, over=over)
 
     async def stop(self) -> None:
@@ -215,7 +262,8 @@ class Dispatcher:
 
     async def close(self, event: str, **fields: Any) -> None:
         """The run's last record; nothing is handed out after it."""
-        self._session.record(event, **fields)
+        with self._recording():
+            self._session.record(event, **fields)
         await self.stop()
         await self._stored()
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator import process
 from orchestrator.claims.verdict import conclude
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.page import write_report
@@ -28,7 +28,10 @@ from orchestrator.ledger import replication, retention, session
 from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec
-from trainables.errors import StorageError, UserError, raise_if_any
+from orchestrator.tracking import store
+from orchestrator.tracking.store import BEHIND
+from trainables.errors import StorageError, UserError, one_line, raise_if_any
+from trainables.storage.waiting import bounded
 
 if TYPE_CHECKING:
     from orchestrator.engine.slots import FitSlot, SlotPool
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
 LEAVE_PATIENCE_S = 15.0
 STOP_PATIENCE_S = 5.0
+CLOSE_PATIENCE_S = 30.0  # after an error
 
 log = logging.getLogger(__name__)
 
@@ -97,26 +101,45 @@ def write_results(run_folder: Path) -> str:
 def mirrored(prepared: PreparedRun, folder: Path) -> Iterator[None]:
     """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
     uri, experiment = prepared.tracking_uri, prepared.spec.experiment
-    command = [sys.executable, "-m", "orchestrator.tracking.follow", "follow"]
-    command += [str(folder), "--uri", uri, *(["--experiment", experiment] if experiment else [])]
+    command = process.python_module("orchestrator.tracking.follow", "follow", str(folder))
+    command += ["--uri", uri, *(["--experiment", experiment] if experiment else [])]
     with (folder / "tracking.log").open("ab") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        tracker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=process.module_environment(),
+            start_new_session=True,
         )
         try:
             yield
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
+            assert tracker.stdin is not None
+            with suppress(BrokenPipeError):
+                tracker.stdin.close()
             try:
-                process.wait(TRACKER_PATIENCE_S)
+                code = tracker.wait(TRACKER_PATIENCE_S)
             except subprocess.TimeoutExpired:
-                process.kill()
-            if process.returncode != 0:
+                tracker.kill()
+                code = BEHIND
+            place, lost = store.shown(uri), "nothing is lost"
+            if code == BEHIND:
                 log.info(
-                    f"MLflow at {uri} is behind the ledger (see {folder / 'tracking.log'}); "
-                    "nothing is lost: the same command again brings it up to date"
+                    f"MLflow at {place} is behind the ledger (see {folder / 'tracking.log'}); "
+                    f"{lost}: the same command again brings it up to date"
                 )
+            elif code != 0:
+                log.warning(
+                    f"warning: MLflow at {place} does not take the run, and no waiting changes "
+                    f"that: {_last_line(folder / 'tracking.log')}. {lost}: once that is mended, "
+                    "the same command brings it up to date"
+                )
+
+
+def _last_line(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line[:300] for line in reversed(lines) if line.strip()), "no reason given")
 
 
 def run(
@@ -146,6 +169,8 @@ def run(
             with mirror(prepared, folder):
                 return Outcome.of(folder, write(folder))
         preparing = prepared.prepare_images()
+        if process.shadowing_names(Path.cwd()):
+            preparing.result()  # it reads relative paths, Ray is started from another directory
         log.info("starting Ray")
         totals = _attach(spec, stack)
         from orchestrator.engine.slots import SlotPool
@@ -229,19 +254,27 @@ def _train(
         try:
             with watchdog:
                 _search_and_judge(prepared, folder, state, pool, stop_file)
-        except StorageError:
+        except BaseException as error:
             stop_file.touch()
+            _close_if_possible(pool, watchdog.error or one_line(error))
             raise
-        finally:
-            # The same file stops Tune whether a user, a signal or the watchdog wrote it.
-            stop_reason = watchdog.reason or pool.dispatcher("health").over
-            if stop_reason or stop_file.exists():
-                pool.close("stopped", watchdog.error or stop_reason, STOP_PATIENCE_S)
-            else:
-                pool.close("closed", watchdog.error, LEAVE_PATIENCE_S)
+        # The same file stops Tune whether a user, a signal or the watchdog wrote it.
+        stop_reason = watchdog.reason or pool.dispatcher("health").over
+        if stop_reason or stop_file.exists():
+            pool.close("stopped", watchdog.error or stop_reason, STOP_PATIENCE_S)
+        else:
+            pool.close("closed", watchdog.error, LEAVE_PATIENCE_S)
+    if stop_reason and not session.state_of(folder).stopped:
+        raise StorageError(stop_reason)  # not even that could be written
     if watchdog.error:
         raise UserError(watchdog.error, exit_code=3)
     return stop_reason
+
+
+def _close_if_possible(pool: SlotPool, reason: str) -> None:
+    """Write the last record after an error, which may be that Ray is lost."""
+    with suppress(Exception):
+        bounded(lambda: pool.close("stopped", reason, STOP_PATIENCE_S), CLOSE_PATIENCE_S)
 
 
 def _search_and_judge(

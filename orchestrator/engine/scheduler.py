@@ -496,12 +496,13 @@ class Scheduler:
 
     def _replay(self, history: State) -> None:
         reports = [
-            (report.time, trial, epoch, report.metrics.get(METRIC))
+            (report.place, trial, epoch, report.metrics.get(METRIC))
             for trial in history.trials.values()
             if trial.trial in self._search
             for epoch, report in trial.reports.items()
             if trial.status.is_final or epoch < trial.epoch or epoch in trial.rungs
         ]
+        # In the ledger's order: a clock may have been set back between two reports.
         for _, trial, epoch, value in sorted(reports, key=lambda report: report[0]):
             # What an audited trial does after its rung does not count.
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())

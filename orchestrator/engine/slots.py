@@ -42,6 +42,7 @@ CONCURRENT_CALLS = 1000
 ABANDON_PATIENCE_S = 3.0
 SECOND_SIGNAL_S = 2.0
 POLL_S, HEALTH_POLL_S = 0.5, 3.0  # of the stop file; of the dispatcher, which takes its time
+STALL_S = 10.0  # between two looks: longer than any busy machine makes of POLL_S
 JOIN_PATIENCE_S = 300.0  # beyond two outages of the dispatcher, whose calls are bounded themselves
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -135,7 +136,20 @@ class SlotPool:
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 reason = f"{kind}{one_line(error)[:500]}"
                 self.errors.append(f"{slot}: {reason}")
-                self.dispatcher("slot_lost", slot, reason)
+                if not self._give_back(slot, reason):
+                    return
+
+    def _give_back(self, slot: str, reason: str) -> bool:
+        """What a lost slot held: its trial, and its placement group, which a controller that was
+        killed leaves behind and nobody else frees before the run ends. ``False`` where Ray is lost:
+        the watchdog notices."""
+        try:
+            if attach.is_ours():
+                attach.remove_groups_of(mark_of(slot))
+            self.dispatcher("slot_lost", slot, reason)
+        except ray.exceptions.RayError:
+            return False
+        return True
 
 
 class Watchdog(threading.Thread):
@@ -172,12 +186,23 @@ class Watchdog(threading.Thread):
         self.join(JOIN_PATIENCE_S)
 
     def run(self) -> None:
-        asked_at = -math.inf
+        try:
+            self._watch()
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            self.reason = f"Ray is lost: {type(error).__name__}: {one_line(error)[:200]}"
+            self._stop_file.touch()
+
+    def _watch(self) -> None:
+        asked_at, looked_at = -math.inf, time.monotonic()
         while not self._ended.wait(POLL_S) and not self._stop_file.exists():
-            if time.monotonic() - asked_at < HEALTH_POLL_S:
+            now = time.monotonic()
+            if now - looked_at > STALL_S:  # this process was stopped, its time does not count
+                self._began_at += now - looked_at
+            looked_at = now
+            if now - asked_at < HEALTH_POLL_S:
                 continue
-            asked_at = time.monotonic()
             health: SlotHealth = self._pool.dispatcher("health")
+            asked_at = looked_at = time.monotonic()
             self.error = self._problem(health)
             self.reason = self._lost() or health.over
             if self.error or self.reason:
@@ -208,7 +233,8 @@ class Watchdog(threading.Thread):
 
 @contextmanager
 def stop_on_signals(stop_file: Path) -> Iterator[None]:
-    """A SIGINT or SIGTERM asks for a clean stop; another, later one ends the process."""
+    """Ctrl-C, SIGTERM or the end of the terminal asks for a clean stop; another, later one ends the
+    process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -222,7 +248,9 @@ def stop_on_signals(stop_file: Path) -> Iterator[None]:
         asked_at.append(time.monotonic())
         stop_file.touch()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in asking if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield
     finally:
@@ -250,6 +278,9 @@ def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, fold
         workers = resources.least_workers, resources.num_workers
         # What it believes of the nodes is up to 20 s old; it asks again when this is over.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    asks = worker_asks(resources)
+    if attach.is_ours():  # another's nodes may announce no memory
+        asks["memory"] = mark_of(slot)
     result = TorchTrainer(
         serve_if_fit,
         train_loop_config={"slot": config},
@@ -259,7 +290,7 @@ def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, fold
             # grow is told so by the dispatcher, between two.
             elastic_resize_monitor_interval_s=NEVER_S,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_asks(resources),
+            resources_per_worker=asks,
         ),
         run_config=RunConfig(
             name=slot,
@@ -270,7 +301,14 @@ def fit_with_ray_train(slot: str, dispatcher: str, resources: ResourceSpec, fold
         ),
     ).fit()
     if result.return_value:
-        raise UserError(result.return_value)
+        raise UserError(*result.return_value.splitlines())
+
+
+def mark_of(slot: str) -> int:
+    """Bytes of memory, next to none, that the bundles of this life of a slot ask for and of no
+    other: Ray Train gives its placement groups no names."""
+    index, _, life = slot.rpartition("-")[2].partition(".")
+    return 1 + int(index) * (1 + MAX_RESTARTS_PER_SLOT) + int(life)
 
 
 def worker_environment(resources: ResourceSpec) -> dict[str, dict[str, str]]:

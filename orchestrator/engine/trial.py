@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,22 @@ from trainables.worker.messages import EpochAnswer
 # Held by the head node alone, so drivers stay on the node that is never a spot instance.
 RESOURCES: dict[str, float] = {HEAD: 0.001}
 MAX_FAILURES_PER_DRIVER = 3
+TUNE_FOLDER = ".tune"
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the only form that verbose=0 silences
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # with tracebacks, of thin trials that are replaced
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # The ledger is the memory: no second one of Tune's, in files nobody reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
+STORAGE_LOGINS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
@@ -124,6 +133,32 @@ class StopFile(tune.Stopper):  # type: ignore[misc]
         return self._path.exists()
 
 
+@contextmanager
+def _tunes_folder(run_folder: Path) -> Iterator[Path]:
+    """Where Tune keeps its files, which nobody reads: in the run's folder, so that the next session
+    removes what a killed one has left."""
+    folder = (run_folder / TUNE_FOLDER).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _logins_kept_from_tune() -> Iterator[None]:
+    """Tune hands Amazon's variables to its actors through their runtime environment, which Ray
+    writes on their command lines, for all to see. Thin trials need none. What is not Python, such
+    as Arrow's client of object storage, finds them in this process all the same."""
+    held = {name: os.environ.pop(name) for name in STORAGE_LOGINS if name in os.environ}
+    for name, value in held.items():
+        os.putenv(name, value)  # which leaves os.environ alone
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
 def fit_trials(
     spec: RunSpec, state: State, dispatcher: ActorClient, *, num_slots: int, stop_file: Path
 ) -> None:
@@ -140,22 +175,25 @@ def fit_trials(
     schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
     pausing = any(scheduler.pauses for scheduler in schedulers.values())
     shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
-    results = tune.Tuner(
-        tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
-        param_space={"trial": tune.grid_search(trials), "dispatcher": dispatcher.name},
-        tune_config=tune.TuneConfig(
-            scheduler=TuneScheduler(Scheduler(schedulers, state, decide, seed=spec.sweeps[0].seed)),
-            reuse_actors=True,
-            max_concurrent_trials=None if pausing else awake,
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=tempfile.mkdtemp(prefix="tune-"),
-            verbose=0,
-            stop=StopFile(str(stop_file)),
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES_PER_DRIVER),
-        ),
-    ).fit()
+    with _tunes_folder(stop_file.parent) as folder, _logins_kept_from_tune():
+        results = tune.Tuner(
+            tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
+            param_space={"trial": tune.grid_search(trials), "dispatcher": dispatcher.name},
+            tune_config=tune.TuneConfig(
+                scheduler=TuneScheduler(
+                    Scheduler(schedulers, state, decide, seed=spec.sweeps[0].seed)
+                ),
+                reuse_actors=True,
+                max_concurrent_trials=None if pausing else awake,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=str(folder),
+                verbose=0,
+                stop=StopFile(str(stop_file)),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES_PER_DRIVER),
+            ),
+        ).fit()
     for result in results:
         if result.error is not None and result.config:
             reason = f"its driver failed: {one_line(result.error)[-300:]}"

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import trainables
+from orchestrator import process
 from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
@@ -433,16 +430,14 @@ def _measurement(
 
 
 def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:
-    root = str(Path(trainables.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
         out = subprocess.run(
-            [sys.executable, "-m", "trainables.train.measure"],
+            process.python_module("trainables.train.measure"),
             input=json.dumps(request).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             # As the slots' workers have it; tensors of a GPU are no concern of the C library.
-            env={**os.environ, **FREED_MEMORY_KEPT, "PYTHONPATH": path},
+            env=process.module_environment(**FREED_MEMORY_KEPT),
             timeout=timeout_s,
             check=False,
         ).stdout

@@ -9,11 +9,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator import process
 from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import (
     COLD_START_S,
@@ -31,17 +32,18 @@ from orchestrator.launch.forecast import (
 from orchestrator.launch.length import affordable, is_open, length_text, rung_warning, sized
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import openings, replication, session
-from orchestrator.ledger.state import SplitOpening
+from orchestrator.ledger.state import SplitOpening, State
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, moved_texts, recipe_text, size, span
-from trainables.backbones import Geometry, check_backbone, check_weights
+from trainables.backbones import Geometry, check_backbone, check_weights, current_pin
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, DatasetFacts
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
+from trainables.data.store import default_folder
 from trainables.errors import collected, raise_if_any
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
@@ -57,13 +59,16 @@ NETWORK_TIMEOUT_S = 5.0
 Plan = dict[str, Any]
 
 
-def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | None:
+def validate(
+    *specs: RunSpec, as_job: bool = False, starting: bool = False
+) -> Mapping[str, float] | None:
     """Raise ``UserError`` with every mistake of ``specs`` that shows without reading an image or
     starting Ray; its exit code is 3 where all that is wrong is that there is no room for a slot.
 
     With ``as_job`` the runs go on elsewhere: their paths must be absolute, and no folder, server
-    or CPU of the cluster is looked for from here. Returns the CPUs and GPUs of this machine, or
-    ``None`` where a running cluster must tell.
+    or CPU of the cluster is looked for from here. For runs that are ``starting`` MLflow's client
+    writes a record and deletes it, and a cluster must answer. Returns the CPUs and GPUs of this
+    machine, or ``None`` where a running cluster must tell.
     """
     mistakes: list[str] = []
     for spec in specs:
@@ -76,7 +81,8 @@ def validate(*specs: RunSpec, as_job: bool = False) -> Mapping[str, float] | Non
     backbones = [line for sweep in sweeps for line in _backbone_mistakes(sweep)]
     mistakes += backbones
     if not as_job:
-        mistakes += _network_mistakes(specs, weights=not backbones)
+        mistakes += _place_mistakes(sweeps)
+        mistakes += _network_mistakes(specs, weights=not backbones, starting=starting)
     if not mistakes:
         local = [spec for spec in specs if not (as_job and is_remote(spec.storage))]
         mistakes = [line for spec in local for line in session.name_mistakes(spec)]
@@ -122,12 +128,32 @@ def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
     return mistakes
 
 
-def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool) -> list[str]:
-    """Hub and tracking server asked at once, so that two silent ones cost one time-out."""
-    uris = {spec.tracking_uri or store.default_uri(spec.storage) for spec in specs}
+def _place_mistakes(sweeps: Sequence[SweepSpec]) -> list[str]:
+    """Why this user's images could not be kept: no home, or one that cannot be written."""
+    if mistakes := process.home_mistakes():
+        return mistakes
+    fix = "export ORCHESTRATOR_DATA=FOLDER, or --set data.folder=FOLDER"
+    for data in {sweep.data for sweep in sweeps}:
+        lines = process.folder_mistakes(default_folder(data), "the folder of prepared images", fix)
+        with collected([]):  # of the source, which others name
+            if lines and find(absolute_data(data)) is None:
+                return lines
+    return []
+
+
+def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool, starting: bool) -> list[str]:
+    """Hub, tracking server and cluster asked at once, so that silent ones cost one time-out."""
+    stores = {
+        (spec.tracking_uri or store.default_uri(spec.storage), spec.experiment or spec.name)
+        for spec in specs
+    }
     backbones = {sweep.backbone for spec in specs for sweep in spec.sweeps} if weights else set()
     checks = [partial(check_weights, one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones]
-    checks += [partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri in uris]
+    if starting:
+        checks += [partial(store.can_record, *s, timeout_s=NETWORK_TIMEOUT_S) for s in stores]
+        checks.append(partial(attach.address_mistakes, attach.known_address()))
+    else:
+        checks += [partial(store.check, uri, timeout_s=NETWORK_TIMEOUT_S) for uri, _ in stores]
     with ThreadPoolExecutor() as threads:
         return [line for answer in threads.map(lambda check: check(), checks) for line in answer]
 
@@ -155,8 +181,8 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
         for option, path in paths
         if path is not None and not Path(path).expanduser().is_absolute()
     ]
-    if uri and not is_sqlite and uri.partition(":")[0] not in store.SERVER_SCHEMES:
-        mistakes += store.check(uri)
+    if uri and not is_sqlite:
+        mistakes += store.scheme_mistakes(uri)
     return mistakes
 
 
@@ -393,6 +419,8 @@ class PreparedRun:
 
     def _images(self) -> RunImages:
         spec, images = self.spec, read_datasets(self.spec)
+        begun = session.state_of(spec.folder.resolve())
+        raise_if_any(session.data_mistakes(begun, images, spec.name))
         geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:
@@ -430,11 +458,13 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     """
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
-    trials, costs = session.state_of(spec.folder).trials, None
+    begun = session.state_of(spec.folder)
+    spec = _with_hub_pins(spec, begun)
+    trials, costs = begun.trials, None
     undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)
     measure = bool(spec.budget) or undecided if options.measure is None else options.measure
     has_new_trials = not spec.trial_names() <= set(trials)
-    has_length = session.state_of(spec.folder).begun or not is_open(spec)
+    has_length = begun.begun or not is_open(spec)
     if not has_length:
         spec = sized(spec, images_of(spec), options.texts())
     if measure and totals is not None and has_new_trials:
@@ -457,3 +487,23 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
             "http://SERVER:5000 keeps it, and the same command fills it from the ledger"
         )
     return prepared
+
+
+def _with_hub_pins(spec: RunSpec, begun: State) -> RunSpec:
+    """``spec`` with the revisions of its weights on the hub: those that the run has begun with, or
+    that the spec names, else what the hub has now."""
+    recorded = {sweep.family: sweep.backbone.hub_pins for sweep in begun.spec.sweeps}
+
+    def pins(sweep: SweepSpec) -> str | None:
+        if begun.begun or sweep.backbone.hub_pins:
+            return recorded.get(sweep.family, sweep.backbone.hub_pins)
+        backbones = {variant.backbone for variant in sweep.variants("backbone.")}
+        current = {current_pin(one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones}
+        return " ".join(sorted(pin for pin in current if pin is not None)) or None
+
+    pinned = (replace(sweep.backbone, hub_pins=pins(sweep)) for sweep in spec.sweeps)
+    sweeps = [
+        replace(sweep, backbone=backbone)
+        for sweep, backbone in zip(spec.sweeps, pinned, strict=True)
+    ]
+    return replace(spec, sweeps=tuple(sweeps))

@@ -3,7 +3,8 @@
 A run's name is easily changed and its folder deleted, while the images stay what they are. So the
 register lies beside the runs, ``STORAGE/test-openings/HASH.jsonl``, a line for each opening. In
 object storage, which has no append, it is an object for each, ``HASH/KEY.json``: of two drivers
-that open a split at one moment, neither overwrites the other's.
+that open a split at one moment, neither overwrites the other's. Each says how many it came after,
+because no clock is to be relied on for the order: the lines have theirs.
 
 An opening is registered before it is on record in its run's ledger. Where the driver dies between
 the two, the next one finds it registered and counts it once.
@@ -11,20 +12,21 @@ the two, the next one finds it registered and counts it once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from orchestrator.ledger.state import SplitOpening, State
+from orchestrator.ledger.state import MALFORMED, SplitOpening, State
 from orchestrator.spec.run import RunSpec
 from trainables.config import Spec, stable_hash
-from trainables.errors import StorageError, one_line
+from trainables.errors import StorageError, UserError, one_line
 from trainables.storage import object_storage
 
 FOLDER = "test-openings"
@@ -35,7 +37,8 @@ LOCK_TIMEOUT_S = 60.0
 class Opening(Spec):
     """One opening of the test split ``test_hash`` at ``time``: the ``number``-th of the run ``run``
     that began at ``began`` (both unix seconds). The name of a deleted run may come back; the moment
-    it began does not. ``candidates`` are what it compared."""
+    it began does not. ``candidates`` are what it compared. ``after`` counts the openings that were
+    in object storage before it; those of earlier versions, which had the time alone, have 0."""
 
     test_hash: str
     run: str
@@ -43,6 +46,7 @@ class Opening(Spec):
     number: int
     time: float
     candidates: tuple[str, ...] = ()
+    after: int = 0
 
     @property
     def key(self) -> str:
@@ -89,17 +93,28 @@ def upcoming(storage: str, openings: Iterable[Opening]) -> tuple[SplitOpening, .
 
 
 def registered(storage: str, test_hash: str) -> list[Opening]:
-    """All openings of a test split, the earliest first. Raises ``StorageError``."""
+    """All openings of a test split, the earliest first. Raises ``StorageError``, and ``UserError``
+    where one cannot be read: it would count for none."""
     if not object_storage.is_remote(storage):
         path = _file(storage, test_hash)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    else:
-        uri = _folder(storage, test_hash)
-        uris = [f"{uri}/{file.name}" for file in object_storage.list_files(uri)]
-        with ThreadPoolExecutor(8) as readers:
-            lines = list(readers.map(object_storage.read_bytes, uris))
-    openings = [Opening.from_dict(json.loads(line)) for line in lines]
-    return sorted(openings, key=lambda opening: opening.time)
+        return [_opening(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+    uri = _folder(storage, test_hash)
+    uris = [f"{uri}/{file.name}" for file in object_storage.list_files(uri)]
+    with ThreadPoolExecutor(8) as readers:
+        contents = list(readers.map(object_storage.read_bytes, uris))
+    openings = map(_opening, contents, uris)
+    return sorted(openings, key=lambda opening: (opening.after, opening.time))
+
+
+def _opening(line: bytes, place: str) -> Opening:
+    try:
+        return Opening.from_dict(json.loads(line))
+    except MALFORMED as error:
+        raise UserError(
+            f"every opening of a test split is on record; {place}, is damaged "
+            f"({one_line(error)[:100]}). Fix: put back a copy of it"
+        ) from None
 
 
 def _counted(opening: Opening, others: list[Opening]) -> SplitOpening:
@@ -120,7 +135,10 @@ def _append(storage: str, opening: Opening) -> list[Opening]:
             return before
         with path.open("ab", buffering=0) as file:
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # what a killed writer left
-            file.write(_line(opening))
+            end, line = path.stat().st_size, _line(opening)
+            if file.write(line) != len(line):
+                os.truncate(path, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
     return [*before, opening]
 
@@ -132,6 +150,7 @@ def _put(storage: str, opening: Opening) -> list[Opening]:
     if opening.key in (other.key for other in before):
         return before
     uri = f"{_folder(storage, opening.test_hash)}/{opening.key}.json"
+    opening = replace(opening, after=len(before))
     object_storage.write_bytes(uri, _line(opening))
     after = registered(storage, opening.test_hash)
     return [*(other for other in after if other.key != opening.key), opening]

@@ -89,9 +89,10 @@ def run_lock(spec: RunSpec) -> Iterator[Lease | None]:
 
 
 def state_of(folder: Path) -> State:
-    """What the ledger in ``folder`` says; an empty state where there is none."""
+    """What the ledger in ``folder`` says; an empty state where there is none. Raises ``UserError``
+    as :func:`replay` does."""
     path = folder / FILE_NAME
-    return replay(read(path)) if path.exists() else State()
+    return replay(read(path), source=str(path)) if path.exists() else State()
 
 
 def name_mistakes(spec: RunSpec) -> list[str]:
@@ -103,6 +104,30 @@ def name_mistakes(spec: RunSpec) -> list[str]:
         "Fix: --name OTHER, or ask for the same again"
     )
     return [mistake] if changes else []
+
+
+def data_mistakes(state: State, datasets: Mapping[str, DatasetFacts], run: str) -> list[str]:
+    """Why a run that has begun cannot go on with these images: they are not those that its trials
+    were trained on. Ledgers that name no content of theirs are not compared."""
+    mistakes = []
+    for family, now in datasets.items():
+        before = state.header.datasets.get(family)
+        if before is None or not before.content_hash or before.content_hash == now.content_hash:
+            continue
+        changes = [
+            f"{split} {before.counts.get(split, 0)} -> {now.counts.get(split, 0)} images"
+            for split in dict.fromkeys((*before.counts, *now.counts))
+            if before.counts.get(split, 0) != now.counts.get(split, 0)
+        ]
+        if before.class_names != now.class_names:
+            changes.append(f"{len(before.class_names)} -> {len(now.class_names)} classes")
+        changes.append(f"content {before.content_hash} -> {now.content_hash}")
+        mistakes.append(
+            f"a run keeps its images; those of {now.name or family} have changed since {run!r} "
+            f"began ({', '.join(changes)}). Fix: put them back as they were, or --name OTHER "
+            "starts a run on the new ones"
+        )
+    return mistakes
 
 
 def session_name(folder: Path) -> str:

@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from types import NoneType
 from typing import Any, Self
 
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
+from trainables.errors import UserError, one_line
 
 Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
 
@@ -167,7 +169,8 @@ class RunStatus(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReportedEpoch(Spec):
     """One epoch's ``reported`` record: time in unix seconds, metrics as in DESIGN, section 5. An
-    elastic slot says how many ``workers`` trained it."""
+    elastic slot says how many ``workers`` trained it. ``place`` counts the run's reports in the
+    ledger's order, which no clock can change."""
 
     epoch: int
     time: float
@@ -175,6 +178,7 @@ class ReportedEpoch(Spec):
     checkpoint: str | None = None
     workers: int | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    place: int = 0
 
 
 @dataclass
@@ -288,6 +292,7 @@ class State:
     notes: list[str] = field(default_factory=list)
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
+    num_reports: int = 0
 
     @property
     def spec(self) -> RunSpec:
@@ -323,11 +328,24 @@ def run_status(state: State, *, running: bool) -> RunStatus:
     return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
 
 
-def replay(records: Iterable[Record]) -> State:
-    """Fold records into a state. Any prefix gives a valid one; a repeated report counts once."""
-    state = State()
-    for record in records:
-        apply(state, record)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+
+def replay(records: Iterable[Record], *, source: str = "the ledger") -> State:
+    """Fold records into a state. Any prefix gives a valid one; a repeated report counts once.
+
+    Raises ``UserError`` naming the line of ``source`` that holds another record than this project
+    writes.
+    """
+    state, line = State(), 0
+    for line, record in enumerate(records, 1):
+        try:
+            apply(state, record)
+        except MALFORMED as error:
+            raise UserError(
+                f"every line of a ledger is a record of this project; {source}, line {line}, holds "
+                f"something else ({one_line(error)[:200]}). Fix: put back a copy, or --name OTHER"
+            ) from None
     return state
 
 
@@ -342,7 +360,11 @@ def apply(state: State, record: Record) -> None:
         if name not in state.trials:
             state.trials[name] = _submitted(name, record, state.spec)
     elif name in state.trials:
-        _apply_to_trial(state.trials[name], event, record)
+        trial = state.trials[name]
+        if event == "reported" and record["epoch"] not in trial.reports:
+            state.num_reports += 1
+            record = {**record, "place": state.num_reports}
+        _apply_to_trial(trial, event, record)
 
 
 def _apply_to_run(state: State, event: str, record: Record) -> None:
@@ -369,7 +391,23 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.verdict = record
 
 
+# Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.
+NUMBERS = ("epoch", "attempt", "rung", "slot_seconds", "setup_seconds", "params_m",
+           "gflops_per_image", "train_images")  # fmt: skip
+TEXTS = ("checkpoint", "device", "model", "dataset_hash", "reason", "slot")
+
+
+def _check(facts: Record) -> None:
+    """Raises ``TypeError`` where one of ``NUMBERS`` is none, or one of ``TEXTS``."""
+    for names, kinds in ((NUMBERS, (int, float, NoneType)), (TEXTS, (str, NoneType))):
+        for name in names:
+            if name in facts and type(facts[name]) not in kinds:
+                raise TypeError(f"{name} is {facts[name]!r:.80}")
+
+
 def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
+    _check(record)
+    _check(record.get("detail", {}))
     trial.unreported_s += record.get("slot_seconds", 0.0)
     match event:
         case "reported":
@@ -407,6 +445,8 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
 
 def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     detail, family = record["detail"], record["family"]
+    if not isinstance(family, str) or not isinstance(detail.get("axes", {}), dict | NoneType):
+        raise TypeError("a family is text, and axes are by name")
     plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
     assignment = Assignment.from_dict(plain)
     axes = detail.get("axes")

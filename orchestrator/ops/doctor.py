@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from orchestrator.ray_cluster import attach
 from orchestrator.ray_cluster.capacity import Node, alive_nodes, local_totals
+from orchestrator.ray_cluster.token import token_file, token_warnings
 from trainables.config import BackboneSpec, DataSpec
 from trainables.errors import collected, one_line
 from trainables.storage.object_storage import is_remote
@@ -295,10 +296,11 @@ def examine(
     uri = tracking_uri or store.default_uri(storage)
     address, folder = None if local else attach.known_address(), default_folder(DataSpec())
     problems = storage_mistakes(storage)
-    problems += store.check(uri) or store.age_mistakes(uri)
+    problems += store.can_record(uri) or store.age_mistakes(uri)
     problems += [line for backbone in backbones for line in check_weights(backbone)]
     if total["GPU"]:
         problems += gpu_mistakes("this machine", total["GPU"], torch_gpus())
+    warnings = token_warnings() + pin_mistakes(PINS)  # attaching takes the token's rights away
     facts = {
         "python": machine.python,
         "platform": machine.platform,
@@ -307,6 +309,7 @@ def examine(
         "gpus": int(total["GPU"]),
         "memory_gb": machine.memory_gb,
         "cluster": address,
+        "token_file": None if (file := token_file()) is None else str(file),
         "tracking": uri,
         "storage": storage if is_remote(storage) else str(Path(storage).absolute()),
         "storage_free_gb": None if is_remote(storage) else _free_gb(Path(storage)),
@@ -323,7 +326,7 @@ def examine(
         facts=facts,
         versions=machine.versions,
         nodes=nodes,
-        warnings=pin_mistakes(PINS),
+        warnings=warnings,
         problems=list(dict.fromkeys(problems)),
     )
 

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from trainables.errors import UserError
+from trainables.errors import EXIT_CODES, UserError
+from trainables.printable import redacted, with_login, without_login
 from trainables.storage.waiting import bounded, in_background, retry
 
 ANSWER_TIMEOUT_S = 20.0
@@ -64,7 +65,7 @@ def head_address(given: str | None) -> str:
     """
     choices = (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS"))
     addresses = (choice for choice in choices if choice and choice not in ("local", "auto"))
-    address = next(addresses, DEFAULT_ADDRESS)
+    address = without_login(next(addresses, DEFAULT_ADDRESS))
     if urlsplit(address).scheme in ("http", "https"):
         return address.rstrip("/")
     raise UserError(
@@ -80,7 +81,7 @@ def connect(address: str) -> JobSubmissionClient:
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)  # these overrule the address that Ray's client is given
     try:
-        return bounded(lambda: JobSubmissionClient(address), ANSWER_TIMEOUT_S)
+        return bounded(lambda: JobSubmissionClient(with_login(address)), ANSWER_TIMEOUT_S)
     except AuthenticationError as error:
         raise refused(address, error) from None
     except NO_ANSWER as error:
@@ -102,11 +103,12 @@ def start(client: JobSubmissionClient, job: Job) -> tuple[str, bool]:
             lambda: _found_or_submitted(client, job), on=NO_ANSWER, patience_s=AGENT_PATIENCE_S
         )
     except AuthenticationError as error:
-        raise refused(client.get_address(), error) from None
+        raise refused(without_login(client.get_address()), error) from None
     except NO_ANSWER as error:
+        head = without_login(client.get_address())
         raise UserError(
-            f"the head at {client.get_address()} takes no job ({_first_line(error)}). "
-            "Fix: the same command again, or look into the head's dashboard_agent.log"
+            f"the head at {head} takes no job ({_first_line(error)}). Fix: the same "
+            "command again, or look into the head's dashboard_agent.log"
         ) from None
 
 
@@ -152,8 +154,10 @@ def exit_code(info: JobDetails) -> tuple[int, str]:
         return 0, "is done"
     if info.status == JobStatus.STOPPED:
         return 130, "was stopped through Ray"
-    if (code is not None and 0 <= code < 128) or code == 130:
+    if code in EXIT_CODES:
         return code, f"ended with exit code {code}"
+    if code is not None and 0 <= code < 128:
+        return 2, f"could not run this project: its shell ended with exit code {code}"
     if code is not None:
         return 130, f"was ended by signal {-code if code < 0 else code - 128}"
     if info.error_type == "RUNTIME_ENV_SETUP_FAILURE":
@@ -172,7 +176,7 @@ def refused(address: str, error: Exception) -> UserError:
 
 def _first_line(error: object) -> str:
     """The start of what an error says, without the full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = redacted(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".")
 
 
@@ -245,7 +249,7 @@ def _details(client: JobSubmissionClient, job: str, patience_s: float) -> JobDet
             on_failure=wait,
         )
     except AuthenticationError as error:
-        raise refused(client.get_address(), error) from None
+        raise refused(without_login(client.get_address()), error) from None
     except NO_ANSWER:
         raise UserError(
             f"the head has said nothing for {time.monotonic() - began:.0f} s; job {job} may be at "

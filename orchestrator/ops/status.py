@@ -27,6 +27,7 @@ from orchestrator.ledger.state import Record, RunStatus, State, TrialStatus, app
 from orchestrator.spec import limits
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.wording import duration, span, top1
+from trainables.printable import escaped, redacted
 
 REDRAW_S = 0.5
 HEARTBEAT_S = 30.0
@@ -349,20 +350,25 @@ def render(run: RunView) -> Group:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for family in run.families:
-        table.add_column(family.family, justify="right", overflow="fold")
+        table.add_column(_cell(family.family), justify="right", overflow="fold")
     for status in TrialStatus:
         table.add_row(status, *(str(getattr(family, status)) for family in run.families))
     table.add_row("epochs", *(str(family.epochs) for family in run.families))
     hours = (f"{family.device_hours:.3g}" for family in run.families)
     table.add_row(f"{run.device}-hours", *hours)
     table.add_row("best val_top1", *(top1(family.best_val_top1) for family in run.families))
-    table.add_row("by trial", *(family.best_trial or "" for family in run.families))
+    table.add_row("by trial", *(_cell(family.best_trial or "") for family in run.families))
     recipes = [family.best_recipe or {} for family in run.families]
     for axis in dict.fromkeys(axis for recipe in recipes for axis in recipe):
         values = (recipe.get(axis, "") for recipe in recipes)
         texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
-        table.add_row(axis.removeprefix("recipe."), *texts)
-    return Group(table, Text(summary(run)))
+        table.add_row(_cell(axis.removeprefix("recipe.")), *map(_cell, texts))
+    return Group(table, _cell(summary(run)))
+
+
+def _cell(text: str) -> Text:
+    """Words of a ledger: neither markup nor control characters."""
+    return Text(escaped(redacted(text)))
 
 
 def print_view(run: RunView) -> None:

@@ -27,6 +27,7 @@ Resources = Mapping[str, float]
 
 HEAD = "node:__internal_head__"  # a resource that the head node alone has
 CONFIG_PATIENCE_S = 30.0
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # of the pod, in Kubernetes
 
 log = logging.getLogger(__name__)
@@ -264,8 +265,7 @@ def _quantity(amount: str | float) -> float:
 
 
 def local_totals() -> dict[str, float]:
-    """CPUs and GPUs of this machine, as a Ray started here would count them."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """CPUs and GPUs that processes of ours may use here; a Ray of our own is told so."""
     gpus, visible = 0, os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         gpus = sum(device.strip() not in ("", "-1") for device in visible.split(","))
@@ -275,7 +275,38 @@ def local_totals() -> dict[str, float]:
                 ["nvidia-smi", "-L"], capture_output=True, timeout=5, check=False
             )
             gpus = sum(line.startswith(b"GPU ") for line in listed.stdout.splitlines())
-    return {"CPU": float(cpus or 1), "GPU": float(gpus)}
+    return {"CPU": float(usable_cores()), "GPU": float(gpus)}
+
+
+def usable_cores(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
+    """Cores of this process: no more than its affinity mask has (``taskset``, Slurm), and than each
+    control group above it allows (containers, systemd), rounded down, at least one."""
+    cores = float(len(os.sched_getaffinity(0)))
+    folders = []
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
+                base = cgroups / controllers
+                place = base / path.lstrip("/")
+                folders += [place, *(p for p in place.parents if p.is_relative_to(base))]
+    # Within a container the path may be one of the host's: then its own group is at the top.
+    for folder in dict.fromkeys([*folders, cgroups, cgroups / "cpu"]):
+        cores = min(cores, _allowed_cores(folder))
+    return max(1, math.floor(cores + 1e-9))
+
+
+def _allowed_cores(folder: Path) -> float:
+    """What a control group of version 2 or 1 allows; infinite where it has no limit."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, _, period = (folder / "cpu.max").read_text().partition(" ")
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return (
+            quota_us / int((folder / "cpu.cfs_period_us").read_text()) if quota_us > 0 else math.inf
+        )
+    return math.inf
 
 
 def worker_asks(resources: ResourceSpec) -> dict[str, float]:

@@ -8,9 +8,11 @@ repeated. The same spec, world, faults and number of slots give the same ledger,
 from __future__ import annotations
 
 import heapq
+import io
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from orchestrator.simulate.worlds import Training, World
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec
 from trainables.config import Assignment, DatasetFacts, EpochReport, SpeedReport
+from trainables.errors import StorageError
 from trainables.storage import trial_files
 from trainables.worker.messages import Order, SlotCommand
 
@@ -43,8 +46,10 @@ class Faults:
     ``resend_s``, a ``repeated`` one arrives a second time. A worker that ``dies`` or ``hangs``
     (until the epoch's time limit) is started again after ``restart_s``; a node that ``goes`` comes
     back after ``node_back_s``. ``crashes``: the driver dies once the ledger has so many records,
-    and the same command is typed again. ``slots_ready_s``: when each slot first asks, at once by
-    default.
+    and the same command is typed again. ``short_writes``: the disk takes half of the ledger's next
+    record once it has so many, and the run stops until the same command is typed. ``clock_jumps``:
+    from so many records on, the wall clock is set by so many seconds. ``slots_ready_s``: when each
+    slot first asks, at once by default.
     """
 
     seed: int = 0
@@ -59,6 +64,8 @@ class Faults:
     goes: float = 0.0
     node_back_s: float = 60.0
     crashes: tuple[int, ...] = ()
+    short_writes: tuple[int, ...] = ()
+    clock_jumps: tuple[tuple[int, float], ...] = ()
     slots_ready_s: tuple[float, ...] = ()
 
 
@@ -66,19 +73,42 @@ class DriverDied(Exception):
     """The simulated driver's end, in the middle of whatever it did."""
 
 
-class MortalLedger(Ledger):
-    """A ledger whose writer dies right after its file holds one of so many records."""
+class FillingDisk(io.FileIO):
+    """A file on a disk that takes half of the next write when it ``is_full``."""
 
-    def __init__(self, path: Path, crashes: Sequence[int], *, clock: Callable[[], float]) -> None:
-        super().__init__(path, clock=clock)
-        self._crashes = frozenset(crashes)
-        self._records = path.read_bytes().count(b"\n") if self._crashes else 0
+    is_full = False
+
+    def write(self, data: Any, /) -> int:
+        """The bytes that were taken."""
+        taken = super().write(data[: len(data) // 2] if self.is_full else data)
+        self.is_full = False
+        return taken
+
+
+class MortalLedger(Ledger):
+    """A ledger whose writer, disk or clock fails when its file holds so many records, as ``faults``
+    have it. ``clock`` gives unix seconds by a clock that nobody sets."""
+
+    def __init__(self, path: Path, faults: Faults, *, clock: Callable[[], float]) -> None:
+        super().__init__(path, clock=lambda: clock() + self._set_by_s())
+        self._faults = faults
+        watched = faults.crashes or faults.short_writes or faults.clock_jumps
+        self._records = path.read_bytes().count(b"\n") if watched else 0
+        if faults.short_writes:
+            self._file.close()
+            self._file = FillingDisk(path, "ab")
+
+    def _set_by_s(self) -> float:
+        jumps = self._faults.clock_jumps
+        return sum(seconds for records, seconds in jumps if records <= self._records)
 
     def append(self, event: str, *, trial: str | None = None, **fields: Any) -> Record:
-        """As of the ledger. Raises ``DriverDied``."""
+        """As of the ledger. Raises ``DriverDied``, and ``StorageError`` where the disk is full."""
+        if isinstance(self._file, FillingDisk) and event != "stopped":
+            self._file.is_full = self._records in self._faults.short_writes
         record = super().append(event, trial=trial, **fields)
         self._records += 1
-        if self._records in self._crashes:
+        if self._records in self._faults.crashes:
             raise DriverDied
         return record
 
@@ -149,6 +179,11 @@ def simulate(
         except DriverDied:
             now = session.now
             continue
+        except StorageError as error:
+            with suppress(DriverDied):
+                session.ledger.append("stopped", reason=str(error))
+            now = session.now
+            continue
         finally:
             session.ledger.close()
         state = session.dispatcher.state
@@ -177,7 +212,7 @@ class Session:
         self._images, self._published = images, published
         self._name = f"session-{number}"
         path = folder / FILE_NAME
-        self.ledger = MortalLedger(path, faults.crashes, clock=lambda: BEGIN_S + self.now)
+        self.ledger = MortalLedger(path, faults, clock=lambda: BEGIN_S + self.now)
         self._num_slots = slots
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0

@@ -34,6 +34,7 @@ from trainables.config import (
     stable_hash,
 )
 from trainables.data.sources import KNOWN_DATASETS
+from trainables.printable import without_login
 from trainables.storage.object_storage import is_remote, working_copy
 
 
@@ -268,7 +269,8 @@ class RunSpec(Spec):
     in as many independent ``searches``: a statement about families needs three. ``margin``: a
     difference of accuracies, as a fraction, within which two of them are equivalent. ``claim`` is
     the declaration of the claim that the run tests. ``defaults`` is the version of what filled in
-    the values that nobody gave."""
+    the values that nobody gave. A login in a URL is left out: the spec is kept and shown, and
+    :mod:`orchestrator.logins` hands the login on."""
 
     name: str = field(metadata=OPERATIONAL)
     sweeps: tuple[SweepSpec, ...] = ()
@@ -282,6 +284,11 @@ class RunSpec(Spec):
     prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     claim: Mapping[str, Any] | None = None
     defaults: int = ruled(DEFAULTS_VERSION, 1, operational=True, before=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "storage", without_login(self.storage))
+        if self.tracking_uri is not None:
+            object.__setattr__(self, "tracking_uri", without_login(self.tracking_uri))
 
     @property
     def folder(self) -> Path:

@@ -126,5 +126,5 @@ def log_model(
         # The search's validation images; their store is where the run began.
         data = replace(model.trial.assignment.data, val_seed=None)
         images = prepare(data, remote=origin(run_folder)).split("val").images
-        with talking():
+        with talking(client.uri):
             client.log_model(run, folder, np.array(images[:EXAMPLE_IMAGES]), state, model)

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -43,12 +43,14 @@ from mlflow.types import Schema, TensorSpec
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.state import State
 from orchestrator.tracking import view
-from orchestrator.tracking.store import artifact_root, database_path
-from trainables.errors import one_line
+from orchestrator.tracking.store import artifact_root, connection_uri, database_path, refusal
+from trainables.errors import UserError, one_line
 
 MAX_METRICS = 800  # a request; MLflow takes 1000 entities, tags and params included
 # Errors that come again however often the same request is sent.
 PERMANENT = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST")
+DATABASE_LIBRARIES = ("sqlalchemy", "alembic")  # their errors come through MLflow as they are
+PROBE_TAG, PROBE_FILE = "orchestrator.probe", "probe.txt"
 MODEL_CODE = "timm_classifier"
 MODEL_LIBRARIES = ("mlflow", "torch", "timm", "safetensors", "numpy")
 
@@ -64,12 +66,57 @@ class Outage(RuntimeError):
 
 
 @contextmanager
-def talking() -> Iterator[None]:
-    """Whatever goes wrong in talking to MLflow is an :class:`Outage`."""
+def talking(uri: str) -> Iterator[None]:
+    """Whatever goes wrong in talking to MLflow at ``uri`` is an :class:`Outage`; a ``UserError``
+    where no waiting mends it."""
     try:
         yield
-    except (MlflowException, OSError) as error:
-        raise Outage(error) from error
+    except ImportError as error:
+        raise UserError(str(refusal(uri, "", error.name or one_line(error)))) from error
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if not isinstance(error, MlflowException | OSError) and library not in DATABASE_LIBRARIES:
+            raise
+        line = refusal(uri, one_line(error))
+        raise (Outage(error) if line is None else UserError(line)) from error
+
+
+class Probe:
+    """The run that shows whether MLflow at ``uri`` takes one: in ``experiment`` where it exists,
+    which ``is_own`` says, else in the newest one. Call it inside :func:`talking`."""
+
+    def __init__(self, uri: str, experiment: str | None) -> None:
+        with _creating(uri):
+            self._client = MlflowClient(connection_uri(uri))
+            own = self._client.get_experiment_by_name(experiment) if experiment else None
+        self.is_own = own is not None and own.lifecycle_stage == "active"
+        newest = self._client.search_experiments(max_results=1)
+        self._experiment = own if self.is_own else next(iter(newest), None)
+
+    @property
+    def artifact_folder(self) -> str | None:
+        """Where the experiment's artifacts go; ``None`` in a store without any experiment."""
+        return str(self._experiment.artifact_location) if self._experiment else None
+
+    def write_and_delete(self) -> None:
+        """Write and delete one run with one artifact. It is the same run every time, in MLflow's
+        bin meanwhile, which ``mlflow gc`` empties."""
+        if self._experiment is None:
+            return
+        experiment_id, client = self._experiment.experiment_id, self._client
+        query = [experiment_id], f"tags.`{PROBE_TAG}` = 'yes'"
+        deleted = client.search_runs(*query, entities.ViewType.DELETED_ONLY, max_results=1)
+        if deleted:
+            run = deleted[0]
+            client.restore_run(run.info.run_id)
+        else:
+            run = client.create_run(experiment_id, tags={PROBE_TAG: "yes"}, run_name="probe")
+        try:
+            client.log_text(run.info.run_id, "a run can be recorded here", PROBE_FILE)
+            if PROBE_FILE not in {file.path for file in client.list_artifacts(run.info.run_id)}:
+                raise MlflowException(f"an artifact did not arrive at {run.info.artifact_uri}")
+        finally:
+            client.delete_run(run.info.run_id)
 
 
 class MlflowRun:
@@ -88,15 +135,12 @@ class MlflowRun:
 
 
 class Client:
-    """One experiment of one store. Call it inside :func:`talking`."""
+    """One experiment of the store at ``uri``. Call it inside :func:`talking`."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        database = database_path(uri)
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
-        # Of several processes one creates a new database's tables.
-        with FileLock(f"{database}.lock") if database else nullcontext():
-            self._client = MlflowClient(uri)
+        self.uri = uri
+        with _creating(uri):
+            self._client = MlflowClient(connection_uri(uri))
             present = self._client.get_experiment_by_name(experiment)
         if present is None:
             root = artifact_root(uri)
@@ -246,6 +290,15 @@ class Client:
             )
         self._client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
+
+
+def _creating(uri: str) -> AbstractContextManager[object]:
+    """Of several processes one creates a new database's tables."""
+    database = database_path(uri)
+    if database is None:
+        return nullcontext()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{database}.lock")
 
 
 def _signature(folder: Path) -> ModelSignature:

@@ -4,7 +4,8 @@
     python -m orchestrator.tracking.follow sync   runs/NAME --uri URI [--experiment NAME]
 
 ``follow`` goes on until its standard input is closed, by the run or by the run's death, and leaves
-MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the ledger.
+MLflow up to date; ``sync`` does that once. Exit code 1: MLflow is behind the ledger; 2: it does not
+take the run, and no waiting changes that.
 
 What MLflow should show is compared with what it holds, and the difference is written. Repeating
 that from any point changes nothing, so an outage needs no queue.
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from orchestrator import logins
 from orchestrator.compare.winners import SelectedModel, best_models
 from orchestrator.ledger.events import FILE_NAME, tail
 from orchestrator.ledger.state import State, TrialState, apply
@@ -36,6 +38,7 @@ from orchestrator.tracking import store, view
 from orchestrator.tracking.best_model import export_to_folder, log_model
 from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
 from trainables.errors import UserError, one_line, raise_if_any
+from trainables.printable import PlainFormatter
 from trainables.storage.waiting import retry
 
 POLL_S = 5.0  # short epochs of a trial share a request
@@ -76,7 +79,7 @@ class Mirror:
             self._due |= {PARENT, *self._state.trials}
         if not self._state.begun:
             return count
-        with talking():
+        with talking(self._uri):
             client = self._connect()
         due = self._due - self._given_up
         with ThreadPoolExecutor(1 if self._uri.startswith("sqlite") else SERVER_THREADS) as pool:
@@ -126,7 +129,7 @@ class Mirror:
     def _show(self, client: Client, name: str) -> None:
         """One run's differences, in as few requests as possible."""
         try:
-            with talking():
+            with talking(self._uri):
                 if name == PARENT:
                     self._show_parent(client, self._runs[PARENT])
                 elif view.has_begun(self._state.trials[name]):
@@ -239,7 +242,8 @@ def follow(
             except Outage as outage:
                 if out_since is None:
                     out_since = time.monotonic()
-                    log.warning(f"MLflow at {tracking_uri} is out, records wait: {outage}")
+                    place = store.shown(tracking_uri)
+                    log.warning(f"MLflow at {place} is out, records wait: {outage}")
                 delay_s = RETRY_S
                 continue
             tell_that_it_is_back()
@@ -266,7 +270,7 @@ def sync(run_folder: Path, tracking_uri: str, experiment: str | None = None) -> 
         try:
             return Mirror(run_folder, tracking_uri, experiment).flush(last=True)
         except Outage as outage:
-            failed = f"MLflow at {tracking_uri} failed: {outage}. Fix: try again"
+            failed = f"MLflow at {store.shown(tracking_uri)} failed: {outage}. Fix: try again"
             raise UserError(*(store.check(tracking_uri) or [failed])) from outage
 
 
@@ -290,19 +294,20 @@ def export_to_registry(
         export_to_folder(state, model, run_folder, Path(scratch) / "model")
     name, run_id = str(state.header.run), view.run_id(state)
     try:
-        with talking():
+        with talking(uri):
             client = Client(uri, state.spec.experiment or name)
             runs = client.runs_of(run_id)
         if model.trial.trial not in runs:
             sync(run_folder, uri, state.spec.experiment)
-            with talking():
+            with talking(uri):
                 runs = client.runs_of(run_id)
         run = runs[model.trial.trial]
         log_model(client, run, state, model, run_folder)
-        with talking():
+        with talking(uri):
             return uri, client.register(run, name, alias, view.model_tags(state, model))
     except Outage as outage:
-        raise UserError(f"MLflow at {uri} failed: {outage}. Fix: try again") from outage
+        place = store.shown(uri)
+        raise UserError(f"MLflow at {place} failed: {outage}. Fix: try again") from outage
 
 
 def _only_mirror_of(
@@ -325,13 +330,19 @@ def _only_mirror_of(
 
 def main(arguments: list[str] | None = None) -> int:
     """``follow`` or ``sync``; see the module's docstring."""
+    if arguments is None:
+        logins.hide_in_process()
+    else:
+        arguments = logins.hide(arguments)
     parser = argparse.ArgumentParser(prog="orchestrator.tracking.follow", description=__doc__)
     parser.add_argument("action", choices=("follow", "sync"))
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--uri", required=True)
     parser.add_argument("--experiment")
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("orchestrator").setLevel(logging.INFO)
     if options.action == "sync":
         try:
@@ -354,8 +365,16 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
     threading.Thread(target=wait_for_parent, daemon=True).start()
     os.nice(19)  # training comes first, and Ray's workers run at 15
-    in_step = follow(options.run_folder, options.uri, options.experiment, ended)
-    return 0 if in_step else 1
+    try:
+        in_step = follow(options.run_folder, options.uri, options.experiment, ended)
+    except UserError as error:
+        log.error("\n".join(error.mistakes))
+        return store.REFUSED
+    except Exception as error:
+        log.exception("the mirror failed")
+        log.error(f"{type(error).__name__}: {one_line(error)}")
+        return store.REFUSED
+    return 0 if in_step else store.BEHIND
 
 
 if __name__ == "__main__":

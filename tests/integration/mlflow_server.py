@@ -14,13 +14,19 @@ from orchestrator.tracking import store
 PATIENCE_S = 240.0  # followers are nice: beside other work they wait
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Server:
     """`orchestrator ui` on a database; can be killed and started again."""
 
     def __init__(self, storage: Path, database: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
         self._command = store.ui_command(str(storage), database, port=port)
         self._log = (storage / "server.log").open("ab")

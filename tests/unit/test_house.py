@@ -109,3 +109,20 @@ def test_constraints_pin_every_requirement() -> None:
 
     names = [requirement.split(">=")[0].split("[")[0] for requirement in wanted]
     assert [name for name in names if name not in pins] == []
+
+
+def test_hashed_requirements_are_those_of_the_constraints() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["tpe"]]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+
+    text = (ROOT / "requirements-hashed.txt").read_text()
+    entry = r"^([\w.-]+)==([\w.+]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$"
+    hashed = {name: version for name, version, _ in re.findall(entry, text, re.MULTILINE)}
+    assert re.sub(entry, "", re.sub(r"^#.*$", "", text, flags=re.M), flags=re.M).strip() == ""
+    assert hashed.items() <= pins.items()
+    names = {requirement.split(">=")[0].split("[")[0] for requirement in wanted}
+    assert names <= set(hashed)

@@ -64,7 +64,8 @@ def test_every_command_line_parses(arguments: list[str]) -> None:
 def test_the_readme_holds_enough_to_check() -> None:
     assert len(command_lines()) > 12
     first = README.index("```sh")
-    assert README[first:].startswith("```sh\nmake demo\nmake test\nmake test-cluster\n")
+    makes = "make demo\nmake test\nmake test-cluster\nmake test-faults\n"
+    assert README[first:].startswith(f"```sh\n{makes}")
 
 
 def test_the_sweep_of_the_readme_is_a_target(tmp_path: Path) -> None:

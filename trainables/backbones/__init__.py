@@ -16,6 +16,7 @@ from trainables.backbones.families import (
     size_of,
     weights_sides,
 )
+from trainables.backbones.hub import current_pin
 from trainables.backbones.model import Backbone, build, check_weights
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "build",
     "check_backbone",
     "check_weights",
+    "current_pin",
     "describe",
     "size_of",
     "weights_sides",

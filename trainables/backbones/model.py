@@ -6,8 +6,6 @@ Importing this loads neither torch nor timm.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
 from trainables.backbones.families import FAMILIES, describe, member_of, weights_config
+from trainables.backbones.hub import HUB_FILES, cached_file, pinned, unreachable
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, Recipe
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 # for an optimizer: ``params``, ``names``, ``weight_decay`` and ``lr_scale``
 ParameterGroup = dict[str, Any]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 OTHER_WAYS = "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
 
 
@@ -111,7 +109,7 @@ def build(
     if spec.weights == "none" or not load:
         module = create()
     elif spec.weights in HUB_WEIGHTS:
-        module = _from_hub(member, create)
+        module = _from_hub(member, create, pinned(member.hub, spec.hub_pins))
     else:
         module = _from_path(spec.weights, member, create, num_classes)
     cfg = {**cast(Any, module).pretrained_cfg, **_pixel_statistics(spec.weights)}
@@ -183,15 +181,16 @@ def exchange_stem(module: nn.Module, stem: ExchangedStem, *, keep_weights: bool)
         module.set_submodule(stem.pool, nn.Identity())
 
 
-def _from_hub(member: Member, create: Callable[..., nn.Module]) -> nn.Module:
+def _from_hub(member: Member, create: Callable[..., nn.Module], revision: str | None) -> nn.Module:
     """timm downloads, unless the file is in the cache: then no request is made at all."""
     assert member.hub is not None
-    file = cached_file(member.hub)
+    file = cached_file(member.hub, revision)
     # a custom loader reads the format that the weights were first published in
-    cached = {"file": str(file), "custom_load": False}
-    overlay = {"pretrained_cfg_overlay": cached} if file else {}
+    overlay = {"file": str(file), "custom_load": False} if file else {}
+    if revision is not None and not file:
+        overlay = {"hf_hub_id": f"{member.hub}@{revision}"}
     try:
-        return create(pretrained=True, **overlay)
+        return create(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # the hub's client fails in many ways; the line is the same
         reason = one_line(error)[:200]
         raise UserError(
@@ -243,7 +242,9 @@ def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
             return mistakes
         if member.hub is None:
             return [f"no weights were published for {member.model} at this scale. {OTHER_WAYS}"]
-        reason = None if cached_file(member.hub) else _unreachable(member.hub, timeout_s)
+        revision = pinned(member.hub, spec.hub_pins)
+        is_cached = cached_file(member.hub, revision) is not None
+        reason = None if is_cached else unreachable(member.hub, timeout_s, revision)
         line = f"--weights {spec.weights}: {member.hub} cannot be reached ({reason}). {OTHER_WAYS}"
         return [] if reason is None else [line]
     with collected([]) as mistakes:
@@ -313,46 +314,3 @@ def read_weights(path: str, member: Member) -> dict[str, Tensor]:
     if not state or not all(hasattr(value, "shape") for value in state.values()):
         raise UserError(f"--weights {path} holds no state dict of tensors. {fix}")
     return state
-
-
-def cached_file(repository: str) -> Path | None:
-    """The weights file of a hub repository in the local cache, if it was downloaded before.
-
-    Looks where huggingface_hub keeps it, without the second that its import takes.
-    """
-    home = os.environ.get("HF_HOME") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    )
-    cache = os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub")
-    folder = Path(cache).expanduser() / f"models--{repository.replace('/', '--')}" / "snapshots"
-    files = (file for name in HUB_FILES for file in sorted(folder.glob(f"*/{name}")))
-    return next(files, None)
-
-
-def _unreachable(repository: str, timeout_s: float) -> str | None:
-    """Why the repository's weights cannot be had, or ``None`` when a server offers them."""
-    # imported here: a command's help should not wait for it
-    import urllib.error
-    import urllib.request
-
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return "HF_HUB_OFFLINE is set and the file is not in the local cache"
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    answer: list[str | None] = [f"no answer from {endpoint} within {timeout_s:g} s"]
-
-    def ask() -> None:
-        url = f"{endpoint}/{repository}/resolve/main/{HUB_FILES[0]}"
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=timeout_s):
-                answer[0] = None
-        except urllib.error.HTTPError as error:
-            answer[0] = f"{endpoint} answers {error.code}"
-        except (OSError, ValueError) as error:
-            answer[0] = f"{endpoint}: {one_line(getattr(error, 'reason', error))}"
-
-    # a thread, because name resolution obeys no timeout
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return answer[0]

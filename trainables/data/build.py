@@ -45,6 +45,8 @@ LOCK_TIMEOUT_S = 3600.0
 BLOCK_ROWS = 4096
 ENCODED_SUFFIX = "-encoded"
 PARTIAL_SUFFIX = "-part"  # of a copy whose pictures come from object storage
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LARGE_BYTES = 1e9  # of pixels, whose reading through one is told of
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM,
                 errno.ENOTDIR, errno.EEXIST)  # fmt: skip
 
@@ -93,7 +95,7 @@ def store_form(spec: DataSpec, pixel_bytes: int) -> str:
 def _present(spec: DataSpec, path: Path) -> ImageStore | None:
     """The whole store on this node, in the form that ``spec`` wants; ``path`` is that of pixels."""
     for form in ("pixels", "encoded"):
-        store = open_store(_in_form(path, form))
+        store = _undamaged(open_store(_in_form(path, form)))
         if store is not None and store_form(spec, store.info.pixel_bytes) == form:
             return store
     return None
@@ -168,6 +170,7 @@ def _build_and_rename(
             )
         seal(temporary, info, key)
         temporary.rename(path)
+        _note_undamaged(path, _stamp(path))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     counts = ", ".join(f"{info.counts[name]} {name}" for name in SPLITS)
@@ -212,7 +215,7 @@ def _from_storage(spec: DataSpec, remote: str) -> ImageStore | None:
     part = whole.with_name(f"{whole.name}{PARTIAL_SUFFIX}")
 
     def here() -> ImageStore | None:
-        return open_store(whole, content) or open_store(part, content)
+        return _undamaged(open_store(whole, content)) or _undamaged(open_store(part, content))
 
     store = here()
     if store is None:
@@ -232,11 +235,62 @@ def _fetch(whole: Path, part: Path, content: str, remote: str) -> ImageStore | N
         path = whole if store.info.encoded_bytes is None else part
         shutil.rmtree(path, ignore_errors=True)
         half.rename(path)
+        _note_undamaged(path, _stamp(path))
     except FileNotFoundError:
         return None
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return open_store(path, content)
+
+
+def _undamaged(store: ImageStore | None) -> ImageStore | None:
+    """The store, if it holds what was written. It is read through again only when a file of it has
+    changed or the machine was started anew, which is when disks lose what was in flight."""
+    if store is None:
+        return None
+    try:
+        stamp = _stamp(store.path)
+    except FileNotFoundError:  # another process is replacing it
+        return None
+    with suppress(OSError):
+        if _note_of(store.path).read_text(encoding="utf-8") == stamp:
+            return store
+    if not _reads_well(store.path, stamp):
+        return None
+    _note_undamaged(store.path, stamp)
+    return store
+
+
+def _stamp(path: Path) -> str:
+    """What changes with every write to the store's files, and with the machine's next start."""
+    boot = BOOT_ID.read_text(encoding="utf-8").strip() if BOOT_ID.exists() else None
+    files = [path / INFO, *(path / f"{name}.arrow" for name in SPLITS)]
+    stats = [file.stat() for file in files]
+    facts = [[stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for stat in stats]
+    return json.dumps({"boot": boot, "files": facts})
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.checked")
+
+
+def _note_undamaged(path: Path, stamp: str) -> None:
+    half = _note_of(path).with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # the folder may be for reading only
+        half.write_text(stamp, encoding="utf-8")
+        half.replace(_note_of(path))
+
+
+@cache  # where no note can be left, a process reads each store through once
+def _reads_well(path: Path, stamp: str) -> bool:
+    """Whether the store at ``path`` is intact; as it was at the ``stamp``, for the cache."""
+    store = open_store(path)
+    if store is None:
+        return False
+    size = 0 if store.info.encoded_bytes is not None else store.info.pixel_bytes
+    if size > LARGE_BYTES:
+        log.info(f"reading the image store {path} through, {size / 1e9:.1f} GB")
+    return _intact(store)
 
 
 def _intact(store: ImageStore) -> bool:

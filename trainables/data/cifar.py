@@ -2,47 +2,48 @@
 downloaded on first use.
 
 torchvision's reader takes only archives of the official hash and unpickles them whole; this one
-takes any archive of the official layout and a mirror's download, and its pickle reader admits
-numpy arrays and containers only.
+takes any archive of the official layout and a mirror's download, and runs no pickle: see
+``pickled_arrays``.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
-import io
 import logging
+import lzma
 import os
-import pickle
+import struct
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlparse
 
 import filelock
 import numpy as np
-from numpy._core import numeric
-from numpy._core.multiarray import _reconstruct
 
 from trainables.config import DataSpec
+from trainables.data.pickled_arrays import load_arrays
 from trainables.data.store import Chunk, Reading, Source, default_folder, file_identity
 from trainables.errors import UserError, one_line
+from trainables.printable import login_of, without_login
 from trainables.storage.waiting import bounded
 
 log = logging.getLogger(__name__)
 
 PIXELS = 3 * 32 * 32
 LARGEST_MEMBER_BYTES = 2**29
-BROKEN = (pickle.UnpicklingError, tarfile.TarError, zlib.error, OSError, EOFError,
-          ValueError, TypeError, OverflowError)  # fmt: skip
+LARGEST_ARCHIVE_BYTES = 2**31  # unpacked; the official ones have 0.2 GB
+BROKEN = (tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError,
+          ValueError, TypeError, OverflowError, LookupError, RecursionError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _find_archive(path: Path, dataset: str) -> tuple[Path, Form]:
 
 def _first_folders(path: Path) -> set[str]:
     """Of the first names in the archive: a renamed file is read all the same."""
-    with suppress(tarfile.TarError, OSError, EOFError), tarfile.open(path) as tar:
+    with suppress(*BROKEN), tarfile.open(path) as tar:
         return {Path(member.name).parts[0] for member in islice(tar, 3) if member.name}
     return set()
 
@@ -167,6 +168,8 @@ def _contents(form: Form, place: Path) -> dict[str, bytes]:
     contents = {}
     with tarfile.open(place) as tar:
         for member in tar:
+            if member.offset_data + member.size > LARGEST_ARCHIVE_BYTES:
+                raise ValueError(f"more than {LARGEST_ARCHIVE_BYTES / 1e9:.1f} GB when unpacked")
             parts = Path(member.name).parts
             wanted = parts[:1] == (form.folder,) and parts[-1] in form.members
             if wanted and member.size <= LARGEST_MEMBER_BYTES and (file := tar.extractfile(member)):
@@ -178,7 +181,9 @@ def _names(form: Form, content: bytes) -> tuple[str, ...]:
     if form.binary:
         return tuple(content.decode("utf-8").split())
     names = load_arrays(content).get(form.names_key)
-    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+    if not isinstance(names, list | tuple) or not all(type(n) in (str, bytes) for n in names):
+        return ()
+    return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
 def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
@@ -189,57 +194,17 @@ def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
         flat = rows[:, form.label_bytes :]
     else:
         values = load_arrays(content)
-        flat = np.asarray(values.get("data"))
-        labels = np.asarray(values.get(form.labels_key), dtype=np.int64)
+        data, listed = values.get("data"), values.get(form.labels_key)
+        if isinstance(listed, list) and not all(type(label) is int for label in listed):
+            raise ValueError("a label that is no whole number")
+        if not isinstance(data, np.ndarray) or not isinstance(listed, list | np.ndarray):
+            raise ValueError(f"no data or no {form.labels_key}")
+        flat, labels = data, np.asarray(listed, dtype=np.int64)
     if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
         raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
     images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
     places = [f"{member} row {row}" for row in range(len(images))]
     return Chunk(split=split, images=images, labels=labels, places=places)
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes ``bytes`` in old protocols; any other codec is refused."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"codec {encoding!r} is not admitted")
-    return text.encode("latin1")
-
-
-# By module and name, those of numpy before and since numpy 2.
-ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.numeric", "_frombuffer"): vars(numeric)["_frombuffer"],  # not in the stubs
-    ("numpy.core.numeric", "_frombuffer"): vars(numeric)["_frombuffer"],
-    ("_codecs", "encode"): _latin1,
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
-
-
-def load_arrays(content: bytes) -> dict[str, object]:
-    """The dict pickled in ``content`` (by Python 2 or 3), its keys as ``str``.
-
-    Raises ``pickle.UnpicklingError`` on anything but arrays, containers, text and numbers: what
-    a pickle names is looked up in a fixed table and never imported.
-    """
-    try:
-        value = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # a broken pickle can raise anything
-        raise pickle.UnpicklingError(f"broken pickle: {error}") from None
-    if not isinstance(value, dict):
-        raise pickle.UnpicklingError(f"holds a {type(value).__name__}, not a dict")
-    return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in value.items()}
 
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 7.0, 20.0
@@ -256,7 +221,8 @@ def base_url(official_url: str) -> str:
     url = os.environ.get("ORCHESTRATOR_CIFAR_URL", official_url).rstrip("/")
     if urlparse(url).scheme not in ("http", "https"):
         raise UserError(
-            f"ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got {url!r}. "
+            "ORCHESTRATOR_CIFAR_URL must start with http:// or https://; got "
+            f"{without_login(url)!r}. "
             "Fix: give a mirror's folder, or a local archive as --set data.archive=PATH"
         )
     return url
@@ -282,15 +248,16 @@ def download(url: str, target: Path, *, md5: str, fix: str) -> Path:
             before, size = size, _size(part)
             tries_left = TRIES_WITHOUT_PROGRESS if size > before else tries_left - 1
             if not tries_left:
-                raise UserError(f"cannot download {url}: {problem}. Fix: {fix}")
+                raise UserError(f"cannot download {without_login(url)}: {problem}. Fix: {fix}")
             log.info(f"{target.name}: {problem}; going on at {size / 1e6:.1f} MB")
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if checksum.hexdigest() != md5:
             part.unlink()
             raise UserError(
-                f"the checksum of {url} must be md5 {md5}; got {checksum.hexdigest()}: the file is "
-                f"not the official one or was damaged on its way, and was removed. Fix: {fix}"
+                f"the checksum of {without_login(url)} must be md5 {md5}; got "
+                f"{checksum.hexdigest()}: the file is not the official one or was damaged on its "
+                f"way, and was removed. Fix: {fix}"
             )
         part.rename(target)
     return target
@@ -299,7 +266,12 @@ def download(url: str, target: Path, *, md5: str, fix: str) -> Path:
 def _download_rest(url: str, part: Path, name: str) -> str | None:
     """Append what is missing to ``part``; None when complete, else what went wrong."""
     done = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    user, password = login_of(url)
+    if user:  # urllib would take it for a part of the host's name
+        pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+        headers["Authorization"] = f"Basic {pair}"
+    request = urllib.request.Request(without_login(url), headers=headers)
     try:
         # One bound on all before the body: look-up (which knows none), each address, headers.
         response: http.client.HTTPResponse = bounded(

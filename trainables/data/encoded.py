@@ -16,7 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainables.data.pictures import decode
+from trainables.data.store import INFO
 from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage
 
@@ -88,8 +89,25 @@ class Pictures:
         return len(self.sizes)
 
     def __getitem__(self, row: int) -> bytes:
-        """The picture of ``row``. Raises as :meth:`require` does."""
-        self.require(row // ROWS_PER_GROUP)
+        """The picture of ``row``. Raises as :meth:`require` does, and ``StorageError`` where it is
+        not what was written: that store is opened no more, and is built again."""
+        group = row // ROWS_PER_GROUP
+        self.require(group)
+        picture = self._read(row)
+        if self._groups is not None and zlib.crc32(picture) != self.checksums[row]:
+            self._groups.present[group] = 0
+            self.require(group)
+            picture = self._read(row)
+        if zlib.crc32(picture) != self.checksums[row]:
+            with suppress(OSError):
+                (self.path.parent / INFO).unlink()
+            raise StorageError(
+                f"{self.path} is damaged: picture {row} is not what was written. "
+                "Fix: the same command again builds the image store again"
+            )
+        return picture
+
+    def _read(self, row: int) -> bytes:
         start = int(self.offsets[row])
         return self._map[start : start + int(self.sizes[row])].tobytes()
 

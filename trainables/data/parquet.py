@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -99,14 +100,21 @@ def _files_by_split(path: Path) -> Files:
     return files
 
 
-def _schema(file: Path) -> Any:
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What Arrow raises on a damaged file is a ``UserError`` that names it."""
     try:
-        return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"data.source must be readable as Parquet; {file} is not ({one_line(error)}). "
+            f"data.source must be readable as Parquet; {file} is not ({one_line(error)[:200]}). "
             "Fix: copy or download the file again"
         ) from None
+
+
+def _schema(file: Path) -> Any:
+    with _readable(file):
+        return pq.read_schema(file)
 
 
 def _columns(path: Path, schema: Any, declared: Iterable[str]) -> tuple[str, str]:
@@ -164,11 +172,7 @@ def _labels(
 ) -> tuple[tuple[str, ...], dict[str, list[int]]]:
     """Names of the classes, and the class of each row by split."""
     values = {
-        split: [
-            value
-            for file in group
-            for value in pq.read_table(file, columns=[column]).column(0).to_pylist()
-        ]
+        split: [value for file in group for value in _column(file, column)]
         for split, group in files.items()
     }
     if names and set(values.get("test", [0])) <= {-1}:
@@ -195,6 +199,12 @@ def _labels(
     return names, values
 
 
+def _column(file: Path, column: str) -> list[Any]:
+    with _readable(file):
+        values: list[Any] = pq.read_table(file, columns=[column]).column(0).to_pylist()
+        return values
+
+
 def _sample(files: list[Path], column: str) -> Iterator[bytes | None]:
     """A few encoded images, spread over the row groups of the training files."""
     groups = [
@@ -219,11 +229,12 @@ def _column_bytes(file: Path, column: str) -> int:
 
 
 def _encoded(file: Path, column: str, **options: Any) -> Iterator[bytes | None]:
-    for batch in pq.ParquetFile(file).iter_batches(columns=[column], **options):
-        images = batch.column(0)
-        if pa.types.is_struct(images.type):
-            images = images.field("bytes")
-        yield from images.to_pylist()
+    with _readable(file):
+        for batch in pq.ParquetFile(file).iter_batches(columns=[column], **options):
+            images = batch.column(0)
+            if pa.types.is_struct(images.type):
+                images = images.field("bytes")
+            yield from images.to_pylist()
 
 
 def _items(files: list[Path], column: str, labels: list[int]) -> Iterator[Item]:

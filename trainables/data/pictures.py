@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import threading
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -33,6 +35,12 @@ log = logging.getLogger(__name__)
 SMALLEST_SIDE = 8
 CHUNK_IMAGES = 512
 NAMED_CORRUPT = 3
+# What EXTENSIONS announce; JPEG's reader takes a camera's MPO, too. PIL knows sixty more formats by
+# the bytes of a file, whatever its name; for one of them it starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+MOST_PIXELS = 89_478_485  # where PIL begins to warn of a bomb: a quarter of a GB at three bytes
+DECODED_BYTES_AT_ONCE = 2**29
+NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF or PPM"
 
 Picture = bytes | str | Path | None  # encoded, or its file; None: the row is empty
 Item = tuple[str, Picture, int]  # how to name it in an error, where it is, its label
@@ -40,11 +48,59 @@ Items = Callable[[], Iterator[Item]]  # in the same order whenever it is called
 
 
 def _open(picture: Picture) -> Image.Image:
+    """The picture, not decoded yet. Raises ``ValueError`` for one of too many pixels."""
     from PIL import Image
 
     if picture is None:
         raise ValueError("no bytes")
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error below
+    opened = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    image = Image.open(opened, formats=FORMATS)
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{width} x {height} px are more than {MOST_PIXELS / 1e6:.0f} million; scale it down"
+        )
+    return image
+
+
+class _MemoryLimit:
+    """Pictures that are decoded at the same moment share ``limit`` bytes; one that needs more is
+    decoded alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Wait until there is room for ``size`` bytes, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self._limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+_MEMORY = _MemoryLimit(DECODED_BYTES_AT_ONCE)
+
+
+@contextmanager
+def _opened(picture: Picture, side: int) -> Iterator[Image.Image]:
+    """The picture, a JPEG at the fraction of its size that ``side`` needs, once there is memory to
+    decode it."""
+    with _open(picture) as image:
+        if min(image.size) > 2 * side:
+            image.draft(None, (2 * side, 2 * side))
+        # PIL's own pixels and one copy of them, or the int64 that 16 bits go through.
+        bytes_per_pixel = 28 if image.mode[0] in "IF" else 12
+        with _MEMORY.reserved(image.width * image.height * bytes_per_pixel):
+            yield image
 
 
 def decode(picture: Picture, side: int) -> Images:
@@ -55,9 +111,7 @@ def decode(picture: Picture, side: int) -> Images:
     """
     from PIL import Image, ImageOps
 
-    with _open(picture) as image:
-        if min(image.size) > 2 * side:
-            image.draft(None, (2 * side, 2 * side))  # JPEG: decode at a fraction of the size
+    with _opened(picture, side) as image:
         ImageOps.exif_transpose(image, in_place=True)
         rgb: Image.Image = image
         if rgb.mode.startswith("I"):
@@ -157,7 +211,7 @@ def _decode_chunks(
         except Exception as error:  # PIL's readers raise anything on broken bytes
             # PIL names the in-memory buffer by its address, which helps nobody
             unknown = str(error).startswith("cannot identify image file")
-            return f"{name} ({'not a picture' if unknown else one_line(error)})"
+            return f"{name} ({NO_PICTURE if unknown else one_line(error)})"
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         first = 0

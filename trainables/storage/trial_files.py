@@ -27,7 +27,7 @@ import pyarrow.ipc
 
 from trainables.config import Assignment
 from trainables.errors import StorageError
-from trainables.storage import object_storage
+from trainables.storage import digests, object_storage
 
 STATE_FILE = "state.json"  # of a checkpoint, without which it is none
 FOLDER = "checkpoints"
@@ -131,24 +131,47 @@ def with_local_paths(assignment: Assignment) -> Assignment:
     )
 
 
-def choose_checkpoint(assignment: Assignment, *, alone: bool) -> str | None:
-    """The checkpoint to start from, by its last two names: the one asked for or, where the storage
-    has lost it, the newest earlier one; ``None`` where none is left. One that is on this node
-    already will do for a worker that is ``alone``."""
+def choose_checkpoint(assignment: Assignment, *, alone: bool) -> tuple[str | None, str | None]:
+    """The checkpoint to start from, by its last two names: the one asked for or, where that is
+    damaged or the storage has lost it, the newest earlier one; ``None`` where none is left. With
+    it, what is wrong with the one asked for.
+
+    One that is on this node already, and whole, will do for a worker that is ``alone``.
+    """
     if assignment.checkpoint is None:
-        return None
-    name = name_of(assignment.checkpoint)
-    if alone and (local_folder(assignment) / name / STATE_FILE).is_file():
-        return name
-    stored = stored_checkpoints(stored_uri(assignment))
-    if name in stored:
-        return name
-    earlier = [other for other in stored if Path(other).name < Path(name).name]
-    return max(earlier, key=lambda other: (Path(other).name, other), default=None)
+        return None, None
+    recorded = Path(assignment.checkpoint)
+    name, wrong = name_of(assignment.checkpoint), None
+    if assignment.remote is None:
+        folder = recorded.parents[1]
+        names = [name_of(str(file.parent)) for file in folder.glob(f"*/*/{STATE_FILE}")]
+        wrong = digests.damage_of(recorded, STATE_FILE) and "is damaged"
+    else:
+        folder = local_folder(assignment)
+        if alone and digests.damage_of(folder / name, STATE_FILE) is None:
+            return name, None
+        names = stored_checkpoints(stored_uri(assignment))
+        wrong = None if name in names else "is in the storage no more"
+    if wrong is None and _is_whole(assignment, folder / name):
+        return name, None
+    # Another attempt may have trained the same epoch again.
+    earlier = [other for other in names if Path(other).name <= recorded.name and other != name]
+    for other in sorted(earlier, key=lambda other: (Path(other).name, other), reverse=True):
+        if _is_whole(assignment, folder / other):
+            return other, wrong or "is damaged"
+    return None, wrong or "is damaged"
+
+
+def _is_whole(assignment: Assignment, folder: Path) -> bool:
+    """Whether the checkpoint ``folder`` on this node is as it was written, fetched again if not."""
+    if assignment.remote is not None:
+        fetch_checkpoint(assignment, name_of(str(folder)))
+    return digests.damage_of(folder, STATE_FILE) is None
 
 
 def fetch_checkpoint(assignment: Assignment, name: str) -> str:
-    """The folder of the checkpoint ``name`` on this node; all its workers ask, one fetches.
+    """The folder of the checkpoint ``name`` on this node; all its workers ask, one fetches. A copy
+    that is damaged is fetched again.
 
     Raises ``FileNotFoundError`` where the storage has none.
     """
@@ -156,7 +179,7 @@ def fetch_checkpoint(assignment: Assignment, name: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
     with filelock.FileLock(folder.parent / f".{folder.name}.lock", timeout=LOCK_TIMEOUT_S):
-        if not (target / STATE_FILE).is_file():
+        if digests.damage_of(target, STATE_FILE):
             uri = f"{stored_uri(assignment)}/{name}"
             object_storage.get_folder(uri, target, marker=STATE_FILE)
     return str(target)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, values_before
 from trainables.errors import UserError
+from trainables.storage import digests
 from trainables.storage.trial_files import STATE_FILE
 
 SCHEMA = 1
@@ -40,7 +41,8 @@ def write(folder: Path, tensors: Mapping[str, Tensors], state: State) -> None:
             # a copy where memory is shared or strided: safetensors stores plain dense tensors
             dense = {key: value.detach().contiguous() for key, value in values.items()}
             save_file(dense, temporary / f"{name}.safetensors")
-        text = json.dumps({"schema": SCHEMA, **state}, indent=1)
+        record = digests.sealed({"schema": SCHEMA, **state}, temporary, STATE_FILE)
+        text = json.dumps(record, indent=1)
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -55,7 +57,8 @@ def identity(assignment: Assignment, dataset_hash: str | None) -> State:
         owner.section: vars(owner)  # with what as_dict() leaves out where it is not used
         for owner in (assignment.backbone, assignment.recipe, assignment.data)
     }
-    places = ("data.folder", "data.archive", "data.source")
+    # where files lie, and which weights a trial began with that has its own by now
+    places = ("data.folder", "data.archive", "data.source", "backbone.hub_pins")
     leaves = {f"{part}.{key}": v for part, values in parts.items() for key, v in values.items()}
     return {
         **{path: value for path, value in leaves.items() if path not in places},
@@ -66,10 +69,11 @@ def identity(assignment: Assignment, dataset_hash: str | None) -> State:
 
 def read_state(folder: Path, expected: State | None = None) -> State:
     """The JSON part, of the trial of the ``expected`` :func:`identity` (``None``: of any). Raises
-    ``UserError`` where ``folder`` holds no checkpoint of this schema, or another trial's."""
+    ``UserError`` where ``folder`` holds no checkpoint of this schema, another trial's, or something
+    else than was written."""
     try:
-        state: State = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = _document((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder} holds no readable checkpoint ({error}). Fix: name a folder that has "
             f"{STATE_FILE}, or start without a checkpoint"
@@ -79,6 +83,9 @@ def read_state(folder: Path, expected: State | None = None) -> State:
             f"the checkpoint {folder} has schema {state.get('schema')}; this version reads "
             f"{SCHEMA}. Fix: start without a checkpoint"
         )
+    if damage := digests.damage_of(folder, STATE_FILE, only=STATE_FILE):
+        raise UserError(_damaged(folder / STATE_FILE, damage))
+    state = {key: value for key, value in state.items() if key != digests.KEY}
     expected = expected or {}
     stored = {
         **{f"{owner.section}.{k}": v for owner in PARTS for k, v in values_before(owner).items()},
@@ -104,10 +111,21 @@ def read_tensors(folder: Path, name: str) -> Tensors:
     try:
         tensors: Tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} is damaged ({error}). Fix: start from an earlier checkpoint, or without one"
-        ) from error
+        raise UserError(_damaged(file, str(error))) from error
+    if damage := digests.damage_of(folder, STATE_FILE, only=file.name):
+        raise UserError(_damaged(file, damage))
     return tensors
+
+
+def _document(text: str) -> State:
+    state: State = json.loads(text)
+    if not isinstance(state, dict) or not isinstance(state.get("identity", {}), dict):
+        raise ValueError("it is another document")
+    return state
+
+
+def _damaged(file: Path, how: str) -> str:
+    return f"{file} is damaged ({how}). Fix: start from an earlier checkpoint, or without one"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:

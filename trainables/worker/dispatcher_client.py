@@ -15,6 +15,7 @@ from trainables.worker.messages import Order, SlotConfig
 
 NAMESPACE = "backbone-tournament"  # of the actors
 OUTAGE_PATIENCE_S, PAUSE_S = 120.0, 0.2
+HANG_PATIENCE_S = 600.0
 # ValueError: the name is unknown while the actor restarts.
 AWAY = (ray.exceptions.RayActorError, ValueError)
 
@@ -24,7 +25,8 @@ class ActorClient:
 
     The handle is looked up once, not for every call; pickled without it, because Tune pickles
     what schedulers hold. A call raises the last Ray error when the actor stays away for
-    ``OUTAGE_PATIENCE_S``.
+    ``OUTAGE_PATIENCE_S``, and ``GetTimeoutError`` when it is there and says nothing for
+    ``HANG_PATIENCE_S``: its process may have been stopped, and goes on with the same call then.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,7 +39,7 @@ class ActorClient:
                 actor = self._actor or ray.get_actor(self.name, namespace=NAMESPACE)
                 self._actor = actor
                 answer = getattr(actor, method).remote(*arguments, **named)
-                return ray.get(answer, timeout=OUTAGE_PATIENCE_S)
+                return ray.get(answer, timeout=HANG_PATIENCE_S)
             except AWAY:
                 self._actor = None
                 raise
@@ -85,6 +87,10 @@ class DispatcherClient:
     def speeds(self, reports: list[SpeedReport]) -> None:
         """Report how fast the models of an order are."""
         self._actor("speeds", self._slot, reports)
+
+    def storage_failed(self, reason: str) -> None:
+        """Report that this node's disk is full or broken, which ends the run."""
+        self._actor("storage_failed", self._slot, reason)
 
     def note(self, trial: str, line: str) -> None:
         """A line for the run's log."""

@@ -26,12 +26,23 @@ import ray.train.torch
 import torch
 
 from trainables.config import Assignment
-from trainables.errors import Preempted, StorageError, TrialError, UserError, one_line
+from trainables.errors import (
+    Preempted,
+    StorageError,
+    TrialError,
+    UserError,
+    one_line,
+    storage_error,
+)
 from trainables.evaluate.model import evaluate_test
 from trainables.evaluate.speed import measure_trials
 from trainables.finetune import fine_tune
 from trainables.storage import trial_files
-from trainables.storage.trial_files import delete_checkpoints_except, name_of
+from trainables.storage.trial_files import (
+    checkpoint_path,
+    delete_checkpoints_except,
+    name_of,
+)
 from trainables.train.loop import World, broadcast, from_every_rank
 from trainables.worker.dispatcher_client import DispatcherClient
 from trainables.worker.messages import Order, SlotCommand, SlotConfig
@@ -48,26 +59,35 @@ class ActiveTrial:
         self.checkpoint = self.assignment.checkpoint
         self.notice = PreemptionNotice(world.size)
         self._clears_up = local_rank == 0
-        self._fetched = self.assignment.remote is None or self.checkpoint is None
+        self._fetched = self.checkpoint is None
         self.reports = fine_tune(self.assignment, self.world, should_stop=self.notice)
 
     def fetch(self) -> str | None:
-        """Bring the checkpoint to start from to this node, once; a sentence where it has to be an
-        earlier one. Raises ``StorageError``."""
+        """Bring the checkpoint to start from to this node, once, and see whether it is whole; a
+        sentence where it has to be an earlier one. Raises ``StorageError``."""
         if self._fetched:
             return None
-        assignment, recorded, name = self.assignment, self.checkpoint, None
+        assignment, recorded, choice = self.assignment, str(self.checkpoint), None
         if self.world.rank == 0:
-            name = trial_files.choose_checkpoint(assignment, alone=self.world.size == 1)
-        name = broadcast(name, self.world)
-        self.checkpoint = trial_files.fetch_checkpoint(assignment, name) if name else None
+            choice = trial_files.choose_checkpoint(assignment, alone=self.world.size == 1)
+        choice = broadcast(choice, self.world)
+        assert choice is not None
+        name, wrong = choice
+        self._fetched = True
+        if wrong is None and assignment.remote is None:
+            return None
+        if name is None:
+            self.checkpoint = None
+        elif assignment.remote is None:
+            self.checkpoint = str(checkpoint_path(Path(recorded).parents[1], name))
+        else:
+            self.checkpoint = trial_files.fetch_checkpoint(assignment, name)
         self.assignment = replace(assignment, checkpoint=self.checkpoint)
         self.reports = fine_tune(self.assignment, self.world, should_stop=self.notice)
-        self._fetched = True
-        if self.checkpoint == recorded:
+        if wrong is None:
             return None
         start = "from the beginning" if name is None else f"from {name}"
-        return f"{name_of(str(recorded))} is in the storage no more: {start}"
+        return f"{name_of(recorded)} {wrong}: {start}"
 
     def store(self, checkpoint: str | None) -> float:
         """Bring a checkpoint into the storage, where the run is kept there: rank 0. The seconds it
@@ -85,6 +105,8 @@ class ActiveTrial:
         if assignment.checkpoint_folder is None:
             return
         folder, attempt = Path(assignment.checkpoint_folder).parent, assignment.attempt
+        if kept is not None and self.checkpoint and not over:
+            kept = [*kept, self.checkpoint]  # of an epoch trained again, which is on no record
         if kept is not None and writes and assignment.remote is None:
             delete_checkpoints_except(folder, kept, attempt=attempt)
         elif kept is not None and writes:
@@ -281,6 +303,10 @@ def _measure_speed(order: Order, client: DispatcherClient, device: str) -> None:
 
 def _report_failure(active: ActiveTrial, client: DispatcherClient, error: Exception) -> None:
     """Tell whose fault it was; raise where this process or its group cannot be used again."""
+    if not isinstance(error, StorageError) and (full := storage_error(error)):
+        # A disk that is full or broken is no trial's fault, and does not heal by trying again.
+        client.storage_failed(one_line(full))
+        raise full from error
     named = isinstance(error, TrialError | UserError)
     if not named:
         traceback.print_exc()

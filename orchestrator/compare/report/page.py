@@ -35,7 +35,7 @@ from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -228,7 +228,7 @@ def read_report(path: Path, *, run: str | None = None) -> Values:
             f"a report holds the spec of its run; {str(path)!r} has none. "
             "Fix: name a report.html that orchestrator compare wrote"
         )
-    entries = {entry["name"]: entry for entry in json.loads(carried[1])["runs"]}
+    entries = _entries(carried[1], path)
     if run is None and len(entries) == 1:
         (run,) = entries
     if run not in entries:
@@ -239,6 +239,26 @@ def read_report(path: Path, *, run: str | None = None) -> Values:
         )
     entry: Values = entries[run]
     return entry
+
+
+def _entries(text: str, path: Path) -> dict[str, Values]:
+    """By name what a page carries of its runs. Raises ``UserError`` where it is anything else."""
+    try:
+        runs = json.loads(text)["runs"]
+        entries: dict[str, Any] = {str(entry["name"]): dict(entry) for entry in runs}
+        for entry in entries.values():
+            spec = RunSpec.from_dict(
+                entry["spec"]
+            )  # without the logins that older reports may hold
+            places = {"storage": spec.storage, "tracking_uri": spec.tracking_uri}
+            entry |= {key: str(entry[key]) for key in ("command", "spec_hash")}
+            entry["spec"] = {**entry["spec"], **places}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"a report holds the spec of its run; that in {str(path)!r} cannot be read "
+            f"({one_line(error)[:200]}). Fix: ask for the report again (orchestrator compare)"
+        ) from None
+    return entries
 
 
 def record(run: RunData) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""CIFAR archives in all official forms, tiny; a pickle that names code is refused unrun."""
+"""CIFAR archives in all official forms, tiny; their pickles are read as data, and none is run."""
 
 import io
 import os
@@ -13,7 +13,8 @@ import pytest
 from trainables.config import DataSpec
 from trainables.data import cifar
 from trainables.data.build import prepare
-from trainables.data.cifar import FORMS, load_arrays
+from trainables.data.cifar import FORMS
+from trainables.data.pickled_arrays import UnreadablePickle, load_arrays
 from trainables.data.sources import KNOWN_DATASETS, check_source
 from trainables.errors import UserError
 
@@ -156,11 +157,12 @@ def test_forms_and_places_agree_on_content(tmp_path):
     "dumps",
     [
         python2_pickle,
+        lambda value: pickle.dumps(value, protocol=0),
         lambda value: pickle.dumps(value, protocol=2),
         lambda value: pickle.dumps(value, protocol=5),
         lambda value: pickle.dumps({k.encode(): v for k, v in value.items()}, protocol=4),
     ],
-    ids=["python 2", "protocol 2", "protocol 5", "bytes keys"],
+    ids=["python 2", "protocol 0", "protocol 2", "protocol 5", "bytes keys"],
 )
 def test_pickles_of_each_age_are_read(dumps):
     rows, labels = batch_of(FORMS[0], 0)
@@ -199,19 +201,73 @@ def test_a_pickle_that_names_code_is_refused_unrun(tmp_path):
         b"cbuiltins\neval\n(S'1'\ntR.",
         b"cnumpy\nload\n(S'x'\ntR.",
         b"cnumpy.core.multiarray\nscalar\n.",
+        b"}U\x04datacnumpy\nndarray\nI4\n\x85Rs.",  # a call, which once read out of bounds
+        b"}U\x04datacnumpy\nndarray\ns.",
         pickle.dumps([1, 2]),
         b"",
         b"\x80\x02}q\x00(U\x04data",
     ],
 )
 def test_other_pickles_are_refused(value):
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UnreadablePickle):
         load_arrays(value)
+
+
+def state_of_array(shape, dtype, content):
+    """A pickle whose ``data`` is an array of this shape over these bytes, whatever they are."""
+    made = python2_pickle({"data": np.zeros(3, np.uint8)})
+    state = pickle.dumps(((1, shape, None, False, content),), protocol=2)[2:-1]
+    head, _, _ = made.partition(b"(K\x01K\x03")
+    name = b"U" + bytes([len(dtype)]) + dtype.encode()
+    kind = b"cnumpy\ndtype\n" + name + b"K\x00K\x01\x87R"
+    assert state.count(b"N") == 1
+    # Pickled as a tuple's only item: what comes before that tuple's own opcode is the state.
+    body = state.replace(b"N", kind).rpartition(b"\x85")[0]
+    return head + body + b"bs."
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "content"),
+    [
+        ((2**40,), "u1", "abc"),
+        ((-3, -1), "u1", "abc"),
+        ((2,), "u1", "abc"),
+        ((3, 2**62, 4), "u1", "abc"),
+        ((3,), "O8", "a" * 24),
+        ((3,), "V1", "abc"),
+        ((1,) * 40, "u1", "a"),
+    ],
+)
+def test_an_array_is_exactly_its_bytes(shape, dtype, content):
+    with pytest.raises(UnreadablePickle, match="array"):
+        load_arrays(state_of_array(shape, dtype, content))
+    right = load_arrays(state_of_array((3,), "u1", "abc"))["data"]
+    np.testing.assert_array_equal(right, np.frombuffer(b"abc", np.uint8))
+
+
+def test_tuples_in_each_other_are_only_read():
+    deep = b"}U\x04data" + b")" + b"\x85" * 200_000 + b"s."
+    assert type(load_arrays(deep)["data"]) is tuple
+    with pytest.raises(UnreadablePickle, match="key"):  # hashing it would end the process
+        load_arrays(b"}" + b")" + b"\x85" * 200_000 + b"K\x01s.")
+
+
+def test_lists_that_repeat_themselves_are_refused_at_once(tmp_path):
+    form = FORMS[0]
+    # A list that holds one list ten times, and that another, twelve deep: 10^12 numbers.
+    lists = b"U\x01a](" + b"K\x01" * 10 + b"eq\x64s"
+    for level in range(101, 112):
+        lists += b"U\x01a](" + bytes([ord("h"), level - 1]) * 10 + b"eq" + bytes([level]) + b"s"
+    rows = python2_pickle({"data": np.zeros((1, 3072), np.uint8)})[:-1]
+    labels = b"U\x06labels](" + b"h\x6f" * 10 + b"es."
+    files = {**contents(form), "data_batch_1": rows + lists + labels}
+    mistake = mistake_of(spec_of(form, unpack(form, tmp_path, files), tmp_path))
+    assert "a label that is no whole number" in mistake
 
 
 def test_codecs_other_than_latin1_are_refused():
     bad = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R."
-    with pytest.raises(pickle.UnpicklingError, match="rot13"):
+    with pytest.raises(UnreadablePickle, match="rot13"):
         load_arrays(bad)
 
 

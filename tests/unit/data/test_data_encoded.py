@@ -119,6 +119,27 @@ def test_pictures_are_kept_as_the_source_has_them_in_a_plain_arrow_file(
     assert store.info.encoded_bytes == sum(map(len, kept))
 
 
+def test_a_damaged_picture_is_seen_when_it_is_read_and_the_store_is_built_again(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, store = stores_of(root, tmp_path)
+    spec = DataSpec(source=str(root), folder=str(tmp_path), short_side=32, store="encoded")
+    images = store.split("train").images
+    assert isinstance(images, EncodedImages)
+    expected, row = images[:], 11
+    place = int(images.pictures.offsets[row]) + int(images.pictures.sizes[row]) // 2
+    with (store.path / "train.images.arrow").open("r+b") as file:
+        file.seek(place)
+        file.write(bytes(20))
+    damaged = prepare(spec).split("train").images  # its files are as long as they were
+    np.testing.assert_array_equal(damaged[:row], expected[:row])
+    with pytest.raises(StorageError, match="picture 11 is not what was written"):
+        damaged[:]
+    caplog.set_level("INFO", logger="trainables")
+    np.testing.assert_array_equal(prepare(spec).split("train").images[:], expected)
+    assert any("damaged: building it again" in line for line in caplog.messages)
+
+
 def test_the_limit_decides_and_either_form_is_found_again(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,14 +280,6 @@ def test_no_more_is_decoded_ahead_than_said(root: Path, tmp_path: Path) -> None:
     next(decoded)
     assert asked == 1 + encoded.BLOCKS_AHEAD
     decoded.close()  # type: ignore[attr-defined]
-
-
-def test_a_picture_that_cannot_be_decoded_any_more_raises(root: Path, tmp_path: Path) -> None:
-    _, store = stores_of(root, tmp_path)
-    path = store.path / "val.images.arrow"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(OSError, match="cannot identify image"):
-        store.split("val").images[:2]
 
 
 # --- object storage -----------------------------------------------------------------------------

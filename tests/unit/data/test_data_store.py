@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 
 from trainables.config import DatasetFacts, DataSpec
+from trainables.data import build
 from trainables.data.build import prepare, seal
 from trainables.data.sources import check_source, known_images
 from trainables.data.store import Reading, open_store
@@ -107,6 +108,34 @@ def test_a_damaged_store_is_built_again(digits, tmp_path, damage, caplog):
     assert rebuilt.path == copy
     assert rebuilt.info == digits.info
     assert any("damaged" in line for line in caplog.messages)
+
+
+def test_pictures_that_turned_black_are_seen_and_the_store_is_built_again(
+    digits, tmp_path, caplog, monkeypatch
+):
+    spec, copy = DataSpec(folder=str(tmp_path)), tmp_path / digits.path.name
+    shutil.copytree(digits.path, copy)
+    checked = []
+    intact = build._intact
+    monkeypatch.setattr(build, "_intact", lambda store: checked.append(1) or intact(store))
+    for _ in range(3):
+        assert build.find(spec).info == digits.info
+    assert len(checked) == 1, "once for all, while nothing changes"
+    with (copy / "train.arrow").open("r+b") as file:
+        file.seek(40_000)
+        file.write(bytes(3 * 64 * 600))
+    assert open_store(copy) is not None, "no other sign of it"
+    assert build.find(spec) is None
+    caplog.set_level("INFO", logger="trainables")
+    rebuilt = prepare(spec)
+    assert any("damaged" in line for line in caplog.messages)
+    for split in ("train", "val", "test"):
+        assert np.array_equal(rebuilt.split(split).images, digits.split(split).images)
+    assert len(checked) == 2
+    monkeypatch.setattr(build, "BOOT_ID", tmp_path / "boot")
+    (tmp_path / "boot").write_text("after a power cut")
+    assert build.find(spec).info == digits.info
+    assert len(checked) == 3, "and after each start of the machine"
 
 
 def test_remains_of_a_killed_builder_are_not_seen_and_are_removed(digits, tmp_path):

@@ -32,7 +32,7 @@ from orchestrator.tracking import view
 from tests.unit.crashes import killed
 from trainables.config import DatasetFacts, DataSpec, EpochReport
 from trainables.data import build
-from trainables.errors import StorageError
+from trainables.errors import StorageError, UserError
 from trainables.storage import object_storage
 from trainables.worker.messages import Order, SlotCommand
 
@@ -79,6 +79,22 @@ def test_openings_are_counted_in_order_and_each_once(storage: str) -> None:
     (coming,) = openings.upcoming(storage, [opening("c")])
     assert coming == SplitOpening(test_hash=HASH, number=5, earlier=("a", "b"))
     assert coming.text == "opening 5 of this test split, after a, b"
+
+
+def test_a_clock_that_is_set_back_changes_no_order(storage: str) -> None:
+    assert count(storage, opening("a", time=7200.0)) == (1, ())
+    assert count(storage, opening("b", time=3600.0)) == (2, ("a",))
+    assert count(storage, opening("c", time=3600.5)) == (3, ("a", "b"))
+    assert [o.run for o in registered(storage, HASH)] == ["a", "b", "c"]
+    assert count(storage, opening("b", time=9000.0)) == (2, ("a",))
+
+
+def test_a_damaged_line_of_the_register_is_named(tmp_path: Path) -> None:
+    register(str(tmp_path), [opening("a")])
+    path = tmp_path / FOLDER / f"{HASH}.jsonl"
+    path.write_bytes(b"\0\0\0\n" + path.read_bytes())
+    with pytest.raises(UserError, match=r"line 1, is damaged .* Fix: "):
+        count(str(tmp_path), opening("b"))
 
 
 def test_a_line_that_was_cut_by_a_crash_is_no_opening(tmp_path: Path) -> None:

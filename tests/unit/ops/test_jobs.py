@@ -97,7 +97,8 @@ def test_a_head_that_was_started_anew_knows_no_job() -> None:
     ("fields", "code"),
     [
         ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0),
-        *(({"status": "FAILED", "driver_exit_code": code}, code) for code in (1, 2, 3, 4, 5, 130)),
+        *(({"status": "FAILED", "driver_exit_code": code}, code) for code in (2, 3, 4, 5, 130)),
+        *(({"status": "FAILED", "driver_exit_code": code}, 2) for code in (1, 127)),
         ({"status": "STOPPED"}, 130),
         ({"status": "FAILED", "driver_exit_code": -9}, 130),
         ({"status": "FAILED", "driver_exit_code": 137}, 130),

@@ -103,6 +103,26 @@ def test_a_uri_that_cannot_work(uri: str, expected: str) -> None:
     assert expected in one_line(uri)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "package"),
+    [
+        ("postgresql", "psycopg2-binary"),
+        ("postgresql+psycopg", "'psycopg[binary]'"),
+        ("mysql", "mysqlclient"),
+        ("mysql+pymysql", "pymysql"),
+        ("mssql", "pyodbc"),
+    ],
+)
+def test_a_driver_that_is_not_installed_is_named(
+    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = one_line(f"{scheme}://ann:secret-7f3a@tracker/mlflow")
+    assert f"pip install {package}," in line
+    assert f"{scheme}://tracker/mlflow" in line
+    assert "secret-7f3a" not in line
+
+
 def test_database_files(tmp_path: Path) -> None:
     fresh = tmp_path / "new" / "mlflow.db"
     assert store.check(f"sqlite:///{fresh}") == []

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from trainables.config import Recipe
 from trainables.errors import UserError
+from trainables.storage import digests
 from trainables.train import checkpoint
 from trainables.train.optimizer import build_optimizer
 
@@ -91,6 +93,37 @@ def test_damage_is_a_sentence(damage: str, tmp_path: Path) -> None:
         read()
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["zeroed tensors", "another state", "no tensors"])
+def test_what_can_be_read_but_was_never_written_is_seen(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "epoch-0001"
+    state = {"progress": {"epoch": 1, "loss": float("nan")}, "pair": (1, 2)}
+    checkpoint.write(folder, {"model": tensors()}, state)
+    assert digests.damage_of(folder, "state.json") is None
+    assert checkpoint.read_tensors(folder, "model")
+    file = folder / "model.safetensors"
+    if damage == "zeroed tensors":  # still a file of safetensors, all of its values 0
+        zeros = {name: torch.zeros_like(value) for name, value in load_file(file).items()}
+        save_file(zeros, file)
+        with pytest.raises(UserError, match="is damaged"):
+            checkpoint.read_tensors(folder, "model")
+    elif damage == "another state":
+        text = (folder / "state.json").read_text()
+        (folder / "state.json").write_text(text.replace('"epoch": 1', '"epoch": 2'))
+    else:
+        file.unlink()
+    assert digests.damage_of(folder, "state.json") is not None
+
+
+def test_a_checkpoint_of_before_digests_is_taken_at_its_word(tmp_path: Path) -> None:
+    folder = tmp_path / "epoch-0001"
+    checkpoint.write(folder, {"model": tensors()}, {"n": 1})
+    state = json.loads((folder / "state.json").read_text())
+    del state["digests"]
+    (folder / "state.json").write_text(json.dumps(state))
+    assert digests.damage_of(folder, "state.json") is None
+    assert checkpoint.read_tensors(folder, "model")
 
 
 def named_groups(module: torch.nn.Module) -> list[dict[str, Any]]:

@@ -1,0 +1,142 @@
+"""Before Ray starts: every backbone of a run is built and takes one training step on this CPU.
+
+A model that cannot be adapted, fails in its forward pass, or meets a batch of one image with batch
+normalisation would fail every trial, minutes later and on a cluster that costs money, and use the
+run's name up. In a process of its own, with a bound: torch and timm take seconds to import.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from orchestrator import process
+from orchestrator.ledger import session
+from orchestrator.spec.run import RunSpec, SweepSpec
+from trainables.config import Assignment, DatasetFacts, Recipe
+from trainables.errors import raise_if_any
+
+TIMEOUT_S = 180.0
+MOST_IMAGES = 2  # of a step: one image is another case than two, three are none
+MOST_REHEARSED = 8  # assignments a sweep, of a searched backbone
+ONE_VALUE = "more than 1 value per channel"  # in torch's error
+
+log = logging.getLogger(__name__)
+
+
+def refuse_broken(
+    spec: RunSpec,
+    images: Mapping[str, DatasetFacts],
+    *,
+    gpus: float | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> None:
+    """Raise ``UserError`` with a line for each backbone that takes no training step, and where
+    torch does not see the ``gpus`` that this machine lists. ``images`` are by family.
+
+    A run that has begun was rehearsed then. What does not end in time, or has no memory here, is a
+    warning: a worker may have more.
+    """
+    if session.state_of(spec.folder).begun:
+        return
+    request: dict[str, dict[str, Any]] = {}
+    sweeps: dict[str, tuple[SweepSpec, Assignment]] = {}
+    for sweep in spec.sweeps:
+        for assignment in assignments_of(sweep):
+            label = f"{sweep.family}-{len(request)}"
+            facts = images[sweep.family]
+            request[label] = {
+                "assignment": assignment.as_dict(),
+                "height": facts.height,
+                "width": facts.width,
+                "classes": len(facts.class_names),
+            }
+            sweeps[label] = sweep, assignment
+    names = ", ".join(dict.fromkeys(sweep.family for sweep in spec.sweeps))
+    log.info(f"one training step of {names} on this CPU, to see that it can be trained")
+    asked, mistakes = spec.sweeps[0].resources.gpus_per_worker, []
+    rows, silent = {}, dict.fromkeys(request, "it took too long, or more memory than there is")
+    for row in _answers(request, timeout_s):
+        if "label" in row:
+            rows[row["label"]] = row
+            del silent[row["label"]]
+        elif asked and gpus and row["gpus"] < gpus:
+            mistakes.append(
+                f"torch must see all GPUs; this machine lists {gpus:g}, torch sees {row['gpus']}. "
+                "Fix: a CUDA build of torch, its driver, or CUDA_VISIBLE_DEVICES"
+            )
+    for label, row in rows.items():
+        sweep, assignment = sweeps[label]
+        if mistake := row.get("mistake"):
+            mistakes.append(mistake)
+        elif error := row.get("error"):
+            mistakes.append(_mistake(sweep, assignment, error))
+        elif reason := row.get("skipped"):
+            silent[label] = reason
+    for label, reason in silent.items():
+        log.warning(f"warning: {sweeps[label][0].family} could not be tried here: {reason}")
+    raise_if_any(mistakes)
+
+
+def assignments_of(sweep: SweepSpec) -> Iterator[Assignment]:
+    """One for each backbone of the sweep, with the smallest micro-batch that its recipes have."""
+    if sweep.grid:
+        candidates = [sweep.assignment(index) for index in range(sweep.trials)]
+    else:
+        variants = sweep.variants("backbone.")
+        candidates = [replace(variant, space={}).assignment(0) for variant in variants]
+    recipes = [variant.recipe for variant in sweep.variants("recipe.")]
+    by_backbone = {candidate.backbone: candidate for candidate in reversed(candidates)}
+    for candidate in list(reversed(by_backbone.values()))[:MOST_REHEARSED]:
+        of_grid = [c.recipe for c in candidates] if sweep.grid else []
+        yield replace(candidate, recipe=_small(candidate.recipe, [*recipes, *of_grid], sweep))
+
+
+def _small(recipe: Recipe, others: Sequence[Recipe], sweep: SweepSpec) -> Recipe:
+    """``recipe`` with a batch of as few images as any step of the sweep has, two at most."""
+    images = min(r.batch_size_per_worker // r.accumulation_steps for r in (recipe, *others))
+    # The CPU stands in for a GPU, whose half precision and compiler are another matter.
+    precision = "fp32" if sweep.resources.gpus_per_worker else recipe.precision
+    return replace(
+        recipe,
+        batch_size_per_worker=max(1, min(MOST_IMAGES, images)),
+        accumulation_steps=1,
+        precision=precision,
+        compile=False,
+    )
+
+
+def _mistake(sweep: SweepSpec, assignment: Assignment, error: str) -> str:
+    backbone, recipe = assignment.backbone, assignment.recipe
+    fix = "another model, image size or recipe"
+    if ONE_VALUE in error:
+        fix = (
+            "two images or more in each micro-batch: --set recipe.batch_size_per_worker=N, or "
+            "fewer recipe.accumulation_steps"
+        )
+    return (
+        f"a backbone must take a training step before a run starts; {sweep.family}, scale "
+        f"{backbone.scale}, with {recipe.batch_size_per_worker} images at a time does not: "
+        f"{error}. Fix: {fix}"
+    )
+
+
+def _answers(request: Mapping[str, object], timeout_s: float) -> Iterator[Mapping[str, Any]]:
+    try:
+        out = subprocess.run(
+            process.python_module("trainables.train.rehearse"),
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=process.module_environment(CUDA_MODULE_LOADING="LAZY"),
+            timeout=timeout_s,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as expired:
+        out = expired.stdout or b""
+    complete = out[: out.rfind(b"\n") + 1]
+    yield from map(json.loads, complete.splitlines())

@@ -1,0 +1,69 @@
+"""python -m trainables.train.rehearse < REQUEST: whether each backbone takes one training step.
+
+REQUEST is one JSON object: label -> ``{"assignment": …, "height": pixels, "width": pixels,
+"classes": n}``. The model is built as a worker builds it and takes one step on the CPU, on noise,
+with the assignment's batch. Prints a JSON line for each: its ``label``, and an ``error`` where it
+does not, or the ``mistake`` of the user that is why. The first line says how many ``gpus`` torch
+sees.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+
+import torch
+
+from trainables.config import NAMED_WEIGHTS, Assignment, DataSpec
+from trainables.errors import UserError, one_line
+from trainables.train.loop import World
+from trainables.train.measure import NEVER, noise
+from trainables.train.trial import Trial
+
+
+def take_step(assignment: Assignment, *, height: int, width: int, classes: int) -> None:
+    """Build the assignment's model and train it on one batch of noise; raises what a worker would.
+
+    The whole network learns, also where only its head does at first. Nothing is downloaded: weights
+    of the hub are drawn, for the model and the side that they are published for.
+    """
+    recipe = assignment.recipe
+    store = noise(train=recipe.batch_size_per_worker, height=height, width=width, classes=classes)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = replace(
+            assignment,
+            data=DataSpec(),
+            epochs=NEVER,
+            checkpoint=None,
+            checkpoint_folder=folder,
+            remote=None,
+        )
+        load = assignment.backbone.weights not in NAMED_WEIGHTS
+        trial = Trial(alone, World(device="cpu"), store, load=load)
+        trial.progress.epoch = recipe.head_epochs if recipe.freeze == "head_then_full" else 0
+        trial.train(lambda: False)
+
+
+def main() -> None:
+    """Read a request from stdin, print its lines."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(1)
+    print(json.dumps({"gpus": torch.cuda.device_count()}), flush=True)
+    for label, backbone in request.items():
+        assignment = Assignment.from_dict(backbone.pop("assignment"))
+        row = {"label": label}
+        try:
+            take_step(assignment, **backbone)
+        except MemoryError:
+            row["skipped"] = "this machine has not enough memory for it"
+        except UserError as error:
+            row["mistake"] = one_line(error)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {one_line(error)[:300]}"
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
