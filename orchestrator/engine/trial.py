@@ -150,13 +150,13 @@ def _logins_kept_from_tune() -> Iterator[None]:
     """Tune hands Amazon's variables to its actors through their runtime environment, which Ray
     writes on their command lines, for all to see. Thin trials need none. What is not Python, such
     as Arrow's client of object storage, finds them in this process all the same."""
-    held = {name: os.environ.pop(name) for name in STORAGE_LOGINS if name in os.environ}
-    for name, value in held.items():
+    logins = {name: os.environ.pop(name) for name in STORAGE_LOGINS if name in os.environ}
+    for name, value in logins.items():
         os.putenv(name, value)  # which leaves os.environ alone
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(logins)
 
 
 def fit_trials(
