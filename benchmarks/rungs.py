@@ -143,7 +143,7 @@ def race(search: Search, spec: SchedulerSpec, trials: int = TRIALS) -> Outcome:
 def in_world(name: str, seed: int) -> Search:
     """A search in a synthetic world with curves of its own."""
     world = replace(WORLDS[name], seed=seed)
-    spec = tournament(families=(A,), searches=1, final_seeds=0, seed=seed)
+    spec = tournament(candidates=(A,), searches=1, final_seeds=0, seed=seed)
     return Search(spec=spec, world=world, images=world.images([A]), truth=world.accuracy)
 
 

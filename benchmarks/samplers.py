@@ -96,7 +96,7 @@ class InWorld:
     def train(self, axes: Axes, index: int, seed: int) -> tuple[Mapping[int, float], float]:
         """See :class:`Surface`."""
         world = replace(self.world, seed=seed)
-        (sweep,) = tournament(families=(A,), searches=1, seed=seed).sweeps
+        (sweep,) = tournament(candidates=(A,), searches=1, seed=seed).sweeps
         assignment = sweep.assignment(index, axes)
         values = [metrics["val_top1"] for metrics in world.train(assignment).metrics]
         return dict(enumerate(values, start=1)), world.accuracy(assignment)

@@ -1,4 +1,4 @@
-"""Means with intervals and tests between two families, by their textbook definitions."""
+"""Means with intervals and tests between two candidates, by their textbook definitions."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Cases(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyForecast(Spec):
-    """What a family was expected to cost on one slot. ``memory`` is bytes of each worker by
+class CandidateForecast(Spec):
+    """What a candidate was expected to cost on one slot. ``memory`` is bytes of each worker by
     purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``. ``compile_seconds`` is what
     compiling the model took, and ``compile_saves_seconds`` by how much less a full trial's steps
     take then; both ``None`` where that was not tried."""
@@ -71,8 +71,9 @@ class FamilyForecast(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(Spec):
-    """What the plan foretold: hours of ``device`` and of wall time, dollars, and by family. An
-    amount is ``None`` where it was not known; ``checkpoint_bytes`` is by ``kept`` and ``at_most``.
+    """What the plan foretold: hours of ``device`` and of wall time, dollars, and by candidate as
+    ``families``. An amount is ``None`` where it was not known; ``checkpoint_bytes`` is by ``kept``
+    and ``at_most``.
     """
 
     device: str | None = None
@@ -82,12 +83,12 @@ class Forecast(Spec):
     wall_hours: Cases | None = None
     usd: Cases | None = None
     checkpoint_bytes: Mapping[str, int] | None = None
-    families: Mapping[str, FamilyForecast | None] = field(default_factory=dict)
+    families: Mapping[str, CandidateForecast | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunHeader(Spec):
-    """``datasets`` and ``geometry`` are by family; a geometry is what
+    """``datasets`` and ``geometry`` are by candidate; a geometry is what
     :func:`trainables.backbones.describe` says, as a mapping."""
 
     schema: int = 1
@@ -190,9 +191,9 @@ class TrialState:
     """
 
     trial: str
-    family: str
+    candidate: str
     assignment: Assignment
-    search: int = 1  # which of the family's independent searches it belongs to
+    search: int = 1  # which of the candidate's independent searches it belongs to
     stage: Stage = Stage.SEARCH
     status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
@@ -217,9 +218,14 @@ class TrialState:
     speed_measured_at: float | None = None
 
     @property
+    def family(self) -> str:
+        """Of its backbone."""
+        return self.assignment.backbone.family
+
+    @property
     def search_name(self) -> str:
         """Of its search: trials race, and winners are chosen, within one."""
-        return search_name(self.family, self.search)
+        return search_name(self.candidate, self.search)
 
     @property
     def epoch(self) -> int:
@@ -443,10 +449,18 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
             trial.slot, trial.ended_at = None, record["time"]
 
 
+def names(candidate: str, family: str) -> Record:
+    """How a record says whose trial it is: the ``candidate`` is its family, as in ledgers of before
+    there were labels, where it is not named."""
+    return {"family": family} | ({} if candidate == family else {"candidate": candidate})
+
+
 def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     detail, family = record["detail"], record["family"]
-    if not isinstance(family, str) or not isinstance(detail.get("axes", {}), dict | NoneType):
-        raise TypeError("a family is text, and axes are by name")
+    candidate: Any = record.get("candidate", family)
+    are_texts = isinstance(family, str) and isinstance(candidate, str)
+    if not are_texts or not isinstance(detail.get("axes", {}), dict | NoneType):
+        raise TypeError("candidate and family are texts, and axes are by name")
     plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
     assignment = Assignment.from_dict(plain)
     axes = detail.get("axes")
@@ -458,7 +472,7 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     ]
     return TrialState(
         trial=name,
-        family=family,
+        candidate=candidate,
         search=record.get("search", 1),
         stage=Stage(record.get("stage", "search")),
         assignment=assignment,

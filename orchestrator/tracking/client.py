@@ -240,7 +240,8 @@ class Client:
         final metrics. ``example`` is (N, H, W, 3) as the dataset stores images."""
         logged = self._client.create_logged_model(
             self._experiment_id,
-            name=f"{state.header.run}-{model.trial.family}",
+            # MLflow allows no dots here, which runs and candidates may have.
+            name=f"{state.header.run}-{model.trial.candidate}".replace(".", "-"),
             source_run_id=run.id,
             tags=view.model_tags(state, model),
             model_type="classifier",
