@@ -31,7 +31,7 @@ from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (
-    "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image", "image_size",
+    "family", "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image", "image_size",
     "patch", "stem", "tokens", "adaptation", "mean", "std", "train_limit", "fraction",
     "train_images", "optimizer", "batch_size_per_worker", "global_batch", "freeze", "augment",
     "augment_set", "flip", "precision", "compile", "channels_last", "epochs", "num_workers",
@@ -299,6 +299,9 @@ def _failures(candidates: Sequence[CandidateTrials]) -> Iterator[Failure]:
 def _differences(candidates: Sequence[CandidateTrials]) -> Iterator[Confound]:
     """One row a fact that any candidate states."""
     facts = {candidate.label: _facts(candidate) for candidate in candidates}
+    if not any(candidate.sweep and candidate.sweep.label for candidate in candidates):
+        for stated in facts.values():
+            stated.pop("family", None)  # is what the candidates are called
     for what in FACTS:
         values = {label: stated.get(what) for label, stated in facts.items()}
         first = next((value for value in values.values() if value is not None), None)
@@ -307,7 +310,7 @@ def _differences(candidates: Sequence[CandidateTrials]) -> Iterator[Confound]:
             yield Confound(what=what, values=values, same=same)
 
 
-def _facts(candidate: CandidateTrials) -> Values:
+def _facts(candidate: CandidateTrials) -> dict[str, Any]:
     """Those of the candidate's best finished trial, else of its first one: what its worker
     reported, then its recipe, the header's geometry and the sweep's spec."""
     header: dict[str, Any] = {}
@@ -321,7 +324,8 @@ def _facts(candidate: CandidateTrials) -> Values:
         layers += [dict(chosen.state.recipe), axes, chosen.state.detail]
     stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
     named = {OLD_NAMES.get(key, key): value for key, value in stated}
-    return {"pretraining_data": pretraining_data(candidate), **named}
+    known = {"family": candidate.family, "pretraining_data": pretraining_data(candidate)}
+    return {**known, **named}
 
 
 def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec import limits, named_sweeps
-from orchestrator.spec.candidates import Candidate, label_mistakes
+from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
@@ -114,7 +114,6 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
         with collected(mistakes):
             sweeps.append(named_sweeps.resolve(target))
             own += named_sweeps.own_weights([target], sweeps[-1:])
-    mistakes += label_mistakes([(sweep.candidate, sweep.backbone) for sweep in sweeps])
     # Unknown targets keep their mistakes beside those of --set.
     targeted = sweeps or [named_sweeps.family_sweep("vit")]
     with collected(mistakes):

@@ -45,20 +45,23 @@ class Candidate:
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
-        """The inverse of ``str``. Raises ``UserError`` for ``=`` without weights after it. What the
-        target names, and whether the label may be used, is checked later, with all others."""
+        """The inverse of ``str``. Raises ``UserError`` where nothing is before or after a ``=``.
+        What the target names, and whether the label may be used, is checked later, with all others.
+        """
+        label: str | None
         label, equals, rest = text.partition("=")
         if not equals or not _is_label(label, rest):
-            label, rest = "", text
-        if _is_file(rest):
-            return cls(target=rest, label=label or None)
-        target, equals, weights = rest.partition("=")
-        if equals and not weights:
+            label, rest = None, text
+        weights: str | None
+        target, equals, weights = (rest, "", "") if _is_file(rest) else rest.partition("=")
+        if not equals:
+            weights = None
+        if "=" in text and "" in (label, target, weights):
             raise UserError(
-                f"a candidate is [LABEL=]TARGET[=WEIGHTS]; got {text!r}, no weights after the last "
-                f"'='. Fix: {target}, or {target}=hub|none|PATH"
+                f"a candidate is [LABEL=]TARGET[=WEIGHTS], with something on each side of '='; got "
+                f"{text!r}. Fix: vit, timm:resnet18=PATH or small=timm:resnet18=hub"
             )
-        return cls(target=target, weights=weights or None, label=label or None)
+        return cls(target=target, weights=weights, label=label)
 
     def __str__(self) -> str:
         """As it is typed."""

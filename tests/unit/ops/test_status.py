@@ -20,7 +20,7 @@ from orchestrator.ledger.state import Forecast, Record, State, apply, replay
 from orchestrator.ops.status import (
     HEARTBEAT_S,
     REDRAW_S,
-    FamilyView,
+    CandidateView,
     LedgerFollower,
     RunView,
     TimeToGo,
@@ -86,7 +86,7 @@ def state(folder: Path, asked: RunSpec | None = None) -> State:
     return replay(read(written(folder, asked)))
 
 
-def family(run: RunView, name: str) -> FamilyView:
+def family(run: RunView, name: str) -> CandidateView:
     return next(one for one in run.families if one.family == name)
 
 

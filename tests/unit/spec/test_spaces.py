@@ -46,7 +46,7 @@ def test_a_draw_depends_on_seed_family_axis_and_index_alone() -> None:
     fewer = {path: domain for path, domain in space.items() if path != "recipe.augment"}
     smaller = sample(fewer, seed=0, index=0, candidate="vit")
     assert smaller == {path: first[path] for path in fewer}
-    for other in ({"seed": 1}, {"index": 1}, {"family": "resnet"}):
+    for other in ({"seed": 1}, {"index": 1}, {"candidate": "resnet"}):
         moved = sample(space, **{"seed": 0, "index": 0, "candidate": "vit", **other})  # type: ignore[arg-type]
         assert moved["recipe.learning_rate"] != first["recipe.learning_rate"]
 
