@@ -31,8 +31,8 @@ from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (
-    "family", "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image", "image_size",
-    "patch", "stem", "tokens", "adaptation", "mean", "std", "train_limit", "fraction",
+    "family", "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image",
+    "image_size", "patch", "stem", "tokens", "adaptation", "mean", "std", "train_limit", "fraction",
     "train_images", "optimizer", "batch_size_per_worker", "global_batch", "freeze", "augment",
     "augment_set", "flip", "precision", "compile", "channels_last", "epochs", "num_workers",
     "device",

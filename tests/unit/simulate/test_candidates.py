@@ -73,7 +73,9 @@ def test_the_comparison_speaks_of_candidates(run: SimulatedRun) -> None:
 def test_the_best_of_one_candidate_is_exported(run: SimulatedRun) -> None:
     assert select_model(run.state).trial.candidate == "resnet18"
     assert select_model(run.state, "small").trial.candidate == "small"
-    with pytest.raises(UserError, match="--candidate must be one of vit, resnet18, .*; got 'timm'"):
+    with pytest.raises(
+        UserError, match=r"--candidate must be one of vit, resnet18, .*; got 'timm'"
+    ):
         select_model(run.state, "timm")
 
 
