@@ -63,6 +63,17 @@ class Candidate:
             )
         return cls(target=target, weights=weights, label=label)
 
+    @classmethod
+    def of(cls, backbone: BackboneSpec, label: str | None, *, weights: str) -> Candidate:
+        """As it would be typed beside ``--weights`` as given: its label where it is not the usual
+        one of its target."""
+        usual = default_label(backbone.model or "") if backbone.family == "timm" else None
+        return cls(
+            target=typed(backbone),
+            weights=None if backbone.weights == weights else backbone.weights,
+            label=None if label == usual else label or backbone.family,
+        )
+
     def __str__(self) -> str:
         """As it is typed."""
         return "=".join(part for part in (self.label, self.target, self.weights) if part)

@@ -327,8 +327,8 @@ def _addressed(path: str, labels: Sequence[str]) -> tuple[str | None, str]:
     paths = leaves()
     fitting = [label for label in labels if path.startswith(f"{label}.")]
     if fitting:
-        label = min(fitting, key=lambda label: path[len(label) + 1 :] not in paths)
-        return label, path[len(label) + 1 :]
+        rests = {label: path.removeprefix(f"{label}.") for label in fitting}
+        return max(rests.items(), key=lambda found: (found[1] in paths, len(found[0])))
     leaf = next((leaf for leaf in paths if "." in leaf and path.endswith(f".{leaf}")), None)
     if leaf is None:
         return None, path

@@ -32,6 +32,7 @@ from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
+from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
@@ -301,7 +302,10 @@ def command(run: RunData) -> str:
     else:
         compares = len(spec.sweeps) > 1  # then its defaults are others
         words = ["tournament" if compares else "sweep"]
-        words += [sweep.candidate for sweep in spec.sweeps]
+        weights = first.backbone.weights
+        words += [
+            str(Candidate.of(sweep.backbone, sweep.label, weights=weights)) for sweep in spec.sweeps
+        ]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
             "searches": spec.searches if compares or spec.searches > 1 else None,
@@ -320,6 +324,11 @@ def command(run: RunData) -> str:
             ["--set", f"scheduler.{name}={value}"]
             for name in ("kind", "sampler", "noise_rule")
             if (value := getattr(scheduler, name)) != getattr(usual, name)
+        ]
+        others += [
+            ["--set", f"{sweep.candidate}.backbone.scale={sweep.backbone.scale}"]
+            for sweep in spec.sweeps
+            if sweep.family != "timm" and sweep.backbone.scale != first.backbone.scale
         ]
         if scheduler.grace_epochs != default_grace(spec.sweeps):
             others.append(["--set", f"scheduler.grace_epochs={scheduler.grace_epochs}"])
