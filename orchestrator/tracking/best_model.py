@@ -118,7 +118,7 @@ def log_model(
     from orchestrator.tracking.client import talking
     from trainables.data.build import prepare
 
-    if view.MODEL_TAG in run.tags:
+    if run.logged_model:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"

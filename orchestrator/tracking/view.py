@@ -21,7 +21,8 @@ from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
 RUN_ID_TAG = "orchestrator.run_id"
-MODEL_TAG = "model"  # of a trial's run: the id of its logged model
+MODEL_TAG = "logged_model"  # of a trial's run: the id of its logged model
+FORMER_MODEL_TAG = "model"  # was the same, in stores of before a backbone's name was there
 GEOMETRY = (
     "patch", "stem", "image_size", "tokens", "weights", "pretraining_data", "num_workers",
 )  # fmt: skip
