@@ -154,7 +154,7 @@ def found(surface: Surface, sampler: str, *, has_given: bool, seed: int) -> dict
                 kind,
                 surface.space,
                 seed=seed,
-                family=A,
+                candidate=A,
                 index=index,
                 past=past,
                 startup_trials=startup_trials,
