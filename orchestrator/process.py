@@ -8,15 +8,18 @@ end a command. Imports nothing but the standard library: it comes first.
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import os
 import pwd
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]  # the folder that holds our packages
 # A Unix socket's path has 107 bytes, and this is the longest that Ray puts below its folder.
@@ -90,6 +93,27 @@ def module_environment(**more: str) -> dict[str, str]:
     """This process's environment for one that runs a module of ours, with ``more`` variables."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def ask_module(
+    module: str, request: Mapping[str, object], *, timeout_s: float, **environment: str
+) -> list[Mapping[str, Any]]:
+    """The JSON lines that ``module`` prints in answer to ``request``, of ``timeout_s`` seconds
+    where it takes longer; what it says beside them is dropped."""
+    try:
+        out = subprocess.run(
+            python_module(module),
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=module_environment(**environment),
+            timeout=timeout_s,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as expired:
+        out = expired.stdout or b""
+    complete = out[: out.rfind(b"\n") + 1]
+    return [json.loads(line) for line in complete.splitlines()]
 
 
 def shadowing_names(folder: Path) -> list[str]:

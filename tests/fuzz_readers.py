@@ -53,7 +53,7 @@ class Reader:
 
 def drained(source: Source) -> None:
     """All of a dataset, as a store would be built of it."""
-    for chunk in source.read().chunks:
+    for chunk in source.read().chunks():
         assert len(chunk.images) == len(chunk.labels)
 
 

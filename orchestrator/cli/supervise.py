@@ -55,10 +55,10 @@ def in_child() -> int | None:
     global _announcements
     if threading.active_count() > 1:
         return None
-    told, telling = os.pipe()
+    reading_end, telling = os.pipe()
     parent, child = os.getpid(), os.fork()
     if child == 0:
-        os.close(told)
+        os.close(reading_end)
         _announcements = telling
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before that
@@ -66,10 +66,10 @@ def in_child() -> int | None:
         os.setsid()
         return None
     os.close(telling)
-    return _wait(child, told)
+    return _wait(child, reading_end)
 
 
-def _wait(child: int, told: int) -> int:
+def _wait(child: int, reading_end: int) -> int:
     def hand_on(number: int, frame: object) -> None:
         with suppress(ProcessLookupError):
             os.kill(child, number)
@@ -81,7 +81,7 @@ def _wait(child: int, told: int) -> int:
     status = os.waitpid(child, 0)[1]
     code = os.waitstatus_to_exitcode(status)
     end_session(child)
-    with os.fdopen(told, encoding="utf-8", errors="surrogateescape") as lines:
+    with os.fdopen(reading_end, encoding="utf-8", errors="surrogateescape") as lines:
         runs = [Path(line) for line in lines.read().splitlines()]
     for number, handler in before.items():
         signal.signal(number, handler)

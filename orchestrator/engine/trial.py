@@ -30,11 +30,18 @@ TUNE_FOLDER = ".tune"
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the only form that verbose=0 silences
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # with tracebacks, of thin trials that are replaced
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # The ledger is the memory: no second one of Tune's, in files nobody reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
+STORAGE_LOGINS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
@@ -138,6 +145,20 @@ def _tunes_folder(run_folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _logins_kept_from_tune() -> Iterator[None]:
+    """Tune hands Amazon's variables to its actors through their runtime environment, which Ray
+    writes on their command lines, for all to see. Thin trials need none. What is not Python, such
+    as Arrow's client of object storage, finds them in this process all the same."""
+    logins = {name: os.environ.pop(name) for name in STORAGE_LOGINS if name in os.environ}
+    for name, value in logins.items():
+        os.putenv(name, value)  # which leaves os.environ alone
+    try:
+        yield
+    finally:
+        os.environ.update(logins)
+
+
 def fit_trials(
     spec: RunSpec, state: State, dispatcher: ActorClient, *, num_slots: int, stop_file: Path
 ) -> None:
@@ -154,7 +175,7 @@ def fit_trials(
     schedulers = {sweep.candidate: sweep.scheduler for sweep in spec.sweeps}
     pausing = any(scheduler.pauses for scheduler in schedulers.values())
     shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
-    with _tunes_folder(stop_file.parent) as folder:
+    with _tunes_folder(stop_file.parent) as folder, _logins_kept_from_tune():
         results = tune.Tuner(
             tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
             param_space={"trial": tune.grid_search(trials), "dispatcher": dispatcher.name},

@@ -7,9 +7,7 @@ of its own with a bound: torch and timm take seconds to import, and this process
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -436,18 +434,8 @@ def _measurement(
 
 
 def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:
-    try:
-        out = subprocess.run(
-            process.python_module("trainables.train.measure"),
-            input=json.dumps(request).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # As the slots' workers have it; tensors of a GPU are no concern of the C library.
-            env=process.module_environment(**FREED_MEMORY_KEPT),
-            timeout=timeout_s,
-            check=False,
-        ).stdout
-    except subprocess.TimeoutExpired as expired:
-        out = expired.stdout or b""
-    complete = out[: out.rfind(b"\n") + 1]
-    return [json.loads(line) for line in complete.splitlines()]
+    # As the slots' workers have it; tensors of a GPU are no concern of the C library.
+    environment = dict(FREED_MEMORY_KEPT)
+    return process.ask_module(
+        "trainables.train.measure", request, timeout_s=timeout_s, **environment
+    )

@@ -7,9 +7,7 @@ run's name up. In a process of its own, with a bound: torch and timm take second
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,7 +58,10 @@ def refuse_broken(
     log.info(f"one training step of {names} on this CPU, to see that it can be trained")
     asked, mistakes = spec.sweeps[0].resources.gpus_per_worker, []
     rows, silent = {}, dict.fromkeys(request, "it took too long, or more memory than there is")
-    for row in _answers(request, timeout_s):
+    answers = process.ask_module(
+        "trainables.train.rehearse", request, timeout_s=timeout_s, CUDA_MODULE_LOADING="LAZY"
+    )
+    for row in answers:
         if "label" in row:
             rows[row["label"]] = row
             del silent[row["label"]]
@@ -71,7 +72,9 @@ def refuse_broken(
             )
     for label, row in rows.items():
         sweep, assignment = sweeps[label]
-        if error := row.get("error"):
+        if mistake := row.get("mistake"):
+            mistakes.append(mistake)
+        elif error := row.get("error"):
             mistakes.append(_mistake(sweep, assignment, error))
         elif reason := row.get("skipped"):
             silent[label] = reason
@@ -121,20 +124,3 @@ def _mistake(sweep: SweepSpec, assignment: Assignment, error: str) -> str:
         f"{backbone.scale}, with {recipe.batch_size_per_worker} images at a time does not: "
         f"{error}. Fix: {fix}"
     )
-
-
-def _answers(request: Mapping[str, object], timeout_s: float) -> Iterator[Mapping[str, Any]]:
-    try:
-        out = subprocess.run(
-            process.python_module("trainables.train.rehearse"),
-            input=json.dumps(request).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=process.module_environment(CUDA_MODULE_LOADING="LAZY"),
-            timeout=timeout_s,
-            check=False,
-        ).stdout
-    except subprocess.TimeoutExpired as expired:
-        out = expired.stdout or b""
-    complete = out[: out.rfind(b"\n") + 1]
-    yield from map(json.loads, complete.splitlines())

@@ -18,10 +18,10 @@ from orchestrator.ledger.state import State
 from tests.integration.conftest import Shell
 from tests.integration.test_sweep import epochs, mlflow_runs
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SWEEP = (
-    "sweep", "resnet", "--trials", "9", "--max-epochs", "8",
+    "sweep", "resnet", "--trials", "9", "--max-epochs", "8", "--no-measure",
     "--set", "scheduler.sampler=tpe", "--set", "scheduler.reduction_factor=2",
     "--set", "scheduler.grace_epochs=1",
     "--set", "data.train_limit=400", "--set", "recipe.batch_size_per_worker=20",

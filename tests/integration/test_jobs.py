@@ -76,9 +76,10 @@ def test_a_failing_sweep_ends_with_its_own_exit_code(cluster: tuple[Shell, Head]
     weights.write_text("no weights")
     sweep = ("sweep", "vit", "--name", "bad", "--trials", "1", "--weights", str(weights), *QUICK)
     code, out, err = shell(*submission(shell, at, *sweep))
-    assert code == 5, out + err
-    assert "ended with exit code 5" in err
-    assert [trial.status for trial in shell.state("bad").trials.values()] == ["failed"]
+    assert code == 2, out + err
+    assert "ended with exit code 2" in err
+    assert "not a readable state dict" in out + err
+    assert shell.records("bad") == []  # no run began, and the name is free
 
 
 def test_let_go_found_again_and_stopped(cluster: tuple[Shell, Head]) -> None:

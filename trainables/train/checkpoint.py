@@ -72,9 +72,7 @@ def read_state(folder: Path, expected: State | None = None) -> State:
     ``UserError`` where ``folder`` holds no checkpoint of this schema, another trial's, or something
     else than was written."""
     try:
-        state: State = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        if not isinstance(state, dict) or not isinstance(state.get("identity", {}), dict):
-            raise ValueError("it is another document")
+        state = _document((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder} holds no readable checkpoint ({error}). Fix: name a folder that has "
@@ -86,7 +84,7 @@ def read_state(folder: Path, expected: State | None = None) -> State:
             f"{SCHEMA}. Fix: start without a checkpoint"
         )
     if damage := digests.damage_of(folder, STATE_FILE, only=STATE_FILE):
-        raise _damaged(folder / STATE_FILE, damage)
+        raise UserError(_damaged(folder / STATE_FILE, damage))
     state = {key: value for key, value in state.items() if key != digests.KEY}
     expected = expected or {}
     stored = {
@@ -113,16 +111,21 @@ def read_tensors(folder: Path, name: str) -> Tensors:
     try:
         tensors: Tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise _damaged(file, str(error)) from error
+        raise UserError(_damaged(file, str(error))) from error
     if damage := digests.damage_of(folder, STATE_FILE, only=file.name):
-        raise _damaged(file, damage)
+        raise UserError(_damaged(file, damage))
     return tensors
 
 
-def _damaged(file: Path, how: str) -> UserError:
-    return UserError(
-        f"{file} is damaged ({how}). Fix: start from an earlier checkpoint, or without one"
-    )
+def _document(text: str) -> State:
+    state: State = json.loads(text)
+    if not isinstance(state, dict) or not isinstance(state.get("identity", {}), dict):
+        raise ValueError("it is another document")
+    return state
+
+
+def _damaged(file: Path, how: str) -> str:
+    return f"{file} is damaged ({how}). Fix: start from an earlier checkpoint, or without one"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -3,7 +3,8 @@
 REQUEST is one JSON object: label -> ``{"assignment": …, "height": pixels, "width": pixels,
 "classes": n}``. The model is built as a worker builds it and takes one step on the CPU, on noise,
 with the assignment's batch. Prints a JSON line for each: its ``label``, and an ``error`` where it
-does not. The first line says how many ``gpus`` torch sees.
+does not, or the ``mistake`` of the user that is why. The first line says how many ``gpus`` torch
+sees.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from trainables.config import NAMED_WEIGHTS, Assignment, DataSpec
-from trainables.errors import one_line
+from trainables.errors import UserError, one_line
 from trainables.train.loop import World
 from trainables.train.measure import NEVER, noise
 from trainables.train.trial import Trial
@@ -57,6 +58,8 @@ def main() -> None:
             take_step(assignment, **backbone)
         except MemoryError:
             row["skipped"] = "this machine has not enough memory for it"
+        except UserError as error:
+            row["mistake"] = one_line(error)
         except Exception as error:
             row["error"] = f"{type(error).__name__}: {one_line(error)[:300]}"
         print(json.dumps(row), flush=True)

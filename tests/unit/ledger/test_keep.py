@@ -198,6 +198,7 @@ class Slot:
             report = next(epochs)
             self.reports.append(report)
             counted = self.dispatcher.reported(self.name, trial, wanted.attempt, report)
+            held.checkpoint = report.checkpoint or held.checkpoint
             held.keep_only(self.dispatcher.kept(trial) if counted else None)
         epochs.close()
 
@@ -286,6 +287,7 @@ def test_whatever_crashes_the_newest_and_the_best_on_record_are_there(
             if event == "dies before removing":
                 wanted = None
             else:
+                held.checkpoint = at
                 held.keep_only(dispatcher.kept("vit-0000"))
                 root = folder / "checkpoints" / "vit-0000"
                 kept = {str(state.checkpoint), str(state.best_checkpoint)}
