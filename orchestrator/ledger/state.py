@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
+from orchestrator.spec.screening import ScreenSpec
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
 from trainables.errors import UserError, one_line
@@ -88,7 +89,8 @@ class Forecast(Spec):
 @dataclass(frozen=True, kw_only=True)
 class RunHeader(Spec):
     """``datasets`` and ``geometry`` are by family; a geometry is what
-    :func:`trainables.backbones.describe` says, as a mapping."""
+    :func:`trainables.backbones.describe` says, as a mapping. ``screen`` is what a screen was asked
+    for, which has no trials."""
 
     schema: int = 1
     run: str | None = None
@@ -99,6 +101,7 @@ class RunHeader(Spec):
     datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
     geometry: Mapping[str, Geometry] = field(default_factory=dict)
     forecast: Forecast | None = None
+    screen: ScreenSpec | None = field(default=None, metadata={"before": None})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

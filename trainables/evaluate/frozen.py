@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from trainables.backbones import build
 from trainables.backbones.families import member_of
 from trainables.backbones.hub import cached_file, pinned
 from trainables.backbones.model import weights_file
-from trainables.config import HUB_WEIGHTS, BackboneSpec, Recipe
+from trainables.config import HUB_WEIGHTS, BackboneSpec, FrozenSpeed, Recipe
 from trainables.data.batches import load_pixels
 from trainables.data.features import Features, features_file, read_features, write_features
 from trainables.data.store import ImageStore, Rows
@@ -36,20 +35,6 @@ SEED = 0  # of the random parts of a backbone from scratch
 LATENCY_CALLS, LATENCY_S = 20, 2.0
 SMALLEST_BATCH = 8  # below it a backbone that does not fit is given up
 VERSIONED = ("torch", "timm")  # whose versions features depend on
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Of a backbone on ``device``: seconds to build it, median latency of one image and seconds an
-    image takes in a batch, all wall time. ``threads`` is of a CPU."""
-
-    device: str
-    precision: str
-    setup_s: float
-    latency_ms: float
-    seconds_per_image: float
-    params_m: float
-    threads: int | None = None
 
 
 class FrozenBackbone:
@@ -137,7 +122,7 @@ class FrozenBackbone:
             )
         return vectors
 
-    def speed(self) -> Speed:
+    def speed(self) -> FrozenSpeed:
         """Measured now, on pixels of the validation split."""
         model, images = self.model, self.store.split("val").images
         size = min(len(images), eval_batch(model.transform.image_size), 32)
@@ -146,7 +131,7 @@ class FrozenBackbone:
         single = clock(lambda: self.features(batch[:1]), n=LATENCY_CALLS, budget_s=LATENCY_S)
         whole = clock(lambda: self.features(batch), n=3, budget_s=LATENCY_S)
         cuda = self.device.type == "cuda"
-        return Speed(
+        return FrozenSpeed(
             device=self.device_name,
             precision=self.precision,
             setup_s=self.setup_s,

@@ -22,7 +22,7 @@ from trainables.data.store import Labels, Rows
 
 # Weight of the mean squared coefficients beside the mean loss, strong ones first: each fit begins
 # where the one before ended. scikit-learn's C is 1 / (strength x images).
-STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(2, -11, -1))
+STRENGTHS: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(2, -11, -1))
 JUDGING_SHARE = 0.2  # of the training images, which choose the strength
 GIVE_UP_AFTER = 3  # strengths in a row that are no better than the best so far
 ITERATIONS, ITERATIONS_OF_CHOICE, TOLERANCE = 300, 60, 1e-6

@@ -7,17 +7,17 @@ with a reason; only storage that fails is raised.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-from trainables.config import BackboneSpec, DataSpec
+from trainables.config import DataSpec, FrozenSpeed, Screened, Screening
 from trainables.data.build import prepare
 from trainables.data.store import ImageStore, Rows, stratified_order, train_indices
 from trainables.errors import one_line, storage_error
-from trainables.evaluate.frozen import FrozenBackbone, Speed, frozen_features
+from trainables.evaluate.frozen import FrozenBackbone, frozen_features
 from trainables.evaluate.linear import (
     fit_linear_probe,
     judging_rows,
@@ -25,39 +25,12 @@ from trainables.evaluate.linear import (
     neighbour_predictions,
 )
 
-Correct = npt.NDArray[np.bool_]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Screening:
-    """What is asked of a worker: ``backbone`` with its side, the images, and how many of train
-    (``None``: all that ``data`` trains on). ``remote`` is the URI of a run in object storage."""
-
-    label: str
-    backbone: BackboneSpec
-    data: DataSpec
-    train_images: int | None = None
-    remote: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Screened:
-    """What a worker found. ``reason`` says why there is nothing, ``speed`` may be there all the
-    same. ``correct`` (N,): which validation images the linear probe gets right. ``cached``: no
-    forward pass was made."""
-
-    label: str
-    reason: str | None = None
-    speed: Speed | None = None
-    correct: Correct | None = field(default=None, repr=False)
-    linear_top1: float | None = None
-    neighbours_top1: float | None = None
-    strength: float | None = None
-    features: int | None = None
-    train_images: int | None = None
-    images_per_second: float | None = None
-    seconds: float | None = None
-    cached: bool = False
+def on_worker(asked: Screening, *, gpu: bool, threads: int, measures_only: bool) -> Screened:
+    """:func:`screen`, or :func:`measure`, on this process's GPU or on ``threads`` of its CPU."""
+    if not gpu:
+        torch.set_num_threads(threads)
+    return (measure if measures_only else screen)(asked, "cuda" if gpu else "cpu")
 
 
 def measure(asked: Screening, device: str = "cpu") -> Screened:
@@ -99,7 +72,7 @@ def _screen(asked: Screening, device: str, began: float) -> Screened:
     order = train_order(store, asked.data, asked.train_images)
     rows = np.sort(order)
     val_rows = np.arange(store.info.counts["val"], dtype=np.int64)
-    val = frozen_features(frozen, "val", val_rows, key, lambda: {"speed": asdict(frozen.speed())})
+    val = frozen_features(frozen, "val", val_rows, key, lambda: {"speed": frozen.speed().as_dict()})
     train = frozen_features(frozen, "train", rows, key)
     labels, val_labels = store.labels("train")[rows], store.labels("val")
     classes = len(store.info.class_names)
@@ -113,12 +86,13 @@ def _screen(asked: Screening, device: str, began: float) -> Screened:
     passes = (train.facts, val.facts)
     return Screened(
         label=asked.label,
-        speed=Speed(**val.facts["speed"]),
-        correct=correct,
+        speed=FrozenSpeed.from_dict(val.facts["speed"]),
+        correct=np.packbits(correct).tobytes().hex(),
+        val_images=len(correct),
         linear_top1=float(correct.mean()),
         neighbours_top1=float((neighbours == val_labels).mean()),
         strength=probe.strength,
-        features=train.values.shape[1],
+        width=train.values.shape[1],
         train_images=len(rows),
         images_per_second=(len(rows) + len(val_rows)) / sum(one["seconds"] for one in passes),
         seconds=time.perf_counter() - began,
