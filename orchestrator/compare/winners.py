@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import State, TrialState, require_trials
 from trainables.errors import UserError
 
 
@@ -72,6 +72,7 @@ def select_model(state: State, family: str | None = None) -> SelectedModel:
     Of several families with finals, the one whose finals are best on average is taken.
     Raises ``UserError`` where the family is unknown or has no finished trial.
     """
+    require_trials(state)
     models, name = best_models(state), state.header.run
     families = list(dict.fromkeys(trial.family for trial in state.trials.values()))
     if family is not None and family not in families:

@@ -296,6 +296,7 @@ class State:
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
     num_reports: int = 0
+    screened: dict[str, str | None] = field(default_factory=dict)  # why a candidate has no probe
 
     @property
     def spec(self) -> RunSpec:
@@ -321,14 +322,27 @@ def run_status(state: State, *, running: bool) -> RunStatus:
     process still works on the report; one that has neither ended nor been stopped, and that no
     process carries out, is ``INTERRUPTED``: its process died.
     """
+    if state.closed and state.header.screen is not None:
+        no_probe = state.screened and all(reason for reason in state.screened.values())
+        return RunStatus.FAILED if no_probe else RunStatus.DONE
     if state.closed and state.trials:
         failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
         return RunStatus.FAILED if failed else RunStatus.DONE
     if running:
         return RunStatus.RUNNING
-    if not state.trials:
+    if not state.trials and state.header.screen is None:
         return RunStatus.EMPTY
     return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
+
+
+def require_trials(state: State) -> None:
+    """Raise ``UserError`` for a screen, which has none."""
+    if state.header.screen is not None:
+        name = state.header.run
+        raise UserError(
+            f"only a run with trials can be asked this; {name!r} is a screen. "
+            f"Fix: orchestrator status {name}, or its shortlist.json"
+        )
 
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -392,6 +406,8 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.split_openings = tuple(SplitOpening.from_dict(opening) for opening in splits)
         case "verdict":
             state.verdict = record
+        case "screened":
+            state.screened[record["candidate"]] = record["detail"].get("reason")
 
 
 # Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.

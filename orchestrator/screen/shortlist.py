@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.statistics import MeanInterval, holm, mcnemar, share_interval
+from orchestrator.screen.pool import weights_text
 from orchestrator.spec.screening import ScreenSpec
 from orchestrator.wording import MISSING, duration, percent
 from trainables.config import BackboneSpec, Screened
@@ -214,8 +215,8 @@ def write_shortlist(result: Shortlist, folder: Path) -> Path:
     return path
 
 
-COLUMNS = ("", "candidate", "linear probe", "95 % interval", "neighbours", "ms", "images/s",
-           "params M", "px")  # fmt: skip
+COLUMNS = ("", "candidate", "weights", "linear probe", "95 % interval", "neighbours", "ms",
+           "images/s", "params M", "px")  # fmt: skip
 
 
 def shortlist_text(result: Shortlist) -> str:
@@ -242,6 +243,7 @@ def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
     return (
         f"{row.place}{'*' if is_chosen else ''}",
         row.label,
+        weights_text(row.backbone),
         percent(row.top1.mean),
         MISSING if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
         percent(found.neighbours_top1),

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
+from orchestrator.cli.main import group
+from orchestrator.ledger import session
 from orchestrator.ledger.events import Ledger
-from orchestrator.ledger.state import RunHeader
+from orchestrator.ledger.state import RunHeader, RunStatus
+from orchestrator.ops.status import summary, view
 from orchestrator.screen.run import ScreenState, images_in_time, name_mistakes, state_of
 from orchestrator.screen.shortlist import (
     bits_of,
@@ -25,6 +29,7 @@ from orchestrator.screen.shortlist import (
 from orchestrator.spec.run import RunSpec
 from orchestrator.spec.screening import ScreenSpec
 from trainables.config import BackboneSpec, DatasetFacts, DataSpec, FrozenSpeed, Screened
+from trainables.errors import UserError
 
 IMAGES = 400
 
@@ -205,3 +210,25 @@ def test_a_name_keeps_its_images_and_candidates_but_no_limits(tmp_path: Path) ->
     assert "a is another backbone" in name_mistakes(replace(asked, candidates=other))[0]
     images = replace(asked, data=DataSpec(train_limit=5))
     assert "data.train_limit" in name_mistakes(images)[0]
+
+
+def test_status_tells_of_a_screen_and_what_needs_trials_refuses_it(tmp_path: Path) -> None:
+    asked = spec(FOUND, storage=str(tmp_path))
+    write(tmp_path / "s", asked, FOUND["a"], FOUND["f"])
+    state = session.state_of(tmp_path / "s")
+    shown = view(state, running=False)
+    assert (shown.status, summary(shown)) == (
+        RunStatus.INTERRUPTED,
+        "2 of 6 candidates screened, 1 failed",
+    )
+    ledger = Ledger(tmp_path / "s" / "ledger.jsonl")
+    ledger.append("closed")
+    ledger.close()
+    listed = CliRunner().invoke(group, ["status", "--storage", str(tmp_path)])
+    assert "s                        done        2 of 6 candidates screened" in listed.stdout
+    for words in (["status", "s"], ["status", "s", "--json"]):
+        assert CliRunner().invoke(group, [*words, "--storage", str(tmp_path)]).exit_code == 0
+    for words in (["compare", "s"], ["replay", "s"], ["export", "s", "--to", str(tmp_path / "x")]):
+        refused = CliRunner().invoke(group, [*words, "--storage", str(tmp_path)])
+        assert isinstance(refused.exception, UserError)
+        assert "'s' is a screen" in str(refused.exception)
