@@ -141,7 +141,7 @@ class Screener:
     def run(self) -> Shortlist:
         """Screen what is not on record yet, then write the shortlist."""
         self._open()
-        pending = self._within_params()
+        pending = self._pending()
         if pending:
             try:
                 with attach.attached(f"screen-{self.spec.name}") as totals:
@@ -175,19 +175,26 @@ class Screener:
         self._ledger.append(event, stage=STAGE, **fields)
         replication.push_ledger(self.folder, end)
 
-    def _within_params(self) -> list[str]:
-        """Labels that are to be screened: neither on record nor larger than was asked for."""
+    def _pending(self) -> list[str]:
+        """Labels that are to be screened: not on record, and within the limits as far as that is
+        known before anything is built."""
         pending = [label for label in self.spec.candidates if label not in self._state.screened]
-        if self.spec.max_params_m is None:
-            return pending
         for label in pending:
-            try:
-                params_m = facts_of(self.spec.candidates[label]).params_m
-            except UserError:
-                continue  # whoever builds it says why it cannot be
-            if (reason := beyond_params(self.spec, params_m)) is not None:
-                self._left_out[label] = reason
+            known = self._state.measured.get(label)
+            beyond = (
+                self._beyond_params(label) if known is None else beyond_limits(self.spec, known)
+            )
+            if beyond is not None:
+                self._left_out[label] = beyond
         return [label for label in pending if label not in self._left_out]
+
+    def _beyond_params(self, label: str) -> str | None:
+        if self.spec.max_params_m is None:
+            return None
+        try:
+            return beyond_params(self.spec, facts_of(self.spec.candidates[label]).params_m)
+        except UserError:
+            return None  # whoever builds it says why it cannot be
 
     def _screen(self, pending: Sequence[str], tasks: Tasks) -> None:
         deadline = None if self.spec.minutes is None else self._began + 60 * self.spec.minutes

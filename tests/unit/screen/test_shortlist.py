@@ -16,9 +16,11 @@ from statsmodels.stats.proportion import proportion_confint
 
 from orchestrator.cli.main import group
 from orchestrator.ledger import session
-from orchestrator.ledger.events import Ledger
+from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import RunHeader, RunStatus
 from orchestrator.ops.status import summary, view
+from orchestrator.ray_cluster import attach
+from orchestrator.screen import run
 from orchestrator.screen.run import ScreenState, images_in_time, name_mistakes, state_of
 from orchestrator.screen.shortlist import (
     bits_of,
@@ -29,6 +31,7 @@ from orchestrator.screen.shortlist import (
 from orchestrator.spec.run import RunSpec
 from orchestrator.spec.screening import ScreenSpec
 from trainables.config import BackboneSpec, DatasetFacts, DataSpec, FrozenSpeed, Screened
+from trainables.data.store import ImageStore
 from trainables.errors import UserError
 
 IMAGES = 400
@@ -232,3 +235,37 @@ def test_status_tells_of_a_screen_and_what_needs_trials_refuses_it(tmp_path: Pat
         refused = CliRunner().invoke(group, [*words, "--storage", str(tmp_path)])
         assert isinstance(refused.exception, UserError)
         assert "'s' is a screen" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("limits", "left_out"),
+    [
+        ({"max_latency_ms": 40.0}, "50 ms an image, more than 40"),
+        ({"max_params_m": 4.0}, "5 M parameters, more than 4 M"),
+    ],
+)
+def test_nothing_is_started_for_a_candidate_that_is_known_to_be_beyond_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], left_out: str
+) -> None:
+    asked = spec(FOUND, storage=str(tmp_path), **limits)
+    write(tmp_path / "s", asked, *(one for label, one in FOUND.items() if label != "e"))
+    ledger = Ledger(tmp_path / "s" / "ledger.jsonl")
+    measured = replace(FOUND["e"], correct=None, linear_top1=None)
+    ledger.append("measured", candidate="e", detail=measured.as_dict())
+    ledger.close()
+    store = ImageStore(info=DatasetFacts(height=8, width=8, content_hash="c"), path=tmp_path)
+    monkeypatch.setattr(run, "prepare", lambda _: store)
+    monkeypatch.setattr(attach, "attached", None)
+    result = run.run_screen(asked)
+    assert result.left_out["e"] == left_out
+    assert [record["event"] for record in read(ledger.path)][-1] == "closed"
+    assert (tmp_path / "s" / "shortlist.json").is_file()
+
+
+def test_changed_images_end_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spec(FOUND, storage=str(tmp_path))
+    write(tmp_path / "s", asked)
+    store = ImageStore(info=DatasetFacts(height=8, width=8, content_hash="d"), path=tmp_path)
+    monkeypatch.setattr(run, "prepare", lambda _: store)
+    with pytest.raises(UserError, match="have changed since 's' began"):
+        run.run_screen(asked)
