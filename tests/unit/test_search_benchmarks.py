@@ -164,7 +164,7 @@ def test_the_readme_says_what_the_screening_benchmark_found() -> None:
     wrong = thousand["wrong"]
     said = " ".join((ROOT / "README.md").read_text().split())
     for words in (
-        f"five best in {100 * shares['0.0']:.0f} % of simulated pools",
+        f"five best in {100 * shares['0.0']:.1f} % of simulated pools",
         f"in {100 * shares['0.2']:.0f} % with an audit of 0.2",
         f"have it in {100 * audited['has_best_at_equal_cost']['share']:.0f} %",
         f"an error of {audited['correlation_error']:.2f}",

@@ -113,7 +113,7 @@ class FrozenBackbone:
 
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, C) uint8 -> (B, D) float32."""
+        """(B, H, W, C) uint8 -> (B, D) float32. Raises ``UserError`` where that is no vector."""
         vectors = self.model.logits(self.model.inputs(pixels))
         if vectors.ndim != 2:
             raise UserError(
