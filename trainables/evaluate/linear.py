@@ -24,7 +24,7 @@ from trainables.data.store import Labels, Rows
 # where the one before ended. scikit-learn's C is 1 / (strength x images).
 STRENGTHS: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(2, -11, -1))
 JUDGING_SHARE = 0.2  # of the training images, which choose the strength
-GIVE_UP_AFTER = 3  # strengths in a row that are no better than the best so far
+GIVE_UP_AFTER = 5  # strengths in a row that are no better than the best so far
 ITERATIONS, ITERATIONS_OF_CHOICE, TOLERANCE = 300, 60, 1e-6
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al. 2018, as DINO (Caron et al. 2021) has them
 QUERIES = 1024  # images whose neighbours are looked for at once

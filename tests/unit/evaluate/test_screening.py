@@ -106,7 +106,7 @@ def test_the_linear_probe_is_scikit_learns_logistic_regression(seed: int) -> Non
         return float(model.score(scaler.transform(values[held].astype(np.float64)), labels[held]))
 
     best = max(map(accuracy, STRENGTHS))
-    # Looking ends after three strengths that are no better.
+    # Looking ends after five strengths that are no better.
     assert accuracy(probe.strength) == pytest.approx(best, abs=0.03)
 
     scaler, model = oracle(values, labels, probe.strength)
