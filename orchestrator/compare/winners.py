@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import State, TrialState, require_trials
 from trainables.errors import UserError
 
 
@@ -73,6 +73,7 @@ def select_model(state: State, candidate: str | None = None) -> SelectedModel:
     Of several candidates with finals, the one whose finals are best on average is taken.
     Raises ``UserError`` where the candidate is unknown or has no finished trial.
     """
+    require_trials(state)
     models, name = best_models(state), state.header.run
     candidates = list(dict.fromkeys(trial.candidate for trial in state.trials.values()))
     if candidate is not None and candidate not in candidates:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
+from orchestrator.spec.screening import ScreenSpec
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
 from trainables.errors import UserError, one_line
@@ -89,7 +90,8 @@ class Forecast(Spec):
 @dataclass(frozen=True, kw_only=True)
 class RunHeader(Spec):
     """``datasets`` and ``geometry`` are by candidate; a geometry is what
-    :func:`trainables.backbones.describe` says, as a mapping."""
+    :func:`trainables.backbones.describe` says, as a mapping. ``screen`` is what a screen was asked
+    for, which has no trials."""
 
     schema: int = 1
     run: str | None = None
@@ -100,6 +102,7 @@ class RunHeader(Spec):
     datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
     geometry: Mapping[str, Geometry] = field(default_factory=dict)
     forecast: Forecast | None = None
+    screen: ScreenSpec | None = field(default=None, metadata={"before": None})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -299,6 +302,7 @@ class State:
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
     num_reports: int = 0
+    screened: dict[str, str | None] = field(default_factory=dict)  # why a candidate has no probe
 
     @property
     def spec(self) -> RunSpec:
@@ -324,14 +328,27 @@ def run_status(state: State, *, running: bool) -> RunStatus:
     process still works on the report; one that has neither ended nor been stopped, and that no
     process carries out, is ``INTERRUPTED``: its process died.
     """
+    if state.closed and state.header.screen is not None:
+        no_probe = state.screened and all(reason for reason in state.screened.values())
+        return RunStatus.FAILED if no_probe else RunStatus.DONE
     if state.closed and state.trials:
         failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
         return RunStatus.FAILED if failed else RunStatus.DONE
     if running:
         return RunStatus.RUNNING
-    if not state.trials:
+    if not state.trials and state.header.screen is None:
         return RunStatus.EMPTY
     return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
+
+
+def require_trials(state: State) -> None:
+    """Raise ``UserError`` for a screen, which has none."""
+    if state.header.screen is not None:
+        name = state.header.run
+        raise UserError(
+            f"only a run with trials can be asked this; {name!r} is a screen. "
+            f"Fix: orchestrator status {name}, or its shortlist.json"
+        )
 
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -395,6 +412,8 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.split_openings = tuple(SplitOpening.from_dict(opening) for opening in splits)
         case "verdict":
             state.verdict = record
+        case "screened":
+            state.screened[record["candidate"]] = record["detail"].get("reason")
 
 
 # Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.

@@ -76,6 +76,16 @@ class BudgetView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScreenView:
+    """A screen's ``candidates``, how many of them have been ``screened``, and how many of those
+    ``failed``."""
+
+    candidates: int
+    screened: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeToGo:
     """Seconds: ``low`` if trials are pruned as expected, ``high`` if none is any more."""
 
@@ -106,6 +116,7 @@ class RunView:
     usd: float | None
     budget: BudgetView | None
     eta_seconds: TimeToGo | None
+    screen: ScreenView | None = None
 
 
 def view(state: State, *, running: bool) -> RunView:
@@ -144,7 +155,17 @@ def view(state: State, *, running: bool) -> RunView:
         usd=limits.usd(spent, resources, prices),
         budget=budgets[0] if budgets else None,
         eta_seconds=_time_to_go(state, candidates) if running else None,
+        screen=_screen_view(state),
     )
+
+
+def _screen_view(state: State) -> ScreenView | None:
+    asked = state.header.screen
+    if asked is None:
+        return None
+    reasons = [state.screened[label] for label in asked.candidates if label in state.screened]
+    failed = sum(reason is not None for reason in reasons)
+    return ScreenView(candidates=len(asked.candidates), screened=len(reasons), failed=failed)
 
 
 def _candidate_view(state: State, candidate: str, running: bool) -> CandidateView:
@@ -230,6 +251,9 @@ def _epochs_to_go(
 
 def summary(run: RunView) -> str:
     """Counts, what was spent and saved against full length, and what is to go, in one line."""
+    if run.screen is not None:
+        failed = f", {run.screen.failed} failed" if run.screen.failed else ""
+        return f"{run.screen.screened} of {run.screen.candidates} candidates screened{failed}"
     counts = {status: sum(getattr(f, status) for f in run.families) for status in TrialStatus}
     parts = [", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no trial"]
     if run.preemptions:
@@ -354,7 +378,9 @@ class LedgerFollower:
 
 
 def render(run: RunView) -> Group:
-    """Candidates side by side, a column each, and the summary under them."""
+    """Candidates side by side, a column each, and the summary under them; a screen is one line."""
+    if run.screen is not None:
+        return Group(_cell(summary(run)))
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for candidate in run.families:

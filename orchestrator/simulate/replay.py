@@ -26,7 +26,7 @@ from orchestrator.compare.winners import winners
 from orchestrator.engine.scheduler import METRIC, Scheduler
 from orchestrator.ledger import cost
 from orchestrator.ledger.events import FILE_NAME, read
-from orchestrator.ledger.state import Record, State, TrialState, replay
+from orchestrator.ledger.state import Record, State, TrialState, replay, require_trials
 from orchestrator.simulate.run import UNKNOWN, simulate
 from orchestrator.simulate.worlds import Training
 from orchestrator.spec.limits import SchedulerSpec
@@ -324,6 +324,7 @@ def replay_of(folder: Path, texts: Sequence[str], *, slots: int | None, orders: 
     ``UserError``."""
     records = list(read(folder / FILE_NAME))
     state = replay(records)
+    require_trials(state)
     count = slots or slots_on_record(records)
 
     def under(texts: Sequence[str]) -> Replay:

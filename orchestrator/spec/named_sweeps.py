@@ -118,7 +118,7 @@ def with_stored_side(sweeps: Sequence[SweepSpec]) -> tuple[SweepSpec, ...]:
     """
     variants = [variant for sweep in sweeps for variant in sweep.variants("backbone.image_size")]
     largest = max((variant.backbone.image_size or 0 for variant in variants), default=0)
-    stored = min(STORED_STEP * round(HEADROOM * largest / STORED_STEP), STORED_AT_MOST)
+    stored = stored_side(largest)
     if stored <= DEFAULT_SHORT_SIDE:
         return tuple(sweeps)
     changed = []
@@ -130,6 +130,11 @@ def with_stored_side(sweeps: Sequence[SweepSpec]) -> tuple[SweepSpec, ...]:
         else:
             changed.append(sweep)
     return tuple(changed)
+
+
+def stored_side(largest: int) -> int:
+    """The short side in pixels that is stored for backbones that see ``largest`` at most."""
+    return min(STORED_STEP * round(HEADROOM * largest / STORED_STEP), STORED_AT_MOST)
 
 
 def default_space(sweep: SweepSpec) -> dict[str, Domain]:

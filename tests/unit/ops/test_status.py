@@ -108,7 +108,7 @@ def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
     assert list(plain) == [
         "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
         "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
-        "eta_seconds",
+        "eta_seconds", "screen",
     ]  # fmt: skip
     assert list(plain["families"][0]) == [
         "family", "trials", "queued", "running", "finished", "pruned", "failed", "preemptions",
