@@ -35,11 +35,11 @@ FAULTS := tests/integration/test_faults.py tests/unit/simulate/test_schedules.py
 
 test-faults: $(TEST)
 	@echo "make: faults"
-	@$(PYTEST) --dist load $(FAULTS) --durations 20
+	@$(PYTEST) --dist worksteal $(FAULTS) --durations 20
 
 test-faults-long: $(TEST)
 	@echo "make: faults, 500 seeds"
-	@FAULT_SEEDS=500 $(PYTEST) --dist load $(FAULTS) --durations 20
+	@FAULT_SEEDS=500 $(PYTEST) --dist worksteal $(FAULTS) --durations 20
 
 check: $(TEST)
 	@echo "make: lint and types"

@@ -2,8 +2,9 @@
 
 Whatever happens, a command ends with an exit code of the list and no traceback. A run that was
 interrupted goes on by the same command until it is done: no trial is lost, no epoch counts twice,
-and the winner is that of a run that nothing happened to. ``FAULT_SEEDS`` moves the moment at which
-a fault comes; ``make test-faults-long`` takes more of them.
+and the winner is that of a run that nothing happened to. In a row of several faults each comes once
+the run has gone on after the one before: starting is most of what a sweep this small costs.
+``make test-faults-long`` takes each alone as well, at several moments.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator.compare.winners import winners
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.tracking import store
-from tests.integration.conftest import Shell
+from tests.integration.conftest import PATIENCE_S, Shell
 from tests.integration.mlflow_server import free_port
 from tests.integration.test_crashes import kill, outcome_of
 from tests.integration.test_sweep import epochs
@@ -42,14 +43,15 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 # One slot and no pruning: whatever is trained again, every number can be compared.
 SWEEP = (
-    "sweep", "resnet", "--name", "run", "--trials", "2", "--max-epochs", "3", "--no-measure",
+    "sweep", "resnet", "--name", "run", "--trials", "2", "--max-epochs", "12", "--no-measure",
     "--set", "scheduler.kind=none", "--set", "resources.max_slots=1",
+    "--set", "resources.max_failures_per_trial=20",
     "--set", "data.train_limit=200", "--set", "recipe.batch_size_per_worker=20",
 )  # fmt: skip
 SEEDS = range(max(1, int(os.environ.get("FAULT_SEEDS", "1")) // 100))
-HANGS_S = (20,) if len(SEEDS) == 1 else (20, 90, 200)
+HANGS_S = (20, 90, 200)
 SLEEP_S = 90  # longer than any of Ray's health checks waits
-MAX_COMMANDS = 4  # that are typed until the run is done
+MAX_COMMANDS = 4  # that are typed until the run is done, after the last fault
 PARTS = {
     "worker": "RayTrainWorker",
     "dispatcher": "ray::Dispatcher",
@@ -72,9 +74,27 @@ def refuse_tracebacks(code: int, *texts: str) -> None:
 Fault = Callable[[Shell, "subprocess.Popen[str]"], None]
 
 
+def wait_for_processes(shell: Shell, text: str) -> list[int]:
+    """Those with ``text`` in their command lines; between two trials there may be none."""
+    assert wait_until(lambda: bool(shell.processes(text)), patience_s=60, poll_s=0.1), text
+    return shell.processes(text)
+
+
 def killed(*names: str) -> Fault:
     def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
+        for name in names:
+            wait_for_processes(shell, PARTS[name])
         kill([pid for name in names for pid in shell.processes(PARTS[name])])
+
+    return fault
+
+
+def lost_with(name: str) -> Fault:
+    """As :func:`killed`, of what a driver does not go on without."""
+
+    def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
+        killed(name)(shell, driver)
+        assert driver.wait(240) == (-signal.SIGKILL if name == "driver" else RESUMABLE)
 
     return fault
 
@@ -83,8 +103,7 @@ def hung(text: str, seconds: float) -> Fault:
     """What has ``text`` in its command line stops for so long, and goes on."""
 
     def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
-        stopped = shell.processes(text)
-        assert stopped
+        stopped = wait_for_processes(shell, text)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for pid in stopped:
                 with contextlib.suppress(ProcessLookupError):
@@ -103,14 +122,18 @@ def told_to_end(shell: Shell, driver: subprocess.Popen[str]) -> None:
 def zeroed_checkpoint(shell: Shell, driver: subprocess.Popen[str]) -> None:
     """The newest tensors of every trial become zeros between two sessions."""
     told_to_end(shell, driver)
-    for file in (shell.folder("run") / "checkpoints").glob("*/*/*/*.safetensors"):
+    files = list((shell.folder("run") / "checkpoints").glob("*/*/*/*.safetensors"))
+    assert files
+    for file in files:
         save_file({k: torch.zeros_like(v) for k, v in load_file(file).items()}, file)
 
 
 def black_store(shell: Shell, driver: subprocess.Popen[str]) -> None:
     """A part of the prepared images becomes black between two sessions."""
     told_to_end(shell, driver)
-    for file in Path(shell.env["ORCHESTRATOR_DATA"]).glob("*/train.arrow"):
+    files = list(Path(shell.env["ORCHESTRATOR_DATA"]).glob("*/train.arrow"))
+    assert files
+    for file in files:
         content = bytearray(file.read_bytes())
         middle = len(content) // 2
         content[middle : middle + 5000] = bytes(5000)
@@ -124,8 +147,12 @@ def torn_record(shell: Shell, driver: subprocess.Popen[str]) -> None:
     os.truncate(ledger, ledger.stat().st_size - 20)
 
 
-INTERRUPTIONS: dict[str, Fault] = {
-    **{f"kill -9 of the {name}": killed(name) for name in PARTS},
+FAULTS: dict[str, Fault] = {
+    **{
+        f"kill -9 of the {name}": killed(name)
+        for name in ("worker", "dispatcher", "thin trial", "controller", "mirror")
+    },
+    **{f"kill -9 of the {name}": lost_with(name) for name in ("raylet", "GCS", "driver")},
     "kill -9 of worker and dispatcher at once": killed("worker", "dispatcher"),
     "kill -9 of controller and worker at once": killed("controller", "worker"),
     "SIGTERM to the process group": told_to_end,
@@ -139,6 +166,33 @@ INTERRUPTIONS: dict[str, Fault] = {
     "black images in the store": black_store,
     "a torn last record": torn_record,
 }
+# While controller or driver hang, workers go on to the end: after these there is nothing left.
+TABLE: dict[str, tuple[str, ...]] = {
+    "processes are killed, then the driver hangs": (
+        *(f"kill -9 of the {name}" for name in ("worker", "dispatcher", "thin trial")),
+        "kill -9 of the controller",
+        "kill -9 of the mirror",
+        "kill -9 of worker and dispatcher at once",
+        "kill -9 of controller and worker at once",
+        "the driver hangs for 20 s",
+    ),
+    "processes hang": (
+        f"the machine sleeps for {SLEEP_S} s",
+        "the worker hangs for 20 s",
+        "the dispatcher hangs for 20 s",
+        "the controller hangs for 20 s",
+    ),
+    "Ray is killed": ("kill -9 of the raylet", "kill -9 of the GCS"),
+    "sessions end": (
+        "kill -9 of the driver",
+        "SIGTERM to the process group",
+        "a torn last record",
+    ),
+    "files are damaged": ("checkpoints of zeros", "black images in the store"),
+    "nothing": (),
+}
+if len(SEEDS) > 1:
+    TABLE |= {name: (name,) for name in FAULTS}
 
 
 @pytest.fixture
@@ -167,21 +221,22 @@ def expected_outcome(file: Path, outcome: dict[str, object]) -> dict[str, object
 
 @pytest.mark.ray
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["nothing", *INTERRUPTIONS])
+@pytest.mark.parametrize("row", TABLE)
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
-    name: str, seed: int, own_pixels: Shell, calm: Path
+    row: str, seed: int, own_pixels: Shell, calm: Path
 ) -> None:
     shell = own_pixels
     driver = shell.start(*SWEEP)
-    if name != "nothing":
-        shell.wait_for("run", lambda state: epochs(state) > seed % 5)
-        INTERRUPTIONS[name](shell, driver)
+    for number, name in enumerate(TABLE[row]):
+        wait_for_epochs(shell, driver, name, more=1 + (0 if number else seed % 5))
+        FAULTS[name](shell, driver)
+        if driver.poll() in (RESUMABLE, -signal.SIGKILL):
+            refuse_tracebacks(RESUMABLE, *driver.communicate(timeout=240))
+            driver = shell.start(*SWEEP)
+            wait_for_epochs(shell, driver, f"the command after {name}", more=0)
     out, err = driver.communicate(timeout=240)
-    # The driver itself may be what was killed; the shell says so, and it said nothing.
+    refuse_tracebacks(driver.returncode, out, err)
     code, commands = driver.returncode, 1
-    if code == -signal.SIGKILL:
-        code = RESUMABLE
-    refuse_tracebacks(code, out, err)
     while code == RESUMABLE and commands < MAX_COMMANDS:
         code, out, err = shell(*SWEEP)
         refuse_tracebacks(code, out, err)
@@ -194,6 +249,23 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     outcome = {"trials": outcome_of(state), "winner": winners(state)["resnet"].trial}
     assert json.loads(json.dumps(outcome)) == expected_outcome(calm, outcome)
     assert wait_until(lambda: not left_over(shell), patience_s=60, poll_s=0.5), left_over(shell)
+
+
+def wait_for_epochs(shell: Shell, driver: subprocess.Popen[str], before: str, *, more: int) -> None:
+    """Until the session has begun and there are so many more epochs than now; fails where the
+    driver ends first, naming what it was to wait for ``before``."""
+    epochs_now, sessions_now = epochs(shell.state("run")), sessions(shell)
+
+    def gone_on() -> bool:
+        assert driver.poll() is None, f"{before}: the run had ended: {driver.communicate()}"
+        begun = more > 0 or sessions(shell) > sessions_now
+        return begun and epochs(shell.state("run")) >= epochs_now + more
+
+    assert wait_until(gone_on, patience_s=PATIENCE_S, poll_s=0.1), f"{before}: nothing goes on"
+
+
+def sessions(shell: Shell) -> int:
+    return sum(record["event"] == "resumed" for record in shell.records("run"))
 
 
 def left_over(shell: Shell) -> list[str]:

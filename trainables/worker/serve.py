@@ -89,6 +89,11 @@ class ActiveTrial:
         start = "from the beginning" if name is None else f"from {name}"
         return f"{name_of(recorded)} {wrong}: {start}"
 
+    def check_again(self) -> None:
+        """Have :meth:`fetch` look at the newest checkpoint as at one that comes from elsewhere."""
+        self.assignment = replace(self.assignment, checkpoint=self.checkpoint)
+        self._fetched = self.checkpoint is None
+
     def store(self, checkpoint: str | None) -> float:
         """Bring a checkpoint into the storage, where the run is kept there: rank 0. The seconds it
         took. Raises ``StorageError``."""
@@ -275,6 +280,7 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
     """Open the test split for a final that is trained; always its last order. Raises
     ``TrialLeft``."""
     file = trial_files.correct_file(active.assignment, correct_file)
+    active.check_again()  # what is tested is read from the disk, which may have lost it meanwhile
     with _bounded(active, client):
         pass
     # Where the checkpoint of the last epoch got lost, what is missing is trained again.
