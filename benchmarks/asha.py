@@ -117,7 +117,7 @@ def synthetic(name: str, trials: int, seed: int) -> tuple[Reached, dict[str, flo
     world = replace(CURVES[name], seed=seed, val_images=VAL_IMAGES)
     scheduler = SchedulerSpec(max_epochs=MAX_EPOCHS)
     spec = tournament(
-        families=(A,), trials=trials, scheduler=scheduler, searches=1, final_seeds=0, seed=seed
+        candidates=(A,), trials=trials, scheduler=scheduler, searches=1, final_seeds=0, seed=seed
     )
     reached, whole = rivals(spec, world, SLOTS, lambda one: world.accuracy(one.assignment))
     true = [world.accuracy(trial.assignment) for trial in whole]

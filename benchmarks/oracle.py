@@ -48,7 +48,7 @@ from scipy import stats
 from benchmarks.common import arguments, finish
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.finals import by_search, finished
-from orchestrator.compare.runs import Family, collect
+from orchestrator.compare.runs import CandidateTrials, collect
 from orchestrator.compare.statistics import ALPHA, Interval, share_interval
 from orchestrator.compare.verdicts import PairVerdict
 from orchestrator.launch.options import FINAL_SEEDS, SEARCHES
@@ -157,7 +157,7 @@ def judge(name: str, design: Design, seed: int) -> Judged:
     )
 
 
-def _rivals(families: Sequence[Family]) -> dict[str, float]:
+def _rivals(families: Sequence[CandidateTrials]) -> dict[str, float]:
     """p-values of other tests on the searches' mean accuracies; none where there is one search."""
     sides = [[statistics.mean(g) for g in by_search(finished(f.curves))] for f in families]
     if len(sides) != 2 or len(sides[0]) != len(sides[1]) or len(sides[0]) < 2:

@@ -101,16 +101,16 @@ def race(search: Search, spec: SchedulerSpec, trials: int = TRIALS) -> Outcome:
         assignment.trial_id: (assignment, training)
         for assignment, training in map(search.trained, range(trials))
     }
-    family = search.spec.sweeps[0].family
+    candidate = search.spec.sweeps[0].candidate
     state = State(
         header=RunHeader(spec=search.spec, datasets=search.images),
         trials={
-            name: TrialState(trial=name, family=family, assignment=assignment)
+            name: TrialState(trial=name, candidate=candidate, assignment=assignment)
             for name, (assignment, _) in trained.items()
         },
     )
     scheduler = Scheduler(
-        {family: spec}, state, lambda *_, **__: None, seed=search.spec.sweeps[0].seed
+        {candidate: spec}, state, lambda *_, **__: None, seed=search.spec.sweeps[0].seed
     )
     waiting = iter(trained)
     events: list[tuple[float, str, int]] = []  # when a trial reports which epoch
@@ -143,7 +143,7 @@ def race(search: Search, spec: SchedulerSpec, trials: int = TRIALS) -> Outcome:
 def in_world(name: str, seed: int) -> Search:
     """A search in a synthetic world with curves of its own."""
     world = replace(WORLDS[name], seed=seed)
-    spec = tournament(families=(A,), searches=1, final_seeds=0, seed=seed)
+    spec = tournament(candidates=(A,), searches=1, final_seeds=0, seed=seed)
     return Search(spec=spec, world=world, images=world.images([A]), truth=world.accuracy)
 
 

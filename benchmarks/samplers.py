@@ -96,7 +96,7 @@ class InWorld:
     def train(self, axes: Axes, index: int, seed: int) -> tuple[Mapping[int, float], float]:
         """See :class:`Surface`."""
         world = replace(self.world, seed=seed)
-        (sweep,) = tournament(families=(A,), searches=1, seed=seed).sweeps
+        (sweep,) = tournament(candidates=(A,), searches=1, seed=seed).sweeps
         assignment = sweep.assignment(index, axes)
         values = [metrics["val_top1"] for metrics in world.train(assignment).metrics]
         return dict(enumerate(values, start=1)), world.accuracy(assignment)
@@ -154,7 +154,7 @@ def found(surface: Surface, sampler: str, *, has_given: bool, seed: int) -> dict
                 kind,
                 surface.space,
                 seed=seed,
-                family=A,
+                candidate=A,
                 index=index,
                 past=past,
                 startup_trials=startup_trials,

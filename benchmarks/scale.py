@@ -38,7 +38,9 @@ MAX_EPOCHS = 27
 def measure(trials: int) -> dict[str, Any]:
     """One run, in this process."""
     scheduler = SchedulerSpec(max_epochs=MAX_EPOCHS)
-    spec = tournament(families=(A,), trials=trials, scheduler=scheduler, searches=1, final_seeds=0)
+    spec = tournament(
+        candidates=(A,), trials=trials, scheduler=scheduler, searches=1, final_seeds=0
+    )
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         run = simulate(spec, WORLDS["null"], Path(folder), slots=SLOTS)

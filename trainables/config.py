@@ -501,3 +501,51 @@ class SpeedReport:
     trial: str
     speed: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening(Spec):
+    """A candidate to screen: ``backbone`` with its side, the images, and how many of train
+    (``None``: all that ``data`` trains on). ``remote`` is the URI of a run in object storage."""
+
+    label: str
+    backbone: BackboneSpec
+    data: DataSpec = field(default_factory=DataSpec)
+    train_images: int | None = None
+    remote: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSpeed(Spec):
+    """Of a backbone without its classifier on ``device``: seconds to build it, median latency of
+    one image, and seconds an image takes in a batch, all wall time. ``threads`` is of a CPU."""
+
+    device: str
+    precision: str
+    setup_s: float
+    latency_ms: float
+    seconds_per_image: float
+    params_m: float
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened(Spec):
+    """What a worker found of a candidate. ``reason`` says why there is no probe, ``speed`` may be
+    there all the same. ``correct`` are bits in hex, one a validation image: whether the linear
+    probe is right. ``strength`` is its penalty's, ``width`` that of the features,
+    ``images_per_second`` of the forward passes. ``cached``: this time none was made."""
+
+    label: str
+    reason: str | None = None
+    speed: FrozenSpeed | None = None
+    linear_top1: float | None = None
+    neighbours_top1: float | None = None
+    correct: str | None = None
+    val_images: int | None = None
+    train_images: int | None = None
+    strength: float | None = None
+    width: int | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    cached: bool = False

@@ -88,7 +88,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("family", nargs=-1)
+@click.argument("candidate", nargs=-1)
 @click.option("--scale", metavar="SCALE", help="Look for the weights of this scale: tiny, ...")
 @click.option("--weights", metavar="hub|none|PATH", help="Look for these weights, on every node.")
 @click.option("--local", is_flag=True, help="Leave the cluster out: this machine alone.")
@@ -97,7 +97,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
 @STORAGE
 @TRACKING
 def doctor(
-    family: tuple[str, ...],
+    candidate: tuple[str, ...],
     scale: str | None,
     weights: str | None,
     local: bool,
@@ -108,7 +108,8 @@ def doctor(
 ) -> None:
     """Check this machine and the cluster. Versions, GPUs, storage, tracking, tokens, weights.
 
-    The weights of each FAMILY are looked for, where one is named or --scale or --weights is given.
+    The weights of each CANDIDATE are looked for, where one is named or --scale or --weights is
+    given.
     """
     if repair is not None:
         _repair(repair, storage, as_json)
@@ -116,8 +117,8 @@ def doctor(
     from orchestrator.ops.doctor import examine
 
     backbones = []
-    if family or scale or weights:
-        spec = spec_of(family or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
+    if candidate or scale or weights:
+        spec = spec_of(candidate or DEMO_FAMILIES, RunOptions(scale=scale, weights=weights))
         raise_if_any(spec.mistakes())
         backbones = [sweep.backbone for sweep in spec.sweeps]
     findings = examine(storage, tracking_uri, backbones, local=local)

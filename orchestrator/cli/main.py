@@ -18,7 +18,7 @@ from typing import NoReturn
 import click
 
 from orchestrator import logins, process
-from orchestrator.cli import claims, machine, read, run, supervise
+from orchestrator.cli import claims, machine, read, run, screen, supervise
 from orchestrator.cli.options import log_to_stderr
 from orchestrator.ray_cluster import attach
 from trainables.errors import (
@@ -51,7 +51,7 @@ def group() -> None:
 for command in (
     *(run.demo, run.sweep, run.tournament, run.plan, run.submit, claims.claims),
     *(read.compare, read.replay, read.reproduce, read.stop, read.export, read.status),
-    *(machine.data, machine.doctor, machine.ui),
+    *(screen.screen, screen.pool, machine.data, machine.doctor, machine.ui),
 ):
     group.add_command(command)
 

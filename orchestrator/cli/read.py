@@ -17,6 +17,7 @@ from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
 from orchestrator.ledger.replication import existing_run, existing_runs
 from orchestrator.ledger.session import is_running, state_of
+from orchestrator.spec.candidates import alias_of
 from orchestrator.spec.run import RunSpec
 from orchestrator.wording import size
 from trainables.errors import UserError, collected, raise_if_any
@@ -35,7 +36,7 @@ INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
 @JSON
 @STORAGE
 def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str) -> None:
-    """Compare the families of runs. Accuracy, best recipes and what they cost."""
+    """Compare the candidates of runs. Accuracy, best recipes and what they cost."""
     folders = [existing_run(run, storage) for run in dict.fromkeys(name)]
     if out and not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
@@ -188,25 +189,35 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--to", metavar="DIR|registry", required=True, help="A new folder, or MLflow's.")
-@click.option("--family", help="The best of this family. Default: the best of all.")
+@click.option("--candidate", help="The best of the one of this label. Default: the best of all.")
+@click.option("--family", hidden=True, help="As --candidate, which it was before 2026-12.")
 @STORAGE
 @TRACKING
-def export(name: str, to: str, family: str | None, storage: str, tracking_uri: str | None) -> None:
+def export(
+    name: str,
+    to: str,
+    candidate: str | None,
+    family: str | None,
+    storage: str,
+    tracking_uri: str | None,
+) -> None:
     """Export the winner, chosen on validation. It loads with timm or MLflow, without this project.
 
-    In the registry it is NAME@champion, or NAME@FAMILY where a family was asked for.
+    In the registry it is NAME@champion, or NAME@LABEL, its dots as hyphens, where a candidate was
+    asked for.
     """
+    candidate = candidate or family
     folder = existing_run(name, storage)
     from orchestrator.compare.winners import select_model
     from orchestrator.tracking import best_model
 
     state = state_of(folder)
-    model = select_model(state, family)
+    model = select_model(state, candidate)
     log.info(model.why)
     if not state.closed:
         log.info(f"{name} has not ended: this is its best so far")
     if to == "registry":
-        alias = family or "champion"
+        alias = alias_of(candidate) if candidate else "champion"
         from orchestrator.tracking.follow import export_to_registry
 
         uri, version = export_to_registry(

@@ -38,43 +38,46 @@ JOB_EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
 def demo(ctx: click.Context, /, **options: Any) -> None:
     """Sweep three families on digits in minutes. ASHA prunes, then they are compared."""
     spec, _ = asked("demo", **options)
-    families = ", ".join(sweep.family for sweep in spec.sweeps)
+    candidates = ", ".join(sweep.candidate for sweep in spec.sweeps)
     trials = spec.sweeps[0].trials
-    log.info(f"demo: {families} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
+    log.info(f"demo: {candidates} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
     _start(ctx, **options)
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", metavar="CANDIDATE")
 @RUN
 @REOPEN
 @DRY_RUN
 @click.pass_context
 def sweep(ctx: click.Context, /, **options: Any) -> None:
-    """Search one family's recipes with ASHA.
+    """Search one candidate's recipes with ASHA.
 
-    TARGET is a family (resnet, vit, hybrid, convnext), a named sweep (smoke, vit-patches,
-    resnet-sgd), timm:MODEL, or path/to/file.py:function that returns a SweepSpec.
+    CANDIDATE is [LABEL=]TARGET[=WEIGHTS]. TARGET is a family (resnet, vit, hybrid, convnext), a
+    named sweep (smoke, vit-patches, resnet-sgd), timm:MODEL, or path/to/file.py:function that
+    returns a SweepSpec. WEIGHTS are hub, in1k, in21k, none or a path.
     """
     _start(ctx, **options)
 
 
 @click.command()
-@click.argument("target", metavar="FAMILY...", nargs=-1, required=True)
+@click.argument("target", metavar="CANDIDATE...", nargs=-1, required=True)
 @RUN
 @REOPEN
 @DRY_RUN
 @click.pass_context
 def tournament(ctx: click.Context, /, **options: Any) -> None:
-    """Search several families with equal trials, then hold the finals.
+    """Search several candidates with equal trials, then hold the finals.
 
-    They are one run and share one pool of slots. --set FAMILY.PATH=VALUE reaches one of them.
+    CANDIDATE is [LABEL=]TARGET[=WEIGHTS], as for `sweep`. Its label is the family's name or the
+    timm model's: vit, timm:resnet18, timm:resnet18=none, small=timm:resnet18=FILE.safetensors.
+    They are one run and share one pool of slots. --set LABEL.PATH=VALUE reaches one of them.
     """
     _start(ctx, **options)
 
 
 @click.command()
-@click.argument("target", nargs=-1, required=True)
+@click.argument("target", metavar="CANDIDATE...", nargs=-1, required=True)
 @RUN
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:

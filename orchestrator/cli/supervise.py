@@ -25,7 +25,14 @@ from trainables.errors import EXIT_CODES, RESUMABLE
 from trainables.storage.object_storage import ORIGIN_FILE
 from trainables.storage.waiting import wait_until
 
-RUNS = ("demo", "sweep", "tournament", "claims", "reproduce")  # commands that may start a run
+RUNS = (
+    "demo",
+    "sweep",
+    "tournament",
+    "screen",
+    "claims",
+    "reproduce",
+)  # commands that may start a run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDS = ("stopped", "closed")
 LEFTOVER_PATIENCE_S = 5.0

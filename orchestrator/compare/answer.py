@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.compare.families import FamilySummary
+from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.finals import newest_round
-from orchestrator.compare.runs import Family, Values
+from orchestrator.compare.runs import CandidateTrials, Values
 from orchestrator.compare.statistics import AccuracyInterval
 from orchestrator.compare.verdicts import (
     OF_LEVEL,
@@ -27,7 +27,7 @@ ORDER_CHANGES = "the order at an equal budget changes with the unit of cost"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A family's accuracy: on test where it has finals, else the best finished trial's on
+    """A candidate's accuracy: on test where it has finals, else the best finished trial's on
     validation, which has no interval."""
 
     family: str
@@ -52,12 +52,12 @@ class Facts:
     """What an answer is made of. ``order_changes``: with the unit of an equal budget, beyond the
     bands of what was expected; ``claims``: the verdicts on those that the runs tested;
     ``of_the_test_split``: why its images are not as fresh as they should be; ``image_sizes``: by
-    family, the side in pixels that its best trial's backbone sees, as far as it is known."""
+    candidate, the side in pixels that its best trial's backbone sees, as far as it is known."""
 
     dataset: str | None
     test_opened_at: float | None
-    families: Sequence[Family]
-    entries: Sequence[FamilySummary]
+    candidates: Sequence[CandidateTrials]
+    entries: Sequence[CandidateSummary]
     pairs: Sequence[PairResult]
     order_changes: bool
     claims: Sequence[Values]
@@ -70,7 +70,7 @@ class Facts:
         same."""
         if len(set(self.image_sizes.values())) < 2:
             return None
-        each = ", ".join(f"{family} {side} px" for family, side in self.image_sizes.items())
+        each = ", ".join(f"{candidate} {side} px" for candidate, side in self.image_sizes.items())
         return f"the candidates see images of different sides: {each}"
 
 
@@ -89,7 +89,7 @@ def answer_of(facts: Facts) -> Answer:
     return Answer(level=level, places=places, verdicts=verdicts, caveats=caveats, text=text)
 
 
-def _places(entries: Sequence[FamilySummary]) -> list[Place]:
+def _places(entries: Sequence[CandidateSummary]) -> list[Place]:
     """Those with finals first, each kind best first."""
     places = [
         Place(
@@ -109,10 +109,10 @@ def _places(entries: Sequence[FamilySummary]) -> list[Place]:
 
 def _caveats(facts: Facts) -> Iterator[str]:
     """What belongs in the headline besides the verdict."""
-    for family in facts.families:
-        finals = newest_round(family)
+    for candidate in facts.candidates:
+        finals = newest_round(candidate)
         if any(final.status == "failed" for final in finals):
-            yield f"{family.label}: {failed_text(finals)}"
+            yield f"{candidate.label}: {failed_text(finals)}"
     if facts.order_changes:
         yield ORDER_CHANGES
     if learned := unlike_weights(facts.entries):
@@ -122,9 +122,9 @@ def _caveats(facts: Facts) -> Iterator[str]:
     yield from facts.of_the_test_split
 
 
-def unlike_weights(entries: Sequence[FamilySummary]) -> str | None:
-    """What the weights of each family had learned from, where that is not the same or not known of
-    all; ``None`` where it is, and where nothing is known of any."""
+def unlike_weights(entries: Sequence[CandidateSummary]) -> str | None:
+    """What the weights of each candidate had learned from, where that is not the same or not known
+    of all; ``None`` where it is, and where nothing is known of any."""
     if len({entry.pretraining_data for entry in entries}) < 2:
         return None
     learned = "; ".join(f"{e.family} {e.pretraining_data or MISSING}" for e in entries)
@@ -139,7 +139,7 @@ def _of_finals(
     when = f" (opened {day(opened)})" if opened is not None else ""
     parts = [f"On {facts.dataset or 'the'} test images{when}: {', '.join(tested)}."]
     if not facts.pairs:
-        parts.append("Only one family has finals, so there is no pair to test.")
+        parts.append("Only one candidate has finals, so there is no pair to test.")
     else:
         parts.append(f"{_verdicts(facts.pairs)}.")
     if level is not None:
@@ -182,11 +182,11 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> str:
             f"of {percent(best)}"
         )
     else:
-        *others, last = [family for value, family in ranked if value == best]
-        numbers = {counts[family] for _, family in ranked}
+        *others, last = [candidate for value, candidate in ranked if value == best]
+        numbers = {counts[candidate] for _, candidate in ranked}
         each = f"{counts[first]} trials each" if len(numbers) == 1 else "unequal numbers of trials"
         leads = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
-        values = ", ".join(f"{family} {percent(value)}" for value, family in ranked)
+        values = ", ".join(f"{candidate} {percent(value)}" for value, candidate in ranked)
         lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
         if facts.order_changes:
             lead += f"; {ORDER_CHANGES}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, Curve, Family, finite
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, finite
 from orchestrator.compare.statistics import LEVEL, MeanInterval, share_interval
 
 RANKED = 3  # trials that an order needs
@@ -32,7 +32,7 @@ class RungTau:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """One family's audit: of ``pruned`` trials, ``audited`` went on and ``ended`` have ended.
+    """One candidate's audit: of ``pruned`` trials, ``audited`` went on and ``ended`` have ended.
 
     ``seconds``: device seconds that it took. ``regret_top1``: by how much the best audited trial
     ended above the best finished one, 0 when none did; ``better``: the share of audited trials
@@ -52,9 +52,9 @@ class AuditResult:
     better: MeanInterval | None
 
 
-def audit(family: Family) -> AuditResult | None:
-    """The family's audit; ``None`` where it had none."""
-    search = family.search
+def audit(candidate: CandidateTrials) -> AuditResult | None:
+    """The candidate's audit; ``None`` where it had none."""
+    search = candidate.search
     audited = [(curve, curve.audit) for curve in search if curve.audit]
     if not audited:
         return None
@@ -70,7 +70,7 @@ def audit(family: Family) -> AuditResult | None:
         better = share_interval(sum(value > best for value in ended), len(ended))
     spent = [float(whole.seconds[-1] - curve.seconds[-1]) for curve, whole in audited]
     return AuditResult(
-        family=family.label, audited=len(audited), ended=len(ended),
+        family=candidate.label, audited=len(audited), ended=len(ended),
         regret_top1=regret, better=better, pruned=sum(curve.status == "pruned" for curve in search),
         seconds=finite(math.fsum(spent)),
         kendall_tau_by_rung=tuple(_tau(at_full_length, weights, rung) for rung in rungs),

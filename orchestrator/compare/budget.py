@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, Curve, Family, total
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, total
 from orchestrator.compare.statistics import ALPHA, LEVEL
 from orchestrator.spec.spaces import TPE_STARTUP_TRIALS
 
@@ -42,7 +42,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetCurve(Band):
-    """What to expect of a budget of one family's trials, each trained to full length.
+    """What to expect of a budget of one candidate's trials, each trained to full length.
 
     A failed trial is worth 0. ``seconds`` and ``flops``, (K,): device seconds and FLOPs that so
     many trials cost on average as this search ran them, pruned ones at what they took. Where the
@@ -201,7 +201,7 @@ COST = {"device_seconds": "seconds", "flops": "flops"}
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a family's search says of one random trial at full length.
+    """What a candidate's search says of one random trial at full length.
 
     ``full``: values of the ``known`` trials, those that ended by themselves (0 of a failed one);
     ``seen``: of ``audited`` of the ``pruned`` ones or, without an audit, what all are taken to be.
@@ -252,9 +252,10 @@ class Sample:
         return best, low, high
 
 
-def sample(family: Family) -> Sample:
-    """The family's search so far, as a sample: without the published recipe, which nobody drew."""
-    ended = [curve for curve in family.drawn if curve.status.is_final]
+def sample(candidate: CandidateTrials) -> Sample:
+    """The candidate's search so far, as a sample: without the published recipe, which nobody
+    drew."""
+    ended = [curve for curve in candidate.drawn if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
     tops = [(curve, top1) for curve in ended if (top1 := curve.full_top1) is not None]
     full = [top1 for curve, top1 in tops if curve.status != "pruned"]
@@ -264,10 +265,10 @@ def sample(family: Family) -> Sample:
     reasons = {
         UNEQUAL: len({curve.epoch.size for curve in ended if curve.status == "finished"}) > 1,
         PRUNED: bool(pruned) and not audited,
-        OPEN: auditing or len(ended) < len(family.drawn),
+        OPEN: auditing or len(ended) < len(candidate.drawn),
     }
     why = [reason for reason, holds in reasons.items() if holds]
-    why += filter(None, [dependent_draws(family)])
+    why += filter(None, [dependent_draws(candidate)])
     costs = {unit: total(ended, cost) for unit, cost in COST.items()}
     prices = {u: None if cost is None else cost / len(ended) for u, cost in costs.items()}
     return Sample(
@@ -277,22 +278,23 @@ def sample(family: Family) -> Sample:
     )  # fmt: skip
 
 
-def dependent_draws(family: Family) -> str | None:
-    """Why the recipes of a family are no sample of its space; ``None`` where they are."""
-    if (sweep := family.sweep) is None:
+def dependent_draws(candidate: CandidateTrials) -> str | None:
+    """Why the recipes of a candidate are no sample of its space; ``None`` where they are."""
+    if (sweep := candidate.sweep) is None:
         return None
     if sweep.grid:
         return "its recipes are a grid, not drawn at random"
     if start := sweep.warm_start:
         return f"its first trials have the best recipes of {', '.join(start.sources)}"
-    if sweep.scheduler.sampler == "tpe" and len(family.search) > TPE_STARTUP_TRIALS:
+    if sweep.scheduler.sampler == "tpe" and len(candidate.search) > TPE_STARTUP_TRIALS:
         return "TPE draws by what earlier trials reached"
     return None
 
 
-def budget_curve(family: Family) -> BudgetCurve | None:
-    """The family's curve, its band simultaneous at ``LEVEL``; ``None`` where no trial finished."""
-    made = sample(family)
+def budget_curve(candidate: CandidateTrials) -> BudgetCurve | None:
+    """The candidate's curve, its band simultaneous at ``LEVEL``; ``None`` where no trial
+    finished."""
+    made = sample(candidate)
     if not made.finished:
         return None
     trials = np.unique(np.geomspace(1, made.n, min(made.n, STEPS)).round().astype(int))
@@ -301,28 +303,29 @@ def budget_curve(family: Family) -> BudgetCurve | None:
         for unit, cost in COST.items()
     }
     return BudgetCurve(
-        family=family.label, n=made.n, finished=made.finished, pruned=made.pruned,
+        family=candidate.label, n=made.n, finished=made.finished, pruned=made.pruned,
         audited=made.audited, level=LEVEL, valid=made.why is None, why=made.why,
         seconds=costs["seconds"], flops=costs["flops"], **vars(made.band(trials)),
     )  # fmt: skip
 
 
 EQUAL_WITHIN = 0.05
-ByUnit = Mapping[str, Mapping[str, float | None]]  # unit -> family's label -> accuracy
+ByUnit = Mapping[str, Mapping[str, float | None]]  # unit -> candidate's label -> accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The families at the largest budget that all of them spent, by unit: trials, device seconds
+    """The candidates at the largest budget that all of them spent, by unit: trials, device seconds
     or FLOPs.
 
     ``at``: that budget, ``None`` where a cost is missing. ``best_val_top1``: the expected best
     there; ``low`` and ``high``: its band, ``None`` where none holds, for the reason in ``why``.
     ``ranking``: by the expected best; ``unranked``: nothing finished, the budget does not pay for
-    one trial, or costs are missing. ``equal_in``: the first unit in which all families spent the
-    same, costs within 5 %. ``flips``: the order changes with the unit beyond the bands: one family
-    lies with its whole band above another's in one unit and below it in another unit. Nobody's is
-    above that of a family that spent all of its own budget: what it never drew may be better.
+    one trial, or costs are missing. ``equal_in``: the first unit in which all candidates spent the
+    same, costs within 5 %. ``flips``: the order changes with the unit beyond the bands: one
+    candidate lies with its whole band above another's in one unit and below it in another unit.
+    Nobody's is above that of a candidate that spent all of its own budget: what it never drew may
+    be better.
     """
 
     equal_in: str | None
@@ -341,18 +344,18 @@ class Budget:
         return _order_changes(self.best_val_top1, self.best_val_top1)
 
 
-def budgets(families: Sequence[Family]) -> Budget:
-    """The families' expected best at the largest budget that all of them spent on trials that
+def budgets(candidates: Sequence[CandidateTrials]) -> Budget:
+    """The candidates' expected best at the largest budget that all of them spent on trials that
     ended, pruned and failed ones too."""
-    samples = {family.label: sample(family) for family in families}
-    equal_in = "trials" if len({len(family.search) for family in families}) == 1 else None
+    samples = {candidate.label: sample(candidate) for candidate in candidates}
+    equal_in = "trials" if len({len(candidate.search) for candidate in candidates}) == 1 else None
     at: dict[str, float | None] = {}
     values: dict[str, dict[str, tuple[float, float, float] | None]] = {}
     for unit in ("trials", *COST):
         spent = [cost for made in samples.values() if (cost := made.spent(unit)) is not None]
         at[unit] = min(spent, default=None)
         values[unit] = {label: made.within(unit, at[unit]) for label, made in samples.items()}
-        if unit in COST and spent and len(spent) == len(families) and not equal_in:
+        if unit in COST and spent and len(spent) == len(candidates) and not equal_in:
             equal_in = unit if min(spent) >= (1 - EQUAL_WITHIN) * max(spent) else None
     best, low, high = (
         {
@@ -379,9 +382,9 @@ def budgets(families: Sequence[Family]) -> Budget:
 
 
 def _order_changes(low: ByUnit, high: ByUnit) -> bool:
-    """Whether a family's ``low`` is above another's ``high`` in one unit, and the other's ``low``
-    above its ``high`` in another unit."""
-    # (units, families); NaN, which a missing one becomes, is above nothing
+    """Whether a candidate's ``low`` is above another's ``high`` in one unit, and the other's
+    ``low`` above its ``high`` in another unit."""
+    # (units, candidates); NaN, which a missing one becomes, is above nothing
     lows, highs = (
         np.array([[*of_unit.values()] for of_unit in bounds.values()], dtype=float)
         for bounds in (low, high)

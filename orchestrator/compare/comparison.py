@@ -1,5 +1,5 @@
 """From runs to the comparison: its answer in two sentences, its JSON, what differed between the
-families besides the architecture, and what the plan had forecast that it would cost.
+candidates besides the architecture, and what the plan had forecast that it would cost.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
 from orchestrator.compare.data_notes import data_warnings, test_split_caveats
-from orchestrator.compare.families import FamilySummary, pretraining_data, summarise
+from orchestrator.compare.families import CandidateSummary, pretraining_data, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
 from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
-from orchestrator.compare.runs import Curve, Family, RunData, Values, best_trial, collect
+from orchestrator.compare.runs import CandidateTrials, Curve, RunData, Values, best_trial, collect
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import Forecast
@@ -31,8 +31,8 @@ from trainables.config import DatasetFacts
 from trainables.errors import UserError
 
 FACTS = (
-    "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image", "image_size",
-    "patch", "stem", "tokens", "adaptation", "mean", "std", "train_limit", "fraction",
+    "family", "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image",
+    "image_size", "patch", "stem", "tokens", "adaptation", "mean", "std", "train_limit", "fraction",
     "train_images", "optimizer", "batch_size_per_worker", "global_batch", "freeze", "augment",
     "augment_set", "flip", "precision", "compile", "channels_last", "epochs", "num_workers",
     "device",
@@ -42,7 +42,8 @@ OLD_NAMES = {"road": "adaptation"}  # of facts, in ledgers of before 2026-11-28 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Failed ``trials`` of a family for one reason, of every stage; their ``epochs`` are cost."""
+    """Failed ``trials`` of a candidate for one reason, of every stage; their ``epochs`` are
+    cost."""
 
     family: str
     reason: str
@@ -53,11 +54,25 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Confound:
-    """One fact by family; ``None`` where a family does not state it."""
+    """One fact by candidate; ``None`` where a candidate does not state it."""
 
     what: str
     values: Values
     same: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateFacts:
+    """Which backbone a candidate is, by its ``label`` in the comparison. ``model``, ``weights`` and
+    ``image_size``, the side in pixels that it sees, are of its best finished trial, else of its
+    first one, and ``None`` where they are not on record."""
+
+    label: str
+    family: str | None
+    model: str | None
+    weights: str | None
+    pretraining_data: str | None
+    image_size: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +103,8 @@ class Comparison:
     """Everything that is said of the compared runs, under the names of the compare JSON.
 
     ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
-    facts; ``test_opened_at``: unix seconds; ``spaces``: the families' search spaces; ``claims``:
-    verdicts on the claims that the runs tested; ``audit``: of the families that had one;
+    facts; ``test_opened_at``: unix seconds; ``spaces``: the candidates' search spaces; ``claims``:
+    verdicts on the claims that the runs tested; ``audit``: of the candidates that had one;
     ``published_recipes``: what each search gained over the recipe that it began with;
     ``data_warnings``: what the images take from the weight of all this.
     """
@@ -100,7 +115,8 @@ class Comparison:
     test_opened_at: float | None
     runs: tuple[RunData, ...]
     claims: tuple[Values, ...]
-    families: tuple[FamilySummary, ...]
+    candidates: tuple[CandidateFacts, ...]
+    families: tuple[CandidateSummary, ...]
     pairs: tuple[PairResult, ...]
     budget: Budget
     forecast: ForecastScore | None
@@ -128,6 +144,7 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """The compare JSON, schema 1: plain values, no NaN, a missing one is ``None``.
 
+        ``families`` are the candidates' searches, whose ``family`` is a candidate's label.
         Where they are of GPUs, device seconds also stand under their former name, gpu_seconds.
         """
         named = {
@@ -136,7 +153,7 @@ class Comparison:
             **vars(self),
             "audit": {"families": self.audit} if self.audit else None,
         }
-        on_gpus = any(family.device not in (None, "cpu") for family in self.families)
+        on_gpus = any(candidate.device not in (None, "cpu") for candidate in self.families)
         hook = _with_gpu_seconds if on_gpus else None
         plain: dict[str, Any] = json.loads(json.dumps(named, default=_plain), object_hook=hook)
         return plain
@@ -189,31 +206,33 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     """
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
-    dataset, families = _one_dataset(runs), collect(runs)
+    dataset, candidates = _one_dataset(runs), collect(runs)
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     verdicts = [run.verdict for run in runs if run.verdict]
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
-    entries, budget = tuple(map(summarise, families)), budgets(families)
-    pairs = compare_pairs(families, max(run.state.spec.margin for run in runs))
-    differences = tuple(_differences(families))
+    entries, budget = tuple(map(summarise, candidates)), budgets(candidates)
+    pairs = compare_pairs(candidates, max(run.state.spec.margin for run in runs))
+    differences = tuple(_differences(candidates))
     sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
-        families=families, entries=entries, pairs=pairs, order_changes=budget.flips, claims=claims,
+        candidates=candidates, entries=entries, pairs=pairs, order_changes=budget.flips,
+        claims=claims,
         of_the_test_split=tuple(test_split_caveats(runs, dataset)),
-        image_sizes={family: int(side) for family, side in sizes.items() if side is not None},
+        image_sizes={candidate: int(side) for candidate, side in sizes.items() if side is not None},
     )  # fmt: skip
     return Comparison(
         inference=answer_of(facts), dataset=facts.dataset, dataset_info=dataset,
         test_opened_at=facts.test_opened_at, runs=tuple(runs), claims=claims,
+        candidates=tuple(map(_identity, candidates)),
         families=entries, pairs=pairs, budget=budget, forecast=score_forecast(runs),
-        curves_over_budget=tuple(filter(None, map(budget_curve, families))),
-        importance=tuple(filter(None, map(importance, families if forests else ()))),
-        published_recipes=tuple(filter(None, map(tuning_gain, families))),
-        gap=tuple(filter(None, map(gap_to_test, families))),
-        audit=tuple(filter(None, map(audit, families))),
-        failures=tuple(_failures(families)), differences=differences,
-        spaces={family.label: family.sweep.space for family in families if family.sweep},
+        curves_over_budget=tuple(filter(None, map(budget_curve, candidates))),
+        importance=tuple(filter(None, map(importance, candidates if forests else ()))),
+        published_recipes=tuple(filter(None, map(tuning_gain, candidates))),
+        gap=tuple(filter(None, map(gap_to_test, candidates))),
+        audit=tuple(filter(None, map(audit, candidates))),
+        failures=tuple(_failures(candidates)), differences=differences,
+        spaces={each.label: each.sweep.space for each in candidates if each.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
     )  # fmt: skip
@@ -229,7 +248,7 @@ def _notes(run: RunData) -> Iterator[str]:
                 else (f"{count} trials after the published recipe")
             )
             yield (
-                f"warm start: {which} of {sweep.family} in {run.name} have the "
+                f"warm start: {which} of {sweep.candidate} in {run.name} have the "
                 f"best recipes of {sources}: its search did not begin from nothing"
             )
     yield from cost.node_notes(run.state)
@@ -254,23 +273,35 @@ def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
     return next((facts for _, facts in stated), None)
 
 
-def _failures(families: Sequence[Family]) -> Iterator[Failure]:
-    """Failed trials of every stage, grouped by family and reason."""
-    for family in families:
+def _identity(candidate: CandidateTrials) -> CandidateFacts:
+    stated = _facts(candidate)
+    return CandidateFacts(
+        label=candidate.label, family=candidate.family, model=stated.get("model"),
+        weights=stated.get("weights"), pretraining_data=stated["pretraining_data"],
+        image_size=stated.get("image_size"),
+    )  # fmt: skip
+
+
+def _failures(candidates: Sequence[CandidateTrials]) -> Iterator[Failure]:
+    """Failed trials of every stage, grouped by candidate and reason."""
+    for candidate in candidates:
         by_reason: dict[str, list[Curve]] = {}
-        for curve in family.curves:
+        for curve in candidate.curves:
             if curve.status == "failed":
                 reason = curve.state.reason or "no reason on record"
                 by_reason.setdefault(reason, []).append(curve)
         for reason, failed in by_reason.items():
-            yield Failure(family=family.label, reason=reason, trials=len(failed),
+            yield Failure(family=candidate.label, reason=reason, trials=len(failed),
                           first_trial=failed[0].name,
                           epochs=sum(curve.epoch.size for curve in failed))  # fmt: skip
 
 
-def _differences(families: Sequence[Family]) -> Iterator[Confound]:
-    """One row a fact that any family states."""
-    facts = {family.label: _facts(family) for family in families}
+def _differences(candidates: Sequence[CandidateTrials]) -> Iterator[Confound]:
+    """One row a fact that any candidate states."""
+    facts = {candidate.label: _facts(candidate) for candidate in candidates}
+    if not any(candidate.sweep and candidate.sweep.label for candidate in candidates):
+        for stated in facts.values():
+            stated.pop("family", None)  # is what the candidates are called
     for what in FACTS:
         values = {label: stated.get(what) for label, stated in facts.items()}
         first = next((value for value in values.values() if value is not None), None)
@@ -279,21 +310,22 @@ def _differences(families: Sequence[Family]) -> Iterator[Confound]:
             yield Confound(what=what, values=values, same=same)
 
 
-def _facts(family: Family) -> Values:
-    """Those of the family's best finished trial, else of its first one: what its worker reported,
-    then its recipe, the header's geometry and the sweep's spec."""
+def _facts(candidate: CandidateTrials) -> dict[str, Any]:
+    """Those of the candidate's best finished trial, else of its first one: what its worker
+    reported, then its recipe, the header's geometry and the sweep's spec."""
     header: dict[str, Any] = {}
-    if sweep := family.sweep:
+    if sweep := candidate.sweep:
         header |= sweep.data.as_dict() | sweep.backbone.as_dict()
         header["epochs"] = sweep.scheduler.max_epochs
-    layers = [header | dict(family.geometry)]
-    chosen = best_trial(family.search) or next(iter(family.search), None)
+    layers = [header | dict(candidate.geometry)]
+    chosen = best_trial(candidate.search) or next(iter(candidate.search), None)
     if chosen is not None:
         axes = {path.rpartition(".")[2]: value for path, value in chosen.axes.items()}
         layers += [dict(chosen.state.recipe), axes, chosen.state.detail]
     stated = [(k, v) for layer in layers for k, v in layer.items() if v is not None]
     named = {OLD_NAMES.get(key, key): value for key, value in stated}
-    return {"pretraining_data": pretraining_data(family), **named}
+    known = {"family": candidate.family, "pretraining_data": pretraining_data(candidate)}
+    return {**known, **named}
 
 
 def score_forecast(runs: Sequence[RunData]) -> ForecastScore | None:

@@ -1,4 +1,5 @@
-"""One family's search in numbers: counts, cost, the best finished trial and how fast it learned."""
+"""One candidate's search in numbers: counts, cost, the best finished trial and how fast it
+learned."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from orchestrator.compare.recipe_axes import (
     learning_rate_fit,
 )
 from orchestrator.compare.runs import (
+    CandidateTrials,
     Curve,
-    Family,
     Values,
     accuracy,
     best_trial,
@@ -72,16 +73,17 @@ class Basin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilySummary:
-    """A family in the comparison; all but ``final`` is of its search trials alone.
+class CandidateSummary:
+    """A candidate in the comparison; all but ``final`` is of its search trials alone.
 
     ``best_trial`` is of the finished ones only: a pruned trial is censored, never ranked beside
     them. It reached its best validation accuracy, a fraction, first in ``best_epoch``;
     ``best_recipe`` is whole, ``best_axes`` what was searched of it. Where none finished,
     ``best_unfinished`` has ``trial``, ``status``, ``val_top1`` and ``epoch`` of the best other one.
     A cost is ``None`` when any trial that reported left it out, since the sum would flatter the
-    family. ``pretraining_data``: what its weights had learned from, ``none`` from scratch, ``None``
-    where that is not known. ``device`` is the kind of device that ``device_seconds`` were spent on.
+    candidate. ``pretraining_data``: what its weights had learned from, ``none`` from scratch,
+    ``None`` where that is not known. ``device`` is the kind of device that ``device_seconds`` were
+    spent on.
     """
 
     family: str
@@ -112,9 +114,9 @@ class FamilySummary:
     final: FinalSummary | None
 
 
-def summarise(family: Family) -> FamilySummary:
-    """The family's entry in the comparison."""
-    search = family.search
+def summarise(candidate: CandidateTrials) -> CandidateSummary:
+    """The candidate's entry in the comparison."""
+    search = candidate.search
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
     top1, epoch = best.best if best and best.best else (None, None)
@@ -123,9 +125,9 @@ def summarise(family: Family) -> FamilySummary:
         for curve in ([best] if best else search)
     ]
     images, cost = total(search, "images"), device_cost(search)
-    return FamilySummary(
-        family=family.label, backbone=next(filter(None, models), None),
-        pretraining_data=pretraining_data(family), trials=len(search),
+    return CandidateSummary(
+        family=candidate.label, backbone=next(filter(None, models), None),
+        pretraining_data=pretraining_data(candidate), trials=len(search),
         finished=status[TrialStatus.FINISHED], pruned=status[TrialStatus.PRUNED],
         failed=status[TrialStatus.FAILED],
         unfinished=status[TrialStatus.QUEUED] + status[TrialStatus.RUNNING],
@@ -138,16 +140,16 @@ def summarise(family: Family) -> FamilySummary:
         best_recipe=best.state.recipe if best else None, best_axes=best.axes if best else None,
         best_unfinished=None if best else _best_unfinished(search),
         convergence=convergence(best) if best else None, learning_rate_basin=basin(search),
-        edges=tuple(edges(family)),
-        learning_rate_fit=learning_rate_fit(family), final=summarise_finals(family),
+        edges=tuple(edges(candidate)),
+        learning_rate_fit=learning_rate_fit(candidate), final=summarise_finals(candidate),
     )  # fmt: skip
 
 
-def pretraining_data(family: Family) -> str | None:
+def pretraining_data(candidate: CandidateTrials) -> str | None:
     """What the weights of the best finished trial, else of the first one, had learned from: on
     record, or in a ledger of before by the names of its model and weights."""
-    chosen = best_trial(family.search) or next(iter(family.search), None)
-    stated: dict[str, Any] = dict(family.geometry)
+    chosen = best_trial(candidate.search) or next(iter(candidate.search), None)
+    stated: dict[str, Any] = dict(candidate.geometry)
     if chosen is not None:
         backbone = chosen.state.assignment.backbone
         stated |= {"weights": backbone.weights, "model": stated.get("model") or backbone.model}

@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.compare import runs
 from orchestrator.compare.probes import PooledProbes, pool
-from orchestrator.compare.runs import Array, Curve, Family
+from orchestrator.compare.runs import Array, CandidateTrials, Curve
 from orchestrator.compare.statistics import (
     AccuracyInterval,
     MeanInterval,
@@ -23,10 +23,10 @@ from orchestrator.compare.statistics import (
 from orchestrator.ledger.cost import DeviceSeconds
 
 
-def newest_round(family: Family) -> list[Curve]:
+def newest_round(candidate: CandidateTrials) -> list[Curve]:
     """Finals of the last opening of test: ``FAMILY-final-00`` before ``FAMILY-final2-00``."""
     rounds: dict[int, list[Curve]] = {}
-    for curve in family.curves:
+    for curve in candidate.curves:
         if curve.state.stage == "final":
             number = re.search(r"-final(\d+)-\d+$", curve.name)
             rounds.setdefault(int(number[1]) if number else 1, []).append(curve)
@@ -75,7 +75,7 @@ def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalSummary:
-    """A family's newest finals: means over ``seeds``, and what they cost, failed ones too.
+    """A candidate's newest finals: means over ``seeds``, and what they cost, failed ones too.
     ``winner`` is the first of ``winners``, one a search."""
 
     seeds: tuple[int | None, ...]
@@ -92,9 +92,9 @@ class FinalSummary:
     probes: PooledProbes | None
 
 
-def summarise_finals(family: Family) -> FinalSummary | None:
-    """The family's finals over seeds; ``None`` without any."""
-    trials = newest_round(family)
+def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
+    """The candidate's finals over seeds; ``None`` without any."""
+    trials = newest_round(candidate)
     finals = finished(trials)
     if not finals:
         return None

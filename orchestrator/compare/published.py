@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from orchestrator.compare.runs import Curve, Family, best_trial
+from orchestrator.compare.runs import CandidateTrials, Curve, best_trial
 from orchestrator.ledger.state import TrialStatus
 
 NOT_PUBLISHED = "its search did not begin with a published recipe"
@@ -41,7 +41,8 @@ class SearchGain:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningGain:
-    """A family's searches; accuracies and ``gain`` are means over the ``n`` of them that have one.
+    """A candidate's searches; accuracies and ``gain`` are means over the ``n`` of them that have
+    one.
 
     ``source``: paper and section, ``axes`` what trial 0 has of it, ``moved`` what was published
     where that is outside the searched range. ``why`` says why ``gain`` is missing.
@@ -59,14 +60,14 @@ class TuningGain:
     why: str | None = NOT_PUBLISHED
 
 
-def tuning_gain(family: Family) -> TuningGain | None:
-    """The family's gain; ``None`` where its recipes were laid out and not searched."""
-    if family.sweep is not None and (family.sweep.grid or not family.sweep.space):
+def tuning_gain(candidate: CandidateTrials) -> TuningGain | None:
+    """The candidate's gain; ``None`` where its recipes were laid out and not searched."""
+    if candidate.sweep is not None and (candidate.sweep.grid or not candidate.sweep.space):
         return None
-    begun = [curve for curve in family.search if curve.state.published]
+    begun = [curve for curve in candidate.search if curve.state.published]
     if not begun:
-        return TuningGain(family=family.label)
-    searches = tuple(_of_search(first, family.search) for first in begun)
+        return TuningGain(family=candidate.label)
+    searches = tuple(_of_search(first, candidate.search) for first in begun)
     pairs = [
         (one.published_val_top1, one.tuned_val_top1)
         for one in searches
@@ -79,7 +80,7 @@ def tuning_gain(family: Family) -> TuningGain | None:
     start = begun[0].state.published
     assert start is not None
     return TuningGain(
-        family=family.label, source=start.source, axes=start.axes, moved=start.moved,
+        family=candidate.label, source=start.source, axes=start.axes, moved=start.moved,
         searches=searches, n=len(pairs), published_val_top1=published, tuned_val_top1=tuned,
         gain=None if published is None or tuned is None else tuned - published,
         why=None if pairs else next((one.why for one in searches if one.why), None),

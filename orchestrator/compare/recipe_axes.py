@@ -16,7 +16,7 @@ import numpy as np
 
 from orchestrator.compare.audit import full_length_weights
 from orchestrator.compare.budget import dependent_draws
-from orchestrator.compare.runs import Array, Curve, Family, accuracy, best_trial
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, accuracy, best_trial
 from orchestrator.compare.statistics import ALPHA, LEVEL, holm
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
 
@@ -36,7 +36,8 @@ EDGE_ZONE = 0.15  # outer share of a range
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """Trials of a family that finished or were pruned: what they drew and reached at full length.
+    """Trials of a candidate that finished or were pruned: what they drew and reached at full
+    length.
 
     ``reached``: validation accuracy after each epoch where pruned trials end, then at full length
     (the best of all epochs); NaN beyond a trial's end: (N, M). An audit counts as its trial's end.
@@ -62,10 +63,10 @@ class Trials:
                       reached=self.reached[places], columns=columns)  # fmt: skip
 
 
-def trials_of(family: Family) -> Trials | None:
-    """The family's trials; ``None`` where none is known at full length. Failed ones are left out:
-    their recipes have no accuracy."""
-    ended = [curve for curve in family.search if curve.status in ("finished", "pruned")]
+def trials_of(candidate: CandidateTrials) -> Trials | None:
+    """The candidate's trials; ``None`` where none is known at full length. Failed ones are left
+    out: their recipes have no accuracy."""
+    ended = [curve for curve in candidate.search if curve.status in ("finished", "pruned")]
     ended = [curve for curve in ended if curve.epoch.size and curve.axes]
     wholes = [curve.audit or curve for curve in ended]
     lengths = [int(whole.epoch[-1]) for whole in wholes if whole.status == "finished"]
@@ -81,7 +82,7 @@ def trials_of(family: Family) -> Trials | None:
     )
     axes = list(dict.fromkeys(axis for curve in ended for axis in curve.axes))
     drawn = {axis: [curve.axes.get(axis) for curve in ended] for axis in axes}
-    columns = {axis: _numbers(values, family.space.get(axis)) for axis, values in drawn.items()}
+    columns = {axis: _numbers(values, candidate.space.get(axis)) for axis, values in drawn.items()}
     return Trials(
         epoch=max(lengths), curves=tuple(ended), reached=reached,
         columns={axis: column for axis, column in columns.items() if np.ptp(column) > 0},
@@ -131,8 +132,8 @@ class AxisImportance:
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """A family's axes over ``n`` trials, ``full`` of them known after ``epoch``, full length; most
-    important first.
+    """A candidate's axes over ``n`` trials, ``full`` of them known after ``epoch``, full length;
+    most important first.
 
     ``explained``, above 0, is the R² on trials that the forest had not seen. The shares divide it
     among the axes and do not sum above it.
@@ -147,7 +148,7 @@ class Importance:
     level: float = LEVEL
 
 
-def importance(family: Family) -> Importance | None:
+def importance(candidate: CandidateTrials) -> Importance | None:
     """Permutation importance (Breiman 2001) of each axis in random forests.
 
     Each of ``RESAMPLES`` bootstrap samples of the trials predicts what its pruned trials would have
@@ -156,7 +157,7 @@ def importance(family: Family) -> Importance | None:
     known at full length, without axes or differences, and where the mean R² is not above 0: the
     data cannot tell.
     """
-    trials = trials_of(family)
+    trials = trials_of(candidate)
     if trials is None or trials.at_full_length.sum() < FEWEST or not trials.columns:
         return None
     rng = np.random.default_rng(0)
@@ -176,7 +177,7 @@ def importance(family: Family) -> Importance | None:
     low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     axes = list(trials.columns)
     return Importance(
-        family=family.label, epoch=trials.epoch, n=len(trials.curves),
+        family=candidate.label, epoch=trials.epoch, n=len(trials.curves),
         full=int(trials.at_full_length.sum()), explained=explained,
         axes=tuple(
             AxisImportance(axis=axes[i], share=float(mean[i]), low=float(min(low[i], mean[i])),
@@ -231,7 +232,7 @@ class LearningRateFit:
     level: float = LEVEL
 
 
-def learning_rate_fit(family: Family) -> LearningRateFit | None:
+def learning_rate_fit(candidate: CandidateTrials) -> LearningRateFit | None:
     """Best learning rate of the trials known at full length; ``None`` with fewer than ``TOP``.
 
     The interval: if the best trials fall on either side of the best rate with equal chance, all
@@ -243,7 +244,7 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     parabola opens upward. The published recipe, which nobody drew, is left out.
     benchmarks/oracle.py measures how often the interval holds the best rate.
     """
-    trials = trials_of(family)
+    trials = trials_of(candidate)
     if trials is None or RATE not in trials.columns:
         return None
     drawn = np.array([curve.state.published is None for curve in trials.curves])
@@ -254,13 +255,13 @@ def learning_rate_fit(family: Family) -> LearningRateFit | None:
     value = whole.reached[:, -1]
     top = min(MOST_TOP, max(TOP, len(rate) // 2))
     bracket = np.sort(rate[np.argsort(-value, kind="stable")[:top]])
-    weights = full_length_weights(whole.curves, family.search)
+    weights = full_length_weights(whole.curves, candidate.search)
     best = float(np.median(bracket))
     if np.unique(rate).size >= 3:
         square, slope, _ = np.polyfit(rate, value, 2, w=np.sqrt(weights))
         best = -slope / (2 * square) if square < 0 else best
-    tried = np.log10([float(c.axes[RATE]) for c in family.drawn if c.status.is_final and c.axes])
-    domain = family.space.get(RATE)
+    tried = np.log10([float(c.axes[RATE]) for c in candidate.drawn if c.status.is_final and c.axes])
+    domain = candidate.space.get(RATE)
     ends = [] if domain is None or isinstance(domain, Choice) else [domain.low, domain.high]
     limits = np.log10(ends) if ends else (tried.min(), tried.max())
     is_open = (tried < bracket[0]).sum() < BEYOND, (tried > bracket[-1]).sum() < BEYOND
@@ -292,25 +293,25 @@ class Edge:
     p_value_holm: float
 
 
-def edges(family: Family) -> list[Edge]:
+def edges(candidate: CandidateTrials) -> list[Edge]:
     """Axes whose optimum seems to lie at or beyond an end of the range, more than chance explains.
 
     The zone of an end is the outer 15 % of a range (of the logarithm, for a log-uniform one) or
     the first or last of three or more numbers. If the axis did not matter, the best trials would
     be any of those that were drawn: Fisher's exact test (1935; the hypergeometric law) of how many
-    of the ``EDGE_TOP`` best finished trials drew from the zone, Holm over all ends of the family.
-    The published recipe is none of them, and nothing is flagged where the draws are no random
-    ones. Zero is a limit, not an edge.
+    of the ``EDGE_TOP`` best finished trials drew from the zone, Holm over all ends of the
+    candidate. The published recipe is none of them, and nothing is flagged where the draws are no
+    random ones. Zero is a limit, not an edge.
     """
-    best = best_trial(family.drawn)
-    if best is None or dependent_draws(family):
+    best = best_trial(candidate.drawn)
+    if best is None or dependent_draws(candidate):
         return []
     piles = [
         pile
         for axis in best.axes
-        if (limits := _limits(family.space.get(axis))) is not None
+        if (limits := _limits(candidate.space.get(axis))) is not None
         for end in ("low", "high")
-        if (pile := _pile(family.drawn, axis, limits, end)) is not None
+        if (pile := _pile(candidate.drawn, axis, limits, end)) is not None
     ]
     adjusted = holm([pile.p_value_holm for pile in piles])
     corrected = [replace(pile, p_value_holm=p) for pile, p in zip(piles, adjusted, strict=True)]

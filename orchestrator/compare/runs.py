@@ -1,4 +1,4 @@
-"""A run as arrays: its ledger read once, and each trial's learning curve, labelled by family."""
+"""A run as arrays: its ledger read once, and each trial's learning curve, labelled by candidate."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from orchestrator.ledger.state import (
     TrialState,
     TrialStatus,
     replay,
+    require_trials,
     run_status,
 )
 from orchestrator.spec.run import SweepSpec
@@ -63,7 +64,7 @@ class RunData:
 
 
 def load(run_folder: Path) -> RunData:
-    """Read a run folder. Raises ``UserError`` when it holds no readable ledger."""
+    """Read a run folder. Raises ``UserError`` when it holds no readable ledger, or a screen."""
     path = run_folder / FILE_NAME
     if not path.is_file():
         raise UserError(
@@ -84,6 +85,7 @@ def load(run_folder: Path) -> RunData:
         ) from error
     finally:
         gc.enable()
+    require_trials(state)
     return RunData(
         folder=run_folder,
         state=state,
@@ -94,7 +96,7 @@ def load(run_folder: Path) -> RunData:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A trial of the ledger, ``state``, as arrays. ``family`` is its label in the comparison.
+    """A trial of the ledger, ``state``, as arrays. ``candidate`` is its label in the comparison.
 
     Arrays have one element a reported epoch, shape (E,); NaN is missing. ``time`` is in unix
     seconds; ``images``, ``seconds`` (device seconds of what was reported) and ``flops`` are
@@ -103,7 +105,7 @@ class Curve:
     ``correct``: of a final, one bool an image of the test split, in its order: (N,).
     """
 
-    family: str
+    candidate: str
     state: TrialState
     correct: Array | None
     epoch: Array
@@ -167,16 +169,22 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """A family of one run: what was asked for, ``None`` where the spec does not say, the backbone's
-    geometry and how many images validate by the run's header, and every trial in order of
-    submission."""
+class CandidateTrials:
+    """A candidate of one run: what was asked for, ``None`` where the spec does not say, the
+    backbone's geometry and how many images validate by the run's header, and every trial in order
+    of submission."""
 
     label: str
     sweep: SweepSpec | None
     geometry: Geometry
     curves: tuple[Curve, ...]
     val_images: int | None = None
+
+    @property
+    def family(self) -> str | None:
+        """Of its backbone, as far as it is on record."""
+        trials = (curve.state.family for curve in self.curves)
+        return self.sweep.family if self.sweep else next(trials, None)
 
     @property
     def search(self) -> list[Curve]:
@@ -194,34 +202,34 @@ class Family:
         return self.sweep.space if self.sweep else {}
 
 
-def collect(runs: Sequence[RunData]) -> list[Family]:
-    """Every run's families, those of its spec and then those of its trials.
+def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
+    """Every run's candidates, those of its spec and then those of its trials.
 
-    A label is the family's name, followed by the run's where several runs share the family.
+    A label is the candidate's name, followed by the run's where several runs share the candidate.
     """
     names = Counter(run.name for run in runs)
     pairs = [
-        (run, family)
+        (run, candidate)
         for run in runs
-        for family in dict.fromkeys([
-            *(sweep.family for sweep in run.state.spec.sweeps),
-            *(trial.family for trial in run.state.trials.values()),
+        for candidate in dict.fromkeys([
+            *(sweep.candidate for sweep in run.state.spec.sweeps),
+            *(trial.candidate for trial in run.state.trials.values()),
         ])
     ]  # fmt: skip
-    shared = Counter(family for _, family in pairs)
-    families = []
+    shared = Counter(candidate for _, candidate in pairs)
+    candidates = []
     for run, name in pairs:
         place = run.name if names[run.name] == 1 else run.folder
         label = f"{name} ({place})" if shared[name] > 1 else name
         facts = run.header.datasets.get(name)
-        trials = [trial for trial in run.state.trials.values() if trial.family == name]
+        trials = [trial for trial in run.state.trials.values() if trial.candidate == name]
         curves = tuple(_curve(label, trial, _correct(run.folder, trial)) for trial in trials)
-        families.append(Family(
+        candidates.append(CandidateTrials(
             label=label, curves=curves, geometry=run.header.geometry.get(name, {}),
             val_images=facts.counts.get("val") if facts else None,
-            sweep=next((sweep for sweep in run.state.spec.sweeps if sweep.family == name), None),
+            sweep=next((sweep for sweep in run.state.spec.sweeps if sweep.candidate == name), None),
         ))  # fmt: skip
-    return families
+    return candidates
 
 
 def _correct(run_folder: Path, trial: TrialState) -> Array | None:
@@ -233,17 +241,17 @@ def _correct(run_folder: Path, trial: TrialState) -> Array | None:
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _curve(family: str, trial: TrialState, correct: Array | None) -> Curve:
-    whole = curve_of(family, trial, correct)
+def _curve(candidate: str, trial: TrialState, correct: Array | None) -> Curve:
+    whole = curve_of(candidate, trial, correct)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
     if not audited:
         return whole
     reports = {epoch: r for epoch, r in trial.reports.items() if epoch <= min(audited)}
     pruned = replace(trial, status=TrialStatus.PRUNED, reports=reports)
-    return replace(curve_of(family, pruned, correct), audit=whole)
+    return replace(curve_of(candidate, pruned, correct), audit=whole)
 
 
-def curve_of(family: str, trial: TrialState, correct: Array | None = None) -> Curve:
+def curve_of(candidate: str, trial: TrialState, correct: Array | None = None) -> Curve:
     """The trial as it is, an audited one to its end."""
     epochs = sorted(trial.reports)
     reports = [trial.reports[epoch] for epoch in epochs]
@@ -255,7 +263,7 @@ def curve_of(family: str, trial: TrialState, correct: Array | None = None) -> Cu
     spent = [epoch_cost(report, trial.num_workers).total for report in reports]
     complete = np.isfinite(column("train_seconds"))
     return Curve(
-        family=family, state=trial, correct=correct,
+        candidate=candidate, state=trial, correct=correct,
         epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
         val_top1=column("val_top1"), images=column("images_seen"),
         seconds=np.cumsum(np.where(complete, spent, math.nan)), flops=column("flops"),

@@ -1,4 +1,4 @@
-"""Means with intervals and tests between two families, by their textbook definitions."""
+"""Means with intervals and tests between two candidates, by their textbook definitions."""
 
 from __future__ import annotations
 
@@ -72,11 +72,12 @@ def mean_interval(
     return MeanInterval(mean=mean, low=low, high=high, level=level, n=n)
 
 
-def share_interval(hits: int, n: int) -> MeanInterval:
-    """Share ``hits / n`` with its exact interval (Clopper and Pearson 1934); ``n`` >= 1."""
+def share_interval(hits: int, n: int, *, method: str = "exact") -> MeanInterval:
+    """Share ``hits / n`` with its exact interval (Clopper and Pearson 1934), or with ``wilson``'s
+    (1927), which covers as much on average; ``n`` >= 1."""
     from scipy import stats
 
-    ends = stats.binomtest(hits, n).proportion_ci(LEVEL)
+    ends = stats.binomtest(hits, n).proportion_ci(LEVEL, method)
     return MeanInterval(mean=hits / n, low=float(ends.low), high=float(ends.high), n=n)
 
 

@@ -9,7 +9,7 @@ from orchestrator import wording
 from orchestrator.compare.audit import AuditResult, RungTau
 from orchestrator.compare.budget import Budget
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.families import FamilySummary
+from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.published import TuningGain
 from orchestrator.compare.recipe_axes import Edge
 from orchestrator.compare.runs import RunData
@@ -22,21 +22,21 @@ PUBLISHED = "Published recipe → tuned, on the images that the tuned one was ch
 
 
 def table_text(comparison: Comparison) -> str:
-    """The answer, the families, their best recipes, pairs, equal budgets, failures and notes."""
-    families = comparison.families
+    """The answer, the candidates, their best recipes, pairs, equal budgets, failures and notes."""
+    candidates = comparison.families
     runs = ", ".join(f"{run.name} ({run.status})" for run in comparison.runs)
     val = comparison.validation_images
     images = f", {val} validation images (one is {points(1 / val)})" if val else ""
     forecast = f"{comparison.forecast.sentence} " if comparison.forecast else ""
-    budgets = budget_lines(comparison.budget) if len(families) > 1 else ()
+    budgets = budget_lines(comparison.budget) if len(candidates) > 1 else ()
     failures = (f"{f.family}: {f.trials} × {f.reason} (first: {f.first_trial})"
                 for f in comparison.failures)  # fmt: skip
     blocks = [
         _wrap(comparison.answer),
         _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
         _block("Warnings about the data", comparison.data_warnings),
-        _families(families) if families else "No family has a trial yet.",
-        _block("Best finished trial", _best(families)),
+        _candidates(candidates) if candidates else "No candidate has a trial yet.",
+        _block("Best finished trial", _best(candidates)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
         _block("Expected best at equal budget", budgets),
@@ -76,34 +76,36 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _families(families: Sequence[FamilySummary]) -> str:
-    kinds = {entry.device for entry in families if entry.device}
+def _candidates(candidates: Sequence[CandidateSummary]) -> str:
+    kinds = {entry.device for entry in candidates if entry.device}
     cost = f"{kinds.pop().upper()} time" if len(kinds) == 1 else "device time"
-    rows = [["family", "best val", "finished", "pruned", "failed", "open", "to 90%", cost, "FLOPs"]]
-    for entry in sorted(families, key=_by_accuracy):
+    rows = [
+        ["candidate", "best val", "finished", "pruned", "failed", "open", "to 90%", cost, "FLOPs"]
+    ]
+    for entry in sorted(candidates, key=_by_accuracy):
         counts = (entry.finished, entry.pruned, entry.failed, entry.unfinished)
         learned = f"{entry.convergence.epochs} ep" if entry.convergence else MISSING
         spent = wording.duration(entry.device_seconds), wording.count(entry.flops)
         rows.append(
             [entry.family, percent(entry.best_val_top1), *map(str, counts), learned, *spent]
         )
-    if not any(entry.unfinished for entry in families):
+    if not any(entry.unfinished for entry in candidates):
         rows = [[*row[:5], *row[6:]] for row in rows]
     return _columns(rows)
 
 
-def _by_accuracy(entry: FamilySummary) -> float:
+def _by_accuracy(entry: CandidateSummary) -> float:
     return 1.0 if entry.best_val_top1 is None else -entry.best_val_top1
 
 
-def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
-    for entry in sorted(families, key=_by_accuracy):
+def _best(candidates: Sequence[CandidateSummary]) -> Iterator[str]:
+    for entry in sorted(candidates, key=_by_accuracy):
         if entry.best_trial:
             axes = wording.recipe_text(entry.best_axes)
             yield f"{entry.best_trial} at epoch {entry.best_epoch}: {axes}"
         else:
             yield f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
-    for entry in families:
+    for entry in candidates:
         if entry.final:
             yield f"{entry.family} test accuracy: {wording.interval(**vars(entry.final.test_top1))}"
         for edge in entry.edges:
@@ -111,12 +113,12 @@ def _best(families: Sequence[FamilySummary]) -> Iterator[str]:
 
 
 def published_lines(gains: Sequence[TuningGain]) -> list[str]:
-    """A line a family; none where no search began with a published recipe."""
+    """A line a candidate; none where no search began with a published recipe."""
     return [published_text(gain) for gain in gains] if any(g.source for g in gains) else []
 
 
 def published_text(gain: TuningGain) -> str:
-    """A family's published recipe → tuned, with the gain and the source."""
+    """A candidate's published recipe → tuned, with the gain and the source."""
     parts = [f"{gain.family}: {MISSING}, {gain.why}"]
     if gain.gain is not None:
         ends = f"{percent(gain.published_val_top1)} → {percent(gain.tuned_val_top1)}"
@@ -127,7 +129,7 @@ def published_text(gain: TuningGain) -> str:
     return "; ".join([*parts, *wording.moved_texts(gain.moved, gain.axes)])
 
 
-def unfinished_text(entry: FamilySummary) -> str:
+def unfinished_text(entry: CandidateSummary) -> str:
     """The best value on record where nothing finished, labelled with how its trial stands."""
     best = entry.best_unfinished
     if best is None:
@@ -156,7 +158,7 @@ def domain_text(domain: Domain) -> str:
 
 
 def pair_text(pair: PairResult) -> str:
-    """One pair of families: verdict, difference with interval, corrected p-value."""
+    """One pair of candidates: verdict, difference with interval, corrected p-value."""
     gap = pair.difference
     parts = [describe_verdict(pair), f"{pair.a} − {pair.b} = {points(gap.mean)}"]
     if gap.low is not None and gap.high is not None:
@@ -169,7 +171,7 @@ def pair_text(pair: PairResult) -> str:
 
 
 def counts_text(pair: PairResult) -> str:
-    """How many searches and finals of each family were tested."""
+    """How many searches and finals of each candidate were tested."""
     finals = f"{pair.n['seeds_a']} and {pair.n['seeds_b']} finals"
     if pair.level is not Level.SEARCHES:
         return finals
@@ -177,8 +179,8 @@ def counts_text(pair: PairResult) -> str:
 
 
 def budget_lines(budget: Budget) -> list[str]:
-    """One line a unit: the budget all families spent, and the expected best there with its band;
-    then a line for each reason why a family has no band."""
+    """One line a unit: the budget all candidates spent, and the expected best there with its band;
+    then a line for each reason why a candidate has no band."""
     lines = []
     for unit, at in budget.at.items():
         if at is None:
@@ -207,7 +209,7 @@ def _expected_text(budget: Budget, unit: str, label: str) -> str:
 
 
 def audit_text(audit: AuditResult) -> str:
-    """One family's audit: how many were finished anyway, the regret, tau by rung."""
+    """One candidate's audit: how many were finished anyway, the regret, tau by rung."""
     taus = [
         f"{tau_text(rung)} at epoch {rung.rung}"
         for rung in audit.kendall_tau_by_rung

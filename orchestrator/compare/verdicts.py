@@ -16,7 +16,7 @@ import numpy as np
 
 from orchestrator.compare import statistics
 from orchestrator.compare.finals import by_search, correctness, finished, newest_round
-from orchestrator.compare.runs import Array, Curve, Family
+from orchestrator.compare.runs import Array, CandidateTrials, Curve
 from orchestrator.compare.statistics import ALPHA, Estimate, Interval
 from orchestrator.wording import signed
 
@@ -32,9 +32,9 @@ class Level(StrEnum):
 
 
 OF_LEVEL = {
-    Level.SEARCHES: "the families, each searched independently several times",
-    Level.RECIPES: "the two winners' recipes, not the families: one search each",
-    Level.MODELS: "these trained models, not their recipes or families: one final each",
+    Level.SEARCHES: "the candidates, each searched independently several times",
+    Level.RECIPES: "the two winners' recipes, not the candidates: one search each",
+    Level.MODELS: "these trained models, not their recipes or candidates: one final each",
 }
 
 
@@ -50,9 +50,9 @@ class PairVerdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PairResult:
-    """Two families tested on their finals; ``difference`` is a's test accuracy less b's.
+    """Two candidates tested on their finals; ``difference`` is a's test accuracy less b's.
 
-    ``n``: searches and finals of each family, ``searches_a``, ``seeds_a`` and so on, and test
+    ``n``: searches and finals of each candidate, ``searches_a``, ``seeds_a`` and so on, and test
     ``images``, ``None`` where correctness by image is not known. ``level``: what the verdict
     speaks of, and ``method`` by which test; ``None`` and why not where there is none. At a
     difference of less than ``margin`` two are equivalent, shown by two one-sided tests
@@ -96,13 +96,13 @@ def describe_verdict(pair: PairResult) -> str:
     return f"{pair.a} not tested against {pair.b} ({pair.method})"
 
 
-def compare_pairs(families: Sequence[Family], margin: float) -> tuple[PairResult, ...]:
-    """Every pair of families that has finals, with Holm's correction across the pairs.
+def compare_pairs(candidates: Sequence[CandidateTrials], margin: float) -> tuple[PairResult, ...]:
+    """Every pair of candidates that has finals, with Holm's correction across the pairs.
 
     A failed final is no accuracy, and how often a recipe fails cannot be told from a few seeds: a
-    family with one is never called better or equivalent, whatever its others reached.
+    candidate with one is never called better or equivalent, whatever its others reached.
     """
-    rounds = {family.label: newest_round(family) for family in families}
+    rounds = {candidate.label: newest_round(candidate) for candidate in candidates}
     present = [label for label, finals in rounds.items() if finished(finals)]
     failed = {
         label: f"{label}: {failed_text(rounds[label])}"
@@ -127,7 +127,7 @@ def compare_pairs(families: Sequence[Family], margin: float) -> tuple[PairResult
 
 
 def _judged(pair: PairResult, failed: Mapping[str, str]) -> PairResult:
-    """The pair with its verdict. ``failed``: by family, what became of its finals."""
+    """The pair with its verdict. ``failed``: by candidate, what became of its finals."""
     if pair.p_value_holm is None:
         return pair
     if pair.p_value_holm < ALPHA:

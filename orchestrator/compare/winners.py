@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from orchestrator.ledger.state import State, TrialState
+from orchestrator.ledger.state import State, TrialState, require_trials
 from trainables.errors import UserError
 
 
@@ -41,50 +41,52 @@ def winners(state: State) -> dict[str, TrialState]:
 
 
 def best_models(state: State) -> dict[str, SelectedModel]:
-    """Each family's best final, or its best search trial where it has no final, over all searches.
+    """Each candidate's best final, or its best search trial where it has no final, over all
+    searches.
 
     A final is taken at its last epoch, as it met the test split, hence compared there; a search
     trial at its best epoch.
     """
     models = {}
-    winners_by_family: dict[str, list[TrialState]] = {}
+    winners_by_candidate: dict[str, list[TrialState]] = {}
     for winner in winners(state).values():
-        winners_by_family.setdefault(winner.family, []).append(winner)
-    for family, chosen in winners_by_family.items():
-        finals = _finished_finals(state, family)
+        winners_by_candidate.setdefault(winner.candidate, []).append(winner)
+    for candidate, chosen in winners_by_candidate.items():
+        finals = _finished_finals(state, candidate)
         trial = max(chosen, key=lambda winner: (winner.epoch, winner.best()[0] or 0.0))
         if finals:
             trial = max(finals, key=_last_top1)
             epoch, value = trial.epoch, _last_top1(trial)
-            among = f"{len(finals)} finals of {family}"
+            among = f"{len(finals)} finals of {candidate}"
         else:
             best, best_epoch = trial.best()
             epoch, value = best_epoch or 0, best or 0.0
-            among = f"the finished search trials of {family}"
+            among = f"the finished search trials of {candidate}"
         why = f"{trial.trial} at epoch {epoch}: the best of {among} on validation, {value:.4f}"
-        models[family] = SelectedModel(trial=trial, epoch=epoch, val_top1=value, why=why)
+        models[candidate] = SelectedModel(trial=trial, epoch=epoch, val_top1=value, why=why)
     return models
 
 
-def select_model(state: State, family: str | None = None) -> SelectedModel:
-    """The best model of the run, or of one ``family``.
+def select_model(state: State, candidate: str | None = None) -> SelectedModel:
+    """The best model of the run, or of one ``candidate``.
 
-    Of several families with finals, the one whose finals are best on average is taken.
-    Raises ``UserError`` where the family is unknown or has no finished trial.
+    Of several candidates with finals, the one whose finals are best on average is taken.
+    Raises ``UserError`` where the candidate is unknown or has no finished trial.
     """
+    require_trials(state)
     models, name = best_models(state), state.header.run
-    families = list(dict.fromkeys(trial.family for trial in state.trials.values()))
-    if family is not None and family not in families:
+    candidates = list(dict.fromkeys(trial.candidate for trial in state.trials.values()))
+    if candidate is not None and candidate not in candidates:
         raise UserError(
-            f"--family must be one of {', '.join(families)}; got {family!r}. "
-            f"Fix: --family {families[0]}"
-            if families
+            f"--candidate must be one of {', '.join(candidates)}; got {candidate!r}. "
+            f"Fix: --candidate {candidates[0]}"
+            if candidates
             else f"the run {name} has no trial yet. Fix: orchestrator status {name}"
         )
-    if family in models:
-        return models[family]
-    if family is not None or not models:
-        of = f"no trial of {family}" if family else "none of its trials"
+    if candidate in models:
+        return models[candidate]
+    if candidate is not None or not models:
+        of = f"no trial of {candidate}" if candidate else "none of its trials"
         raise UserError(
             f"a trial must have finished to be exported; {of} in {name} has. "
             f"Fix: orchestrator status {name}"
@@ -94,17 +96,17 @@ def select_model(state: State, family: str | None = None) -> SelectedModel:
     ranked = means or {label: model.val_top1 for label, model in models.items()}
     best = max(ranked, key=ranked.__getitem__)
     lead = f"; {best} has the best mean" if means else ", and"
-    others = f"{lead} of {len(ranked)} families" if len(ranked) > 1 else ""
+    others = f"{lead} of {len(ranked)} candidates" if len(ranked) > 1 else ""
     return replace(models[best], why=models[best].why + others)
 
 
-def _finished_finals(state: State, family: str) -> list[TrialState]:
+def _finished_finals(state: State, candidate: str) -> list[TrialState]:
     """Finished finals of the winners that were frozen last."""
     frozen = {won["trial"] for won in state.frozen.get("winners", {}).values()}
     return [
         trial
         for trial in state.trials.values()
-        if (trial.stage, trial.family, trial.status) == ("final", family, "finished")
+        if (trial.stage, trial.candidate, trial.status) == ("final", candidate, "finished")
         and trial.winner in frozen
         and math.isfinite(_last_top1(trial))
     ]

@@ -2,7 +2,7 @@
 
 Each search has an equal share, so that none can spend what another was promised. An epoch is
 handed out only when what the search has spent, what its epochs under way will come to and this
-one stay within the share. An epoch is expected to cost what the costliest one seen of the family
+one stay within the share. An epoch is expected to cost what the costliest one seen of the candidate
 did, and a margin; before the first one, what the plan measured. Where the plan has only an
 estimate, or none, a first epoch is handed out all the same, and others beside it only if there is
 room for far more than that estimate.
@@ -49,17 +49,17 @@ class BudgetGuard:
         self._spent_s: dict[str, float] = defaultdict(float)
         self._largest_s: dict[str, float] = {}
         self._planned_s: dict[str, float] = {}
-        self._known: set[str] = set()  # families of which an epoch was measured or seen
+        self._known: set[str] = set()  # candidates of which an epoch was measured or seen
         self._share_s = state.spec.search_share_s()
         self._num_workers = resources_of(state).num_workers
         forecast = state.header.forecast or Forecast()
-        for family, cost in forecast.families.items():
+        for candidate, cost in forecast.families.items():
             if cost:
-                self._planned_s[family] = cost.epoch_seconds + cost.first_setup_seconds
+                self._planned_s[candidate] = cost.epoch_seconds + cost.first_setup_seconds
                 if cost.basis == limits.MEASURED:
-                    self._known.add(family)
+                    self._known.add(candidate)
                 else:
-                    self._planned_s[family] *= ESTIMATE_MARGIN
+                    self._planned_s[candidate] *= ESTIMATE_MARGIN
         for trial in state.trials.values():
             self._spent_s[trial.search_name] += trial.unreported_s
             for report in trial.reports.values():
@@ -72,10 +72,10 @@ class BudgetGuard:
 
     def charge(self, trial: str, report: ReportedEpoch) -> None:
         """An epoch was reported."""
-        family, seconds = self._family(trial), epoch_seconds(report, self._num_workers)
+        candidate, seconds = self._candidate(trial), epoch_seconds(report, self._num_workers)
         self._spent_s[self._search(trial)] += seconds
-        self._largest_s[family] = max(seconds, self._largest_s.get(family, 0.0))
-        self._known.add(family)
+        self._largest_s[candidate] = max(seconds, self._largest_s.get(candidate, 0.0))
+        self._known.add(candidate)
 
     def charge_lost(self, slot: Slot | None, *, waited: bool = False) -> float | None:
         """Charge the seconds of the slot's last order, which ended without a report, and return
@@ -83,10 +83,10 @@ class BudgetGuard:
         epoch seen."""
         if slot is None or slot.trial is None or slot.ordered_at is None:
             return None
-        family, seconds = self._family(slot.trial), self._clock() - slot.ordered_at
+        candidate, seconds = self._candidate(slot.trial), self._clock() - slot.ordered_at
         slot.ordered_at = None
         if waited:
-            seconds = min(seconds, self._largest_s.get(family, seconds))
+            seconds = min(seconds, self._largest_s.get(candidate, seconds))
         seconds = round(seconds, 3)
         self._spent_s[self._search(slot.trial)] += seconds
         return seconds
@@ -117,12 +117,12 @@ class BudgetGuard:
         """Whether the trial may train one more epoch now."""
         if self._share_s is None:
             return True
-        family, search = self._family(trial), self._search(trial)
+        candidate, search = self._candidate(trial), self._search(trial)
         under_way = self._under_way_s(search)
         left = self._share_s - self._spent_s[search]
-        if family not in self._known and not under_way:
+        if candidate not in self._known and not under_way:
             return left > 0
-        each = self._each_s(family)
+        each = self._each_s(candidate)
         return each + sum(max(each, elapsed) for elapsed in under_way) <= left
 
     def limit_s(self, trial: str) -> float | None:
@@ -130,7 +130,7 @@ class BudgetGuard:
         ``None`` without one. Reached where an epoch costs far more than any before it."""
         if self._share_s is None:
             return None
-        search, each = self._search(trial), self._each_s(self._family(trial))
+        search, each = self._search(trial), self._each_s(self._candidate(trial))
         others = sum(max(each, elapsed) for elapsed in self._under_way_s(search))
         return max(0.0, self._share_s - self._spent_s[search] - others)
 
@@ -158,13 +158,13 @@ class BudgetGuard:
         caps = self._state.spec.budget or {}
         return "budget " + ", ".join(f"{unit}={amount:g}" for unit, amount in caps.items())
 
-    def _each_s(self, family: str) -> float:
+    def _each_s(self, candidate: str) -> float:
         """What one more epoch may come to; infinite where nothing is known of it."""
-        largest_s = self._largest_s.get(family, self._planned_s.get(family, math.inf))
+        largest_s = self._largest_s.get(candidate, self._planned_s.get(candidate, math.inf))
         return limits.EPOCH_MARGIN * largest_s
 
-    def _family(self, trial: str) -> str:
-        return self._state.trials[trial].family
+    def _candidate(self, trial: str) -> str:
+        return self._state.trials[trial].candidate
 
     def _search(self, trial: str) -> str:
         return self._state.trials[trial].search_name

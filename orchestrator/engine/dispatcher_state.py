@@ -54,7 +54,7 @@ def draw(state: State, trial: TrialState) -> Record:
 
     A recipe is drawn when its trial starts, from what the ledger knows of the others by then.
     """
-    sweep = next(sweep for sweep in state.spec.sweeps if sweep.family == trial.family)
+    sweep = next(sweep for sweep in state.spec.sweeps if sweep.candidate == trial.candidate)
     past = [
         spaces.Observation(axes=other.axes, values=other.values(), status=other.status)
         for other in state.trials.values()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.compare.winners import winners
-from orchestrator.ledger.state import Record, Stage, State, TrialState
+from orchestrator.ledger.state import Record, Stage, State, TrialState, names
 from orchestrator.spec.run import RunSpec
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, stable_hash
@@ -30,7 +30,7 @@ class Final:
         return {
             "event": "submitted",
             "trial": self.assignment.trial_id,
-            "family": self.winner.family,
+            **names(self.winner.candidate, self.assignment.backbone.family),
             "search": self.winner.search if self.winner.search > 1 else None,
             "stage": Stage.FINAL.value,
             "detail": {
@@ -103,7 +103,7 @@ def _finals(spec: RunSpec, chosen: Mapping[str, TrialState], number: int) -> Ite
     round_name = "final" if number == 1 else f"final{number}"
     for index in range(spec.final_seeds):
         for search, winner in chosen.items():
-            # The same seed for every family, so that the seeds pair their finals; it draws the
+            # The same seed for every candidate, so that the seeds pair their finals; it draws the
             # order of images, augmentation, the head, and which images validate.
             search_seed = spec.sweeps[0].search_seed(winner.search)
             seed = int(stable_hash([search_seed, "final", index])[:7], 16)

@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, from its ledger; counts are over all families, ``succeeded`` is finished or
-    pruned. ``stop_reason`` is of a run that was stopped by something other than its user: its
+    """How a run ended, from its ledger; counts are over all candidates, ``succeeded`` is finished
+    or pruned. ``stop_reason`` is of a run that was stopped by something other than its user: its
     budget, or slots that are not there. ``text`` is the result of an ended run, for the terminal:
     see :func:`write_results`."""
 
@@ -229,7 +229,7 @@ def _begin(spec: RunSpec, folder: Path, pool: SlotPool, images: RunImages) -> St
         folder,
         pool.session,
         datasets=images.datasets,
-        geometry={family: geometry.as_dict() for family, geometry in images.geometry.items()},
+        geometry={name: geometry.as_dict() for name, geometry in images.geometry.items()},
         forecast=forecast(spec, images.costs, slots=pool.num_slots),
     )
     _clean_up_checkpoints(folder)

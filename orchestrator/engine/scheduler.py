@@ -1,4 +1,5 @@
-"""Who is pruned and when, for each family by itself: functions of reports, without Ray or a clock.
+"""Who is pruned and when, for each candidate by itself: functions of reports, without Ray or a
+clock.
 
 ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020), in the form
 that Tune has: it stops at a rung whoever lies below the (1 - 1/eta) quantile of those that reached
@@ -98,7 +99,7 @@ class NoiseRule:
 
 
 class PashaBracket:
-    """The rungs of one family. Names are trials, values are accuracies, higher is better."""
+    """The rungs of one candidate. Names are trials, values are accuracies, higher is better."""
 
     def __init__(
         self, rungs: Sequence[int], reduction_factor: int, noise: NoiseRule | None = None
@@ -306,8 +307,8 @@ class TopKBracket:
 
 
 class AshaBracket:
-    """The rungs of one family: at each, whoever lies below the (1 - 1/eta) quantile of those that
-    reached it before is stopped. Names are trials, values are accuracies, higher is better."""
+    """The rungs of one candidate: at each, whoever lies below the (1 - 1/eta) quantile of those
+    that reached it before is stopped. Names are trials, values are accuracies, higher is better."""
 
     def __init__(self, spec: SchedulerSpec, noise: NoiseRule | None = None) -> None:
         self._noise = noise or NoiseRule()
@@ -385,10 +386,11 @@ class Scheduler:
         for trial in search:
             if not trial.status.is_final:
                 self._open[trial.search_name].add(trial.trial)
-        self._specs = {trial.search_name: schedulers[trial.family] for trial in search}
-        images, family = history.header.datasets, {t.search_name: t.family for t in search}
+        self._specs = {trial.search_name: schedulers[trial.candidate] for trial in search}
+        images, candidate = history.header.datasets, {t.search_name: t.candidate for t in search}
         noise = {
-            name: NoiseRule.of(spec, images.get(family[name])) for name, spec in self._specs.items()
+            name: NoiseRule.of(spec, images.get(candidate[name]))
+            for name, spec in self._specs.items()
         }
         self._asha = {
             name: AshaBracket(spec, noise[name])

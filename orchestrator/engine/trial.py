@@ -172,7 +172,7 @@ def fit_trials(
     awake = num_slots + 1
     for name, value in {**ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(awake)}.items():
         os.environ.setdefault(name, value)
-    schedulers = {sweep.family: sweep.scheduler for sweep in spec.sweeps}
+    schedulers = {sweep.candidate: sweep.scheduler for sweep in spec.sweeps}
     pausing = any(scheduler.pauses for scheduler in schedulers.values())
     shares = {name: 0.9 / awake if pausing else share for name, share in RESOURCES.items()}
     with _tunes_folder(stop_file.parent) as folder, _logins_kept_from_tune():

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from orchestrator.launch.length import at_length
 from orchestrator.ledger import replication, session
+from orchestrator.spec.candidates import default_label
 from orchestrator.spec.named_sweeps import apply_sets
 from orchestrator.spec.run import RunSpec
 from trainables.storage import object_storage
@@ -32,17 +33,38 @@ def continued(spec: RunSpec, texts: Sequence[str]) -> RunSpec:
         replication.pull(spec.storage, spec.name)
     state = session.state_of(spec.folder.resolve())
     began = state.spec
-    families = [sweep.family for sweep in spec.sweeps]
-    if not state.begun or families != [sweep.family for sweep in began.sweeps]:
+    if not state.begun:
+        return spec
+    typed, spec = spec, _with_labels_of(began, spec)
+    candidates = [sweep.candidate for sweep in spec.sweeps]
+    if candidates != [sweep.candidate for sweep in began.sweeps]:
         return spec
     if began.defaults == spec.defaults:
         return _with_length_of(began, spec, texts)
     log.info(f"{spec.name} began with earlier defaults: what the command leaves open stays as then")
+    # ``texts`` name candidates as they are typed now.
+    began_as_typed = [
+        replace(then, label=now.label) for then, now in zip(began.sweeps, typed.sweeps, strict=True)
+    ]
     sweeps = tuple(
-        replace(then, warm_start=now.warm_start)
-        for then, now in zip(apply_sets(began.sweeps, texts), spec.sweeps, strict=True)
+        replace(then, label=now.label, warm_start=now.warm_start)
+        for then, now in zip(apply_sets(began_as_typed, texts), spec.sweeps, strict=True)
     )
     return replace(spec, sweeps=sweeps, defaults=began.defaults)
+
+
+def _with_labels_of(began: RunSpec, spec: RunSpec) -> RunSpec:
+    """``spec`` with its timm model labelled as in its run, which began when there was one at most
+    and it was labelled timm."""
+    if len(began.sweeps) != len(spec.sweeps):
+        return spec
+    sweeps = tuple(
+        replace(now, label=None)
+        if then.label is None and now.label == default_label(then.backbone.model or "")
+        else now
+        for then, now in zip(began.sweeps, spec.sweeps, strict=True)
+    )
+    return replace(spec, sweeps=sweeps)
 
 
 def _with_length_of(began: RunSpec, spec: RunSpec, texts: Sequence[str]) -> RunSpec:

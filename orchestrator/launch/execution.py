@@ -1,4 +1,4 @@
-"""How a family's training steps are carried out: precision, memory layout, compilation, and why.
+"""How a candidate's training steps are carried out: precision, memory layout, compilation, and why.
 
 The defaults follow the devices (``spec/named_sweeps.py``). Whether a model is compiled on a GPU is
 decided by a measured step, once, as the run begins; the spec in its ledger holds the decision.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.launch.forecast import Costs
 from orchestrator.ledger import session
-from orchestrator.ledger.state import FamilyForecast
+from orchestrator.ledger.state import CandidateForecast
 from orchestrator.spec.named_sweeps import default_axes
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration
@@ -35,7 +35,7 @@ class Execution(Spec):
     text: str
 
 
-def execution_of(sweep: SweepSpec, cost: FamilyForecast | None) -> Execution:
+def execution_of(sweep: SweepSpec, cost: CandidateForecast | None) -> Execution:
     """How a sweep's steps are carried out; ``cost`` is what its forecast rests on, if known."""
     recipe, gpus = sweep.recipe, sweep.resources.gpus_per_worker
     usual = default_axes(sweep.family, sweep.backbone.scale, sweep.data.source, gpus)
@@ -68,7 +68,7 @@ def execution_of(sweep: SweepSpec, cost: FamilyForecast | None) -> Execution:
     )
 
 
-def _why_compiled(sweep: SweepSpec, cost: FamilyForecast | None) -> str:
+def _why_compiled(sweep: SweepSpec, cost: CandidateForecast | None) -> str:
     if cost is not None and cost.compile_seconds is not None and cost.compile_saves_seconds:
         takes, saves = duration(cost.compile_seconds), cost.compile_saves_seconds
         less = f"{duration(saves)} less" if saves > 0 else f"{duration(-saves)} more"
@@ -81,11 +81,11 @@ def _why_compiled(sweep: SweepSpec, cost: FamilyForecast | None) -> str:
 def decided(spec: RunSpec, costs: Costs) -> RunSpec:
     """``spec`` with the decision, for each sweep that leaves it open, whether models are compiled:
     that of its run where it has begun, else by the measured ``costs``."""
-    began = {sweep.family: sweep for sweep in session.state_of(spec.folder).spec.sweeps}
+    began = {sweep.candidate: sweep for sweep in session.state_of(spec.folder).spec.sweeps}
     sweeps = []
     for sweep in spec.sweeps:
         if sweep.recipe.compile is None:
-            cost, before = costs.get(sweep.family), began.get(sweep.family)
+            cost, before = costs.get(sweep.candidate), began.get(sweep.candidate)
             pays = cost.compile_pays if cost else None
             sweep = replace(sweep, compile_pays=before.compile_pays if before else pays)
         sweeps.append(sweep)

@@ -1,8 +1,8 @@
 """What a run is expected to train and to cost: epochs, device-hours, time, money, memory, disk.
 
-A family's cost is that of a real step where one was measured on this machine, else estimated from
-its FLOPs and an assumed throughput; every figure says which. Steps are measured in a process of
-its own with a bound: torch and timm take seconds to import, and this process may have neither.
+A candidate's cost is that of a real step where one was measured on this machine, else estimated
+from its FLOPs and an assumed throughput; every figure says which. Steps are measured in a process
+of its own with a bound: torch and timm take seconds to import, and this process may have neither.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator import process
-from orchestrator.ledger.state import Cases, FamilyForecast, Forecast
+from orchestrator.ledger.state import CandidateForecast, Cases, Forecast
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
@@ -34,7 +34,7 @@ MOST_VARIANTS = 3  # of a searched geometry, the most common ones
 # A few steps are measured; of a backbone whose step is expected to take longer, none.
 SLOWEST_STEP_S = 5.0
 MEASURE_TIMEOUT_S = 60.0
-COMPILE_TIMEOUT_S = 180.0  # more, for each family that may be compiled
+COMPILE_TIMEOUT_S = 180.0  # more, for each candidate that may be compiled
 
 # Sustained in training by one device, where nothing is measured: of a laptop's core in fp32, and
 # of a data-centre GPU on networks as small as these.
@@ -47,7 +47,7 @@ FP32_BYTES = 4
 CASES = ("expected", "worst")
 PRICED_SIDES = (64, 128)  # in pixels, beside the side that the weights are published for
 
-Costs = Mapping[str, FamilyForecast | None]  # by family, not yet by what slots will spend
+Costs = Mapping[str, CandidateForecast | None]  # by candidate, not yet by what slots will spend
 Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
@@ -121,7 +121,7 @@ def images_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> tuple[int, 
 
 def measured(
     sweep: SweepSpec, counts: Mapping[str, int], rows: Sequence[Row]
-) -> FamilyForecast | None:
+) -> CandidateForecast | None:
     """The mean over ``rows`` of :mod:`trainables.train.measure`, one for each trial asked for;
     ``None`` where none of them could be measured."""
     good = [row for row in rows if "error" not in row]
@@ -147,12 +147,12 @@ def measured(
         "checkpoint_bytes": round(mean["checkpoint_bytes"]),
         "memory": max((row["memory"] for row in good), key=lambda memory: sum(memory.values())),
     }
-    return FamilyForecast.from_dict({**mean, **cost})
+    return CandidateForecast.from_dict({**mean, **cost})
 
 
 def estimated(
     sweep: SweepSpec, counts: Mapping[str, int], geometry: Geometry, tflops: float | None = None
-) -> FamilyForecast | None:
+) -> CandidateForecast | None:
     """From the backbone's published size; ``None`` for one that is known only once it is built.
 
     ``tflops`` is what one device sustains, 1e12 a second; ``None`` takes ``TFLOPS``.
@@ -169,7 +169,7 @@ def estimated(
     average = int(recipe.ema_decay is not None)
     micro_batch = recipe.batch_size_per_worker // recipe.accumulation_steps
     halved = 0.5 if recipe.precision == "bf16" else 1.0
-    return FamilyForecast(
+    return CandidateForecast(
         basis=ESTIMATED,
         epoch_seconds=(STEP_PASSES * train + val) * size.gflops_per_image * 1e9 / speed,
         checkpoint_bytes=weights * (1 + copies + average),
@@ -196,7 +196,7 @@ class SidePrice(Spec):
 
 
 def prices_by_side(
-    sweep: SweepSpec, geometry: Geometry, cost: FamilyForecast | None
+    sweep: SweepSpec, geometry: Geometry, cost: CandidateForecast | None
 ) -> tuple[SidePrice, ...]:
     """By side, ascending, of a backbone with trained weights, whose side is a choice; empty where
     the side is searched or the cost is not known.
@@ -230,20 +230,21 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     """What is not known is ``None``. ``slots`` is ``None`` where only the cluster can tell how many
     it holds. Hours and dollars include the finals."""
     resources, seeds = spec.sweeps[0].resources, spec.searches * spec.final_seeds
-    families: dict[str, FamilyForecast | None] = {
-        sweep.family: (cost := costs.get(sweep.family)) and _family(sweep, spec, cost)
+    candidates: dict[str, CandidateForecast | None] = {
+        sweep.candidate: (cost := costs.get(sweep.candidate))
+        and _with_slot_seconds(sweep, spec, cost)
         for sweep in spec.sweeps
     }
-    forecasts = [family for family in families.values() if family is not None]
+    forecasts = [candidate for candidate in candidates.values() if candidate is not None]
     unsummed = Forecast(
         device=limits.device(resources),
         slots=slots,
-        basis=" and ".join(sorted({family.basis for family in forecasts})) or None,
-        families=families,
+        basis=" and ".join(sorted({candidate.basis for candidate in forecasts})) or None,
+        families=candidates,
     )
-    if len(forecasts) < len(families):
+    if len(forecasts) < len(candidates):
         return unsummed
-    finals_s = sum(family.slot_seconds["finals"] for family in forecasts)
+    finals_s = sum(candidate.slot_seconds["finals"] for candidate in forecasts)
     finals_at_once = max(1, min(slots or 1, seeds * len(forecasts)))
 
     def cases(amount: Callable[[float], float | None]) -> Cases | None:
@@ -268,14 +269,18 @@ def forecast(spec: RunSpec, costs: Costs, *, slots: int | None) -> Forecast:
     )
 
 
-def search_seconds(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> float:
-    """Seconds of slots that one search of the family is expected to take, its finals included."""
-    seconds = _family(sweep, spec, cost).slot_seconds
+def search_seconds(sweep: SweepSpec, spec: RunSpec, cost: CandidateForecast) -> float:
+    """Seconds of slots that one search of the candidate is expected to take, its finals
+    included."""
+    seconds = _with_slot_seconds(sweep, spec, cost).slot_seconds
     return (seconds["expected"] + seconds["finals"]) / spec.searches
 
 
-def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyForecast:
-    """The family's cost with what slots will spend on its searches; each trial pays for setup."""
+def _with_slot_seconds(
+    sweep: SweepSpec, spec: RunSpec, cost: CandidateForecast
+) -> CandidateForecast:
+    """The candidate's cost with what slots will spend on its searches; each trial pays for
+    setup."""
     full, setup = sweep.scheduler.max_epochs, cost.setup_seconds
     expected, worst = expected_epochs(sweep.scheduler, sweep.trials), sweep.trials * full
     if sweep.grid:
@@ -289,11 +294,11 @@ def _family(sweep: SweepSpec, spec: RunSpec, cost: FamilyForecast) -> FamilyFore
 
 
 def _checkpoints(
-    spec: RunSpec, families: Sequence[FamilyForecast], slots: int | None
+    spec: RunSpec, candidates: Sequence[CandidateForecast], slots: int | None
 ) -> dict[str, int]:
     """Bytes by the rule of :mod:`orchestrator.ledger.retention`: ``kept`` by a run that has closed,
     each search's winner and its finals; ``at_most``, while it runs and no trial is pruned."""
-    sizes = [family.checkpoint_bytes for family in families]
+    sizes = [candidate.checkpoint_bytes for candidate in candidates]
     kept = sum(sizes) * spec.searches * (1 + spec.final_seeds)
     at_most = spec.searches * spec.final_seeds * sum(sizes)
     for sweep, size in zip(spec.sweeps, sizes, strict=True):
@@ -314,42 +319,43 @@ def read_dataset(source: str, sets: Iterable[str]) -> ImageStore:
 
 
 def read_datasets(spec: RunSpec) -> dict[str, DatasetFacts]:
-    """By family; builds each image store that is not there yet."""
+    """By candidate; builds each image store that is not there yet."""
     stores = {data: prepare(absolute_data(data)) for data in {sweep.data for sweep in spec.sweeps}}
-    return {sweep.family: stores[sweep.data].info for sweep in spec.sweeps}
+    return {sweep.candidate: stores[sweep.data].info for sweep in spec.sweeps}
 
 
 def images_of(spec: RunSpec) -> dict[str, DatasetFacts]:
-    """By family; images of unknown size are read into the image store."""
-    images = {sweep.family: known_images(sweep.data) for sweep in spec.sweeps}
-    present = {family: facts for family, facts in images.items() if facts is not None}
+    """By candidate; images of unknown size are read into the image store."""
+    images = {sweep.candidate: known_images(sweep.data) for sweep in spec.sweeps}
+    present = {candidate: facts for candidate, facts in images.items() if facts is not None}
     return present if len(present) == len(images) else read_datasets(spec)
 
 
 def costs_of(
     spec: RunSpec, images: Mapping[str, DatasetFacts], *, measure: bool, tflops: float | None
 ) -> Costs:
-    """What an epoch of each family costs: measured on this machine where asked, else estimated."""
-    costs: dict[str, FamilyForecast | None] = {}
+    """What an epoch of each candidate costs: measured on this machine where asked, else
+    estimated."""
+    costs: dict[str, CandidateForecast | None] = {}
     quick = []
     for sweep in spec.sweeps:
-        facts = images[sweep.family]
+        facts = images[sweep.candidate]
         cost = estimated(sweep, facts.counts, geometry_of(sweep, facts), tflops)
-        costs[sweep.family] = cost
+        costs[sweep.candidate] = cost
         steps = images_per_epoch(sweep, facts.counts)[0] / sweep.recipe.batch_size_per_worker
         if measure and (cost is None or cost.epoch_seconds / steps < SLOWEST_STEP_S):
             quick.append(sweep)
     if not quick:
         return costs
-    names = ", ".join(sweep.family for sweep in quick)
+    names = ", ".join(sweep.candidate for sweep in quick)
     log.info(f"measuring training steps of {names} on this machine; --no-measure leaves it out")
     rows = measure_steps(replace(spec, sweeps=tuple(quick)), images)
     for sweep in quick:
-        cost = measured(sweep, images[sweep.family].counts, rows[sweep.family])
-        costs[sweep.family] = cost or costs[sweep.family]
+        cost = measured(sweep, images[sweep.candidate].counts, rows[sweep.candidate])
+        costs[sweep.candidate] = cost or costs[sweep.candidate]
         if cost is None:
-            why = next((row["error"] for row in rows[sweep.family]), "it took too long")
-            log.warning(f"warning: {sweep.family} could not be measured: {why}")
+            why = next((row["error"] for row in rows[sweep.candidate]), "it took too long")
+            log.warning(f"warning: {sweep.candidate} could not be measured: {why}")
     return costs
 
 
@@ -357,7 +363,7 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
     """Raise ``UserError``, exit code 3, where a measured first epoch exceeds a search's share."""
     share_s, mistakes = spec.search_share_s(), []
     workers = spec.sweeps[0].resources.num_workers
-    for family, cost in costs.items():
+    for candidate, cost in costs.items():
         if share_s is None or cost is None or cost.basis != MEASURED:
             continue
         first_s = (cost.epoch_seconds + cost.first_setup_seconds) * limits.EPOCH_MARGIN
@@ -365,7 +371,7 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
             ((unit, amount),) = (spec.budget or {}).items()
             mistakes.append(
                 f"a budget must afford an epoch of each search; --budget {unit}={amount:g} gives "
-                f"{family} {share_s * workers:.3g} s of a worker, its first epoch takes "
+                f"{candidate} {share_s * workers:.3g} s of a worker, its first epoch takes "
                 f"{first_s * workers:.3g} s ({MEASURED}, with a margin). "
                 f"Fix: --budget {unit}={amount * first_s / share_s:.2g} or more"
             )
@@ -375,8 +381,8 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
 def measure_steps(
     spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float | None = None
 ) -> dict[str, list[Row]]:
-    """By family, a row of :mod:`trainables.train.measure` for every trial whose backbone was
-    measured; families that did not fit into ``timeout_s`` have none. By default that is
+    """By candidate, a row of :mod:`trainables.train.measure` for every trial whose backbone was
+    measured; candidates that did not fit into ``timeout_s`` have none. By default that is
     ``MEASURE_TIMEOUT_S``, and more where models may be compiled."""
     resources = spec.sweeps[0].resources
     requests: dict[str, object] = {}
@@ -384,14 +390,14 @@ def measure_steps(
     for sweep in spec.sweeps:
         axes = {path: axis for path, axis in sweep.space.items() if path.startswith("backbone.")}
         drawn = (
-            spaces.sample(axes, seed=sweep.seed, index=index, family=sweep.family)
+            spaces.sample(axes, seed=sweep.seed, index=index, candidate=sweep.candidate)
             for index in range(sweep.trials)
         )
         backbones_drawn = Counter(with_axes(sweep, values).backbone for values in drawn)
         for backbone, count in backbones_drawn.most_common(MOST_VARIANTS):
-            label = f"{sweep.family}-{len(trials)}"
-            requests[label] = _measurement(sweep, backbone, images[sweep.family])
-            trials[label] = (sweep.family, count)
+            label = f"{sweep.candidate}-{len(trials)}"
+            requests[label] = _measurement(sweep, backbone, images[sweep.candidate])
+            trials[label] = (sweep.candidate, count)
     open_compile = sum(sweep.recipe.compile is None for sweep in spec.sweeps)
     if timeout_s is None:
         timeout_s = MEASURE_TIMEOUT_S + open_compile * COMPILE_TIMEOUT_S
@@ -401,13 +407,13 @@ def measure_steps(
         "seconds": 1.0,
         "backbones": requests,
     }
-    rows: dict[str, list[Row]] = {sweep.family: [] for sweep in spec.sweeps}
+    rows: dict[str, list[Row]] = {sweep.candidate: [] for sweep in spec.sweeps}
     by_label: dict[str, dict[str, Any]] = {}
     for row in _run(request, timeout_s):  # of a compiled model in a second line
         by_label.setdefault(row["label"], {}).update(row)
     for label, row in by_label.items():
-        family, count = trials[label]
-        rows[family] += [row] * count
+        candidate, count = trials[label]
+        rows[candidate] += [row] * count
     return rows
 
 

@@ -28,7 +28,7 @@ MOST_EPOCHS = 300  # of a few images: an epoch costs more than its steps
 # 500,000 images (Kolesnikov et al., ECCV 2020, section 3.3), where 500 are for the smallest.
 MOST_STEPS_FACTOR = 20
 
-Images = Mapping[str, DatasetFacts]  # by family
+Images = Mapping[str, DatasetFacts]  # by candidate
 
 
 def steps_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> int:
@@ -58,12 +58,14 @@ def is_open(spec: RunSpec) -> bool:
 
 
 def sized(spec: RunSpec, images: Images, texts: Iterable[str] = ()) -> RunSpec:
-    """``spec`` with the number of epochs that its least steps ask for, the same for all families:
+    """``spec`` with the number of epochs that its least steps ask for, the same for all candidates:
     the most that one of them needs. ``texts`` are what the command sets, as ``PATH=VALUE``."""
     if not is_open(spec):
         return spec
     epochs = max(
-        epochs_for(sweep.scheduler.least_steps, steps_per_epoch(sweep, images[sweep.family].counts))
+        epochs_for(
+            sweep.scheduler.least_steps, steps_per_epoch(sweep, images[sweep.candidate].counts)
+        )
         for sweep in spec.sweeps
         if sweep.scheduler.least_steps is not None
     )
@@ -87,7 +89,7 @@ def affordable(spec: RunSpec, costs: Costs, texts: Sequence[str] = ()) -> RunSpe
         needs_s = [
             search_seconds(sweep, spec, cost)
             for sweep in shorter.sweeps
-            if (cost := costs[sweep.family]) is not None
+            if (cost := costs[sweep.candidate]) is not None
         ]
         if max(needs_s) <= share_s or epochs == 1:
             return shorter
@@ -108,7 +110,7 @@ def length_text(spec: RunSpec, sweep: SweepSpec, counts: Mapping[str, int]) -> s
     if wanted == MOST_EPOCHS:
         return f"{text}: {asked}, {MOST_EPOCHS} epochs are the most"
     if epochs > wanted:
-        return f"{text}: as another family of the run needs"
+        return f"{text}: as another candidate of the run needs"
     return f"{text}: {asked} (scheduler.least_steps)"
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec import limits, named_sweeps
+from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
 DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
 DEMO = {"trials": 6, "max_epochs": 5, "final_seeds": 2, "set": ("data.train_limit=1000",)}
-# Of a tournament. At equal cost more searches, each with one final, tell families apart better than
-# three with three: benchmarks/oracle.py.
+# Of a tournament. At equal cost more searches, each with one final, tell candidates apart better
+# than three with three: benchmarks/oracle.py.
 SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
@@ -94,25 +95,29 @@ def asked(
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
     spec = spec_of(targets, chosen, compares=command == "tournament")
+    texts = [*named_sweeps.own_weights(targets, spec.sweeps), *chosen.texts()]
     if chosen.from_:
         from orchestrator.launch.warm_start import warm_started
 
         spec = warm_started(spec, chosen.from_)
-    return continued(spec, chosen.texts()), chosen
+    return continued(spec, texts), chosen
 
 
 def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = False) -> RunSpec:
-    """The run that is asked for; one that ``compares`` families has by default the searches and
-    finals that a verdict needs. Raises ``UserError`` with all that is wrong."""
+    """The run of the candidates ``targets``, as they are typed; one that ``compares`` them has by
+    default the searches and finals that a verdict needs. Raises ``UserError`` with all that is
+    wrong."""
     mistakes: list[str] = []
     sweeps: list[SweepSpec] = []
+    own: list[str] = []
     for target in targets:
         with collected(mistakes):
             sweeps.append(named_sweeps.resolve(target))
+            own += named_sweeps.own_weights([target], sweeps[-1:])
     # Unknown targets keep their mistakes beside those of --set.
     targeted = sweeps or [named_sweeps.family_sweep("vit")]
     with collected(mistakes):
-        changed = named_sweeps.apply_sets(targeted, options.texts())
+        changed = named_sweeps.apply_sets(targeted, [*own, *options.texts()])
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)
@@ -126,6 +131,11 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
 
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
-    """``TARGET-DATASET``: the same command typed again is the same run."""
-    short = [target.rpartition(":")[2] if ".py:" in target else target for target in targets]
+    """``TARGET-DATASET``: the same command typed again is the same run. A label that was given
+    takes its target's place."""
+    short = []
+    for candidate in map(Candidate.parse, targets):
+        target = candidate.target
+        name = target.rpartition(":")[2] if ".py:" in target else target
+        short.append(candidate.label or name)
     return sanitised("-".join([*short, dataset_name(sweeps[0].data.source)]))

@@ -203,7 +203,9 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     if not has_length:
         spec = affordable(spec, costs, options.texts())
     spec = decided(spec, costs)
-    geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
+    geometry = {
+        sweep.candidate: geometry_of(sweep, images[sweep.candidate]) for sweep in spec.sweeps
+    }
     coming = coming_openings(spec, images, reopen=options.reopen_test)
     return plan(
         spec,
@@ -212,7 +214,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         costs=costs,
         tflops=options.tflops,
         coming=coming,
-        counts={family: facts.counts for family, facts in images.items()},
+        counts={candidate: facts.counts for candidate, facts in images.items()},
         images=images,
     )
 
@@ -230,7 +232,7 @@ def coming_openings(
         return ()
     hashes = set()
     for sweep in spec.sweeps:
-        facts = images[sweep.family]
+        facts = images[sweep.candidate]
         if facts.test_hash is None and (store := find(absolute_data(sweep.data))):
             facts = store.info
         hashes.add(facts.test_hash)
@@ -251,36 +253,38 @@ def plan(
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
-    ``geometry`` and ``costs`` are by family. ``totals`` is ``None`` where only the cluster can
+    ``geometry`` and ``costs`` are by candidate. ``totals`` is ``None`` where only the cluster can
     tell what it holds; so are then ``cluster`` and ``slots``. ``slot`` is what one takes,
     ``tflops`` what estimates took a device to sustain (1e12 a second; ``None``: the default). A
-    family's ``trials`` are those of one search, its epochs those of all, without the finals.
+    candidate's ``trials`` are those of one search, its epochs those of all, without the finals.
     ``coming`` says which openings of their test splits those would be; with ``counts``, images by
-    family and split, a family's ``length`` says in steps why a full trial is as long as it is; with
-    ``images``, by family, its ``store`` says how they are kept.
+    candidate and split, a candidate's ``length`` says in steps why a full trial is as long as it
+    is; with ``images``, by candidate, its ``store`` says how they are kept.
     """
-    families: list[Plan] = [
+    candidates: list[Plan] = [
         {
-            "family": sweep.family,
+            "family": sweep.candidate,
             "dataset": sweep.data.source,
             "scale": sweep.backbone.scale,
             "weights": sweep.backbone.weights,
-            "geometry": geometry[sweep.family].as_dict(),
+            "geometry": geometry[sweep.candidate].as_dict(),
             "warnings": [
-                *geometry[sweep.family].warnings,
+                *geometry[sweep.candidate].warnings,
                 *filter(None, [rung_warning(sweep)]),
             ],
-            "store": None if images is None else stored(sweep, images[sweep.family]),
+            "store": None if images is None else stored(sweep, images[sweep.candidate]),
             "sides": [
                 price.as_dict()
-                for price in prices_by_side(sweep, geometry[sweep.family], costs.get(sweep.family))
+                for price in prices_by_side(
+                    sweep, geometry[sweep.candidate], costs.get(sweep.candidate)
+                )
             ],
-            "execution": execution_of(sweep, costs.get(sweep.family)).as_dict(),
+            "execution": execution_of(sweep, costs.get(sweep.candidate)).as_dict(),
             "trials": sweep.trials,
             "scheduler": sweep.scheduler.kind,
             "rungs": list(sweep.scheduler.rungs()),
             "max_epochs": sweep.scheduler.max_epochs,
-            "length": length_text(spec, sweep, counts[sweep.family]) if counts else None,
+            "length": length_text(spec, sweep, counts[sweep.candidate]) if counts else None,
             "expected_epochs": round(
                 spec.searches * expected_epochs(sweep.scheduler, sweep.trials), 1
             ),
@@ -311,18 +315,18 @@ def plan(
         "workers": {"least": resources.least_workers, "most": resources.num_workers},
         "slots": slots,
         "trials": trials,
-        "expected_epochs": round(sum(family["expected_epochs"] for family in families), 1),
-        "worst_epochs": sum(family["worst_epochs"] for family in families),
+        "expected_epochs": round(sum(candidate["expected_epochs"] for candidate in candidates), 1),
+        "worst_epochs": sum(candidate["worst_epochs"] for candidate in candidates),
         "searches": spec.searches,
         "final_seeds": spec.final_seeds,
         "final_epochs": spec.searches
-        * sum(spec.final_seeds * family["max_epochs"] for family in families),
+        * sum(spec.final_seeds * candidate["max_epochs"] for candidate in candidates),
         "test_splits": [opening.as_dict() for opening in coming],
         "budget": spec.budget,
         "prices": spec.prices,
         "tflops": tflops,
         "forecast": forecast(spec, costs, slots=slots).as_dict(),
-        "families": families,
+        "families": candidates,
     }
 
 
@@ -384,7 +388,8 @@ def geometry_line(geometry: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunImages:
-    """By family: the prepared images, how the backbone meets them, what an epoch on them costs."""
+    """By candidate: the prepared images, how the backbone meets them, what an epoch on them
+    costs."""
 
     datasets: Mapping[str, DatasetFacts]
     geometry: Mapping[str, Geometry]
@@ -421,11 +426,13 @@ class PreparedRun:
         spec, images = self.spec, read_datasets(self.spec)
         begun = session.state_of(spec.folder.resolve())
         raise_if_any(session.data_mistakes(begun, images, spec.name))
-        geometry = {sweep.family: geometry_of(sweep, images[sweep.family]) for sweep in spec.sweeps}
+        geometry = {
+            sweep.candidate: geometry_of(sweep, images[sweep.candidate]) for sweep in spec.sweeps
+        }
         replication.share_stores(spec.folder, [absolute_data(sweep.data) for sweep in spec.sweeps])
         for sweep in spec.sweeps:
-            own, weights = geometry[sweep.family], sweep.backbone.weights
-            log.info(f"{sweep.family}: {geometry_line(own.as_dict())}; weights {weights}")
+            own, weights = geometry[sweep.candidate], sweep.backbone.weights
+            log.info(f"{sweep.candidate}: {geometry_line(own.as_dict())}; weights {weights}")
             for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
         for facts in {id(facts): facts for facts in images.values()}.values():
@@ -478,8 +485,8 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     spec = decided(spec, costs or {})
     for sweep in spec.sweeps:
         if sweep.resources.gpus_per_worker:
-            steps = execution_of(sweep, (costs or {}).get(sweep.family))
-            log.info(f"{sweep.family}: {steps.text}")
+            steps = execution_of(sweep, (costs or {}).get(sweep.candidate))
+            log.info(f"{sweep.candidate}: {steps.text}")
     prepared = PreparedRun(spec=spec, options=options, costs=costs)
     if is_remote(spec.storage) and not spec.tracking_uri:
         log.info(
@@ -492,11 +499,11 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
 def _with_hub_pins(spec: RunSpec, begun: State) -> RunSpec:
     """``spec`` with the revisions of its weights on the hub: those that the run has begun with, or
     that the spec names, else what the hub has now."""
-    recorded = {sweep.family: sweep.backbone.hub_pins for sweep in begun.spec.sweeps}
+    recorded = {sweep.candidate: sweep.backbone.hub_pins for sweep in begun.spec.sweeps}
 
     def pins(sweep: SweepSpec) -> str | None:
         if begun.begun or sweep.backbone.hub_pins:
-            return recorded.get(sweep.family, sweep.backbone.hub_pins)
+            return recorded.get(sweep.candidate, sweep.backbone.hub_pins)
         backbones = {variant.backbone for variant in sweep.variants("backbone.")}
         current = {current_pin(one, timeout_s=NETWORK_TIMEOUT_S) for one in backbones}
         return " ".join(sorted(pin for pin in current if pin is not None)) or None

@@ -34,7 +34,7 @@ def refuse_broken(
     timeout_s: float = TIMEOUT_S,
 ) -> None:
     """Raise ``UserError`` with a line for each backbone that takes no training step, and where
-    torch does not see the ``gpus`` that this machine lists. ``images`` are by family.
+    torch does not see the ``gpus`` that this machine lists. ``images`` are by candidate.
 
     A run that has begun was rehearsed then. What does not end in time, or has no memory here, is a
     warning: a worker may have more.
@@ -45,8 +45,8 @@ def refuse_broken(
     sweeps: dict[str, tuple[SweepSpec, Assignment]] = {}
     for sweep in spec.sweeps:
         for assignment in assignments_of(sweep):
-            label = f"{sweep.family}-{len(request)}"
-            facts = images[sweep.family]
+            label = f"{sweep.candidate}-{len(request)}"
+            facts = images[sweep.candidate]
             request[label] = {
                 "assignment": assignment.as_dict(),
                 "height": facts.height,
@@ -54,7 +54,7 @@ def refuse_broken(
                 "classes": len(facts.class_names),
             }
             sweeps[label] = sweep, assignment
-    names = ", ".join(dict.fromkeys(sweep.family for sweep in spec.sweeps))
+    names = ", ".join(dict.fromkeys(sweep.candidate for sweep in spec.sweeps))
     log.info(f"one training step of {names} on this CPU, to see that it can be trained")
     asked, mistakes = spec.sweeps[0].resources.gpus_per_worker, []
     rows, silent = {}, dict.fromkeys(request, "it took too long, or more memory than there is")
@@ -79,22 +79,22 @@ def refuse_broken(
         elif reason := row.get("skipped"):
             silent[label] = reason
     for label, reason in silent.items():
-        log.warning(f"warning: {sweeps[label][0].family} could not be tried here: {reason}")
+        log.warning(f"warning: {sweeps[label][0].candidate} could not be tried here: {reason}")
     raise_if_any(mistakes)
 
 
 def assignments_of(sweep: SweepSpec) -> Iterator[Assignment]:
     """One for each backbone of the sweep, with the smallest micro-batch that its recipes have."""
     if sweep.grid:
-        candidates = [sweep.assignment(index) for index in range(sweep.trials)]
+        assignments = [sweep.assignment(index) for index in range(sweep.trials)]
     else:
         variants = sweep.variants("backbone.")
-        candidates = [replace(variant, space={}).assignment(0) for variant in variants]
+        assignments = [replace(variant, space={}).assignment(0) for variant in variants]
     recipes = [variant.recipe for variant in sweep.variants("recipe.")]
-    by_backbone = {candidate.backbone: candidate for candidate in reversed(candidates)}
-    for candidate in list(reversed(by_backbone.values()))[:MOST_REHEARSED]:
-        of_grid = [c.recipe for c in candidates] if sweep.grid else []
-        yield replace(candidate, recipe=_small(candidate.recipe, [*recipes, *of_grid], sweep))
+    by_backbone = {each.backbone: each for each in reversed(assignments)}
+    for assignment in list(reversed(by_backbone.values()))[:MOST_REHEARSED]:
+        of_grid = [each.recipe for each in assignments] if sweep.grid else []
+        yield replace(assignment, recipe=_small(assignment.recipe, [*recipes, *of_grid], sweep))
 
 
 def _small(recipe: Recipe, others: Sequence[Recipe], sweep: SweepSpec) -> Recipe:
@@ -120,7 +120,7 @@ def _mistake(sweep: SweepSpec, assignment: Assignment, error: str) -> str:
             "fewer recipe.accumulation_steps"
         )
     return (
-        f"a backbone must take a training step before a run starts; {sweep.family}, scale "
+        f"a backbone must take a training step before a run starts; {sweep.candidate}, scale "
         f"{backbone.scale}, with {recipe.batch_size_per_worker} images at a time does not: "
         f"{error}. Fix: {fix}"
     )

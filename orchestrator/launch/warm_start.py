@@ -1,6 +1,7 @@
-"""``--from NAME``: a search that begins with the best recipes of earlier runs of its family.
+"""``--from NAME``: a search that begins with the best recipes of earlier runs of its candidate, or
+of its family where they have no candidate of that label.
 
-For all families of a run or for none: one that began with good recipes beside one that did not
+For all candidates of a run or for none: one that began with good recipes beside one that did not
 would be no comparison. What is taken is in the spec, so that a resume or a rerun does not depend
 on the earlier runs any more.
 """
@@ -19,7 +20,7 @@ from orchestrator.spec.spaces import Axes, Choice, Domain, Observation, WarmStar
 from trainables.config import Assignment
 from trainables.errors import UserError, collected, raise_if_any
 
-RECIPES = 3  # of each family
+RECIPES = 3  # of each candidate
 
 
 def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
@@ -27,12 +28,17 @@ def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
     keeps what it was begun with, whatever has become of them.
 
     Raises ``UserError`` for a run that does not exist, for a sweep that searches nothing, and where
-    a family has no finished trial on record whose recipe lies in the ranges that are searched now.
+    a candidate has no finished trial on record whose recipe lies in the ranges that are searched
+    now.
     """
     folder = replication.pull(run.storage, run.name)
-    begun = {sweep.family: sweep.warm_start for sweep in state_of(folder).spec.sweeps}
+    begun = {sweep.candidate: sweep.warm_start for sweep in state_of(folder).spec.sweeps}
     if begun and all(start and start.sources == tuple(names) for start in begun.values()):
-        kept = [replace(sweep, warm_start=begun.get(sweep.family)) for sweep in run.sweeps]
+        kept = [
+            # Before there were labels, the family's name was the key.
+            replace(sweep, warm_start=begun.get(sweep.candidate, begun.get(sweep.family)))
+            for sweep in run.sweeps
+        ]
         return replace(run, sweeps=tuple(kept))
     mistakes: list[str] = []
     states: list[State] = []
@@ -45,7 +51,7 @@ def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
         with collected(mistakes):
             starts.append(_warm_start(sweep, names, states))
     raise_if_any(mistakes)
-    # The same for all families, and at most half of the trials: the rest is to search.
+    # The same for all candidates, and at most half of the trials: the rest is to search.
     most = min(max(1, sweep.trials // 2) for sweep in run.sweeps)
     count = min(RECIPES, most, *(len(start.recipes) for start in starts))
     started = [
@@ -58,7 +64,8 @@ def warm_started(run: RunSpec, names: Sequence[str]) -> RunSpec:
 def _warm_start(sweep: SweepSpec, names: Sequence[str], states: Sequence[State]) -> WarmStart:
     if not sweep.space or sweep.grid:
         raise UserError(
-            f"--from needs axes that are searched; {sweep.family} has none. Fix: leave --from out"
+            f"--from needs axes that are searched; {sweep.candidate} has none. "
+            "Fix: leave --from out"
         )
     searched = [_searched(sweep, state) for state in states]
     fitting = [[trial for trial in trials if _fits(sweep, trial)] for trials in searched]
@@ -70,9 +77,9 @@ def _warm_start(sweep: SweepSpec, names: Sequence[str], states: Sequence[State])
             recipes.append(axes)
     if not recipes:
         raise UserError(
-            f"--from needs a finished trial of {sweep.family} whose recipe lies in the ranges that "
-            f"are searched; {', '.join(names)} has none among {sum(map(len, searched))} trials of "
-            "it. Fix: name another run, or leave --from out for all families"
+            f"--from needs a finished trial of {sweep.candidate} whose recipe lies in the ranges "
+            f"that are searched; {', '.join(names)} has none among {sum(map(len, searched))} "
+            "trials of it. Fix: name another run, or leave --from out for all candidates"
         )
     observations = [
         Observation(axes=_axes(sweep, trial), values=trial.values(), status=trial.status)
@@ -83,9 +90,14 @@ def _warm_start(sweep: SweepSpec, names: Sequence[str], states: Sequence[State])
 
 
 def _searched(sweep: SweepSpec, state: State) -> list[TrialState]:
-    """The family's search trials that were drawn."""
-    of_family = (trial for trial in state.trials.values() if trial.family == sweep.family)
-    return [trial for trial in of_family if trial.stage is Stage.SEARCH and trial.axes is not None]
+    """The search trials that were drawn, of the candidate or else of its family."""
+    of_family = [trial for trial in state.trials.values() if trial.family == sweep.family]
+    own = [trial for trial in of_family if trial.candidate == sweep.candidate]
+    return [
+        trial
+        for trial in own or of_family
+        if trial.stage is Stage.SEARCH and trial.axes is not None
+    ]
 
 
 def _ranked(trials: Sequence[TrialState]) -> list[TrialState]:

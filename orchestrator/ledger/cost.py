@@ -74,9 +74,9 @@ def epoch_seconds(report: ReportedEpoch, num_workers: int) -> float:
     return epoch_cost(report, num_workers).total / num_workers
 
 
-def device_seconds(state: State, family: str | None = None) -> float:
-    """What the run, or one family of it, has cost so far."""
-    return cost_of(t for t in state.trials.values() if family in (None, t.family)).total
+def device_seconds(state: State, candidate: str | None = None) -> float:
+    """What the run, or one candidate of it, has cost so far."""
+    return cost_of(t for t in state.trials.values() if candidate in (None, t.candidate)).total
 
 
 def checkpoint_bytes(run_folder: Path) -> int:
@@ -97,9 +97,9 @@ def spent_device_hours(state: State) -> float:
     return limits.device_hours(device_seconds(state), resources_of(state))
 
 
-def preemptions(state: State, family: str | None = None) -> int:
+def preemptions(state: State, candidate: str | None = None) -> int:
     """Attempts of trials that lost a node; none of them is a failure."""
-    return sum(t.preemptions for t in state.trials.values() if family in (None, t.family))
+    return sum(t.preemptions for t in state.trials.values() if candidate in (None, t.candidate))
 
 
 def epochs_by_workers(state: State) -> dict[int, int]:

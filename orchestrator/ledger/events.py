@@ -49,6 +49,9 @@ EVENTS = (
     "frozen",  # the search is over; detail = the winners by recipe hash, before any final
     "test_opened",  # the test split is about to be read; openings = which one of the split it is
     "speed_measured",  # how fast a final's model is; detail, empty with the reason why not
+    "measured",  # how fast a screen's candidate is; detail
+    "sized",  # from how many training images each candidate of a screen is judged; train_images
+    "screened",  # the probes of a screen's candidate; detail, or the reason why there are none
     "verdict",  # what the run says of its claim; detail, recomputed from the other records
     "noted",  # anything else a reader should know; reason
     "closed",  # the run reached its end

@@ -69,7 +69,7 @@ def openings_of(spec: RunSpec, state: State, hashes: Iterable[str]) -> list[Open
             began=state.created_at or 0.0,
             number=state.test_openings + 1,
             time=round(time.time(), 6),
-            candidates=tuple(sweep.family for sweep in spec.sweeps),
+            candidates=tuple(sweep.candidate for sweep in spec.sweeps),
         )
         for test_hash in hashes
     ]

@@ -2,7 +2,7 @@
 
 ==================================  ==============================================================
 a trial that has not ended          its best by val_top1, and its newest, from which it resumes
-finished in the search              its best; when the run has closed, only its family's winner's
+finished in the search              its best; when the run has closed, only its search's winner's
 a finished final                    its newest: the weights that met the test split
 pruned, failed                      none
 ==================================  ==============================================================

@@ -24,6 +24,7 @@ from orchestrator.ledger.state import (
     Record,
     RunHeader,
     State,
+    names,
     replay,
 )
 from orchestrator.spec.run import RunSpec, diff, remote_of
@@ -110,8 +111,8 @@ def data_mistakes(state: State, datasets: Mapping[str, DatasetFacts], run: str) 
     """Why a run that has begun cannot go on with these images: they are not those that its trials
     were trained on. Ledgers that name no content of theirs are not compared."""
     mistakes = []
-    for family, now in datasets.items():
-        before = state.header.datasets.get(family)
+    for candidate, now in datasets.items():
+        before = state.header.datasets.get(candidate)
         if before is None or not before.content_hash or before.content_hash == now.content_hash:
             continue
         changes = [
@@ -123,7 +124,7 @@ def data_mistakes(state: State, datasets: Mapping[str, DatasetFacts], run: str) 
             changes.append(f"{len(before.class_names)} -> {len(now.class_names)} classes")
         changes.append(f"content {before.content_hash} -> {now.content_hash}")
         mistakes.append(
-            f"a run keeps its images; those of {now.name or family} have changed since {run!r} "
+            f"a run keeps its images; those of {now.name or candidate} have changed since {run!r} "
             f"began ({', '.join(changes)}). Fix: put them back as they were, or --name OTHER "
             "starts a run on the new ones"
         )
@@ -179,7 +180,7 @@ def opening_records(header: RunHeader, before: State, session: str) -> list[Reco
         {
             "event": "submitted",
             "trial": sweep.trial_name(index, search),
-            "family": sweep.family,
+            **names(sweep.candidate, sweep.family),
             "search": search if search > 1 else None,
             "stage": "search",
             "detail": sweep.submission(index, search),

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
+from orchestrator.spec.screening import ScreenSpec
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
 from trainables.errors import UserError, one_line
@@ -43,8 +44,8 @@ class Cases(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyForecast(Spec):
-    """What a family was expected to cost on one slot. ``memory`` is bytes of each worker by
+class CandidateForecast(Spec):
+    """What a candidate was expected to cost on one slot. ``memory`` is bytes of each worker by
     purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``. ``compile_seconds`` is what
     compiling the model took, and ``compile_saves_seconds`` by how much less a full trial's steps
     take then; both ``None`` where that was not tried."""
@@ -71,8 +72,9 @@ class FamilyForecast(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(Spec):
-    """What the plan foretold: hours of ``device`` and of wall time, dollars, and by family. An
-    amount is ``None`` where it was not known; ``checkpoint_bytes`` is by ``kept`` and ``at_most``.
+    """What the plan foretold: hours of ``device`` and of wall time, dollars, and by candidate as
+    ``families``. An amount is ``None`` where it was not known; ``checkpoint_bytes`` is by ``kept``
+    and ``at_most``.
     """
 
     device: str | None = None
@@ -82,13 +84,14 @@ class Forecast(Spec):
     wall_hours: Cases | None = None
     usd: Cases | None = None
     checkpoint_bytes: Mapping[str, int] | None = None
-    families: Mapping[str, FamilyForecast | None] = field(default_factory=dict)
+    families: Mapping[str, CandidateForecast | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunHeader(Spec):
-    """``datasets`` and ``geometry`` are by family; a geometry is what
-    :func:`trainables.backbones.describe` says, as a mapping."""
+    """``datasets`` and ``geometry`` are by candidate; a geometry is what
+    :func:`trainables.backbones.describe` says, as a mapping. ``screen`` is what a screen was asked
+    for, which has no trials."""
 
     schema: int = 1
     run: str | None = None
@@ -99,6 +102,7 @@ class RunHeader(Spec):
     datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
     geometry: Mapping[str, Geometry] = field(default_factory=dict)
     forecast: Forecast | None = None
+    screen: ScreenSpec | None = field(default=None, metadata={"before": None})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -190,9 +194,9 @@ class TrialState:
     """
 
     trial: str
-    family: str
+    candidate: str
     assignment: Assignment
-    search: int = 1  # which of the family's independent searches it belongs to
+    search: int = 1  # which of the candidate's independent searches it belongs to
     stage: Stage = Stage.SEARCH
     status: TrialStatus = TrialStatus.QUEUED
     attempt: int = 0
@@ -217,9 +221,14 @@ class TrialState:
     speed_measured_at: float | None = None
 
     @property
+    def family(self) -> str:
+        """Of its backbone."""
+        return self.assignment.backbone.family
+
+    @property
     def search_name(self) -> str:
         """Of its search: trials race, and winners are chosen, within one."""
-        return search_name(self.family, self.search)
+        return search_name(self.candidate, self.search)
 
     @property
     def epoch(self) -> int:
@@ -293,6 +302,7 @@ class State:
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
     num_reports: int = 0
+    screened: dict[str, str | None] = field(default_factory=dict)  # why a candidate has no probe
 
     @property
     def spec(self) -> RunSpec:
@@ -318,14 +328,27 @@ def run_status(state: State, *, running: bool) -> RunStatus:
     process still works on the report; one that has neither ended nor been stopped, and that no
     process carries out, is ``INTERRUPTED``: its process died.
     """
+    if state.closed and state.header.screen is not None:
+        no_probe = state.screened and all(reason for reason in state.screened.values())
+        return RunStatus.FAILED if no_probe else RunStatus.DONE
     if state.closed and state.trials:
         failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
         return RunStatus.FAILED if failed else RunStatus.DONE
     if running:
         return RunStatus.RUNNING
-    if not state.trials:
+    if not state.trials and state.header.screen is None:
         return RunStatus.EMPTY
     return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
+
+
+def require_trials(state: State) -> None:
+    """Raise ``UserError`` for a screen, which has none."""
+    if state.header.screen is not None:
+        name = state.header.run
+        raise UserError(
+            f"only a run with trials can be asked this; {name!r} is a screen. "
+            f"Fix: orchestrator status {name}, or its shortlist.json"
+        )
 
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -389,6 +412,8 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.split_openings = tuple(SplitOpening.from_dict(opening) for opening in splits)
         case "verdict":
             state.verdict = record
+        case "screened":
+            state.screened[record["candidate"]] = record["detail"].get("reason")
 
 
 # Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.
@@ -443,10 +468,18 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
             trial.slot, trial.ended_at = None, record["time"]
 
 
+def names(candidate: str, family: str) -> Record:
+    """How a record says whose trial it is: the ``candidate`` is its family, as in ledgers of before
+    there were labels, where it is not named."""
+    return {"family": family} | ({} if candidate == family else {"candidate": candidate})
+
+
 def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     detail, family = record["detail"], record["family"]
-    if not isinstance(family, str) or not isinstance(detail.get("axes", {}), dict | NoneType):
-        raise TypeError("a family is text, and axes are by name")
+    candidate: Any = record.get("candidate", family)
+    are_texts = isinstance(family, str) and isinstance(candidate, str)
+    if not are_texts or not isinstance(detail.get("axes", {}), dict | NoneType):
+        raise TypeError("candidate and family are texts, and axes are by name")
     plain = {"trial_id": name, "backbone": {"family": family}, **detail["assignment"]}
     assignment = Assignment.from_dict(plain)
     axes = detail.get("axes")
@@ -458,7 +491,7 @@ def _submitted(name: str, record: Record, spec: RunSpec) -> TrialState:
     ]
     return TrialState(
         trial=name,
-        family=family,
+        candidate=candidate,
         search=record.get("search", 1),
         stage=Stage(record.get("stage", "search")),
         assignment=assignment,

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyView:
-    """One family's search trials. Epochs that a pruned trial did not train are ``saved``."""
+class CandidateView:
+    """One candidate's search trials. Epochs that a pruned trial did not train are ``saved``."""
 
     family: str
     trials: int
@@ -76,6 +76,16 @@ class BudgetView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScreenView:
+    """A screen's ``candidates``, how many of them have been ``screened``, and how many of those
+    ``failed``."""
+
+    candidates: int
+    screened: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeToGo:
     """Seconds: ``low`` if trials are pruned as expected, ``high`` if none is any more."""
 
@@ -93,7 +103,7 @@ class RunView:
 
     status: RunStatus
     reason: str | None
-    families: list[FamilyView]
+    families: list[CandidateView]
     trials: int
     preemptions: int
     epochs: int
@@ -106,6 +116,7 @@ class RunView:
     usd: float | None
     budget: BudgetView | None
     eta_seconds: TimeToGo | None
+    screen: ScreenView | None = None
 
 
 def view(state: State, *, running: bool) -> RunView:
@@ -115,10 +126,13 @@ def view(state: State, *, running: bool) -> RunView:
     is ``queued``, and nothing is expected to end.
     """
     trials = state.trials.values()
-    names = [*(sweep.family for sweep in state.spec.sweeps), *(trial.family for trial in trials)]
-    families = [_family_view(state, family, running) for family in dict.fromkeys(names)]
+    names = [
+        *(sweep.candidate for sweep in state.spec.sweeps),
+        *(trial.candidate for trial in trials),
+    ]
+    candidates = [_candidate_view(state, candidate, running) for candidate in dict.fromkeys(names)]
     spent, resources, prices = device_seconds(state), resources_of(state), state.spec.prices
-    saved_hours = [family.saved_device_hours for family in families]
+    saved_hours = [candidate.saved_device_hours for candidate in candidates]
     finals = [trial for trial in trials if trial.stage == "final"]
     ended = sum(trial.status.is_final for trial in finals)
     budgets = [
@@ -128,71 +142,84 @@ def view(state: State, *, running: bool) -> RunView:
     return RunView(
         status=run_status(state, running=running),
         reason=state.stop_reason if state.stopped and not running else None,
-        families=families,
+        families=candidates,
         trials=len(trials) - len(finals),
         preemptions=preemptions(state),
         epochs=sum(len(trial.reports) for trial in trials),
-        full_epochs=sum(family.full_epochs for family in families),
-        saved_epochs=sum(family.saved_epochs for family in families),
+        full_epochs=sum(candidate.full_epochs for candidate in candidates),
+        saved_epochs=sum(candidate.saved_epochs for candidate in candidates),
         finals=FinalsView(trials=len(finals), ended=ended) if finals else None,
         device=limits.device(resources),
         device_hours=limits.device_hours(spent, resources),
         saved_device_hours=None if None in saved_hours else sum(filter(None, saved_hours)),
         usd=limits.usd(spent, resources, prices),
         budget=budgets[0] if budgets else None,
-        eta_seconds=_time_to_go(state, families) if running else None,
+        eta_seconds=_time_to_go(state, candidates) if running else None,
+        screen=_screen_view(state),
     )
 
 
-def _family_view(state: State, family: str, running: bool) -> FamilyView:
-    trials = [t for t in state.trials.values() if t.family == family and t.stage == "search"]
+def _screen_view(state: State) -> ScreenView | None:
+    asked = state.header.screen
+    if asked is None:
+        return None
+    reasons = [state.screened[label] for label in asked.candidates if label in state.screened]
+    failed = sum(reason is not None for reason in reasons)
+    return ScreenView(candidates=len(asked.candidates), screened=len(reasons), failed=failed)
+
+
+def _candidate_view(state: State, candidate: str, running: bool) -> CandidateView:
+    trials = [t for t in state.trials.values() if t.candidate == candidate and t.stage == "search"]
     # All others wait for a slot, or for a process to go on.
     settled = [t for t in trials if t.status.is_final or (running and t.slot is not None)]
     counts = Counter(trial.status for trial in settled)
     counts[TrialStatus.QUEUED] += len(trials) - len(settled)
     bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
     value, best = max(bests, key=lambda pair: pair[0], default=(None, None))
-    resources, seconds = resources_of(state), _seconds_per_epoch(state, family)
+    resources, seconds = resources_of(state), _seconds_per_epoch(state, candidate)
     ended = [t for t in trials if t.status in (TrialStatus.PRUNED, TrialStatus.FINISHED)]
     saved = sum(trial.assignment.epochs - trial.epoch for trial in ended)
     saved_s = None if seconds is None else saved * seconds * resources.num_workers
-    return FamilyView(
-        family=family,
+    return CandidateView(
+        family=candidate,
         trials=len(trials),
         **{status: counts[status] for status in TrialStatus},
-        preemptions=preemptions(state, family),
+        preemptions=preemptions(state, candidate),
         epochs=sum(len(trial.reports) for trial in trials),
         full_epochs=sum(trial.assignment.epochs for trial in trials),
         saved_epochs=saved,
         best_val_top1=value,
         best_trial=None if best is None else best.trial,
         best_recipe=None if best is None else dict(best.axes or {}),
-        device_hours=limits.device_hours(device_seconds(state, family), resources),
+        device_hours=limits.device_hours(device_seconds(state, candidate), resources),
         saved_device_hours=None if saved_s is None else limits.device_hours(saved_s, resources),
         seconds_per_epoch=seconds,
     )
 
 
-def _seconds_per_epoch(state: State, family: str) -> float | None:
+def _seconds_per_epoch(state: State, candidate: str) -> float | None:
     """Mean over the epochs reported, else by the forecast; ``None`` where neither is known."""
     seconds = [
         epoch_seconds(report, trial.num_workers)
         for trial in state.trials.values()
-        if trial.family == family
+        if trial.candidate == candidate
         for report in trial.reports.values()
     ]
     if seconds:
         return sum(seconds) / len(seconds)
     forecast = state.header.forecast
-    cost = forecast.families.get(family) if forecast else None
+    cost = forecast.families.get(candidate) if forecast else None
     return None if cost is None else cost.epoch_seconds
 
 
-def _time_to_go(state: State, families: Sequence[FamilyView]) -> TimeToGo | None:
-    pace = {family.family: family.seconds_per_epoch for family in families}
+def _time_to_go(state: State, candidates: Sequence[CandidateView]) -> TimeToGo | None:
+    pace = {candidate.family: candidate.seconds_per_epoch for candidate in candidates}
     to_go = [(0.0, 0.0)]  # seconds of each trial, as expected and at most
     for sweep in state.spec.sweeps:
-        seconds, rest = pace[sweep.family], _epochs_to_go(state, sweep.family, sweep.scheduler)
+        seconds, rest = (
+            pace[sweep.candidate],
+            _epochs_to_go(state, sweep.candidate, sweep.scheduler),
+        )
         if seconds is not None:
             to_go += [(expected * seconds, most * seconds) for expected, most in rest]
         elif rest:
@@ -203,11 +230,13 @@ def _time_to_go(state: State, families: Sequence[FamilyView]) -> TimeToGo | None
     return TimeToGo(low=low, high=high)
 
 
-def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[tuple[float, float]]:
+def _epochs_to_go(
+    state: State, candidate: str, scheduler: SchedulerSpec
+) -> list[tuple[float, float]]:
     """For each trial that is open or still to come: epochs to go as expected, and at most."""
     epochs: list[tuple[float, float]] = []
     for trial in state.trials.values():
-        if trial.family != family or trial.status.is_final:
+        if trial.candidate != candidate or trial.status.is_final:
             continue
         is_final = trial.stage == "final"
         most = float(trial.assignment.epochs - trial.epoch + is_final)  # and the test split
@@ -222,6 +251,9 @@ def _epochs_to_go(state: State, family: str, scheduler: SchedulerSpec) -> list[t
 
 def summary(run: RunView) -> str:
     """Counts, what was spent and saved against full length, and what is to go, in one line."""
+    if run.screen is not None:
+        failed = f", {run.screen.failed} failed" if run.screen.failed else ""
+        return f"{run.screen.screened} of {run.screen.candidates} candidates screened{failed}"
     counts = {status: sum(getattr(f, status) for f in run.families) for status in TrialStatus}
     parts = [", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no trial"]
     if run.preemptions:
@@ -346,19 +378,21 @@ class LedgerFollower:
 
 
 def render(run: RunView) -> Group:
-    """Families side by side, a column each, and the summary under them."""
+    """Candidates side by side, a column each, and the summary under them; a screen is one line."""
+    if run.screen is not None:
+        return Group(_cell(summary(run)))
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for family in run.families:
-        table.add_column(_cell(family.family), justify="right", overflow="fold")
+    for candidate in run.families:
+        table.add_column(_cell(candidate.family), justify="right", overflow="fold")
     for status in TrialStatus:
-        table.add_row(status, *(str(getattr(family, status)) for family in run.families))
-    table.add_row("epochs", *(str(family.epochs) for family in run.families))
-    hours = (f"{family.device_hours:.3g}" for family in run.families)
+        table.add_row(status, *(str(getattr(candidate, status)) for candidate in run.families))
+    table.add_row("epochs", *(str(candidate.epochs) for candidate in run.families))
+    hours = (f"{candidate.device_hours:.3g}" for candidate in run.families)
     table.add_row(f"{run.device}-hours", *hours)
-    table.add_row("best val_top1", *(top1(family.best_val_top1) for family in run.families))
-    table.add_row("by trial", *(_cell(family.best_trial or "") for family in run.families))
-    recipes = [family.best_recipe or {} for family in run.families]
+    table.add_row("best val_top1", *(top1(candidate.best_val_top1) for candidate in run.families))
+    table.add_row("by trial", *(_cell(candidate.best_trial or "") for candidate in run.families))
+    recipes = [candidate.best_recipe or {} for candidate in run.families]
     for axis in dict.fromkeys(axis for recipe in recipes for axis in recipe):
         values = (recipe.get(axis, "") for recipe in recipes)
         texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)

@@ -26,7 +26,7 @@ from orchestrator.compare.winners import winners
 from orchestrator.engine.scheduler import METRIC, Scheduler
 from orchestrator.ledger import cost
 from orchestrator.ledger.events import FILE_NAME, read
-from orchestrator.ledger.state import Record, State, TrialState, replay
+from orchestrator.ledger.state import Record, State, TrialState, replay, require_trials
 from orchestrator.simulate.run import UNKNOWN, simulate
 from orchestrator.simulate.worlds import Training
 from orchestrator.spec.limits import SchedulerSpec
@@ -139,7 +139,7 @@ def disagreements(records: Iterable[Record], state: State) -> list[str]:
     fresh = State(
         header=state.header, trials={name: _unbegun(trial) for name, trial in search.items()}
     )
-    schedulers = {sweep.family: sweep.scheduler for sweep in state.spec.sweeps}
+    schedulers = {sweep.candidate: sweep.scheduler for sweep in state.spec.sweeps}
     scheduler = Scheduler(schedulers, fresh, decide, seed=state.spec.sweeps[0].seed)
     for record in records:
         name, epoch = record.get("trial"), record.get("epoch", 0)
@@ -163,7 +163,7 @@ def disagreements(records: Iterable[Record], state: State) -> list[str]:
 def _unbegun(trial: TrialState) -> TrialState:
     return TrialState(
         trial=trial.trial,
-        family=trial.family,
+        candidate=trial.candidate,
         search=trial.search,
         assignment=trial.assignment,
         published=trial.published,
@@ -173,19 +173,19 @@ def _unbegun(trial: TrialState) -> TrialState:
 def replay_run(
     state: State, *, scheduler: Mapping[str, SchedulerSpec], slots: int, orders: int
 ) -> Replay:
-    """Simulate the search of a run under the ``scheduler`` of each family. Raises ``UserError``
+    """Simulate the search of a run under the ``scheduler`` of each candidate. Raises ``UserError``
     where the run's curves cannot answer that."""
     search = {name: trial for name, trial in state.trials.items() if trial.stage == "search"}
-    for family, asked in scheduler.items():
-        lengths = (t.assignment.epochs for t in search.values() if t.family == family)
+    for candidate, asked in scheduler.items():
+        lengths = (t.assignment.epochs for t in search.values() if t.candidate == candidate)
         length = max(lengths, default=asked.max_epochs)
         if asked.max_epochs != length:
             raise UserError(
                 "a replay keeps scheduler.max_epochs, for which each trial's schedule of learning "
-                f"rates was laid out; got {asked.max_epochs} for {length} of {family} on record. "
-                "Fix: leave it out"
+                f"rates was laid out; got {asked.max_epochs} for {length} of {candidate} on "
+                "record. Fix: leave it out"
             )
-    names = dict.fromkeys(t.search_name for t in search.values() if t.family in scheduler)
+    names = dict.fromkeys(t.search_name for t in search.values() if t.candidate in scheduler)
     simulated = [_one_order(state, scheduler, slots, seed) for seed in range(orders)]
     return Replay(
         scheduler=next(iter(scheduler.values())),
@@ -234,7 +234,7 @@ def _one_order(
 def recorded_order(
     state: State, scheduler: Mapping[str, SchedulerSpec], seed: int
 ) -> tuple[RunSpec, RecordedWorld]:
-    """A run of the families in ``scheduler`` with as many trials as are on record, nothing drawn,
+    """A run of the candidates in ``scheduler`` with as many trials as are on record, nothing drawn,
     in an order of arrival that ``seed`` draws; and the world whose curves they have."""
     search = {name: trial for name, trial in state.trials.items() if trial.stage == "search"}
     sweeps: list[SweepSpec] = []
@@ -242,14 +242,14 @@ def recorded_order(
     for sweep in state.spec.sweeps:
         names: dict[int, list[str]] = {}  # by search
         for name, trial in search.items():
-            if trial.family == sweep.family:
+            if trial.candidate == sweep.candidate:
                 names.setdefault(trial.search, []).append(name)
-        if not names or sweep.family not in scheduler:
+        if not names or sweep.candidate not in scheduler:
             continue
-        count, asked = max(map(len, names.values())), scheduler[sweep.family]
+        count, asked = max(map(len, names.values())), scheduler[sweep.candidate]
         bare = replace(sweep, scheduler=asked, trials=count, space={}, grid=(), warm_start=None)
         for number, of_search in names.items():
-            chance = random.Random(f"{seed}/{search_name(sweep.family, number)}")
+            chance = random.Random(f"{seed}/{search_name(sweep.candidate, number)}")
             chance.shuffle(of_search)
             order |= {bare.trial_name(i, number): name for i, name in enumerate(of_search)}
         sweeps.append(bare)
@@ -293,8 +293,8 @@ def slots_on_record(records: Iterable[Record]) -> int:
 
 
 def asked_schedulers(spec: RunSpec, texts: Sequence[str]) -> dict[str, SchedulerSpec]:
-    """By family, the run's scheduler with what ``texts`` (``scheduler.PATH=VALUE``) change of it.
-    Raises ``UserError``."""
+    """By candidate, the run's scheduler with what ``texts`` (``scheduler.PATH=VALUE``) change of
+    it. Raises ``UserError``."""
     changed = apply_sets(spec.sweeps, texts)
     for before, after in zip(spec.sweeps, changed, strict=True):
         # The default ranges of some axes follow the trials' length.
@@ -305,7 +305,7 @@ def asked_schedulers(spec: RunSpec, texts: Sequence[str]) -> dict[str, Scheduler
             )
     mistakes = [line for sweep in changed for line in sweep.scheduler.mistakes()]
     raise_if_any(list(dict.fromkeys(mistakes)))
-    return {sweep.family: sweep.scheduler for sweep in changed}
+    return {sweep.candidate: sweep.scheduler for sweep in changed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +324,7 @@ def replay_of(folder: Path, texts: Sequence[str], *, slots: int | None, orders: 
     ``UserError``."""
     records = list(read(folder / FILE_NAME))
     state = replay(records)
+    require_trials(state)
     count = slots or slots_on_record(records)
 
     def under(texts: Sequence[str]) -> Replay:

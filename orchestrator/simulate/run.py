@@ -156,9 +156,10 @@ def simulate(
     published: Mapping[str, PublishedStart] | None = None,
 ) -> SimulatedRun:
     """Carry ``spec`` out in ``folder`` until it has ended, however often its driver dies.
-    ``images`` are by family: a noise rule needs to know how many an accuracy is over. ``published``
-    says by trial which recipes of a replayed run were, where the ``spec`` does not. Raises
-    ``UserError`` where the run cannot be begun and ``RuntimeError`` where nothing more can happen.
+    ``images`` are by candidate: a noise rule needs to know how many an accuracy is over.
+    ``published`` says by trial which recipes of a replayed run were, where the ``spec`` does not.
+    Raises ``UserError`` where the run cannot be begun and ``RuntimeError`` where nothing more can
+    happen.
     """
     faults, now, sessions = faults or Faults(), 0.0, 0
     while True:
@@ -268,7 +269,7 @@ class Session:
     def _fit(self) -> None:
         """Until every trial has ended, or the budget has sent the rest away."""
         state = self.dispatcher.state
-        schedulers = {sweep.family: sweep.scheduler for sweep in self._spec.sweeps}
+        schedulers = {sweep.candidate: sweep.scheduler for sweep in self._spec.sweeps}
         seed = self._spec.sweeps[0].seed
         self._scheduler = Scheduler(schedulers, state, self._decide, seed=seed)
         self._pending.extend(open_trials(state))

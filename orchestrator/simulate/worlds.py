@@ -31,6 +31,7 @@ import numpy.typing as npt
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import LogUniform
+from trainables.backbones.families import FAMILIES
 from trainables.config import Assignment, BackboneSpec, DatasetFacts, stable_hash
 
 CHANCE = 0.1
@@ -41,7 +42,7 @@ SEED_SD = 0.005  # of the accuracy at full length, between seeds of one recipe
 PACE_SD = 0.3  # of ln(seconds an epoch): trials of a sweep differ, and arrive out of step
 # Of the noise of a validation accuracy: what all models share on these images, what one model has
 # in all its epochs, and the rest. Of a test image's difficulty: what all models find hard, what
-# one family does, and the rest.
+# one candidate does, and the rest.
 NOISE_SHARES = (0.4, 0.35, 0.25)
 IMAGE_SHARES = (0.5, 0.1, 0.4)
 IMAGES_PER_EPOCH = 5_000
@@ -76,13 +77,14 @@ class World(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticWorld:
-    """Curves by the law above. All that is given by family is 0 or 1 where it is not given.
+    """Curves by the law above. All that is given by candidate is 0 or 1 where it is not given, and
+    a candidate is its timm model or else its family.
 
     ``best_rate`` is the u of the highest c: at 0 the best learn at a middling speed, below it they
-    are late bloomers. ``effect`` is added to a family's accuracies, ``pace`` multiplies its seconds
-    and FLOPs. ``val_images`` make the noise of validation, binomial. A training of a family with
-    ``chance_epochs`` stays near chance for up to so many at first; the share ``diverging`` of all
-    seeds fails on the way.
+    are late bloomers. ``effect`` is added to a candidate's accuracies, ``pace`` multiplies its
+    seconds and FLOPs. ``val_images`` make the noise of validation, binomial. A training of a
+    candidate with ``chance_epochs`` stays near chance for up to so many at first; the share
+    ``diverging`` of all seeds fails on the way.
     """
 
     seed: int = 0
@@ -94,12 +96,12 @@ class SyntheticWorld:
     val_images: int = 5_000
     test_images: int = 2_000
 
-    def images(self, families: Iterable[str]) -> dict[str, DatasetFacts]:
-        """By family, what a run's header has of the world's images, which have no pixels."""
+    def images(self, candidates: Iterable[str]) -> dict[str, DatasetFacts]:
+        """By candidate, what a run's header has of the world's images, which have no pixels."""
         classes = tuple(map(str, range(round(1 / CHANCE))))
         counts = {"val": self.val_images, "test": self.test_images}
         facts = DatasetFacts(height=32, width=32, class_names=classes, counts=counts)
-        return dict.fromkeys(families, facts)
+        return dict.fromkeys(candidates, facts)
 
     def accuracy(self, assignment: Assignment, epochs: int | None = None) -> float:
         """The truth: expected accuracy after ``epochs`` (at full length), over seeds and images."""
@@ -107,13 +109,13 @@ class SyntheticWorld:
 
     def train(self, assignment: Assignment) -> Training:
         """See :class:`World`."""
-        family, epochs = assignment.backbone.family, assignment.epochs
+        candidate, epochs = _candidate(assignment), assignment.epochs
         rng = self._rng("training", assignment.trial_id, assignment.seed)
         truth = np.clip(self._curve(assignment) + self._seed_effect(assignment), 0, 1)
         noise = np.sqrt(truth * (1 - truth) / self.val_images) * self._noise(assignment, rng)
         top1 = np.clip(truth + noise, 0, 1)  # (epochs,)
-        pace = self.pace.get(family, 1.0) * math.exp(rng.normal(0, PACE_SD))
-        flops = 1e9 * IMAGES_PER_EPOCH * self.pace.get(family, 1.0)
+        pace = self.pace.get(candidate, 1.0) * math.exp(rng.normal(0, PACE_SD))
+        flops = 1e9 * IMAGES_PER_EPOCH * self.pace.get(candidate, 1.0)
         length, failure = epochs, None
         if rng.random() < self.diverging:
             length, failure = int(rng.integers(epochs)), "diverged: the loss is not a number"
@@ -136,7 +138,7 @@ class SyntheticWorld:
     def correct(self, assignment: Assignment) -> npt.NDArray[np.bool_]:
         """See :class:`World`: a model of accuracy p gets right the images whose difficulty for it,
         a standard normal, lies below the p-quantile."""
-        whose = ((), (assignment.backbone.family,), (assignment.trial_id, assignment.seed))
+        whose = ((), (_candidate(assignment),), (assignment.trial_id, assignment.seed))
         difficulty = np.zeros(self.test_images)
         for share, owner in zip(IMAGE_SHARES, whose, strict=True):
             own = self._rng("image", *owner).standard_normal(self.test_images)
@@ -146,16 +148,16 @@ class SyntheticWorld:
 
     def _curve(self, assignment: Assignment) -> npt.NDArray[np.float64]:
         """Expected accuracy after each epoch: (epochs,)."""
-        family, recipe = assignment.backbone.family, assignment.recipe
+        candidate, recipe = _candidate(assignment), assignment.recipe
         u = _place(SPACE["recipe.learning_rate"], recipe.learning_rate)
         v = _place(SPACE["recipe.weight_decay"], recipe.weight_decay)
-        own = self._rng("recipe", family, recipe.learning_rate, recipe.weight_decay)
+        own = self._rng("recipe", candidate, recipe.learning_rate, recipe.weight_decay)
         speed = math.exp(u + own.normal(0, SPEED_SD))
-        waits = int(own.integers(self.chance_epochs.get(family, 0) + 1))
+        waits = int(own.integers(self.chance_epochs.get(candidate, 0) + 1))
         height = HIGHEST - PENALTY * ((u - self.best_rate) ** 2 + v**2)
         epochs = np.maximum(np.arange(1, assignment.epochs + 1) - waits, 0)
         climbed = height - (height - CHANCE) * (1 + epochs) ** -speed
-        return np.clip(climbed + self.effect.get(family, 0.0), 0, 1)
+        return np.clip(climbed + self.effect.get(candidate, 0.0), 0, 1)
 
     def _seed_effect(self, assignment: Assignment) -> float:
         return float(self._rng("seed", assignment.trial_id, assignment.seed).normal(0, SEED_SD))
@@ -171,17 +173,21 @@ class SyntheticWorld:
         return np.random.default_rng(int(stable_hash([self.seed, *parts]), 16))
 
 
+def _candidate(assignment: Assignment) -> str:
+    return assignment.backbone.model or assignment.backbone.family
+
+
 def _place(domain: LogUniform, value: float) -> float:
     """Where in its range ``value`` lies, in the logarithm: -1 at the low end, 1 at the high one."""
     return 2 * math.log(value / domain.low) / math.log(domain.high / domain.low) - 1
 
 
-A, B = "resnet", "vit"  # the families of the worlds below
+A, B = "resnet", "vit"  # the candidates of the worlds below
 
 
 def tournament(
     *,
-    families: tuple[str, ...] = (A, B),
+    candidates: tuple[str, ...] = (A, B),
     trials: int = 8,
     scheduler: SchedulerSpec | None = None,
     searches: int = 3,
@@ -189,17 +195,23 @@ def tournament(
     seed: int = 0,
     resources: ResourceSpec | None = None,
 ) -> RunSpec:
-    """A run over ``SPACE`` as ``orchestrator tournament`` would start it."""
+    """A run over ``SPACE`` as ``orchestrator tournament`` would start it. A candidate that is no
+    family is a timm model, be there such a one or not."""
     sweeps = tuple(
         SweepSpec(
-            backbone=BackboneSpec(family=family),
+            backbone=(
+                BackboneSpec(family=name)
+                if name in FAMILIES
+                else BackboneSpec(family="timm", model=name)
+            ),
+            label=None if name in FAMILIES else name,
             space=SPACE,
             scheduler=scheduler or SchedulerSpec(),
             resources=resources or ResourceSpec(),
             trials=trials,
             seed=seed,
         )
-        for family in families
+        for name in candidates
     )
     return RunSpec(name="simulated", sweeps=sweeps, searches=searches, final_seeds=final_seeds)
 

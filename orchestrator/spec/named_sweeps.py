@@ -1,11 +1,12 @@
-"""From a command's words to a sweep: ``orchestrator sweep TARGET --set path=value``.
+"""From a command's words to a sweep: ``orchestrator sweep CANDIDATE --set path=value``.
 
-TARGET is a family, a named sweep, or a function in a user's own file that returns a complete
-``SweepSpec``: ``path/to/file.py:function``. ``--set`` reaches any leaf of it, typed by its field:
+A candidate is ``[LABEL=]TARGET[=WEIGHTS]``. TARGET is a family, a named sweep, timm:MODEL, or a
+function in a user's own file that returns a complete ``SweepSpec``: ``path/to/file.py:function``.
+``--set`` reaches any leaf of it, typed by its field:
 
     recipe.learning_rate=0.001           one value: the axis is no longer searched
     recipe.learning_rate=log(1e-4,1e-2)  a range; also uniform(LOW,HIGH) and [A,B,C]
-    vit.backbone.patch=8                 in a run of several families, for one of them only
+    vit.backbone.patch=8                 for the candidate labelled vit only, whatever all have
 
 What the user does not set follows what he does: learning-rate ranges follow optimizer and
 weights, warm-up and the least number of steps the weights, the first rung the longest warm-up,
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from orchestrator.spec.candidates import TIMM, Candidate, default_label
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable, with_axes
 from orchestrator.spec.spaces import RANGES, Axes, Choice, Domain, Space, Uniform, space_for
@@ -116,7 +118,7 @@ def with_stored_side(sweeps: Sequence[SweepSpec]) -> tuple[SweepSpec, ...]:
     """
     variants = [variant for sweep in sweeps for variant in sweep.variants("backbone.image_size")]
     largest = max((variant.backbone.image_size or 0 for variant in variants), default=0)
-    stored = min(STORED_STEP * round(HEADROOM * largest / STORED_STEP), STORED_AT_MOST)
+    stored = stored_side(largest)
     if stored <= DEFAULT_SHORT_SIDE:
         return tuple(sweeps)
     changed = []
@@ -128,6 +130,11 @@ def with_stored_side(sweeps: Sequence[SweepSpec]) -> tuple[SweepSpec, ...]:
         else:
             changed.append(sweep)
     return tuple(changed)
+
+
+def stored_side(largest: int) -> int:
+    """The short side in pixels that is stored for backbones that see ``largest`` at most."""
+    return min(STORED_STEP * round(HEADROOM * largest / STORED_STEP), STORED_AT_MOST)
 
 
 def default_space(sweep: SweepSpec) -> dict[str, Domain]:
@@ -175,8 +182,8 @@ def family_sweep(
     max_epochs: int | None = None,
     seed: int = 0,
 ) -> SweepSpec:
-    """One family over its default space. ``model`` is timm's name for the family ``timm``. Raises
-    ``UserError`` as :func:`default_image_size` does.
+    """One family over its default space. ``model`` is timm's name for the family ``timm``, and the
+    candidate's label then. Raises ``UserError`` as :func:`default_image_size` does.
 
     Without ``max_epochs`` the length follows the size of train as the run begins. Eight trials of
     at most nine epochs on digits take about two minutes on two cores.
@@ -188,6 +195,7 @@ def family_sweep(
         trials=trials,
         seed=seed,
         published_first=True,
+        label=default_label(model) if model else None,
     )
     sweep = with_axes(sweep, default_axes(family, scale, dataset))
     if weights is not None:
@@ -199,10 +207,30 @@ def family_sweep(
     return with_axes(sweep, axes)
 
 
-def resolve(target: str) -> SweepSpec:
-    """The sweep that TARGET names. Raises ``UserError`` with the near names when none does."""
-    if target.startswith("timm:"):
-        model = target.removeprefix("timm:")
+def resolve(text: str) -> SweepSpec:
+    """The sweep that a candidate names, but for weights of its own, which :func:`own_weights` says.
+    Raises ``UserError`` with the near names when its target names none."""
+    candidate = Candidate.parse(text)
+    sweep = _of_target(candidate.target)
+    if candidate.label is None:
+        return sweep
+    return replace(sweep, label=None if candidate.label == sweep.family else candidate.label)
+
+
+def own_weights(texts: Iterable[str], sweeps: Iterable[SweepSpec]) -> list[str]:
+    """The weights that candidates name themselves, as ``LABEL.PATH=VALUE``; ``sweeps`` are those
+    that the ``texts`` resolve to."""
+    named = [(Candidate.parse(text), sweep) for text, sweep in zip(texts, sweeps, strict=True)]
+    return [
+        f"{sweep.candidate}.backbone.weights={candidate.weights}"
+        for candidate, sweep in named
+        if candidate.weights is not None
+    ]
+
+
+def _of_target(target: str) -> SweepSpec:
+    if target.startswith(TIMM):
+        model = target.removeprefix(TIMM)
         if not model:
             raise UserError("timm: needs a model's name; got none. Fix: timm:resnet18")
         return family_sweep("timm", model=model)
@@ -272,7 +300,7 @@ def leaves() -> dict[str, Kinds]:
     for owner in SECTIONS:
         for one in fields(owner):
             paths[f"{owner.section}.{one.name}"] = kinds_of(owner, one.name)
-    del paths["backbone.family"]  # is what the TARGET names
+    del paths["backbone.family"]  # is what the candidate's target names
     return paths
 
 
@@ -282,25 +310,42 @@ def apply_set(sweep: SweepSpec, texts: Iterable[str]) -> SweepSpec:
 
 
 def apply_sets(sweeps: Sequence[SweepSpec], texts: Iterable[str]) -> tuple[SweepSpec, ...]:
-    """As :func:`apply_set` for the families of one run; ``FAMILY.path`` reaches one of them."""
-    changes: dict[str, dict[str, object]] = {sweep.family: {} for sweep in sweeps}
+    """As :func:`apply_set` for the candidates of one run; ``LABEL.path`` reaches one of them, and
+    holds there over what is set for all."""
+    for_all: dict[str, object] = {}
+    own: dict[str, dict[str, object]] = {sweep.candidate: {} for sweep in sweeps}
     mistakes: list[str] = []
     for text in texts:
         path, equals, value = text.partition("=")
-        path = path.strip()
-        family, _, rest = path.partition(".")
-        chosen, path = ([family], rest) if family in changes else (list(changes), path)
         with collected(mistakes):
-            parsed = parse(path, value.strip() if equals else None)
-            for name in chosen:
-                changes[name][path] = parsed
+            label, path = _addressed(path.strip(), list(own))
+            changes = for_all if label is None else own[label]
+            changes[path] = parse(path, value.strip() if equals else None)
     raise_if_any(mistakes)
-    changed = [with_changes(sweep, changes[sweep.family]) for sweep in sweeps]
-    return _aligned(changed, {path for own in changes.values() for path in own})
+    changed = [with_changes(sweep, {**for_all, **own[sweep.candidate]}) for sweep in sweeps]
+    return _aligned(changed, {*for_all, *(path for changes in own.values() for path in changes)})
+
+
+def _addressed(path: str, labels: Sequence[str]) -> tuple[str | None, str]:
+    """The candidate that ``path`` is for, ``None`` for all, and the rest of it. A label may have
+    dots, and be another one's beginning. Raises ``UserError`` where no candidate is called so."""
+    paths = leaves()
+    fitting = [label for label in labels if path.startswith(f"{label}.")]
+    if fitting:
+        rests = {label: path.removeprefix(f"{label}.") for label in fitting}
+        return max(rests.items(), key=lambda found: (found[1] in paths, len(found[0])))
+    leaf = next((leaf for leaf in paths if "." in leaf and path.endswith(f".{leaf}")), None)
+    if leaf is None:
+        return None, path
+    label = path.removesuffix(f".{leaf}")
+    raise UserError(
+        f"--set LABEL.PATH=VALUE needs the label of a candidate; got {label!r}; valid: "
+        f"{', '.join(labels)}. Fix: --set {nearest(label, list(labels))[0]}.{leaf}=VALUE"
+    )
 
 
 def _aligned(sweeps: Sequence[SweepSpec], given: Collection[str]) -> tuple[SweepSpec, ...]:
-    """Families of one run share a scheduler: what follows each one's weights and warm-up, and is
+    """Candidates of one run share a scheduler: what follows each one's weights and warm-up, and is
     not ``given``, is the largest of them all."""
     defaults: dict[str, list[int]] = {
         "least_steps": [default_steps(sweep) for sweep in sweeps],
@@ -317,8 +362,8 @@ def _aligned(sweeps: Sequence[SweepSpec], given: Collection[str]) -> tuple[Sweep
 def lengthened(
     sweeps: Sequence[SweepSpec], epochs: int, *, keeps_grace: bool = False
 ) -> tuple[SweepSpec, ...]:
-    """The families of a run at a full length of ``epochs``. Where the first rung was the default it
-    moves with the longest warm-up, unless the run ``keeps_grace``."""
+    """The candidates of a run at a full length of ``epochs``. Where the first rung was the default
+    it moves with the longest warm-up, unless the run ``keeps_grace``."""
     longer = tuple(with_axes(sweep, {"scheduler.max_epochs": epochs}) for sweep in sweeps)
     usual, grace = default_grace(sweeps), default_grace(longer)
     if keeps_grace or any(sweep.scheduler.grace_epochs != usual for sweep in sweeps):

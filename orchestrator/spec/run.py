@@ -1,7 +1,7 @@
 """What a run is asked to do: frozen, keyword-only, checked before anything starts.
 
-RunSpec ── has a NAME; one sweep, or several families on one pool of slots
-└── SweepSpec ── one family
+RunSpec ── has a NAME; one sweep, or several candidates on one pool of slots
+└── SweepSpec ── one candidate
     ├── BackboneSpec, DataSpec, Recipe   (trainables)
     ├── space                            the axes that are searched
     ├── SchedulerSpec                    epochs and rungs
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.spec import limits, spaces
+from orchestrator.spec.candidates import label_mistakes
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.published import PublishedStart, published_start
 from trainables.config import (
@@ -72,7 +73,7 @@ def run_folder(storage: str, name: str) -> Path:
 def diff(old: RunSpec, new: RunSpec) -> list[str]:
     """``PATH: was OLD, asked NEW`` for each leaf that makes ``new`` another run than ``old``."""
     before, after = (
-        leaves({sweep["backbone"]["family"]: sweep for sweep in plain.pop("sweeps")} | plain)
+        leaves({_candidate(sweep): sweep for sweep in plain.pop("sweeps")} | plain)
         for plain in (old.identity(), new.identity())
     )
     return [
@@ -80,6 +81,10 @@ def diff(old: RunSpec, new: RunSpec) -> list[str]:
         for path in sorted({*before, *after})
         if before.get(path) != after.get(path)
     ]
+
+
+def _candidate(sweep: Mapping[str, Any]) -> str:
+    return str(sweep.get("label") or sweep["backbone"]["family"])
 
 
 def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -106,12 +111,13 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 DEFAULTS_VERSION = 2
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
-SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all families of a run
+SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all candidates of a run
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec(Spec):
-    """One family's trials. ``recipe`` holds the values of the axes that are not searched. A
+    """One candidate's trials. ``label`` is its name in the run, ``None`` for its family's.
+    ``recipe`` holds the values of the axes that are not searched. A
     ``grid`` says by paths of its assignment what trial i has for itself; then nothing is drawn.
     Trial 0 of one that is ``published_first`` has the published recipe, where one is on record, in
     all that is searched. After a ``warm_start`` the first trials, or those after it, have the
@@ -131,18 +137,24 @@ class SweepSpec(Spec):
     warm_start: spaces.WarmStart | None = None
     published_first: bool = ruled(False, before=False)
     compile_pays: bool | None = ruled(None, operational=True, before=None)
+    label: str | None = field(default=None, metadata={"before": None})
 
     @property
     def family(self) -> str:
-        """The backbone's family: what the sweep is called inside its run."""
+        """The backbone's family: its default space and its published recipe."""
         return self.backbone.family
 
+    @property
+    def candidate(self) -> str:
+        """What the sweep is called inside its run."""
+        return self.label or self.family
+
     def trial_name(self, index: int, search: int = 1) -> str:
-        """``FAMILY-0000``, from the second search on ``FAMILY-s2-0000``."""
-        return f"{search_name(self.family, search)}-{index:04d}"
+        """``LABEL-0000``, from the second search on ``LABEL-s2-0000``."""
+        return f"{search_name(self.candidate, search)}-{index:04d}"
 
     def search_seed(self, search: int) -> int:
-        """All that a search draws follows from it; the same for all families of a run."""
+        """All that a search draws follows from it; the same for all candidates of a run."""
         return self.seed if search == 1 else _seed(self.seed, "search", search)
 
     def axes(
@@ -168,7 +180,7 @@ class SweepSpec(Spec):
             self.scheduler.sampler,
             self.space,
             seed=self.search_seed(search),
-            family=self.family,
+            candidate=self.candidate,
             index=index,
             past=past,
         )
@@ -204,7 +216,7 @@ class SweepSpec(Spec):
     ) -> Assignment:
         """Trial ``index`` complete, paths absolute for any worker; its searched ``axes`` are drawn
         where they are not given. A second search validates on images of its own and, where not
-        all are used, trains on a subset of its own: the same for all families."""
+        all are used, trains on a subset of its own: the same for all candidates."""
         drawn = self.axes(index, search=search) if axes is None else axes
         own, seed = self.grid[index] if self.grid else drawn, self.search_seed(search)
         data = self.data if search == 1 else replace(self.data, val_seed=seed, train_seed=seed)
@@ -214,7 +226,7 @@ class SweepSpec(Spec):
             backbone=self.backbone,
             recipe=self._decided_recipe(),
             data=data,
-            seed=_seed(seed, self.family, index),
+            seed=_seed(seed, self.candidate, index),
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
@@ -266,7 +278,7 @@ class SweepSpec(Spec):
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Spec):
     """What has a NAME. Several sweeps share one pool of slots and one budget. Each is carried out
-    in as many independent ``searches``: a statement about families needs three. ``margin``: a
+    in as many independent ``searches``: a statement about candidates needs three. ``margin``: a
     difference of accuracies, as a fraction, within which two of them are equivalent. ``claim`` is
     the declaration of the claim that the run tests. ``defaults`` is the version of what filled in
     the values that nobody gave. A login in a URL is left out: the spec is kept and shown, and
@@ -337,19 +349,16 @@ class RunSpec(Spec):
                 "a run's name must be 1 to 100 letters, digits, '.', '_' or '-', the first a "
                 f"letter or digit; got {self.name!r}. Fix: --name {sanitised(self.name)}"
             )
-        families = [sweep.family for sweep in self.sweeps]
-        twice = sorted({family for family in families if families.count(family) > 1})
-        if twice:
+        mistakes += label_mistakes([(sweep.candidate, sweep.backbone) for sweep in self.sweeps])
+        if not self.sweeps:
             mistakes.append(
-                f"each family may take part once; got {', '.join(twice)} twice. Fix: name it once"
+                "a run needs at least one candidate; got none. Fix: name one, such as vit"
             )
-        if not families:
-            mistakes.append("a run needs at least one family; got none. Fix: name one, such as vit")
         mistakes += self._unequal() + super().mistakes()
         if self.searches == 2:
             mistakes.append(
                 "searches must be 1, or 3 and more: the spread over two says next to nothing of "
-                f"the families; got {self.searches}. Fix: --searches 3"
+                f"the candidates; got {self.searches}. Fix: --searches 3"
             )
         if self.searches > 1 and any(sweep.grid or sweep.warm_start for sweep in self.sweeps):
             mistakes.append(
@@ -363,7 +372,7 @@ class RunSpec(Spec):
         return list(dict.fromkeys(mistakes))
 
     def _unequal(self) -> list[str]:
-        """What keeps families from sharing slots or, but in a claim, from being compared."""
+        """What keeps candidates from sharing slots or, but in a claim, from being compared."""
         shared = ("resources",) if self.claim else SHARED
         each_sweep = [leaves(sweep.as_dict()) for sweep in self.sweeps]
         mistakes = []
@@ -371,17 +380,17 @@ class RunSpec(Spec):
             values = [texts.get(path) for texts in each_sweep]
             if path.partition(".")[0] in shared and len(set(values)) > 1:
                 pairs = zip(self.sweeps, values, strict=True)
-                got = ", ".join(f"{sweep.family} {value}" for sweep, value in pairs)
+                got = ", ".join(f"{sweep.candidate} {value}" for sweep, value in pairs)
                 mistakes.append(
-                    f"families of one run must have equal {path}; got {got}. "
+                    f"candidates of one run must have equal {path}; got {got}. "
                     f"Fix: --set {path}=VALUE for all of them"
                 )
         return mistakes
 
 
-def search_name(family: str, search: int) -> str:
-    """What one of a family's searches is called, ``search`` from 1: ``vit``, ``vit-s2``."""
-    return family if search == 1 else f"{family}-s{search}"
+def search_name(candidate: str, search: int) -> str:
+    """What one of a candidate's searches is called, ``search`` from 1: ``vit``, ``vit-s2``."""
+    return candidate if search == 1 else f"{candidate}-s{search}"
 
 
 def _seed(*parts: Any) -> int:

@@ -3,12 +3,12 @@
 A space maps an axis path (``recipe.learning_rate``) to a domain. Its values are suggested by one
 of three samplers:
 
-``random``  independent draws, each a function of the sweep's seed, the family, the axis and the
+``random``  independent draws, each a function of the sweep's seed, the candidate, the axis and the
             trial's index: more trials extend the list without changing it, and fixing one axis
             leaves the values of the others alone
 ``sobol``   scrambled Sobol points (Owen, 1998): any power of two of them fills every axis evenly
 ``tpe``     the tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; optuna's),
-            asked when a trial starts, by the trials of its family before it
+            asked when a trial starts, by the trials of its candidate before it
 
 All are functions of their arguments: the same seed, and for TPE the same past, give the same draw.
 """
@@ -92,10 +92,10 @@ Axes = Mapping[str, Any]  # axis path -> the value that a trial has of it
 RANGES = {domain.kind: domain for domain in (LogUniform, Uniform)}
 
 
-def sample(space: Space, *, seed: int, index: int, family: str = "") -> Axes:
-    """One value per axis, a function of ``(seed, family, axis, index)`` only."""
+def sample(space: Space, *, seed: int, index: int, candidate: str = "") -> Axes:
+    """One value per axis, a function of ``(seed, candidate, axis, index)`` only."""
     return {
-        path: domain.at(random.Random(f"{seed}/{family}/{path}/{index}").random())
+        path: domain.at(random.Random(f"{seed}/{candidate}/{path}/{index}").random())
         for path, domain in space.items()
     }
 
@@ -218,7 +218,7 @@ def suggest(
     space: Space,
     *,
     seed: int,
-    family: str,
+    candidate: str,
     index: int,
     past: Sequence[Observation] = (),
     startup_trials: int = TPE_STARTUP_TRIALS,
@@ -226,10 +226,10 @@ def suggest(
     """The searched values of trial ``index``: axis path -> value. Only ``tpe`` reads ``past``, once
     ``startup_trials`` of it have ended."""
     if sampler == "random" or not space:
-        return sample(space, seed=seed, index=index, family=family)
+        return sample(space, seed=seed, index=index, candidate=candidate)
     if sampler == "tpe" and sum(trial.ended for trial in past) >= startup_trials:
-        return _tpe(space, past, seed=_seed(seed, family, index))
-    return _sobol(space, index, seed=_seed(seed, family))
+        return _tpe(space, past, seed=_seed(seed, candidate, index))
+    return _sobol(space, index, seed=_seed(seed, candidate))
 
 
 def load() -> None:

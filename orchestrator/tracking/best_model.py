@@ -1,5 +1,5 @@
-"""A family's best model as a folder that others can load, checked against the run, and in MLflow as
-an output of the trial that trained it. Loads mlflow only for the latter.
+"""A candidate's best model as a folder that others can load, checked against the run, and in MLflow
+as an output of the trial that trained it. Loads mlflow only for the latter.
 
 Which model that is, ``compare.winners`` says.
 """
@@ -52,7 +52,7 @@ def checkpoint_of(model: SelectedModel, run_folder: Path) -> Path:
             return place
     raise UserError(
         f"only a checkpoint that is kept can be exported; that of {trial.trial}, epoch "
-        f"{model.epoch}, is gone from {remote or run_folder}. Fix: --family OTHER, or reproduce "
+        f"{model.epoch}, is gone from {remote or run_folder}. Fix: --candidate OTHER, or reproduce "
         "the run"
     )
 
@@ -76,7 +76,7 @@ def write_model(state: State, model: SelectedModel, run_folder: Path, folder: Pa
             temporary,
             checkpoint,
             model.trial.assignment,
-            dataset=state.header.datasets[model.trial.family],
+            dataset=state.header.datasets[model.trial.candidate],
             trained=view.model_facts(state, model),
         )
         temporary.replace(folder)
@@ -118,7 +118,7 @@ def log_model(
     from orchestrator.tracking.client import talking
     from trainables.data.build import prepare
 
-    if view.MODEL_TAG in run.tags:
+    if run.logged_model:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"

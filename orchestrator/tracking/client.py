@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -52,6 +53,7 @@ PERMANENT = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST")
 DATABASE_LIBRARIES = ("sqlalchemy", "alembic")  # their errors come through MLflow as they are
 PROBE_TAG, PROBE_FILE = "orchestrator.probe", "probe.txt"
 MODEL_CODE = "timm_classifier"
+MODEL_ID = re.compile("m-[0-9a-f]{32}")  # as MLflow gives them to logged models
 MODEL_LIBRARIES = ("mlflow", "torch", "timm", "safetensors", "numpy")
 
 
@@ -125,8 +127,16 @@ class MlflowRun:
     def __init__(self, run: entities.Run) -> None:
         self.id, self.status = str(run.info.run_id), str(run.info.status)
         self.tags, self.params = dict(run.data.tags), set(run.data.params)
+        former = self.tags.get(view.FORMER_MODEL_TAG, "")
+        # To be written under today's name before another value takes the former one's place.
+        self.moved_tags = {view.MODEL_TAG: former} if MODEL_ID.fullmatch(former) else {}
         self.has_datasets = bool(run.inputs and run.inputs.dataset_inputs)
         self.artifacts: dict[str, str] = {}
+
+    @property
+    def logged_model(self) -> str | None:
+        """The id of the model that was logged as the run's output."""
+        return self.tags.get(view.MODEL_TAG) or self.moved_tags.get(view.MODEL_TAG)
 
     @property
     def epochs(self) -> int:
@@ -187,6 +197,7 @@ class Client:
     ) -> None:
         """Metrics, and what is new of params and tags: one request, none for nothing."""
         new_params = {k: v for k, v in params.items() if k not in run.params}
+        tags = {**run.moved_tags, **tags}
         new_tags = {k: v for k, v in tags.items() if run.tags.get(k) != v}
         rows = [entities.Metric(*row) for row in metrics]
         if len(rows) > MAX_METRICS:  # several requests
@@ -240,7 +251,8 @@ class Client:
         final metrics. ``example`` is (N, H, W, 3) as the dataset stores images."""
         logged = self._client.create_logged_model(
             self._experiment_id,
-            name=f"{state.header.run}-{model.trial.family}",
+            # MLflow allows no dots here, which runs and candidates may have.
+            name=f"{state.header.run}-{model.trial.candidate}".replace(".", "-"),
             source_run_id=run.id,
             tags=view.model_tags(state, model),
             model_type="classifier",
@@ -279,7 +291,7 @@ class Client:
         the version's number. The version that this model has already is taken again."""
         if not self._client.search_registered_models(f"name = '{name}'"):
             self._client.create_registered_model(name)
-        model_id = run.tags[view.MODEL_TAG]
+        model_id = run.logged_model
         # Not models:/ID: a local store looks that up wherever the process's global URI points.
         source = self._client.get_logged_model(model_id).artifact_location
         versions = self._client.search_model_versions(f"name = '{name}'")

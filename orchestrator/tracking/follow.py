@@ -200,9 +200,9 @@ class Mirror:
             client.put(run, REPORT, page.read_text(encoding="utf-8"))
 
     def _log_best_models(self, client: Client) -> None:
-        """Every family's best model that is not logged yet. What is in the way of one, but an
+        """Every candidate's best model that is not logged yet. What is in the way of one, but an
         outage, must not keep anything from being recorded."""
-        for family, model in best_models(self._state).items():
+        for candidate, model in best_models(self._state).items():
             run = self._runs.get(model.trial.trial)
             if run is None or not model.trial.checkpoint:
                 continue
@@ -211,7 +211,7 @@ class Mirror:
             except Exception as error:
                 if isinstance(error, Outage) and not error.permanent:
                     raise
-                log.warning(f"the best model of {family} is not logged: {one_line(error)}")
+                log.warning(f"the best model of {candidate} is not logged: {one_line(error)}")
 
 
 def follow(

@@ -21,7 +21,8 @@ from orchestrator.wording import NONE, duration, interval, percent
 from trainables.config import stable_hash
 
 RUN_ID_TAG = "orchestrator.run_id"
-MODEL_TAG = "model"  # of a trial's run: the id of its logged model
+MODEL_TAG = "logged_model"  # of a trial's run: the id of its logged model
+FORMER_MODEL_TAG = "model"  # was the same, in stores of before a backbone's name was there
 GEOMETRY = (
     "patch", "stem", "image_size", "tokens", "weights", "pretraining_data", "num_workers",
 )  # fmt: skip
@@ -65,16 +66,20 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
     """
     over = state.stopped or state.closed or interrupted
     backbone = trial.assignment.backbone
-    geometry = state.header.geometry.get(trial.family, {})
-    dataset = state.header.datasets.get(trial.family)
+    geometry = state.header.geometry.get(trial.candidate, {})
+    dataset = state.header.datasets.get(trial.candidate)
+    model = trial.detail.get("model") or backbone.model or geometry.get("model")
     tags = {
         RUN_ID_TAG: run_id(state),
         "mlflow.parentRunId": parent,
         "mlflow.source.name": "orchestrator",
         "sweep": state.header.run,
         "trial": trial.trial,
+        "candidate": trial.candidate,
         "family": trial.family,
-        "backbone": trial.detail.get("model") or backbone.model or geometry.get("model"),
+        "model": model,
+        "weights": backbone.weights,
+        "backbone": model,
         "scale": backbone.scale,
         "dataset": (dataset and dataset.name) or Path(trial.assignment.data.source).stem,
         "winner": trial.winner,
@@ -130,7 +135,7 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     empty while it runs. Without what :func:`speed_metrics` says."""
     if trial.ended_at is None:
         return []
-    curve, probes = curve_of(trial.family, trial), trial.probes
+    curve, probes = curve_of(trial.candidate, trial), trial.probes
     calibration = probes.get("calibration", {})
     speed = convergence(curve) if curve.best else None
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
@@ -184,10 +189,10 @@ def learning_curve(trial: TrialState) -> dict[str, object]:
 def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:
     """The run's datasets, or a trial's, each as the fields of MLflow's ``Dataset``. A final carves
     other validation images, hence has another hash."""
-    sources = {sweep.family: sweep.data.source for sweep in state.spec.sweeps}
+    sources = {sweep.candidate: sweep.data.source for sweep in state.spec.sweeps}
     by_digest = {}
-    for family, info in state.header.datasets.items():
-        if trial is not None and trial.family != family:
+    for candidate, info in state.header.datasets.items():
+        if trial is not None and trial.candidate != candidate:
             continue
         own_hash = trial.detail.get("dataset_hash") if trial else None
         digest = str(own_hash or info.content_hash or "unknown")
@@ -195,7 +200,7 @@ def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, st
             "name": str(info.name),
             "digest": digest,
             "source_type": "local",
-            "source": json.dumps({"uri": str(sources.get(family, info.name))}),
+            "source": json.dumps({"uri": str(sources.get(candidate, info.name))}),
             "profile": json.dumps({"images": info.counts, "skipped": info.skipped}),
         }
     return list(by_digest.values())
@@ -206,12 +211,14 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
     and time once it is on record."""
     header, claim, opened = state.header, state.spec.claim or {}, state.test_opened_at
     datasets = {info.name for info in header.datasets.values()}
+    families = {sweep.candidate: sweep.family for sweep in state.spec.sweeps}
     tags: dict[str, object] = {
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
         "status": run_status(state, running=not (interrupted or state.stopped)),
-        "families": ", ".join(sorted(header.geometry)),
+        "candidates": ", ".join(sorted(header.geometry)),
+        "families": ", ".join(sorted({families.get(name, name) for name in header.geometry})),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,
         "code_version": header.code_version,
@@ -266,11 +273,12 @@ def claim_metrics(state: State) -> list[MetricRow]:
 def model_facts(state: State, model: SelectedModel) -> dict[str, Any]:
     """Where a model comes from and how good it was; unknown values are left out."""
     trial, header = model.trial, state.header
-    dataset = header.datasets[trial.family]
+    dataset = header.datasets[trial.candidate]
     test = trial.outcome.get("test", {}) if trial.stage == "final" else {}
     facts = {
         "run": header.run,
         "trial": trial.trial,
+        "candidate": trial.candidate,
         "family": trial.family,
         "epoch": model.epoch,
         "dataset": dataset.name,
@@ -292,19 +300,21 @@ def model_tags(state: State, model: SelectedModel) -> dict[str, str]:
 
 
 def summary_table(comparison: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The comparison's families as ``log_table`` writes a table: best first, missing is null."""
-    rows = [_summary_row(entry) for entry in comparison["families"]]
+    """The comparison's candidates as ``log_table`` writes a table: best first, missing is null."""
+    families = {entry["label"]: entry["family"] for entry in comparison.get("candidates", ())}
+    rows = [_summary_row(entry, families) for entry in comparison["families"]]
     rows.sort(key=lambda row: -(row["test_top1"] or row["best_val_top1"] or -1.0))
     return {"columns": list(rows[0]) if rows else [], "data": [list(row.values()) for row in rows]}
 
 
-def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _summary_row(entry: Mapping[str, Any], families: Mapping[str, str]) -> dict[str, Any]:
     final, speed = entry["final"] or {}, entry["convergence"] or {}
     test = final.get("test_top1") or {}
     numbers = (final.get("probes") or {}).get("numbers", {})
     same = ("best_val_top1", "best_trial", "backbone", "trials", "finished", "pruned", "failed")
     return {
-        "family": entry["family"],
+        "candidate": entry["family"],
+        "family": families.get(entry["family"], entry["family"]),
         "test_top1": test.get("mean"),
         "test_top1_low": test.get("low"),
         "test_top1_high": test.get("high"),
@@ -322,7 +332,7 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
     """Tags of the run that was compared: its table, and a description unless a user wrote one."""
     if not present.get(NOTE_TAG, SIGNATURE).endswith(SIGNATURE):
         return TABLE_TAG
-    lines = ["family | test accuracy | best validation | trials | device time", "--|--|--|--|--"]
+    lines = ["candidate | test accuracy | best validation | trials | device time", "--|--|--|--|--"]
     for entry in comparison["families"]:
         cells = [
             entry["family"],

@@ -162,7 +162,7 @@ def test_a_stranger_says_what_we_say(
     folders = {}
     for family, trial in chosen.items():
         folders[trial] = str(tmp_path / family)
-        shown, errors = exported(trained, "--to", folders[trial], "--family", family)
+        shown, errors = exported(trained, "--to", folders[trial], "--candidate", family)
         assert shown == folders[trial]
         assert re.search(r"run's own evaluation for (\d+) of \1 images", errors), errors
         assert errors.startswith(f"{trial} at epoch 1")
@@ -222,7 +222,7 @@ def models_of(uri: str, name: str = NAME) -> dict[str, dict[str, str]]:
 
 
 def test_a_damaged_or_missing_checkpoint_is_one_line(trained: Trained, tmp_path: Path) -> None:
-    arguments = [NAME, "--storage", str(trained.folder.parent), "--family", "vit"]
+    arguments = [NAME, "--storage", str(trained.folder.parent), "--candidate", "vit"]
     weights = Path(str(trained.state.trials["vit-0000"].checkpoint)) / "ema.safetensors"
     whole = weights.read_bytes()
     try:

@@ -10,7 +10,9 @@ import time
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from orchestrator.ledger.state import State
 from tests.integration.conftest import NATURAL, Shell
@@ -104,6 +106,54 @@ def test_a_folder_of_pictures_sweeps_without_configuration_within_its_budget(she
     (seen,) = json.loads(out)["runs"]
     assert seen["budget"] == {"unit": "cpu_hours", "amount": 1.0, "spent": entry["device_hours"]}
     assert comparison["families"][0]["best_val_top1"] > 0.6
+
+
+def test_a_tournament_of_timm_models_ends_with_three_candidates(shell: Shell) -> None:
+    weights = shell.cwd / "first.safetensors"
+    model = timm.create_model("test_vit", num_classes=10)
+    save_file(model.state_dict(), weights)
+    code, _, err = shell(
+        "tournament", "timm:test_resnet", "timm:test_vit", f"own.one=timm:test_vit={weights}",
+        "--name", "pool", "--weights", "none", "--trials", "1", "--max-epochs", "1",
+        "--searches", "1", "--final-seeds", "1", "--no-measure",
+        "--set", "own.one.recipe.learning_rate=0.002", "--set", "backbone.image_size=32", *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    labels = ["test_resnet", "test_vit", "own.one"]
+    code, out, _ = shell("compare", "pool", "--json")
+    assert code == 0
+    comparison = json.loads(out)
+    assert [
+        (entry["label"], entry["family"], entry["model"], entry["weights"])
+        for entry in comparison["candidates"]
+    ] == [
+        ("test_resnet", "timm", "test_resnet", "none"),
+        ("test_vit", "timm", "test_vit", "none"),
+        ("own.one", "timm", "test_vit", str(weights)),
+    ]
+    assert all(entry["final"]["test_top1"] for entry in comparison["families"])
+    report = (shell.folder("pool") / "report.html").read_text(encoding="utf-8")
+    assert all(label in report for label in labels)
+    with sqlite3.connect(shell.cwd / "runs" / "mlflow.db") as store:
+        tagged = store.execute(
+            "select c.value, m.value, w.value, count(*) from tags c "
+            "join tags m on c.run_uuid = m.run_uuid and m.key = 'model' "
+            "join tags w on c.run_uuid = w.run_uuid and w.key = 'weights' "
+            "where c.key = 'candidate' group by 1, 2, 3 order by 1"
+        ).fetchall()
+    assert tagged == [
+        ("own.one", "test_vit", str(weights), 2),
+        ("test_resnet", "test_resnet", "none", 2),
+        ("test_vit", "test_vit", "none", 2),
+    ]
+    assert {name for name, _ in mlflow_runs(shell, "pool")} == {
+        *(f"{label}-0000" for label in labels), *(f"{label}-final-00" for label in labels)
+    }  # fmt: skip
+    with sqlite3.connect(shell.cwd / "runs" / "mlflow.db") as store:
+        models = store.execute("select name from logged_models order by name").fetchall()
+    assert models == [("pool-own-one",), ("pool-test_resnet",), ("pool-test_vit",)]
+    code, out, err = shell("export", "pool", "--to", "registry", "--candidate", "own.one")
+    assert (code, out) == (0, "models:/pool@own-one\n"), err
 
 
 @pytest.mark.shared

@@ -162,7 +162,10 @@ def check_recorded(runs: dict[str, Any], name: str) -> None:
     assert best["params"]["tokens"] == "64"
     expected = {
         "sweep": name,
+        "candidate": "vit",
         "family": "vit",
+        "model": "test_vit",
+        "weights": "none",
         "backbone": "test_vit",
         "scale": "tiny",
         "dataset": "digits",
@@ -215,6 +218,20 @@ def test_a_local_database_shows_the_run_and_a_replay_changes_nothing(
 
     follow.sync(storage / "local", database)
     assert shown(database, "local") == first
+
+
+def test_the_logged_model_of_a_store_of_before_keeps_its_id(storage: Path, database: str) -> None:
+    """Its tag was what names the backbone now."""
+    from mlflow.tracking import MlflowClient
+
+    append(storage / "former", [created("former"), *RECORDS])
+    follow.sync(storage / "former", database)
+    run, logged = shown(database, "former")["vit-0000"]["id"], f"m-{'0f' * 16}"
+    MlflowClient(database).set_tag(run, "model", logged)
+    for _ in range(2):
+        follow.sync(storage / "former", database)
+        tags = shown(database, "former")["vit-0000"]["tags"]
+        assert (tags["model"], tags["logged_model"]) == ("test_vit", logged)
 
 
 @pytest.mark.parametrize("cut", [1, 6, 12])

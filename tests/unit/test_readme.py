@@ -55,7 +55,7 @@ def test_every_command_line_parses(arguments: list[str]) -> None:
         assert name in inside.commands
         inside = inside.commands[name]
     context = inside.make_context(name, arguments)
-    targets = context.params.get("target") or context.params.get("family") or ()
+    targets = context.params.get("target") or context.params.get("candidate") or ()
     targets = [targets] if isinstance(targets, str) else list(targets)
     made = [resolve(one) for one in targets if ".py:" not in one] or [family_sweep("vit")]
     assert apply_sets(made, context.params.get("set", ()))

@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from benchmarks import rungs, samplers
+from benchmarks import rungs, samplers, screening
+from benchmarks.common import RESULTS, ROOT
 from orchestrator.compare.winners import winners
 from orchestrator.simulate.run import simulate
 from orchestrator.spec.limits import SchedulerSpec
@@ -122,3 +125,50 @@ def test_samplers_end_with_one_line(
     assert last["less_random"]["alone"]["3"]["sobol"]["mean"] == pytest.approx(
         result["together"]["alone"]["3"]["sobol"]["mean"], abs=1e-4
     )
+
+
+def test_a_simulated_probe_ranks_a_pool_as_well_as_is_said() -> None:
+    def correlation(world: str, number: int) -> float:
+        truth, probe = screening.pool(world, 0.6, np.random.default_rng(number))
+        return float(stats.spearmanr(truth, probe).statistic)
+
+    for world in screening.WORLDS:
+        means = [correlation(world, number) for number in range(300)]
+        assert np.mean(means) == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_longer_list_and_an_audit_cost_the_same() -> None:
+    rows = screening.setting("normal", 0.6, 30)
+    assert [row["audited"] for row in rows] == [0, 4, 9, 18]
+    shares = [row["has_best"]["share"] for row in rows]
+    assert shares == sorted(shares)  # a larger part holds the smaller one
+    assert rows[0]["has_best"] == rows[0]["has_best_at_equal_cost"]
+    assert rows[0]["correlation_error"] is None
+
+
+def test_a_whole_pool_gives_its_own_rank_correlation() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 40))
+    ones = np.ones(40)
+    assert screening.weighted_spearman(a, b, ones) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_the_readme_says_what_the_screening_benchmark_found() -> None:
+    found = json.loads((RESULTS / "screening.json").read_text())
+    shares = found["has_best_at_rank_correlation_0.6"]
+    (audited,) = (
+        row
+        for row in found["settings"]
+        if (row["world"], row["rank_correlation"], row["audit"]) == ("normal", 0.6, 0.2)
+    )
+    (thousand,) = (row for row in found["not_told_apart"] if row["images"] == 1000)
+    wrong = thousand["wrong"]
+    said = " ".join((ROOT / "README.md").read_text().split())
+    for words in (
+        f"five best in {100 * shares['0.0']:.1f} % of simulated pools",
+        f"in {100 * shares['0.2']:.0f} % with an audit of 0.2",
+        f"have it in {100 * audited['has_best_at_equal_cost']['share']:.0f} %",
+        f"an error of {audited['correlation_error']:.2f}",
+        f"{wrong['share'] * wrong['n']:.0f} of {wrong['n']} pools at 1,000 images",
+        f"named {thousand['named']['mean']:.0f} of 45",
+    ):
+        assert words in said

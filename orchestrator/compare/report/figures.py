@@ -22,14 +22,14 @@ from markupsafe import Markup
 from orchestrator.compare.budget import BudgetCurve, spending
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.recipe_axes import Importance, Trials, trials_of
-from orchestrator.compare.runs import Array, Curve, Family, best_trial
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, best_trial
 from orchestrator.wording import axis_name, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Families = Mapping[str, Sequence[Curve]]
-Places = Mapping[str, int]  # a family's place in the order of colours and marks
+Candidates = Mapping[str, Sequence[Curve]]
+Places = Mapping[str, int]  # a candidate's place in the order of colours and marks
 
 INK = "#010203"
 MUTED = "#8b919b"
@@ -72,16 +72,16 @@ STYLE: Any = {
 class Figure:
     """One figure of the report.
 
-    ``name`` begins each id inside ``svg``, whose colours are those of the light page; ``family``
-    is the index of the family whose colour stands before the title. ``data`` is what the template
-    makes the table behind the figure of.
+    ``name`` begins each id inside ``svg``, whose colours are those of the light page; ``candidate``
+    is the index of the candidate whose colour stands before the title. ``data`` is what the
+    template makes the table behind the figure of.
     """
 
     name: str
     title: str
     svg: str
     data: Any
-    family: int | None = None
+    candidate: int | None = None
 
     @property
     def inline(self) -> Markup:
@@ -111,12 +111,12 @@ class Figure:
 
 
 def color(index: int) -> str:
-    """Colour of the family at ``index``; it repeats after eight."""
+    """Colour of the candidate at ``index``; it repeats after eight."""
     return FAMILY[index % len(FAMILY)]
 
 
 def marker(index: int) -> str:
-    """Mark of the family at ``index``; it repeats after eight."""
+    """Mark of the candidate at ``index``; it repeats after eight."""
     return MARKERS[index % len(MARKERS)]
 
 
@@ -136,7 +136,7 @@ def new_plot(
 
 
 def figure_of(
-    axes: Axes, name: str, title: str, label: str, data: Any, *, family: int | None = None
+    axes: Axes, name: str, title: str, label: str, data: Any, *, candidate: int | None = None
 ) -> Figure:
     """What was drawn on ``axes``, inside :func:`new_plot`: no ids but its own, no address,
     ``label`` as its alt text."""
@@ -152,13 +152,13 @@ def figure_of(
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
     text = re.sub(r"font-family: [^;\"]+;?", "", text)
     svg = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
-    return Figure(name=name, title=title, svg=svg, data=data, family=family)
+    return Figure(name=name, title=title, svg=svg, data=data, candidate=candidate)
 
 
 def mean_line(
     axes: Axes, place: int, x: Any, mean: Any, low: Array | None = None, high: Array | None = None
 ) -> None:
-    """Means over ``x`` in the colour of the family at ``place``, their interval shaded."""
+    """Means over ``x`` in the colour of the candidate at ``place``, their interval shaded."""
     mark = marker(place) if len(x) <= FEW_POINTS else ""
     axes.plot(x, mean, f"{mark}-", color=color(place), linewidth=1.8, markersize=4.5)
     if low is not None and high is not None:
@@ -182,7 +182,7 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, low - margin), min(101.0, high + margin)
 
 
-def against_cost(search: Families) -> list[Figure]:
+def against_cost(search: Candidates) -> list[Figure]:
     """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
     from matplotlib.ticker import EngFormatter
 
@@ -195,9 +195,11 @@ def against_cost(search: Families) -> list[Figure]:
         with new_plot() as axes:
             for index, curves in enumerate(search.values()):
                 finished = [(c, c.best[0]) for c in curves if c.status == "finished" and c.best]
-                of_family = [(float(getattr(c, cost)[-1]), best, c) for c, best in finished]
-                trials += of_family
-                marks = [(spent, 100 * best) for spent, best, _ in of_family if np.isfinite(spent)]
+                of_candidate = [(float(getattr(c, cost)[-1]), best, c) for c, best in finished]
+                trials += of_candidate
+                marks = [
+                    (spent, 100 * best) for spent, best, _ in of_candidate if np.isfinite(spent)
+                ]
                 _marks(axes, marks, marker(index), color(index), markersize=5.5, alpha=0.85)
             priced = [(spent, best) for spent, best, _ in trials if np.isfinite(spent)]
             if priced:
@@ -218,7 +220,7 @@ def against_cost(search: Families) -> list[Figure]:
     return figures
 
 
-def _finished_best(search: Families) -> list[float]:
+def _finished_best(search: Candidates) -> list[float]:
     trials = chain(*search.values())
     return [trial.best[0] for trial in trials if trial.status == "finished" and trial.best]
 
@@ -232,8 +234,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def learning_curves(search: Families) -> list[Figure]:
-    """A figure a family, all on the same axes; families without a reported epoch are left out."""
+def learning_curves(search: Candidates) -> list[Figure]:
+    """A figure a candidate, all on the same axes; candidates without a reported epoch are left
+    out."""
     reported = [c for curves in search.values() for c in curves if c.epoch.size]
     values = [value for c in reported for value in c.val_top1.tolist() if np.isfinite(value)]
     limits, epochs = share_limits(values), max((int(c.epoch[-1]) for c in reported), default=0)
@@ -277,11 +280,11 @@ def _curves(
         axes.set(xlim=(0.5, epochs + 0.5), ylim=limits, xlabel="epoch")
         axes.set_ylabel("validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        family, states = curves[0].family, [curve.status for curve in curves]
+        candidate, states = curves[0].candidate, [curve.status for curve in curves]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        label = f"Learning curves of {family}: validation accuracy by epoch of {counts} trials"
+        label = f"Learning curves of {candidate}: validation accuracy by epoch of {counts} trials"
         data = sorted(curves, key=lambda c: (c.status != "finished", -(c.best or (-1, 0))[0]))
-        return figure_of(axes, f"curve-{index}", family, label, data, family=index)
+        return figure_of(axes, f"curve-{index}", candidate, label, data, candidate=index)
 
 
 def _lines(axes: Axes, lines: Sequence[tuple[Array, Array]], **style: Any) -> None:
@@ -305,8 +308,8 @@ def _ends(curves: Sequence[Curve], status: str) -> list[tuple[float, float]]:
     return [(curve.epoch[-1], 100 * curve.val_top1[-1]) for curve in ended]
 
 
-def best_so_far(search: Families) -> list[Figure]:
-    """Best finished accuracy against what a family had spent, one step line a family."""
+def best_so_far(search: Candidates) -> list[Figure]:
+    """Best finished accuracy against what a candidate had spent, one step line a candidate."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figures = []
@@ -315,7 +318,9 @@ def best_so_far(search: Families) -> list[Figure]:
         ("device_seconds", "By device time", "device seconds spent"),
         ("flops", "By FLOPs", "FLOPs spent"),
     ):
-        steps = {family: changes(*spending(curves, unit)) for family, curves in search.items()}
+        steps = {
+            candidate: changes(*spending(curves, unit)) for candidate, curves in search.items()
+        }
         with new_plot() as axes:
             for index, (spent, best) in enumerate(steps.values()):
                 _marked_end(axes, index, spent, best, linewidth=1.8, drawstyle="steps-post")
@@ -331,7 +336,7 @@ def best_so_far(search: Families) -> list[Figure]:
 
 
 def _marked_end(axes: Axes, index: int, x: Array, shares: Array, **style: Any) -> None:
-    """A family's line in percent, its mark at the end."""
+    """A candidate's line in percent, its mark at the end."""
     axes.plot(x, 100 * shares, color=color(index), **style)
     axes.plot(x[-1:], 100 * shares[-1:], marker(index), color=color(index), markersize=5.5)
 
@@ -346,14 +351,14 @@ def changes(spent: Array, best: Array) -> tuple[Array, Array]:
 
 
 def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
-    """Each family's expected best with its band; cut off where the bands are widest."""
+    """Each candidate's expected best with its band; cut off where the bands are widest."""
     ends = [float(edge[-1]) for curve in curves for edge in (curve.low, curve.high)]
     limits = share_limits([*ends, *[v for c in curves for v in c.expected_best.tolist()]])
     return [_banded(curve, places[curve.family], limits) for curve in curves]
 
 
 def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figure:
-    """One family's expected best and its band against trials, device seconds on top."""
+    """One candidate's expected best and its band against trials, device seconds on top."""
     from matplotlib.ticker import MaxNLocator
 
     ink, x, low, high = color(index), curve.trials, 100 * curve.low, 100 * curve.high
@@ -371,13 +376,13 @@ def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figu
             top = axes.secondary_xaxis("top", functions=(lambda k: k * price, lambda s: s / price))
             top.xaxis.set_major_locator(MaxNLocator(4))
             top.set_xlabel("device seconds")
-        name, family = f"expected-{index}", curve.family
-        label = f"Expected best of {family} against trials, with its 95 % band"
-        return figure_of(axes, name, family, label, [(curve, x)], family=index)
+        name, candidate = f"expected-{index}", curve.family
+        label = f"Expected best of {candidate} against trials, with its 95 % band"
+        return figure_of(axes, name, candidate, label, [(curve, x)], candidate=index)
 
 
 def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
-    """The lines of several families alone, to be compared; nothing for one family."""
+    """The lines of several candidates alone, to be compared; nothing for one candidate."""
     from matplotlib.ticker import EngFormatter
 
     if len(curves) < 2:
@@ -400,20 +405,20 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
             axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
             if unit == "flops":
                 axes.xaxis.set_major_formatter(EngFormatter())
-            label = f"Expected best validation accuracy of every family against {what}"
+            label = f"Expected best validation accuracy of every candidate against {what}"
             figures.append(figure_of(axes, f"expected-{unit}", title, label, data))
     return figures
 
 
 def recipe_figures(
-    families: Sequence[Family], comparison: Comparison
+    candidates: Sequence[CandidateTrials], comparison: Comparison
 ) -> tuple[list[Figure], list[Figure]]:
-    """For each family with known importance its bars, and its trials across the axes."""
+    """For each candidate with known importance its bars, and its trials across the axes."""
     important = {entry.family: entry for entry in comparison.importance}
     limits = 0.0, max([10.0, *(100 * a.high for e in important.values() for a in e.axes)])
     importances, across = [], []
-    for index, family in enumerate(families):
-        trials, entry = trials_of(family), important.get(family.label)
+    for index, candidate in enumerate(candidates):
+        trials, entry = trials_of(candidate), important.get(candidate.label)
         if entry is None or trials is None:
             continue
         importances.append(_importance(entry, index, limits))
@@ -435,7 +440,7 @@ def _importance(entry: Importance, index: int, limits: tuple[float, float]) -> F
         shares = [f"{axis_name(axis.axis)} {100 * axis.share:.0f} %" for axis in entry.axes]
         title = f"{entry.family}, at full length"
         label = f"Importance of recipe axes: {', '.join(shares)}"
-        return figure_of(axes, f"axes-{index}", title, label, entry, family=index)
+        return figure_of(axes, f"axes-{index}", title, label, entry, candidate=index)
 
 
 def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
@@ -445,7 +450,7 @@ def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
     heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(values)]
     lines = np.column_stack(heights)  # (N, axes + 1)
     places, ranked = np.arange(lines.shape[1]), _shown(values)
-    family, after = trials.curves[0].family, "at full length"
+    candidate, after = trials.curves[0].candidate, "at full length"
     with new_plot(size=(4.1, 3.3), grid=None) as axes:
         axes.spines[["left", "bottom"]].set_visible(False)
         for part in np.array_split(np.arange(len(ranked)), min(8, len(ranked))):
@@ -467,10 +472,10 @@ def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
         names = [*map(axis_name, order), "accuracy"]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-        label = f"{len(ranked)} trials of {family} across {', '.join(names)}, {after}"
+        label = f"{len(ranked)} trials of {candidate} across {', '.join(names)}, {after}"
         by_value = sorted(zip(values, trials.curves, strict=True), key=lambda p: -p[0])
-        name, title, data = f"lines-{index}", f"{family}, {after}", (order, by_value)
-        return figure_of(axes, name, title, label, data, family=index)
+        name, title, data = f"lines-{index}", f"{candidate}, {after}", (order, by_value)
+        return figure_of(axes, name, title, label, data, candidate=index)
 
 
 def _shown(values: Array) -> Array:

@@ -1,6 +1,6 @@
 """The report people open: one HTML file that needs nothing but itself, and its figures as files.
 
-In order: the answer in two sentences, families, finals, accuracy against cost, learning curves,
+In order: the answer in two sentences, candidates, finals, accuracy against cost, learning curves,
 curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
 failures, the images, what differed between the arms, how to reproduce. What a section says is in
 ``templates/``, one file a section; here is what the templates are given, and :func:`read_report`,
@@ -32,6 +32,7 @@ from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.statistics import POWER
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
+from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
@@ -42,7 +43,7 @@ TABLE_ROWS = 1000
 WRAP = 40  # characters beyond which a column wraps
 # id -> label in the navigation; a claim's grid of trials has no use for those of a search.
 SECTIONS = {
-    "claim": "The claim", "families": "Families", "finals": "Finals",
+    "claim": "The claim", "families": "Candidates", "finals": "Finals",
     "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
     "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
     "failures": "Failures", "data": "Data", "differences": "What differed",
@@ -75,8 +76,8 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
 def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     """The report's figures by the row of the page that they stand in."""
-    families = collect(comparison.runs)
-    search = {family.label: family.search for family in families}
+    candidates = collect(comparison.runs)
+    search = {candidate.label: candidate.search for candidate in candidates}
     claims = _claims(comparison)
     made = {
         name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
@@ -85,13 +86,13 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     made["curves"] = figures.learning_curves(search)
     if comparison.claims:
         return made
-    places = {family: index for index, family in enumerate(search)}
+    places = {candidate: index for index, candidate in enumerate(search)}
     if curves := comparison.curves_over_budget:
         made["expected"] = figures.expected_best(curves, places)
         made["together"] = figures.expected_together(curves, places)
         made["spent"] = figures.best_so_far(search)
     if comparison.importance:
-        made["importance"], made["lines"] = figures.recipe_figures(families, comparison)
+        made["importance"], made["lines"] = figures.recipe_figures(candidates, comparison)
     made["probes"] = seed_figures.probe_figures(_pooled(comparison), places)
     return made
 
@@ -106,9 +107,9 @@ def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
 
 
 def _pooled(comparison: Comparison) -> dict[str, PooledProbes]:
-    """The pooled probes of each family whose finals were probed."""
+    """The pooled probes of each candidate whose finals were probed."""
     finals = {e.family: e.final.probes for e in comparison.families if e.final}
-    return {family: probes for family, probes in finals.items() if probes}
+    return {candidate: probes for candidate, probes in finals.items() if probes}
 
 
 def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
@@ -301,7 +302,10 @@ def command(run: RunData) -> str:
     else:
         compares = len(spec.sweeps) > 1  # then its defaults are others
         words = ["tournament" if compares else "sweep"]
-        words += [sweep.family for sweep in spec.sweeps]
+        weights = first.backbone.weights
+        words += [
+            str(Candidate.of(sweep.backbone, sweep.label, weights=weights)) for sweep in spec.sweeps
+        ]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
             "searches": spec.searches if compares or spec.searches > 1 else None,
@@ -320,6 +324,11 @@ def command(run: RunData) -> str:
             ["--set", f"scheduler.{name}={value}"]
             for name in ("kind", "sampler", "noise_rule")
             if (value := getattr(scheduler, name)) != getattr(usual, name)
+        ]
+        others += [
+            ["--set", f"{sweep.candidate}.backbone.scale={sweep.backbone.scale}"]
+            for sweep in spec.sweeps
+            if sweep.family != "timm" and sweep.backbone.scale != first.backbone.scale
         ]
         if scheduler.grace_epochs != default_grace(spec.sweeps):
             others.append(["--set", f"scheduler.grace_epochs={scheduler.grace_epochs}"])

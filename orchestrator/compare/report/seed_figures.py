@@ -1,5 +1,5 @@
 """Figures of means over seeds: a claim's effects against the smallest that would matter and what
-it measured, then the probes of the final models, one line or bar a family.
+it measured, then the probes of the final models, one line or bar a candidate.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ def _lines(diagram: Values, name: str) -> Figure:
 
 
 def probe_figures(pooled: Mapping[str, PooledProbes], places: Places) -> list[Figure]:
-    """A figure for each probe that a family has; ``pooled`` are by family."""
+    """A figure for each probe that a candidate has; ``pooled`` are by candidate."""
     drawn = []
     for series, steps, title, what in BY_STEP:
         if having := {f: probes for f, probes in pooled.items() if series in probes.series}:
             drawn.append(_by_step(having, places, series, steps, title, what))
     series_of = {f: p.series[DISTANCE].mean for f, p in pooled.items() if DISTANCE in p.series}
-    if distances := {family: mean for family, mean in series_of.items() if mean.ndim == 2}:
+    if distances := {candidate: mean for candidate, mean in series_of.items() if mean.ndim == 2}:
         drawn.append(_attention(distances, places))
     if bins := {f: probes.reliability for f, probes in pooled.items() if probes.reliability}:
         drawn.append(_reliability(bins, places))
@@ -155,15 +155,15 @@ def _by_step(
     """A share against what was done to the image: offset in pixels, hidden share in percent."""
     shown: dict[str, tuple[list[float], list[float]]] = {}
     with figures.new_plot() as axes:
-        for family, probes in pooled.items():
+        for candidate, probes in pooled.items():
             curve = probes.series[series]
             x = _steps(probes.facts.get(steps), len(curve.mean), percent="shares" in steps)
             low, high = (
                 None if edge is None else 100 * np.clip(edge, 0, 1)
                 for edge in (curve.low, curve.high)
             )
-            figures.mean_line(axes, places[family], x, 100 * curve.mean, low, high)
-            shown[family] = x, curve.mean.tolist()
+            figures.mean_line(axes, places[candidate], x, 100 * curve.mean, low, high)
+            shown[candidate] = x, curve.mean.tolist()
         limits = figures.share_limits([share for _, mean in shown.values() for share in mean])
         axes.set(ylim=limits, xlabel=what[0], ylabel=what[1])
         name, label = title.split()[0].lower(), f"{what[1]} against {what[0]}: {', '.join(pooled)}"
@@ -180,12 +180,12 @@ def _steps(asked: Any, n: int, *, percent: bool) -> list[float]:
 def _attention(heads: Mapping[str, Array], places: Places) -> Figure:
     """Mean attention distance by layer: a dot a head, the line their mean.
 
-    ``heads``: for each family pixels by layer and head, shape (layers, heads).
+    ``heads``: for each candidate pixels by layer and head, shape (layers, heads).
     """
     with figures.new_plot() as axes:
-        for family, mean in heads.items():
-            layers, mark = np.arange(1, len(mean) + 1), figures.marker(places[family])
-            ink, of_head = figures.color(places[family]), np.repeat(layers, mean.shape[1])
+        for candidate, mean in heads.items():
+            layers, mark = np.arange(1, len(mean) + 1), figures.marker(places[candidate])
+            ink, of_head = figures.color(places[candidate]), np.repeat(layers, mean.shape[1])
             axes.plot(of_head, mean.ravel(), mark, color=ink, alpha=0.45, markersize=3.5,
                       linestyle="none")  # fmt: skip
             axes.plot(layers, mean.mean(axis=1), color=ink, linewidth=1.8)
@@ -199,23 +199,25 @@ def _reliability(bins: Mapping[str, Sequence[ReliabilityBin]], places: Places) -
     """Accuracy against confidence; on the diagonal a model is as sure as it is right."""
     with figures.new_plot() as axes:
         axes.plot([0, 100], [0, 100], color=figures.MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
-        for family, entries in bins.items():
+        for candidate, entries in bins.items():
             x = [100 * entry.confidence for entry in entries]
-            figures.mean_line(axes, places[family], x, [100 * entry.accuracy for entry in entries])
+            figures.mean_line(
+                axes, places[candidate], x, [100 * entry.accuracy for entry in entries]
+            )
         axes.set(xlim=(0, 101), ylim=(0, 101), xlabel="confidence, %", ylabel="accuracy, %")
         label = f"Accuracy against confidence: {', '.join(bins)}"
         return figures.figure_of(axes, "probe-calibration", "Calibration", label, bins)
 
 
 def _latency(values: Mapping[str, MeanInterval], places: Places) -> Figure:
-    """Milliseconds for one image, a bar a family, with the interval over models or rounds."""
+    """Milliseconds for one image, a bar a candidate, with the interval over models or rounds."""
     upwards = list(values)[::-1]
-    names = [family if len(family) <= 16 else f"{family[:15]}…" for family in upwards]
-    colors = [figures.color(places[family]) for family in upwards]
-    means = [values[family].mean for family in upwards]
+    names = [candidate if len(candidate) <= 16 else f"{candidate[:15]}…" for candidate in upwards]
+    colors = [figures.color(places[candidate]) for candidate in upwards]
+    means = [values[candidate].mean for candidate in upwards]
     ends = [
         (one.mean, one.mean) if one.low is None or one.high is None else (max(0, one.low), one.high)
-        for one in (values[family] for family in upwards)
+        for one in (values[candidate] for candidate in upwards)
     ]
     with figures.new_plot(size=(4.1, 1.2 + 0.35 * len(values)), grid="x") as axes:
         figures.bars(axes, names, means, ends, colors)

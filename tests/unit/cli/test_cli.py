@@ -198,7 +198,7 @@ def test_the_plan_of_several_families_is_that_of_their_tournament(run: Run) -> N
     _, told, _ = run("plan", "vit", "resnet", "--no-measure")
     _, asked, _ = run("tournament", "vit", "resnet", *QUICK)
     assert told == asked
-    assert "searches  4 for each family" in told
+    assert "searches  4 for each candidate" in told
     assert "finals    136 epochs more" in told
     _, without, _ = run("tournament", "vit", "resnet", "--final-seeds", "0", *QUICK)
     assert "finals" not in without

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orchestrator.compare.budget import best_of, budget_curve, budgets, cdf_bounds, expected_best
-from orchestrator.compare.runs import Family, collect, load
+from orchestrator.compare.runs import CandidateTrials, collect, load
 from orchestrator.spec.spaces import WarmStart
 from tests.unit.compare.compare_runs import RunFolder, compared
 
@@ -209,7 +209,7 @@ def test_an_unfinished_search_promises_nothing(tmp_path: Path, audited: int | No
     assert (made["valid"], made["why"]) == (False, "trials still run")
 
 
-def family_of(folder: Path, *, trials: int = 12) -> Family:
+def family_of(folder: Path, *, trials: int = 12) -> CandidateTrials:
     run = RunFolder(folder, ("vit",))
     for index in range(trials):
         run.trial("vit", [0.5 + 0.01 * index])

@@ -22,7 +22,7 @@ from orchestrator.compare.recipe_axes import (
     learning_rate_fit,
     trials_of,
 )
-from orchestrator.compare.runs import Family, collect, load
+from orchestrator.compare.runs import CandidateTrials, collect, load
 from orchestrator.spec.spaces import sample
 from tests.unit.compare.compare_runs import RunFolder, compared, shown
 
@@ -170,14 +170,14 @@ def test_chance_of_a_pile_is_the_hypergeometric_one(
     assert _at_least(there, drawn, top, total) == pytest.approx(expected)
 
 
-def searched(folder: Path, *, trials: int = 24) -> Family:
+def searched(folder: Path, *, trials: int = 24) -> CandidateTrials:
     run = RunFolder(folder, ("vit",))
     for index in range(trials):
         run.trial("vit", [0.5 + 0.01 * index], learning_rate=1e-3)
     return collect([load(run.close())])[0]
 
 
-def redrawn(family: Family, seed: int, rank: Any = None) -> Family:
+def redrawn(family: CandidateTrials, seed: int, rank: Any = None) -> CandidateTrials:
     """Other recipes of its space; after ``rank``, the recipes are handed out from the worst to the
     best trial."""
     drawn = [sample(family.space, seed=seed, index=index) for index in range(len(family.curves))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.cli.main import group
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.figures import FAMILY, changes, pareto
 from orchestrator.compare.report.page import command, read_report, report_html
 from orchestrator.compare.runs import load
+from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.wording import duration
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
@@ -187,7 +190,7 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
             run.final(family, draw.random(500) < accuracy, seed=seed)
     said = "".join(Page(report(run.close())).text).replace("\u00a0", " ")
     assert "this recipe of vit better than this recipe of resnet" in said
-    assert "the two winners' recipes, not the families" in said
+    assert "the two winners' recipes, not the candidates" in said
     assert "n = 3" in said
     assert "smallest detectable" in said
 
@@ -300,6 +303,24 @@ def test_the_command_asks_for_finals_audit_and_scheduler(tmp_path: Path) -> None
         "--final-seeds 3 --audit 0.1 --workers 2 --set scheduler.kind=pasha "
         "--set scheduler.grace_epochs=1"
     )
+
+
+def test_the_command_names_the_candidates_as_they_were_typed(tmp_path: Path) -> None:
+    typed = ["timm:resnet18", "vit", "timm:resnet26=a b.safetensors", "own=timm:resnet18=hub",
+             "wide=vit"]  # fmt: skip
+    options = RunOptions(weights="none", searches=3, set=("wide.backbone.scale=base",))
+    spec = spec_of(typed, options, compares=True)
+    run = load(RunFolder(tmp_path / "pool", ("vit",)).close())
+    made = replace(run, state=replace(run.state, header=replace(run.header, spec=spec)))
+    program, name, *arguments = shlex.split(command(made))
+    assert (program, name, arguments[:5]) == ("orchestrator", "tournament", typed)
+    again = group.commands[name].make_context(name, arguments).params
+    chosen = RunOptions(**{key: again[key] for key in ("weights", "searches", "set")})
+    assert spec_of(again["target"], chosen, compares=True).hash() == spec.hash()
+    # one of before there were labels
+    old = replace(spec, sweeps=(replace(spec.sweeps[0], label=None),))
+    made = replace(run, state=replace(run.state, header=replace(run.header, spec=old)))
+    assert command(made).startswith("orchestrator sweep timm=timm:resnet18 --name pool")
 
 
 def test_a_hostile_spec_comes_back_unchanged(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def test_without_finals_the_best_finished_search_trial_at_its_best_epoch(tmp_pat
 
     choice = select_model(state)
     assert (choice.trial.trial, choice.epoch, choice.val_top1) == ("resnet-0000", 2, 0.8)
-    assert "finished search trials of resnet on validation, 0.8000, and of 2 families" in choice.why
+    assert (
+        "finished search trials of resnet on validation, 0.8000, and of 2 candidates" in choice.why
+    )
     assert select_model(state, "vit").val_top1 == 0.75
 
 
@@ -50,7 +52,7 @@ def test_among_finals_the_test_split_has_no_say(tmp_path: Path) -> None:
     # vit's mean at the last epoch is 0.77, resnet's 0.75, for all its better tests and best final
     assert (choice.trial.family, choice.epoch, choice.val_top1) == ("vit", 2, 0.78)
     assert choice.trial.stage == "final"
-    assert "vit has the best mean of 2 families" in choice.why
+    assert "vit has the best mean of 2 candidates" in choice.why
     assert model_facts(state, choice)["test_top1"] == 0.20
     resnet = select_model(state, "resnet")
     assert (resnet.val_top1, resnet.epoch) == (0.80, 2)

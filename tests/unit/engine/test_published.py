@@ -21,7 +21,7 @@ def raced(kind: str, published: str | None) -> tuple[Scheduler, Decisions]:
     trials = {
         name: TrialState(
             trial=name,
-            family="vit",
+            candidate="vit",
             assignment=Assignment(trial_id=name, backbone=BackboneSpec(family="vit"), epochs=9),
             published=START if name == published else None,
         )

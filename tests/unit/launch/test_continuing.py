@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,28 @@ def test_what_the_command_sets_counts(storage: Path) -> None:
 def test_other_families_or_another_name_have_todays_defaults(storage: Path) -> None:
     assert asked_again(storage, ("resnet", "vit")).defaults == DEFAULTS_VERSION
     assert asked_again(storage, name="other").defaults == DEFAULTS_VERSION
+
+
+@pytest.mark.parametrize("defaults", [1, DEFAULTS_VERSION])
+def test_a_timm_model_keeps_the_label_that_runs_of_before_gave_it(
+    tmp_path: Path, defaults: int
+) -> None:
+    """It was labelled timm, whatever the model: then a run had one at most."""
+    command: dict[str, Any] = {"storage": str(tmp_path), "set": ("resnet18.recipe.mixup=0.3",)}
+    typed, _ = asked("tournament", ("vit", "timm:resnet18"), **command)
+    vit, resnet = typed.sweeps
+    assert resnet.candidate == "resnet18"
+    began = replace(typed, sweeps=(vit, replace(resnet, label=None)), defaults=defaults)
+    typed.folder.mkdir()
+    session.begin(began, typed.folder, "s", datasets={}, geometry={}, forecast=None)
+    again, _ = asked("tournament", ("vit", "timm:resnet18"), **command)
+    assert diff(began, again) == []
+    assert again.sweeps[1].trial_name(0) == "timm-0000"
+    assert state_of(typed.folder).trials.keys() == again.trial_names()
+    other, _ = asked("tournament", ("vit", "timm:resnet26"), name=typed.name, **{
+        **command, "set": ()
+    })  # fmt: skip
+    assert other.sweeps[1].candidate == "resnet26"
 
 
 @dataclass(frozen=True, kw_only=True)

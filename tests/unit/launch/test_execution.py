@@ -13,7 +13,7 @@ from orchestrator.launch import forecast
 from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import images_per_epoch, measure_steps, measured
 from orchestrator.launch.options import asked
-from orchestrator.ledger.state import FamilyForecast
+from orchestrator.ledger.state import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
@@ -130,7 +130,7 @@ def test_a_run_that_began_keeps_its_decision(tmp_path: Path) -> None:
     spec = replace(plain, name="r", storage=str(tmp_path), sweeps=sweeps)
     begun = replace(spec, sweeps=tuple(replace(sweep, compile_pays=True) for sweep in sweeps))
     simulate(begun, WORLDS["null"], begun.folder, slots=2)
-    slow = FamilyForecast.from_dict(
+    slow = CandidateForecast.from_dict(
         {**STEP, "basis": "", "epoch_seconds": 1.0, "compile_seconds": 9.0,
          "compile_saves_seconds": 1.0}
     )  # fmt: skip

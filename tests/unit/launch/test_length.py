@@ -27,7 +27,7 @@ from orchestrator.launch.length import (
 from orchestrator.launch.options import DEMO, asked
 from orchestrator.launch.prepare import plan_of, plan_text, prepare
 from orchestrator.ledger import session
-from orchestrator.ledger.state import FamilyForecast
+from orchestrator.ledger.state import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS
 from orchestrator.spec.limits import MEASURED
@@ -35,7 +35,7 @@ from orchestrator.spec.named_sweeps import apply_set, family_sweep
 from orchestrator.spec.run import RunSpec, diff
 from trainables.config import DatasetFacts
 
-COST = FamilyForecast(
+COST = CandidateForecast(
     basis=MEASURED, epoch_seconds=2.0, checkpoint_bytes=1, params_m=0.1, gflops_per_image=0.01
 )
 

@@ -22,7 +22,7 @@ from orchestrator.launch.forecast import (
     prices_by_side,
 )
 from orchestrator.launch.prepare import plan, plan_text
-from orchestrator.ledger.state import FamilyForecast, Forecast
+from orchestrator.ledger.state import CandidateForecast, Forecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
 from orchestrator.spec.run import RunSpec, SweepSpec
@@ -99,9 +99,9 @@ def test_the_rest_of_many_trials_is_what_all_of_them_are_expected_to_train(audit
     assert expected_rest(scheduler, 9) == 0
 
 
-def cost(**changed: Any) -> FamilyForecast:
+def cost(**changed: Any) -> CandidateForecast:
     """2 s an epoch, 1 s to build a trial, 1 MB a checkpoint."""
-    made = FamilyForecast(
+    made = CandidateForecast(
         basis=MEASURED,
         epoch_seconds=2.0,
         setup_seconds=1.0,

@@ -99,7 +99,7 @@ def test_a_run_that_was_begun_keeps_what_it_was_begun_with(tmp_path: Path, earli
 
 
 def test_all_families_or_none(tmp_path: Path, earlier: State) -> None:
-    other = spec_in(tmp_path, "later", families=("resnet", "convnext"))
+    other = spec_in(tmp_path, "later", candidates=("resnet", "convnext"))
     with pytest.raises(UserError, match=r"finished trial of convnext.*earlier has none among 0"):
         warm_started(other, ["earlier"])
     narrow = {"recipe.learning_rate": LogUniform(1e-9, 1e-8)}
@@ -111,6 +111,24 @@ def test_all_families_or_none(tmp_path: Path, earlier: State) -> None:
     fixed = replace(spec, sweeps=tuple(replace(sweep, space={}) for sweep in spec.sweeps))
     with pytest.raises(UserError, match="--from needs axes that are searched"):
         warm_started(fixed, ["earlier"])
+
+
+def test_recipes_are_of_the_same_candidate_where_it_took_part_else_of_its_family(
+    tmp_path: Path,
+) -> None:
+    before = simulated(spec_in(tmp_path, "before", candidates=("a_model", "b_model"))).state
+
+    def drawn(*names: str) -> list[object]:
+        trials = before.trials.values()
+        return [trial.axes for trial in trials if trial.candidate in names]
+
+    run = spec_in(tmp_path, "later", candidates=("b_model", "c_model"))
+    own, new = (s.warm_start for s in warm_started(run, ["before"]).sweeps)
+    assert own is not None
+    assert new is not None
+    assert all(recipe in drawn("b_model") for recipe in own.recipes)
+    assert all(recipe in drawn("a_model", "b_model") for recipe in new.recipes)
+    assert own.recipes != new.recipes
 
 
 def test_a_run_that_does_not_exist_is_answered_with_the_near_names(

@@ -20,7 +20,7 @@ from orchestrator.ledger.state import Forecast, Record, State, apply, replay
 from orchestrator.ops.status import (
     HEARTBEAT_S,
     REDRAW_S,
-    FamilyView,
+    CandidateView,
     LedgerFollower,
     RunView,
     TimeToGo,
@@ -86,7 +86,7 @@ def state(folder: Path, asked: RunSpec | None = None) -> State:
     return replay(read(written(folder, asked)))
 
 
-def family(run: RunView, name: str) -> FamilyView:
+def family(run: RunView, name: str) -> CandidateView:
     return next(one for one in run.families if one.family == name)
 
 
@@ -108,7 +108,7 @@ def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
     assert list(plain) == [
         "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
         "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
-        "eta_seconds",
+        "eta_seconds", "screen",
     ]  # fmt: skip
     assert list(plain["families"][0]) == [
         "family", "trials", "queued", "running", "finished", "pruned", "failed", "preemptions",

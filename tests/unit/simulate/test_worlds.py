@@ -18,7 +18,7 @@ LONG = SchedulerSpec(kind="none", max_epochs=27)
 
 
 def assignments(count: int, *families: str, seed: int = 0) -> list[Assignment]:
-    spec = tournament(families=families or (A,), trials=count, scheduler=LONG, seed=seed)
+    spec = tournament(candidates=families or (A,), trials=count, scheduler=LONG, seed=seed)
     return [sweep.assignment(index) for sweep in spec.sweeps for index in range(count)]
 
 
@@ -92,7 +92,7 @@ def test_the_share_of_trainings_that_diverge_is_the_one_given() -> None:
 
 
 def test_slots_work_at_the_same_time(tmp_path: Path) -> None:
-    spec = tournament(searches=1, families=(A,), trials=8, scheduler=LONG, final_seeds=0)
+    spec = tournament(searches=1, candidates=(A,), trials=8, scheduler=LONG, final_seeds=0)
     run = simulate(spec, WORLDS["null"], tmp_path, slots=4)
     alone = sum(
         report.metrics["train_seconds"] / 0.9

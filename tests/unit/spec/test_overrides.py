@@ -221,13 +221,30 @@ def test_a_searched_optimizer_needs_learning_rates_of_its_own() -> None:
     assert made.space["recipe.optimizer"] == Choice(("adamw", "sgd"))
 
 
-def test_a_family_prefix_reaches_one_family_of_a_run() -> None:
+def test_a_label_before_the_path_reaches_one_candidate_of_a_run() -> None:
     both = [family_sweep("resnet"), family_sweep("vit")]
     resnet, vit = apply_sets(both, ["vit.backbone.patch=8", "recipe.mixup=0.1"])
     assert (resnet.backbone.patch, vit.backbone.patch) == (None, 8)
     assert resnet.recipe.mixup == vit.recipe.mixup == 0.1
-    with pytest.raises(UserError, match=r"hybrid\.backbone\.patch"):
+    with pytest.raises(UserError, match=r"got 'hybrid'; valid: resnet, vit\. Fix: --set resnet\."):
         apply_sets(both, ["hybrid.backbone.patch=8"])
+
+
+def test_what_one_candidate_is_given_holds_over_what_all_are_whatever_comes_first() -> None:
+    both = [family_sweep("resnet"), family_sweep("vit")]
+    own, general = "vit.recipe.mixup=0.3", "recipe.mixup=0.1"
+    for texts in ([own, general], [general, own]):
+        resnet, vit = apply_sets(both, texts)
+        assert (resnet.recipe.mixup, vit.recipe.mixup) == (0.1, 0.3)
+
+
+def test_labels_with_dots_and_one_that_begins_another_are_told_apart() -> None:
+    models = ("resnet18", "resnet18.a1_in1k")
+    both = [family_sweep("timm", model=model) for model in models]
+    plain, tagged = apply_sets(
+        both, ["resnet18.recipe.mixup=0.1", "resnet18.a1_in1k.recipe.mixup=0.2"]
+    )
+    assert (plain.recipe.mixup, tagged.recipe.mixup) == (0.1, 0.2)
 
 
 def test_every_recipe_axis_has_a_type_that_set_understands() -> None:

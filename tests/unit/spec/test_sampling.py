@@ -47,7 +47,7 @@ SPACE: dict[str, Domain] = {
 
 
 def sobol(seed: int, index: int, family: str = "vit") -> dict[str, Any]:
-    return suggest("sobol", SPACE, seed=seed, family=family, index=index)
+    return suggest("sobol", SPACE, seed=seed, candidate=family, index=index)
 
 
 @settings(max_examples=30, deadline=None)
@@ -99,7 +99,7 @@ def height(axes: dict[str, Any]) -> float:
 def best_of(sampler: str, seed: int, trials: int = 40) -> float:
     past: list[Observation] = []
     for index in range(trials):
-        axes = suggest(sampler, PLANE, seed=seed, family="vit", index=index, past=past)
+        axes = suggest(sampler, PLANE, seed=seed, candidate="vit", index=index, past=past)
         past.append(Observation(axes=axes, values={1: height(axes)}, status="finished"))
     return max(trial.values[1] for trial in past)
 
@@ -113,7 +113,9 @@ def test_tpe_finds_a_better_best_of_forty_than_random_draws() -> None:
 
 
 def some_past(status: str = "finished", count: int = TPE_STARTUP_TRIALS) -> list[Observation]:
-    drawn = [suggest("random", SPACE, seed=3, family="vit", index=index) for index in range(count)]
+    drawn = [
+        suggest("random", SPACE, seed=3, candidate="vit", index=index) for index in range(count)
+    ]
     return [
         Observation(axes=one, values={1: index / 100}, status=status)
         for index, one in enumerate(drawn)
@@ -123,10 +125,10 @@ def some_past(status: str = "finished", count: int = TPE_STARTUP_TRIALS) -> list
 @pytest.mark.parametrize("status", ["finished", "pruned", "failed"])
 def test_tpe_is_a_function_of_seed_index_and_past(status: str) -> None:
     past = some_past(status)
-    first = suggest("tpe", SPACE, seed=0, family="vit", index=20, past=past)
-    assert first == suggest("tpe", SPACE, seed=0, family="vit", index=20, past=past)
-    assert first != suggest("tpe", SPACE, seed=1, family="vit", index=20, past=past)
-    assert first != suggest("tpe", SPACE, seed=0, family="vit", index=21, past=past)
+    first = suggest("tpe", SPACE, seed=0, candidate="vit", index=20, past=past)
+    assert first == suggest("tpe", SPACE, seed=0, candidate="vit", index=20, past=past)
+    assert first != suggest("tpe", SPACE, seed=1, candidate="vit", index=20, past=past)
+    assert first != suggest("tpe", SPACE, seed=0, candidate="vit", index=21, past=past)
     assert set(first) == set(SPACE)
     assert 1e-4 <= first["recipe.a"] <= 1.0
     assert first["recipe.b"] in ("none", "light")
@@ -135,7 +137,7 @@ def test_tpe_is_a_function_of_seed_index_and_past(status: str) -> None:
 def test_tpe_draws_sobol_points_until_enough_trials_have_ended() -> None:
     running = [replace(trial, status="running") for trial in some_past(count=30)]
     past = [*running, *some_past(count=TPE_STARTUP_TRIALS - 1)]
-    assert suggest("tpe", SPACE, seed=0, family="vit", index=7, past=past) == sobol(0, 7)
+    assert suggest("tpe", SPACE, seed=0, candidate="vit", index=7, past=past) == sobol(0, 7)
 
 
 def test_tpe_keeps_away_from_where_others_train_now() -> None:
@@ -150,7 +152,7 @@ def test_tpe_keeps_away_from_where_others_train_now() -> None:
 
     def distances(known: list[Observation]) -> float:
         drawn = (
-            suggest("tpe", line, seed=s, family="vit", index=40, past=known) for s in range(20)
+            suggest("tpe", line, seed=s, candidate="vit", index=40, past=known) for s in range(20)
         )
         return fmean(abs(one["recipe.y"] - 0.5) for one in drawn)
 

@@ -41,19 +41,21 @@ def test_log_uniform_has_uniform_logarithms() -> None:
 
 def test_a_draw_depends_on_seed_family_axis_and_index_alone() -> None:
     space = space_for("vit")
-    first = sample(space, seed=0, index=0, family="vit")
-    assert first == sample(dict(reversed(space.items())), seed=0, index=0, family="vit")
+    first = sample(space, seed=0, index=0, candidate="vit")
+    assert first == sample(dict(reversed(space.items())), seed=0, index=0, candidate="vit")
     fewer = {path: domain for path, domain in space.items() if path != "recipe.augment"}
-    smaller = sample(fewer, seed=0, index=0, family="vit")
+    smaller = sample(fewer, seed=0, index=0, candidate="vit")
     assert smaller == {path: first[path] for path in fewer}
-    for other in ({"seed": 1}, {"index": 1}, {"family": "resnet"}):
-        moved = sample(space, **{"seed": 0, "index": 0, "family": "vit", **other})  # type: ignore[arg-type]
+    for other in ({"seed": 1}, {"index": 1}, {"candidate": "resnet"}):
+        moved = sample(space, **{"seed": 0, "index": 0, "candidate": "vit", **other})  # type: ignore[arg-type]
         assert moved["recipe.learning_rate"] != first["recipe.learning_rate"]
 
 
 def test_a_draw_is_the_same_on_every_machine() -> None:
     """Pinned: a change here silently redraws the recipes of every run that is resumed."""
-    drawn = sample({"recipe.learning_rate": LogUniform(1e-4, 1e-2)}, seed=0, index=0, family="vit")
+    drawn = sample(
+        {"recipe.learning_rate": LogUniform(1e-4, 1e-2)}, seed=0, index=0, candidate="vit"
+    )
     assert drawn == {"recipe.learning_rate": 0.005413}
 
 

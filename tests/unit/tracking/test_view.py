@@ -111,6 +111,26 @@ def test_datasets_of_a_run_are_told_apart_by_their_content() -> None:
     assert len(view.datasets(State(header=replace(header, datasets=changed)))) == 2
 
 
+def test_a_trial_says_which_candidate_it_is_of_and_which_backbone_that_is() -> None:
+    trial = trial_of([0.5])
+    backbone = BackboneSpec(family="timm", model="test_vit", weights="w.safetensors")
+    trial.candidate, trial.assignment = "small", replace(trial.assignment, backbone=backbone)
+    sweeps = (
+        SweepSpec(backbone=backbone, label="small"),
+        SweepSpec(backbone=BackboneSpec(family="vit")),
+    )
+    header = RunHeader(
+        spec=RunSpec(name="r", sweeps=sweeps), geometry={"small": {"model": "test_vit"}, "vit": {}}
+    )
+    state = State(header=header, trials={trial.trial: trial})
+    tags = view.trial_tags(state, trial, "parent", False)
+    assert {name: tags[name] for name in ("candidate", "family", "model", "weights")} == {
+        "candidate": "small", "family": "timm", "model": "test_vit", "weights": "w.safetensors",
+    }  # fmt: skip
+    of_run = view.run_tags(state, False)
+    assert (of_run["candidates"], of_run["families"]) == ("small, vit", "timm, vit")
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
 def test_convergence_matches_the_trapezoid_rule(accuracies: list[float]) -> None:
     shown = finals(trial_of(accuracies, ended_at=1.0))

@@ -1,0 +1,370 @@
+"""Carry a screen out: candidates as Ray tasks, each result a record of the ledger; a shortlist.
+
+Tasks share whatever cluster there is and are all asked for at once, so that an autoscaler sees
+them; Ray starts one again whose worker or node is lost. A candidate on record is never tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.compare.statistics import share_interval
+from orchestrator.ledger import events, replication, session
+from orchestrator.ledger.events import FILE_NAME, Ledger
+from orchestrator.ledger.replication import STOP_FILE
+from orchestrator.ledger.state import RunHeader
+from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster.capacity import ClusterCapacity
+from orchestrator.screen.shortlist import (
+    Shortlist,
+    beyond_limits,
+    beyond_params,
+    bits_of,
+    shortlist,
+    write_shortlist,
+)
+from orchestrator.spec.run import RunSpec
+from orchestrator.spec.screening import ScreenSpec
+from orchestrator.wording import duration, percent
+from trainables.backbones.catalogue import facts_of
+from trainables.config import DatasetFacts, Screened, Screening
+from trainables.data.build import prepare
+from trainables.errors import StorageError, UserError, one_line, raise_if_any, storage_error
+from trainables.storage import object_storage
+
+STAGE = "screen"  # of its records
+RETRIES = 3  # of a task whose worker was lost
+POLL_S = 0.5
+MOST_THREADS = 8  # of a CPU task: more make one pass hardly faster
+SHARE_OF_TIME = 0.8  # of what --minutes leave, that passes are planned for; the rest is for probes
+FEWEST_PER_CLASS = 10  # training images, however short the time
+OVER = "the time was over; the same command with more --minutes goes on with it"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ScreenState:
+    """A screen as its ledger tells it: what was asked for last, which images, from how many of
+    train candidates are judged, and what is known of each, by label."""
+
+    spec: ScreenSpec | None = None
+    content_hash: str | None = None
+    train_images: int | None = None
+    measured: dict[str, Screened] = field(default_factory=dict)
+    screened: dict[str, Screened] = field(default_factory=dict)
+
+
+def state_of(folder: Path) -> ScreenState:
+    """What the ledger in ``folder`` says; an empty state where there is none. Raises ``UserError``
+    for a ledger that is damaged or of a newer version."""
+    state, path = ScreenState(), folder / FILE_NAME
+    for record in events.read(path) if path.exists() else ():
+        event, detail = record["event"], record.get("detail", {})
+        if event in ("created", "extended"):
+            header = RunHeader.from_dict(detail)
+            state.spec = header.screen
+            state.content_hash = next(
+                (facts.content_hash for facts in header.datasets.values()), None
+            )
+        elif event == "sized":
+            state.train_images = record["train_images"]
+        elif event == "measured":
+            state.measured[detail["label"]] = Screened.from_dict(detail)
+        elif event == "screened":
+            state.screened[detail["label"]] = Screened.from_dict(detail)
+    return state
+
+
+def name_mistakes(spec: ScreenSpec) -> list[str]:
+    """Why this name cannot be used for this screen; empty when it is new or the same one's."""
+    folder = spec.folder.resolve()
+    if not (folder / FILE_NAME).exists():
+        return []
+    before = state_of(folder).spec
+    if before is None:
+        return [f"{spec.name!r} is the name of a run that is no screen. Fix: --name OTHER"]
+    changes = spec.changes(before)
+    return [
+        f"a name keeps its images and its candidates; {spec.name!r} has others "
+        f"({'; '.join(changes)}). Fix: --name OTHER, whose features are still on disk"
+    ] * bool(changes)
+
+
+def run_screen(spec: ScreenSpec) -> Shortlist:
+    """Create the screen, or go on with it where it was left; returns when it has ended.
+
+    Raises :class:`UserError` when the name belongs to another screen or is at work already,
+    ``StorageError`` when storage fails, and ``KeyboardInterrupt`` when it was asked to stop.
+    """
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(session.run_lock(RunSpec(name=spec.name, storage=spec.storage)))
+        raise_if_any(name_mistakes(spec))
+        folder = spec.folder.resolve()
+        images = prepare(spec.data).info
+        before = state_of(folder)
+        if before.content_hash not in (None, images.content_hash):
+            raise UserError(
+                f"a screen keeps its images; those of {images.name} have changed since "
+                f"{spec.name!r} began. Fix: put them back as they were, or --name OTHER"
+            )
+        replication.share_stores(spec.folder, [spec.data])
+        ledger = stack.enter_context(closing(Ledger(folder / FILE_NAME)))
+        screener = Screener(spec, folder, ledger, before, images, began)
+        return screener.run()
+
+
+class Screener:
+    """One session of a screen."""
+
+    def __init__(
+        self,
+        spec: ScreenSpec,
+        folder: Path,
+        ledger: Ledger,
+        state: ScreenState,
+        images: DatasetFacts,
+        began: float,
+    ) -> None:
+        self.spec, self.folder, self.images = spec, folder, images
+        self._ledger, self._state, self._began = ledger, state, began
+        self._left_out: dict[str, str] = {}
+
+    def run(self) -> Shortlist:
+        """Screen what is not on record yet, then write the shortlist."""
+        self._open()
+        pending = self._pending()
+        if pending:
+            try:
+                with attach.attached(f"screen-{self.spec.name}") as totals:
+                    self._screen(pending, Tasks(totals))
+            except (KeyboardInterrupt, UserError, StorageError) as error:
+                self._record("stopped", reason=one_line(error))
+                raise
+        result = shortlist(self.spec, self._state.screened, self._left_out)
+        self._record("closed")
+        path = write_shortlist(result, self.folder)
+        if remote := object_storage.origin(self.folder):
+            object_storage.put_file(path, f"{remote}/{path.name}")
+        return result
+
+    def _open(self) -> None:
+        header = RunHeader(
+            run=self.spec.name,
+            spec=RunSpec(name=self.spec.name, storage=self.spec.storage),
+            environment=session.environment(),
+            code_version=session.code_version(),
+            datasets={STAGE: self.images},
+            screen=self.spec,
+        )
+        begun = self._state.spec is not None
+        if not begun or self._state.spec != self.spec:
+            self._record("extended" if begun else "created", detail=header.as_dict())
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
+
+    def _record(self, event: str, **fields: Any) -> None:
+        end = self._ledger.path.stat().st_size
+        self._ledger.append(event, stage=STAGE, **fields)
+        replication.push_ledger(self.folder, end)
+
+    def _pending(self) -> list[str]:
+        """Labels that are to be screened: not on record, and within the limits as far as that is
+        known before anything is built."""
+        pending = [label for label in self.spec.candidates if label not in self._state.screened]
+        for label in pending:
+            known = self._state.measured.get(label)
+            beyond = (
+                self._beyond_params(label) if known is None else beyond_limits(self.spec, known)
+            )
+            if beyond is not None:
+                self._left_out[label] = beyond
+        return [label for label in pending if label not in self._left_out]
+
+    def _beyond_params(self, label: str) -> str | None:
+        if self.spec.max_params_m is None:
+            return None
+        try:
+            return beyond_params(self.spec, facts_of(self.spec.candidates[label]).params_m)
+        except UserError:
+            return None  # whoever builds it says why it cannot be
+
+    def _screen(self, pending: Sequence[str], tasks: Tasks) -> None:
+        deadline = None if self.spec.minutes is None else self._began + 60 * self.spec.minutes
+        if deadline is not None or self.spec.max_latency_ms is not None:
+            pending = self._measure(pending, tasks, deadline)
+        if self._state.train_images is None:
+            self._size(pending, tasks.at_once, deadline)
+        asked = [self._asked(label, self._state.train_images) for label in pending]
+        count, total = len(self._state.screened), len(self.spec.candidates) - len(self._left_out)
+        for found in tasks.results(asked, self._should_stop, deadline=deadline):
+            count += 1
+            self._state.screened[found.label] = found
+            self._record("screened", candidate=found.label, detail=found.as_dict())
+            log.info(f"{count}/{total} {landed_text(found)}")
+        for label in pending:
+            if label not in self._state.screened:
+                self._left_out[label] = OVER
+
+    def _measure(self, pending: Sequence[str], tasks: Tasks, deadline: float | None) -> list[str]:
+        """Those of ``pending`` that are quick enough, once how quick each is is on record."""
+        unknown = [label for label in pending if label not in self._state.measured]
+        log.info(f"measuring how fast {len(unknown)} candidates are")
+        asked = [self._asked(label, None) for label in unknown]
+        for found in tasks.results(asked, self._should_stop, deadline=deadline, measures_only=True):
+            self._state.measured[found.label] = found
+            self._record("measured", candidate=found.label, detail=found.as_dict())
+            if found.reason is not None:
+                self._state.screened[found.label] = found
+                self._record("screened", candidate=found.label, detail=found.as_dict())
+                log.info(landed_text(found))
+        quick = []
+        for label in pending:
+            found_speed = self._state.measured.get(label)
+            if found_speed is None:
+                self._left_out[label] = OVER
+            elif found_speed.reason is None:
+                beyond = beyond_limits(self.spec, found_speed)
+                if beyond is None:
+                    quick.append(label)
+                else:
+                    self._left_out[label] = beyond
+                    log.info(f"{label} is left out: {beyond}")
+        return quick
+
+    def _size(self, pending: Sequence[str], at_once: int, deadline: float | None) -> None:
+        """Decide from how many training images all candidates are judged, and write it down."""
+        most = train_images(self.spec, self.images)
+        if deadline is not None:
+            speeds = [self._state.measured[label].speed for label in pending]
+            most = images_in_time(
+                [(speed.setup_s, speed.seconds_per_image) for speed in speeds if speed],
+                seconds=at_once * (deadline - time.monotonic()),
+                val=self.images.counts["val"],
+                most=most,
+                least=FEWEST_PER_CLASS * len(self.images.class_names),
+            )
+        self._state.train_images = most
+        self._record("sized", train_images=most)
+        log.info(f"probes learn from {most} training images")
+
+    def _asked(self, label: str, images: int | None) -> Screening:
+        return Screening(
+            label=label,
+            backbone=self.spec.candidates[label],
+            data=self.spec.data,
+            train_images=images,
+            remote=object_storage.origin(self.folder),
+        )
+
+    def _should_stop(self) -> bool:
+        return (self.folder / STOP_FILE).exists()
+
+
+def train_images(spec: ScreenSpec, images: DatasetFacts) -> int:
+    """How many training images ``spec.data`` trains on, as ``train_indices`` counts them."""
+    count = images.counts["train"]
+    count = count if spec.data.train_limit is None else min(spec.data.train_limit, count)
+    return max(1, round(spec.data.fraction * count))
+
+
+def images_in_time(
+    costs: Sequence[tuple[float, float]], *, seconds: float, val: int, most: int, least: int
+) -> int:
+    """Training images, ``least`` to ``most``, that candidates can pass in ``seconds`` of workers
+    together: ``costs`` are seconds to build each, and of one image. All get the same number, for
+    a probe that learned from more is better by that."""
+    fixed = math.fsum(setup_s + val * image_s for setup_s, image_s in costs)
+    each = math.fsum(image_s for _, image_s in costs)
+    if each <= 0:
+        return most
+    return max(min(least, most), min(most, int((SHARE_OF_TIME * seconds - fixed) / each)))
+
+
+def landed_text(found: Screened) -> str:
+    """A candidate that has just been screened, in a line."""
+    if found.reason is not None:
+        return f"{found.label} failed: {found.reason}"
+    right = int(bits_of(found).sum())
+    top1 = share_interval(right, found.val_images or 1, method="wilson")
+    interval = f"{100 * (top1.low or 0):.1f}–{100 * (top1.high or 0):.1f}"
+    speed = f"{found.speed.latency_ms:.3g} ms, " if found.speed else ""
+    made = "features were on disk" if found.cached else f"{found.images_per_second:.3g} images/s"
+    return (
+        f"{found.label}: linear probe {percent(found.linear_top1)} ({interval}), neighbours "
+        f"{percent(found.neighbours_top1)}; {speed}{made}, {duration(found.seconds)}"
+    )
+
+
+class Tasks:
+    """Work of candidates as tasks of the attached Ray: each takes a GPU where there are any, else
+    the cores of a node, up to ``MOST_THREADS``."""
+
+    def __init__(self, totals: ClusterCapacity) -> None:
+        self.gpu = totals.get("GPU", 0) >= 1
+        kinds = [kind.resources for kind in totals.kinds if kind.resources.get("CPU", 0) >= 1]
+        if self.gpu:
+            kinds = [kind for kind in kinds if kind.get("GPU", 0) >= 1]
+        if not kinds:
+            raise UserError(
+                "a screen needs nodes with a CPU, and beside each GPU one; the cluster has none. "
+                "Fix: orchestrator doctor",
+                exit_code=3,
+            )
+        shares = [kind["CPU"] / (kind["GPU"] if self.gpu else 1) for kind in kinds]
+        self.cpus = max(1, min(MOST_THREADS, int(min(shares))))
+        task = {"CPU": float(self.cpus), **({"GPU": 1.0} if self.gpu else {})}
+        self.at_once = max(1, totals.workers(task))
+
+    def results(
+        self,
+        asked: Sequence[Screening],
+        should_stop: Callable[[], bool],
+        *,
+        deadline: float | None = None,
+        measures_only: bool = False,
+    ) -> Iterator[Screened]:
+        """What workers find, as it comes. After ``deadline`` (monotonic seconds) those that have
+        not answered are cancelled. Raises ``StorageError`` where a worker's storage fails, and
+        ``KeyboardInterrupt`` once ``should_stop``."""
+        import ray
+
+        from trainables.evaluate.screening import on_worker
+
+        options = {"num_cpus": self.cpus, "num_gpus": int(self.gpu), "max_retries": RETRIES}
+        task = ray.remote(on_worker).options(**options)
+        arguments = {"gpu": self.gpu, "threads": self.cpus, "measures_only": measures_only}
+        waiting = {task.remote(one, **arguments): one for one in asked}
+        try:
+            while waiting:
+                ready, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
+                for answer in ready:
+                    yield _answer(answer, waiting.pop(answer))
+                if should_stop():
+                    raise KeyboardInterrupt("asked to stop")
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+        finally:
+            for answer in waiting:
+                ray.cancel(answer, force=True)
+
+
+def _answer(answer: object, asked: Screening) -> Screened:
+    import ray
+
+    try:
+        found: Screened = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        broken = storage_error(error)
+        if broken is not None:
+            raise broken from error
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        return Screened(label=asked.label, reason=reason)
+    return replace(found, label=asked.label)

@@ -1,0 +1,281 @@
+"""From probes to a shortlist: the best, those that cannot be told from the last of them, the front.
+
+A probe's accuracy is of the validation images: its interval and the tests cover other images of the
+same kind, not other training images, and not what fine-tuning makes of a backbone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compare.statistics import MeanInterval, holm, mcnemar, share_interval
+from orchestrator.screen.pool import weights_text
+from orchestrator.spec.screening import ScreenSpec
+from orchestrator.wording import MISSING, duration, percent
+from trainables.config import BackboneSpec, Screened
+
+SCHEMA = 1
+FILE_NAME = "shortlist.json"
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A candidate that has a probe, its ``place`` among all such counted from 1. ``beyond`` says
+    which limit it does not keep."""
+
+    label: str
+    place: int
+    backbone: BackboneSpec
+    screened: Screened
+    top1: MeanInterval
+    beyond: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotToldApart:
+    """A candidate below the list that is not told apart from the last one on it, with the p-value
+    after Holm's correction."""
+
+    label: str
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortlist:
+    """``ranked`` by accuracy of the linear probe, the best first; ``left_out`` are labels with the
+    reason why they have no probe, ``failed`` those of them that failed. ``chosen`` are the best
+    within the limits, ``front`` those that no other one beats in accuracy and latency (``None``
+    where no latency was asked for), ``audited`` drawn at random from what is on neither."""
+
+    spec: ScreenSpec
+    ranked: tuple[Ranked, ...]
+    left_out: Mapping[str, str]
+    failed: tuple[str, ...]
+    chosen: tuple[str, ...]
+    not_told_apart: tuple[NotToldApart, ...]
+    front: tuple[str, ...] | None
+    audited: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 4 some candidates failed, 5 no candidate has a probe."""
+        if not self.ranked:
+            return 5
+        return 4 if self.failed else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, the schema of ``shortlist.json`` and ``screen --json``."""
+        rows = [
+            {
+                "label": row.label,
+                "place": row.place,
+                "backbone": row.backbone.as_dict(),
+                "linear_top1": asdict(row.top1),
+                "beyond": row.beyond,
+                "screened": {k: v for k, v in row.screened.as_dict().items() if k != "correct"},
+            }
+            for row in self.ranked
+        ]
+        return {
+            "schema": SCHEMA,
+            "name": self.spec.name,
+            "data": self.spec.data.as_dict(),
+            "top": self.spec.top,
+            "max_latency_ms": self.spec.max_latency_ms,
+            "max_params_m": self.spec.max_params_m,
+            "shortlist": list(self.chosen),
+            "not_told_apart": [asdict(other) for other in self.not_told_apart],
+            "front": None if self.front is None else list(self.front),
+            "audit": {"share": self.spec.audit, "candidates": list(self.audited)},
+            "candidates": rows,
+            "left_out": dict(self.left_out),
+            "failed": list(self.failed),
+        }
+
+
+def shortlist(
+    spec: ScreenSpec, screened: Mapping[str, Screened], left_out: Mapping[str, str]
+) -> Shortlist:
+    """What ``screened``, by label, says of the candidates of ``spec``; ``left_out`` are those that
+    were not tried, with the reason."""
+    probed = {
+        label: screened[label]
+        for label in spec.candidates
+        if label in screened and screened[label].reason is None and label not in left_out
+    }
+    failed = {
+        label: screened[label].reason or MISSING
+        for label in spec.candidates
+        if label in screened and screened[label].reason is not None and label not in left_out
+    }
+    order = sorted(
+        probed, key=lambda label: (-_right(probed[label]), _latency(probed[label]), label)
+    )
+    ranked = tuple(
+        Ranked(
+            label=label,
+            place=place,
+            backbone=spec.candidates[label],
+            screened=probed[label],
+            top1=share_interval(
+                _right(probed[label]), probed[label].val_images or 1, method="wilson"
+            ),
+            beyond=beyond_limits(spec, probed[label]),
+        )
+        for place, label in enumerate(order, 1)
+    )
+    within = [row for row in ranked if row.beyond is None]
+    chosen = tuple(row.label for row in within[: spec.top])
+    front = None if spec.max_latency_ms is None else _front(within)
+    out = sorted({row.label for row in within} - {*chosen, *(front or ())})
+    count = min(len(out), max(1, round(spec.audit * len(out)))) if spec.audit else 0
+    return Shortlist(
+        spec=spec,
+        ranked=ranked,
+        left_out={**left_out, **failed},
+        failed=tuple(failed),
+        chosen=chosen,
+        not_told_apart=_not_told_apart(within, spec.top),
+        front=front,
+        audited=tuple(random.Random(spec.data.split_seed).sample(out, count)),
+    )
+
+
+def beyond_limits(spec: ScreenSpec, screened: Screened) -> str | None:
+    """Which limit a candidate does not keep, with its value and the limit's."""
+    speed = screened.speed
+    if speed is None:
+        return None
+    if spec.max_latency_ms is not None and speed.latency_ms > spec.max_latency_ms:
+        return f"{speed.latency_ms:.3g} ms an image, more than {spec.max_latency_ms:g}"
+    return beyond_params(spec, speed.params_m)
+
+
+def beyond_params(spec: ScreenSpec, params_m: float) -> str | None:
+    """The same of its parameters alone, which are known before it is built."""
+    if spec.max_params_m is not None and params_m > spec.max_params_m:
+        return f"{params_m:.3g} M parameters, more than {spec.max_params_m:g} M"
+    return None
+
+
+def bits_of(screened: Screened) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which validation images the linear probe gets right, (N,)."""
+    packed = np.frombuffer(bytes.fromhex(screened.correct or ""), np.uint8)
+    return np.unpackbits(packed, count=screened.val_images).astype(bool)
+
+
+def _right(screened: Screened) -> int:
+    return int(bits_of(screened).sum())
+
+
+def _latency(screened: Screened) -> float:
+    return math.inf if screened.speed is None else screened.speed.latency_ms
+
+
+def _front(rows: Sequence[Ranked]) -> tuple[str, ...]:
+    """Labels of those that no other one beats in accuracy and latency, the most accurate first."""
+    front: list[str] = []
+    fastest = math.inf
+    for row in rows:
+        if _latency(row.screened) < fastest:
+            front.append(row.label)
+            fastest = _latency(row.screened)
+    return tuple(front)
+
+
+def _not_told_apart(rows: Sequence[Ranked], top: int) -> tuple[NotToldApart, ...]:
+    """Of the rows below the list, those that McNemar's test does not tell from the last one on it,
+    at 5 % for all of them together."""
+    if len(rows) <= top:
+        return ()
+    last = bits_of(rows[top - 1].screened)
+    below = rows[top:]
+    p_values = holm([mcnemar(last, bits_of(row.screened)) for row in below])
+    return tuple(
+        NotToldApart(label=row.label, p_value=p_value)
+        for row, p_value in zip(below, p_values, strict=True)
+        if p_value >= ALPHA
+    )
+
+
+def write_shortlist(result: Shortlist, folder: Path) -> Path:
+    """Write ``shortlist.json`` into the screen's folder, seen whole or not at all."""
+    path, half = folder / FILE_NAME, folder / f".{FILE_NAME}.part"
+    half.write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
+    half.replace(path)
+    return path
+
+
+COLUMNS = ("", "candidate", "weights", "linear probe", "95 % interval", "neighbours", "ms",
+           "images/s", "params M", "px")  # fmt: skip
+
+
+def shortlist_text(result: Shortlist) -> str:
+    """The table and what follows from it, for the terminal."""
+    rows = [_cells(row, row.label in result.chosen) for row in result.ranked]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in (COLUMNS, *rows)
+    ]
+    lines += [
+        f"left out: {row.label}: {row.beyond}" for row in result.ranked if row.beyond is not None
+    ]
+    lines += [
+        f"{'failed' if label in result.failed else 'left out'}: {label}: {reason}"
+        for label, reason in result.left_out.items()
+    ]
+    return "\n".join([*lines, "", *_conclusions(result)])
+
+
+def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
+    found, speed = row.screened, row.screened.speed
+    low, high = row.top1.low, row.top1.high
+    return (
+        f"{row.place}{'*' if is_chosen else ''}",
+        row.label,
+        weights_text(row.backbone),
+        percent(row.top1.mean),
+        MISSING if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
+        percent(found.neighbours_top1),
+        MISSING if speed is None else f"{speed.latency_ms:.3g}",
+        MISSING if found.images_per_second is None else f"{found.images_per_second:.3g}",
+        MISSING if speed is None else f"{speed.params_m:.1f}",
+        str(row.backbone.image_size),
+    )
+
+
+def _conclusions(result: Shortlist) -> list[str]:
+    if not result.ranked:
+        return ["no candidate has a probe: there is no shortlist"]
+    one = result.ranked[0].screened
+    seconds = math.fsum(row.screened.seconds or 0.0 for row in result.ranked)
+    lines = [
+        f"* shortlist: {', '.join(result.chosen) or 'none is within the limits'}",
+        f"judged by {one.val_images} validation images, probes learned from {one.train_images} "
+        f"training images; {duration(seconds)} of workers. The interval covers new images, not "
+        "other training images, and fine-tuning may change the order",
+    ]
+    if result.not_told_apart:
+        last, others = result.chosen[-1], result.not_told_apart
+        names = ", ".join(other.label for other in others)
+        lines.append(
+            f"not told apart from {last}, the last on the list (McNemar, Holm, 5 %): {names}"
+        )
+    if result.front is not None:
+        lines.append(f"not beaten in accuracy and latency at once: {', '.join(result.front)}")
+    if result.audited:
+        lines.append(f"drawn from the others for the audit: {', '.join(result.audited)}")
+    devices = {row.screened.speed.device for row in result.ranked if row.screened.speed}
+    if len(devices) > 1:
+        lines.append(f"latencies are of {len(devices)} devices: {', '.join(sorted(devices))}")
+    return lines
