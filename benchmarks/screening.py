@@ -40,8 +40,8 @@ from scipy import stats
 
 from benchmarks.asha import interval
 from benchmarks.common import arguments, finish
+from orchestrator.compare.shortlist import shortlist
 from orchestrator.compare.statistics import share_interval
-from orchestrator.screen.shortlist import shortlist
 from orchestrator.spec.screening import ScreenSpec
 from trainables.config import BackboneSpec, Screened
 

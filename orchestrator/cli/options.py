@@ -79,7 +79,9 @@ def options(*names: str) -> Callable[[Command], Command]:
 _NAMES = list(_OPTIONS)
 # What is trained on what, in tournaments and claims alike; then, how and where.
 SUBJECT, MEANS = options(*_NAMES[:3]), options(*_NAMES[_NAMES.index("set") : -1])
-RUN, REOPEN = options(*_NAMES[:-1]), options("reopen_test")
+_OF_TOURNAMENTS = ("pool", "from_screen")
+RUN = options(*(name for name in _NAMES[:-1] if name not in _OF_TOURNAMENTS))
+TOURNAMENT, REOPEN = options(*_NAMES[:-1]), options("reopen_test")
 SET, STORAGE, TRACKING = options("set"), options("storage"), options("tracking_uri")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan and stop.")

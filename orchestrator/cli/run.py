@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import supervise
-from orchestrator.cli.options import DRY_RUN, JSON, REOPEN, RUN, STORAGE, TRACKING, echo, show
+from orchestrator.cli.options import (
+    DRY_RUN,
+    JSON,
+    REOPEN,
+    RUN,
+    STORAGE,
+    TOURNAMENT,
+    TRACKING,
+    echo,
+    show,
+)
 from orchestrator.launch.options import RunOptions, asked
 from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
@@ -26,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JOBS = ("sweep", "tournament", "demo", "claims run")
+JOBS = ("sweep", "tournament", "screen", "demo", "claims run")
 JOB_EXAMPLE = "orchestrator submit -- sweep vit --storage s3://BUCKET/runs"
 
 
@@ -61,8 +71,8 @@ def sweep(ctx: click.Context, /, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="CANDIDATE...", nargs=-1, required=True)
-@RUN
+@click.argument("target", metavar="[CANDIDATE]...", nargs=-1)
+@TOURNAMENT
 @REOPEN
 @DRY_RUN
 @click.pass_context
@@ -72,17 +82,19 @@ def tournament(ctx: click.Context, /, **options: Any) -> None:
     CANDIDATE is [LABEL=]TARGET[=WEIGHTS], as for `sweep`. Its label is the family's name or the
     timm model's: vit, timm:resnet18, timm:resnet18=none, small=timm:resnet18=FILE.safetensors.
     They are one run and share one pool of slots. --set LABEL.PATH=VALUE reaches one of them.
+    --from-screen and --pool bring candidates too; more may be typed beside them.
     """
     _start(ctx, **options)
 
 
 @click.command()
-@click.argument("target", metavar="CANDIDATE...", nargs=-1, required=True)
-@RUN
+@click.argument("target", metavar="[CANDIDATE]...", nargs=-1)
+@TOURNAMENT
 @JSON
 def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print what a run would do. Trials, rungs, slots, cost, storage, backbones, ranges and why."""
-    command = "tournament" if len(target) > 1 else "sweep"
+    compares = len(target) > 1 or options["pool"] or options["from_screen"]
+    command = "tournament" if compares else "sweep"
     _show_plan(*asked(command, target, **options), as_json=as_json)
 
 
@@ -159,7 +171,7 @@ def submit(
 ) -> None:
     """Run COMMAND as a job of a Ray head. Follows it: prints its log, ends with its exit code.
 
-    COMMAND is a sweep, tournament, demo or `claims run` with its options, after `--`. Its
+    COMMAND is a sweep, tournament, screen, demo or `claims run` with its options, after `--`. Its
     mistakes are found here. The same again, while the job is at work, follows that job. Ctrl-C
     stops following it; the job goes on.
     """
@@ -244,6 +256,11 @@ def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]
     if name == "claims run":
         params.pop("as_json")
         return specs_of(params.pop("claim"), ClaimOptions(**params), as_job=True)[0]
+    if name == "screen":
+        from orchestrator.launch.screens import ScreenOptions, screen_of
+
+        params.pop("as_json")
+        return [screen_of(ScreenOptions(**params), as_job=True).run]
     spec, _ = asked(name, **params)
     validate(spec, as_job=True)
     return [spec]

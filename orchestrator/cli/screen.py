@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import logging
 import shlex
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli import supervise
-from orchestrator.cli.options import JSON, SET, STORAGE, show
-from orchestrator.spec.named_sweeps import apply_set, family_sweep, stored_side
-from orchestrator.spec.run import absolute, absolute_data, dataset_name, sanitised
-from orchestrator.spec.screening import TOP, ScreenSpec
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
+from orchestrator.spec.screening import TOP
 from orchestrator.wording import MISSING
-from trainables.config import DEFAULT_SHORT_SIDE, NAMED_WEIGHTS, BackboneSpec, DataSpec
-from trainables.data.sources import KNOWN_DATASETS, check_source
-from trainables.errors import raise_if_any
 
 if TYPE_CHECKING:
-    from orchestrator.screen.pool import EntryFacts, PoolEntry
+    from orchestrator.screen.pool import EntryFacts
 
 log = logging.getLogger(__name__)
 
@@ -63,87 +57,30 @@ log = logging.getLogger(__name__)
 @SET
 @JSON
 @STORAGE
+@TRACKING
 @click.pass_context
-def screen(
-    ctx: click.Context,
-    /,
-    pools: tuple[str, ...],
-    dataset: str,
-    minutes: float | None,
-    top: int,
-    max_latency_ms: float | None,
-    max_params_m: float | None,
-    audit: float,
-    name: str | None,
-    set: tuple[str, ...],
-    as_json: bool,
-    storage: str,
-) -> None:
+def screen(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Rank a pool of backbones by probes on frozen features. Minutes; prints a shortlist.
 
     POOL is a pool of `orchestrator pool list`, a text file, or a candidate: a family, timm:MODEL,
     timm:PATTERN, timm:MODEL=WEIGHTS or LABEL=timm:MODEL=WEIGHTS. Each sees images at its own side.
     The same command goes on where it stopped; features are kept beside the image store.
     """
-    from orchestrator.launch.prepare import storage_mistakes
-    from orchestrator.screen.pool import read_pools
-    from orchestrator.screen.run import name_mistakes, run_screen
-    from orchestrator.screen.shortlist import shortlist_text
-    from trainables.backbones import check_weights
+    from orchestrator.compare.shortlist import shortlist_text
+    from orchestrator.launch.screens import ScreenOptions, screen_of
+    from orchestrator.screen.run import run_screen
 
-    entries = read_pools(pools)
-    data = _data(dataset, set, entries)
-    spec = ScreenSpec(
-        name=name or sanitised("-".join(["screen", *pools[:3], dataset_name(dataset)])),
-        candidates={entry.label: _absolute(entry.backbone) for entry in entries},
-        data=absolute_data(data),
-        storage=storage,
-        minutes=minutes,
-        top=top,
-        max_latency_ms=max_latency_ms,
-        max_params_m=max_params_m,
-        audit=audit,
-    )
-    mistakes = spec.mistakes() + check_source(data) + storage_mistakes(storage)
-    for entry in entries:  # what the hub lacks is a line of the table
-        if entry.backbone.weights not in NAMED_WEIGHTS:
-            mistakes += [f"{entry.label}: {line}" for line in check_weights(entry.backbone)]
-    raise_if_any(mistakes)
-    raise_if_any(name_mistakes(spec))
+    spec = screen_of(ScreenOptions(**options))
     supervise.announce(spec.folder)
     result = run_screen(spec)
     show(as_json, result.as_dict(), lambda: shortlist_text(result))
     log.info(f"shortlist: {spec.folder / 'shortlist.json'}")
-    if result.chosen:
-        best = _candidate_text(spec.candidates[result.chosen[0]])
-        log.info(f"next: orchestrator sweep {best} --dataset {shlex.quote(dataset)}")
+    place = "" if spec.storage == "runs" else f" --storage {shlex.quote(spec.storage)}"
+    if result.finalists:
+        log.info(f"next: orchestrator tournament --from-screen {spec.name}{place}")
+    else:
+        log.info(f"next: the same command with wider limits; orchestrator compare {spec.name}")
     ctx.exit(result.exit_code)
-
-
-def _data(dataset: str, sets: tuple[str, ...], entries: list[PoolEntry]) -> DataSpec:
-    """The images, stored with room for the largest side that a candidate sees."""
-    other = [text for text in sets if not text.startswith("data.")]
-    raise_if_any(
-        f"only data.* matters to a screen; got --set {text}. Fix: leave it out" for text in other
-    )
-    data = apply_set(family_sweep("vit", dataset=dataset), sets).data
-    side = stored_side(max(entry.backbone.image_size or 0 for entry in entries))
-    if data.source in KNOWN_DATASETS or data.short_side or side <= DEFAULT_SHORT_SIDE:
-        return data
-    return replace(data, short_side=side)
-
-
-def _absolute(backbone: BackboneSpec) -> BackboneSpec:
-    if backbone.weights in NAMED_WEIGHTS:
-        return backbone
-    return replace(backbone, weights=absolute(backbone.weights))
-
-
-def _candidate_text(backbone: BackboneSpec) -> str:
-    """The target and weights of a sweep of it."""
-    target = f"timm:{backbone.model}" if backbone.family == "timm" else backbone.family
-    scale = "" if backbone.family == "timm" else f" --scale {backbone.scale}"
-    return f"{target}{scale} --weights {shlex.quote(backbone.weights)}"
 
 
 @click.group()

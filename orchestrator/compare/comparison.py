@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestrator.compare.gap import Gap, gap_to_test
 from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import CandidateTrials, Curve, RunData, Values, best_trial, collect
+from orchestrator.compare.shortlist import Shortlist, answer_text, shortlists_of
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import Forecast
@@ -106,7 +107,8 @@ class Comparison:
     facts; ``test_opened_at``: unix seconds; ``spaces``: the candidates' search spaces; ``claims``:
     verdicts on the claims that the runs tested; ``audit``: of the candidates that had one;
     ``published_recipes``: what each search gained over the recipe that it began with;
-    ``data_warnings``: what the images take from the weight of all this.
+    ``data_warnings``: what the images take from the weight of all this; ``screens``: shortlists of
+    the screens that are compared, or that the runs came from.
     """
 
     inference: Answer
@@ -130,6 +132,7 @@ class Comparison:
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
     data_warnings: tuple[str, ...]
+    screens: tuple[Shortlist, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -221,11 +224,15 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         of_the_test_split=tuple(test_split_caveats(runs, dataset)),
         image_sizes={candidate: int(side) for candidate, side in sizes.items() if side is not None},
     )  # fmt: skip
+    screens, trained = shortlists_of(runs), [run for run in runs if not run.state.is_screen]
+    answer = answer_of(facts)
+    if not trained:
+        answer = replace(answer, text=" ".join(map(answer_text, screens)))
     return Comparison(
-        inference=answer_of(facts), dataset=facts.dataset, dataset_info=dataset,
+        inference=answer, dataset=facts.dataset, dataset_info=dataset,
         test_opened_at=facts.test_opened_at, runs=tuple(runs), claims=claims,
         candidates=tuple(map(_identity, candidates)),
-        families=entries, pairs=pairs, budget=budget, forecast=score_forecast(runs),
+        families=entries, pairs=pairs, budget=budget, forecast=score_forecast(trained),
         curves_over_budget=tuple(filter(None, map(budget_curve, candidates))),
         importance=tuple(filter(None, map(importance, candidates if forests else ()))),
         published_recipes=tuple(filter(None, map(tuning_gain, candidates))),
@@ -235,6 +242,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         spaces={each.label: each.sweep.space for each in candidates if each.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
+        screens=screens,
     )  # fmt: skip
 
 

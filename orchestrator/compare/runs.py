@@ -26,7 +26,6 @@ from orchestrator.ledger.state import (
     TrialState,
     TrialStatus,
     replay,
-    require_trials,
     run_status,
 )
 from orchestrator.spec.run import SweepSpec
@@ -64,7 +63,7 @@ class RunData:
 
 
 def load(run_folder: Path) -> RunData:
-    """Read a run folder. Raises ``UserError`` when it holds no readable ledger, or a screen."""
+    """Read a run folder. Raises ``UserError`` when it holds no readable ledger."""
     path = run_folder / FILE_NAME
     if not path.is_file():
         raise UserError(
@@ -85,7 +84,6 @@ def load(run_folder: Path) -> RunData:
         ) from error
     finally:
         gc.enable()
-    require_trials(state)
     return RunData(
         folder=run_folder,
         state=state,

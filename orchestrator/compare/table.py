@@ -13,6 +13,7 @@ from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.published import TuningGain
 from orchestrator.compare.recipe_axes import Edge
 from orchestrator.compare.runs import RunData
+from orchestrator.compare.shortlist import Shortlist, left_out_rows, shortlist_text
 from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
@@ -31,21 +32,38 @@ def table_text(comparison: Comparison) -> str:
     budgets = budget_lines(comparison.budget) if len(candidates) > 1 else ()
     failures = (f"{f.family}: {f.trials} × {f.reason} (first: {f.first_trial})"
                 for f in comparison.failures)  # fmt: skip
+    came_from = comparison.screens if candidates else ()
     blocks = [
         _wrap(comparison.answer),
         _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
         _block("Warnings about the data", comparison.data_warnings),
-        _candidates(candidates) if candidates else "No candidate has a trial yet.",
+        *map(shortlist_text, comparison.screens if not candidates else ()),
+        _candidates(candidates) if candidates else "",
+        "" if candidates or comparison.screens else "No candidate has a trial yet.",
         _block("Best finished trial", _best(candidates)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
         _block("Expected best at equal budget", budgets),
         _block("Pruning audit", map(audit_text, comparison.audit)),
+        *(_block(f"Screen {one.name}", screen_lines(one)) for one in came_from),
         _wrap(forecast + checkpoints_text(comparison.runs)),
         _block("Failed trials", failures),
         _block("Notes", comparison.notes),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def screen_lines(screen: Shortlist) -> list[str]:
+    """Who came from a screen, and what its probe had said; then who was screened out."""
+    lines = [
+        f"{row.place}. {row.label} ({', '.join(roles)}): linear probe "
+        f"{percent(row.top1.mean)}, neighbours {percent(row.screened.neighbours_top1)}"
+        for row in screen.ranked
+        if (roles := screen.roles_of(row.label))
+    ]
+    others = [row.label for row in screen.ranked if not screen.roles_of(row.label)]
+    lines += [f"screened out: {', '.join(others)}"] if others else []
+    return lines + [f"{kind}: {label}: {reason}" for label, kind, reason in left_out_rows(screen)]
 
 
 def _wrap(text: str, first: str = "", rest: str = "") -> str:

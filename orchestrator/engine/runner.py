@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,7 @@ from orchestrator.ledger import replication, retention, session
 from orchestrator.ledger.state import State, TrialStatus
 from orchestrator.ray_cluster import attach, capacity
 from orchestrator.spec.run import RunSpec
-from orchestrator.tracking import store
-from orchestrator.tracking.store import BEHIND
+from orchestrator.tracking import beside
 from trainables.errors import StorageError, UserError, one_line, raise_if_any
 from trainables.storage.waiting import bounded
 
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from orchestrator.engine.slots import FitSlot, SlotPool
     from orchestrator.ledger.replication import Lease
 
-TRACKER_PATIENCE_S = 180.0  # of catching up: where MLflow is silent it gives up by itself
 LEAVE_PATIENCE_S = 15.0
 STOP_PATIENCE_S = 5.0
 CLOSE_PATIENCE_S = 30.0  # after an error
@@ -97,49 +94,9 @@ def write_results(run_folder: Path) -> str:
     return verdict or table_text(comparison)
 
 
-@contextmanager
-def mirrored(prepared: PreparedRun, folder: Path) -> Iterator[None]:
-    """A process that mirrors the ledger into MLflow; ends with the ledger, or with us."""
-    uri, experiment = prepared.tracking_uri, prepared.spec.experiment
-    command = process.python_module("orchestrator.tracking.follow", "follow", str(folder))
-    command += ["--uri", uri, *(["--experiment", experiment] if experiment else [])]
-    with (folder / "tracking.log").open("ab") as output:
-        tracker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=process.module_environment(),
-            start_new_session=True,
-        )
-        try:
-            yield
-        finally:
-            assert tracker.stdin is not None
-            with suppress(BrokenPipeError):
-                tracker.stdin.close()
-            try:
-                code = tracker.wait(TRACKER_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                tracker.kill()
-                code = BEHIND
-            place, lost = store.shown(uri), "nothing is lost"
-            if code == BEHIND:
-                log.info(
-                    f"MLflow at {place} is behind the ledger (see {folder / 'tracking.log'}); "
-                    f"{lost}: the same command again brings it up to date"
-                )
-            elif code != 0:
-                log.warning(
-                    f"warning: MLflow at {place} does not take the run, and no waiting changes "
-                    f"that: {_last_line(folder / 'tracking.log')}. {lost}: once that is mended, "
-                    "the same command brings it up to date"
-                )
-
-
-def _last_line(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line[:300] for line in reversed(lines) if line.strip()), "no reason given")
+def mirrored(prepared: PreparedRun, folder: Path) -> AbstractContextManager[None]:
+    """The process that mirrors the ledger into MLflow; ends with the context."""
+    return beside.mirrored(folder, prepared.tracking_uri, prepared.spec.experiment)
 
 
 def run(

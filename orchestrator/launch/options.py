@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.launch.entrants import Entrants, pooled, screened, typed
 from orchestrator.spec import limits, named_sweeps
 from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
@@ -43,6 +44,8 @@ class RunOptions:
     gpus_per_worker: float | None = None
     cpus_per_worker: float | None = None
     from_: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+    from_screen: str | None = None
     searches: int | None = None
     margin: float | None = None
     final_seeds: int | None = None
@@ -81,6 +84,7 @@ class RunOptions:
             margin=RunSpec.margin if self.margin is None else self.margin,
             budget=budget,
             prices=prices,
+            from_screen=self.from_screen,
         )
 
 
@@ -94,8 +98,10 @@ def asked(
     if command == "demo":
         target, options = DEMO_FAMILIES, {**DEMO, **options}
     targets, chosen = [target] if isinstance(target, str) else target, RunOptions(**options)
-    spec = spec_of(targets, chosen, compares=command == "tournament")
-    texts = [*named_sweeps.own_weights(targets, spec.sweeps), *chosen.texts()]
+    mistakes: list[str] = []
+    entrants = entrants_of(targets, chosen, mistakes)
+    spec = _run_of(entrants, chosen, mistakes, compares=command == "tournament")
+    texts = [*entrants.texts, *chosen.texts()]
     if chosen.from_:
         from orchestrator.launch.warm_start import warm_started
 
@@ -104,20 +110,41 @@ def asked(
 
 
 def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = False) -> RunSpec:
-    """The run of the candidates ``targets``, as they are typed; one that ``compares`` them has by
-    default the searches and finals that a verdict needs. Raises ``UserError`` with all that is
-    wrong."""
+    """The run of the candidates ``targets``, as they are typed, and of those that ``options`` take
+    from pools and a screen; one that ``compares`` them has by default the searches and finals that
+    a verdict needs. Raises ``UserError`` with all that is wrong."""
     mistakes: list[str] = []
-    sweeps: list[SweepSpec] = []
-    own: list[str] = []
-    for target in targets:
+    entrants = entrants_of(targets, options, mistakes)
+    return _run_of(entrants, options, mistakes, compares=compares)
+
+
+def entrants_of(targets: Sequence[str], options: RunOptions, mistakes: list[str]) -> Entrants:
+    """Who takes part: a screen's finalists, then a pool's candidates, then those that are typed.
+    What is wrong is added to ``mistakes``."""
+    if not targets and not options.pool and options.from_screen is None:
+        mistakes.append(
+            "a run needs at least one candidate; got none. "
+            "Fix: name some, such as resnet vit, or --pool small, or --from-screen NAME"
+        )
+    entrants = typed(targets, mistakes)
+    if options.pool:
         with collected(mistakes):
-            sweeps.append(named_sweeps.resolve(target))
-            own += named_sweeps.own_weights([target], sweeps[-1:])
+            entrants = pooled(options.pool).beside(entrants)
+    if options.from_screen is not None:
+        with collected(mistakes):
+            run = options.name or name_after_screen(options.from_screen, entrants.names)
+            entrants = screened(options.from_screen, options.storage, run, entrants)
+    return entrants
+
+
+def _run_of(
+    entrants: Entrants, options: RunOptions, mistakes: list[str], *, compares: bool
+) -> RunSpec:
     # Unknown targets keep their mistakes beside those of --set.
-    targeted = sweeps or [named_sweeps.family_sweep("vit")]
+    sweeps = entrants.sweeps or (named_sweeps.family_sweep("vit"),)
     with collected(mistakes):
-        changed = named_sweeps.apply_sets(targeted, [*own, *options.texts()])
+        sweeps = named_sweeps.apply_sets(sweeps, [*entrants.texts, *options.texts()])
+        mistakes += entrants.data_mistakes(sweeps)
     with collected(mistakes):
         run = options.run("", ())
     raise_if_any(mistakes)
@@ -126,16 +153,26 @@ def spec_of(targets: Sequence[str], options: RunOptions, *, compares: bool = Fal
         run = replace(run, searches=SEARCHES)
     if compares and options.final_seeds is None:
         run = replace(run, final_seeds=FINAL_SEEDS if run.searches > 1 else SEEDS_OF_ONE_SEARCH)
-    sweeps_of_run = named_sweeps.with_stored_side(changed)
-    return replace(run, name=run.name or default_name(targets, changed), sweeps=sweeps_of_run)
+    name = (
+        default_name(entrants.names, sweeps)
+        if entrants.screen is None
+        else name_after_screen(entrants.screen, entrants.names)
+    )
+    return replace(run, name=run.name or name, sweeps=entrants.stored(sweeps))
 
 
 def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
     """``TARGET-DATASET``: the same command typed again is the same run. A label that was given
     takes its target's place."""
-    short = []
-    for candidate in map(Candidate.parse, targets):
-        target = candidate.target
-        name = target.rpartition(":")[2] if ".py:" in target else target
-        short.append(candidate.label or name)
-    return sanitised("-".join([*short, dataset_name(sweeps[0].data.source)]))
+    return sanitised("-".join([*map(_short, targets), dataset_name(sweeps[0].data.source)]))
+
+
+def name_after_screen(screen: str, targets: Sequence[str]) -> str:
+    """The same of a screen's finalists, with ``targets`` beside them."""
+    return sanitised("-".join(["tournament", screen, *map(_short, targets)]))
+
+
+def _short(text: str) -> str:
+    candidate = Candidate.parse(text)
+    target = candidate.target
+    return candidate.label or (target.rpartition(":")[2] if ".py:" in target else target)

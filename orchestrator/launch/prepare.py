@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,7 +39,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights, current_pin
-from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, DatasetFacts
+from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, DatasetFacts, DataSpec
 from trainables.data import duplicates
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
@@ -72,11 +72,14 @@ def validate(
     """
     mistakes: list[str] = []
     for spec in specs:
-        own = spec.mistakes() + (_job_mistakes(spec) if as_job else storage_mistakes(spec.storage))
+        parts = [(sweep.data, sweep.backbone) for sweep in spec.sweeps]
+        place = job_mistakes(spec, parts) if as_job else storage_mistakes(spec.storage)
+        own = spec.mistakes() + place
         if not own and not as_job and is_remote(spec.storage):
             replication.pull(spec.storage, spec.name)
         mistakes += own
-        mistakes += [line for sweep in spec.sweeps for line in _data_mistakes(sweep, as_job)]
+        images = [one.data for sweep in spec.sweeps for one in sweep.variants("data.")]
+        mistakes += [line for data in images for line in data_mistakes(data, as_job)]
     sweeps = [sweep for spec in specs for sweep in spec.sweeps]
     backbones = [line for sweep in sweeps for line in _backbone_mistakes(sweep)]
     mistakes += backbones
@@ -106,13 +109,14 @@ def storage_mistakes(storage: str) -> list[str]:
     return []
 
 
-def _data_mistakes(sweep: SweepSpec, as_job: bool) -> list[str]:
-    named = sweep.data.source in KNOWN_DATASETS
-    texts = (sweep.data.archive, None if named else sweep.data.source)
+def data_mistakes(data: DataSpec, as_job: bool) -> list[str]:
+    """Why there are no such images; empty where only the machine of a job can tell."""
+    named = data.source in KNOWN_DATASETS
+    texts = (data.archive, None if named else data.source)
     paths = [Path(text).expanduser() for text in texts if text]
     if as_job and any(path.is_absolute() and not path.exists() for path in paths):
         return []  # it is where the job runs, or nowhere
-    return [line for variant in sweep.variants("data.") for line in check_source(variant.data)]
+    return check_source(data)
 
 
 def _backbone_mistakes(sweep: SweepSpec) -> list[str]:
@@ -158,14 +162,14 @@ def _network_mistakes(specs: Sequence[RunSpec], *, weights: bool, starting: bool
         return [line for answer in threads.map(lambda check: check(), checks) for line in answer]
 
 
-def _job_mistakes(spec: RunSpec) -> list[str]:
-    """Of the paths of the run, which another machine must understand."""
+def job_mistakes(spec: RunSpec, parts: Iterable[tuple[DataSpec, BackboneSpec]]) -> list[str]:
+    """Of the paths of the run and of its ``parts``, which another machine must understand."""
     uri = spec.tracking_uri or ""
     scheme, _, database = uri.partition(":///")
     is_sqlite = scheme.partition("+")[0] == "sqlite"
     paths = [("--storage ", None if is_remote(spec.storage) else spec.storage)]
-    for sweep in spec.sweeps:
-        data, weights = sweep.data, sweep.backbone.weights
+    for data, backbone in parts:
+        weights = backbone.weights
         is_path = data.source not in KNOWN_DATASETS and Path(data.source).exists()
         paths += [
             ("--dataset ", data.source if is_path else None),
@@ -178,7 +182,7 @@ def _job_mistakes(spec: RunSpec) -> list[str]:
         f"a job runs in a copy of its folder, so a path must be absolute; got {option}{path}. "
         f"Fix: {option}{Path(path).absolute()} where the head is this machine, else a path there"
         + (", or --storage s3://BUCKET/runs" if option == "--storage " else "")
-        for option, path in paths
+        for option, path in dict.fromkeys(paths)
         if path is not None and not Path(path).expanduser().is_absolute()
     ]
     if uri and not is_sqlite:

@@ -282,6 +282,12 @@ def pull(place: str, name: str) -> Path:
     return folder
 
 
+def pull_other(folder: Path, name: str) -> Path:
+    """The folder of the run ``name`` in the storage of that in ``folder``, as :func:`pull`."""
+    remote = object_storage.origin(folder)
+    return pull(remote.rpartition("/")[0] if remote else str(folder.parent), name)
+
+
 def pull_all(place: str) -> list[Path]:
     """The folders of all runs kept at the URI ``place``, each brought in line."""
     folders = [pull(place, name) for name in object_storage.list_folders(place.rstrip("/"))]

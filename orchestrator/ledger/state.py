@@ -13,6 +13,7 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, Self
 
+from orchestrator.ledger.screen_state import ScreenState
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.screening import ScreenSpec
@@ -302,7 +303,7 @@ class State:
     stop_reason: str | None = None
     verdict: Record = field(default_factory=dict)  # the last one on a claim, with its time
     num_reports: int = 0
-    screened: dict[str, str | None] = field(default_factory=dict)  # why a candidate has no probe
+    screen: ScreenState = field(default_factory=ScreenState)
 
     @property
     def spec(self) -> RunSpec:
@@ -320,6 +321,11 @@ class State:
         """Whether the first record is there."""
         return self.created_at is not None
 
+    @property
+    def is_screen(self) -> bool:
+        """Whether it screens candidates, and has no trials."""
+        return self.header.screen is not None
+
 
 def run_status(state: State, *, running: bool) -> RunStatus:
     """How a run stands, for everyone who shows it. ``running``: a process carries it out.
@@ -328,26 +334,27 @@ def run_status(state: State, *, running: bool) -> RunStatus:
     process still works on the report; one that has neither ended nor been stopped, and that no
     process carries out, is ``INTERRUPTED``: its process died.
     """
-    if state.closed and state.header.screen is not None:
-        no_probe = state.screened and all(reason for reason in state.screened.values())
-        return RunStatus.FAILED if no_probe else RunStatus.DONE
+    if state.closed and state.is_screen:
+        screened = state.screen.screened
+        all_failed = screened and len(state.screen.failed()) == len(screened)
+        return RunStatus.FAILED if all_failed else RunStatus.DONE
     if state.closed and state.trials:
         failed = all(trial.status == TrialStatus.FAILED for trial in state.trials.values())
         return RunStatus.FAILED if failed else RunStatus.DONE
     if running:
         return RunStatus.RUNNING
-    if not state.trials and state.header.screen is None:
+    if not state.trials and not state.is_screen:
         return RunStatus.EMPTY
     return RunStatus.STOPPED if state.stopped else RunStatus.INTERRUPTED
 
 
 def require_trials(state: State) -> None:
     """Raise ``UserError`` for a screen, which has none."""
-    if state.header.screen is not None:
+    if state.is_screen:
         name = state.header.run
         raise UserError(
             f"only a run with trials can be asked this; {name!r} is a screen. "
-            f"Fix: orchestrator status {name}, or its shortlist.json"
+            f"Fix: orchestrator compare {name}"
         )
 
 
@@ -412,8 +419,7 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
             state.split_openings = tuple(SplitOpening.from_dict(opening) for opening in splits)
         case "verdict":
             state.verdict = record
-        case "screened":
-            state.screened[record["candidate"]] = record["detail"].get("reason")
+    state.screen.apply(event, record)
 
 
 # Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.

@@ -163,9 +163,12 @@ def _screen_view(state: State) -> ScreenView | None:
     asked = state.header.screen
     if asked is None:
         return None
-    reasons = [state.screened[label] for label in asked.candidates if label in state.screened]
-    failed = sum(reason is not None for reason in reasons)
-    return ScreenView(candidates=len(asked.candidates), screened=len(reasons), failed=failed)
+    screened = asked.candidates.keys() & state.screen.screened.keys()
+    return ScreenView(
+        candidates=len(asked.candidates),
+        screened=len(screened),
+        failed=len(screened & state.screen.failed().keys()),
+    )
 
 
 def _candidate_view(state: State, candidate: str, running: bool) -> CandidateView:

@@ -1,6 +1,6 @@
-"""Pools of candidates, screened by probes on frozen features, and the shortlist that comes of it.
+"""Pools of candidates, and screens that rank them by probes on frozen features.
 
 Read ``pool.py`` first: from lines of text to candidates; ``run.py`` carries a screen out as Ray
-tasks and records it; ``shortlist.py`` says which candidates are worth a tournament. May import
-``compare`` and the rooms below it.
+tasks and records it. Which candidates are worth a tournament is in ``compare/shortlist.py``. May
+import ``tracking`` and the rooms below it.
 """

@@ -1,7 +1,8 @@
 """Pools: text files of candidates, one a line, and what is known of each before it has weights.
 
-A line is ``CANDIDATE  # DATE: why it is in the pool``; a candidate is a family, ``timm:MODEL`` or
-``timm:PATTERN``, then ``=WEIGHTS`` where they are not the published ones, and before it ``LABEL=``.
+A line is ``CANDIDATE  # DATE: why it is in the pool``, the candidate as a run's
+(:mod:`orchestrator.spec.candidates`), of a family or ``timm:MODEL``; ``timm:PATTERN`` stands for
+each model that fits. Without ``=WEIGHTS`` they are the published ones.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from orchestrator.spec.named_sweeps import nearest
-from orchestrator.spec.run import sanitised
+from orchestrator.spec.candidates import TIMM, Candidate, default_label, label_mistakes
+from orchestrator.spec.named_sweeps import nearest, unknown_target
 from trainables.backbones import FAMILIES, check_backbone
 from trainables.backbones.catalogue import (
     ModelFacts,
@@ -22,7 +23,7 @@ from trainables.backbones.catalogue import (
     models_matching,
     own_side,
 )
-from trainables.config import DEFAULT_SHORT_SIDE, NAMED_WEIGHTS, BackboneSpec
+from trainables.config import DEFAULT_SHORT_SIDE, BackboneSpec
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
 FOLDER = Path(__file__).with_name("pools")
@@ -32,8 +33,8 @@ COMMENT = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2}):\s*(?P<why>\S.*)")
 
 @dataclass(frozen=True, kw_only=True)
 class PoolEntry:
-    """A candidate: a backbone with given weights and a side, under a ``label``. ``why`` and ``day``
-    are of its line in the pool."""
+    """A candidate as a line names it, or as one of the models that its pattern means: the
+    ``backbone`` with its side, under a ``label``. ``why`` and ``day`` are of the line."""
 
     label: str
     backbone: BackboneSpec
@@ -59,13 +60,7 @@ def read_pools(texts: Sequence[str]) -> list[PoolEntry]:
                 for entry in _collected_at(place, line, mistakes):
                     entries.setdefault(entry.backbone, entry)
     made = list(entries.values())
-    labels = [entry.label for entry in made]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    mistakes += [
-        f"each candidate of a pool needs a label of its own; {label!r} is of several. "
-        f"Fix: {label}-2=CANDIDATE"
-        for label in twice
-    ]
+    mistakes += label_mistakes([(entry.label, entry.backbone) for entry in made])
     raise_if_any(mistakes)
     if not made:
         raise UserError(f"a pool needs candidates; got none. Fix: a line like {SYNTAX}")
@@ -74,13 +69,12 @@ def read_pools(texts: Sequence[str]) -> list[PoolEntry]:
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
     """Lines of a pool with the place where each is."""
+    file = Path(text).expanduser()
     if text in pool_names():
         file = FOLDER / f"{text}.txt"
-    elif text.startswith("timm:") or "=" in text or text in FAMILIES:
+    elif text.startswith(TIMM) or text in FAMILIES or ("=" in text and not file.is_file()):
         yield "", text
         return
-    else:
-        file = Path(text).expanduser()
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -106,60 +100,50 @@ def _collected_at(place: str, line: str, mistakes: list[str]) -> Iterable[PoolEn
 def parse_line(line: str) -> Iterator[PoolEntry]:
     """The candidates of one line: several where it is a pattern. Raises ``UserError``."""
     text, _, comment = (part.strip() for part in line.partition("#"))
-    label, target, weights = _parts(text)
     noted = COMMENT.fullmatch(comment)
     why = noted["why"] if noted else comment or None
     try:
         day = date.fromisoformat(noted["day"]) if noted else None
     except ValueError:
         day = None
-    family, _, model = target.partition(":")
-    if family not in FAMILIES or (family == "timm") != bool(model):
-        raise UserError(f"a candidate is {SYNTAX}; got {text!r}. Fix: timm:resnet18, say")
-    published = weights in (None, "hub")
-    models = [model or None]
-    if is_pattern(model):
-        if label is not None or not (published or weights == "none"):
-            raise UserError(
-                f"a pattern stands for several models, which share no label and no file; got "
-                f"{text!r}. Fix: timm:{model}, or name the models one by one"
-            )
-        models = list(models_matching(model, pretrained=published))
-    for name in models:
-        spec = BackboneSpec(
-            family=family,
-            model=name,
-            scale="small" if family != "timm" else "tiny",
-            weights=weights or "hub",
-        )
-        raise_if_any(check_backbone(spec))
-        usual = sanitised(name or family)
-        yield PoolEntry(
-            label=label or usual,
-            backbone=replace(spec, image_size=_side(spec)),
-            why=why,
-            day=day,
-        )
+    for candidate in _models_of(Candidate.parse(text)):
+        backbone = backbone_of(candidate)
+        label = candidate.label or default_label(backbone.model or backbone.family)
+        yield PoolEntry(label=label, backbone=backbone, why=why, day=day)
 
 
-def _parts(text: str) -> tuple[str | None, str, str | None]:
-    """Label, target and weights of a candidate."""
-    first, _, rest = text.partition("=")
-    family = first.partition(":")[0]
-    if family in FAMILIES and (":" in first or first != "timm"):
-        return None, first, rest or None
-    target, _, weights = rest.partition("=")
-    if first and sanitised(first) != first:
+def _models_of(candidate: Candidate) -> Iterator[Candidate]:
+    """A pattern's candidates; any other one is itself."""
+    model = candidate.target.removeprefix(TIMM)
+    if model == candidate.target or not is_pattern(model):
+        yield candidate
+        return
+    is_published = candidate.weights in (None, "hub")
+    if candidate.label is not None or not (is_published or candidate.weights == "none"):
         raise UserError(
-            "a label must be letters, digits, '.', '_' or '-'; "
-            f"got {first!r}. Fix: {sanitised(first)}={rest}"
+            f"a pattern stands for several models, which share no label and no file; got "
+            f"{str(candidate)!r}. Fix: {TIMM}{model}, or name the models one by one"
         )
-    return first or None, target, weights or None
+    for name in models_matching(model, pretrained=is_published):
+        yield replace(candidate, target=f"{TIMM}{name}")
 
 
-def _side(spec: BackboneSpec) -> int:
-    """The side that its weights are published for; from scratch what a sweep's would see."""
-    return DEFAULT_SHORT_SIDE if spec.weights == "none" else own_side(spec)
+def backbone_of(candidate: Candidate) -> BackboneSpec:
+    """What a candidate of a pool is: with the published weights unless it names others, at the
+    side that they are published for, from scratch at 64 px; a family at scale small. Raises
+    ``UserError`` where it is no backbone."""
+    is_timm = candidate.target.startswith(TIMM) and candidate.target != TIMM
+    if not is_timm and (candidate.target not in FAMILIES or candidate.target == "timm"):
+        raise unknown_target(candidate.target, sweeps=False)
+    spec = BackboneSpec(
+        family="timm" if is_timm else candidate.target,
+        model=candidate.target.removeprefix(TIMM) if is_timm else None,
+        scale="tiny" if is_timm else "small",
+        weights=candidate.weights or "hub",
+    )
+    raise_if_any(check_backbone(spec))
+    side = DEFAULT_SHORT_SIDE if spec.weights == "none" else own_side(spec)
+    return replace(spec, image_size=side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +163,3 @@ def described(entries: Sequence[PoolEntry]) -> list[EntryFacts]:
             rows.append(EntryFacts(entry=entry, facts=facts_of(entry.backbone)))
         rows += [EntryFacts(entry=entry, facts=None, reason=line) for line in mistakes[:1]]
     return rows
-
-
-def weights_text(spec: BackboneSpec) -> str:
-    """The weights as a person reads them: a path by its last name."""
-    return spec.weights if spec.weights in NAMED_WEIGHTS else Path(spec.weights).name

@@ -11,18 +11,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare.statistics import share_interval
-from orchestrator.ledger import events, replication, session
-from orchestrator.ledger.events import FILE_NAME, Ledger
-from orchestrator.ledger.replication import STOP_FILE
-from orchestrator.ledger.state import RunHeader
-from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.capacity import ClusterCapacity
-from orchestrator.screen.shortlist import (
+from orchestrator.compare.shortlist import (
     Shortlist,
     beyond_limits,
     beyond_params,
@@ -30,8 +23,17 @@ from orchestrator.screen.shortlist import (
     shortlist,
     write_shortlist,
 )
-from orchestrator.spec.run import RunSpec
+from orchestrator.compare.statistics import share_interval
+from orchestrator.ledger import replication, session
+from orchestrator.ledger.events import FILE_NAME, Ledger
+from orchestrator.ledger.replication import STOP_FILE
+from orchestrator.ledger.screen_state import STAGE
+from orchestrator.ledger.state import RunHeader, State
+from orchestrator.ray_cluster import attach
+from orchestrator.ray_cluster.capacity import ClusterCapacity
 from orchestrator.spec.screening import ScreenSpec
+from orchestrator.tracking import store
+from orchestrator.tracking.beside import mirrored
 from orchestrator.wording import duration, percent
 from trainables.backbones.catalogue import facts_of
 from trainables.config import DatasetFacts, Screened, Screening
@@ -39,7 +41,6 @@ from trainables.data.build import prepare
 from trainables.errors import StorageError, UserError, one_line, raise_if_any, storage_error
 from trainables.storage import object_storage
 
-STAGE = "screen"  # of its records
 RETRIES = 3  # of a task whose worker was lost
 POLL_S = 0.5
 MOST_THREADS = 8  # of a CPU task: more make one pass hardly faster
@@ -50,45 +51,12 @@ OVER = "the time was over; the same command with more --minutes goes on with it"
 log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class ScreenState:
-    """A screen as its ledger tells it: what was asked for last, which images, from how many of
-    train candidates are judged, and what is known of each, by label."""
-
-    spec: ScreenSpec | None = None
-    content_hash: str | None = None
-    train_images: int | None = None
-    measured: dict[str, Screened] = field(default_factory=dict)
-    screened: dict[str, Screened] = field(default_factory=dict)
-
-
-def state_of(folder: Path) -> ScreenState:
-    """What the ledger in ``folder`` says; an empty state where there is none. Raises ``UserError``
-    for a ledger that is damaged or of a newer version."""
-    state, path = ScreenState(), folder / FILE_NAME
-    for record in events.read(path) if path.exists() else ():
-        event, detail = record["event"], record.get("detail", {})
-        if event in ("created", "extended"):
-            header = RunHeader.from_dict(detail)
-            state.spec = header.screen
-            state.content_hash = next(
-                (facts.content_hash for facts in header.datasets.values()), None
-            )
-        elif event == "sized":
-            state.train_images = record["train_images"]
-        elif event == "measured":
-            state.measured[detail["label"]] = Screened.from_dict(detail)
-        elif event == "screened":
-            state.screened[detail["label"]] = Screened.from_dict(detail)
-    return state
-
-
 def name_mistakes(spec: ScreenSpec) -> list[str]:
     """Why this name cannot be used for this screen; empty when it is new or the same one's."""
-    folder = spec.folder.resolve()
-    if not (folder / FILE_NAME).exists():
+    state = session.state_of(spec.folder.resolve())
+    if not state.begun:
         return []
-    before = state_of(folder).spec
+    before = state.header.screen
     if before is None:
         return [f"{spec.name!r} is the name of a run that is no screen. Fix: --name OTHER"]
     changes = spec.changes(before)
@@ -106,12 +74,13 @@ def run_screen(spec: ScreenSpec) -> Shortlist:
     """
     began = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(session.run_lock(RunSpec(name=spec.name, storage=spec.storage)))
+        stack.enter_context(session.run_lock(spec.run))
         raise_if_any(name_mistakes(spec))
         folder = spec.folder.resolve()
         images = prepare(spec.data).info
-        before = state_of(folder)
-        if before.content_hash not in (None, images.content_hash):
+        before = session.state_of(folder)
+        contents = {facts.content_hash for facts in before.header.datasets.values()}
+        if contents - {images.content_hash, None}:
             raise UserError(
                 f"a screen keeps its images; those of {images.name} have changed since "
                 f"{spec.name!r} began. Fix: put them back as they were, or --name OTHER"
@@ -122,6 +91,11 @@ def run_screen(spec: ScreenSpec) -> Shortlist:
         return screener.run()
 
 
+def tracking_uri(spec: ScreenSpec) -> str:
+    """Where MLflow records the screen."""
+    return spec.tracking_uri or store.default_uri(spec.storage)
+
+
 class Screener:
     """One session of a screen."""
 
@@ -130,44 +104,52 @@ class Screener:
         spec: ScreenSpec,
         folder: Path,
         ledger: Ledger,
-        state: ScreenState,
+        before: State,
         images: DatasetFacts,
         began: float,
     ) -> None:
         self.spec, self.folder, self.images = spec, folder, images
-        self._ledger, self._state, self._began = ledger, state, began
+        self._ledger, self._began = ledger, began
+        self._before, self._state = before, before.screen
         self._left_out: dict[str, str] = {}
 
     def run(self) -> Shortlist:
-        """Screen what is not on record yet, then write the shortlist."""
-        self._open()
+        """Screen what is not on record yet, then write the shortlist. MLflow is shown all of it."""
+        earlier = self._state.left_out
         pending = self._pending()
-        if pending:
-            try:
-                with attach.attached(f"screen-{self.spec.name}") as totals:
-                    self._screen(pending, Tasks(totals))
-            except (KeyboardInterrupt, UserError, StorageError) as error:
-                self._record("stopped", reason=one_line(error))
-                raise
-        result = shortlist(self.spec, self._state.screened, self._left_out)
-        self._record("closed")
-        path = write_shortlist(result, self.folder)
-        if remote := object_storage.origin(self.folder):
-            object_storage.put_file(path, f"{remote}/{path.name}")
+        self._open(bool(pending))
+        with mirrored(self.folder, tracking_uri(self.spec), None):
+            if pending:
+                try:
+                    with attach.attached(f"screen-{self.spec.name}") as totals:
+                        self._screen(pending, Tasks(totals))
+                except (KeyboardInterrupt, UserError, StorageError) as error:
+                    self._record("stopped", reason=one_line(error))
+                    raise
+            result = shortlist(self.spec, self._state.screened, self._left_out)
+            path = write_shortlist(result, self.folder)
+            if remote := object_storage.origin(self.folder):
+                object_storage.put_file(path, f"{remote}/{path.name}")
+            if not self._is_closed or self._left_out != earlier:
+                self._record("closed", detail={"left_out": self._left_out})
         return result
 
-    def _open(self) -> None:
+    def _open(self, has_work: bool) -> None:
+        """Record what is asked for now, and that work goes on where it was left."""
         header = RunHeader(
             run=self.spec.name,
-            spec=RunSpec(name=self.spec.name, storage=self.spec.storage),
+            spec=self.spec.run,
             environment=session.environment(),
             code_version=session.code_version(),
             datasets={STAGE: self.images},
             screen=self.spec,
         )
-        begun = self._state.spec is not None
-        if not begun or self._state.spec != self.spec:
-            self._record("extended" if begun else "created", detail=header.as_dict())
+        asked_before = self._before.header.screen
+        self._is_closed = asked_before == self.spec and self._before.closed and not has_work
+        if asked_before != self.spec:
+            self._record("extended" if asked_before else "created", detail=header.as_dict())
+        if asked_before and not self._is_closed:
+            self._record("resumed")
         (self.folder / STOP_FILE).unlink(missing_ok=True)
 
     def _record(self, event: str, **fields: Any) -> None:

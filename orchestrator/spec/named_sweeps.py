@@ -239,14 +239,18 @@ def _of_target(target: str) -> SweepSpec:
     if target in NAMED:
         _, family, options, changes = NAMED[target]
         return with_changes(family_sweep(family, **options), changes)
-    families = [family for family in FAMILIES if family != "timm"]
-    if target in families:
+    if target in FAMILIES and target != "timm":
         return family_sweep(target)
-    near = nearest(target, [*families, *NAMED])
-    raise UserError(
-        f"unknown target {target!r}; valid: {', '.join(families)}, {', '.join(NAMED)}, "
-        f"timm:MODEL, path/to/file.py:function. Fix: did you mean {' or '.join(near)}?"
-    )
+    raise unknown_target(target)
+
+
+def unknown_target(target: str, *, sweeps: bool = True) -> UserError:
+    """The mistake of a target that names no backbone and, where ``sweeps`` may be named, none."""
+    families = [family for family in FAMILIES if family != "timm"]
+    names = [*families, *(NAMED if sweeps else ())]
+    valid = ", ".join([*names, "timm:MODEL", *(["path/to/file.py:function"] if sweeps else [])])
+    near = " or ".join(nearest(target, names))
+    return UserError(f"unknown target {target!r}; valid: {valid}. Fix: did you mean {near}?")
 
 
 def nearest(name: str, valid: list[str]) -> list[str]:

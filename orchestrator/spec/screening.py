@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.spec.run import run_folder, sanitised
+from orchestrator.spec.run import RunSpec, run_folder, sanitised
 from trainables.config import BackboneSpec, DataSpec, Spec, ruled
+from trainables.printable import without_login
 
 TOP = 5
 
@@ -19,17 +20,28 @@ class ScreenSpec(Spec, section="screen"):
     time (``None``: as long as it takes, with all training images). ``top`` go on the shortlist, of
     those within ``max_latency_ms`` (one image, on the device that screens) and ``max_params_m``
     (millions, without the classifier); ``audit`` is the share of the others that is drawn to go
-    with them."""
+    with them. A login in a URL is left out, as from a run's spec."""
 
     name: str
     candidates: Mapping[str, BackboneSpec] = field(default_factory=dict)
     data: DataSpec = field(default_factory=DataSpec)
     storage: str = "runs"
+    tracking_uri: str | None = field(default=None, metadata={"before": None})
     minutes: float | None = ruled(None, 0, 1e6, open_low=True, option="--minutes")
     top: int = ruled(TOP, 1, option="--top")
     max_latency_ms: float | None = ruled(None, 0, 1e9, open_low=True, option="--max-latency-ms")
     max_params_m: float | None = ruled(None, 0, 1e9, open_low=True, option="--max-params-m")
     audit: float = ruled(0.0, 0, 1, option="--audit")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "storage", without_login(self.storage))
+        if self.tracking_uri is not None:
+            object.__setattr__(self, "tracking_uri", without_login(self.tracking_uri))
+
+    @property
+    def run(self) -> RunSpec:
+        """What it has in common with every run: its name, and where it is kept and shown."""
+        return RunSpec(name=self.name, storage=self.storage, tracking_uri=self.tracking_uri)
 
     @property
     def folder(self) -> Path:

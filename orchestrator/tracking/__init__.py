@@ -2,5 +2,5 @@
 only room that imports mlflow.
 
 May import ``compare``, ``ray_cluster``, ``ledger`` and ``spec``. Read ``follow.py`` first, the
-process, then ``view.py``, what it should show.
+process, which ``beside.py`` starts, then ``view.py``, what it should show.
 """

@@ -166,8 +166,8 @@ class Client:
             self._client.restore_experiment(self._experiment_id)
 
     def runs_of(self, run_id: str) -> dict[str, MlflowRun]:
-        """Our run's runs there by trial, the parent as ``""``; of two for one trial, which an
-        answer lost on its way can make, the younger is deleted."""
+        """Our run's runs there by trial, a screen's by candidate, the parent as ``""``; of two for
+        one trial, which an answer lost on its way can make, the younger is deleted."""
         query = [self._experiment_id], f"tags.`{view.RUN_ID_TAG}` = '{run_id}'"
         page = self._client.search_runs(*query)
         runs = list(page)
@@ -176,7 +176,7 @@ class Client:
             runs += page
         by_trial: dict[str, MlflowRun] = {}
         for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
-            trial = run.data.tags.get("trial", "")
+            trial = run.data.tags.get("trial") or run.data.tags.get(view.CANDIDATE_TAG, "")
             if trial in by_trial:
                 self._client.delete_run(run.info.run_id)
             else:

@@ -31,6 +31,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from orchestrator import logins
+from orchestrator.compare.shortlist import FILE_NAME as SHORTLIST
+from orchestrator.compare.shortlist import shortlist_of
 from orchestrator.compare.winners import SelectedModel, best_models
 from orchestrator.ledger.events import FILE_NAME, tail
 from orchestrator.ledger.state import State, TrialState, apply
@@ -76,7 +78,7 @@ class Mirror:
         count = self._read_ledger()
         if over:
             self._over = True
-            self._due |= {PARENT, *self._state.trials}
+            self._due |= {PARENT, *self._names}
         if not self._state.begun:
             return count
         with talking(self._uri):
@@ -99,10 +101,17 @@ class Mirror:
         for record in records:
             apply(self._state, record)
             self._due.add(record.get("trial", PARENT))
+            if record["event"] == "screened":
+                self._due.add(record["candidate"])
             if record["event"] in ENDS + BEGINS:
                 self._ended_at = record["time"] if record["event"] in ENDS else None
-                self._due |= self._state.trials.keys()
+                self._due |= self._names
         return len(records)
+
+    @property
+    def _names(self) -> set[str]:
+        """Of what has, or may have, a run below the parent: trials, or a screen's candidates."""
+        return {*self._state.trials, *self._state.screen.screened}
 
     def _connect(self) -> Client:
         """Find every run that MLflow has of ours; create the parent where it is missing."""
@@ -111,7 +120,7 @@ class Mirror:
             client = Client(self._uri, self._experiment or str(self._state.header.run))
             self._runs = client.runs_of(view.run_id(self._state))
             self._client = client
-            self._due |= {PARENT, *self._state.trials}
+            self._due |= {PARENT, *self._names}
         if PARENT not in self._runs:
             tags = view.run_tags(self._state, self._over)
             self._create(client, PARENT, tags, self._state.created_at)
@@ -132,6 +141,8 @@ class Mirror:
             with talking(self._uri):
                 if name == PARENT:
                     self._show_parent(client, self._runs[PARENT])
+                elif name in self._state.screen.screened:
+                    self._show_screened(client, name)
                 elif view.has_begun(self._state.trials[name]):
                     self._show_trial(client, self._state.trials[name])
         except Outage as outage:
@@ -166,6 +177,20 @@ class Mirror:
                 client.log_datasets(run, view.datasets(self._state, trial))
             client.set_status(run, status, trial.ended_at or self._ended_at)
 
+    def _show_screened(self, client: Client, label: str) -> None:
+        """A candidate of a screen, which is on record with all that is known of it."""
+        state = self._state
+        tags, at = view.screened_tags(state, label, self._runs[PARENT].id), state.screen.landed_at
+        if label not in self._runs:
+            began = at[label] - (state.screen.screened[label].seconds or 0.0)
+            self._create(client, label, tags, began)
+        run, status = self._runs[label], view.STATUS[tags["status"]]
+        is_new = run.status != status
+        metrics = view.screened_metrics(state, label) if is_new else []
+        client.log(run, metrics, view.screened_params(state, label), tags)
+        if is_new:
+            client.set_status(run, status, at[label])
+
     def _show_parent(self, client: Client, run: MlflowRun) -> None:
         state, tags = self._state, view.run_tags(self._state, self._over)
         status = view.STATUS.get(tags["status"], "RUNNING")
@@ -179,8 +204,13 @@ class Mirror:
             client.put(run, "verdict.json", state.verdict["detail"])
         if not run.has_datasets:
             client.log_datasets(run, view.datasets(state))
-        client.put(run, "spec.json", state.spec.as_dict())
+        client.put(run, "spec.json", (state.header.screen or state.spec).as_dict())
         client.put(run, "environment.json", state.header.environment.as_dict())
+        if state.is_screen:
+            result = shortlist_of(state)
+            client.log(run, [], {}, view.TABLE_TAG)
+            client.put(run, view.TABLE, view.shortlist_table(result))
+            client.put(run, SHORTLIST, result.as_dict())
         self._put_comparison(client, run)
         if run.status != status:
             client.set_status(run, status, self._ended_at)

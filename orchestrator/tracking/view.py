@@ -14,13 +14,16 @@ from typing import Any
 
 from orchestrator.compare.families import convergence
 from orchestrator.compare.runs import curve_of
+from orchestrator.compare.shortlist import Shortlist
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.cost import cost_of
+from orchestrator.ledger.screen_state import STAGE
 from orchestrator.ledger.state import RunStatus, State, TrialState, TrialStatus, run_status
-from orchestrator.wording import NONE, duration, interval, percent
-from trainables.config import stable_hash
+from orchestrator.wording import MISSING, NONE, duration, interval, percent
+from trainables.config import BackboneSpec, stable_hash
 
 RUN_ID_TAG = "orchestrator.run_id"
+CANDIDATE_TAG = "candidate"
 MODEL_TAG = "logged_model"  # of a trial's run: the id of its logged model
 FORMER_MODEL_TAG = "model"  # was the same, in stores of before a backbone's name was there
 GEOMETRY = (
@@ -190,6 +193,8 @@ def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, st
     """The run's datasets, or a trial's, each as the fields of MLflow's ``Dataset``. A final carves
     other validation images, hence has another hash."""
     sources = {sweep.candidate: sweep.data.source for sweep in state.spec.sweeps}
+    if state.header.screen is not None:
+        sources[STAGE] = state.header.screen.data.source
     by_digest = {}
     for candidate, info in state.header.datasets.items():
         if trial is not None and trial.candidate != candidate:
@@ -211,14 +216,19 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
     and time once it is on record."""
     header, claim, opened = state.header, state.spec.claim or {}, state.test_opened_at
     datasets = {info.name for info in header.datasets.values()}
-    families = {sweep.candidate: sweep.family for sweep in state.spec.sweeps}
+    backbones = {sweep.candidate: sweep.backbone for sweep in state.spec.sweeps}
+    backbones |= header.screen.candidates if header.screen else {}
+    candidates = header.screen.candidates if header.screen else header.geometry
+    families = {backbones[name].family if name in backbones else name for name in candidates}
     tags: dict[str, object] = {
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
         "status": run_status(state, running=not (interrupted or state.stopped)),
-        "candidates": ", ".join(sorted(header.geometry)),
-        "families": ", ".join(sorted({families.get(name, name) for name in header.geometry})),
+        "stage": STAGE if header.screen else None,
+        "from_screen": state.spec.from_screen,
+        "candidates": ", ".join(sorted(candidates)),
+        "families": ", ".join(sorted(families)),
         "dataset": ", ".join(sorted(filter(None, datasets))),
         "spec_hash": header.spec_hash,
         "code_version": header.code_version,
@@ -240,7 +250,11 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
 
 
 def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
-    """Counts and totals of the parent run at its end."""
+    """Counts and totals of the parent run at its end; of a screen, how many candidates landed."""
+    if state.is_screen:
+        failed, screened = len(state.screen.failed()), len(state.screen.screened)
+        counts = {"candidates_screened": screened, "candidates_failed": failed}
+        return _rows(counts, ended_at)
     trials = state.trials.values()
     counts = Counter(trial.status for trial in trials)
     best = [value for trial in trials if (value := trial.best()[0]) is not None]
@@ -250,6 +264,83 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
         "best_val_top1": max(best, default=None),
     }
     return _rows(values, ended_at)
+
+
+def screened_tags(state: State, label: str, parent: str) -> dict[str, str]:
+    """Tags of a screened candidate's run."""
+    found, backbone = state.screen.screened[label], _screened_backbone(state, label)
+    tags = {
+        RUN_ID_TAG: run_id(state),
+        "mlflow.parentRunId": parent,
+        "mlflow.source.name": "orchestrator",
+        "sweep": state.header.run,
+        CANDIDATE_TAG: label,
+        "family": backbone.family,
+        "model": backbone.model,
+        "weights": backbone.weights,
+        "scale": None if backbone.model else backbone.scale,
+        "dataset": state.header.datasets[STAGE].name,
+        "stage": STAGE,
+        "status": TrialStatus.FAILED if found.reason else TrialStatus.FINISHED,
+        "reason": found.reason,
+    }
+    return texts(tags, MAX_TAG)
+
+
+def screened_params(state: State, label: str) -> dict[str, str]:
+    """The geometry of a screened candidate, and how many images its probe learned from."""
+    found, backbone = state.screen.screened[label], _screened_backbone(state, label)
+    params = {
+        "image_size": backbone.image_size,
+        "weights": backbone.weights,
+        "train_images": found.train_images,
+        "feature_width": found.width,
+        "probe_strength": found.strength,
+    }
+    return {name: str(value)[:MAX_PARAM] for name, value in params.items() if value is not None}
+
+
+def screened_metrics(state: State, label: str) -> list[MetricRow]:
+    """Accuracies of a candidate's probes, and what its backbone costs."""
+    found = state.screen.screened[label]
+    values: dict[str, float | None] = {
+        "linear_top1": found.linear_top1,
+        "neighbours_top1": found.neighbours_top1,
+        "latency_ms": found.speed.latency_ms if found.speed else None,
+        "inference_images_per_second": found.images_per_second,
+        "params_m": found.speed.params_m if found.speed else None,
+        "device_seconds": found.seconds,
+    }
+    return _rows(values, state.screen.landed_at[label])
+
+
+def _screened_backbone(state: State, label: str) -> BackboneSpec:
+    """As it was asked for; a candidate may be left out of a later command of its screen."""
+    asked = state.header.screen
+    return (asked and asked.candidates.get(label)) or BackboneSpec(family=MISSING)
+
+
+def shortlist_table(result: Shortlist) -> dict[str, list[Any]]:
+    """A screen's candidates as ``log_table`` writes a table: best first, failed ones last."""
+    rows: list[dict[str, Any]] = [
+        {
+            "candidate": row.label,
+            "family": row.backbone.family,
+            "linear_top1": row.top1.mean,
+            "linear_top1_low": row.top1.low,
+            "linear_top1_high": row.top1.high,
+            "neighbours_top1": row.screened.neighbours_top1,
+            "latency_ms": row.screened.speed and row.screened.speed.latency_ms,
+            "params_m": row.screened.speed and row.screened.speed.params_m,
+            "role": ", ".join(result.roles_of(row.label)) or None,
+            "reason": row.beyond,
+        }
+        for row in result.ranked
+    ]
+    columns = list(rows[0]) if rows else ["candidate", "reason"]
+    left_out = [{"candidate": label, "reason": why} for label, why in result.left_out.items()]
+    data = [[row.get(name) for name in columns] for row in [*rows, *left_out]]
+    return {"columns": columns, "data": data}
 
 
 def texts(values: Mapping[str, object], limit: int) -> dict[str, str]:

@@ -12,6 +12,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.tracking import follow, store
 from tests.integration.conftest import line_of
 from tests.integration.mlflow_server import PATIENCE_S, Server
+from tests.unit.screen import screens
 from trainables.errors import UserError
 
 pytestmark = pytest.mark.mlflow
@@ -232,6 +235,48 @@ def test_the_logged_model_of_a_store_of_before_keeps_its_id(storage: Path, datab
         follow.sync(storage / "former", database)
         tags = shown(database, "former")["vit-0000"]["tags"]
         assert (tags["model"], tags["logged_model"]) == ("test_vit", logged)
+
+
+def test_a_screen_has_a_run_for_each_candidate(storage: Path, database: str) -> None:
+    folder = storage / "screened"
+    asked = screens.spec(screens.FOUND)
+    screens.write(folder, replace(asked, name="screened"), *list(screens.FOUND.values())[:3])
+    follow.sync(folder, database)
+    with closing(Ledger(folder / FILE_NAME)) as ledger:
+        for one in list(screens.FOUND.values())[2:]:
+            ledger.append("screened", candidate=one.label, detail=one.as_dict())
+        ledger.append("closed", detail={"left_out": {}})
+    follow.sync(folder, database)
+    follow.sync(folder, database)  # changes nothing
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("screened")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = {run.data.tags["candidate"]: run for run in runs if run is not parent}
+    assert children.keys() == screens.FOUND.keys()
+    assert {run.data.tags["stage"] for run in runs} == {"screen"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {
+        parent.info.run_id
+    }
+    first = children["a"]
+    assert first.info.status == "FINISHED"
+    assert {name: first.data.metrics[name] for name in ("linear_top1", "latency_ms")} == {
+        "linear_top1": 390 / screens.IMAGES,
+        "latency_ms": 30.0,
+    }
+    assert first.data.tags["model"] == "a"
+    assert first.data.tags["family"] == "timm"
+    assert first.data.params["train_images"] == "1000"
+    assert children["f"].info.status == "FAILED"
+    assert children["f"].data.tags["reason"] == "OutOfMemory: no room"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["candidates_screened"] == 6
+    assert parent.data.metrics["candidates_failed"] == 1
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"summary.json", "shortlist.json", "spec.json"} <= files
 
 
 @pytest.mark.parametrize("cut", [1, 6, 12])

@@ -51,6 +51,8 @@ def check_ours(arguments: Sequence[str]) -> None:
     context = parse(group, arguments)
     if context.info_name == "submit":
         return check_ours(context.params["command"])
+    if context.params.get("from_screen"):
+        return None  # its candidates are in a storage that is not here
     if context.info_name in RUNS:
         params = {name: value for name, value in context.params.items() if name in OPTIONS}
         targets = context.params.get("target") or context.params["family"]

@@ -150,7 +150,7 @@ def frozen_features(
     facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> Features:
     """Features of ``rows`` (N,) of a split, from the cache or by one pass, which is then kept with
-    ``facts()``. ``key`` is the backbone's :meth:`FrozenBackbone.identity`.
+    ``facts()``, asked before it. ``key`` is the backbone's :meth:`FrozenBackbone.identity`.
 
     Raises ``OutOfMemory`` where not even a small batch fits on the device, and ``UserError`` where
     a feature is not finite.
@@ -159,7 +159,7 @@ def frozen_features(
     known = read_features(path, rows)
     if known is not None:
         return known
-    size = eval_batch(frozen.model.transform.image_size)
+    size, before = eval_batch(frozen.model.transform.image_size), facts()
     while True:
         try:
             began = time.perf_counter()
@@ -176,7 +176,7 @@ def frozen_features(
     made = Features(
         values=values,
         rows=rows,
-        facts={**facts(), "images_per_second": len(rows) / seconds, "seconds": seconds},
+        facts={**before, "images_per_second": len(rows) / seconds, "seconds": seconds},
     )
     write_features(path, made)
     return made

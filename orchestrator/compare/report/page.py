@@ -1,10 +1,10 @@
 """The report people open: one HTML file that needs nothing but itself, and its figures as files.
 
-In order: the answer in two sentences, candidates, finals, accuracy against cost, learning curves,
-curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast scored,
-failures, the images, what differed between the arms, how to reproduce. What a section says is in
-``templates/``, one file a section; here is what the templates are given, and :func:`read_report`,
-which reads back what the page carries of its runs.
+In order: the answer in two sentences, the screen, candidates, finals, accuracy against cost,
+learning curves, curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast
+scored, failures, the images, what differed between the arms, how to reproduce. What a section says
+is in ``templates/``, one file a section; here is what the templates are given, and
+:func:`read_report`, which reads back what the page carries of its runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator import wording
-from orchestrator.compare import table
+from orchestrator.compare import shortlist, table
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.data_notes import copies_lines
 from orchestrator.compare.probes import PooledProbes
@@ -30,6 +30,7 @@ from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
 from orchestrator.compare.runs import RunData, Values, collect
+from orchestrator.compare.shortlist import Shortlist
 from orchestrator.compare.statistics import POWER
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.spec.candidates import Candidate
@@ -43,13 +44,14 @@ TABLE_ROWS = 1000
 WRAP = 40  # characters beyond which a column wraps
 # id -> label in the navigation; a claim's grid of trials has no use for those of a search.
 SECTIONS = {
-    "claim": "The claim", "families": "Candidates", "finals": "Finals",
+    "claim": "The claim", "screen": "Screen", "families": "Candidates", "finals": "Finals",
     "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
     "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
     "failures": "Failures", "data": "Data", "differences": "What differed",
     "reproduce": "Reproduce",
 }  # fmt: skip
 OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
+OF_A_SCREEN = ("screen", "data", "reproduce")
 
 
 def report_html(comparison: Comparison) -> str:
@@ -118,7 +120,10 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     hidden = {
         *(OF_A_SEARCH if comparison.claims else ()),
         *(() if comparison.forecast else ("forecast",)),
+        *(() if comparison.screens else ("screen",)),
     }
+    if comparison.screens and all(run.state.is_screen for run in comparison.runs):
+        hidden |= set(SECTIONS) - set(OF_A_SCREEN)
     template = _environment().get_template("page.html")
     return template.render(
         vars(comparison),
@@ -131,7 +136,7 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
         finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
         pooled=_pooled(comparison),
         labels=[entry.family for entry in entries],
-        embedded=embedded(comparison.runs),
+        embedded=embedded(comparison.runs, comparison.screens),
         copies=copies_lines(comparison.dataset_info) if comparison.dataset_info else [],
         checkpoints=table.checkpoints_text(comparison.runs),
     )
@@ -154,6 +159,7 @@ def _environment() -> Environment:
          wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
+        shortlist.conclusions, shortlist.left_out_rows, shortlist.shortlist_rows,
         table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,
         describe_verdict,
         command, record, spec_text,
@@ -163,6 +169,7 @@ def _environment() -> Environment:
     environment.filters["level_text"] = OF_LEVEL.__getitem__
     environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {
+        "SCREEN_COLUMNS": shortlist.COLUMNS,
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
         "POWER": POWER, "FEWEST": FEWEST, "LINES": figures.LINES,
         "unit_words": seed_figures.UNIT_WORDS,
@@ -196,13 +203,13 @@ def _column_class(cells: Sequence[str]) -> str:
 EMBEDDED = re.compile(r'<script type="application/json" id="spec">(.*?)</script>', re.S)
 
 
-def embedded(runs: Sequence[RunData]) -> Values:
+def embedded(runs: Sequence[RunData], screens: Sequence[Shortlist] = ()) -> Values:
     """Name, spec, spec hash and command of each run, which the page carries as JSON."""
     entries = [
         {
             "name": run.name,
             "spec_hash": run.header.spec_hash,
-            "command": command(run),
+            "command": command(run, screens),
             "spec": run.header.spec.as_dict(),
         }
         for run in runs
@@ -282,11 +289,14 @@ def spec_text(run: RunData) -> str:
     return json.dumps(run.header.spec.as_dict(), indent=1)
 
 
-def command(run: RunData) -> str:
-    """The command that asks for the run's main values; empty without a spec."""
+def command(run: RunData, screens: Sequence[Shortlist] = ()) -> str:
+    """The command that asks for the run's main values; empty without a spec. Of a run that came
+    from one of ``screens`` it names the screen in place of its finalists."""
     spec = run.header.spec
     if not spec.sweeps:
         return ""
+    screen = next((one for one in screens if one.name == spec.from_screen), None)
+    finalists = screen.spec.candidates if screen else {}
     first = spec.sweeps[0]
     scheduler, resources = first.scheduler, first.resources
     options: dict[str, object] = {
@@ -300,14 +310,17 @@ def command(run: RunData) -> str:
         options["preset"] = claim["preset"]
         others = claim["options"]
     else:
-        compares = len(spec.sweeps) > 1  # then its defaults are others
+        compares = screen is not None or len(spec.sweeps) > 1  # then its defaults are others
         words = ["tournament" if compares else "sweep"]
         weights = first.backbone.weights
         words += [
-            str(Candidate.of(sweep.backbone, sweep.label, weights=weights)) for sweep in spec.sweeps
+            str(Candidate.of(sweep.backbone, sweep.label, weights=weights))
+            for sweep in spec.sweeps
+            if sweep.candidate not in finalists
         ]
         most = None if resources.num_workers == 1 else resources.num_workers
         options |= {
+            "from-screen": spec.from_screen if screen else None,
             "searches": spec.searches if compares or spec.searches > 1 else None,
             "trials": first.trials,
             "max-epochs": scheduler.max_epochs,

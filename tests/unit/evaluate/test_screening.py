@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from trainables.backbones.model import build
-from trainables.config import BackboneSpec, DataSpec, Screening
+from trainables.config import BackboneSpec, DataSpec, FrozenSpeed, Screened, Screening
 from trainables.data.build import prepare
 from trainables.data.features import Features, read_features, write_features
 from trainables.errors import StorageError
@@ -230,3 +232,50 @@ def test_measuring_makes_no_pass(data: DataSpec, monkeypatch: pytest.MonkeyPatch
     assert answer.speed.latency_ms > 0
     assert answer.speed.seconds_per_image > 0
     assert answer.reason is None
+
+
+@pytest.mark.parametrize("stage", ["setup", "passes"])
+def test_a_candidate_that_hangs_is_an_answer_in_time(
+    data: DataSpec, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Before its speed is known there is a fixed limit, then one that follows from it."""
+    released, hung = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        released.wait(60)
+        raise RuntimeError("nobody waits any more")
+
+    monkeypatch.setattr(screening, "POLL_S", 0.05)
+    if stage == "setup":
+        monkeypatch.setattr(screening, "SETUP_LIMIT_S", 0.3)
+        monkeypatch.setattr(FrozenBackbone, "speed", hang)
+    else:
+        monkeypatch.setattr(screening, "LEAST_PASS_S", 0.3)
+        monkeypatch.setattr(screening, "PASS_FACTOR", 0.0)
+        monkeypatch.setattr(frozen, "_pass", hang)
+    asked = Screening(label="slow", backbone=backbone("test_vit2"), data=data)
+    answer = screen(asked, on_hang=lambda: hung.append(True))
+    released.set()
+    assert hung == [True]
+    assert answer.linear_top1 is None
+    said = "to be built and measured" if stage == "setup" else "ms each"
+    assert re.search(rf"TookTooLong: it took more than 0 s .*{said}", str(answer.reason))
+
+
+def test_the_limit_of_a_pass_is_a_multiple_of_what_was_measured() -> None:
+    limits = (screening.SETUP_LIMIT_S, screening.PASS_FACTOR, screening.LEAST_PASS_S)
+    assert limits == (1800, 20, 300)  # as README says
+    answer, limit = Screened(label="a"), screening.TimeLimit()
+    speed = FrozenSpeed(
+        device="cpu", precision="fp32", setup_s=1, latency_ms=1, seconds_per_image=2, params_m=1
+    )
+    limit.allow_passes(speed, 1000)
+    assert limit.text == "it took more than 40000 s for 1000 images, 2e+03 ms each"
+    limit.lift()
+    assert limit.hold(lambda: answer) is answer
+
+    def fails() -> Screened:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        limit.hold(fails)

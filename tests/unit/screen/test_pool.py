@@ -20,6 +20,8 @@ from orchestrator.screen.pool import (
     pool_names,
     read_pools,
 )
+from orchestrator.spec.candidates import default_label, label_mistakes
+from orchestrator.spec.named_sweeps import resolve
 from trainables.backbones import catalogue
 from trainables.backbones.catalogue import facts_of, models_matching
 from trainables.backbones.pretraining import Corpus
@@ -48,6 +50,22 @@ def test_lines_of_every_kind(tmp_path: Path) -> None:
     assert [entry.backbone.image_size for entry in entries] == [320, 288, 160, 64]
 
 
+def test_a_candidate_of_a_pool_is_read_as_one_of_a_run() -> None:
+    for text in ("timm:resnet18=none", "mine=timm:resnet18=hub", "vit=in21k", "wide=vit"):
+        (entry,) = parse_line(text)
+        sweep = resolve(text)
+        assert entry.label == sweep.candidate
+        assert (entry.backbone.family, entry.backbone.model) == (
+            sweep.backbone.family,
+            sweep.backbone.model,
+        )
+
+
+def test_every_name_of_timm_may_be_a_label() -> None:
+    models = [BackboneSpec(family="timm", model=name) for name in timm.list_pretrained()]
+    assert label_mistakes([(default_label(str(one.model)), one) for one in models]) == []
+
+
 def test_a_pattern_is_each_model_that_fits() -> None:
     plain = [entry.backbone.model for entry in parse_line("timm:*efficientnet_lite*")]
     assert "tf_efficientnet_lite0" in plain
@@ -66,8 +84,13 @@ def test_a_pattern_is_each_model_that_fits() -> None:
         ("timm:resnet18.a1_in2k", "known: "),
         ("timm:*efficentnet*", "near names: "),
         ("resnett", "a pool is one of"),
-        ("timm", "a candidate is"),
+        ("timm", "unknown target 'timm'"),
+        ("timm:", "unknown target 'timm:'"),
         ("two words=timm:resnet18", "letters, digits"),
+        ("vit=timm:resnet18", "labels its own members alone"),
+        ("best-s2=timm:resnet18", "as trials' names go on"),
+        ("mine=", "something on each side of '='"),
+        ("mine=smoke", "unknown target 'smoke'"),
         ("mine=timm:vit_*", "share no label"),
         ("timm:vit_*=weights.pt", "share no label"),
     ],
@@ -85,8 +108,8 @@ def test_all_mistakes_come_at_once_with_their_lines(tmp_path: Path) -> None:
         read_pools([str(pool)])
     first, second, third = raised.value.mistakes
     assert first.startswith("pool.txt, line 1: timm has no model 'resnet81'; near names: resnet")
-    assert second.startswith("pool.txt, line 3: a candidate is")
-    assert "'a' is of several" in third
+    assert second.startswith("pool.txt, line 3: unknown target 'nothing'; valid: resnet, vit")
+    assert "got a twice" in third
 
 
 def test_two_hundred_names_are_validated_in_time_and_none_is_built(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -15,66 +14,25 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from orchestrator.cli.main import group
-from orchestrator.ledger import session
-from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import RunHeader, RunStatus
-from orchestrator.ops.status import summary, view
-from orchestrator.ray_cluster import attach
-from orchestrator.screen import run
-from orchestrator.screen.run import ScreenState, images_in_time, name_mistakes, state_of
-from orchestrator.screen.shortlist import (
+from orchestrator.compare.shortlist import (
+    NOT_REACHED,
     bits_of,
     shortlist,
+    shortlist_of,
     shortlist_text,
     write_shortlist,
 )
-from orchestrator.spec.run import RunSpec
-from orchestrator.spec.screening import ScreenSpec
-from trainables.config import BackboneSpec, DatasetFacts, DataSpec, FrozenSpeed, Screened
+from orchestrator.ledger import session
+from orchestrator.ledger.events import Ledger, read
+from orchestrator.ledger.state import RunStatus
+from orchestrator.ops.status import summary, view
+from orchestrator.ray_cluster import attach
+from orchestrator.screen import run
+from orchestrator.screen.run import images_in_time, name_mistakes
+from tests.unit.screen.screens import FOUND, IMAGES, screened, spec, write
+from trainables.config import BackboneSpec, DatasetFacts, DataSpec, Screened
 from trainables.data.store import ImageStore
 from trainables.errors import UserError
-
-IMAGES = 400
-
-
-def screened(
-    label: str, right: int, *, latency_ms: float = 10.0, params_m: float = 5.0, shift: int = 0
-) -> Screened:
-    """``right`` of 400 images, from number ``shift`` on."""
-    bits = np.roll(np.arange(IMAGES) < right, shift)
-    return Screened(
-        label=label,
-        speed=FrozenSpeed(
-            device="cpu",
-            precision="fp32",
-            setup_s=1.0,
-            latency_ms=latency_ms,
-            seconds_per_image=0.01,
-            params_m=params_m,
-        ),
-        linear_top1=right / IMAGES,
-        neighbours_top1=right / IMAGES,
-        correct=np.packbits(bits).tobytes().hex(),
-        val_images=IMAGES,
-        train_images=1000,
-        images_per_second=50.0,
-        seconds=3.0,
-    )
-
-
-def spec(found: Mapping[str, Screened], **changed: object) -> ScreenSpec:
-    candidates = {name: BackboneSpec(family="timm", model=name, image_size=64) for name in found}
-    return replace(ScreenSpec(name="s", candidates=candidates, top=2), **changed)  # type: ignore[arg-type]
-
-
-FOUND = {
-    "a": screened("a", 390, latency_ms=30),
-    "b": screened("b", 380, latency_ms=20),
-    "c": screened("c", 378, latency_ms=25, shift=5),
-    "d": screened("d", 300, latency_ms=5),
-    "e": screened("e", 280, latency_ms=50),
-    "f": Screened(label="f", reason="OutOfMemory: no room"),
-}
 
 
 def test_the_best_are_chosen_and_who_is_as_good_is_named() -> None:
@@ -179,27 +137,63 @@ def test_the_images_that_fit_the_time_fit_it(
     assert more >= images
 
 
-def write(folder: Path, asked: ScreenSpec, *found: Screened) -> None:
-    header = RunHeader(
-        run=asked.name,
-        spec=RunSpec(name=asked.name),
-        screen=asked,
-        datasets={"screen": DatasetFacts(height=8, width=8, content_hash="c")},
-    )
-    ledger = Ledger(folder / "ledger.jsonl")
-    ledger.append("created", detail=header.as_dict())
-    ledger.append("sized", train_images=77)
-    for one in found:
-        ledger.append("screened", candidate=one.label, detail=one.as_dict())
-    ledger.close()
-
-
 def test_a_ledger_gives_back_what_was_screened(tmp_path: Path) -> None:
     asked = spec(FOUND, storage=str(tmp_path))
     assert name_mistakes(asked) == []
     write(tmp_path / "s", asked, *FOUND.values())
-    state = state_of(tmp_path / "s")
-    assert state == ScreenState(spec=asked, content_hash="c", train_images=77, screened=dict(FOUND))
+    state = session.state_of(tmp_path / "s")
+    assert state.header.screen == asked
+    assert (state.screen.train_images, state.screen.screened) == (77, FOUND)
+    assert state.screen.failed() == {"f": "OutOfMemory: no room"}
+    so_far = shortlist_of(state)
+    assert not so_far.ended
+    assert replace(so_far, ended=True) == shortlist(asked, FOUND, {})
+    assert "has not ended" in shortlist_text(so_far)
+
+
+def test_a_candidate_that_was_left_out_has_the_reason_on_record(tmp_path: Path) -> None:
+    asked = spec(FOUND, max_latency_ms=40.0)
+    found = [one for label, one in FOUND.items() if label not in "de"]
+    write(tmp_path / "s", asked, *found)
+    with closing(Ledger(tmp_path / "s" / "ledger.jsonl")) as ledger:
+        slow = replace(FOUND["e"], correct=None, linear_top1=None)
+        ledger.append("measured", candidate="e", detail=slow.as_dict())
+    told = shortlist_of(session.state_of(tmp_path / "s")).left_out
+    assert told["e"] == "50 ms an image, more than 40"
+    assert told["d"] == NOT_REACHED
+    with closing(Ledger(tmp_path / "s" / "ledger.jsonl")) as ledger:
+        ledger.append("closed", detail={"left_out": {"d": "no time", "e": "too slow"}})
+    result = shortlist_of(session.state_of(tmp_path / "s"))
+    assert result.ended
+    assert {label: result.left_out[label] for label in "de"} == {"d": "no time", "e": "too slow"}
+
+
+def test_who_goes_on_to_a_tournament_and_why() -> None:
+    result = shortlist(spec(FOUND, max_latency_ms=40.0, top=1, audit=0.5), FOUND, {})
+    assert (result.chosen, result.front, result.audited) == (("a",), ("a", "b", "d"), ("c",))
+    assert result.finalists == ("a", "b", "d", "c")
+    assert result.roles_of("a") == ["chosen", "front"]
+    assert result.roles_of("e") == []
+
+
+def test_compare_shows_a_screen(tmp_path: Path) -> None:
+    asked = spec(FOUND, storage=str(tmp_path), audit=0.5, max_latency_ms=40.0)
+    write(tmp_path / "s", asked, *FOUND.values(), closed=True)
+    page = tmp_path / "page.html"
+    words = ["compare", "s", "--storage", str(tmp_path)]
+    shown = CliRunner().invoke(group, [*words, "--out", str(page)], catch_exceptions=False)
+    assert "* shortlist: a, b\n" in shown.stdout
+    assert "failed: f: OutOfMemory: no room" in shown.stdout
+    assert "no trial" not in shown.stdout.lower()
+    document = json.loads(CliRunner().invoke(group, [*words, "--json"]).stdout)
+    (screen,) = document["screens"]
+    assert screen["shortlist"] == ["a", "b"]
+    assert screen["candidates"][3]["roles"] == ["front"]
+    assert (document["candidates"], document["families"]) == ([], [])
+    html = page.read_text(encoding="utf-8")
+    assert "OutOfMemory: no room" in html
+    assert 'id="screen"' in html
+    assert 'id="families"' not in html
 
 
 def test_a_name_keeps_its_images_and_candidates_but_no_limits(tmp_path: Path) -> None:
@@ -231,7 +225,7 @@ def test_status_tells_of_a_screen_and_what_needs_trials_refuses_it(tmp_path: Pat
     assert "s                        done        2 of 6 candidates screened" in listed.stdout
     for words in (["status", "s"], ["status", "s", "--json"]):
         assert CliRunner().invoke(group, [*words, "--storage", str(tmp_path)]).exit_code == 0
-    for words in (["compare", "s"], ["replay", "s"], ["export", "s", "--to", str(tmp_path / "x")]):
+    for words in (["replay", "s"], ["export", "s", "--to", str(tmp_path / "x")]):
         refused = CliRunner().invoke(group, [*words, "--storage", str(tmp_path)])
         assert isinstance(refused.exception, UserError)
         assert "'s' is a screen" in str(refused.exception)
@@ -256,10 +250,14 @@ def test_nothing_is_started_for_a_candidate_that_is_known_to_be_beyond_a_limit(
     store = ImageStore(info=DatasetFacts(height=8, width=8, content_hash="c"), path=tmp_path)
     monkeypatch.setattr(run, "prepare", lambda _: store)
     monkeypatch.setattr(attach, "attached", None)
+    monkeypatch.setattr(run, "mirrored", lambda *_: nullcontext())
     result = run.run_screen(asked)
     assert result.left_out["e"] == left_out
-    assert [record["event"] for record in read(ledger.path)][-1] == "closed"
+    events = [record["event"] for record in read(ledger.path)]
+    assert events[-2:] == ["resumed", "closed"]
     assert (tmp_path / "s" / "shortlist.json").is_file()
+    assert run.run_screen(asked) == result
+    assert len(list(read(ledger.path))) == len(events)  # nothing was left to be said
 
 
 def test_changed_images_end_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.compare.shortlist import shortlist
+from orchestrator.ledger.session import state_of
 from orchestrator.ledger.state import (
     ReportedEpoch,
     RunHeader,
@@ -22,6 +25,7 @@ from orchestrator.ledger.state import (
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
+from tests.unit.screen import screens
 from trainables.config import Assignment, BackboneSpec, DatasetFacts, Recipe
 
 
@@ -215,3 +219,34 @@ def test_two_ledgers_of_one_spec_are_two_runs() -> None:
     first = State(header=header, created_at=1.0)
     assert view.run_id(first) == view.run_id(State(header=replace(header), created_at=1.0))
     assert view.run_id(first) != view.run_id(State(header=header, created_at=2.0))
+
+
+def test_a_screened_candidate_shows_its_probes_and_a_failed_one_its_reason(tmp_path: Path) -> None:
+    screens.write(tmp_path, screens.spec(screens.FOUND), *screens.FOUND.values(), closed=True)
+    state = state_of(tmp_path)
+    metrics = {name: value for name, value, _, _ in view.screened_metrics(state, "a")}
+    assert metrics == {
+        "linear_top1": 390 / screens.IMAGES,
+        "neighbours_top1": 390 / screens.IMAGES,
+        "latency_ms": 30.0,
+        "inference_images_per_second": 50.0,
+        "params_m": 5.0,
+        "device_seconds": 3.0,
+    }
+    tags = view.screened_tags(state, "f", "parent")
+    assert (tags["stage"], tags["status"]) == ("screen", "failed")
+    assert tags["reason"] == "OutOfMemory: no room"
+    assert view.screened_metrics(state, "f") == []
+    parent = view.run_tags(state, interrupted=False)
+    assert (parent["stage"], parent["candidates"]) == ("screen", "a, b, c, d, e, f")
+    assert parent["status"] == "done"
+
+
+def test_the_table_of_a_screen_has_everybody() -> None:
+    result = shortlist(screens.spec(screens.FOUND), screens.FOUND, {"g": "too large"})
+    table = view.shortlist_table(result)
+    assert [row[0] for row in table["data"]] == ["a", "b", "c", "d", "e", "g", "f"]
+    roles = [row[table["columns"].index("role")] for row in table["data"]]
+    assert roles == ["chosen", "chosen", "not told apart", None, None, None, None]
+    reasons = [row[table["columns"].index("reason")] for row in table["data"]]
+    assert reasons[-2:] == ["too large", "OutOfMemory: no room"]

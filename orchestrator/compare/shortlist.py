@@ -10,21 +10,27 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.compare.runs import RunData
 from orchestrator.compare.statistics import MeanInterval, holm, mcnemar, share_interval
-from orchestrator.screen.pool import weights_text
+from orchestrator.ledger import replication
+from orchestrator.ledger.session import state_of
+from orchestrator.ledger.state import State
 from orchestrator.spec.screening import ScreenSpec
-from orchestrator.wording import MISSING, duration, percent
-from trainables.config import BackboneSpec, Screened
+from orchestrator.wording import MISSING, duration, interval, percent
+from trainables.config import NAMED_WEIGHTS, BackboneSpec, Screened
+from trainables.errors import StorageError, collected
 
 SCHEMA = 1
 FILE_NAME = "shortlist.json"
 ALPHA = 0.05
+NOT_REACHED = "the screen ended, or goes on, without it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,8 @@ class Shortlist:
     """``ranked`` by accuracy of the linear probe, the best first; ``left_out`` are labels with the
     reason why they have no probe, ``failed`` those of them that failed. ``chosen`` are the best
     within the limits, ``front`` those that no other one beats in accuracy and latency (``None``
-    where no latency was asked for), ``audited`` drawn at random from what is on neither."""
+    where no latency was asked for), ``audited`` drawn at random from what is on neither. One whose
+    screen has not ``ended`` may change yet."""
 
     spec: ScreenSpec
     ranked: tuple[Ranked, ...]
@@ -64,6 +71,29 @@ class Shortlist:
     not_told_apart: tuple[NotToldApart, ...]
     front: tuple[str, ...] | None
     audited: tuple[str, ...]
+    ended: bool = True
+
+    @property
+    def name(self) -> str:
+        """The screen's."""
+        return self.spec.name
+
+    @property
+    def finalists(self) -> tuple[str, ...]:
+        """Who takes part in a tournament that comes of it: chosen, on the front, audited."""
+        return tuple(dict.fromkeys([*self.chosen, *(self.front or ()), *self.audited]))
+
+    def roles_of(self, label: str) -> list[str]:
+        """Why a ranked candidate takes part in that tournament, or stands beside the last that
+        does; empty for one that was screened out."""
+        near = {other.label for other in self.not_told_apart}
+        roles = {
+            "chosen": self.chosen,
+            "front": self.front or (),
+            "audited": self.audited,
+            "not told apart": near,
+        }
+        return [role for role, labels in roles.items() if label in labels]
 
     @property
     def exit_code(self) -> int:
@@ -81,13 +111,15 @@ class Shortlist:
                 "backbone": row.backbone.as_dict(),
                 "linear_top1": asdict(row.top1),
                 "beyond": row.beyond,
+                "roles": self.roles_of(row.label),
                 "screened": {k: v for k, v in row.screened.as_dict().items() if k != "correct"},
             }
             for row in self.ranked
         ]
         return {
             "schema": SCHEMA,
-            "name": self.spec.name,
+            "name": self.name,
+            "ended": self.ended,
             "data": self.spec.data.as_dict(),
             "top": self.spec.top,
             "max_latency_ms": self.spec.max_latency_ms,
@@ -148,6 +180,36 @@ def shortlist(
         front=front,
         audited=tuple(random.Random(spec.data.split_seed).sample(out, count)),
     )
+
+
+def shortlist_of(state: State) -> Shortlist:
+    """What a screen's ledger says; of one that goes on or was stopped, so far."""
+    spec, screen = state.header.screen, state.screen
+    assert spec is not None
+    left_out = dict(screen.left_out or {})
+    for label in spec.candidates.keys() - screen.screened.keys() - left_out.keys():
+        measured = screen.measured.get(label)
+        left_out[label] = (measured and beyond_limits(spec, measured)) or NOT_REACHED
+    ordered = {label: left_out[label] for label in spec.candidates if label in left_out}
+    return replace(shortlist(spec, screen.screened, ordered), ended=state.closed)
+
+
+def shortlists_of(runs: Sequence[RunData]) -> tuple[Shortlist, ...]:
+    """Of the screens among ``runs``, and of those that the others came from, as far as they are
+    still in their storage."""
+    states = {run.name: run.state for run in runs if run.state.is_screen}
+    for run in runs:
+        name = run.state.spec.from_screen
+        if name is not None and name not in states:
+            # A run's report does not hang on a screen that has gone or cannot be read.
+            with collected([]), suppress(StorageError):
+                states[name] = state_of(replication.pull_other(run.folder, name))
+    return tuple(shortlist_of(state) for state in states.values() if state.is_screen)
+
+
+def weights_text(spec: BackboneSpec) -> str:
+    """The weights as a person reads them: a path by its last name."""
+    return spec.weights if spec.weights in NAMED_WEIGHTS else Path(spec.weights).name
 
 
 def beyond_limits(spec: ScreenSpec, screened: Screened) -> str | None:
@@ -221,20 +283,44 @@ COLUMNS = ("", "candidate", "weights", "linear probe", "95 % interval", "neighbo
 
 def shortlist_text(result: Shortlist) -> str:
     """The table and what follows from it, for the terminal."""
-    rows = [_cells(row, row.label in result.chosen) for row in result.ranked]
+    rows = shortlist_rows(result)
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         for cells in (COLUMNS, *rows)
     ]
-    lines += [
-        f"left out: {row.label}: {row.beyond}" for row in result.ranked if row.beyond is not None
-    ]
-    lines += [
-        f"{'failed' if label in result.failed else 'left out'}: {label}: {reason}"
+    lines += [f"{kind}: {label}: {reason}" for label, kind, reason in left_out_rows(result)]
+    return "\n".join([*lines, "", *conclusions(result)])
+
+
+def shortlist_rows(result: Shortlist) -> list[tuple[str, ...]]:
+    """The ranked candidates under ``COLUMNS``."""
+    return [_cells(row, row.label in result.chosen) for row in result.ranked]
+
+
+def left_out_rows(result: Shortlist) -> list[tuple[str, str, str]]:
+    """Whoever is not on the list whatever the probes say: label, ``failed`` or ``left out``, and
+    the reason."""
+    beyond = [(row.label, "left out", row.beyond) for row in result.ranked if row.beyond]
+    others = [
+        (label, "failed" if label in result.failed else "left out", reason)
         for label, reason in result.left_out.items()
     ]
-    return "\n".join([*lines, "", *_conclusions(result)])
+    return [*beyond, *others]
+
+
+def answer_text(result: Shortlist) -> str:
+    """What a screen found, in sentences."""
+    if not result.ranked:
+        return f"{result.name} screened candidates, and none has a probe: there is no shortlist."
+    first, so_far = result.ranked[0], "" if result.ended else " so far"
+    chosen = ", ".join(result.chosen) or "nobody, none is within the limits"
+    return (
+        f"The shortlist of {result.name}{so_far}: {chosen}. By a linear probe on frozen features "
+        f"{first.label} is the first of {len(result.ranked)} candidates, "
+        f"{interval(**vars(first.top1))} of {first.screened.val_images} validation images. "
+        "A probe is no verdict: fine-tuning may change the order."
+    )
 
 
 def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
@@ -254,12 +340,15 @@ def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
     )
 
 
-def _conclusions(result: Shortlist) -> list[str]:
+def conclusions(result: Shortlist) -> list[str]:
+    """What follows from the table, a line each."""
     if not result.ranked:
         return ["no candidate has a probe: there is no shortlist"]
     one = result.ranked[0].screened
+    so_far = [] if result.ended else ["the screen has not ended: this is the list so far"]
     seconds = math.fsum(row.screened.seconds or 0.0 for row in result.ranked)
     lines = [
+        *so_far,
         f"* shortlist: {', '.join(result.chosen) or 'none is within the limits'}",
         f"judged by {one.val_images} validation images, probes learned from {one.train_images} "
         f"training images; {duration(seconds)} of workers. The interval covers new images, not "
