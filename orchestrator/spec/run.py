@@ -280,7 +280,8 @@ class RunSpec(Spec):
     """What has a NAME. Several sweeps share one pool of slots and one budget. Each is carried out
     in as many independent ``searches``: a statement about candidates needs three. ``margin``: a
     difference of accuracies, as a fraction, within which two of them are equivalent. ``claim`` is
-    the declaration of the claim that the run tests. ``defaults`` is the version of what filled in
+    the declaration of the claim that the run tests. ``from_screen`` names the screen in the same
+    storage whose shortlist the run began with. ``defaults`` is the version of what filled in
     the values that nobody gave. A login in a URL is left out: the spec is kept and shown, and
     :mod:`orchestrator.logins` hands the login on."""
 
@@ -295,6 +296,7 @@ class RunSpec(Spec):
     budget: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     prices: Mapping[str, float] | None = field(default=None, metadata=OPERATIONAL)
     claim: Mapping[str, Any] | None = None
+    from_screen: str | None = field(default=None, metadata={**OPERATIONAL, "before": None})
     defaults: int = ruled(DEFAULTS_VERSION, 1, operational=True, before=1)
 
     def __post_init__(self) -> None:
