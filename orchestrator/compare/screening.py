@@ -207,7 +207,7 @@ def audit_screen(run: RunData) -> ScreeningAudit | None:
     elif not screened_out:
         why["regret_shortlist"] = "nobody was screened out"
     if len(participants) < RANKED:
-        why["correlation"] = f"{len(participants)} have finals, {RANKED} needed"
+        why.setdefault("correlation", f"{len(participants)} have finals, {RANKED} needed")
     first = pool.chosen[0] if pool.chosen else None
     if first not in measured:
         why["regret_first"] = f"the probe's first, {first or 'nobody'}, has no finals that count"
@@ -285,7 +285,7 @@ def rank_correlation(a: Array, b: Array, weights: Array) -> RankCorrelation:
     weights)^2 / sum of squares (Kish 1965) and Student's t with N - 2 degrees of freedom in place
     of the normal quantile. There a perfect order is put where the nearest imperfect one of N
     is, which keeps its interval from being a point. No interval for N up to 3.5. Simulated
-    coverage: ``benchmarks/screening.py``.
+    coverage is in tests/unit/compare/test_compare_screening.py.
     """
     rho, count = weighted_spearman(a, b, weights), len(a)
     n = float(weights.sum() ** 2 / (weights**2).sum())
