@@ -69,7 +69,7 @@ class ScreenedPool:
             return None
 
     def role(self, label: str) -> Role:
-        """Why this one takes part."""
+        """Why a candidate takes part."""
         if label in self.trusted:
             return Role.SHORTLIST
         return Role.AUDIT if label in self.audited else Role.OTHER
@@ -307,7 +307,8 @@ def regret(measured: Mapping[str, CandidateTrials], trusted: Sequence[str]) -> R
     min over c, lies between 0 or what the lower ends give and what the upper ends give (after Hsu
     1984, "Constrained simultaneous confidence intervals for multiple comparisons with the best").
     So it is valid though the best was picked by the same accuracies, and errs to the careful side.
-    No ends where a difference has none.
+    It covers new images and new searches (of one search each: new seeds of their winners). No ends
+    where a difference has none.
     """
     finals = {label: finished(newest_round(of)) for label, of in measured.items()}
     groups = {label: by_search(of) for label, of in finals.items()}
@@ -319,11 +320,11 @@ def regret(measured: Mapping[str, CandidateTrials], trusted: Sequence[str]) -> R
     others = [label for label in measured if label not in trusted]
     level = 1 - ALPHA / max(1, len(others) * len(trusted))
     ends: dict[str, list[Interval]] = {}
-    for other, one in product(others, trusted):
-        a, b = images[other], images[one]
+    for other, against in product(others, trusted):
+        a, b = images[other], images[against]
         has_images = a is not None and b is not None and a.size == b.size
         per_image = np.asarray(a) - np.asarray(b) if has_images else None
-        estimate = statistics.difference(groups[other], groups[one], per_image)
+        estimate = statistics.difference(groups[other], groups[against], per_image)
         if estimate is not None:
             ends.setdefault(other, []).append(estimate.interval(level))
     low, high = None, None

@@ -104,9 +104,8 @@ def _candidates(candidates: Sequence[CandidateSummary]) -> str:
 
 def _tradeoffs(tradeoffs: Tradeoffs) -> str:
     priced = [front.price for front in tradeoffs.fronts]
-    rows = [[
-        f"accuracy on {tradeoffs.basis}", "top1", "params M", *map(PRICE_HEADS.__getitem__, priced)
-    ]]  # fmt: skip
+    heads = map(PRICE_HEADS.__getitem__, priced)
+    rows = [["candidate", f"{tradeoffs.basis} top1", "params M", *heads]]
     for standing in tradeoffs.candidates:
         params = MISSING if standing.params_m is None else f"{standing.params_m:.3g}"
         top1 = percent(standing.top1.mean if standing.top1 else None)
