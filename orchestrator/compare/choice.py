@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.finals import finished, newest_round
-from orchestrator.compare.runs import CandidateTrials, Curve, best_trial
+from orchestrator.compare.runs import CandidateTrials, Curve, Values, best_trial
 from orchestrator.compare.statistics import AccuracyInterval, MeanInterval
 from orchestrator.compare.verdicts import PairResult, PairVerdict, describe_verdict
 from orchestrator.spec import limits
@@ -174,12 +174,7 @@ def _standing(
     models = finished(newest_round(candidate)) or ([best] if best else [])
     probes = entry.final.probes if entry.final else None
     latency = probes.numbers.get(LATENCY) if probes else None
-    conditions = (
-        [probes.facts.get(f"speed.{fact}") for fact in ("device", "precision", "threads")]
-        if probes
-        else []
-    )
-    timed_on = ", ".join(str(part) for part in conditions if part is not None) or None
+    timed_on = _conditions(probes.facts) if probes else None
     sizes = [size for model in models if (size := model.state.detail.get("params_m")) is not None]
     top1: MeanInterval | None = entry.final.test_top1 if entry.final else None
     if basis is Basis.VALIDATION and entry.best_val_top1 is not None:
@@ -197,6 +192,14 @@ def _standing(
         device_seconds=entry.device_seconds,
         usd=usd,
     )
+
+
+def _conditions(facts: Values) -> str | None:
+    """What a latency was measured on and how, as far as that is the same for all of its models."""
+    threads = facts.get("speed.threads")
+    parts = [facts.get("speed.device"), facts.get("speed.precision")]
+    parts += [f"{threads} thread{'s' * (threads != 1)}"] if threads else []
+    return ", ".join(str(part) for part in parts if part is not None) or None
 
 
 def _params_on_record(candidate: CandidateTrials) -> float | None:
