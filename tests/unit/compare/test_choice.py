@@ -239,5 +239,4 @@ def test_best_is_seldom_said_of_alike_candidates(
         drawn = replace(tradeoffs, candidates=ranked)
         pairs = compare_pairs(candidates, 0.01)
         said += choose(drawn, pairs, Limits(max_latency_ms=20.0)).is_shown
-    print("said", said, repetitions)
     assert said / repetitions <= 0.05

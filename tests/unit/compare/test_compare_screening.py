@@ -246,7 +246,6 @@ def test_the_interval_of_a_pools_rank_correlation_holds_it(audited: int, true: f
         assert known.low is not None
         assert known.high is not None
         held += known.low <= whole <= known.high
-    print("held", held, repetitions)
     assert held / repetitions >= 0.93
 
 
@@ -285,5 +284,4 @@ def test_the_interval_of_regret_holds_it(spread: float) -> None:
         assert known.high is not None
         true = max(truth.values()) - max(truth["a"], truth["b"])
         held += known.low - 1e-12 <= true <= known.high + 1e-12
-    print("held", held, repetitions)
     assert held / repetitions >= 0.93
