@@ -40,6 +40,7 @@ from scipy import stats
 
 from benchmarks.asha import interval
 from benchmarks.common import arguments, finish
+from orchestrator.compare.screening import weighted_spearman
 from orchestrator.compare.shortlist import shortlist
 from orchestrator.compare.statistics import share_interval
 from orchestrator.spec.screening import ScreenSpec
@@ -68,22 +69,6 @@ def pool(world: str, correlation: float, rng: np.random.Generator) -> tuple[Arra
     return 0.85 + SPREAD * quality, probe
 
 
-def weighted_spearman(a: Array, b: Array, weights: Array) -> float:
-    """Rank correlation of a sample in which each member stands for ``weights`` of the pool."""
-    ranks = [_weighted_ranks(values, weights) for values in (a, b)]
-    centred = [rank - np.average(rank, weights=weights) for rank in ranks]
-    covariance = np.average(centred[0] * centred[1], weights=weights)
-    variances = [np.average(rank**2, weights=weights) for rank in centred]
-    return float(covariance / math.sqrt(variances[0] * variances[1]))
-
-
-def _weighted_ranks(values: Array, weights: Array) -> Array:
-    order = np.argsort(values)
-    ranks = np.empty(len(values))
-    ranks[order] = np.cumsum(weights[order]) - weights[order] / 2
-    return ranks
-
-
 def one_pool(world: str, correlation: float, seed: Sequence[int]) -> dict[float, dict[str, float]]:
     """What one pool gives, by share of the audit."""
     rng = np.random.default_rng(seed)
@@ -106,6 +91,7 @@ def one_pool(world: str, correlation: float, seed: Sequence[int]) -> dict[float,
             weights = np.concatenate([np.ones(TOP), np.full(count, (CANDIDATES - TOP) / count)])
             estimate = weighted_spearman(truth[part], probe[part], weights)
             whole = float(stats.spearmanr(truth, probe).statistic)
+            assert estimate is not None  # normal draws are not tied
             outcome["correlation_error"] = estimate - whole
         outcomes[share] = outcome
     return outcomes

@@ -25,6 +25,7 @@ from trainables.storage.object_storage import origin, write_bytes
 
 log = logging.getLogger(__name__)
 
+ABOVE_0 = click.FloatRange(min=0, min_open=True)
 PLACES = ("storage", "tracking_uri", "experiment")  # options that no report writes
 FOREIGN = "a report holds a command of orchestrator that starts a run; this one holds another text"
 INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
@@ -33,19 +34,46 @@ INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
 @click.command()
 @click.argument("name", nargs=-1, required=True)
 @click.option("--out", metavar="FILE.html", help="Write the report: one file, works offline.")
+@click.option(
+    "--max-latency-ms",
+    type=ABOVE_0,
+    metavar="X",
+    help="Also say who is best under this latency of one image, as the finals measured it.",
+)
+@click.option(
+    "--max-params-m",
+    type=ABOVE_0,
+    metavar="X",
+    help="The same of millions of parameters, with the classifier.",
+)
 @JSON
 @STORAGE
-def compare(name: tuple[str, ...], out: str | None, as_json: bool, storage: str) -> None:
-    """Compare the candidates of runs. Accuracy, best recipes and what they cost."""
+def compare(
+    name: tuple[str, ...],
+    out: str | None,
+    max_latency_ms: float | None,
+    max_params_m: float | None,
+    as_json: bool,
+    storage: str,
+) -> None:
+    """Compare the candidates of runs. Accuracy, best recipes and what they cost.
+
+    Of runs that began with a screen also how far its probe was to be trusted.
+    """
     folders = [existing_run(run, storage) for run in dict.fromkeys(name)]
     if out and not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
+    from orchestrator.compare.choice import Limits
     from orchestrator.compare.comparison import compare as compare_runs
     from orchestrator.compare.report.page import report_html
     from orchestrator.compare.runs import load
     from orchestrator.compare.table import table_text
 
-    comparison = compare_runs([load(folder) for folder in folders])
+    runs = [load(folder) for folder in folders]
+    if any(run.state.spec.from_screen for run in runs):
+        existing_runs(storage)  # has the screens and the other runs here
+    limits = Limits(max_latency_ms=max_latency_ms, max_params_m=max_params_m)
+    comparison = compare_runs(runs, limits=limits)
     show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     if out:
         Path(out).write_text(report_html(comparison), encoding="utf-8")

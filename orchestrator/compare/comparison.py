@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
+from orchestrator.compare.choice import Choice, Limits, Tradeoffs, choose, tradeoffs
 from orchestrator.compare.data_notes import data_warnings, test_split_caveats
 from orchestrator.compare.families import CandidateSummary, pretraining_data, summarise
 from orchestrator.compare.finals import FinalSummary
@@ -22,6 +23,7 @@ from orchestrator.compare.gap import Gap, gap_to_test
 from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import CandidateTrials, Curve, RunData, Values, best_trial, collect
+from orchestrator.compare.screening import ScreeningReport, screening_report
 from orchestrator.compare.shortlist import Shortlist, answer_text, shortlists_of
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
@@ -106,7 +108,8 @@ class Comparison:
     ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
     facts; ``test_opened_at``: unix seconds; ``spaces``: the candidates' search spaces; ``claims``:
     verdicts on the claims that the runs tested; ``audit``: of the candidates that had one;
-    ``published_recipes``: what each search gained over the recipe that it began with;
+    ``published_recipes``: what each search gained over the recipe that it began with; ``choice``:
+    who is best under the limits that were asked for; ``screening``: of runs from a screen;
     ``data_warnings``: what the images take from the weight of all this; ``screens``: shortlists of
     the screens that are compared, or that the runs came from.
     """
@@ -120,6 +123,9 @@ class Comparison:
     candidates: tuple[CandidateFacts, ...]
     families: tuple[CandidateSummary, ...]
     pairs: tuple[PairResult, ...]
+    tradeoffs: Tradeoffs
+    choice: Choice | None
+    screening: ScreeningReport | None
     budget: Budget
     forecast: ForecastScore | None
     curves_over_budget: tuple[BudgetCurve, ...]
@@ -201,9 +207,12 @@ def _run(run: RunData) -> dict[str, Any]:
     }
 
 
-def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
-    """Everything there is to say of ``runs``; without ``forests``, which take most of the time,
-    nothing of which axes matter. The margin of equivalence is the largest that a run declared.
+def compare(
+    runs: Sequence[RunData], *, forests: bool = True, limits: Limits | None = None
+) -> Comparison:
+    """Everything there is to say of ``runs``, a choice under ``limits`` among it; without
+    ``forests``, which take most of the time, nothing of which axes matter. The margin of
+    equivalence is the largest that a run declared.
 
     Raises ``UserError`` for no run at all, and for runs on different images or splits.
     """
@@ -215,6 +224,7 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
     entries, budget = tuple(map(summarise, candidates)), budgets(candidates)
     pairs = compare_pairs(candidates, max(run.state.spec.margin for run in runs))
+    standings = tradeoffs(candidates, entries, _shared_prices(runs))
     differences = tuple(_differences(candidates))
     sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
     facts = Facts(
@@ -232,7 +242,10 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         inference=answer, dataset=facts.dataset, dataset_info=dataset,
         test_opened_at=facts.test_opened_at, runs=tuple(runs), claims=claims,
         candidates=tuple(map(_identity, candidates)),
-        families=entries, pairs=pairs, budget=budget, forecast=score_forecast(trained),
+        families=entries, pairs=pairs, tradeoffs=standings,
+        choice=choose(standings, pairs, limits) if limits and limits.text else None,
+        screening=screening_report(trained),
+        budget=budget, forecast=score_forecast(trained),
         curves_over_budget=tuple(filter(None, map(budget_curve, candidates))),
         importance=tuple(filter(None, map(importance, candidates if forests else ()))),
         published_recipes=tuple(filter(None, map(tuning_gain, candidates))),
@@ -244,6 +257,12 @@ def compare(runs: Sequence[RunData], *, forests: bool = True) -> Comparison:
         data_warnings=tuple(data_warnings(runs, dataset)),
         screens=screens,
     )  # fmt: skip
+
+
+def _shared_prices(runs: Sequence[RunData]) -> Mapping[str, float] | None:
+    """Of an hour, in dollars; ``None`` unless all runs had the same."""
+    first, *others = (run.state.spec.prices for run in runs)
+    return first if all(prices == first for prices in others) else None
 
 
 def _notes(run: RunData) -> Iterator[str]:

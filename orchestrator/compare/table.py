@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from orchestrator import wording
 from orchestrator.compare.audit import AuditResult, RungTau
 from orchestrator.compare.budget import Budget
+from orchestrator.compare.choice import PRICE_WORDS, Front, Price, Tradeoffs
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.published import TuningGain
 from orchestrator.compare.recipe_axes import Edge
 from orchestrator.compare.runs import RunData
+from orchestrator.compare.screening import RankCorrelation, Regret, ScreeningAudit, ScreeningReport
 from orchestrator.compare.shortlist import Shortlist, left_out_rows, shortlist_text
 from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
@@ -32,9 +34,12 @@ def table_text(comparison: Comparison) -> str:
     budgets = budget_lines(comparison.budget) if len(candidates) > 1 else ()
     failures = (f"{f.family}: {f.trials} × {f.reason} (first: {f.first_trial})"
                 for f in comparison.failures)  # fmt: skip
+    in_all = comparison.tradeoffs if len(candidates) > 1 and not comparison.claims else None
+    screening = screening_lines(comparison.screening) if comparison.screening else ()
     came_from = comparison.screens if candidates else ()
     blocks = [
         _wrap(comparison.answer),
+        _wrap(comparison.choice.text) if comparison.choice else "",
         _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
         _block("Warnings about the data", comparison.data_warnings),
         *map(shortlist_text, comparison.screens if not candidates else ()),
@@ -43,6 +48,9 @@ def table_text(comparison: Comparison) -> str:
         _block("Best finished trial", _best(candidates)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
+        _tradeoffs(in_all) if in_all else "",
+        _block("Fronts, by what was measured", map(front_text, in_all.fronts) if in_all else ()),
+        _block("The screen, audited", screening),
         _block("Expected best at equal budget", budgets),
         _block("Pruning audit", map(audit_text, comparison.audit)),
         *(_block(f"Screen {one.name}", screen_lines(one)) for one in came_from),
@@ -110,6 +118,113 @@ def _candidates(candidates: Sequence[CandidateSummary]) -> str:
     if not any(entry.unfinished for entry in candidates):
         rows = [[*row[:5], *row[6:]] for row in rows]
     return _columns(rows)
+
+
+def _tradeoffs(tradeoffs: Tradeoffs) -> str:
+    priced = [front.price for front in tradeoffs.fronts]
+    heads = map(PRICE_HEADS.__getitem__, priced)
+    rows = [["candidate", f"{tradeoffs.basis} top1", "params M", *heads]]
+    for standing in tradeoffs.candidates:
+        params = MISSING if standing.params_m is None else f"{standing.params_m:.3g}"
+        top1 = percent(standing.top1.mean if standing.top1 else None)
+        prices = [price_text(price, standing.price(price)) for price in priced]
+        rows.append([standing.label, top1, params, *prices])
+    return _columns(rows)
+
+
+PRICE_HEADS = {
+    Price.LATENCY: "latency", Price.MEMORY: "GPU memory", Price.DEVICE_SECONDS: "search",
+    Price.USD: "search",
+}  # fmt: skip
+
+
+def price_text(price: Price, value: float | None) -> str:
+    """What accuracy is weighed against, in its unit."""
+    if value is None:
+        return MISSING
+    match price:
+        case Price.LATENCY:
+            return f"{value:.3g} ms"
+        case Price.MEMORY:
+            return f"{value:.3g} GB"
+        case Price.USD:
+            return f"{value:.2f} $"
+    return wording.duration(value)
+
+
+def front_text(front: Front) -> str:
+    """Who is on a front, and who cannot be placed."""
+    lead = f"accuracy and {PRICE_WORDS[front.price]}"
+    parts = [f"{lead}: {', '.join(front.candidates)}" if front.candidates else f"{lead}: {MISSING}"]
+    parts += [front.why] if front.why else []
+    parts += [f"{MISSING}: {label} ({why})" for label, why in front.missing.items()]
+    return "; ".join(parts)
+
+
+def screening_lines(screening: ScreeningReport) -> list[str]:
+    """How far the probes were to be trusted: a few lines a run, then over the storage's runs."""
+    lines = [line for audit in screening.audits for line in _audit_lines(audit)]
+    return lines + record_lines(screening)
+
+
+def _audit_lines(audit: ScreeningAudit) -> Iterator[str]:
+    out = MISSING if audit.screened_out is None else str(audit.screened_out)
+    yield (
+        f"{audit.run} from {audit.screen}: {len(audit.participants)} candidates with probe and "
+        f"finals, {audit.audited} of {out} screened out among them"
+    )
+    yield f"rank correlation of probe and test: {correlation_text(audit)}"
+    yield f"regret of trusting the shortlist: {regret_text(audit, 'regret_shortlist')}"
+    yield f"regret of trusting the probe's first: {regret_text(audit, 'regret_first')}"
+    for label, why in audit.missing.items():
+        yield f"{MISSING}: {label} ({why})"
+
+
+def correlation_text(audit: ScreeningAudit) -> str:
+    """Spearman's rho with its interval, or why it is missing."""
+    known: RankCorrelation | None = audit.correlation
+    if known is None or known.rho is None:
+        return f"{MISSING}, {audit.why.get('correlation', 'all are tied')}"
+    ends = "no interval"
+    if known.low is not None and known.high is not None:
+        ends = f"{100 * known.level:.0f} % interval {known.low:.2f} to {known.high:.2f}"
+    return f"Spearman's {known.rho:.2f} ({ends}, n = {known.n})".replace("-", "−")
+
+
+def regret_text(audit: ScreeningAudit, which: str) -> str:
+    """A regret with its interval and of whom it is, or why it is missing."""
+    known: Regret | None = getattr(audit, which)
+    if known is None:
+        return f"{MISSING}, {audit.why[which]}"
+    ends = "no interval"
+    if known.low is not None and known.high is not None:
+        low, high = wording.signed(known.low), wording.signed(known.high)
+        ends = f"{100 * known.level:.0f} % interval {low} to {high}"
+    whose = known.best if known.best == known.trusted else f"{known.best} over {known.trusted}"
+    return f"{points(known.mean)} ({ends}; {whose})"
+
+
+def record_lines(screening: ScreeningReport) -> list[str]:
+    """Over the storage's past runs: how often the probe was right."""
+    record, lines = screening.record, []
+    for share, who in (
+        (record.first_best, "the probe's first was the best"),
+        (record.shortlist_best, "with an audit: the shortlist had the best"),
+    ):
+        if share is None:
+            continue
+        hits, ends = round(share.mean * share.n), "no interval"
+        if share.low is not None and share.high is not None:
+            low, high = 100 * share.low, 100 * share.high
+            ends = f"exact {100 * share.level:.0f} % interval {low:.0f}–{high:.0f} %"
+        lines.append(
+            f"on your data {who} of those that took part in {hits} of {share.n} "
+            f"tournament{'s' * (share.n != 1)} ({ends}; one a screen)"
+        )
+    if record.first_best is None:
+        lines.append(f"over your tournaments: {MISSING}, none has finals of its probe's first")
+    lines += [f"not read: {name} ({why})" for name, why in record.unread.items()]
+    return lines
 
 
 def _by_accuracy(entry: CandidateSummary) -> float:

@@ -266,7 +266,7 @@ def read(remote: str) -> bytes:
 
 
 LOCK_FILE = ".lock"
-REPORTS = ("report.html", "comparison.json")
+REPORTS = ("report.html", "comparison.json", "shortlist.json")
 PLOTS, FINALS = "plots", "finals"  # folders of small files
 PULL_PATIENCE_S = 2.0
 

@@ -1,10 +1,11 @@
 """The report people open: one HTML file that needs nothing but itself, and its figures as files.
 
-In order: the answer in two sentences, the screen, candidates, finals, accuracy against cost,
-learning curves, curves over budget, the audit of pruning, recipe sensitivity, probes, the forecast
-scored, failures, the images, what differed between the arms, how to reproduce. What a section says
-is in ``templates/``, one file a section; here is what the templates are given, and
-:func:`read_report`, which reads back what the page carries of its runs.
+In order: the answer in two sentences, the screen, candidates, finals, what accuracy costs, the
+screen audited, trials against their cost, learning curves, curves over budget, the audit of
+pruning, recipe sensitivity, probes, the forecast scored, failures, the images, what differed
+between the arms, how to reproduce. What a section says is in ``templates/``, one file a section;
+here is what the templates are given, and :func:`read_report`, which reads back what the page
+carries of its runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from markupsafe import Markup
 
 from orchestrator import wording
 from orchestrator.compare import shortlist, table
+from orchestrator.compare.choice import PRICE_WORDS
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.data_notes import copies_lines
 from orchestrator.compare.probes import PooledProbes
@@ -45,12 +47,13 @@ WRAP = 40  # characters beyond which a column wraps
 # id -> label in the navigation; a claim's grid of trials has no use for those of a search.
 SECTIONS = {
     "claim": "The claim", "screen": "Screen", "families": "Candidates", "finals": "Finals",
+    "tradeoffs": "What accuracy costs", "screening": "The screen audited",
     "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
     "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
     "failures": "Failures", "data": "Data", "differences": "What differed",
     "reproduce": "Reproduce",
 }  # fmt: skip
-OF_A_SEARCH = ("finals", "budget", "audit", "recipe", "probes")
+OF_A_SEARCH = ("finals", "tradeoffs", "budget", "audit", "recipe", "probes")
 OF_A_SCREEN = ("screen", "data", "reproduce")
 
 
@@ -89,6 +92,7 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     if comparison.claims:
         return made
     places = {candidate: index for index, candidate in enumerate(search)}
+    made["tradeoffs"] = seed_figures.front_figures(comparison.tradeoffs, places)
     if curves := comparison.curves_over_budget:
         made["expected"] = figures.expected_best(curves, places)
         made["together"] = figures.expected_together(curves, places)
@@ -121,6 +125,7 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
         *(OF_A_SEARCH if comparison.claims else ()),
         *(() if comparison.forecast else ("forecast",)),
         *(() if comparison.screens else ("screen",)),
+        *(() if comparison.screening else ("screening",)),
     }
     if comparison.screens and all(run.state.is_screen for run in comparison.runs):
         hidden |= set(SECTIONS) - set(OF_A_SCREEN)
@@ -160,12 +165,15 @@ def _environment() -> Environment:
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
         shortlist.conclusions, shortlist.left_out_rows, shortlist.shortlist_rows,
-        table.tau_text, table.unfinished_text, seed_figures.effect_text, seed_figures.number,
+        table.correlation_text, table.front_text, table.price_text, table.record_lines,
+        table.regret_text, table.tau_text, table.unfinished_text, seed_figures.effect_text,
+        seed_figures.number,
         describe_verdict,
         command, record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["column_classes"] = _column_classes
+    environment.filters["price_words"] = PRICE_WORDS.__getitem__
     environment.filters["level_text"] = OF_LEVEL.__getitem__
     environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
     environment.globals |= {

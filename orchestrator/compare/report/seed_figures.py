@@ -1,5 +1,6 @@
 """Figures of means over seeds: a claim's effects against the smallest that would matter and what
-it measured, then the probes of the final models, one line or bar a candidate.
+it measured, then the final models: accuracy against what it costs, and their probes, one mark, line
+or bar a candidate.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.compare.choice import Basis, Front, Price, Tradeoffs
 from orchestrator.compare.probes import PooledProbes, ReliabilityBin
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import Figure, Places
 from orchestrator.compare.runs import Array, Values
 from orchestrator.compare.statistics import MeanInterval
-from orchestrator.wording import MISSING, NONE, count
+from orchestrator.compare.table import price_text
+from orchestrator.wording import MISSING, NONE, count, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,6 +115,59 @@ def _lines(diagram: Values, name: str) -> Figure:
         names = ", ".join(series["name"] for series in diagram["series"])
         title = diagram["title"]
         return figures.figure_of(axes, name, title, f"{title}: {names}", diagram)
+
+
+PRICE_LABELS = {
+    Price.LATENCY: ("Latency", "milliseconds for one image"),
+    Price.MEMORY: ("GPU memory", "GB in training"),
+    Price.DEVICE_SECONDS: ("Device time", "device seconds of the search"),
+    Price.USD: ("Dollars", "dollars of the search"),
+}
+
+
+def front_figures(tradeoffs: Tradeoffs, places: Places) -> list[Figure]:
+    """Test accuracy of the finals against each price that two candidates and more have; none of
+    validation, of which the table says all."""
+    if tradeoffs.basis is Basis.VALIDATION:
+        return []
+    return [
+        made
+        for front in tradeoffs.fronts
+        if not front.why and (made := _front(tradeoffs, front, places)) is not None
+    ]
+
+
+def _front(tradeoffs: Tradeoffs, front: Front, places: Places) -> Figure | None:
+    """A mark a candidate with the interval of its accuracy; the front is the stepped line."""
+    shown = [
+        (standing, standing.top1, price)
+        for standing in tradeoffs.candidates
+        if standing.top1 and (price := standing.price(front.price)) is not None
+    ]
+    if len(shown) < 2:
+        return None
+    title, unit = PRICE_LABELS[front.price]
+    with figures.new_plot() as axes:
+        ends = []
+        for standing, top1, price in shown:
+            place = places[standing.label]
+            low = top1.mean if top1.low is None else top1.low
+            high = top1.mean if top1.high is None else top1.high
+            axes.vlines(price, 100 * low, 100 * high, color=figures.color(place), linewidth=1.4)
+            axes.plot(price, 100 * top1.mean, figures.marker(place), color=figures.color(place))
+            ends += [low, high]
+        on_front = {s.label: (price, top1.mean) for s, top1, price in shown}
+        x, y = np.transpose([on_front[label] for label in front.candidates])
+        axes.step(x, 100 * y, where="post", color=figures.MUTED, linewidth=1.2, zorder=1)
+        axes.set_xlim(left=0)
+        axes.set(ylim=figures.share_limits(ends), xlabel=unit, ylabel="test accuracy, %")
+        label = f"Test accuracy against {unit}: {', '.join(on_front)}"
+        data = [
+            (s.label, price_text(front.price, price), percent(top1.mean),
+             s.label in front.candidates)
+            for s, top1, price in shown
+        ]  # fmt: skip
+        return figures.figure_of(axes, f"front-{front.price}", title, label, data)
 
 
 def probe_figures(pooled: Mapping[str, PooledProbes], places: Places) -> list[Figure]:

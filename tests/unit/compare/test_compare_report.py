@@ -112,8 +112,8 @@ def test_anchors_resolve_and_ids_are_unique(demo: str) -> None:
 
 def test_sections_come_in_order_after_the_answer(demo: str) -> None:
     assert [section["id"] for section in Page(demo).of("section")] == [
-        "families", "finals", "cost", "curves", "budget", "audit", "recipe", "probes", "failures",
-        "data", "differences", "reproduce",
+        "families", "finals", "tradeoffs", "cost", "curves", "budget", "audit", "recipe", "probes",
+        "failures", "data", "differences", "reproduce",
     ]  # fmt: skip
     assert demo.index('class="answer"') < demo.index("<section")
 
