@@ -91,14 +91,18 @@ def checkpoints_text(runs: Sequence[RunData]) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns, numbers to the right; the first column gives way to the others."""
+    """Rows as aligned columns, numbers to the right; the first column gives way to the others, but
+    for names that differ only in what would be cut off."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
+    width = min(widths[0], WIDTH - sum(width + 2 for width in widths[1:]))
+    names = [row[0] for row in rows]
+    if len({name[: width - 1] for name in names}) < len(set(names)):
+        width = widths[0]
     lines = []
-    for first, *others in rows:
-        clipped = first if len(first) <= widths[0] else first[: widths[0] - 1] + "…"
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([clipped.ljust(widths[0]), *cells]))
+    for name, *others in rows:
+        clipped = name if len(name) <= width else name[: width - 1] + "…"
+        cells = [cell.rjust(own) for cell, own in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([clipped.ljust(width), *cells]))
     return "\n".join(lines)
 
 

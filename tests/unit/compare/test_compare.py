@@ -14,6 +14,7 @@ import pytest
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.page import report_html
 from orchestrator.compare.runs import load
+from orchestrator.compare.table import _columns
 from tests.unit.compare.compare_runs import DATASET, RunFolder, compared, search_run, shown
 from trainables.errors import UserError
 
@@ -354,3 +355,11 @@ def test_a_leak_between_the_splits_is_in_the_answer_and_its_images_are_named(
     page = report_html(compare([load(folder)]))
     assert "train/7/x.png (train, 7) = test/7/x.png (test, 7)" in page
     assert "4 of test like one of train" in page
+
+
+def test_names_are_cut_off_only_where_they_stay_apart() -> None:
+    long, numbers = "tf_efficientnet_lite", ["0" * 9] * 6
+    (alone,) = _columns([[long + "0", *numbers]]).splitlines()
+    assert len(alone) == 80
+    both = _columns([[long + "0", *numbers], [long + "1", *numbers]])
+    assert [line.split()[0] for line in both.splitlines()] == [long + "0", long + "1"]
