@@ -163,7 +163,9 @@ def main() -> None:
         "tracebacks": sum(row.outcome == "traceback" for row in (*walked, *stepped)),
     }
     failed = [row for row in walked if row.outcome != "built"]
-    finish({"steps": [*map(plain, stepped)], "not_built": [*map(plain, failed)]}, options.out, summary)
+    finish(
+        {"steps": [*map(plain, stepped)], "not_built": [*map(plain, failed)]}, options.out, summary
+    )
 
 
 def plain(row: Outcome) -> dict[str, object]:

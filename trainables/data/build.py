@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 3600.0
 BLOCK_ROWS = 4096
+LATER_FIELDS = ("skip_unlabelled", "image_column", "label_column", "white")
 ENCODED_SUFFIX = "-encoded"
 PARTIAL_SUFFIX = "-part"  # of a copy whose pictures come from object storage
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -114,6 +115,9 @@ def _place(source: Source, spec: DataSpec) -> tuple[Path, dict[str, object]]:
         "split": [spec.val_fraction, spec.test_fraction, spec.split_seed, spec.val_seed],
         "skip_corrupt": spec.skip_corrupt,
     }
+    # As of stores from before these fields where they are as they were.
+    plain = spec.as_dict()
+    key |= {name: plain[name] for name in LATER_FIELDS if name in plain}
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name)[:60].strip(".-") or "dataset"
     return default_folder(spec) / f"{slug}-{stable_hash(key)}", key
 

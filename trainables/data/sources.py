@@ -165,9 +165,14 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
             f"{path} is an unpacked CIFAR archive, not an image folder. "
             f"Fix: --dataset cifar10 --set data.archive={path}"
         )
-    from trainables.data import pictures
+    if columns := [name for name in (spec.image_column, spec.label_column) if name]:
+        raise UserError(
+            f"data.image_column and data.label_column are for Parquet; {path} is a folder without "
+            f"any, got {columns[0]!r}. Fix: leave them out, or give the Parquet folder"
+        )
+    from trainables.data import folders
 
-    return pictures.locate(path, spec)
+    return folders.locate(path, spec)
 
 
 def _missing(name: str, path: Path) -> str:
