@@ -127,7 +127,7 @@ def _list(folder: Path) -> Listing:
         if _is_folder(entry):
             if lower not in JUNK_FOLDERS:
                 listing.folders.append(entry.path)
-        elif entry.is_symlink() and not os.path.exists(entry.path):
+        elif entry.is_symlink() and not Path(entry.path).exists():
             kept = listing.absent if lower.endswith(EXTENSIONS) else listing.dead_links
             kept.append(entry.path)
         elif lower.endswith(DVC_SUFFIX):
@@ -139,7 +139,7 @@ def _list(folder: Path) -> Listing:
         elif _is_picture(entry.path):
             listing.pictures.append(entry.path)
         else:
-            listing.unread[os.path.splitext(lower)[1] or "without a suffix"] += 1
+            listing.unread[Path(lower).suffix or "without a suffix"] += 1
     return listing
 
 
@@ -153,11 +153,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _add_dvc(listing: Listing, note: str, names: set[str]) -> None:
     """``x.png.dvc`` says that there should be ``x.png``, a picture or a folder of them."""
     target = note[: -len(DVC_SUFFIX)]
-    if os.path.basename(target) in names:
+    if Path(target).name in names:
         listing.strays += 1
     elif target.lower().endswith(EXTENSIONS):
         listing.absent.append(target)
-    elif os.path.splitext(target)[1]:
+    elif Path(target).suffix:
         listing.strays += 1
     else:
         listing.dead_links.append(target)
@@ -165,7 +165,7 @@ def _add_dvc(listing: Listing, note: str, names: set[str]) -> None:
 
 def _is_picture(file: str) -> bool:
     """Whether the first bytes are those of a picture that is read, whatever its name."""
-    with suppress(OSError), open(file, "rb") as opened:
+    with suppress(OSError), Path(file).open("rb") as opened:
         head = opened.read(SNIFFED_BYTES)
         if head.startswith(MAGIC) or (head.startswith(b"BM") and head[6:10] == b"\0\0\0\0"):
             return True

@@ -23,9 +23,10 @@ NEUTRAL = frozenset(
      "original", "full", "all", "the", "of", "for", "data1", "labelled", "labeled", "public")
 )  # fmt: skip
 UNLABELLED_WORDS = frozenset(
-    ("unlabeled", "unlabelled", "unlabel", "nolabel", "nolabels", "unsup", "unsupervised", "pred",
-     "prediction", "predictions", "submission")
-)  # fmt: skip
+    ("unlabeled", "unlabelled", "unlabel", "nolabel", "nolabels", "unsup", "unsupervised")
+)
+# Of folders: what is to be predicted, in competitions.
+TO_PREDICT = UNLABELLED_WORDS | {"pred", "prediction", "predictions", "submission"}
 # What is numbered and is no class: fold1, part-02.
 PARTS = re.compile(r"(?:fold|folds|cv|kfold|part|batch|chunk|shard|subset|split|partition)s?\d+")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
@@ -48,9 +49,9 @@ def is_unlabelled(name: str) -> bool:
     """Whether the folder or file is, by its name, of pictures without labels."""
     words = words_of(name)
     joined = "".join(words)
-    return joined in UNLABELLED_WORDS or (
-        any(word in UNLABELLED_WORDS for word in words)
-        and all(word in UNLABELLED_WORDS or word in NEUTRAL or word in SPLIT_OF for word in words)
+    return joined in TO_PREDICT or (
+        any(word in TO_PREDICT for word in words)
+        and all(word in TO_PREDICT or word in NEUTRAL or word in SPLIT_OF for word in words)
     )
 
 

@@ -107,8 +107,8 @@ class RangeCheck:
                 raise UserError(
                     f"pictures must use the range of their kind; the 16-bit ones of class "
                     f"{class_names[label]!r} in {source} hold values up to {max(values)} of "
-                    f"{WHITE_16}, and would be nearly black. {FIX} (4095 for 12 bits, {WHITE_16} to "
-                    "take them as they are)"
+                    f"{WHITE_16}, and would be nearly black. {FIX} (4095 for 12 bits; {WHITE_16} "
+                    "takes them as they are)"
                 )
         values = [one.value for seen in self._by_class.values() for one in seen if one.bits == 32]
         if values and min(values) <= 255 < max(values):

@@ -6,7 +6,6 @@ A folder full of them looks whole, and each reader would call them broken in wor
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def pointer_in(head: bytes) -> str | None:
 def why_absent(path: Path) -> str | None:
     """Why the file at ``path`` is not here although its name is; ``None`` where it is here."""
     if path.is_symlink() and not path.exists():
-        target = os.readlink(path)
+        target = str(path.readlink())
         kind = ": git annex get" if ANNEX_LINK.decode() in f"{target}/" else ""
         return f"a link to {target}, which is not there{kind}"
     if not path.exists():
