@@ -25,7 +25,7 @@ from trainables.backbones import build
 from trainables.backbones.catalogue import own_side
 from trainables.config import Assignment, BackboneSpec, Recipe
 from trainables.errors import UserError, one_line
-from trainables.train.rehearse import take_step
+from trainables.train.rehearse import require_classifier, take_step
 
 CLASSES = 10
 SMALL_SIDE = 64  # pixels that a folder's images are stored at where nothing else is asked for
@@ -114,6 +114,7 @@ def step(module: str, model: str, side: int) -> Outcome:
     started = time.monotonic()
     outcome, reason = "trained", None
     try:
+        require_classifier(assignment, height=side, width=side, classes=CLASSES)
         take_step(assignment, height=side, width=side, classes=CLASSES)
     except UserError as error:
         outcome, reason = "refused", one_line(error)

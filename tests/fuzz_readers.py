@@ -34,7 +34,7 @@ from orchestrator.ledger import events
 from orchestrator.ledger.session import state_of
 from orchestrator.ops.status import view
 from trainables.config import DataSpec
-from trainables.data import cifar, folders, parquet, pictures
+from trainables.data import cifar, folders, parquet
 from trainables.data.store import Source
 from trainables.errors import UserError
 from trainables.printable import escaped

@@ -121,8 +121,8 @@ def build(
 def _create(
     geometry: Geometry, member: Member, rates: Sequence[float | None], **arguments: Any
 ) -> nn.Module:
-    """Built with the first of the stochastic-depth ``rates`` that the model takes; it need not know
-    what ``None`` is."""
+    """Built with the first of the stochastic-depth ``rates``, or where the model has no such thing
+    without. Raises ``UserError`` where the last one, which the user has asked for, cannot be."""
     import timm
 
     family = FAMILIES[geometry.family]
@@ -136,7 +136,14 @@ def _create(
         except TypeError as error:
             if "drop_path_rate" not in str(error):
                 raise
-            module = timm.create_model(name, drop_path_rate=last, **arguments)
+            if last is not None:
+                raise UserError(
+                    f"{member.model} has no stochastic depth; got recipe.drop_path={last:g}. "
+                    "Fix: --set recipe.drop_path=0"
+                ) from error
+            module = timm.create_model(name, **arguments)
+    except UserError:
+        raise
     except (TypeError, AssertionError, ValueError) as error:
         if geometry.family != "timm":
             raise

@@ -164,12 +164,13 @@ def _refuse_pseudo_classes(
     """Raise ``UserError`` where ``folders``, which would be the classes in ``path``, are splits,
     folds, or pictures without labels, or hold the classes themselves."""
     if len(folders) == 1 and not is_split:
-        inside = tree.holding(folders[0])
+        deepest = _deepest(folders[0], tree)
+        inside = tree.holding(deepest)
         if len(inside) > 1:
             raise UserError(
-                f"a dataset needs at least two classes; {path} has only {folders[0].name!r}, which "
-                f"holds the folders {', '.join(sub.name for sub in inside[:5])} ({LAYOUT_HELP}). "
-                f"Fix: --dataset {_deepest(folders[0], tree)}"
+                f"a dataset needs at least two classes; {path} has only {folders[0].name!r}, where "
+                f"{deepest} holds the folders {', '.join(sub.name for sub in inside[:5])} ({LAYOUT_HELP}). "
+                f"Fix: --dataset {deepest}"
             )
     kinds = {folder.name: split_of_folder(folder.name) for folder in folders}
     split_names = [name for name, split in kinds.items() if split]

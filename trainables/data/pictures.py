@@ -64,6 +64,7 @@ def _open(picture: Picture) -> Image.Image:
     if picture is None:
         raise ValueError("no bytes")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error below
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # broken metadata
     opened = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     image = Image.open(opened, formats=FORMATS)
     width, height = image.size

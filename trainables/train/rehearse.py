@@ -13,11 +13,12 @@ import json
 import logging
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
-from trainables.backbones import weights
+from trainables.backbones import build, weights
 from trainables.config import NAMED_WEIGHTS, Assignment, DataSpec
 from trainables.errors import UserError, one_line
 from trainables.train.loop import World
@@ -60,6 +61,27 @@ class Notes(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+def require_classifier(assignment: Assignment, *, height: int, width: int, classes: int) -> None:
+    """Raise ``UserError`` for a timm model whose output is not (B, classes): an encoder's tokens.
+
+    On the meta device, which holds no values. What fails there is for the step itself to say.
+    """
+    backbone, images = assignment.backbone, assignment.recipe.batch_size_per_worker
+    if backbone.family != "timm":
+        return
+    shape = None
+    with suppress(Exception), torch.device("meta"):
+        built = build(backbone, num_classes=classes, height=height, width=width, load=False)
+        side = built.geometry.image_size
+        logits = built.module.train()(torch.empty(images, 3, side, side))
+        shape = tuple(getattr(logits, "shape", ()))
+    if shape not in (None, (images, classes)):
+        raise UserError(
+            f"a backbone must give one score a class; the output of timm:{backbone.model} for "
+            f"{images} images has the shape {shape}. Fix: a classifier of timm"
+        )
+
+
 def main() -> None:
     """Read a request from stdin, print its lines."""
     request = json.load(sys.stdin)
@@ -73,6 +95,7 @@ def main() -> None:
         row: dict[str, object] = {"label": label}
         notes.lines = []
         try:
+            require_classifier(assignment, **backbone)
             take_step(assignment, **backbone)
         except MemoryError:
             row["skipped"] = "this machine has not enough memory for it"
