@@ -1,21 +1,24 @@
-"""python -m benchmarks.timm_architectures [--quick]
+"""python -m benchmarks.timm_architectures [--part steps|names] [--quick]
 
 Which of timm's classifiers can be fine-tuned, by the code that refuses a backbone before a run.
 
+``steps``: of every module of timm that holds architectures a small one takes a training step on the
+CPU, from scratch, two images of 64 pixels, and where it does not take them of its own side.
 ``names``: every pretrained name is built on torch's meta device, which holds no values, and sees
-two images of its own side, once for each architecture and side. ``modules``: of every module of
-timm that holds architectures the smallest one takes a training step on the CPU, two images of 64
-pixels and of its own side, from scratch. A model is ``trained``, or it is ``refused`` with the
-reason that a user would read; what raises anything else is one of ``tracebacks``.
-About an hour on 2 cores. The result goes to benchmarks/results/timm-architectures.json, a summary
-to the last line of stdout.
+two images of its own side, once for each architecture and side. A model is ``trained`` or ``built``
+or it is ``refused`` with the reason that a user would read; what raises anything else is one of
+``tracebacks``. A part that is not run stays in the result as it was.
+Minutes for the steps, half an hour for the names. The result goes to
+benchmarks/results/timm-architectures.json, a summary to the last line of stdout.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import timm
 import torch
@@ -51,11 +54,11 @@ def spec_of(model: str, side: int | None = None) -> BackboneSpec:
     return BackboneSpec(family="timm", model=model, image_size=side)
 
 
-def walk(names: Sequence[str]) -> Iterator[Outcome]:
+def walk(models: Sequence[str]) -> Iterator[Outcome]:
     """Each pretrained name, built on the meta device; each architecture and side is shown images
     the first time that it comes."""
     seen: dict[tuple[str, int], str | None] = {}
-    for name in names:
+    for name in models:
         side = None
         try:
             side = own_side(spec_of(name))
@@ -92,15 +95,22 @@ def _forward(module: torch.nn.Module, side: int) -> str | None:
     return None if shape == (2, CLASSES) else f"its output has the shape {shape}"
 
 
-def smallest_of_modules(sizes: dict[str, float]) -> dict[str, str]:
-    """By module of timm, its architecture of the fewest parameters: of those in ``sizes``, which
-    are in millions by architecture, else the first that it lists."""
-    smallest = {}
+# What small models are called, the smallest first; timm lists the others by their numbers.
+SMALL_WORDS = (
+    "test", "atto", "femto", "pico", "nano", "zepto", "xxs", "xxt", "micro", "mini", "tiny", "_xs",
+    "_s0", "b0", "small", "_xt", "_t", "_s",
+)  # fmt: skip
+
+
+def small_of_modules() -> dict[str, str]:
+    """By module of timm, an architecture that is small by its name."""
+    chosen = {}
     for module in timm.list_modules():
         models = timm.list_models(module=module)
         if models:
-            smallest[module] = min(models, key=lambda name: sizes.get(name, float("inf")))
-    return smallest
+            by_word = (name for word in SMALL_WORDS for name in models if word in name)
+            chosen[module] = next(by_word, models[0])
+    return chosen
 
 
 def step(module: str, model: str, side: int) -> Outcome:
@@ -120,6 +130,7 @@ def step(module: str, model: str, side: int) -> Outcome:
         outcome, reason = "refused", one_line(error)
     except Exception as error:  # as the rehearsal of a run catches it, and says so in a line
         outcome, reason = "refused", f"{type(error).__name__}: {one_line(error)[:300]}"
+    # What a rehearsal does not catch, a crash or a hang, ends this program: the table shows none.
     return Outcome(
         module=module,
         model=model,
@@ -130,43 +141,69 @@ def step(module: str, model: str, side: int) -> Outcome:
     )
 
 
-def main() -> None:
-    options = arguments(__doc__, "timm-architectures.json", reads_pictures=False).parse_args()
-    torch.set_num_threads(1)
-    names = timm.list_pretrained()
-    if options.quick:
-        names = names[:: len(names) // QUICK_NAMES]
-    walked = []
-    for each in walk(names):
-        walked.append(each)
-        if each.reason:
-            print(f"{each.model}: {each.outcome}: {each.reason}", flush=True)
-    sizes = {row.model.partition(".")[0]: row.params_m for row in walked if row.params_m}
-    smallest = smallest_of_modules(sizes)
-    if options.quick:
-        smallest = dict(sorted(smallest.items(), key=lambda item: sizes.get(item[1], 1e9)))
-        smallest = dict(list(smallest.items())[:QUICK_MODULES])
-    stepped = []
-    for module, model in smallest.items():
+def steps(quick: bool) -> dict[str, Any]:
+    """One step of each module, or of a few."""
+    modules = list(small_of_modules().items())
+    rows = []
+    for module, model in modules[:QUICK_MODULES] if quick else modules:
         for side in dict.fromkeys((SMALL_SIDE, own_side(spec_of(model)))):
-            stepped.append(step(module, model, side))
-            print(stepped[-1], flush=True)
-    by_module = {row.module: row for row in stepped if row.outcome == "trained"}
-    summary = {
-        "timm": timm.__version__,
-        "names": len(walked),
-        "names_built": sum(row.outcome == "built" for row in walked),
-        "names_refused": sum(row.outcome == "refused" for row in walked),
-        "modules": len(smallest),
-        "modules_trained": len(by_module),
-        "steps_trained": sum(row.outcome == "trained" for row in stepped),
-        "steps_refused": sum(row.outcome == "refused" for row in stepped),
-        "tracebacks": sum(row.outcome == "traceback" for row in (*walked, *stepped)),
+            rows.append(step(module, model, side))
+            print(rows[-1], flush=True)
+            if rows[-1].outcome == "trained":
+                break
+    last = {row.module: row for row in rows}
+    return {
+        "modules": len(last),
+        "modules_trained": sum(row.outcome == "trained" for row in last.values()),
+        "modules_trained_at_64_px": sum(
+            row.outcome == "trained" and row.side == SMALL_SIDE for row in last.values()
+        ),
+        "modules_refused": sum(row.outcome == "refused" for row in last.values()),
+        "refusals_slowest_s": max((r.seconds or 0 for r in rows if r.reason), default=None),
+        "steps_tracebacks": sum(row.outcome == "traceback" for row in rows),
+        "steps": [plain(row) for row in rows],
     }
-    failed = [row for row in walked if row.outcome != "built"]
-    finish(
-        {"steps": [*map(plain, stepped)], "not_built": [*map(plain, failed)]}, options.out, summary
-    )
+
+
+def names(quick: bool) -> dict[str, Any]:
+    """Each pretrained name, or a few of them."""
+    every = timm.list_pretrained()
+    rows = []
+    for row in walk(every[:: len(every) // QUICK_NAMES] if quick else every):
+        rows.append(row)
+        if row.reason:
+            print(f"{row.model}: {row.outcome}: {row.reason}", flush=True)
+    return {
+        "names": len(rows),
+        "names_built": sum(row.outcome == "built" for row in rows),
+        "names_refused": sum(row.outcome == "refused" for row in rows),
+        "names_tracebacks": sum(row.outcome == "traceback" for row in rows),
+        "not_built": [plain(row) for row in rows if row.outcome != "built"],
+    }
+
+
+PARTS = {"steps": steps, "names": names}
+
+
+def main() -> None:
+    parser = arguments(__doc__, "timm-architectures.json", reads_pictures=False)
+    parser.add_argument("--part", choices=PARTS, help="one of the two alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    if options.out.is_file():
+        before = json.loads(options.out.read_text(encoding="utf-8"))
+        result = before if before.get("timm") == timm.__version__ else {}
+    for name in [options.part] if options.part else PARTS:
+        result |= PARTS[name](options.quick)
+    result |= {
+        "timm": timm.__version__,
+        "tracebacks": result.get("steps_tracebacks", 0) + result.get("names_tracebacks", 0),
+    }
+    for key in ("schema", "date", "environment"):
+        result.pop(key, None)
+    tables = {key: result.pop(key) for key in ("steps", "not_built") if key in result}
+    finish(tables, options.out, result)
 
 
 def plain(row: Outcome) -> dict[str, object]:

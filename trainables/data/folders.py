@@ -169,8 +169,8 @@ def _refuse_pseudo_classes(
         if len(inside) > 1:
             raise UserError(
                 f"a dataset needs at least two classes; {path} has only {folders[0].name!r}, where "
-                f"{deepest} holds the folders {', '.join(sub.name for sub in inside[:5])} ({LAYOUT_HELP}). "
-                f"Fix: --dataset {deepest}"
+                f"{deepest} holds the folders {', '.join(sub.name for sub in inside[:5])} "
+                f"({LAYOUT_HELP}). Fix: --dataset {deepest}"
             )
     kinds = {folder.name: split_of_folder(folder.name) for folder in folders}
     split_names = [name for name, split in kinds.items() if split]
