@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import DataSpec
+from trainables.data.labels import any_missing
 from trainables.data.listing import Contents, Tree
 from trainables.data.pictures import Item, read_pictures
 from trainables.data.split_names import is_part, is_unlabelled, split_of_folder
@@ -27,6 +28,7 @@ from trainables.storage.pointers import why_absent
 log = logging.getLogger(__name__)
 
 SAMPLED_IMAGES = 512
+MAYBE_WIDE = (".tif", ".tiff", ".pgm", ".pnm", ".pfm")
 NAMED = 3
 LAYOUT_HELP = "expected CLASS/picture.jpg, or train/CLASS/picture.jpg with val/ and test/"
 DATE = re.compile(r"(?:19|20)\d\d(?:[-_. ]?\d\d){0,2}")  # folders of a class may be by date
@@ -53,7 +55,10 @@ def locate(path: Path, spec: DataSpec) -> Source:
     files = {place: held.pictures for place, held in classes.items()}
 
     def identity() -> list[Any]:
-        return [[str(path.resolve())], *map(_stamp, chain.from_iterable(files.values()))]
+        stamps = [[str(path.resolve())], *map(_stamp, chain.from_iterable(files.values()))]
+        # Stores of such pictures from before their values were scaled by their range are not used.
+        wide = any(stamp[0].lower().endswith(MAYBE_WIDE) for stamp in stamps)
+        return [*stamps, ["values scaled by their range"]] if wide else stamps
 
     def items(wanted: str) -> Iterator[Item]:
         for (split, name), pictures in files.items():
@@ -179,6 +184,8 @@ def _refuse_pseudo_classes(
     ):
         _refuse(path, split_names, "splits by their names, and hold no class folders")
     unlabelled = [folder.name for folder in folders if is_unlabelled(folder.name)]
+    if any_missing(tuple(kinds)):
+        unlabelled.append("-1")
     if unlabelled:
         _refuse(path, unlabelled, "pictures without labels by their names")
     parts = [folder.name for folder in folders if is_part(folder.name)]

@@ -7,7 +7,7 @@ like any other to whoever only counts what is there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ def labelled(
         for split, rows in kept.items()
     }
     return Labelled(class_names=names, labels=labels)
+
+
+def any_missing(class_names: Collection[str]) -> bool:
+    """Whether one of these classes is minus one or nothing, and they are not the two signs."""
+    return frozenset(class_names) not in SIGNS and not {"-1", ""}.isdisjoint(class_names)
 
 
 def _is_missing(value: Any) -> bool:

@@ -108,8 +108,8 @@ def _opened(picture: Picture, side: int) -> Iterator[Image.Image]:
     with _open(picture) as image:
         if min(image.size) > 2 * side:
             image.draft(None, (2 * side, 2 * side))
-        # PIL's own pixels and one copy of them, or the int64 that 16 bits go through.
-        bytes_per_pixel = 28 if image.mode[0] in "IF" else 12
+        # PIL's own pixels and one copy of them, or the float64 that wide ones go through.
+        bytes_per_pixel = 40 if image.mode[0] in "IF" else 12
         with _MEMORY.reserved(image.width * image.height * bytes_per_pixel):
             yield image
 
@@ -188,7 +188,8 @@ def _wide_bits(image: Image.Image) -> int:
     raw = next((str(tile[3]) for tile in image.tile), "")
     if "I;12" in raw:
         return 12
-    if image.mode.startswith("I;16") or (";16" in raw and image.mode != "I"):
+    is_565 = "BGR;16" in raw  # of a BMP: 16 bits a pixel, not a channel
+    if image.mode.startswith("I;16") or (";16" in raw and image.mode != "I" and not is_565):
         return 16
     if image.mode == "I":  # PPM's reader scales to 16 bits whatever there was
         return 16 if image.format == "PPM" else 32

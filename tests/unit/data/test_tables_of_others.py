@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainables.config import DataSpec
-from trainables.data.build import prepare
+from trainables.config import DatasetFacts, DataSpec
+from trainables.data.build import _has_only_trained_classes, prepare
 from trainables.data.parquet import locate, split_of
 from trainables.data.sources import check_source
 from trainables.data.store import ImageStore
@@ -387,3 +387,14 @@ def test_any_types_and_gaps_are_read_right_or_refused(
     for chunk in read.chunks():
         kept = [str(value) for value in rows[chunk.split] if value not in missing]
         assert [read.class_names[label] for label in chunk.labels] == kept
+
+
+def test_a_store_from_before_a_missing_label_was_known_is_not_used(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.parquet", [-1, 1] * 10)
+    store = store_of(file, tmp_path)  # two signs, and as good as a store of three classes then
+    info = store.path / "info.json"
+    record = json.loads(info.read_text())
+    record["info"]["class_names"] = ["-1", "0"]
+    assert _has_only_trained_classes(store, DataSpec(source=str(file)))
+    old = ImageStore(info=DatasetFacts.from_dict(record["info"]), path=store.path)
+    assert not _has_only_trained_classes(old, DataSpec(source=str(file)))
