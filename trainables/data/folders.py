@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import DataSpec
-from trainables.data.labels import any_missing
+from trainables.data.labels import any_missing, warn_of_alike
 from trainables.data.listing import Contents, Tree
 from trainables.data.pictures import Item, read_pictures
 from trainables.data.split_names import is_part, is_unlabelled, split_of_folder
@@ -296,13 +296,7 @@ def _log_unused(path: Path, roots: Mapping[str, Path], classes: Classes, tree: T
             "Fix: store pictures as JPEG or PNG"
         )
     names = [name for split, name in classes if split == "train"]
-    folded = Counter(name.strip().casefold() for name in names)
-    alike = [name for name in names if folded[name.strip().casefold()] > 1]
-    if alike:
-        log.warning(
-            f"warning: classes of {path} differ in capitals or blanks alone: "
-            f"{', '.join(map(repr, alike[:6]))}. Fix: rename them where they are one"
-        )
+    warn_of_alike(path, names)
     if roots["train"] != path:
         for folder in tree.subfolders(path):
             if not any(root == folder or folder in root.parents for root in roots.values()):

@@ -7,6 +7,7 @@ like any other to whoever only counts what is there.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def labelled(
     index: Mapping[Any, int]
     if not names or any(isinstance(value, str) for value in ordered):
         names = tuple(map(str, ordered))
+        warn_of_alike(path, names)
         index = {value: number for number, value in enumerate(ordered)}
     else:
         wrong = [value for value in ordered if not 0 <= value < len(names)]
@@ -69,6 +71,17 @@ def labelled(
         for split, rows in kept.items()
     }
     return Labelled(class_names=names, labels=labels)
+
+
+def warn_of_alike(path: Path, class_names: Sequence[str]) -> None:
+    """Say which classes differ in capitals or in blanks around them alone."""
+    folded = Counter(name.strip().casefold() for name in class_names)
+    alike = [name for name in class_names if folded[name.strip().casefold()] > 1]
+    if alike:
+        log.warning(
+            f"warning: classes of {path} differ in capitals or blanks alone: "
+            f"{', '.join(map(repr, alike[:6]))}. Fix: rename them where they are one"
+        )
 
 
 def any_missing(class_names: Collection[str]) -> bool:

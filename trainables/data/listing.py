@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainables.storage.pointers import DVC_SUFFIX
+from trainables.storage.pointers import DVC_SUFFIX, HEAD_BYTES, pointer_in
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".bmp", ".dib",
@@ -25,6 +25,9 @@ STRAYS = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg",
     ".md", ".rst", ".html", ".htm", ".css", ".js", ".py", ".ipynb", ".sh", ".bat", ".m", ".log",
     ".db", ".lnk", ".url", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".md5", ".sha1", ".sha256",
+    ".c", ".h", ".cpp", ".hpp", ".cu", ".java", ".go", ".rs", ".r", ".pth", ".pt", ".ckpt", ".onnx",
+    ".safetensors", ".pkl", ".pickle", ".sql", ".sqlite", ".tex", ".bib", ".ppt", ".pptx", ".rtf",
+    ".mp3", ".wav", ".exe", ".so", ".lst", ".names", ".parquet",
     ".xmp", ".aae", ".cache", ".lock", "~", ".bak", ".tmp", ".temp", ".part", ".crdownload",
     ".orig", ".old", ".swp", ".license", ".gitkeep", ".gitignore", ".dvc",
 )  # fmt: skip
@@ -34,7 +37,6 @@ JUNK_FOLDERS = (
     "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     "#recycle", "@__thumb",
 )  # fmt: skip
-SNIFFED_BYTES = 16
 MAGIC = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
     b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
@@ -128,18 +130,15 @@ def _list(folder: Path) -> Listing:
             if lower not in JUNK_FOLDERS:
                 listing.folders.append(entry.path)
         elif entry.is_symlink() and not Path(entry.path).exists():
-            kept = listing.absent if lower.endswith(EXTENSIONS) else listing.dead_links
-            kept.append(entry.path)
+            _add_dead_link(listing, entry.path)
         elif lower.endswith(DVC_SUFFIX):
             _add_dvc(listing, entry.path, names)
         elif lower.endswith(EXTENSIONS) and entry.is_file():
             listing.pictures.append(entry.path)
         elif lower.endswith(STRAYS) or lower in STRAY_NAMES or not entry.is_file():
             listing.strays += 1
-        elif _is_picture(entry.path):
-            listing.pictures.append(entry.path)
         else:
-            listing.unread[Path(lower).suffix or "without a suffix"] += 1
+            _add_by_content(listing, entry.path)
     return listing
 
 
@@ -148,6 +147,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _add_dead_link(listing: Listing, link: str) -> None:
+    if link.lower().endswith(EXTENSIONS):
+        listing.absent.append(link)
+    elif link.lower().endswith(STRAYS):
+        listing.strays += 1
+    else:
+        listing.dead_links.append(link)
 
 
 def _add_dvc(listing: Listing, note: str, names: set[str]) -> None:
@@ -163,12 +171,30 @@ def _add_dvc(listing: Listing, note: str, names: set[str]) -> None:
         listing.dead_links.append(target)
 
 
-def _is_picture(file: str) -> bool:
-    """Whether the first bytes are those of a picture that is read, whatever its name."""
+def _add_by_content(listing: Listing, file: str) -> None:
+    """A file whose name does not say what it is."""
+    head, suffix = b"", Path(file).suffix.lower()
     with suppress(OSError), Path(file).open("rb") as opened:
-        head = opened.read(SNIFFED_BYTES)
-        if head.startswith(MAGIC) or (head.startswith(b"BM") and head[6:10] == b"\0\0\0\0"):
-            return True
-        is_webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-        return is_webp or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))
+        head = opened.read(HEAD_BYTES)
+    if _is_picture(head):
+        listing.pictures.append(file)
+    elif not suffix and pointer_in(head):
+        listing.absent.append(file)
+    elif not suffix and _is_text(head):
+        listing.strays += 1
+    else:
+        listing.unread[suffix or "without a suffix"] += 1
+
+
+def _is_text(head: bytes) -> bool:
+    with suppress(UnicodeDecodeError):
+        return "\0" not in head[:-3].decode()  # the last letter may be cut
     return False
+
+
+def _is_picture(head: bytes) -> bool:
+    """Whether the first bytes are those of a picture that is read."""
+    if head.startswith(MAGIC) or (head.startswith(b"BM") and head[6:10] == b"\0\0\0\0"):
+        return True
+    is_webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    return is_webp or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))

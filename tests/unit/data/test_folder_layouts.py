@@ -316,6 +316,20 @@ def test_a_class_of_nothing_but_pointers_does_not_vanish(
         store_of(root, tmp_path, skip_corrupt=True)
 
 
+def test_pointers_without_a_suffix_are_no_notes(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    classes(root)
+    (root / "cow").mkdir()
+    (root / "cow" / "0001").write_text(LFS)
+    (root / "cat" / "CHECKSUMS").write_text("0.png 1234")
+    assert str(root / "cow") in refusal(root)
+    shutil.rmtree(root / "cow")
+    (root / "tools").mkdir()
+    (root / "tools" / "crop.cpp").write_text("int main() {}")
+    (root / "notes.txt").symlink_to("/nowhere/notes.txt")
+    assert store_of(root, tmp_path).info.class_names == ("cat", "dog")
+
+
 @pytest.mark.parametrize("place", ["dog", "test", "train"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_class_or_split_that_is_not_mounted_is_refused(

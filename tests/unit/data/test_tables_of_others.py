@@ -22,8 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainables.config import DatasetFacts, DataSpec
-from trainables.data.build import _has_only_trained_classes, prepare
+from trainables.config import DataSpec
+from trainables.data import labels as label_values
+from trainables.data.build import prepare
 from trainables.data.parquet import locate, split_of
 from trainables.data.sources import check_source
 from trainables.data.store import ImageStore
@@ -276,6 +277,14 @@ def test_classes_that_train_lacks_are_refused(
     assert "classes of train" in line
 
 
+def test_classes_that_differ_in_capitals_alone_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "x.parquet", ["cat", "Cat", "dog", "dog "] * 5)
+    assert len(store_of(file, tmp_path).info.class_names) == 4
+    assert "capitals or blanks alone: 'Cat', 'cat', 'dog', 'dog '" in caplog.text
+
+
 def test_a_named_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "x" / "train-0.parquet", [0, 1] * 10)
     write(tmp_path / "x" / "test-0.parquet", [0, 2] * 3, seed=90)
@@ -389,12 +398,11 @@ def test_any_types_and_gaps_are_read_right_or_refused(
         assert [read.class_names[label] for label in chunk.labels] == kept
 
 
-def test_a_store_from_before_a_missing_label_was_known_is_not_used(tmp_path: Path) -> None:
-    file = write(tmp_path / "x.parquet", [-1, 1] * 10)
-    store = store_of(file, tmp_path)  # two signs, and as good as a store of three classes then
-    info = store.path / "info.json"
-    record = json.loads(info.read_text())
-    record["info"]["class_names"] = ["-1", "0"]
-    assert _has_only_trained_classes(store, DataSpec(source=str(file)))
-    old = ImageStore(info=DatasetFacts.from_dict(record["info"]), path=store.path)
-    assert not _has_only_trained_classes(old, DataSpec(source=str(file)))
+def test_a_store_from_before_a_missing_label_was_known_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "x.parquet", [-1, 0, 1, 0] * 10)
+    with monkeypatch.context() as before:
+        before.setattr(label_values, "_is_missing", lambda _: False)
+        assert store_of(file, tmp_path).info.class_names == ("-1", "0", "1")
+    assert "says -1 at row 0" in late_refusal(file, tmp_path)
