@@ -128,6 +128,8 @@ def _readable(file: Path) -> Iterator[None]:
     """What Arrow raises on a damaged file is a ``UserError`` that names it."""
     try:
         yield
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = why_absent(file) or one_line(error)[:200]
         raise UserError(

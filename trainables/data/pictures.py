@@ -207,14 +207,14 @@ def _square(pixels: Images, side: int) -> Images:
 
     By torch, in a third of PIL's time; hardly a pixel differs, by two levels of 255 at most.
     """
-    import torch
-    from torch.nn import functional as F
-
     short = min(pixels.shape[:2])
     top, left = ((length - short) // 2 for length in pixels.shape[:2])
     square = pixels[top : top + short, left : left + short]
     if short == side:
         return np.ascontiguousarray(square)
+    import torch  # seconds, where no picture needs it
+    from torch.nn import functional as F
+
     batch = torch.from_numpy(square).permute(2, 0, 1)[None]  # (1, 3, H, W)
     resized = F.interpolate(batch, (side, side), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()  # (S, S, 3)
