@@ -229,9 +229,9 @@ def _from_path(
         message = f"missing key {error}" if isinstance(error, KeyError) else str(error)
         lines = [line.strip() for line in message.splitlines()]
         detail = "; ".join(lines[1:4] or lines) or type(error).__name__
-        first = {name.partition(".")[0] for name in state}
-        if len(first) == 1 and first.isdisjoint(name.partition(".")[0] for name in wanted):
-            detail = f"all of its names begin with {first.pop()!r}: {detail}"
+        foreign = {name.partition(".")[0] for name in state if name not in wanted}
+        if len(foreign) == 1:
+            detail = f"the names that it does not know begin with {foreign.pop()!r}: {detail}"
         raise UserError(
             f"--weights {path} does not fit {member.model}: {detail[:400]}. "
             "Fix: choose the family and scale of these weights, or --weights hub|none"

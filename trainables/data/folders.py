@@ -18,7 +18,7 @@ from typing import Any
 
 from trainables.config import DataSpec
 from trainables.data.labels import any_missing, warn_of_alike
-from trainables.data.listing import Contents, Tree
+from trainables.data.listing import Contents, Listing, Tree
 from trainables.data.pictures import Item, read_pictures
 from trainables.data.split_names import is_part, is_unlabelled, split_of_folder
 from trainables.data.store import Reading, Source, require_train_classes
@@ -282,13 +282,14 @@ def _require_pictures(roots: Mapping[str, Path], classes: Classes, spec: DataSpe
 def _log_unused(path: Path, roots: Mapping[str, Path], classes: Classes, tree: Tree) -> None:
     """Say what of the folder is not used, with counts."""
     beside = [tree.listing(root) for root in dict.fromkeys((*roots.values(), path))]
-    strays = sum(one.strays for one in (*classes.values(), *beside))
+    every: list[Contents | Listing] = [*classes.values(), *beside]
+    strays = sum(one.strays for one in every)
     if strays:
         log.info(f"{strays} files ignored: their names are not those of pictures")
     loose = sum(len(one.pictures) for one in beside)
     if loose:
         log.warning(f"warning: {loose} pictures beside the class folders of {path} are in no class")
-    unread = sum((one.unread for one in (*classes.values(), *beside)), Counter[str]())
+    unread = sum((one.unread for one in every), Counter[str]())
     if unread:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(5))
         log.warning(

@@ -185,7 +185,7 @@ def _decoded(picture: Picture, side: int, white: float | None) -> Decoded:
 
 def _wide_bits(image: Image.Image) -> int:
     """Bits of a channel in a file that is not decoded yet: 8, 12, 16 or 32."""
-    raw = next((str(tile[3]) for tile in image.tile), "")
+    raw = next((str(tile[3]) for tile in getattr(image, "tile", ())), "")
     if "I;12" in raw:
         return 12
     is_565 = "BGR;16" in raw  # of a BMP: 16 bits a pixel, not a channel
