@@ -41,6 +41,10 @@ def test_the_smallest_model_of_a_module_takes_a_step(module: str) -> None:
     assert step(module, model, side).outcome == "trained"
 
 
+def test_a_model_whose_modules_share_parameters_takes_its_first_step() -> None:
+    assert step("coat", "coat_lite_mini", 64).outcome == "trained"
+
+
 @pytest.mark.parametrize("model", WITHOUT_DROP_PATH)
 def test_models_without_stochastic_depth_are_built_without_it(model: str) -> None:
     import torch
