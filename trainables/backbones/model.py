@@ -138,7 +138,8 @@ def _create(
                 raise
             if last is not None:
                 raise UserError(
-                    f"{member.model} has no stochastic depth; got recipe.drop_path={last:g}. "
+                    f"{member.model} has no stochastic depth (timm's drop_path_rate); got "
+                    f"recipe.drop_path={last:g}. "
                     "Fix: --set recipe.drop_path=0"
                 ) from error
             module = timm.create_model(name, **arguments)
