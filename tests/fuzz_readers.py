@@ -34,7 +34,7 @@ from orchestrator.ledger import events
 from orchestrator.ledger.session import state_of
 from orchestrator.ops.status import view
 from trainables.config import DataSpec
-from trainables.data import cifar, parquet, pictures
+from trainables.data import cifar, folders, parquet
 from trainables.data.store import Source
 from trainables.errors import UserError
 from trainables.printable import escaped
@@ -126,7 +126,7 @@ def image_reader(folder: Path) -> Reader:
 
     def read(content: bytes) -> None:
         (folder / "train" / "a" / "damaged.png").write_bytes(content)
-        drained(pictures.locate(folder, DataSpec(source=str(folder))))
+        drained(folders.locate(folder, DataSpec(source=str(folder))))
 
     return Reader(PICTURES, read)
 

@@ -346,7 +346,11 @@ class DataSpec(Spec, section="data"):
     that are larger (``None``: at most 64); smaller ones keep theirs. ``store`` says whether images
     are kept as ``pixels`` of that size, memory-mapped, or ``encoded`` as the source has them and
     decoded in threads whenever they are used; ``auto`` takes pixels up to ``pixels_at_most_gb``,
-    so that every machine decides alike. ``folder`` keeps the stores.
+    so that every machine decides alike. ``image_column`` and ``label_column`` name the columns of
+    Parquet that are not called as usual. ``skip_corrupt`` leaves out pictures that cannot be read,
+    ``skip_unlabelled`` rows without a label. ``white`` is the value that is white in pictures of
+    more than 8 bits a channel (``None``: by the range of their own kind). ``folder`` keeps the
+    stores.
     """
 
     source: str = "digits"
@@ -360,6 +364,10 @@ class DataSpec(Spec, section="data"):
     train_seed: int | None = ruled(None, 0, MAX_SEED)
     short_side: int | None = ruled(None, 8, 1024)
     skip_corrupt: bool = ruled(False)
+    skip_unlabelled: bool = ruled(False, before=False)
+    image_column: str | None = field(default=None, metadata={"before": None})
+    label_column: str | None = field(default=None, metadata={"before": None})
+    white: float | None = ruled(None, 0, 1e12, open_low=True, before=None)
     store: str = ruled("auto", choices=STORE_FORMS, before="pixels")
     pixels_at_most_gb: float = ruled(32.0, 0, 1e6, unit="GB", before=32.0)
     folder: str | None = field(default=None, metadata=OPERATIONAL)
@@ -421,7 +429,8 @@ class DatasetFacts(Spec):
     the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
     where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
     ``duplicates`` is ``None`` where nobody has counted them. ``encoded_bytes`` is what all images
-    take where they are kept encoded, ``None`` where their pixels are.
+    take where they are kept encoded, ``None`` where their pixels are. ``white`` is ``data.white``,
+    by which encoded pictures are decoded again.
     """
 
     name: str | None = None
@@ -436,6 +445,7 @@ class DatasetFacts(Spec):
     skipped: int = 0
     duplicates: Duplicates | None = None
     encoded_bytes: int | None = field(default=None, metadata={"before": None})
+    white: float | None = field(default=None, metadata={"before": None})
 
     @property
     def store_form(self) -> str:

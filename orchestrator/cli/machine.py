@@ -21,6 +21,7 @@ from orchestrator.ledger.replication import existing_run
 from orchestrator.ledger.session import is_running
 from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
+from trainables.printable import escaped
 from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     ]
     for row in classes:
         shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
-        lines.append(f"  {row['class']:<24} {shares}")
+        lines.append(f"  {escaped(str(row['class']), keep=''):<24} {shares}")
     lines += copies_lines(store.info, store.path)
     document = {"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)}
     show(as_json, document, lambda: "\n".join(lines))

@@ -31,6 +31,7 @@ from orchestrator.launch.forecast import (
 )
 from orchestrator.launch.length import affordable, is_open, length_text, rung_warning, sized
 from orchestrator.launch.options import RunOptions
+from orchestrator.launch.rehearsal import refuse_broken
 from orchestrator.ledger import openings, replication, session
 from orchestrator.ledger.state import SplitOpening, State
 from orchestrator.ray_cluster import attach, capacity
@@ -198,6 +199,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     """
     totals = validate(spec)
     images = images_of(spec)
+    refuse_broken(spec, images, only_own_weights=True)
     has_length = session.state_of(spec.folder).begun or not is_open(spec)
     if not has_length:
         spec = sized(spec, images, options.texts())

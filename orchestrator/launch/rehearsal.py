@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator import process
 from orchestrator.ledger import session
 from orchestrator.spec.run import RunSpec, SweepSpec
-from trainables.config import Assignment, DatasetFacts, Recipe
+from trainables.config import NAMED_WEIGHTS, Assignment, DatasetFacts, Recipe
 from trainables.errors import raise_if_any
 
 TIMEOUT_S = 180.0
@@ -32,9 +32,11 @@ def refuse_broken(
     *,
     gpus: float | None = None,
     timeout_s: float = TIMEOUT_S,
+    only_own_weights: bool = False,
 ) -> None:
     """Raise ``UserError`` with a line for each backbone that takes no training step, and where
-    torch does not see the ``gpus`` that this machine lists. ``images`` are by candidate.
+    torch does not see the ``gpus`` that this machine lists. ``images`` are by candidate. With
+    ``only_own_weights`` the backbones are those that begin with weights of the user's, for a plan.
 
     A run that has begun was rehearsed then. What does not end in time, or has no memory here, is a
     warning: a worker may have more.
@@ -45,6 +47,8 @@ def refuse_broken(
     sweeps: dict[str, tuple[SweepSpec, Assignment]] = {}
     for sweep in spec.sweeps:
         for assignment in assignments_of(sweep):
+            if only_own_weights and assignment.backbone.weights in NAMED_WEIGHTS:
+                continue
             label = f"{sweep.candidate}-{len(request)}"
             facts = images[sweep.candidate]
             request[label] = {
@@ -54,7 +58,9 @@ def refuse_broken(
                 "classes": len(facts.class_names),
             }
             sweeps[label] = sweep, assignment
-    names = ", ".join(dict.fromkeys(sweep.candidate for sweep in spec.sweeps))
+    if not request:
+        return
+    names = ", ".join(dict.fromkeys(sweep.candidate for sweep, _ in sweeps.values()))
     log.info(f"one training step of {names} on this CPU, to see that it can be trained")
     asked, mistakes = spec.sweeps[0].resources.gpus_per_worker, []
     rows, silent = {}, dict.fromkeys(request, "it took too long, or more memory than there is")
@@ -72,6 +78,8 @@ def refuse_broken(
             )
     for label, row in rows.items():
         sweep, assignment = sweeps[label]
+        for note in row.get("notes", ()):
+            log.info(note)
         if mistake := row.get("mistake"):
             mistakes.append(mistake)
         elif error := row.get("error"):

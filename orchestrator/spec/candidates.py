@@ -24,6 +24,13 @@ from trainables.errors import UserError
 TIMM = "timm:"
 LONGEST_LABEL = 64  # timm's longest name, with its tag, has 56
 LABEL = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_LABEL - 1}}}")
+# timm/resnet50.a1_in1k, hf-hub:timm/resnet50.a1_in1k, or the address of its page, with or without
+# timm: before it.
+HUB_NAME = re.compile(
+    r"(?P<label>[A-Za-z0-9._-]+=)?"
+    r"(?P<mark>timm:|(?:timm:)?(?:hf[-_]hub:|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/))?"
+    r"(?P<owner>[A-Za-z0-9_.-]+)/(?P<model>[^/=@?#:\s]+)(?:/(?:tree/main)?/?)?(?P<weights>=.*)?"
+)
 # First words of what --set reaches, and the aliases that MLflow's registry or a run has by itself.
 RESERVED = (
     *(owner.section for owner in (Recipe, BackboneSpec, DataSpec)),
@@ -49,6 +56,7 @@ class Candidate:
         What the target names, and whether the label may be used, is checked later, with all others.
         """
         label: str | None
+        typed_text, text = text, by_timms_name(text)
         label, equals, rest = text.partition("=")
         if not equals or not _is_label(label, rest):
             label, rest = None, text
@@ -59,7 +67,7 @@ class Candidate:
         if "=" in text and "" in (label, target, weights):
             raise UserError(
                 f"a candidate is [LABEL=]TARGET[=WEIGHTS], with something on each side of '='; got "
-                f"{text!r}. Fix: vit, timm:resnet18=PATH or small=timm:resnet18=hub"
+                f"{typed_text!r}. Fix: vit, timm:resnet18=PATH or small=timm:resnet18=hub"
             )
         return cls(target=target, weights=weights, label=label)
 
@@ -77,6 +85,24 @@ class Candidate:
     def __str__(self) -> str:
         """As it is typed."""
         return "=".join(part for part in (self.label, self.target, self.weights) if part)
+
+
+def by_timms_name(text: str) -> str:
+    """A candidate whose model is named as the hub shows it, ``timm/MODEL`` or its page's address,
+    as ``timm:MODEL``; all other texts as they are. Raises ``UserError`` for repositories of others
+    than timm, whose format nobody knows.
+    """
+    match = HUB_NAME.fullmatch(text)
+    if match is None or (match["label"] or "").rstrip("=") in FAMILIES:
+        return text
+    if match["owner"].lower() == "timm" and not _is_file(match["model"]):
+        return f"{match['label'] or ''}{TIMM}{match['model']}{match['weights'] or ''}"
+    if match["mark"] is None:
+        return text
+    raise UserError(
+        f"a model of the hub is one of timm's own repositories; got {match['owner']}/"
+        f"{match['model']}. Fix: download it and name architecture and folder, timm:MODEL=FOLDER"
+    )
 
 
 def _is_label(head: str, rest: str) -> bool:

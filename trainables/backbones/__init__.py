@@ -1,7 +1,8 @@
 """Backbones: timm models by family and scale, adapted to small images. Read ``families/`` first.
 
-All that is known of a family is in its file there; ``model.py`` builds one with its weights. May
-import ``config`` and ``errors``. Importing this loads neither torch nor timm; :func:`build` does.
+All that is known of a family is in its file there; ``model.py`` builds one with its weights, and
+``weights.py`` reads those of a user. May import ``storage``, ``config`` and ``errors``. Importing
+this loads neither torch nor timm; :func:`build` does.
 """
 
 from __future__ import annotations

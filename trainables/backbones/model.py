@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trainables.backbones.adaptation import ExchangedStem, Geometry, Member
 from trainables.backbones.families import FAMILIES, describe, member_of, weights_config
-from trainables.backbones.hub import HUB_FILES, cached_file, pinned, unreachable
+from trainables.backbones.hub import cached_file, pinned, unreachable
+from trainables.backbones.weights import SUFFIXES, read_weights, weights_file
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, Recipe
 from trainables.errors import UserError, collected, one_line, raise_if_any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 # for an optimizer: ``params``, ``names``, ``weight_decay`` and ``lr_scale``
 ParameterGroup = dict[str, Any]
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 OTHER_WAYS = "Fix: --weights none (from scratch) or --weights PATH (a file or folder you have)"
 
 
@@ -121,8 +121,8 @@ def build(
 def _create(
     geometry: Geometry, member: Member, rates: Sequence[float | None], **arguments: Any
 ) -> nn.Module:
-    """Built with the first of the stochastic-depth ``rates`` that the model takes; it need not know
-    what ``None`` is."""
+    """Built with the first of the stochastic-depth ``rates``, or where the model has no such thing
+    without. Raises ``UserError`` where the last one, which the user has asked for, cannot be."""
     import timm
 
     family = FAMILIES[geometry.family]
@@ -136,7 +136,15 @@ def _create(
         except TypeError as error:
             if "drop_path_rate" not in str(error):
                 raise
-            module = timm.create_model(name, drop_path_rate=last, **arguments)
+            if last is not None:
+                raise UserError(
+                    f"{member.model} has no stochastic depth (timm's drop_path_rate); got "
+                    f"recipe.drop_path={last:g}. "
+                    "Fix: --set recipe.drop_path=0"
+                ) from error
+            module = timm.create_model(name, **arguments)
+    except UserError:
+        raise
     except (TypeError, AssertionError, ValueError) as error:
         if geometry.family != "timm":
             raise
@@ -202,10 +210,12 @@ def _from_path(
     path: str, member: Member, create: Callable[..., nn.Module], classes: int
 ) -> nn.Module:
     """Load strictly: a head of another size is drawn anew, everything else must be there."""
-    state, module = read_weights(path, member), create()
+    module = create()
     wanted = module.state_dict()
-    heads = cast(Any, module).pretrained_cfg.get("classifier") or ()
-    for head in (heads,) if isinstance(heads, str) else heads:
+    classifier = cast(Any, module).pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else classifier
+    state = read_weights(path, member, wanted, heads)
+    for head in heads:
         for key in (f"{head}.weight", f"{head}.bias"):
             if key in wanted and (key not in state or state[key].shape != wanted[key].shape):
                 state[key] = wanted[key]
@@ -220,6 +230,9 @@ def _from_path(
         message = f"missing key {error}" if isinstance(error, KeyError) else str(error)
         lines = [line.strip() for line in message.splitlines()]
         detail = "; ".join(lines[1:4] or lines) or type(error).__name__
+        foreign = {name.partition(".")[0] for name in state if name not in wanted}
+        if len(foreign) == 1:
+            detail = f"the names that it does not know begin with {foreign.pop()!r}: {detail}"
         raise UserError(
             f"--weights {path} does not fit {member.model}: {detail[:400]}. "
             "Fix: choose the family and scale of these weights, or --weights hub|none"
@@ -253,28 +266,6 @@ def check_weights(spec: BackboneSpec, *, timeout_s: float = 8.0) -> list[str]:
     return mistakes
 
 
-def weights_file(path: str) -> Path:
-    """The one weights file that ``path`` (file or folder) means; raises ``UserError``."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        named = [place / name for name in HUB_FILES if (place / name).is_file()]
-        files = named or sorted(p for p in place.iterdir() if p.suffix in SUFFIXES)
-        if not files:
-            raise UserError(
-                f"--weights {path} is a folder without weights; expected one of "
-                f"{', '.join(HUB_FILES)}. Fix: name the file, or --weights hub|none"
-            )
-        return files[0]
-    if not place.is_file():
-        raise UserError(f"--weights {path} does not exist. Fix: correct the path, or hub|none")
-    if place.suffix not in SUFFIXES:
-        raise UserError(
-            f"--weights must be a file ending in {', '.join(SUFFIXES)} or a folder; got {path}. "
-            "Fix: save a timm state dict as .safetensors"
-        )
-    return place
-
-
 def _pixel_statistics(weights: str) -> dict[str, list[float]]:
     """``mean`` and ``std`` of the pixels that a folder of weights expects, where it says so."""
     place = Path(weights).expanduser()
@@ -287,30 +278,3 @@ def _pixel_statistics(weights: str) -> dict[str, list[float]]:
         )
     stored = weights_config(weights).get("pretrained_cfg", {})
     return {key: stored[key] for key in ("mean", "std") if key in stored}
-
-
-def read_weights(path: str, member: Member) -> dict[str, Tensor]:
-    """The state dict in ``path``, tensors of the shapes stored (of any geometry).
-
-    Pickled files are read with ``weights_only``. Raises ``UserError`` when the file is no state
-    dict, or when a folder in timm's format says that it holds another architecture.
-    """
-    from timm.models import load_state_dict
-
-    file, expected = weights_file(path), member.model.partition(".")[0]
-    architecture = weights_config(path).get("architecture", expected)
-    if architecture != expected:
-        raise UserError(
-            f"--weights {path} holds {architecture}; this backbone is {member.model}. "
-            "Fix: choose the family and scale of these weights, or other weights"
-        )
-    fix = "Fix: save model.state_dict() of a timm model as .safetensors"
-    try:
-        state: dict[str, Tensor] = load_state_dict(str(file))
-    except Exception as error:  # each format fails in its own way; the line is the same
-        raise UserError(
-            f"--weights {path} is not a readable state dict ({one_line(error)[:200]}). {fix}"
-        ) from error
-    if not state or not all(hasattr(value, "shape") for value in state.values()):
-        raise UserError(f"--weights {path} holds no state dict of tensors. {fix}")
-    return state

@@ -20,10 +20,12 @@ from functools import cache
 from pathlib import Path
 
 import filelock
+import numpy as np
 
 from trainables.config import DatasetFacts, DataSpec, stable_hash
 from trainables.data.duplicates import leak
 from trainables.data.encoded import IMAGES_SUFFIX, begin_copy
+from trainables.data.labels import any_missing
 from trainables.data.sources import KNOWN_DATASETS, locate
 from trainables.data.store import (
     INFO,
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 3600.0
 BLOCK_ROWS = 4096
+LATER_FIELDS = ("skip_unlabelled", "image_column", "label_column", "white")
 ENCODED_SUFFIX = "-encoded"
 PARTIAL_SUFFIX = "-part"  # of a copy whose pictures come from object storage
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -96,9 +99,25 @@ def _present(spec: DataSpec, path: Path) -> ImageStore | None:
     """The whole store on this node, in the form that ``spec`` wants; ``path`` is that of pixels."""
     for form in ("pixels", "encoded"):
         store = _undamaged(open_store(_in_form(path, form)))
-        if store is not None and store_form(spec, store.info.pixel_bytes) == form:
+        if (
+            store is not None
+            and store_form(spec, store.info.pixel_bytes) == form
+            and _has_only_trained_classes(store, spec)
+        ):
             return store
     return None
+
+
+def _has_only_trained_classes(store: ImageStore, spec: DataSpec) -> bool:
+    """Whether all classes of val and test are of train, and none is a missing label. Stores from
+    before that was asked of a source are not used: it is asked again."""
+    if spec.source in KNOWN_DATASETS:
+        return True
+    trained = set(np.unique(store.labels("train")).tolist())
+    others = (np.unique(store.labels(split)).tolist() for split in SPLITS)
+    return all(trained.issuperset(labels) for labels in others) and not any_missing(
+        store.info.class_names
+    )
 
 
 def _in_form(path: Path, form: str) -> Path:
@@ -114,6 +133,9 @@ def _place(source: Source, spec: DataSpec) -> tuple[Path, dict[str, object]]:
         "split": [spec.val_fraction, spec.test_fraction, spec.split_seed, spec.val_seed],
         "skip_corrupt": spec.skip_corrupt,
     }
+    # As of stores from before these fields where they are as they were.
+    plain = spec.as_dict()
+    key |= {name: plain[name] for name in LATER_FIELDS if name in plain}
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name)[:60].strip(".-") or "dataset"
     return default_folder(spec) / f"{slug}-{stable_hash(key)}", key
 

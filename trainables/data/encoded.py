@@ -156,8 +156,8 @@ class EncodedImages:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, pictures: Pictures, side: int) -> None:
-        self.pictures, self.side = pictures, side
+    def __init__(self, pictures: Pictures, side: int, white: float | None = None) -> None:
+        self.pictures, self.side, self.white = pictures, side, white
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -205,7 +205,7 @@ class EncodedImages:
     def decode_into(self, target: Images, rows: Sequence[int]) -> None:
         """Decode ``rows`` (n,) into ``target`` (n, S, S, 3)."""
         for place, row in enumerate(rows):
-            target[place] = decode(self.pictures[row], self.side)
+            target[place] = decode(self.pictures[row], self.side, self.white)
 
 
 class _Block:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -17,19 +15,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.config import DataSpec
+from trainables.data.columns import (
+    choose_columns,
+    class_names,
+    holds_images,
+    images_of,
+    label_kind,
+    stored,
+)
+from trainables.data.labels import Labelled, labelled
 from trainables.data.pictures import Item, read_pictures
-from trainables.data.store import Reading, Source, file_identity, require_two_classes
+from trainables.data.split_names import is_unlabelled, split_in_path
+from trainables.data.store import (
+    Reading,
+    Source,
+    file_identity,
+    require_train_classes,
+    require_two_classes,
+)
 from trainables.errors import UserError, one_line
+from trainables.storage.pointers import why_absent
 
 log = logging.getLogger(__name__)
 
-IMAGE_COLUMNS = ("image", "img", "picture", "pixels")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category", "label_name", "y")
-SPLIT_WORDS = re.compile(
-    r"(?:^|[-_./ ])"
-    r"(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev)|(?P<test>test|testing))"
-    r"(?=[-_./ 0-9\[]|$)"
-)
+SPLIT_COLUMNS = ("split", "subset", "fold", "partition", "set")
 Files = dict[str, list[Path]]  # by split
 SAMPLED_ROW_GROUPS = 8
 SAMPLED_ROWS = 64
@@ -39,30 +48,32 @@ BATCH_ROWS = 512
 def locate(path: Path, spec: DataSpec) -> Source:
     """A Parquet file (all of it train) or a folder of them; checks footers, reads no image.
 
-    Raises ``UserError`` on an unreadable file or where there is no image or label column.
+    Raises ``UserError`` on an unreadable file, where there is no image or label column, and where
+    files differ in what these hold.
     """
     files = _files_by_split(path)
     schemas = {file: _schema(file) for group in files.values() for file in group}
-    schema = next(iter(schemas.values()))
-    declared = _class_names(schema)
-    image, label = _columns(path, schema, declared)
-    for file, other in schemas.items():
-        for column in (image, label):
-            if column not in other.names:
-                raise UserError(
-                    f"all Parquet files of {path} need the column {column!r}; {file.name} has "
-                    f"{', '.join(other.names)}. Fix: rename its column, or move the file away"
-                )
+    declared = [class_names(schema) for schema in schemas.values()]
+    first = {column: names for each in reversed(declared) for column, names in each.items()}
+    schema = schemas[files["train"][0]]
+    image, label = choose_columns(path, schema, first, spec)
+    _require_alike(path, schemas, image, label)
+    _require_same_names(path, schemas, label)
 
     def read() -> Reading:
-        names, labels = _labels(path, files, label, declared.get(label, ()))
-        require_two_classes(spec.source, [names[index] for index in set(labels["train"])])
+        known = _labels(path, files, label, first.get(label, ()), spec)
+        names, labels = known.class_names, known.labels
+        train = {index for index in labels["train"] if index >= 0}
+        require_two_classes(spec.source, [names[index] for index in sorted(train)])
+        for split, rows in labels.items():
+            require_train_classes(spec.source, names, train, split, {i for i in rows if i >= 0})
+        _warn_of_split_column(path, schema)
         return read_pictures(
             names,
             {split: partial(_items, files[split], image, rows) for split, rows in labels.items()},
             sample=_sample(files["train"], image),
             encoded_bytes=sum(_column_bytes(f, image) for split in labels for f in files[split]),
-            count=sum(map(len, labels.values())),
+            count=sum(index >= 0 for rows in labels.values() for index in rows),
             spec=spec,
         )
 
@@ -77,20 +88,27 @@ def locate(path: Path, spec: DataSpec) -> Source:
 
 def split_of(file: Path) -> str:
     """``train``, ``val`` or ``test`` from a file's name, or else its folders'; else ``train``."""
-    for text in (file.stem, *reversed(file.parts[:-1])):
-        if match := SPLIT_WORDS.search(text.lower()):
-            return str(match.lastgroup)
-    return "train"
+    return split_in_path((*file.parts[:-1], file.stem))
 
 
 def _files_by_split(path: Path) -> Files:
     if path.is_file():
         return {"train": [path]}
     files: Files = {}
+    unlabelled = []
     for file in sorted(path.rglob("*.parquet")):
         inside = file.relative_to(path)
-        if not any(part.startswith(".") for part in inside.parts):
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if any(is_unlabelled(part) for part in (*inside.parts[:-1], _bare(inside.stem))):
+            unlabelled.append(file)
+        else:
             files.setdefault(split_of(inside), []).append(file)
+    if unlabelled:
+        log.warning(
+            f"warning: {len(unlabelled)} files of {path} have no labels by their names and are not "
+            f"used: {', '.join(file.name for file in unlabelled[:3])}"
+        )
     if "train" not in files:
         raise UserError(
             f"a Parquet folder needs a train split; {path} has files for "
@@ -100,14 +118,22 @@ def _files_by_split(path: Path) -> Files:
     return files
 
 
+def _bare(stem: str) -> str:
+    """A file's stem without its number: ``unsupervised-00000-of-00001`` is unsupervised."""
+    return stem.partition("-0")[0]
+
+
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """What Arrow raises on a damaged file is a ``UserError`` that names it."""
     try:
         yield
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        reason = why_absent(file) or one_line(error)[:200]
         raise UserError(
-            f"data.source must be readable as Parquet; {file} is not ({one_line(error)[:200]}). "
+            f"data.source must be readable as Parquet; {file} is not ({reason}). "
             "Fix: copy or download the file again"
         ) from None
 
@@ -117,92 +143,84 @@ def _schema(file: Path) -> Any:
         return pq.read_schema(file)
 
 
-def _columns(path: Path, schema: Any, declared: Iterable[str]) -> tuple[str, str]:
-    """The columns of the images and of the labels, of which ``declared`` have class names."""
-    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    fitting = [field.name for field in schema if _holds_images(field.type)]
-    if not fitting:
+def _require_alike(path: Path, schemas: Mapping[Path, Any], image: str, label: str) -> None:
+    """Raise ``UserError`` where files lack a column, or hold other things in it."""
+    kinds: dict[str, tuple[Path, Any]] = {}
+    for file, schema in schemas.items():
+        for column in (image, label):
+            if column not in schema.names:
+                raise UserError(
+                    f"all Parquet files of {path} need the column {column!r}; {file.name} has "
+                    f"{', '.join(schema.names)}. Fix: rename its column, or move the file away"
+                )
+        if not holds_images(schema.field(image).type):
+            raise UserError(
+                f"all Parquet files of {path} need images in {image!r}; in {file.name} it is "
+                f"{schema.field(image).type}. Fix: write it alike, or move the file away"
+            )
+        of_file = schema.field(label).type
+        if kind := label_kind(of_file):
+            kinds.setdefault(kind, (file, of_file))
+        elif not pa.types.is_null(of_file):  # null: no row of it has a label
+            raise UserError(
+                f"labels must be integers, strings or booleans; column {label!r} of {file} is "
+                f"{of_file}. Fix: write it with the type that the other files have"
+            )
+    if len(kinds) > 1:
+        both = " and ".join(f"{of_file} in {file.name}" for file, of_file in kinds.values())
         raise UserError(
-            "a Parquet dataset needs an image column of type binary or struct<bytes, path>; "
-            f"{path} has {columns}. "
-            "Fix: write the encoded pictures (PNG, JPEG) into a binary column 'image'"
+            f"all Parquet files of {path} need labels of one type; column {label!r} is {both}. "
+            "Fix: write it with the same type in all of them"
         )
-    image: str = next((name for name in IMAGE_COLUMNS if name in fitting), fitting[0])
-    fitting = [field.name for field in schema if _is_label(field.type)]
-    for label in (*LABEL_COLUMNS, *declared):
-        if label in fitting:
-            return image, label
-    raise UserError(
-        f"a Parquet dataset needs a label column of integers or strings; {path} has none of "
-        f"{', '.join(LABEL_COLUMNS)} but {columns}. Fix: rename the label column to 'label'"
-    )
 
 
-def _holds_images(kind: Any) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_images(kind.field(index).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _require_same_names(path: Path, schemas: Mapping[Path, Any], label: str) -> None:
+    """Raise ``UserError`` where the same number is another class in another file."""
+    by_names: dict[tuple[str, ...], Path] = {}
+    for file, schema in schemas.items():
+        if names := class_names(schema).get(label):
+            by_names.setdefault(names, file)
+    if len(by_names) > 1:
+        (one, file), (other, second), *_ = by_names.items()
+        raise UserError(
+            f"all Parquet files of {path} need the same class names; {file.name} has "
+            f"{', '.join(one[:5])}, {second.name} has {', '.join(other[:5])}. "
+            "Fix: write the files of one data set with one list of names"
+        )
+    for names in by_names:
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(
+                f"each class needs a name of its own; {path} names {twice[0]!r} twice for column "
+                f"{label!r}. Fix: correct the names in the files' metadata"
+            )
 
 
-def _is_label(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
-    return any(test(kind) for test in tests)
-
-
-def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
-    """Names of the classes by column, from Hugging Face's description of the columns: JSON in the
-    schema's metadata."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"].items()
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
-    classes = {column: f["names"] for column, f in features if isinstance(f, dict) and "names" in f}
-    for column, names in classes.items():
-        if isinstance(names, dict):  # written by old versions: {"0": "cat", ...}
-            names = [names[key] for key in sorted(names, key=int)]
-        classes[column] = tuple(map(str, names or ()))
-    return classes
+def _warn_of_split_column(path: Path, schema: Any) -> None:
+    named = [n for n in schema.names if n.lower() in SPLIT_COLUMNS]
+    if named:
+        log.warning(
+            f"warning: the column {named[0]!r} of {path} is not used; splits are by file. Fix: "
+            "write train-0.parquet and test-0.parquet by it, where it says of which split a row is"
+        )
 
 
 def _labels(
-    path: Path, files: Files, column: str, names: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    path: Path, files: Files, column: str, names: tuple[str, ...], spec: DataSpec
+) -> Labelled:
     """Names of the classes, and the class of each row by split."""
     values = {
         split: [value for file in group for value in _column(file, column)]
         for split, group in files.items()
     }
-    if names and set(values.get("test", [0])) <= {-1}:
-        log.info("the test files carry no labels (-1): left out, a test split is carved from train")
-        del values["test"]
-    distinct = set().union(*values.values())
-    if None in distinct:
-        row = next(rows.index(None) for rows in values.values() if None in rows)
-        raise UserError(
-            f"every row needs a label; column {column!r} of {path} is empty at row {row}. "
-            "Fix: remove such rows"
-        )
-    ordered = sorted(distinct)
-    if not names or any(isinstance(value, str) for value in ordered):
-        names = tuple(map(str, ordered))
-        index = {value: number for number, value in enumerate(ordered)}
-        return names, {split: [index[v] for v in rows] for split, rows in values.items()}
-    wrong = [value for value in ordered if not 0 <= value < len(names)]
-    if wrong:
-        raise UserError(
-            f"labels must be in [0, {len(names) - 1}], the classes that {path} names; "
-            f"column {column!r} holds {wrong[0]}. Fix: remove such rows"
-        )
-    return names, values
+    return labelled(path, column, values, names, skip_unlabelled=spec.skip_unlabelled)
 
 
 def _column(file: Path, column: str) -> list[Any]:
     with _readable(file):
-        values: list[Any] = pq.read_table(file, columns=[column]).column(0).to_pylist()
-        return values
+        # one file, not a data set: a folder's name as key=value is no column of it
+        read = pq.ParquetFile(file).read(columns=[column]).column(0)
+        return [value for chunk in read.chunks for value in stored(chunk).to_pylist()]
 
 
 def _sample(files: list[Path], column: str) -> Iterator[bytes | None]:
@@ -231,14 +249,13 @@ def _column_bytes(file: Path, column: str) -> int:
 def _encoded(file: Path, column: str, **options: Any) -> Iterator[bytes | None]:
     with _readable(file):
         for batch in pq.ParquetFile(file).iter_batches(columns=[column], **options):
-            images = batch.column(0)
-            if pa.types.is_struct(images.type):
-                images = images.field("bytes")
-            yield from images.to_pylist()
+            yield from images_of(batch.column(0), file)
 
 
 def _items(files: list[Path], column: str, labels: list[int]) -> Iterator[Item]:
     remaining = iter(labels)
     for file in files:
         for row, picture in enumerate(_encoded(file, column, batch_size=BATCH_ROWS)):
-            yield f"{file} row {row}", picture, next(remaining)
+            label = next(remaining)
+            if label >= 0:
+                yield f"{file} row {row}", picture, label

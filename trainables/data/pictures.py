@@ -1,5 +1,4 @@
-"""Encoded pictures of any size and mode -> square RGB pixels, and the folders that hold them:
-``train/CLASS/…``, with ``val/`` and ``test/`` if there are, or ``CLASS/…``.
+"""Encoded pictures of any size, mode and range of values -> square RGB pixels.
 
 The only file that imports PIL. torchvision's decoders read a JPEG at its full size only, know fewer
 formats, and are deprecated since 0.29; PIL decodes one at a half, a quarter or an eighth of its
@@ -13,19 +12,29 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainables.config import DEFAULT_SHORT_SIDE, DataSpec
-from trainables.data.store import Chunk, Images, Reading, Source
+from trainables.data.metadata import without_metadata
+from trainables.data.store import Chunk, Images, Reading
+from trainables.data.value_ranges import (
+    FIX,
+    WHITE_16,
+    Brightest,
+    OutOfRange,
+    RangeCheck,
+    to_8_bits,
+)
 from trainables.errors import UserError, one_line
+from trainables.storage.pointers import pointer_in, why_absent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,12 +44,13 @@ log = logging.getLogger(__name__)
 SMALLEST_SIDE = 8
 CHUNK_IMAGES = 512
 NAMED_CORRUPT = 3
-# What EXTENSIONS announce; JPEG's reader takes a camera's MPO, too. PIL knows sixty more formats by
-# the bytes of a file, whatever its name; for one of them it starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+# JPEG's reader takes a camera's MPO, too. PIL knows sixty more formats by the bytes of a file,
+# whatever its name; for one of them it starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MOST_PIXELS = 89_478_485  # where PIL begins to warn of a bomb: a quarter of a GB at three bytes
 DECODED_BYTES_AT_ONCE = 2**29
-NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF or PPM"
+NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, AVIF or JPEG 2000"
+TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 
 Picture = bytes | str | Path | None  # encoded, or its file; None: the row is empty
 Item = tuple[str, Picture, int]  # how to name it in an error, where it is, its label
@@ -54,6 +64,7 @@ def _open(picture: Picture) -> Image.Image:
     if picture is None:
         raise ValueError("no bytes")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is an error below
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # broken metadata
     opened = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     image = Image.open(opened, formats=FORMATS)
     width, height = image.size
@@ -97,33 +108,98 @@ def _opened(picture: Picture, side: int) -> Iterator[Image.Image]:
     with _open(picture) as image:
         if min(image.size) > 2 * side:
             image.draft(None, (2 * side, 2 * side))
-        # PIL's own pixels and one copy of them, or the int64 that 16 bits go through.
-        bytes_per_pixel = 28 if image.mode[0] in "IF" else 12
+        # PIL's own pixels and one copy of them, or the float64 that wide ones go through.
+        bytes_per_pixel = 40 if image.mode[0] in "IF" else 12
         with _MEMORY.reserved(image.width * image.height * bytes_per_pixel):
             yield image
 
 
-def decode(picture: Picture, side: int) -> Images:
+@dataclass(frozen=True)
+class Decoded:
+    """``pixels`` (S, S, 3), and the brightest value where it does not say by itself what white
+    is."""
+
+    pixels: Images
+    brightest: Brightest | None
+
+
+def decode(picture: Picture, side: int, white: float | None = None) -> Images:
     """RGB uint8 (side, side, 3): the centre square, resized to ``side`` pixels, bicubic.
 
-    EXIF orientation is applied; alpha is dropped, as torchvision's loader does; 16-bit grey is
-    scaled to 8. Raises whatever PIL raises on what it cannot read.
+    EXIF orientation is applied; alpha is dropped, as torchvision's loader does; values of more than
+    8 bits are scaled by the range of their kind, or to ``white``. Metadata that is broken does not
+    matter where the picture is whole. Raises ``OutOfRange`` where nothing says what white is, and
+    whatever PIL raises on what it cannot read.
     """
+    return decoded(picture, side, white).pixels
+
+
+def decoded(picture: Picture, side: int, white: float | None = None) -> Decoded:
+    """As :func:`decode`."""
+    try:
+        return _decoded(picture, side, white)
+    except (OutOfRange, MemoryError):
+        raise
+    except Exception:
+        bare = without_metadata(_content(picture))
+        if bare is None:
+            raise
+        try:
+            return _decoded(bare, side, white)
+        except OutOfRange:
+            raise
+        except Exception:  # the picture itself is broken: said as it was met first
+            pass
+        raise
+
+
+def _decoded(picture: Picture, side: int, white: float | None) -> Decoded:
     from PIL import Image, ImageOps
 
     with _opened(picture, side) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+        bits = _wide_bits(image)
+        tags = getattr(image, "tag_v2", {})
+        is_inverted = bits in (12, 16, 32) and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+        image.load()
+        with suppress(Exception):  # a broken EXIF block: what it says is not known
+            ImageOps.exif_transpose(image, in_place=True)
         rgb: Image.Image = image
-        if rgb.mode.startswith("I"):
-            wide = np.asarray(rgb).astype(np.int64)
-            if rgb.mode != "I" or wide.max(initial=0) > 255:
-                wide = wide >> 8
-            rgb = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
+        brightest = None
+        if rgb.mode[0] in "IF":
+            grey, brightest = to_8_bits(np.asarray(rgb), bits=bits, white=white)
+            rgb = Image.fromarray(255 - grey if is_inverted else grey)
+        elif bits == 16 and white not in (None, WHITE_16):
+            raise OutOfRange(
+                "of colours of 16 bits a channel the high byte alone is read, which data.white "
+                f"cannot scale but for {WHITE_16}; store it with 8 bits"
+            )
+        elif bits == 16 and white is None:  # PIL has kept the high byte of each channel
+            high = max(band[1] for band in _extrema(rgb))
+            brightest = Brightest(16, high << 8 | 0xFF if high else 0)
         if rgb.mode == "P":  # PIL warns when it drops a palette's alpha itself
             rgb = rgb.convert("RGBA")
         if rgb.mode != "RGB":
             rgb = rgb.convert("RGB")
-        return _square(np.array(rgb, dtype=np.uint8), side)
+        return Decoded(_square(np.array(rgb, dtype=np.uint8), side), brightest)
+
+
+def _wide_bits(image: Image.Image) -> int:
+    """Bits of a channel in a file that is not decoded yet: 8, 12, 16 or 32."""
+    raw = next((str(tile[3]) for tile in getattr(image, "tile", ())), "")
+    if "I;12" in raw:
+        return 12
+    is_565 = "BGR;16" in raw  # of a BMP: 16 bits a pixel, not a channel
+    if image.mode.startswith("I;16") or (";16" in raw and image.mode != "I" and not is_565):
+        return 16
+    if image.mode == "I":  # PPM's reader scales to 16 bits whatever there was
+        return 16 if image.format == "PPM" else 32
+    return 32 if image.mode == "F" else 8
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    """Lowest and highest value of each channel that is no alpha."""
+    bands = [image.getchannel(name) for name in image.getbands() if name != "A"]
+    return [(int(low), int(high)) for low, high in (band.getextrema() for band in bands)]  # type: ignore[arg-type]
 
 
 def _square(pixels: Images, side: int) -> Images:
@@ -131,14 +207,14 @@ def _square(pixels: Images, side: int) -> Images:
 
     By torch, in a third of PIL's time; hardly a pixel differs, by two levels of 255 at most.
     """
-    import torch
-    from torch.nn import functional as F
-
     short = min(pixels.shape[:2])
     top, left = ((length - short) // 2 for length in pixels.shape[:2])
     square = pixels[top : top + short, left : left + short]
     if short == side:
         return np.ascontiguousarray(square)
+    import torch  # seconds, where no picture needs it
+    from torch.nn import functional as F
+
     batch = torch.from_numpy(square).permute(2, 0, 1)[None]  # (1, 3, H, W)
     resized = F.interpolate(batch, (side, side), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()  # (S, S, 3)
@@ -170,8 +246,12 @@ def read_pictures(
         side = max(SMALLEST_SIDE, median - median % 8 if len(set(sizes)) > 1 else median)
 
     def chunks() -> Iterator[Chunk]:
+        ranges = RangeCheck()
         for split, items in splits.items():
-            yield from _decode_chunks(split, items(), side, spec.skip_corrupt)
+            yield from _decode_chunks(split, items(), side, spec, ranges)
+        ranges.raise_if_open(spec.source, class_names)
+        if warning := ranges.warning():
+            log.warning(f"warning: {spec.source}: {warning}")
 
     return Reading(
         class_names=class_names,
@@ -184,186 +264,86 @@ def read_pictures(
 
 
 def _content(picture: Picture) -> bytes:
+    """Empty where its file is not there."""
     if picture is None or isinstance(picture, bytes):
         return picture or b""
-    return Path(picture).read_bytes()
+    with suppress(OSError):
+        return Path(picture).read_bytes()
+    return b""
 
 
 def _size(picture: Picture) -> int:
     if picture is None or isinstance(picture, bytes):
         return len(picture or b"")
-    return Path(picture).stat().st_size
+    with suppress(OSError):
+        return Path(picture).stat().st_size
+    return 0
+
+
+def _why_unreadable(picture: Picture, error: Exception) -> str:
+    """Why the picture cannot be read, as far as its file says it itself."""
+    if isinstance(picture, bytes):
+        absent = pointer_in(picture)
+    else:
+        absent = None if picture is None else why_absent(Path(picture))
+    # PIL names the in-memory buffer by its address, which helps nobody
+    unknown = str(error).startswith("cannot identify image file")
+    return absent or (NO_PICTURE if unknown else one_line(error))
 
 
 def _decode_chunks(
-    split: str, items: Iterator[Item], side: int, skip_corrupt: bool
+    split: str, items: Iterator[Item], side: int, spec: DataSpec, ranges: RangeCheck
 ) -> Iterator[Chunk]:
     """Decode in a few threads (PIL releases the interpreter), a bounded number at a time.
 
     Raises ``UserError`` naming the corrupt images of the first chunk that has any, unless
-    ``skip_corrupt``; then they are left out and counted.
+    ``data.skip_corrupt``; then they are left out and counted. Values of an unknown range are always
+    refused.
     """
 
-    def attempt(item: Item) -> Images | str:
+    def attempt(item: Item) -> Decoded | OutOfRange | str:
         name, picture, _ = item
         try:
-            return decode(picture, side)
+            return decoded(picture, side, spec.white)
+        except OutOfRange as error:
+            return OutOfRange(f"{name} ({one_line(error)})")
         except Exception as error:  # PIL's readers raise anything on broken bytes
-            # PIL names the in-memory buffer by its address, which helps nobody
-            unknown = str(error).startswith("cannot identify image file")
-            return f"{name} ({NO_PICTURE if unknown else one_line(error)})"
+            return f"{name} ({_why_unreadable(picture, error)})"
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         first = 0
         while batch := list(islice(items, CHUNK_IMAGES)):
             results = list(pool.map(attempt, batch))
+            unknown = [str(result) for result in results if isinstance(result, OutOfRange)]
+            if unknown:
+                raise UserError(f"pictures must say what white is; not so {_named(unknown)}. {FIX}")
             corrupt = [result for result in results if isinstance(result, str)]
-            if corrupt and not skip_corrupt:
-                more = len(corrupt) - NAMED_CORRUPT
+            if corrupt and not spec.skip_corrupt:
                 raise UserError(
-                    "every image must be readable; cannot read "
-                    f"{', '.join(corrupt[:NAMED_CORRUPT])}{f' and {more} more' if more > 0 else ''}"
-                    ". Fix: replace or remove them, or leave them out with "
+                    f"every image must be readable; cannot read {_named(corrupt)}. "
+                    "Fix: replace or remove them, or leave them out with "
                     "--set data.skip_corrupt=true"
                 )
-            decoded = [
-                (pixels, item)
-                for pixels, item in zip(results, batch, strict=True)
-                if not isinstance(pixels, str)
+            readable = [
+                (result, item)
+                for result, item in zip(results, batch, strict=True)
+                if isinstance(result, Decoded)
             ]
+            labels = [label for _, (_, _, label) in readable]
+            ranges.add(labels, [result.brightest for result, _ in readable])
+            bad = [i for i, result in enumerate(results) if isinstance(result, str)]
             yield Chunk(
                 split=split,
-                images=np.array([pixels for pixels, _ in decoded], np.uint8),
-                labels=np.array([label for _, (_, _, label) in decoded], np.int64),
-                places=[name for _, (name, _, _) in decoded],
-                encoded_sizes=[_size(picture) for _, (_, picture, _) in decoded],
-                corrupt=[first + i for i, result in enumerate(results) if isinstance(result, str)],
+                images=np.array([result.pixels for result, _ in readable], np.uint8),
+                labels=np.array(labels, np.int64),
+                places=[name for _, (name, _, _) in readable],
+                encoded_sizes=[_size(picture) for _, (_, picture, _) in readable],
+                corrupt=[first + i for i in bad],
+                corrupt_labels=[batch[i][2] for i in bad],
             )
             first += len(batch)
 
 
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
-SAMPLED_IMAGES = 512
-Files = dict[tuple[str, str], list[str]]  # paths of pictures by split and class
-LAYOUT_HELP = "expected CLASS/picture.jpg, or train/CLASS/picture.jpg with val/ and test/"
-
-
-def locate(path: Path, spec: DataSpec) -> Source:
-    """An image folder whose layout is right; opens no image.
-
-    Raises ``UserError`` where it is empty, has one class only, or a split has classes that
-    train lacks.
-    """
-    roots = _split_roots(path)
-    files, ignored = _list(roots)
-    names = tuple(name for split, name in files if split == "train")
-    if not names:
-        raise UserError(
-            f"an image folder needs pictures in one folder per class; {path} has none "
-            f"({LAYOUT_HELP}). Fix: give the folder that holds the class folders"
-        )
-    if len(names) == 1:
-        raise UserError(
-            f"a dataset needs at least two classes; {path} has only {names[0]!r} ({LAYOUT_HELP}). "
-            "Fix: add the other classes' folders, or give the folder above"
-        )
-    for split, name in files:
-        if name not in names:
-            raise UserError(
-                f"classes of {split} must be classes of train; {roots[split]} has {name!r}, "
-                f"and train has {', '.join(names[:10])}. Fix: rename or remove that folder"
-            )
-
-    def identity() -> list[Any]:
-        stats = ((file, Path(file).stat()) for file in chain.from_iterable(files.values()))
-        return [[str(path.resolve())], *([file, s.st_size, s.st_mtime_ns] for file, s in stats)]
-
-    def items(wanted: str) -> Iterator[Item]:
-        for (split, name), pictures in files.items():
-            if split == wanted:
-                label = names.index(name)
-                yield from ((file, file, label) for file in pictures)
-
-    def read() -> Reading:
-        _log_unused(roots, names, ignored)
-        train = [picture for _, picture, _ in items("train")]
-        return read_pictures(
-            names,
-            {split: partial(items, split) for split in roots},
-            sample=train[:: -(-len(train) // SAMPLED_IMAGES)],
-            count=sum(map(len, files.values())),
-            encoded_bytes=sum(map(_size, chain.from_iterable(files.values()))),
-            spec=spec,
-        )
-
-    return Source(name=path.resolve().name, identity=identity, read=read)
-
-
-def _split_roots(path: Path) -> dict[str, Path]:
-    """The folder of each split; the whole folder is train unless it has ``train/CLASS/``."""
-    folders = _folders(path)
-    splits: dict[str, Path] = {}
-    for split, names in SPLIT_FOLDERS.items():
-        for folder in folders:
-            if split not in splits and folder.name.lower() in names and _folders(folder):
-                splits[split] = folder
-    if splits and "train" not in splits and len(splits) == len(folders):
-        raise UserError(
-            f"an image folder with {' and '.join(f.name for f in splits.values())} needs train/ "
-            f"beside them; {path} has none ({LAYOUT_HELP}). Fix: add train/CLASS/ folders"
-        )
-    return splits if "train" in splits else {"train": path}
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _list(roots: Mapping[str, Path]) -> tuple[Files, int]:
-    """Pictures by split and class, and how many other files were passed over."""
-    files: Files = {}
-    ignored = 0
-    for split, root in roots.items():
-        ignored += sum(entry.is_file() for entry in root.iterdir())
-        for folder in _folders(root):
-            for file in _walk(folder, set()):
-                if file.lower().endswith(EXTENSIONS):
-                    files.setdefault((split, folder.name), []).append(file)
-                else:
-                    ignored += 1
-    return files, ignored
-
-
-def _walk(folder: str | Path, visited: set[str]) -> Iterator[str]:
-    """Paths of the files below ``folder`` in a fixed order; links are followed, each real folder
-    once."""
-    real = os.path.realpath(folder)
-    if real in visited:
-        return
-    visited.add(real)
-    with os.scandir(folder) as entries:
-        shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    yield from (entry.path for entry in shown if not entry.is_dir())
-    for entry in reversed(shown):
-        if entry.is_dir():
-            yield from _walk(entry.path, visited)
-
-
-def _log_unused(roots: Mapping[str, Path], names: Collection[str], ignored: int) -> None:
-    if ignored:
-        log.info(f"{ignored} files ignored: their names are not those of pictures")
-    train = roots["train"]
-    if train.name.lower() in SPLIT_FOLDERS["train"]:
-        for folder in _folders(train.parent):
-            if folder not in roots.values():
-                log.info(f"{folder} is not used: it is not a split with class folders")
-    empty = [folder.name for folder in _folders(train) if folder.name not in names]
-    if empty:
-        log.info(f"{len(empty)} folders without a picture are no class: {', '.join(empty[:5])}")
+def _named(lines: list[str]) -> str:
+    more = len(lines) - NAMED_CORRUPT
+    return f"{', '.join(lines[:NAMED_CORRUPT])}{f' and {more} more' if more > 0 else ''}"

@@ -113,6 +113,8 @@ def locate(spec: DataSpec) -> Source:
 def _locate(spec: DataSpec) -> Source:
     name = spec.source
     dataset = KNOWN_DATASETS.get(name)
+    if dataset is not None:
+        _refuse_columns(spec)
     if dataset is not None and spec.store == "encoded":
         raise UserError(
             "data.store must be auto or pixels for a dataset that holds pixels; got 'encoded' with "
@@ -165,9 +167,19 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
             f"{path} is an unpacked CIFAR archive, not an image folder. "
             f"Fix: --dataset cifar10 --set data.archive={path}"
         )
-    from trainables.data import pictures
+    _refuse_columns(spec)
+    from trainables.data import folders
 
-    return pictures.locate(path, spec)
+    return folders.locate(path, spec)
+
+
+def _refuse_columns(spec: DataSpec) -> None:
+    columns = [name for name in (spec.image_column, spec.label_column) if name is not None]
+    if columns:
+        raise UserError(
+            f"data.image_column and data.label_column are for Parquet; {spec.source} is none, got "
+            f"{columns[0]!r}. Fix: leave them out, or give a Parquet file or folder"
+        )
 
 
 def _missing(name: str, path: Path) -> str:

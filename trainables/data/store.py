@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,7 +45,8 @@ class Chunk:
 
     ``places`` (n,): where each one is in the source, its file or row. ``encoded_sizes`` (n,): bytes
     of each as the source has it, empty where that has pixels. ``corrupt``: which pictures of the
-    split, counted from 0 over all its chunks, could not be read.
+    split, counted from 0 over all its chunks, could not be read, and ``corrupt_labels`` of what
+    class they are.
     """
 
     split: str
@@ -54,6 +55,7 @@ class Chunk:
     places: Sequence[str]
     encoded_sizes: Sequence[int] = ()
     corrupt: Sequence[int] = ()
+    corrupt_labels: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,27 @@ def require_two_classes(source: str, classes: Sequence[str]) -> None:
         )
 
 
+def require_train_classes(
+    source: str, class_names: Sequence[str], train: Collection[int], other: str, seen: Iterable[int]
+) -> None:
+    """Raise ``UserError`` where a class that is ``seen`` in the split ``other`` has no training
+    image; all are numbers of ``class_names``."""
+    lacking = [class_names[label] for label in sorted(set(seen) - set(train))]
+    if not lacking:
+        return
+    known = [class_names[label] for label in sorted(train)]
+    folded = {name.strip().casefold(): name for name in known}
+    alike = [
+        folded[name.strip().casefold()] for name in lacking if name.strip().casefold() in folded
+    ]
+    hint = f" (which are capitals or blanks away from {', '.join(alike[:3])})" if alike else ""
+    raise UserError(
+        f"classes of {other} must be classes of train; {source} has "
+        f"{', '.join(map(repr, lacking[:5]))}{hint}, and train has {', '.join(known[:10])}. "
+        "Fix: give them the names of train, add training images, or remove them"
+    )
+
+
 @dataclass(frozen=True)
 class Split:
     """``images`` uint8 (N, H, W, C) and ``labels`` int64 (N,).
@@ -158,7 +181,7 @@ class ImageStore:
             sizes=self._column(name, "size", np.int64),
             checksums=self._column(name, "checksum", np.uint64),
         )
-        return EncodedImages(pictures, self.info.height)
+        return EncodedImages(pictures, self.info.height, self.info.white)
 
     def _column(self, name: str, column: str, kind: type[T]) -> npt.NDArray[T]:
         if name not in SPLITS:

@@ -41,6 +41,7 @@ from trainables.data.store import (
     assign_splits,
     content_hash,
     hash_of_split,
+    require_train_classes,
     require_two_classes,
 )
 from trainables.errors import UserError
@@ -62,7 +63,11 @@ def write_store(
     images, names = survey.images, reading.class_names
     labels = {origin: part.labels for origin, part in images.items()}
     digests = {origin: part.digests for origin, part in images.items()}
-    require_two_classes(spec.source, [names[index] for index in np.unique(labels["train"])])
+    trained = set(np.unique(labels["train"]).tolist())
+    require_two_classes(spec.source, [names[index] for index in sorted(trained)])
+    for origin, numbers in labels.items():
+        require_train_classes(spec.source, names, trained, origin, np.unique(numbers).tolist())
+    _require_readable_classes(spec.source, names, labels, survey.corrupt_labels)
     shape = (reading.side, reading.side, 3)
     splits: dict[str, SplitImages] = {}
     origins: dict[str, tuple[str, Rows]] = {}
@@ -93,18 +98,38 @@ def write_store(
         skipped=sum(map(len, survey.corrupt.values())),
         duplicates=duplicates,
         encoded_bytes=encoded_bytes,
+        white=spec.white,
     )
+
+
+def _require_readable_classes(
+    source: str,
+    names: Sequence[str],
+    labels: Mapping[str, Labels],
+    corrupt: Mapping[str, frozenset[int]],
+) -> None:
+    """Raise ``UserError`` where all pictures of a class in a split were left out as corrupt."""
+    for split, lost in corrupt.items():
+        gone = sorted(lost - set(np.unique(labels.get(split, [])).tolist()))
+        if gone:
+            raise UserError(
+                f"a class must not vanish; in {split} of {source} no picture of "
+                f"{', '.join(repr(names[label]) for label in gone[:5])} can be read. "
+                "Fix: fetch or replace them, or remove the class"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What is known once every image was decoded: by split of the source, its ``images`` in order,
     the bytes of each one as the source has it (none where it has pixels) and which pictures are
-    corrupt. ``chunks`` are all pixels, where they are few enough to stay in memory."""
+    corrupt, with the classes that these are of. ``chunks`` are all pixels, where they are few
+    enough to stay in memory."""
 
     images: Mapping[str, SplitImages]
     encoded_sizes: Mapping[str, Rows]
     corrupt: Mapping[str, frozenset[int]]
+    corrupt_labels: Mapping[str, frozenset[int]]
     chunks: Sequence[Chunk] | None
 
 
@@ -114,11 +139,13 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
     parts: dict[str, list[SplitImages]] = {"train": []}
     sizes: dict[str, list[int]] = {"train": []}
     corrupt: dict[str, list[int]] = {}
+    lost: dict[str, set[int]] = {}
     keeps = form == "pixels" and reading.pixel_bytes <= MOST_KEPT_BYTES
     kept: list[Chunk] = []
     done = tenths = 0
     for chunk in reading.chunks():
         corrupt.setdefault(chunk.split, []).extend(chunk.corrupt)
+        lost.setdefault(chunk.split, set()).update(chunk.corrupt_labels)
         done += len(chunk.labels) + len(chunk.corrupt)
         if not len(chunk.labels):
             continue
@@ -138,6 +165,7 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
         images={split: SplitImages.joined(chunks) for split, chunks in parts.items()},
         encoded_sizes={split: np.array(values, np.int64) for split, values in sizes.items()},
         corrupt={split: frozenset(numbers) for split, numbers in corrupt.items()},
+        corrupt_labels={split: frozenset(numbers) for split, numbers in lost.items()},
         chunks=kept if keeps else None,
     )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from trainables.backbones import build
 from trainables.backbones.families import member_of
 from trainables.backbones.hub import cached_file, pinned
-from trainables.backbones.model import weights_file
+from trainables.backbones.weights import weights_file
 from trainables.config import HUB_WEIGHTS, BackboneSpec, FrozenSpeed, Recipe
 from trainables.data.batches import load_pixels
 from trainables.data.features import Features, features_file, read_features, write_features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -302,6 +303,10 @@ def count_flops(module: nn.Module, image_size: int) -> Flops:
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}
     )
+    # Where modules share parameters (CoaT), functional_call leaves them behind as they were here,
+    # and the next step's backward pass fails.
+    if len(dict(module.named_parameters(remove_duplicate=False))) > len([*module.parameters()]):
+        module = copy.deepcopy(module)
     shapes = {
         name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
         for name, tensor in (*module.named_parameters(), *module.named_buffers())

@@ -171,7 +171,7 @@ def test_corrupt_rows_are_refused_by_number_or_skipped_and_counted(tmp_path):
     made = made.set_column(0, "image", pa.array(pictures, type=pa.binary()))
     file = write(tmp_path / "x.parquet", made, row_group_size=5)
     mistake = mistake_of(file, tmp_path)
-    assert f"{file} row 13 (not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF or PPM)" in mistake
+    assert f"{file} row 13 (not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF, " in mistake
     assert f"{file} row 17 (no bytes)" in mistake
     assert "--set data.skip_corrupt=true" in mistake
     store = store_of(file, tmp_path, skip_corrupt=True)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator import process
 from orchestrator.launch.options import RunOptions, spec_of
-from orchestrator.launch.rehearsal import MOST_IMAGES, assignments_of
+from orchestrator.launch.rehearsal import MOST_IMAGES, assignments_of, refuse_broken
 from tests.unit.train.engine_store import assignment
 from trainables.backbones import describe
-from trainables.config import BackboneSpec
+from trainables.config import BackboneSpec, DatasetFacts
 from trainables.train import rehearse
 from trainables.train.trial import Trial
 
@@ -58,3 +59,24 @@ def test_every_backbone_of_a_sweep_is_rehearsed_with_few_images(family: str, wei
     [chosen] = assignments_of(spec.sweeps[0])
     assert chosen.backbone == spec.sweeps[0].backbone
     assert chosen.recipe.batch_size_per_worker <= MOST_IMAGES
+
+
+def test_a_plan_rehearses_weights_of_the_users_alone_and_says_what_they_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[list[str]] = []
+
+    def answered(_: str, request: dict[str, Any], **__: Any) -> list[dict[str, Any]]:
+        asked.append(list(request))
+        return [{"gpus": 0}, *({"label": label, "notes": ["a prefix"]} for label in request)]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "ask_module", answered)
+    caplog.set_level("INFO", logger="orchestrator")
+    images = {"resnet": DatasetFacts(height=32, width=32, class_names=("a", "b"))}
+    refuse_broken(spec_of(["resnet"], RunOptions(weights="none")), images, only_own_weights=True)
+    assert asked == []
+    own = spec_of(["resnet"], RunOptions(weights=str(tmp_path / "w.pth")))
+    refuse_broken(own, images, only_own_weights=True)
+    assert len(asked) == 1
+    assert "a prefix" in caplog.text

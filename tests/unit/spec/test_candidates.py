@@ -188,3 +188,35 @@ def test_what_is_not_typed_is_checked_as_well() -> None:
     sweep = with_axes(resolve("vit"), {"trials": 2})
     bad = RunSpec(name="r", sweeps=(sweep, sweep))
     assert any("vit twice" in line for line in bad.mistakes())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "timm/resnet50.a1_in1k",
+        "timm:timm/resnet50.a1_in1k",
+        "hf-hub:timm/resnet50.a1_in1k",
+        "hf_hub:timm/resnet50.a1_in1k",
+        "timm:hf-hub:timm/resnet50.a1_in1k",
+        "https://huggingface.co/timm/resnet50.a1_in1k",
+        "https://huggingface.co/timm/resnet50.a1_in1k/",
+        "https://huggingface.co/timm/resnet50.a1_in1k/tree/main",
+        "huggingface.co/timm/resnet50.a1_in1k",
+    ],
+)
+def test_models_are_named_as_the_hub_shows_them(text: str) -> None:
+    assert Candidate.parse(text) == Candidate.parse("timm:resnet50.a1_in1k")
+    assert Candidate.parse(f"own={text}=none") == Candidate.parse("own=timm:resnet50.a1_in1k=none")
+
+
+@pytest.mark.parametrize(
+    "text", ["timm/sweep.py:mine", "path/to/sweep.py:mine", "vit=timm/weights", "vit=a/b"]
+)
+def test_paths_are_no_names_of_the_hub(text: str) -> None:
+    assert str(Candidate.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["hf-hub:google/vit", "timm:google/vit", "https://hf.co/a/b"])
+def test_repositories_of_others_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"timm's own repositories.*Fix: download"):
+        Candidate.parse(text)

@@ -1,0 +1,215 @@
+"""python -m benchmarks.timm_architectures [--part steps|names] [--quick]
+
+Which of timm's classifiers can be fine-tuned, by the code that refuses a backbone before a run.
+
+``steps``: of every module of timm that holds architectures a small one takes a training step on the
+CPU, from scratch, two images of 64 pixels, and where it does not take them of its own side.
+``names``: every pretrained name is built on torch's meta device, which holds no values, and sees
+two images of its own side, once for each architecture and side. A model is ``trained`` or ``built``
+or it is ``refused`` with the reason that a user would read; what raises anything else is one of
+``tracebacks``. A part that is not run stays in the result as it was.
+Minutes for the steps, half an hour for the names. The result goes to
+benchmarks/results/timm-architectures.json, a summary to the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+
+from benchmarks.common import arguments, finish
+from trainables.backbones import build
+from trainables.backbones.catalogue import own_side
+from trainables.config import Assignment, BackboneSpec, Recipe
+from trainables.errors import UserError, one_line
+from trainables.train.rehearse import require_classifier, take_step
+
+CLASSES = 10
+SMALL_SIDE = 64  # pixels that a folder's images are stored at where nothing else is asked for
+QUICK_NAMES, QUICK_MODULES = 40, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of ``model`` on images of ``side`` pixels: ``trained`` or ``built``, ``refused``
+    or ``traceback``, the latter two with a ``reason``. ``params_m`` is in millions."""
+
+    model: str
+    outcome: str
+    side: int | None = None
+    module: str | None = None
+    params_m: float | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+def spec_of(model: str, side: int | None = None) -> BackboneSpec:
+    """The backbone that ``timm:MODEL --weights none`` is."""
+    return BackboneSpec(family="timm", model=model, image_size=side)
+
+
+def walk(models: Sequence[str]) -> Iterator[Outcome]:
+    """Each pretrained name, built on the meta device; each architecture and side is shown images
+    the first time that it comes."""
+    seen: dict[tuple[str, int], str | None] = {}
+    for name in models:
+        side = None
+        try:
+            side = own_side(spec_of(name))
+            with torch.device("meta"):
+                module = build(
+                    spec_of(name, side), num_classes=CLASSES, height=side, width=side, load=False
+                ).module
+                key = name.partition(".")[0], side
+                if key not in seen:
+                    seen[key] = _forward(module, side)
+            params_m = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+            reason = seen[key]
+            yield Outcome(
+                model=name,
+                outcome="refused" if reason else "built",
+                side=side,
+                params_m=round(params_m, 3),
+                reason=reason,
+            )
+        except UserError as error:
+            yield Outcome(model=name, outcome="refused", side=side, reason=one_line(error))
+        except Exception as error:  # what must not be: counted, and named
+            reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+            yield Outcome(model=name, outcome="traceback", side=side, reason=reason)
+
+
+def _forward(module: torch.nn.Module, side: int) -> str | None:
+    """Why the model fails on two images, or gives no (2, classes) logits; ``None`` if it does."""
+    try:
+        logits = module.train()(torch.empty(2, 3, side, side))
+    except Exception as error:  # each model fails in its own way
+        return f"{type(error).__name__}: {one_line(error)[:300]}"
+    shape = tuple(getattr(logits, "shape", ()))
+    return None if shape == (2, CLASSES) else f"its output has the shape {shape}"
+
+
+# What small models are called, the smallest first; timm lists the others by their numbers.
+SMALL_WORDS = (
+    "test", "atto", "femto", "pico", "nano", "zepto", "xxs", "xxt", "micro", "mini", "tiny", "_xs",
+    "_s0", "b0", "small", "_xt", "_t", "_s",
+)  # fmt: skip
+
+
+def small_of_modules() -> dict[str, str]:
+    """By module of timm, an architecture that is small by its name."""
+    chosen = {}
+    for module in timm.list_modules():
+        models = timm.list_models(module=module)
+        if models:
+            by_word = (name for word in SMALL_WORDS for name in models if word in name)
+            chosen[module] = next(by_word, models[0])
+    return chosen
+
+
+def step(module: str, model: str, side: int) -> Outcome:
+    """One training step of ``model`` from scratch on two images of ``side`` pixels."""
+    assignment = Assignment(
+        trial_id="step",
+        epochs=1,
+        recipe=Recipe(batch_size_per_worker=2),
+        backbone=spec_of(model, side),
+    )
+    started = time.monotonic()
+    outcome, reason = "trained", None
+    try:
+        require_classifier(assignment, height=side, width=side, classes=CLASSES)
+        take_step(assignment, height=side, width=side, classes=CLASSES)
+    except UserError as error:
+        outcome, reason = "refused", one_line(error)
+    except Exception as error:  # as the rehearsal of a run catches it, and says so in a line
+        outcome, reason = "refused", f"{type(error).__name__}: {one_line(error)[:300]}"
+    # What a rehearsal does not catch, a crash or a hang, ends this program: the table shows none.
+    return Outcome(
+        module=module,
+        model=model,
+        outcome=outcome,
+        side=side,
+        seconds=round(time.monotonic() - started, 2),
+        reason=reason,
+    )
+
+
+def steps(quick: bool) -> dict[str, Any]:
+    """One step of each module, or of a few."""
+    modules = list(small_of_modules().items())
+    rows = []
+    for module, model in modules[:QUICK_MODULES] if quick else modules:
+        for side in dict.fromkeys((SMALL_SIDE, own_side(spec_of(model)))):
+            rows.append(step(module, model, side))
+            print(rows[-1], flush=True)
+            if rows[-1].outcome == "trained":
+                break
+    last = {row.module: row for row in rows}
+    return {
+        "modules": len(last),
+        "modules_trained": sum(row.outcome == "trained" for row in last.values()),
+        "modules_trained_at_64_px": sum(
+            row.outcome == "trained" and row.side == SMALL_SIDE for row in last.values()
+        ),
+        "modules_refused": sum(row.outcome == "refused" for row in last.values()),
+        "refusals_slowest_s": max((r.seconds or 0 for r in rows if r.reason), default=None),
+        "steps_tracebacks": sum(row.outcome == "traceback" for row in rows),
+        "steps": [plain(row) for row in rows],
+    }
+
+
+def names(quick: bool) -> dict[str, Any]:
+    """Each pretrained name, or a few of them."""
+    every = timm.list_pretrained()
+    rows = []
+    for row in walk(every[:: len(every) // QUICK_NAMES] if quick else every):
+        rows.append(row)
+        if row.reason:
+            print(f"{row.model}: {row.outcome}: {row.reason}", flush=True)
+    return {
+        "names": len(rows),
+        "names_built": sum(row.outcome == "built" for row in rows),
+        "names_refused": sum(row.outcome == "refused" for row in rows),
+        "names_tracebacks": sum(row.outcome == "traceback" for row in rows),
+        "not_built": [plain(row) for row in rows if row.outcome != "built"],
+    }
+
+
+PARTS = {"steps": steps, "names": names}
+
+
+def main() -> None:
+    parser = arguments(__doc__, "timm-architectures.json", reads_pictures=False)
+    parser.add_argument("--part", choices=PARTS, help="one of the two alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    if options.out.is_file():
+        before = json.loads(options.out.read_text(encoding="utf-8"))
+        result = before if before.get("timm") == timm.__version__ else {}
+    for name in [options.part] if options.part else PARTS:
+        result |= PARTS[name](options.quick)
+    result |= {
+        "timm": timm.__version__,
+        "tracebacks": result.get("steps_tracebacks", 0) + result.get("names_tracebacks", 0),
+    }
+    for key in ("schema", "date", "environment"):
+        result.pop(key, None)
+    tables = {key: result.pop(key) for key in ("steps", "not_built") if key in result}
+    finish(tables, options.out, result)
+
+
+def plain(row: Outcome) -> dict[str, object]:
+    """JSON-ready, without what is missing."""
+    return {key: value for key, value in asdict(row).items() if value is not None}
+
+
+if __name__ == "__main__":
+    main()
