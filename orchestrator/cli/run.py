@@ -50,7 +50,7 @@ def demo(ctx: click.Context, /, **options: Any) -> None:
     spec, _ = asked("demo", **options)
     candidates = ", ".join(sweep.candidate for sweep in spec.sweeps)
     trials = spec.sweeps[0].trials
-    log.info(f"demo: {candidates} on digits, {trials} trials each; about 5 minutes on 2 CPUs")
+    log.info(f"demo: {candidates} on digits, {trials} trials each; about 2 minutes on 2 CPUs")
     _start(ctx, **options)
 
 

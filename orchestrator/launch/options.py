@@ -18,8 +18,15 @@ from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
 
-DEMO_FAMILIES = ("resnet", "vit", "hybrid")  # together with DEMO: minutes on two CPUs
-DEMO = {"trials": 6, "max_epochs": 5, "final_seeds": 2, "set": ("data.train_limit=1000",)}
+DEMO_FAMILIES = ("resnet", "vit", "hybrid")
+# Two minutes on two CPUs. Digits are 8 px wide: at 16 px an epoch costs half of one at 32 px, and
+# the families differ as they do there.
+DEMO = {
+    "trials": 4,
+    "max_epochs": 4,
+    "final_seeds": 1,
+    "set": ("data.train_limit=800", "backbone.image_size=16"),
+}
 # Of a tournament. At equal cost more searches, each with one final, tell candidates apart better
 # than three with three: benchmarks/oracle.py.
 SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
