@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ DEMO = {"trials": 6, "max_epochs": 5, "final_seeds": 2, "set": ("data.train_limi
 SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
+
+
+def option_name(field: str) -> str:
+    """A field of :class:`RunOptions` as the command line calls it, without its hyphens."""
+    return field.rstrip("_").replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,20 @@ class RunOptions:
             values |= {"resources.min_workers": least, "resources.num_workers": most}
         given = [f"{path}={value}" for path, value in values.items() if value is not None]
         return [*given, *self.set]
+
+    def arguments(self) -> list[str]:
+        """As the words of a command line: those that are not the defaults."""
+        words = []
+        for one in fields(self):
+            value, option = getattr(self, one.name), option_name(one.name)
+            if value == one.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{option}={each}" for each in values]
+        return words
 
     def run(self, name: str, sweeps: tuple[SweepSpec, ...]) -> RunSpec:
         """A run of ``sweeps``, called ``name`` unless another name was asked for. Raises
@@ -137,5 +156,6 @@ def default_name(targets: Sequence[str], sweeps: Sequence[SweepSpec]) -> str:
     for candidate in map(Candidate.parse, targets):
         target = candidate.target
         name = target.rpartition(":")[2] if ".py:" in target else target
+        name = Path(name).stem if name.endswith(".json") else name
         short.append(candidate.label or name)
     return sanitised("-".join([*short, dataset_name(sweeps[0].data.source)]))
