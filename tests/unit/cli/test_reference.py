@@ -1,0 +1,62 @@
+"""docs/reference.md is what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from orchestrator.cli.main import group, main
+from orchestrator.cli.reference import ONLY, PANDAS, commands, reference_text, takers
+from orchestrator.compare.trial_tables import EPOCH_COLUMNS, TRIAL_COLUMNS
+from orchestrator.spec.named_sweeps import leaves
+
+FILE = Path(__file__).parents[3] / "docs" / "reference.md"
+TEXT = reference_text()
+RENEW = "python -m orchestrator.cli.reference > docs/reference.md"
+
+
+def test_the_committed_file_is_up_to_date() -> None:
+    assert FILE.read_text(encoding="utf-8") == TEXT, f"Fix: {RENEW}"
+
+
+def test_every_command_option_and_path_is_in_it() -> None:
+    names = dict(commands())
+    assert len(names) > 15
+    assert set(re.findall(r"^### orchestrator (.*)$", TEXT, re.MULTILINE)) == set(names)
+    for name, command in names.items():
+        section = TEXT.split(f"### orchestrator {name}\n", 1)[1].split("\n### ", 1)[0]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert f"- `{parameter.opts[0]}" in section, (name, parameter.opts)
+    assert re.findall(r"^\| `([a-z]+\.\w+|trials|seed|published_first)` \|", TEXT, re.M) == [
+        *leaves()
+    ]
+
+
+def test_help_says_the_same_exit_codes() -> None:
+    assert group.help
+    codes = re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)
+    assert len(codes) == 6
+    assert [code for code in codes if not re.search(rf"\b{code}\b", group.help)] == []
+
+
+@pytest.mark.parametrize("name", ["screen", "data prepare", "data info"])
+def test_a_command_that_is_said_to_refuse_a_section_does(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert name not in takers("recipe")
+    assert name in takers(ONLY[name])
+    target = "timm:resnet18=none" if name == "screen" else "digits"
+    with pytest.raises(SystemExit) as ended:
+        main([*name.split(), target, "--set", "recipe.mixup=0.1"])
+    assert ended.value.code == 2
+    assert f"only {ONLY[name]}.*" in capsys.readouterr().err
+
+
+def test_the_pandas_lines_use_columns_that_are_there() -> None:
+    words = {name: set(re.findall(r"\w+", line)) for name, line in PANDAS.items()}
+    assert {"stage", "candidate", "test_top1"} <= words["trials"] & set(TRIAL_COLUMNS)
+    assert {"epoch", "candidate", "val_top1"} <= words["epochs"] & set(EPOCH_COLUMNS)
