@@ -64,8 +64,8 @@ def compare(name: tuple[str, ...], out: tuple[str, ...], as_json: bool, storage:
     report = next((file for file, table in tables.items() if table is None), None)
     if report is not None:
         log.info(f"next: open {report} in a browser; it needs no network")
-    elif tables:
-        log.info("next: docs/reference.md says what the columns are")
+    elif out:
+        log.info(f"next: pandas.read_{Path(out[0]).suffix.lower()[1:]}({out[0]!r})")
     else:
         again = f"orchestrator compare {' '.join(name)} --out report.html"
         log.info(f"next: {again}, or orchestrator ui")

@@ -150,11 +150,15 @@ def _values(rule: Rule, kinds: tuple[Any, ...]) -> str:
     if rule.choices:
         text = ", ".join(f"`{choice}`" for choice in rule.choices)
     elif rule.low is not None and rule.high is not None:
-        text += f" in {'(' if rule.open_low else '['}{rule.low:g}, {rule.high:g}]"
+        text += f" in {'(' if rule.open_low else '['}{_bound(rule.low)}, {_bound(rule.high)}]"
     elif rule.low is not None:
         text += f", {'above' if rule.open_low else 'at least'} {rule.low:g}"
     unit = f", {rule.unit}" if rule.unit else ""
     return text + unit + (", or `none`" if NoneType in kinds else "")
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _value(value: Any) -> str:

@@ -249,7 +249,7 @@ def _of_target(target: str) -> SweepSpec:
     near = nearest(target, [*families, *NAMED])
     raise UserError(
         f"unknown target {target!r}; valid: {', '.join(families)}, {', '.join(NAMED)}, "
-        f"timm:MODEL, path/to/file.py:function. Fix: did you mean {' or '.join(near)}?"
+        f"timm:MODEL, path/to/file.py:function, sweep.json. Fix: did you mean {' or '.join(near)}?"
     )
 
 
