@@ -38,10 +38,10 @@ CHOSEN = (
     *("scheduler.max_epochs", "scheduler.least_steps", "scheduler.grace_epochs"),
 )
 PANDAS = {
-    "trials": "pd.read_parquet('trials.parquet').query('stage == \"final\"')"
-    ".groupby('candidate').test_top1.mean()",
-    "epochs": "pd.read_parquet('epochs.parquet')"
-    ".pivot_table(index='epoch', columns='candidate', values='val_top1')",
+    "trials": """pd.read_parquet("trials.parquet").query("stage == 'final'")"""
+    """.groupby("candidate").test_top1.mean()""",
+    "epochs": """pd.read_csv("epochs.csv").query("stage == 'final'")"""
+    """.groupby(["candidate", "epoch"]).val_top1.mean()""",
 }
 
 

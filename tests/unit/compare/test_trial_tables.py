@@ -116,7 +116,6 @@ def test_every_axis_of_a_recipe_is_a_column_with_its_value(tmp_path: Path) -> No
     run.submit("vit", learning_rate=0.002, ema_decay=0.9, augment="heavy")
     (row,) = trial_table([load(run.close())]).to_pylist()
     asked = Recipe(learning_rate=0.002, ema_decay=0.9, augment="heavy")
-    # An older ledger, which says nothing of the levels, had the geometric ones.
     wanted = {one.name: getattr(asked, one.name) for one in fields(Recipe)}
     assert {name: row[name] for name in wanted} == wanted
 
