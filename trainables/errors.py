@@ -10,9 +10,15 @@ from contextlib import contextmanager
 from trainables.printable import escaped, redacted
 
 RESUMABLE = 130
-# Of the CLI: done; a mistake in what was asked; can never be scheduled or afforded; done, but some
-# trials failed; no trial succeeded; interrupted, the same command goes on.
-EXIT_CODES = (0, 2, 3, 4, 5, RESUMABLE)
+# Of the CLI, and what each means.
+EXIT_CODES = {
+    0: "done",
+    2: "a mistake in what was asked, one line each with its fix; nothing was started",
+    3: "it can never be scheduled here, or the budget does not cover one epoch",
+    4: "done, but some trials failed",
+    5: "no trial succeeded",
+    RESUMABLE: "interrupted, or stopped by its budget; the same command goes on",
+}
 
 
 class UserError(ValueError):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.launch.options import OPTIONS, RunOptions
+from orchestrator.launch.options import OPTIONS, RunOptions, option_name
 from trainables.config import kinds_of
 from trainables.printable import escaped, redacted
 
@@ -49,7 +49,7 @@ def show(as_json: bool, document: Mapping[str, object], text: Callable[[], str])
 def _option(field: str) -> Callable[[Any], Any]:
     """The option of a field of :class:`RunOptions`: its name, type and default are the field's."""
     kind, *others = kinds_of(RunOptions, field)
-    name, default = field.rstrip("_").replace("_", "-"), getattr(RunOptions, field)
+    name, default = option_name(field), getattr(RunOptions, field)
     arguments = {key: value for key, value in OPTIONS[field].items() if key != "path"}
     if kind is bool:
         flags = f"--{name}/--no-{name}" if NoneType in others else f"--{name}"

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +34,13 @@ INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
 
 @click.command()
 @click.argument("name", nargs=-1, required=True)
-@click.option("--out", metavar="FILE.html", help="Write the report: one file, works offline.")
+@click.option(
+    "--out",
+    multiple=True,
+    metavar="FILE",
+    help="Write the report (FILE.html: one file, works offline), or a table of trials or epochs "
+    "(trials.parquet, trials.csv, epochs.parquet, epochs.csv). Repeatable.",
+)
 @click.option(
     "--max-latency-ms",
     type=ABOVE_0,
@@ -50,7 +57,7 @@ INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
 @STORAGE
 def compare(
     name: tuple[str, ...],
-    out: str | None,
+    out: tuple[str, ...],
     max_latency_ms: float | None,
     max_params_m: float | None,
     as_json: bool,
@@ -61,27 +68,57 @@ def compare(
     Of runs that began with a screen also how far its probe was to be trusted.
     """
     folders = [existing_run(run, storage) for run in dict.fromkeys(name)]
-    if out and not Path(out).absolute().parent.is_dir():
-        raise UserError(f"--out needs a folder that exists; got {out!r}. Fix: create its folder")
     from orchestrator.compare.choice import Limits
     from orchestrator.compare.comparison import compare as compare_runs
     from orchestrator.compare.report.page import report_html
     from orchestrator.compare.runs import load
     from orchestrator.compare.table import table_text
+    from orchestrator.compare.trial_tables import write_table
 
+    tables = dict(zip(out, _tables_of(out), strict=True))
     runs = [load(folder) for folder in folders]
     if any(run.state.spec.from_screen for run in runs):
         existing_runs(storage)  # has the screens and the other runs here
     limits = Limits(max_latency_ms=max_latency_ms, max_params_m=max_params_m)
     comparison = compare_runs(runs, limits=limits)
     show(as_json, comparison.as_dict(), lambda: table_text(comparison))
-    if out:
-        Path(out).write_text(report_html(comparison), encoding="utf-8")
-        log.info(f"wrote {out}")
-        log.info(f"next: open {out} in a browser; it needs no network")
+    for file, table in tables.items():
+        if table is None:
+            Path(file).write_text(report_html(comparison), encoding="utf-8")
+        else:
+            write_table(runs, Path(file))
+        log.info(f"wrote {file}")
+    report = next((file for file, table in tables.items() if table is None), None)
+    if report is not None:
+        log.info(f"next: open {report} in a browser; it needs no network")
+    elif out:
+        log.info(f"next: pandas.read_{Path(out[0]).suffix.lower()[1:]}({out[0]!r})")
     else:
         again = f"orchestrator compare {' '.join(name)} --out report.html"
         log.info(f"next: {again}, or orchestrator ui")
+
+
+def _tables_of(files: Sequence[str]) -> list[str | None]:
+    """By file, the table that it is to hold; ``None`` for a report. Raises ``UserError``."""
+    from orchestrator.compare.trial_tables import table_of
+
+    tables: list[str | None] = []
+    mistakes: list[str] = []
+    for file in files:
+        path = Path(file)
+        if not path.absolute().parent.is_dir():
+            mistakes.append(
+                f"--out needs a folder that exists; got {file!r}. Fix: create its folder"
+            )
+        with collected(mistakes):
+            tables.append(table_of(path))
+            if tables[-1] is None and path.suffix.lower() not in (".html", ".htm"):
+                mistakes.append(
+                    "--out must be FILE.html, trials.parquet, trials.csv, epochs.parquet or "
+                    f"epochs.csv; got {file!r}. Fix: --out {path.stem or 'report'}.html"
+                )
+    raise_if_any(mistakes)
+    return tables
 
 
 @click.command()

@@ -64,8 +64,9 @@ def sweep(ctx: click.Context, /, **options: Any) -> None:
     """Search one candidate's recipes with ASHA.
 
     CANDIDATE is [LABEL=]TARGET[=WEIGHTS]. TARGET is a family (resnet, vit, hybrid, convnext), a
-    named sweep (smoke, vit-patches, resnet-sgd), timm:MODEL, or path/to/file.py:function that
-    returns a SweepSpec. WEIGHTS are hub, in1k, in21k, none or a path.
+    named sweep (smoke, vit-patches, resnet-sgd), timm:MODEL, path/to/file.py:function that
+    returns a SweepSpec, or path/to/sweep.json that holds one. WEIGHTS are hub, in1k, in21k, none
+    or a path.
     """
     _start(ctx, **options)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ DEMO = {
 SEARCHES, FINAL_SEEDS, SEEDS_OF_ONE_SEARCH = 4, 1, 3
 # By field of :class:`RunOptions`, what the command line says of it.
 OPTIONS = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
+
+
+def option_name(field: str) -> str:
+    """A field of :class:`RunOptions` as the command line calls it, without its hyphens."""
+    return field.rstrip("_").replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,20 @@ class RunOptions:
             values |= {"resources.min_workers": least, "resources.num_workers": most}
         given = [f"{path}={value}" for path, value in values.items() if value is not None]
         return [*given, *self.set]
+
+    def arguments(self) -> list[str]:
+        """As the words of a command line: those that are not the defaults."""
+        words = []
+        for one in fields(self):
+            value, option = getattr(self, one.name), option_name(one.name)
+            if value == one.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{option}={each}" for each in values]
+        return words
 
     def run(self, name: str, sweeps: tuple[SweepSpec, ...]) -> RunSpec:
         """A run of ``sweeps``, called ``name`` unless another name was asked for. Raises
@@ -182,4 +201,5 @@ def name_after_screen(screen: str, targets: Sequence[str]) -> str:
 def _short(text: str) -> str:
     candidate = Candidate.parse(text)
     target = candidate.target
-    return candidate.label or (target.rpartition(":")[2] if ".py:" in target else target)
+    name = target.rpartition(":")[2] if ".py:" in target else target
+    return candidate.label or (Path(name).stem if name.endswith(".json") else name)

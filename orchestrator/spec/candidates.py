@@ -116,7 +116,7 @@ def _is_label(head: str, rest: str) -> bool:
 
 
 def _is_file(target: str) -> bool:
-    return not target.startswith(TIMM) and (".py:" in target or target.endswith(".py"))
+    return not target.startswith(TIMM) and (".py:" in target or target.endswith((".py", ".json")))
 
 
 def default_label(model: str) -> str:

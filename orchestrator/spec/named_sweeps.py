@@ -1,7 +1,8 @@
 """From a command's words to a sweep: ``orchestrator sweep CANDIDATE --set path=value``.
 
 A candidate is ``[LABEL=]TARGET[=WEIGHTS]``. TARGET is a family, a named sweep, timm:MODEL, or a
-function in a user's own file that returns a complete ``SweepSpec``: ``path/to/file.py:function``.
+function in a user's own file that returns a complete ``SweepSpec``: ``path/to/file.py:function``,
+or one as JSON: ``path/to/sweep.json``.
 ``--set`` reaches any leaf of it, typed by its field:
 
     recipe.learning_rate=0.001           one value: the axis is no longer searched
@@ -18,6 +19,7 @@ those sides.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import runpy
@@ -42,9 +44,10 @@ from trainables.config import (
     kinds_of,
 )
 from trainables.data.sources import KNOWN_DATASETS
-from trainables.errors import UserError, collected, raise_if_any
+from trainables.errors import UserError, collected, one_line, raise_if_any
 
 # What a named sweep is, its family, the options of ``family_sweep``, and what it changes then.
+FILES = ("path/to/file.py:function", "path/to/sweep.json")  # targets too, as they are typed
 NAMED: dict[str, tuple[str, str, dict[str, Any], Axes]] = {
     "smoke": (
         "The smallest sweep that goes through every part: two trials of two epochs on digits.",
@@ -236,6 +239,8 @@ def _of_target(target: str) -> SweepSpec:
         return family_sweep("timm", model=model)
     if ".py:" in target or target.endswith(".py"):
         return _from_file(target)
+    if target.endswith(".json"):
+        return _from_json(target)
     if target in NAMED:
         _, family, options, changes = NAMED[target]
         return with_changes(family_sweep(family, **options), changes)
@@ -248,9 +253,26 @@ def unknown_target(target: str, *, sweeps: bool = True) -> UserError:
     """The mistake of a target that names no backbone and, where ``sweeps`` may be named, none."""
     families = [family for family in FAMILIES if family != "timm"]
     names = [*families, *(NAMED if sweeps else ())]
-    valid = ", ".join([*names, "timm:MODEL", *(["path/to/file.py:function"] if sweeps else [])])
+    valid = ", ".join([*names, "timm:MODEL", *(FILES if sweeps else ())])
     near = " or ".join(nearest(target, names))
     return UserError(f"unknown target {target!r}; valid: {valid}. Fix: did you mean {near}?")
+
+
+def _from_json(target: str) -> SweepSpec:
+    """A sweep that was written as JSON. Its ranges have lost their reasons."""
+    try:
+        plain = json.loads(Path(target).expanduser().read_text("utf-8"))
+        return SweepSpec.from_dict(plain)
+    except OSError as error:
+        raise UserError(
+            f"no file that can be read is at {target!r} ({error.strerror}). Fix: correct the path"
+        ) from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"a target FILE.json holds what SweepSpec.as_dict() returns; {target} does not "
+            f"({type(error).__name__}: {one_line(error)[:200]}). "
+            "Fix: json.dumps(sweep.as_dict())"
+        ) from error
 
 
 def nearest(name: str, valid: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.cli.main import main
@@ -248,10 +249,27 @@ def test_compare_prints_a_table_json_or_a_file(run: Run, tmp_path: Path) -> None
     assert (family["finished"], family["pruned"]) == (1, 1)
     assert run("compare", "r", "--out", "report.html")[0] == 0
     assert "<html" in (tmp_path / "report.html").read_text()
-    code, _, (line,) = run("compare", "r", "--out", "no/folder/report.html")
-    assert (code, "no/folder" in line) == (2, True)
+    code, _, lines = run("compare", "r", "--out", "no/folder/report.html", "--out", "all.csv",
+                         "--out", "report.pdf")  # fmt: skip
+    assert code == 2
+    assert all(part in line for part, line in zip(("no/folder", "all", "pdf"), lines, strict=True))
     code, _, (line,) = run("compare", "R2")
     assert "did you mean r" in line
+
+
+def test_compare_writes_tables_beside_the_report(run: Run, tmp_path: Path) -> None:
+    recorded(tmp_path / "runs")
+    files = ("trials.parquet", "epochs.csv", "report.html")
+    code, _, err = run("compare", "r", *(word for file in files for word in ("--out", file)))
+    assert code == 0
+    assert [line for line in err if line.startswith("wrote")] == [f"wrote {file}" for file in files]
+    trials = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert [(row["trial"], row["status"]) for row in trials] == [
+        ("vit-0000", "finished"),
+        ("vit-0001", "pruned"),
+    ]
+    assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
+    assert "<html" in (tmp_path / "report.html").read_text()
 
 
 def test_data_info_counts_classes_by_split(run: Run) -> None:

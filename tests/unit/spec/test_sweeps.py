@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.spec.named_sweeps import NAMED, family_sweep, resolve
 from orchestrator.spec.spaces import Choice, space_for
 from trainables.backbones.families import FAMILIES
@@ -76,3 +78,28 @@ def test_a_wrong_target_is_one_line_with_its_fix(target: str, said: str, tmp_pat
     assert said in line
     assert "Fix:" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("target", ["resnet", "vit-patches", "smoke", "timm:resnet18"])
+def test_a_sweep_as_json_is_a_target(target: str, tmp_path: Path) -> None:
+    sweep = resolve(target)
+    path = tmp_path / "lr=1" / "mine.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(sweep.as_dict()))
+    assert resolve(str(path)) == sweep
+    run = spec_of([f"other={path}"], RunOptions(trials=3))
+    assert (run.name, run.sweeps[0].candidate, run.sweeps[0].trials) == ("other-digits", "other", 3)
+    assert spec_of([str(path)], RunOptions()).name == "mine-digits"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"backbone": 1}', '{"backbone": {"family": "vit"}, "trials": "8"}']
+)
+def test_json_that_is_no_sweep_is_refused_in_a_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"SweepSpec\.as_dict\(\)") as raised:
+        resolve(str(path))
+    assert len(raised.value.mistakes) == 1
+    with pytest.raises(UserError, match="no file that can be read"):
+        resolve(str(tmp_path / "nowhere.json"))
