@@ -12,7 +12,7 @@ import pytest
 import orchestrator as bt
 from orchestrator import process
 from orchestrator.api import start
-from orchestrator.cli.run import sweep
+from orchestrator.cli.run import tournament
 from orchestrator.spec.named_sweeps import family_sweep
 
 ALL = bt.RunOptions(
@@ -21,6 +21,7 @@ ALL = bt.RunOptions(
     searches=3, margin=0.02, final_seeds=2, set=("recipe.mixup=0.1", "vit.backbone.patch=8"),
     storage="s3://bucket/with space", tracking_uri="http://127.0.0.1:5000", experiment="-e",
     budget="usd=2", price=("cpu_hour=0.04",), measure=True, tflops=1.5, reopen_test=True,
+    pool=("small", "own.txt"), from_screen="s",
 )  # fmt: skip
 
 
@@ -29,8 +30,8 @@ def test_options_are_the_words_of_the_command_line() -> None:
     same = [f.name for f in fields(ALL) if getattr(ALL, f.name) == getattr(defaults, f.name)]
     assert same == []  # a field that comes later is to be in ALL
     for options in (ALL, defaults, bt.RunOptions(measure=False)):
-        params = sweep.make_context("sweep", [*options.arguments(), "--", "vit"]).params
-        assert params.pop("target") == "vit"
+        params = tournament.make_context("tournament", [*options.arguments(), "--", "vit"]).params
+        assert params.pop("target") == ("vit",)
         assert params.pop("dry_run") is False
         assert bt.RunOptions(**params) == options
     assert defaults.arguments() == []
