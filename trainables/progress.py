@@ -48,7 +48,7 @@ class StepProgress:
         parts = [f"{self.done:,.{digits}f}{of_total}{unit}"]
         if self.rate is not None:
             rate, time_unit = (self.rate, "s") if self.rate >= 1 else (60 * self.rate, "min")
-            parts.append(f"{rate:,.{0 if rate >= 100 else 1}f}{unit}/{time_unit}")
+            parts.append(f"{rate:,.{0 if rate >= 99.5 else 1}f}{unit}/{time_unit}")
         if self.seconds_to_go:
             parts.append(f"{_time(self.seconds_to_go)} to go")
         return ", ".join(parts)
@@ -96,7 +96,8 @@ def long_step(
         if _watcher is not None or log is None:
             return
         reached = int(10 * done / total) if total else 0
-        if tenths < reached < 10 or now - last_line_s >= LOG_EVERY_S:
+        ends = bool(unit) and done == total  # of what is counted, others tell the end
+        if ends or tenths < reached < 10 or now - last_line_s >= LOG_EVERY_S:
             last_line_s, tenths = now, max(tenths, reached)
             log.info(f"{name}: {progress.text}")
 

@@ -494,7 +494,7 @@ def _bars(run: RunView, now: float) -> list[RenderableType]:
     for trial in run.running[:MOST_BARS]:
         taken_s = max(0.0, now - trial.since) if trial.since is not None else 0.0
         share = min(1.0, taken_s / trial.epoch_seconds) if trial.epoch_seconds else 0.0
-        pace = f" of {duration(trial.epoch_seconds)}" if trial.epoch_seconds else ""
+        pace = f" of ~{duration(trial.epoch_seconds)}" if trial.epoch_seconds else ""
         best = "" if trial.best_val_top1 is None else f", best {top1(trial.best_val_top1)}"
         grid.add_row(
             _cell(trial.trial),

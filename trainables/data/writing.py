@@ -194,7 +194,7 @@ def _write_encoded(
         files.append(os.open(images_file(folder, split), os.O_WRONLY))
     count = 0
     try:
-        with long_step(log, "images written", sum(map(len, sizes))) as advance:
+        with long_step(None, "images written", sum(map(len, sizes))) as advance:
             for origin, (split_numbers, rows) in _destinations(survey, origins).items():
                 bad = survey.corrupt.get(origin, frozenset())
                 pictures = enumerate(reading.encoded(origin))
