@@ -24,7 +24,9 @@ class _PlainLines(logging.Handler):
     """Each record as its bare message on what is ``sys.stderr`` at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        echo(record.getMessage(), err=True)
+        # Not click's echo, which writes past what a live view has put in the place of stderr, right
+        # into the table.
+        print(escaped(redacted(record.getMessage())), file=sys.stderr, flush=True)
 
 
 def log_to_stderr() -> None:

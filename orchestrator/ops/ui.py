@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,14 @@ POLL_S = 0.3
 
 @contextmanager
 def served(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's server, all of whose processes end with the block, also where a signal ends it."""
-    server = subprocess.Popen(command, env=process.module_environment(), start_new_session=True)
+    """MLflow's server, all of whose processes end with the block, also where a signal ends it. What
+    it says goes to stderr."""
+    server = subprocess.Popen(
+        command,
+        env=process.module_environment(),
+        stdout=sys.stderr.fileno(),
+        start_new_session=True,
+    )
     try:
         yield server
     finally:  # a signal is a KeyboardInterrupt by now
