@@ -40,6 +40,7 @@ def test_a_tournament_has_pages_of_winners_finals_and_trials(state: State) -> No
     ]  # fmt: skip
     page, query = query_of(links[0].address)
     assert page == "compare-runs"
+    assert next(iter(query)) == "runs"  # the page does not find them elsewhere
     assert json.loads(query["experiments"]) == ["7"]
     assert set(json.loads(query["runs"])) == {
         f"id-of-{trial.trial}" for trial in winners(state).values()
