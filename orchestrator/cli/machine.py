@@ -216,7 +216,8 @@ def _show_pages(runs: Sequence[Path], uri: str, server: str, opens: bool) -> Non
             log.warning(f"warning: {error.mistakes[0]}")
         else:
             for link in links:
-                echo(f"{link.subject} of {runs[0].name}, {link.trials}: {link.address}")
+                noun = link.subject if link.trials > 1 else link.subject.removesuffix("s")
+                echo(f"{link.trials} {noun} of {runs[0].name}: {link.address}")
             addresses = [link.address for link in links] or addresses
     if opens and not open_pages(addresses):
         log.warning("warning: no browser could be opened here. Fix: open a page in yours")

@@ -86,9 +86,9 @@ def _list_page(
 
 
 def _address(server: str, path: str, query: Mapping[str, str]) -> str:
-    pairs = "&".join(
-        f"{name}={quote(value, safe='')}" for name, value in (TRAINING, *query.items())
-    )
+    # The page of compared runs looks for its runs right behind the "?".
+    named = (*query.items(), TRAINING)
+    pairs = "&".join(f"{name}={quote(value, safe='')}" for name, value in named)
     return f"{server.rstrip('/')}/#/{path}?{pairs}"
 
 
