@@ -1,6 +1,6 @@
 """MLflow's own pages that compare a run's trials, as addresses, and who finds them. No mlflow here.
 
-The addresses are those that the UI's own buttons lead to, in MLflow 3.17 and 3.18. Without
+The addresses are those that the UI's own buttons lead to, in MLflow 3.17. Without
 ``workflowType`` it opens an experiment in its view for GenAI. Its table folds trials under their
 parent, and charts only the parents, unless it is sorted by a metric: hence the order of each list.
 """
