@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import subprocess
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator import process
 from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, echo, show
 from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from orchestrator.ledger import events
-from orchestrator.ledger.replication import existing_run
-from orchestrator.ledger.session import is_running
+from orchestrator.ledger.replication import existing_run, existing_runs
+from orchestrator.ledger.session import is_running, state_of
 from orchestrator.wording import size
 from trainables.errors import UserError, raise_if_any
 from trainables.printable import escaped
@@ -26,8 +23,6 @@ from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
     from trainables.data.store import ImageStore
-
-SERVER_PATIENCE_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -165,18 +160,28 @@ def _repair(name: str, storage: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("name", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--open", "opens", is_flag=True, help="Open these pages in your browser.")
 @STORAGE
 @TRACKING
-def ui(port: int, storage: str, tracking_uri: str | None) -> None:
-    """Open MLflow on this store. For this machine only; Ctrl-C ends it."""
+def ui(name: str | None, port: int, opens: bool, storage: str, tracking_uri: str | None) -> None:
+    """Serve MLflow on this store and print its pages that compare NAME's trials: the winners of
+    the searches, the finals, and all trials by metric.
+
+    Without NAME the pages are of the newest run. For this machine only; Ctrl-C ends it.
+    """
+    from orchestrator.ops.ui import served, wait_for_answer, wait_for_end
     from orchestrator.tracking import store
 
-    uri = tracking_uri or store.default_uri(storage)
+    runs = [existing_run(name, storage)] if name else existing_runs(storage)
+    recorded_at = state_of(runs[0]).spec.tracking_uri if name else None
+    uri = tracking_uri or recorded_at or store.default_uri(storage)
     command = store.ui_command(storage, uri, port=port)
     if not command:
         echo(uri)
-        log.info("this store is a server already; next: open it in a browser")
+        _show_pages(runs, uri, uri, opens)
+        log.info("this store is a server already; next: open a page in a browser")
         return
     file = store.database_path(uri)
     if file is not None and not file.exists():
@@ -188,24 +193,32 @@ def ui(port: int, storage: str, tracking_uri: str | None) -> None:
     except OSError:
         raise UserError(f"port {port} is taken. Fix: --port {port + 1}") from None
     raise_if_any(store.can_record(uri))
-    echo(f"http://127.0.0.1:{port}")
-    log.info("starting MLflow, some seconds; Ctrl-C ends it; next: open the address in a browser")
-    _serve(command)
+    address = f"http://127.0.0.1:{port}"
+    echo(address)
+    log.info("starting MLflow, some seconds; Ctrl-C ends it")
+    with served(command) as server:
+        wait_for_answer(server, address)
+        _show_pages(runs, uri, address, opens)
+        log.info("MLflow is ready; next: open a page in a browser")
+        wait_for_end(server)
 
 
-def _serve(command: list[str]) -> None:
-    """Run MLflow's server, all of whose processes end with this one, also where a signal ends it.
-    Raises ``UserError`` where the server ends by itself."""
-    server = subprocess.Popen(command, env=process.module_environment(), start_new_session=True)
-    try:
-        code = server.wait()
-    finally:  # a signal is a KeyboardInterrupt by now
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(server.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(SERVER_PATIENCE_S)
-    raise UserError(
-        f"MLflow's server must keep running; it ended with exit code {code}, see above. "
-        "Fix: mlflow doctor, or --tracking-uri of another store"
-    )
+def _show_pages(runs: Sequence[Path], uri: str, server: str, opens: bool) -> None:
+    """Print the pages of the first of ``runs``, a line each, and open them where asked. Without a
+    page the UI is there all the same: what is in the way is a warning."""
+    from orchestrator.ops.ui import open_pages
+    from orchestrator.tracking.links import comparison_links
+
+    addresses = [server]
+    if runs:
+        try:
+            links = comparison_links(runs[0], uri, server)
+        except UserError as error:
+            log.warning(f"warning: {error.mistakes[0]}")
+        else:
+            for link in links:
+                noun = link.subject if link.trials > 1 else link.subject.removesuffix("s")
+                echo(f"{link.trials} {noun} of {runs[0].name}: {link.address}")
+            addresses = [link.address for link in links] or addresses
+    if opens and not open_pages(addresses):
+        log.warning("warning: no browser could be opened here. Fix: open a page in yours")

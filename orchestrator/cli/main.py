@@ -19,7 +19,7 @@ import click
 
 from orchestrator import logins, process
 from orchestrator.cli import claims, machine, read, run, screen, supervise
-from orchestrator.cli.options import log_to_stderr
+from orchestrator.cli.options import draw_steps, log_to_stderr
 from orchestrator.ray_cluster import attach
 from trainables.errors import (
     EXIT_CODES,
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     else:
         arguments = logins.hide(arguments)
     log_to_stderr()
+    draw_steps()
     if arguments is None and supervise.starts_run(sys.argv[1:]):
         code = supervise.in_child()
         if code is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from types import NoneType
@@ -14,6 +15,7 @@ import click
 from orchestrator.launch.options import OPTIONS, RunOptions, option_name
 from trainables.config import kinds_of
 from trainables.printable import escaped, redacted
+from trainables.progress import StepProgress, Watcher, watch_steps
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,7 +24,9 @@ class _PlainLines(logging.Handler):
     """Each record as its bare message on what is ``sys.stderr`` at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        echo(record.getMessage(), err=True)
+        # Not click's echo, which writes past what a live view has put in the place of stderr, right
+        # into the table.
+        print(escaped(redacted(record.getMessage())), file=sys.stderr, flush=True)
 
 
 def log_to_stderr() -> None:
@@ -33,6 +37,22 @@ def log_to_stderr() -> None:
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, _PlainLines) for handler in logger.handlers):
             logger.addHandler(_PlainLines())
+
+
+def draw_steps() -> None:
+    """Where stderr is a terminal, a long step before the first epoch is a bar there, not lines."""
+    draw: Watcher | None = None
+
+    def draw_step(step: StepProgress | None) -> None:
+        nonlocal draw
+        if draw is None:
+            from orchestrator.ops.progress import StepBars
+
+            draw = StepBars()
+        draw(step)
+
+    if sys.stderr.isatty():
+        watch_steps(draw_step)
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True, keep: str = "\n\t") -> None:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shlex
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from trainables.storage.object_storage import origin, write_bytes
 log = logging.getLogger(__name__)
 
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
+FETCH_S = 5.0  # between two looks into object storage
 PLACES = ("storage", "tracking_uri", "experiment")  # options that no report writes
 FOREIGN = "a report holds a command of orchestrator that starts a run; this one holds another text"
 INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
@@ -206,13 +209,18 @@ def _own_command(root: click.Command, text: str) -> str:
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--watch", is_flag=True, help="Follow the run, or the newest, until it ends.")
 @JSON
 @STORAGE
-def status(name: str | None, as_json: bool, storage: str) -> None:
+def status(name: str | None, watch: bool, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
     from orchestrator.ops.status import print_view, summary, view
 
+    if watch:
+        if as_json:
+            raise UserError("--watch is for people; got --json with it. Fix: leave one of them out")
+        name = _watch(name, storage)
     folders = [existing_run(name, storage)] if name else existing_runs(storage)
     runs = []
     damaged: list[str] = []
@@ -249,6 +257,31 @@ def status(name: str | None, as_json: bool, storage: str) -> None:
     else:
         larger = " with a larger --budget" if newest.reason and newest.budget else ""
         log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")
+
+
+def _watch(name: str | None, storage: str) -> str | None:
+    """Follow the run, or the newest one, until it ends or Ctrl-C; its name, ``None`` without any
+    run. What is in object storage is fetched again every ``FETCH_S``."""
+    from orchestrator.ops.status import watch
+
+    runs = [existing_run(name, storage)] if name else existing_runs(storage)
+    if not runs:
+        return None
+    folder, at_work = runs[0], is_running(runs[0])
+    asked_at = time.monotonic()
+
+    def is_at_work() -> bool:
+        nonlocal at_work, asked_at
+        if not origin(folder):
+            return is_running(folder)
+        if time.monotonic() - asked_at >= FETCH_S:
+            existing_run(folder.name, storage)
+            at_work, asked_at = is_running(folder), time.monotonic()
+        return at_work
+
+    with suppress(KeyboardInterrupt):
+        watch(folder, is_at_work)
+    return folder.name
 
 
 @click.command()

@@ -122,12 +122,13 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
     from orchestrator.launch.forecast import images_of
-    from orchestrator.launch.prepare import prepare
+    from orchestrator.launch.prepare import fetch_weights, prepare
     from orchestrator.launch.rehearsal import refuse_broken
     from orchestrator.ops.status import live_view
 
     prepared = prepare(spec, totals, options)
     refuse_broken(prepared.spec, images_of(prepared.spec), gpus=(totals or {}).get("GPU"))
+    fetch_weights(prepared.spec)
     supervise.announce(spec.folder)
     with live_view(spec.folder.absolute()):
         outcome = runner.run(prepared)

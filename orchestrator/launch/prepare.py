@@ -39,7 +39,7 @@ from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.tracking import store
 from orchestrator.wording import duration, moved_texts, recipe_text, size, span
-from trainables.backbones import Geometry, check_backbone, check_weights, current_pin
+from trainables.backbones import Geometry, check_backbone, check_weights, current_pin, fetch
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, DatasetFacts, DataSpec
 from trainables.data import duplicates
 from trainables.data.build import find
@@ -500,6 +500,17 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
             "http://SERVER:5000 keeps it, and the same command fills it from the ledger"
         )
     return prepared
+
+
+def fetch_weights(spec: RunSpec) -> None:
+    """Have the hub's weights on this machine before Ray's workers ask for them, where the run is
+    carried out by it alone: a download that nobody sees looks like a run that hangs."""
+    if attach.known_address() is not None or session.state_of(spec.folder).closed:
+        return
+    for backbone in dict.fromkeys(
+        variant.backbone for sweep in spec.sweeps for variant in sweep.variants("backbone.")
+    ):
+        fetch(backbone)
 
 
 def _with_hub_pins(spec: RunSpec, begun: State) -> RunSpec:

@@ -1,4 +1,5 @@
-"""What people do around a run: doctor, jobs on a Ray head, status and live view.
+"""What people do around a run: doctor, jobs on a Ray head, status and live view,
+bars of long steps, MLflow's UI.
 
 May import every room but ``cli``. Read ``status.py`` first.
 """

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +33,8 @@ from trainables.printable import escaped, redacted
 
 REDRAW_S = 0.5
 HEARTBEAT_S = 30.0
+MOST_BARS = 8  # of running trials
+LONGEST_NAME = 32  # of a trial beside its bar, in characters
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,20 @@ class ScreenView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunningTrial:
+    """A trial in a slot: since unix second ``since`` it trains ``epoch`` of ``epochs``, which takes
+    about ``epoch_seconds``; after the last one it is evaluated."""
+
+    trial: str
+    family: str
+    epoch: int
+    epochs: int
+    best_val_top1: float | None
+    since: float | None
+    epoch_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeToGo:
     """Seconds: ``low`` if trials are pruned as expected, ``high`` if none is any more."""
 
@@ -99,6 +117,8 @@ class RunView:
 
     Seconds are wall time, hours are of devices. ``full_epochs`` is what all search trials would
     take to full length; ``saved_epochs`` is what those that ended earlier did not train.
+    ``share_done`` is of all epochs that are planned, those of the finals too: trained, or no longer
+    to come.
     """
 
     status: RunStatus
@@ -117,6 +137,8 @@ class RunView:
     budget: BudgetView | None
     eta_seconds: TimeToGo | None
     screen: ScreenView | None = None
+    share_done: float | None = None
+    running: list[RunningTrial] = field(default_factory=list)
 
 
 def view(state: State, *, running: bool) -> RunView:
@@ -156,7 +178,42 @@ def view(state: State, *, running: bool) -> RunView:
         budget=budgets[0] if budgets else None,
         eta_seconds=_time_to_go(state, candidates) if running else None,
         screen=_screen_view(state),
+        share_done=_share_done(state),
+        running=_running_trials(state, candidates) if running else [],
     )
+
+
+def _share_done(state: State) -> float | None:
+    trials = state.trials.values()
+    planned = sum(trial.assignment.epochs for trial in trials)
+    if not state.frozen:
+        finals = state.spec.final_seeds * state.spec.searches
+        planned += sum(finals * sweep.scheduler.max_epochs for sweep in state.spec.sweeps)
+    if not planned:
+        return None
+    done = sum(t.assignment.epochs if t.status.is_final else t.epoch for t in trials)
+    return done / planned
+
+
+def _running_trials(state: State, candidates: Sequence[CandidateView]) -> list[RunningTrial]:
+    pace = {candidate.family: candidate.seconds_per_epoch for candidate in candidates}
+    trials = [t for t in state.trials.values() if t.slot is not None and not t.status.is_final]
+    return [
+        RunningTrial(
+            trial=trial.trial,
+            family=trial.candidate,
+            epoch=min(trial.epoch + 1, trial.assignment.epochs),
+            epochs=trial.assignment.epochs,
+            best_val_top1=trial.best()[0],
+            since=max(
+                [report.time for report in trial.reports.values()]
+                + ([trial.started_at] if trial.started_at else []),
+                default=None,
+            ),
+            epoch_seconds=pace[trial.candidate],
+        )
+        for trial in trials
+    ]
 
 
 def _screen_view(state: State) -> ScreenView | None:
@@ -275,7 +332,7 @@ def summary(run: RunView) -> str:
         hours = run.saved_device_hours
         parts.append(saved if hours is None else f"{saved} ({hours:.3g} {run.device}-hours)")
     if eta := run.eta_seconds:
-        parts.append(f"{span(duration(eta.low), duration(eta.high))} to go")
+        parts.append(f"{_time_text(eta)} to go")
     return "; ".join(parts)
 
 
@@ -333,24 +390,33 @@ class LedgerFollower:
     """Shows what is new in a ledger since it was made.
 
     ``console`` is a terminal to draw in, at most every ``REDRAW_S``; ``clock`` counts seconds.
+    ``at_once``: the run is shown as it stands, until :meth:`stop`, not from its next record on.
     """
 
     def __init__(
-        self, ledger: Path, *, console: Console | None, clock: Callable[[], float] = time.monotonic
+        self,
+        ledger: Path,
+        *,
+        console: Console | None,
+        clock: Callable[[], float] = time.monotonic,
+        at_once: bool = False,
     ) -> None:
         self._path, self._console, self._clock = ledger, console, clock
         self._state, self._offset = State(), 0
         self._read()
         self._live: Live | None = None
+        self._at_once = at_once
         self._last_shown: float | None = None  # nothing is shown of a run that nobody has touched
 
     def catch_up(self, *, last: bool = False) -> None:
         """Read what is new; draw or log what is due. The ``last`` table is left standing."""
         lines, now = self._read(), self._clock()
-        if lines and self._last_shown is None:
-            self._last_shown = now
+        if (lines or self._at_once) and self._last_shown is None:
+            self._last_shown = -math.inf if self._at_once else now
             if self._console is not None:  # what others print meanwhile scrolls by above the table
-                self._live = Live(console=self._console, auto_refresh=False)
+                self._live = Live(
+                    console=self._console, auto_refresh=False, transient=self._at_once
+                )
                 self._live.start()
         if self._last_shown is None:
             return
@@ -364,8 +430,13 @@ class LedgerFollower:
             if self._live is None:
                 log.info(summary(run))
             else:
-                self._live.update(render(run), refresh=True)
-        if last and self._live is not None:
+                self._live.update(render(run, now=time.time()), refresh=True)
+        if last:
+            self.stop()
+
+    def stop(self) -> None:
+        """Draw no more."""
+        if self._live is not None:
             self._live.stop()
 
     def _read(self) -> list[str | None]:
@@ -380,10 +451,15 @@ class LedgerFollower:
         return lines
 
 
-def render(run: RunView) -> Group:
-    """Candidates side by side, a column each, and the summary under them; a screen is one line."""
+def render(run: RunView, *, now: float | None = None) -> Group:
+    """Candidates side by side, a column each, and the summary under them; a screen is one line.
+
+    With ``now``, in unix seconds, first how far the run is and, a bar each, the epochs in training:
+    what does not fit into a terminal is cut off at the bottom.
+    """
+    bars = [] if now is None else _bars(run, now)
     if run.screen is not None:
-        return Group(_cell(summary(run)))
+        return Group(*bars, _cell(summary(run)))
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for candidate in run.families:
@@ -400,7 +476,49 @@ def render(run: RunView) -> Group:
         values = (recipe.get(axis, "") for recipe in recipes)
         texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
         table.add_row(_cell(axis.removeprefix("recipe.")), *map(_cell, texts))
-    return Group(table, _cell(summary(run)))
+    return Group(*bars, table, _cell(summary(run)))
+
+
+def _bars(run: RunView, now: float) -> list[RenderableType]:
+    """A bar of the whole, and one of the epoch of each running trial, by the pace of its candidate;
+    then the best so far and the time to go."""
+    grid = Table.grid(expand=True, padding=(0, 1))
+    grid.add_column(no_wrap=True, overflow="ellipsis", max_width=LONGEST_NAME)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right")
+    if run.screen is not None:
+        screened, total = run.screen.screened, run.screen.candidates
+        grid.add_row("candidates", "", ProgressBar(total, screened), f"{screened} of {total}")
+        return [grid]
+    if run.share_done is not None:
+        epochs = f"{run.epochs} epochs"
+        grid.add_row("all", epochs, ProgressBar(1, run.share_done), f"{100 * run.share_done:.0f} %")
+    for trial in run.running[:MOST_BARS]:
+        taken_s = max(0.0, now - trial.since) if trial.since is not None else 0.0
+        share = min(1.0, taken_s / trial.epoch_seconds) if trial.epoch_seconds else 0.0
+        pace = f" of ~{duration(trial.epoch_seconds)}" if trial.epoch_seconds else ""
+        best = "" if trial.best_val_top1 is None else f", best {top1(trial.best_val_top1)}"
+        grid.add_row(
+            _cell(trial.trial),
+            f"epoch {trial.epoch}/{trial.epochs}",
+            ProgressBar(1, share),
+            f"{taken_s:.0f} s{pace}{best}",
+        )
+    lines = []
+    if len(run.running) > MOST_BARS:
+        lines.append(f"and {len(run.running) - MOST_BARS} more trials")
+    bests = [c for c in run.families if c.best_val_top1 is not None]
+    if bests:
+        best_one = max(bests, key=lambda c: c.best_val_top1 or 0.0)
+        lines.append(f"best so far {top1(best_one.best_val_top1)} by {best_one.best_trial}")
+    if run.eta_seconds:
+        lines.append(f"{_time_text(run.eta_seconds)} to go")
+    return [grid, _cell("; ".join(lines)), Text()]
+
+
+def _time_text(eta: TimeToGo) -> str:
+    return span(duration(eta.low), duration(eta.high))
 
 
 def _cell(text: str) -> Text:
@@ -409,5 +527,21 @@ def _cell(text: str) -> Text:
 
 
 def print_view(run: RunView) -> None:
-    """The same on stdout, for another shell."""
-    Console().print(render(run))
+    """The same on stdout, for another shell; bars only where a terminal is behind it."""
+    console = Console()
+    at_work = console.is_terminal and run.status == RunStatus.RUNNING
+    console.print(render(run, now=time.time() if at_work else None))
+
+
+def watch(run_folder: Path, is_at_work: Callable[[], bool]) -> None:
+    """Show the run in ``run_folder`` while ``is_at_work``, which is asked every ``REDRAW_S``: in a
+    terminal behind stdout as :func:`live_view` does, elsewhere as logged lines. Nothing is left
+    standing."""
+    console = Console() if sys.stdout.isatty() else None
+    follower = LedgerFollower(run_folder / FILE_NAME, console=console, at_once=True)
+    try:
+        while is_at_work():
+            follower.catch_up()
+            time.sleep(REDRAW_S)
+    finally:
+        follower.stop()

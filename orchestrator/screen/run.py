@@ -39,6 +39,7 @@ from trainables.backbones.catalogue import facts_of
 from trainables.config import DatasetFacts, Screened, Screening
 from trainables.data.build import prepare
 from trainables.errors import StorageError, UserError, one_line, raise_if_any, storage_error
+from trainables.progress import long_step
 from trainables.storage import object_storage
 
 RETRIES = 3  # of a task whose worker was lost
@@ -186,11 +187,14 @@ class Screener:
             self._size(pending, tasks.at_once, deadline)
         asked = [self._asked(label, self._state.train_images) for label in pending]
         count, total = len(self._state.screened), len(self.spec.candidates) - len(self._left_out)
-        for found in tasks.results(asked, self._should_stop, deadline=deadline):
-            count += 1
-            self._state.screened[found.label] = found
-            self._record("screened", candidate=found.label, detail=found.as_dict())
-            log.info(f"{count}/{total} {landed_text(found)}")
+        with long_step(None, "candidates screened", total, begin=count) as advance:
+            advance(count)
+            for found in tasks.results(asked, self._should_stop, deadline=deadline):
+                count += 1
+                self._state.screened[found.label] = found
+                self._record("screened", candidate=found.label, detail=found.as_dict())
+                log.info(f"{count}/{total} {landed_text(found)}")
+                advance(count)
         for label in pending:
             if label not in self._state.screened:
                 self._left_out[label] = OVER
@@ -200,13 +204,16 @@ class Screener:
         unknown = [label for label in pending if label not in self._state.measured]
         log.info(f"measuring how fast {len(unknown)} candidates are")
         asked = [self._asked(label, None) for label in unknown]
-        for found in tasks.results(asked, self._should_stop, deadline=deadline, measures_only=True):
-            self._state.measured[found.label] = found
-            self._record("measured", candidate=found.label, detail=found.as_dict())
-            if found.reason is not None:
-                self._state.screened[found.label] = found
-                self._record("screened", candidate=found.label, detail=found.as_dict())
-                log.info(landed_text(found))
+        answers = tasks.results(asked, self._should_stop, deadline=deadline, measures_only=True)
+        with long_step(None, "candidates measured", len(unknown)) as advance:
+            for count, found in enumerate(answers, start=1):
+                self._state.measured[found.label] = found
+                self._record("measured", candidate=found.label, detail=found.as_dict())
+                if found.reason is not None:
+                    self._state.screened[found.label] = found
+                    self._record("screened", candidate=found.label, detail=found.as_dict())
+                    log.info(landed_text(found))
+                advance(count)
         quick = []
         for label in pending:
             found_speed = self._state.measured.get(label)

@@ -83,6 +83,31 @@ def talking(uri: str) -> Iterator[None]:
         raise (Outage(error) if line is None else UserError(line)) from error
 
 
+def recorded_run(uri: str, experiment: str, run_id: str) -> tuple[str, dict[str, str]] | None:
+    """Where MLflow at ``uri`` has our run: the experiment's id, and MLflow's run ids by trial;
+    ``None`` where it does not. Nothing is written. Call it inside :func:`talking`."""
+    client = MlflowClient(connection_uri(uri))
+    present = client.get_experiment_by_name(experiment)
+    if present is None:
+        return None
+    experiment_id = str(present.experiment_id)
+    runs = _all_runs(client, experiment_id, run_id)
+    by_trial = {run.data.tags.get("trial", ""): str(run.info.run_id) for run in runs}
+    if not by_trial:
+        return None
+    return experiment_id, {trial: run for trial, run in by_trial.items() if trial}
+
+
+def _all_runs(client: MlflowClient, experiment_id: str, run_id: str) -> list[entities.Run]:
+    query = [experiment_id], f"tags.`{view.RUN_ID_TAG}` = '{run_id}'"
+    page = client.search_runs(*query)
+    runs = list(page)
+    while page.token:
+        page = client.search_runs(*query, page_token=page.token)
+        runs += page
+    return runs
+
+
 class Probe:
     """The run that shows whether MLflow at ``uri`` takes one: in ``experiment`` where it exists,
     which ``is_own`` says, else in the newest one. Call it inside :func:`talking`."""
@@ -168,12 +193,7 @@ class Client:
     def runs_of(self, run_id: str) -> dict[str, MlflowRun]:
         """Our run's runs there by trial, a screen's by candidate, the parent as ``""``; of two for
         one trial, which an answer lost on its way can make, the younger is deleted."""
-        query = [self._experiment_id], f"tags.`{view.RUN_ID_TAG}` = '{run_id}'"
-        page = self._client.search_runs(*query)
-        runs = list(page)
-        while page.token:
-            page = self._client.search_runs(*query, page_token=page.token)
-            runs += page
+        runs = _all_runs(self._client, self._experiment_id, run_id)
         by_trial: dict[str, MlflowRun] = {}
         for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
             trial = run.data.tags.get("trial") or run.data.tags.get(view.CANDIDATE_TAG, "")

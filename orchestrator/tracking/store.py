@@ -115,6 +115,7 @@ def ui_command(storage: str, uri: str | None = None, *, port: int = 5000) -> lis
         *("env", *settings),
         *process.python_module("mlflow", "server", *backend, *places),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),  # not a line for each request
     ]
 
 

@@ -35,3 +35,4 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     SCREENSHOTS.mkdir(exist_ok=True)
     yield driver
     driver.quit()
+    print(f"screenshots are in {SCREENSHOTS}")

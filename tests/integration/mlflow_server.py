@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,12 +24,14 @@ def free_port() -> int:
 
 
 class Server:
-    """`orchestrator ui` on a database; can be killed and started again."""
+    """`orchestrator ui` on a database; can be killed and started again. ``python`` is another one,
+    with an MLflow of its own."""
 
-    def __init__(self, storage: Path, database: str) -> None:
+    def __init__(self, storage: Path, database: str, python: str = sys.executable) -> None:
         port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
-        self._command = store.ui_command(str(storage), database, port=port)
+        command = store.ui_command(str(storage), database, port=port)
+        self._command = [python if word == sys.executable else word for word in command]
         self._log = (storage / "server.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -17,7 +17,7 @@ from trainables.backbones.families import (
     size_of,
     weights_sides,
 )
-from trainables.backbones.hub import current_pin
+from trainables.backbones.hub import current_pin, fetch
 from trainables.backbones.model import Backbone, build, check_weights
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_weights",
     "current_pin",
     "describe",
+    "fetch",
     "size_of",
     "weights_sides",
 ]

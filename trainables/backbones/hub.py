@@ -7,17 +7,23 @@ begins, keeps it in its spec as ``REPOSITORY@COMMIT``, timm's own notation, and 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from contextlib import ExitStack
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 from trainables.backbones.families import member_of
 from trainables.config import HUB_WEIGHTS, BackboneSpec
 from trainables.errors import one_line
+from trainables.progress import long_step
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 COMMIT_HEADER = "X-Repo-Commit"
+
+log = logging.getLogger(__name__)
 
 
 def pinned(repository: str | None, pins: str | None) -> str | None:
@@ -56,6 +62,60 @@ def cached_file(repository: str, revision: str | None = None) -> Path | None:
         file for name in HUB_FILES for file in sorted(folder.glob(f"{revision or '*'}/{name}"))
     )
     return next(files, None)
+
+
+def fetch(spec: BackboneSpec) -> None:
+    """Download the weights of the hub that ``spec`` names into the cache, as a step that says how
+    far it is; nothing where they are there, or are none of the hub's. What is in the way is a
+    logged line: whoever builds the backbone meets it too, and says more."""
+    repository = member_of(spec).hub if spec.weights in HUB_WEIGHTS else None
+    revision = pinned(repository, spec.hub_pins)
+    if repository is None or cached_file(repository, revision):
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    missing: Exception | None = None
+    for name in HUB_FILES:
+        try:
+            hf_hub_download(repository, name, revision=revision, tqdm_class=_reporting_bar())
+            return
+        except EntryNotFoundError as error:  # as timm does: the next format
+            missing = missing or error
+        except Exception as error:  # the hub's client fails in many ways
+            missing = error
+            break
+    if missing is not None:
+        log.warning(f"warning: {repository} is not here yet: {one_line(missing)[:200]}")
+
+
+def _reporting_bar() -> Any:
+    """The client's progress bar, which draws nothing itself."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class ReportingBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._step = ExitStack()
+            self._done, total = float(options.get("initial") or 0), options.get("total")
+            super().__init__(  # type: ignore[no-untyped-call]
+                *args, **{**options, "disable": True}
+            )
+            step = long_step(
+                log, str(options.get("desc") or "weights"), total and total / 1e6, unit="MB",
+                begin=self._done / 1e6,
+            )  # fmt: skip
+            self._advance = self._step.enter_context(step)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._done += n or 0
+            self._advance(self._done / 1e6)
+            return None
+
+        def close(self) -> None:
+            self._step.close()
+            super().close()
+
+    return ReportingBar
 
 
 def unreachable(repository: str, timeout_s: float, revision: str | None = None) -> str | None:

@@ -16,7 +16,6 @@ import lzma
 import os
 import struct
 import tarfile
-import time
 import urllib.error
 import urllib.request
 import zlib
@@ -35,6 +34,7 @@ from trainables.data.pickled_arrays import load_arrays
 from trainables.data.store import Chunk, Reading, Source, default_folder, file_identity
 from trainables.errors import UserError, one_line
 from trainables.printable import login_of, without_login
+from trainables.progress import long_step
 from trainables.storage.waiting import bounded
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,6 @@ def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 7.0, 20.0
 TRIES_WITHOUT_PROGRESS = 3
 BLOCK_BYTES = 2**18
-LOG_EVERY_S = 2.0
 
 
 def base_url(official_url: str) -> str:
@@ -299,17 +298,13 @@ def _download_rest(url: str, part: Path, name: str) -> str | None:
 
 
 def _copy(source: IO[bytes], file: IO[bytes], start: int, total: int, name: str) -> None:
-    done, began = start, time.monotonic()
-    logged = began
-    while block := source.read(BLOCK_BYTES):
-        file.write(block)
-        done += len(block)
-        now = time.monotonic()
-        if now - logged >= LOG_EVERY_S or done == total:
-            logged = now
-            share = f" of {total / 1e6:.1f}" if total else ""
-            rate = (done - start) / 1e6 / max(now - began, 1e-3)
-            log.info(f"{name}: {done / 1e6:.1f}{share} MB, {rate:.1f} MB/s")
+    megabytes = total / 1e6 if total else None
+    with long_step(log, name, megabytes, unit="MB", begin=start / 1e6) as advance:
+        done = start
+        while block := source.read(BLOCK_BYTES):
+            file.write(block)
+            done += len(block)
+            advance(done / 1e6)
 
 
 def _size(path: Path) -> int:

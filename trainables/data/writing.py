@@ -45,10 +45,12 @@ from trainables.data.store import (
     require_two_classes,
 )
 from trainables.errors import UserError
+from trainables.progress import long_step
 
 log = logging.getLogger(__name__)
 
 MOST_KEPT_BYTES = 1 << 29  # of pixels, that stay in memory from their first reading
+ROWS_A_LOOK = 256  # between two looks at how far it is
 INDEX_BYTES = 64  # of an image, beside its pixels or itself
 
 Origins = Mapping[str, tuple[str, Rows]]  # by split: the source's split it is of, and which rows
@@ -142,25 +144,24 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
     lost: dict[str, set[int]] = {}
     keeps = form == "pixels" and reading.pixel_bytes <= MOST_KEPT_BYTES
     kept: list[Chunk] = []
-    done = tenths = 0
-    for chunk in reading.chunks():
-        corrupt.setdefault(chunk.split, []).extend(chunk.corrupt)
-        lost.setdefault(chunk.split, set()).update(chunk.corrupt_labels)
-        done += len(chunk.labels) + len(chunk.corrupt)
-        if not len(chunk.labels):
-            continue
-        images = SplitImages(
-            chunk.labels, digests_of(chunk.images), perceptual_hashes(chunk.images)
-        )
-        parts.setdefault(chunk.split, []).append(images)
-        sizes.setdefault(chunk.split, []).extend(chunk.encoded_sizes)
-        if keeps:
-            kept.append(chunk)
-        with _places_file(folder, chunk.split).open("a", encoding="utf-8") as lines:
-            lines.writelines(f"{json.dumps(place)}\n" for place in chunk.places)
-        if tenths < done * 10 // reading.count < 10:
-            tenths = done * 10 // reading.count
-            log.info(f"{done} of {reading.count} images read")
+    done = 0
+    with long_step(log, "images read", reading.count) as advance:
+        for chunk in reading.chunks():
+            corrupt.setdefault(chunk.split, []).extend(chunk.corrupt)
+            lost.setdefault(chunk.split, set()).update(chunk.corrupt_labels)
+            done += len(chunk.labels) + len(chunk.corrupt)
+            advance(done)
+            if not len(chunk.labels):
+                continue
+            images = SplitImages(
+                chunk.labels, digests_of(chunk.images), perceptual_hashes(chunk.images)
+            )
+            parts.setdefault(chunk.split, []).append(images)
+            sizes.setdefault(chunk.split, []).extend(chunk.encoded_sizes)
+            if keeps:
+                kept.append(chunk)
+            with _places_file(folder, chunk.split).open("a", encoding="utf-8") as lines:
+                lines.writelines(f"{json.dumps(place)}\n" for place in chunk.places)
     return Survey(
         images={split: SplitImages.joined(chunks) for split, chunks in parts.items()},
         encoded_sizes={split: np.array(values, np.int64) for split, values in sizes.items()},
@@ -186,15 +187,19 @@ def _write_pixels(
     ]
     destinations = _destinations(survey, origins)
     done = dict.fromkeys(destinations, 0)
-    for chunk in reading.chunks() if survey.chunks is None else survey.chunks:
-        first = done[chunk.split]
-        done[chunk.split] = end = first + len(chunk.labels)
-        split_numbers, rows = (part[first:end] for part in destinations[chunk.split])
-        if len(rows) < len(chunk.labels):
-            break  # the source has grown: its identity says so
-        for number, target in enumerate(targets):
-            here = split_numbers == number
-            target[rows[here]] = chunk.images[here]
+    with long_step(
+        log, "images written", sum(len(part.labels) for part in splits.values())
+    ) as advance:
+        for chunk in reading.chunks() if survey.chunks is None else survey.chunks:
+            first = done[chunk.split]
+            done[chunk.split] = end = first + len(chunk.labels)
+            split_numbers, rows = (part[first:end] for part in destinations[chunk.split])
+            if len(rows) < len(chunk.labels):
+                break  # the source has grown: its identity says so
+            for number, target in enumerate(targets):
+                here = split_numbers == number
+                target[rows[here]] = chunk.images[here]
+            advance(sum(done.values()))
     for target in targets:
         target.flush()
 
@@ -215,16 +220,21 @@ def _write_encoded(
         offsets.append(lay_out(images_file(folder, split), sizes[-1]))
         checksums.append(np.zeros(len(rows), np.uint64))
         files.append(os.open(images_file(folder, split), os.O_WRONLY))
+    count = 0
     try:
-        for origin, (split_numbers, rows) in _destinations(survey, origins).items():
-            bad = survey.corrupt.get(origin, frozenset())
-            pictures = enumerate(reading.encoded(origin))
-            readable = (picture for number, picture in pictures if number not in bad)
-            for number, row, picture in zip(split_numbers, rows, readable, strict=False):
-                if len(picture) != sizes[number][row]:
-                    break  # the source has changed: its identity says so
-                os.pwrite(files[number], picture, int(offsets[number][row]))
-                checksums[number][row] = zlib.crc32(picture)
+        with long_step(None, "images written", sum(map(len, sizes))) as advance:
+            for origin, (split_numbers, rows) in _destinations(survey, origins).items():
+                bad = survey.corrupt.get(origin, frozenset())
+                pictures = enumerate(reading.encoded(origin))
+                readable = (picture for number, picture in pictures if number not in bad)
+                for number, row, picture in zip(split_numbers, rows, readable, strict=False):
+                    if len(picture) != sizes[number][row]:
+                        break  # the source has changed: its identity says so
+                    os.pwrite(files[number], picture, int(offsets[number][row]))
+                    checksums[number][row] = zlib.crc32(picture)
+                    count += 1
+                    if count % ROWS_A_LOOK == 0:
+                        advance(count)
     finally:
         for file in files:
             os.close(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,8 +22,9 @@ from orchestrator.launch.options import RunOptions
 from orchestrator.ledger.session import begin, state_of
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
-from trainables.backbones import build, check_weights, current_pin
+from trainables.backbones import build, check_weights, current_pin, fetch
 from trainables.config import BackboneSpec
+from trainables.progress import StepProgress, watch_steps
 
 REPOSITORY = "timm/test_vit.r160_in1k"
 OLD, NEW = "a" * 40, "b" * 40
@@ -115,6 +117,30 @@ def test_a_pin_loads_its_revision_though_the_hub_has_moved_on(hub: Hub) -> None:
     newer = replace(SPEC, hub_pins=f"{REPOSITORY}@{NEW}")
     assert built(newer).equal(first_weights(NEW, hub))
     assert built(pinned).equal(first_weights(OLD, hub))
+
+
+def test_weights_are_fetched_with_progress_once(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trainables.backbones.hub")
+    steps: list[StepProgress | None] = []
+    pinned = replace(SPEC, hub_pins=f"{REPOSITORY}@{OLD}")
+    watch_steps(steps.append)
+    try:
+        fetch(pinned)
+    finally:
+        watch_steps(None)
+    *advances, end = steps
+    assert end is None
+    last = advances[-1]
+    assert last is not None
+    assert last.done == last.total == pytest.approx(len(hub.files[OLD]) / 1e6)
+    hub.files.clear()
+    steps.clear()
+    fetch(pinned)
+    assert (steps, caplog.messages) == ([], [])
+    assert built(pinned).shape  # from the cache
+    fetch(replace(SPEC, hub_pins=f"{REPOSITORY}@{NEW}"))
+    (line,) = caplog.messages
+    assert line.startswith(f"warning: {REPOSITORY} is not here yet")
 
 
 def test_a_revision_that_is_gone_is_named_and_no_other_is_taken(hub: Hub) -> None:

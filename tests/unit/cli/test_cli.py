@@ -343,3 +343,32 @@ def test_reproduce_prints_the_command_of_a_report(run: Run, tmp_path: Path) -> N
     code, _, err = run("reproduce", "missing.html")
     assert code == 2
     assert "Fix:" in err[0]
+
+
+def test_a_run_is_watched_until_it_ends_and_then_shown(run: Run, tmp_path: Path) -> None:
+    recorded(tmp_path / "runs", "one")
+    code, out, err = run("status", "one", "--watch")
+    assert code == 0
+    assert out.startswith("one, interrupted")
+    assert err[-1].startswith("next: ")
+    assert run("status", "--watch")[1] == out  # the newest
+    code, _, (line,) = run("status", "--watch", "--json")
+    assert code == 2
+    assert "leave one of them out" in line
+
+
+def test_pages_of_a_run_that_mlflow_does_not_have_are_a_warning(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server is named all the same, and ``--open`` opens it."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open_new_tab", lambda address: opened.append(address) or True)
+    recorded(tmp_path / "runs", "one")
+    uri = f"http://127.0.0.1:{closed_port()}"
+    code, out, err = run("ui", "one", "--open", "--tracking-uri", uri)
+    assert (code, out) == (0, f"{uri}\n")
+    assert err[0].startswith(f"warning: MLflow at {uri} failed")
+    assert opened == [uri]
+    code, _, (line,) = run("ui", "two", "--tracking-uri", uri)
+    assert code == 2
+    assert "two" in line

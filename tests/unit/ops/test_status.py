@@ -19,6 +19,7 @@ from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import Forecast, Record, State, apply, replay
 from orchestrator.ops.status import (
     HEARTBEAT_S,
+    MOST_BARS,
     REDRAW_S,
     CandidateView,
     LedgerFollower,
@@ -108,7 +109,10 @@ def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
     assert list(plain) == [
         "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
         "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
-        "eta_seconds", "screen",
+        "eta_seconds", "screen", "share_done", "running",
+    ]  # fmt: skip
+    assert list(plain["running"][0]) == [
+        "trial", "family", "epoch", "epochs", "best_val_top1", "since", "epoch_seconds",
     ]  # fmt: skip
     assert list(plain["families"][0]) == [
         "family", "trials", "queued", "running", "finished", "pruned", "failed", "preemptions",
@@ -179,6 +183,52 @@ def test_families_stand_side_by_side(tmp_path: Path, width: int) -> None:
     text = " ".join(" ".join(lines).split())
     assert "8 of 72 epochs saved by pruning" in text
     assert "to go" in text
+
+
+def test_done_is_what_was_trained_or_is_no_longer_to_come(tmp_path: Path) -> None:
+    """72 epochs of the search and 2 x 2 finals of 9: one trial has 9, one was pruned, one has 4 and
+    one 2."""
+    run = view(state(tmp_path, spec(final_seeds=2)), running=True)
+    assert run.share_done == pytest.approx((9 + 9 + 4 + 2) / (72 + 36))
+    assert view(State(), running=True).share_done is None
+
+
+def test_who_is_in_a_slot_has_an_epoch_in_training(tmp_path: Path) -> None:
+    recorded = state(tmp_path)
+    begun, audited = view(recorded, running=True).running
+    assert (audited.trial, audited.epoch, audited.epochs) == ("vit-0002", 5, 9)
+    assert (begun.trial, begun.epoch, begun.best_val_top1) == ("resnet-0000", 3, 0.05)
+    assert audited.since == recorded.trials["vit-0002"].reports[4].time
+    assert audited.epoch_seconds == 10.0
+    assert view(recorded, running=False).running == []
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_terminal_has_a_bar_of_the_run_and_one_of_each_epoch(tmp_path: Path, width: int) -> None:
+    run = view(state(tmp_path), running=True)
+    since = run.running[1].since
+    assert since is not None
+    out = io.StringIO()
+    Console(file=out, width=width).print(render(run, now=since + 5))
+    whole, resnet, vit, facts = out.getvalue().splitlines()[:4]
+    assert max(map(len, out.getvalue().splitlines())) <= width
+    assert whole.split()[0] == "all"
+    assert whole.rstrip().endswith("33 %")  # 9 + 9 + 4 + 2 of 72
+    assert vit.split()[:3] == ["vit-0002", "epoch", "5/9"]
+    assert "5 s of ~10 s, best 0.0500" in vit
+    assert resnet.split()[:3] == ["resnet-0000", "epoch", "3/9"]
+    assert facts.startswith("best so far 0.9000 by vit-0000; ")
+    assert facts.rstrip().endswith("to go")
+    assert vit.count("━") >= width / 6  # half of the bar
+
+
+def test_many_running_trials_leave_room(tmp_path: Path) -> None:
+    run = view(state(tmp_path), running=True)
+    crowded = replace(run, running=run.running * 20)
+    out = io.StringIO()
+    Console(file=out, width=100).print(render(crowded, now=0.0))
+    assert out.getvalue().count(" epoch ") == MOST_BARS
+    assert f"and {40 - MOST_BARS} more trials" in out.getvalue()
 
 
 def test_the_summary_has_the_numbers_of_the_view(tmp_path: Path) -> None:
