@@ -60,7 +60,10 @@ def drained(source: Source) -> None:
 def encoded(kind: str, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     pixels = np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)
-    Image.fromarray(pixels).convert(mode).save(file, kind)
+    image = Image.fromarray(pixels).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":  # of its whole range: a picture of low values alone is refused
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    image.save(file, kind)
     return file.getvalue()
 
 
