@@ -57,6 +57,9 @@ with live_view(run):
 """
 
 
+OF_A_TERMINAL = ("TMUX", "COLUMNS", "LINES")  # which this one says for itself
+
+
 class Terminal:
     """A tmux of its own with one window of ``width`` columns that runs ``command``."""
 
@@ -66,7 +69,7 @@ class Terminal:
         self.width = width
         text = f"{shlex.join(command)}; echo ended; cat"
         environment = {
-            **{name: value for name, value in os.environ.items() if name != "TMUX"},
+            **{name: value for name, value in os.environ.items() if name not in OF_A_TERMINAL},
             "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "TERM": "xterm-256color",
         }  # fmt: skip
         size = ("-x", str(width), "-y", "45")

@@ -50,7 +50,8 @@ def resident_mb(pid: int) -> float | None:
 def growth_mb(memory: list[tuple[float, int, float]], edges: list[float]) -> dict[int, float]:
     """The median growth of each process's least resident memory from one window of time to the
     next; ``edges`` are the windows' limits. A median, for one trial may fragment the heap by more
-    than a leak would add in all windows together."""
+    than a leak would add in all windows together. A process of one window is none that serves: a
+    fork has its parent's command line until it becomes something else."""
     growth: dict[int, float] = {}
     for pid in {pid for _, pid, _ in memory}:
         samples = [
@@ -58,7 +59,8 @@ def growth_mb(memory: list[tuple[float, int, float]], edges: list[float]) -> dic
             for begin, end in pairwise(edges)
         ]
         least = [min(window) for window in samples if window]
-        growth[pid] = statistics.median(later - earlier for earlier, later in pairwise(least))
+        if len(least) > 1:
+            growth[pid] = statistics.median(b - a for a, b in pairwise(least))
     return growth
 
 
