@@ -70,6 +70,16 @@ def test_rays_own_client_and_a_second_submission_of_what_is_done(
     assert err.splitlines()[-1] == "job job is done"
 
 
+def test_a_screen_is_a_job_too(cluster: tuple[Shell, Head]) -> None:
+    shell, at = cluster
+    screen = ("screen", "timm:test_vit=none", "timm:test_resnet=none", "--name", "screened")
+    code, out, err = shell(*submission(shell, at, *screen, "--set", "data.train_limit=200"))
+    assert code == 0, out + err
+    assert err.splitlines()[-1] == "job screened is done"
+    document = json.loads((shell.folder("screened") / "shortlist.json").read_text())
+    assert sorted(document["shortlist"]) == ["test_resnet", "test_vit"]
+
+
 def test_a_failing_sweep_ends_with_its_own_exit_code(cluster: tuple[Shell, Head]) -> None:
     shell, at = cluster
     weights = shell.cwd / "broken.safetensors"
