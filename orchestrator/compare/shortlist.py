@@ -324,7 +324,7 @@ def answer_text(result: Shortlist) -> str:
 
 
 def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
-    found, speed = row.screened, row.screened.speed
+    screened, speed = row.screened, row.screened.speed
     low, high = row.top1.low, row.top1.high
     return (
         f"{row.place}{'*' if is_chosen else ''}",
@@ -332,9 +332,9 @@ def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
         weights_text(row.backbone),
         percent(row.top1.mean),
         MISSING if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
-        percent(found.neighbours_top1),
+        percent(screened.neighbours_top1),
         MISSING if speed is None else f"{speed.latency_ms:.3g}",
-        MISSING if found.images_per_second is None else f"{found.images_per_second:.3g}",
+        MISSING if screened.images_per_second is None else f"{screened.images_per_second:.3g}",
         MISSING if speed is None else f"{speed.params_m:.1f}",
         str(row.backbone.image_size),
     )

@@ -186,26 +186,27 @@ def _audit_lines(audit: ScreeningAudit) -> Iterator[str]:
 
 def correlation_text(audit: ScreeningAudit) -> str:
     """Spearman's rho with its interval, or why it is missing."""
-    known: RankCorrelation | None = audit.correlation
-    if known is None or known.rho is None:
+    correlation: RankCorrelation | None = audit.correlation
+    if correlation is None or correlation.rho is None:
         return f"{MISSING}, {audit.why.get('correlation', 'all are tied')}"
     ends = "no interval"
-    if known.low is not None and known.high is not None:
-        ends = f"{100 * known.level:.0f} % interval {known.low:.2f} to {known.high:.2f}"
-    return f"Spearman's {known.rho:.2f} ({ends}, n = {known.n})".replace("-", "−")
+    if correlation.low is not None and correlation.high is not None:
+        level, low, high = correlation.level, correlation.low, correlation.high
+        ends = f"{100 * level:.0f} % interval {low:.2f} to {high:.2f}"
+    return f"Spearman's {correlation.rho:.2f} ({ends}, n = {correlation.n})".replace("-", "−")
 
 
 def regret_text(audit: ScreeningAudit, which: str) -> str:
     """A regret with its interval and of whom it is, or why it is missing."""
-    known: Regret | None = getattr(audit, which)
-    if known is None:
+    regret: Regret | None = getattr(audit, which)
+    if regret is None:
         return f"{MISSING}, {audit.why[which]}"
     ends = "no interval"
-    if known.low is not None and known.high is not None:
-        low, high = wording.signed(known.low), wording.signed(known.high)
-        ends = f"{100 * known.level:.0f} % interval {low} to {high}"
-    whose = known.best if known.best == known.trusted else f"{known.best} over {known.trusted}"
-    return f"{points(known.mean)} ({ends}; {whose})"
+    if regret.low is not None and regret.high is not None:
+        low, high = wording.signed(regret.low), wording.signed(regret.high)
+        ends = f"{100 * regret.level:.0f} % interval {low} to {high}"
+    whose = regret.best if regret.best == regret.trusted else f"{regret.best} over {regret.trusted}"
+    return f"{points(regret.mean)} ({ends}; {whose})"
 
 
 def record_lines(screening: ScreeningReport) -> list[str]:

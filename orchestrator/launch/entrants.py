@@ -128,12 +128,12 @@ def screened(screen: str, storage: str, run: str, beside: Entrants) -> Entrants:
         shortlists.append(_shortlist(screen, storage))
     if not is_begun:
         raise_if_any(mistakes)
-    known: dict[str, BackboneSpec] = {}
+    finalists: dict[str, BackboneSpec] = {}
     data: DataSpec | None = None
     for result in shortlists:  # one, or none where the run goes on without
-        known = {label: result.spec.candidates[label] for label in result.finalists}
+        finalists = {label: result.spec.candidates[label] for label in result.finalists}
         data = result.spec.data
-        log.info(f"on the shortlist of {screen}: {', '.join(known)}")
+        log.info(f"on the shortlist of {screen}: {', '.join(finalists)}")
     if is_begun:
         data = data if shortlists else begun.spec.sweeps[0].data
         typed_labels = {sweep.candidate for sweep in beside.sweeps}
@@ -142,10 +142,10 @@ def screened(screen: str, storage: str, run: str, beside: Entrants) -> Entrants:
             for sweep in begun.spec.sweeps
             if sweep.candidate not in typed_labels
         }
-        if kept.keys() != known.keys():
+        if kept.keys() != finalists.keys():
             log.info(f"{run} keeps those that it began with: {', '.join(kept)}")
-        known = {label: known.get(label, backbone) for label, backbone in kept.items()}
-    return replace(_entrants(known, data), screen=screen).beside(beside)
+        finalists = {label: finalists.get(label, backbone) for label, backbone in kept.items()}
+    return replace(_entrants(finalists, data), screen=screen).beside(beside)
 
 
 def _shortlist(screen: str, storage: str) -> Shortlist:

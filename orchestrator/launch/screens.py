@@ -15,11 +15,11 @@ from orchestrator.launch.prepare import (
 from orchestrator.screen.pool import PoolEntry, read_pools
 from orchestrator.screen.run import name_mistakes, tracking_uri
 from orchestrator.spec.named_sweeps import apply_set, family_sweep, stored_side
-from orchestrator.spec.run import absolute, absolute_data, dataset_name, sanitised
+from orchestrator.spec.run import absolute_backbone, absolute_data, dataset_name, sanitised
 from orchestrator.spec.screening import TOP, ScreenSpec
 from orchestrator.tracking import store
 from trainables.backbones import check_weights
-from trainables.config import DEFAULT_SHORT_SIDE, NAMED_WEIGHTS, BackboneSpec, DataSpec
+from trainables.config import DEFAULT_SHORT_SIDE, NAMED_WEIGHTS, DataSpec
 from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import raise_if_any
 from trainables.storage.object_storage import is_remote
@@ -72,7 +72,9 @@ def screen_of(options: ScreenOptions, *, as_job: bool = False) -> ScreenSpec:
             if entry.backbone.weights not in NAMED_WEIGHTS:
                 mistakes += [f"{entry.label}: {line}" for line in check_weights(entry.backbone)]
     raise_if_any(mistakes)
-    candidates = {label: _absolute(backbone) for label, backbone in typed.candidates.items()}
+    candidates = {
+        label: absolute_backbone(backbone) for label, backbone in typed.candidates.items()
+    }
     spec = replace(typed, candidates=candidates, data=absolute_data(typed.data))
     if not (as_job and is_remote(spec.storage)):
         raise_if_any(name_mistakes(spec))
@@ -90,9 +92,3 @@ def _data(dataset: str, sets: Sequence[str], entries: Sequence[PoolEntry]) -> Da
     if data.source in KNOWN_DATASETS or data.short_side or side <= DEFAULT_SHORT_SIDE:
         return data
     return replace(data, short_side=side)
-
-
-def _absolute(backbone: BackboneSpec) -> BackboneSpec:
-    if backbone.weights in NAMED_WEIGHTS:
-        return backbone
-    return replace(backbone, weights=absolute(backbone.weights))

@@ -163,9 +163,11 @@ class Screener:
         known before anything is built."""
         pending = [label for label in self.spec.candidates if label not in self._state.screened]
         for label in pending:
-            known = self._state.measured.get(label)
+            measured = self._state.measured.get(label)
             beyond = (
-                self._beyond_params(label) if known is None else beyond_limits(self.spec, known)
+                self._beyond_params(label)
+                if measured is None
+                else beyond_limits(self.spec, measured)
             )
             if beyond is not None:
                 self._left_out[label] = beyond
@@ -189,11 +191,11 @@ class Screener:
         count, total = len(self._state.screened), len(self.spec.candidates) - len(self._left_out)
         with long_step(None, "candidates screened", total, begin=count) as advance:
             advance(count)
-            for found in tasks.results(asked, self._should_stop, deadline=deadline):
+            for landed in tasks.results(asked, self._should_stop, deadline=deadline):
                 count += 1
-                self._state.screened[found.label] = found
-                self._record("screened", candidate=found.label, detail=found.as_dict())
-                log.info(f"{count}/{total} {landed_text(found)}")
+                self._state.screened[landed.label] = landed
+                self._record("screened", candidate=landed.label, detail=landed.as_dict())
+                log.info(f"{count}/{total} {landed_text(landed)}")
                 advance(count)
         for label in pending:
             if label not in self._state.screened:
@@ -206,13 +208,13 @@ class Screener:
         asked = [self._asked(label, None) for label in unknown]
         answers = tasks.results(asked, self._should_stop, deadline=deadline, measures_only=True)
         with long_step(None, "candidates measured", len(unknown)) as advance:
-            for count, found in enumerate(answers, start=1):
-                self._state.measured[found.label] = found
-                self._record("measured", candidate=found.label, detail=found.as_dict())
-                if found.reason is not None:
-                    self._state.screened[found.label] = found
-                    self._record("screened", candidate=found.label, detail=found.as_dict())
-                    log.info(landed_text(found))
+            for count, landed in enumerate(answers, start=1):
+                self._state.measured[landed.label] = landed
+                self._record("measured", candidate=landed.label, detail=landed.as_dict())
+                if landed.reason is not None:
+                    self._state.screened[landed.label] = landed
+                    self._record("screened", candidate=landed.label, detail=landed.as_dict())
+                    log.info(landed_text(landed))
                 advance(count)
         quick = []
         for label in pending:
@@ -277,18 +279,18 @@ def images_in_time(
     return max(min(least, most), min(most, int((SHARE_OF_TIME * seconds - fixed) / each)))
 
 
-def landed_text(found: Screened) -> str:
+def landed_text(landed: Screened) -> str:
     """A candidate that has just been screened, in a line."""
-    if found.reason is not None:
-        return f"{found.label} failed: {found.reason}"
-    right = int(bits_of(found).sum())
-    top1 = share_interval(right, found.val_images or 1, method="wilson")
+    if landed.reason is not None:
+        return f"{landed.label} failed: {landed.reason}"
+    right = int(bits_of(landed).sum())
+    top1 = share_interval(right, landed.val_images or 1, method="wilson")
     interval = f"{100 * (top1.low or 0):.1f}–{100 * (top1.high or 0):.1f}"
-    speed = f"{found.speed.latency_ms:.3g} ms, " if found.speed else ""
-    made = "features were on disk" if found.cached else f"{found.images_per_second:.3g} images/s"
+    speed = f"{landed.speed.latency_ms:.3g} ms, " if landed.speed else ""
+    made = "features were on disk" if landed.cached else f"{landed.images_per_second:.3g} images/s"
     return (
-        f"{found.label}: linear probe {percent(found.linear_top1)} ({interval}), neighbours "
-        f"{percent(found.neighbours_top1)}; {speed}{made}, {duration(found.seconds)}"
+        f"{landed.label}: linear probe {percent(landed.linear_top1)} ({interval}), neighbours "
+        f"{percent(landed.neighbours_top1)}; {speed}{made}, {duration(landed.seconds)}"
     )
 
 
@@ -349,11 +351,11 @@ def _answer(answer: object, asked: Screening) -> Screened:
     import ray
 
     try:
-        found: Screened = ray.get(answer)
+        landed: Screened = ray.get(answer)
     except ray.exceptions.RayError as error:
         broken = storage_error(error)
         if broken is not None:
             raise broken from error
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         return Screened(label=asked.label, reason=reason)
-    return replace(found, label=asked.label)
+    return replace(landed, label=asked.label)

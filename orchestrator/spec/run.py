@@ -54,6 +54,13 @@ def absolute_data(data: DataSpec) -> DataSpec:
     )
 
 
+def absolute_backbone(backbone: BackboneSpec) -> BackboneSpec:
+    """``backbone`` with an absolute path of its weights, where they are in a file."""
+    if backbone.weights in NAMED_WEIGHTS:
+        return backbone
+    return replace(backbone, weights=absolute(backbone.weights))
+
+
 def dataset_name(source: str) -> str:
     """The data's part of a run's default name: its own name, or its path's last one."""
     return source if source in KNOWN_DATASETS else Path(source).resolve().stem
@@ -231,10 +238,8 @@ class SweepSpec(Spec):
             epoch_timeout_s=self.resources.epoch_timeout_s,
         )
         assignment = with_axes(assignment, own)
-        backbone = assignment.backbone
-        if backbone.weights not in NAMED_WEIGHTS:
-            backbone = replace(backbone, weights=absolute(backbone.weights))
-        return replace(assignment, backbone=backbone, data=absolute_data(assignment.data))
+        backbone, data = absolute_backbone(assignment.backbone), absolute_data(assignment.data)
+        return replace(assignment, backbone=backbone, data=data)
 
     def _decided_recipe(self) -> Recipe:
         if self.recipe.compile is not None:

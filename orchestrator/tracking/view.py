@@ -268,7 +268,7 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
 
 def screened_tags(state: State, label: str, parent: str) -> dict[str, str]:
     """Tags of a screened candidate's run."""
-    found, backbone = state.screen.screened[label], _screened_backbone(state, label)
+    screened, backbone = state.screen.screened[label], _screened_backbone(state, label)
     tags = {
         RUN_ID_TAG: run_id(state),
         "mlflow.parentRunId": parent,
@@ -281,35 +281,35 @@ def screened_tags(state: State, label: str, parent: str) -> dict[str, str]:
         "scale": None if backbone.model else backbone.scale,
         "dataset": state.header.datasets[STAGE].name,
         "stage": STAGE,
-        "status": TrialStatus.FAILED if found.reason else TrialStatus.FINISHED,
-        "reason": found.reason,
+        "status": TrialStatus.FAILED if screened.reason else TrialStatus.FINISHED,
+        "reason": screened.reason,
     }
     return texts(tags, MAX_TAG)
 
 
 def screened_params(state: State, label: str) -> dict[str, str]:
     """The geometry of a screened candidate, and how many images its probe learned from."""
-    found, backbone = state.screen.screened[label], _screened_backbone(state, label)
+    screened, backbone = state.screen.screened[label], _screened_backbone(state, label)
     params = {
         "image_size": backbone.image_size,
         "weights": backbone.weights,
-        "train_images": found.train_images,
-        "feature_width": found.width,
-        "probe_strength": found.strength,
+        "train_images": screened.train_images,
+        "feature_width": screened.width,
+        "probe_strength": screened.strength,
     }
     return {name: str(value)[:MAX_PARAM] for name, value in params.items() if value is not None}
 
 
 def screened_metrics(state: State, label: str) -> list[MetricRow]:
     """Accuracies of a candidate's probes, and what its backbone costs."""
-    found = state.screen.screened[label]
+    screened = state.screen.screened[label]
     values: dict[str, float | None] = {
-        "linear_top1": found.linear_top1,
-        "neighbours_top1": found.neighbours_top1,
-        "latency_ms": found.speed.latency_ms if found.speed else None,
-        "inference_images_per_second": found.images_per_second,
-        "params_m": found.speed.params_m if found.speed else None,
-        "device_seconds": found.seconds,
+        "linear_top1": screened.linear_top1,
+        "neighbours_top1": screened.neighbours_top1,
+        "latency_ms": screened.speed.latency_ms if screened.speed else None,
+        "inference_images_per_second": screened.images_per_second,
+        "params_m": screened.speed.params_m if screened.speed else None,
+        "device_seconds": screened.seconds,
     }
     return _rows(values, state.screen.landed_at[label])
 
