@@ -45,7 +45,7 @@ def take_picture(page: Path, picture: Path) -> bool:
     options = webdriver.ChromeOptions()
     options.binary_location = str(binaries[0])
     with tempfile.TemporaryDirectory() as profile:
-        for flag in ("--headless", "--no-sandbox", "--hide-scrollbars", "--force-color-profile=srgb",
+        for flag in ("--headless", "--no-sandbox", "--hide-scrollbars",
                      f"--window-size={WIDTH},{HEIGHT}", f"--user-data-dir={profile}"):  # fmt: skip
             options.add_argument(flag)
         service = webdriver.ChromeService(executable_path=binaries[1])
