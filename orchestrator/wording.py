@@ -63,10 +63,11 @@ def p_text(value: float | None) -> str:
 
 def interval(
     mean: float, low: float | None, high: float | None, level: float, n: int,
-    searches: int = 1, images: int | None = None,
+    searches: int = 1, images: int | None = None, groups: int | None = None,
 ) -> str:  # fmt: skip
-    """``mean (interval, n)`` of an accuracy; ``images`` stay unsaid."""
+    """``mean (interval, n)`` of an accuracy; ``images`` stay unsaid, but not their ``groups``."""
     count = f"n = {n}" if searches == 1 else f"{searches} searches, {n} finals"
+    count += f", {groups} groups of images" if groups is not None else ""
     if low is None or high is None:
         return f"{percent(mean)} ({count}, no interval)"
     # Rounded outwards: an interval that is narrower than a digit is still one.

@@ -48,7 +48,8 @@ def gap_to_test(candidate: CandidateTrials) -> Gap | None:
     gaps = [[_val(final) - final.test("top1") for final in group] for group in groups]
     of_val = _validation_images(candidate, finals, statistics.mean_of(val))
     final_val = statistics.mean_over(val, of_val, bounds=(0.0, 1.0))
-    of_test = [statistics.binomial_part(test.mean, test.images)] if test.images else []
+    units = test.groups or test.images  # each group as one image, to be careful
+    of_test = [statistics.binomial_part(test.mean, units)] if units else []
     chosen = _chosen(candidate, {final.state.winner for final in trials})
     return Gap(
         family=candidate.label, search_val_top1=chosen, final_val_top1=final_val, test_top1=test,

@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from orchestrator.compare import statistics
-from orchestrator.compare.finals import by_search, correctness, finished, newest_round
+from orchestrator.compare.finals import by_search, correctness, finished, image_groups, newest_round
 from orchestrator.compare.runs import Array, CandidateTrials, Curve
 from orchestrator.compare.statistics import ALPHA, Estimate, Interval
 from orchestrator.wording import signed
@@ -53,7 +53,8 @@ class PairResult:
     """Two candidates tested on their finals; ``difference`` is a's test accuracy less b's.
 
     ``n``: searches and finals of each candidate, ``searches_a``, ``seeds_a`` and so on, and test
-    ``images``, ``None`` where correctness by image is not known. ``level``: what the verdict
+    ``images``, ``None`` where correctness by image is not known, and their ``groups``, ``None``
+    where images stand for themselves. ``level``: what the verdict
     speaks of, and ``method`` by which test; ``None`` and why not where there is none. At a
     difference of less than ``margin`` two are equivalent, shown by two one-sided tests
     (``p_value_equivalent``, after Holm). ``smallest_detectable``: the true difference that would
@@ -155,23 +156,33 @@ def _test(
 ) -> tuple[PairResult, Estimate | None]:
     of_a, of_b = finished(round_a), finished(round_b)
     groups_a, groups_b = by_search(of_a), by_search(of_b)
-    images = _per_image(of_a, of_b)
-    level, method = _level(groups_a, groups_b, images)
-    estimate = None if level is None else statistics.difference(groups_a, groups_b, images)
+    images, clusters = _per_image(of_a, of_b), image_groups([*of_a, *of_b])
+    if clusters is not None and len(np.unique(clusters)) < 2:
+        images = clusters = None  # one group tells nothing of others
+    level, method = _level(groups_a, groups_b, images, clusters)
+    estimate = (
+        None if level is None else statistics.difference(groups_a, groups_b, images, clusters)
+    )
     mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
     interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
     by_seed = {(f.state.search, f.state.assignment.seed): f.test("top1") for f in of_b}
     seeds = [((f.state.search, f.state.assignment.seed), f.test("top1")) for f in of_a]
     p_value = estimate.p_value if estimate else None
-    p_images = statistics.permutation(images) if images is not None else None
+    units = images  # that other images would be: images, or whole groups of them
+    if images is not None and clusters is not None:
+        units, _ = statistics.cluster_sums(images, clusters)
+    p_images = statistics.permutation(units) if units is not None else None
     if level is Level.MODELS and images is not None:
-        p_value = p_images = statistics.mcnemar(images > 0, images < 0)
+        if clusters is None:
+            p_images = statistics.mcnemar(images > 0, images < 0)
+        p_value = p_images
     pair = PairResult(
         a=a, b=b, difference=interval, level=level if estimate else None, margin=margin,
         method=method if estimate or level is None else "nothing varied",
         n={"searches_a": len(groups_a), "searches_b": len(groups_b),
            "seeds_a": len(of_a), "seeds_b": len(of_b),
-           "images": None if images is None else images.size},
+           "images": None if images is None else images.size,
+           "groups": None if clusters is None else len(np.unique(clusters))},
         p_value=p_value, p_value_images=p_images,
         p_value_seeds=statistics.paired_t(
             [top1 - by_seed[seed] for seed, top1 in seeds if seed in by_seed]
@@ -182,11 +193,14 @@ def _test(
 
 
 def _level(
-    groups_a: statistics.Groups, groups_b: statistics.Groups, images: Array | None
+    groups_a: statistics.Groups,
+    groups_b: statistics.Groups,
+    images: Array | None,
+    clusters: Array | None,
 ) -> tuple[Level | None, str]:
     """What the two can be compared as, and how; or why not at all."""
     searches = len(groups_a), len(groups_b)
-    by = "" if images is None else " and images"
+    by = "" if images is None else " and images" if clusters is None else " and groups of images"
     if min(searches) >= LEAST_SEARCHES:
         return Level.SEARCHES, f"Welch's t over searches{by}"
     if searches != (1, 1):
@@ -198,7 +212,8 @@ def _level(
     if min(seeds) > 1:
         return Level.RECIPES, f"Welch's t over seeds{by}"
     if seeds == (1, 1) and images is not None:
-        return Level.MODELS, "McNemar's on these two models"
+        test = "McNemar's" if clusters is None else "sign flips of groups of images"
+        return Level.MODELS, f"{test} on these two models"
     return None, "one seed, and no correctness by image on shared images"
 
 

@@ -255,7 +255,8 @@ def _tested(comparison: Comparison) -> Iterator[str]:
     if any(top1.low is not None for top1 in tops):
         searches = max(top1.searches for top1 in tops)
         over = "searches, seeds" if searches > 1 else "seeds of the winner"
-        images = " and images" if all(top1.images for top1 in tops) else ""
+        units = "groups of images" if any(top1.groups for top1 in tops) else "images"
+        images = f" and {units}" if all(top1.images for top1 in tops) else ""
         yield (
             f"Test accuracies are means with {100 * LEVEL:.0f} % intervals for new {over}{images}."
         )
