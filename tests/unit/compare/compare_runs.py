@@ -52,14 +52,15 @@ class RunFolder:
         *,
         dataset: dict[str, Any] = DATASET,
         max_epochs: int = 9,
+        data: DataSpec = DataSpec(),  # noqa: B008 - frozen
     ) -> None:
         self.folder = folder
-        self.max_epochs = max_epochs
+        self.max_epochs, self.data = max_epochs, data
         self.ledger = Ledger(folder / FILE_NAME)
         self.counts = dict.fromkeys(families, 0)
         sweeps = [
             {
-                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(DataSpec()),
+                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(data),
                 "recipe": Recipe().as_dict(), "space": SPACE, "trials": 8, "seed": 0,
                 "scheduler": {"kind": "asha", "max_epochs": max_epochs, "grace_epochs": 1,
                               "reduction_factor": 3},
@@ -100,7 +101,7 @@ class RunFolder:
         trial = f"{whose}-{index:04d}" if stage == "search" else f"{whose}-{stage}-{index:04d}"
         assignment = Assignment(
             trial_id=trial, attempt=1, backbone=BackboneSpec(family=family),
-            recipe=Recipe(**axes), data=DataSpec(), seed=seed, epochs=self.max_epochs,
+            recipe=Recipe(**axes), data=self.data, seed=seed, epochs=self.max_epochs,
         )  # fmt: skip
         searched = {f"recipe.{name}": value for name, value in axes.items()}
         self.ledger.append(
