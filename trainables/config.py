@@ -24,6 +24,8 @@ HUB_WEIGHTS = ("hub", *ALIKE)
 NAMED_WEIGHTS = (*HUB_WEIGHTS, "none")  # all else is a path
 LEVELS_OF_ALL_SETS = ("none", "light")  # the same in each
 STORE_FORMS = ("auto", "pixels", "encoded")
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+SAMPLERS = ("shuffle", "balanced")
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -227,6 +229,9 @@ class Recipe(Spec, section="recipe"):
     ``random_erasing`` and ``drop_path`` count where they are more than the level's. ``bf16`` is
     autocast, on a GPU with TF32 for what stays in fp32; ``fp32`` is IEEE single precision
     throughout. ``compile`` may be ``None``: where a measured step says that it pays within a trial.
+    ``class_weights`` and ``sampler`` are for classes of unequal size
+    (:mod:`trainables.train.class_balance`): what an image counts in the training loss by its class,
+    and which images an epoch has, each once or of every class equally many, as many in all.
     Warm-up is ``warmup_share`` of the full length, or ``warmup_epochs`` where that is ``None``, as
     it is in recipes of before it.
     """
@@ -253,6 +258,8 @@ class Recipe(Spec, section="recipe"):
     mixup: float = ruled(0.0, 0, 10)
     cutmix: float = ruled(0.0, 0, 10)
     label_smoothing: float = ruled(0.0, 0, 0.9)
+    class_weights: str = ruled("none", choices=CLASS_WEIGHTS, before="none")
+    sampler: str = ruled("shuffle", choices=SAMPLERS, before="shuffle")
     drop_path: float = ruled(0.0, 0, 0.9)
     precision: str = ruled("fp32", choices=("fp32", "bf16"))
     compile: bool | None = ruled(False)
@@ -425,9 +432,11 @@ class DatasetFacts(Spec):
 
     ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
     ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
-    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
-    the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
-    where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
+    split, train before ``train_limit``, and ``class_counts`` those of each class, in the order of
+    ``class_names`` (``None`` where they are not known: of earlier versions, and of a name alone).
+    ``content_hash`` covers pixels, labels, class names and the split; ``test_hash`` the images and
+    labels of the test split alone. ``mirror_safe`` is False where a mirrored image is another sign
+    (digits). ``skipped`` counts corrupt images left out.
     ``duplicates`` is ``None`` where nobody has counted them. ``encoded_bytes`` is what all images
     take where they are kept encoded, ``None`` where their pixels are. ``white`` is ``data.white``,
     by which encoded pictures are decoded again.
@@ -446,6 +455,9 @@ class DatasetFacts(Spec):
     duplicates: Duplicates | None = None
     encoded_bytes: int | None = field(default=None, metadata={"before": None})
     white: float | None = field(default=None, metadata={"before": None})
+    class_counts: Mapping[str, tuple[int, ...]] | None = field(
+        default=None, metadata={"before": None}
+    )
 
     @property
     def store_form(self) -> str:

@@ -1,4 +1,5 @@
-"""What is said of the images: how often their test split was opened, and which are there twice."""
+"""What is said of the images: how often their test split was opened, which are there twice, and
+what their classes are like."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.compare.runs import RunData
 from trainables.config import DatasetFacts
-from trainables.data import duplicates
+from trainables.data import balance, duplicates
 
 
 def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
@@ -43,6 +44,19 @@ def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterat
                 f"in {facts.duplicates.mislabelled} groups of images with the same pixels the "
                 "labels differ: no model can be right on all of them"
             )
+
+
+def image_warnings(facts: DatasetFacts) -> Iterator[str]:
+    """What is wrong with the images of a data set before anything is trained on them, a line
+    each, with what to do."""
+    if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
+        yield problem
+    yield from class_warnings(facts)
+
+
+def class_warnings(facts: DatasetFacts) -> Iterator[str]:
+    """The same without what is there twice."""
+    yield from balance.imbalance(facts)
 
 
 def copies_lines(facts: DatasetFacts, store: Path | None = None) -> list[str]:

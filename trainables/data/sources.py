@@ -60,8 +60,9 @@ def known_images(data: DataSpec) -> DatasetFacts | None:
     if dataset is None:
         return None
     side, images = min(dataset.side_px, data.short_side or dataset.side_px), dataset.train_images
-    val = round(data.val_fraction * images)
-    carved = 0 if dataset.test_images else round(data.test_fraction * images)
+    val = max(dataset.classes, round(data.val_fraction * images))
+    own_test = dataset.test_images
+    carved = 0 if own_test else max(dataset.classes, round(data.test_fraction * images))
     return DatasetFacts(
         height=side,
         width=side,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +37,7 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,11 @@ def open_store(path: Path, content: str | None = None) -> ImageStore | None:
             digests, labels = store.digests("test"), store.labels("test")
             shape = (info.height, info.width, info.channels)
             sealed = hash_of_split(info.class_names, shape, labels, digests)
-            store = replace(store, info=replace(info, test_hash=sealed))
+            store = replace(store, info=replace(store.info, test_hash=sealed))
+        if info.class_counts is None:
+            counted = {name: store.labels(name) for name in SPLITS}
+            counts = count_classes(counted, len(info.class_names))
+            store = replace(store, info=replace(store.info, class_counts=counts))
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
     return store if whole and fits else None
@@ -265,6 +270,14 @@ def hash_of_split(
     return content_hash(tuple(map(str, present)), shape, [columns])
 
 
+def count_classes(labels: Mapping[str, Labels], classes: int) -> dict[str, tuple[int, ...]]:
+    """By split, images of each class; ``labels`` (N,) are by split."""
+    return {
+        split: tuple(np.bincount(numbers, minlength=classes).tolist())
+        for split, numbers in labels.items()
+    }
+
+
 def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) -> Rows:
     """Row numbers (N,) in an order of which every prefix is stratified.
 
@@ -279,24 +292,39 @@ def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) 
     return np.lexsort((labels, digests, keys, priority)).astype(np.int64)
 
 
-def carve(labels: Labels, digests: Digests, *, count: int, seed: int, salt: str) -> Rows:
-    """``count`` row numbers, stratified, that leave every class at least one image.
+def carve(
+    labels: Labels, digests: Digests, *, count: int, seed: int, salt: str, leave: int = 1
+) -> Rows:
+    """``count`` row numbers, stratified, that leave every class at least one image, or ``leave``
+    of them where it has as many.
 
     Copies of one image (the same digest) are chosen together or not at all; a group of them that
     would be too many is passed over for what comes after it. Only where nothing else is left are
-    there more than ``count``, by less than the smallest such group. Returns fewer than ``count``
-    where the classes cannot spare as many.
+    there more than ``count``, by less than the smallest such group; and where a class that can
+    spare an image would have none among them, as where there are more classes than ``count``.
+    Returns fewer than ``count`` where the classes cannot spare as many.
     """
     order = stratified_order(labels, digests, seed=seed, salt=salt)
     _, rank, size = _ranked(labels, digests, seed=seed, salt=salt)
     _, group, images = np.unique(digests, return_inverse=True, return_counts=True)
     stays = np.zeros(len(images), dtype=bool)
-    stays[group[rank == size - 1]] = True  # the last image of each class, and its copies
+    stays[group[rank >= size - leave]] = True  # the last images of each class, and their copies
     spare = order[~stays[group[order]]]
-    if len(images) == len(digests):
-        return spare[:count]
-    chosen = _fill(dict.fromkeys(group[spare].tolist()), images.tolist(), count)
+    in_order = dict.fromkeys(group[spare].tolist())
+    chosen = _fill(in_order, images.tolist(), count)
+    here = np.isin(group[spare], chosen)
+    if len(present := np.unique(labels[spare])) > len(np.unique(labels[spare[here]])):
+        begun = [_first_group(group[spare], images, here, labels[spare] == c) for c in present]
+        chosen = [*begun, *_fill(dict.fromkeys([*begun, *in_order]), images.tolist(), count)]
     return spare[np.isin(group[spare], chosen)]
+
+
+def _first_group(group: Rows, images: Rows, here: Flags, of_class: Flags) -> int:
+    """The first of a class's groups that is chosen already, else the first of its smallest; of all
+    rows in their order their ``group``, whether it is ``here`` and whether the row is ``of_class``,
+    (N,) each."""
+    groups = group[of_class & here] if (of_class & here).any() else group[of_class]
+    return int(groups[0] if (of_class & here).any() else groups[np.argmin(images[groups])])
 
 
 def _fill(groups: Iterable[int], images: Sequence[int], count: int) -> list[int]:
@@ -321,8 +349,9 @@ def assign_splits(
 
     ``test`` and then ``val`` are carved from ``train`` where the source lacks them; both
     by ``split_seed``, or val by ``val_seed``, which leaves test as it is; both
-    fractions are of the source's train split. Copies of one image stay together. Raises
-    ``UserError`` where images do not suffice.
+    fractions are of the source's train split. Each class has an image in train and, where it has
+    two, in val; a third is for test. Copies of one image stay together. Raises ``UserError`` where
+    images do not suffice.
     """
     left = np.arange(len(labels["train"]), dtype=np.int64)
     assigned: dict[str, tuple[str, Rows]] = {}
@@ -334,6 +363,9 @@ def assign_splits(
         pool = labels["train"][left], digests["train"][left]
         seed = spec.split_seed if name == "test" or spec.val_seed is None else spec.val_seed
         chosen = carve(*pool, count=count, seed=seed, salt=name)
+        if name == "test" and not len(labels.get("val", ())):  # val is to have every class too
+            spared = carve(*pool, count=count, seed=seed, salt=name, leave=2)
+            chosen = spared if len(spared) >= count else chosen
         if len(chosen) < count:
             raise UserError(
                 f"data.source {spec.source!r} has too few images for a split: {count} of its "

@@ -41,6 +41,7 @@ from trainables.data.store import (
     Rows,
     assign_splits,
     content_hash,
+    count_classes,
     hash_of_split,
     places_file,
     require_train_classes,
@@ -98,6 +99,9 @@ def write_store(
         height=reading.side,
         width=reading.side,
         counts={split: len(part.labels) for split, part in splits.items()},
+        class_counts=count_classes(
+            {split: part.labels for split, part in splits.items()}, len(names)
+        ),
         content_hash=content_hash(names, shape, columns),
         test_hash=hash_of_split(names, shape, test.labels, test.digests),
         mirror_safe=reading.mirror_safe,
