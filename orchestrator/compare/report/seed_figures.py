@@ -1,7 +1,6 @@
-"""Figures of means over seeds: a claim's effects against the smallest that would matter and what
-it measured, then the final models: accuracy against what it costs, and their probes, one mark, line
-or bar a candidate.
-"""
+"""Figures of means over seeds: a claim's effects against the smallest that would matter and what it
+measured, then the final models: the judged figure against what it costs, and their probes, one
+mark, line or bar a candidate."""
 
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ from orchestrator.compare.report.figures import Figure, Places
 from orchestrator.compare.runs import Array, Values
 from orchestrator.compare.statistics import MeanInterval
 from orchestrator.compare.table import price_text
-from orchestrator.wording import MISSING, NONE, count, percent
+from orchestrator.wording import MISSING, NONE, axis_of, count, figure
+from trainables.metrics import metric_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +126,7 @@ PRICE_LABELS = {
 
 
 def front_figures(tradeoffs: Tradeoffs, places: Places) -> list[Figure]:
-    """Test accuracy of the finals against each price that two candidates and more have; none of
+    """What the finals are judged by against each price that two candidates and more have; none of
     validation, of which the table says all."""
     if tradeoffs.basis is Basis.VALIDATION:
         return []
@@ -138,34 +138,39 @@ def front_figures(tradeoffs: Tradeoffs, places: Places) -> list[Figure]:
 
 
 def _front(tradeoffs: Tradeoffs, front: Front, places: Places) -> Figure | None:
-    """A mark a candidate with the interval of its accuracy; the front is the stepped line."""
+    """A mark a candidate with its figure's interval; the front is the stepped line."""
+    metric = metric_of(tradeoffs.metric)
     shown = [
-        (standing, standing.top1, price)
+        (standing, standing.judged, price)
         for standing in tradeoffs.candidates
-        if standing.top1 and (price := standing.price(front.price)) is not None
+        if standing.judged and (price := standing.price(front.price)) is not None
     ]
     if len(shown) < 2:
         return None
     title, unit = PRICE_LABELS[front.price]
     with figures.new_plot() as axes:
         ends = []
-        for standing, top1, price in shown:
+        for standing, judged, price in shown:
             place = places[standing.label]
-            low = top1.mean if top1.low is None else top1.low
-            high = top1.mean if top1.high is None else top1.high
-            axes.vlines(price, 100 * low, 100 * high, color=figures.color(place), linewidth=1.4)
-            axes.plot(price, 100 * top1.mean, figures.marker(place), color=figures.color(place))
+            low = judged.mean if judged.low is None else judged.low
+            high = judged.mean if judged.high is None else judged.high
+            ink, ends_on_axis = figures.color(place), figures.on_axis(np.array([low, high]), metric)
+            axes.vlines(price, *ends_on_axis, color=ink, linewidth=1.4)
+            mean = figures.on_axis(judged.mean, metric)
+            axes.plot(price, mean, figures.marker(place), color=ink)
             ends += [low, high]
-        on_front = {s.label: (price, top1.mean) for s, top1, price in shown}
+        on_front = {s.label: (price, judged.mean) for s, judged, price in shown}
         x, y = np.transpose([on_front[label] for label in front.candidates])
-        axes.step(x, 100 * y, where="post", color=figures.MUTED, linewidth=1.2, zorder=1)
+        steps = figures.on_axis(y, metric)
+        axes.step(x, steps, where="post", color=figures.MUTED, linewidth=1.2, zorder=1)
         axes.set_xlim(left=0)
-        axes.set(ylim=figures.share_limits(ends), xlabel=unit, ylabel="test accuracy, %")
-        label = f"Test accuracy against {unit}: {', '.join(on_front)}"
+        limits = figures.figure_limits(ends, metric)
+        axes.set(ylim=limits, xlabel=unit, ylabel=f"test {axis_of(metric)}")
+        label = f"Test {metric.noun} against {unit}: {', '.join(on_front)}"
         data = [
-            (s.label, price_text(front.price, price), percent(top1.mean),
+            (s.label, price_text(front.price, price), figure(judged.mean, metric),
              s.label in front.candidates)
-            for s, top1, price in shown
+            for s, judged, price in shown
         ]  # fmt: skip
         return figures.figure_of(axes, f"front-{front.price}", title, label, data)
 

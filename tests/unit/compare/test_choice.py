@@ -157,8 +157,9 @@ def test_latencies_of_two_devices_make_no_front(tmp_path: Path) -> None:
 
 
 def standing(place: int, top1: int, latency: int) -> Standing:
+    mean = MeanInterval(mean=top1 / 20, low=None, high=None, n=3)
     return Standing(
-        label=f"c{place}", top1=MeanInterval(mean=top1 / 20, low=None, high=None, n=3),
+        label=f"c{place}", judged=mean, top1=mean,
         latency_ms=MeanInterval(mean=latency, low=None, high=None, n=1), timed_on="here",
         memory_gb=None, params_m=1.0, device_seconds=1.0, usd=None,
     )  # fmt: skip
