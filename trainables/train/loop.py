@@ -136,15 +136,21 @@ def score(
     classes = 0
     for logits, labels in predictions:
         classes = logits.shape[1]
-        best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
-        hits = best == labels[:, None]
+        best = logits.argmax(1)  # (B,): the first of those that tie
+        among = logits.topk(min(5, classes), dim=1).indices == labels[:, None]  # (B, 5)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        counts = (loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device))
+        counts = (
+            loss,
+            (best == labels).sum(),
+            among.sum(),
+            torch.tensor(len(labels), device=device),
+        )
         sums += torch.stack([c.double() for c in counts])
         kept = logits.softmax(1) if gathers else logits[:, :0]
-        parts.append((labels.cpu(), best[:, 0].cpu(), kept.cpu()))
+        parts.append((labels.cpu(), best.cpu(), kept.cpu()))
     if world.size > 1:
         dist.all_reduce(sums)
+    classes = classes or len(class_names)  # of a worker without an image
     loss_sum, top1, top5, counted = sums.tolist()
     if not math.isfinite(loss_sum):
         raise Diverged("the validation loss is not finite")

@@ -23,6 +23,7 @@ from orchestrator.compare.statistics import MeanInterval
 from orchestrator.compare.table import table_text
 from orchestrator.compare.verdicts import compare_pairs
 from tests.unit.compare.compare_runs import RunFolder, search_run
+from trainables.metrics import TOP1
 
 IMAGES = 2000
 LATENCY = {"resnet": 2.0, "vit": 4.0, "hybrid": 9.0}
@@ -171,7 +172,7 @@ def test_nobody_beats_the_front_and_the_front_beats_all_others(
     points: list[tuple[int, int]],
 ) -> None:
     standings = [standing(place, *point) for place, point in enumerate(points)]
-    front = _front(standings, Price.LATENCY, {"cpu"}, Basis.TEST)
+    front = _front(standings, Price.LATENCY, {"cpu"}, Basis.TEST, TOP1)
 
     def is_beaten(point: tuple[int, int]) -> bool:
         return any(
