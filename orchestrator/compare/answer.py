@@ -41,12 +41,15 @@ class Place:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """``level``: what the verdicts speak of; ``None`` where nothing was tested. ``places``: best
-    first. ``caveats``: sentences that belong beside the verdict. ``text`` says all of it."""
+    first. ``caveats``: what belongs beside the verdict. ``lead`` says the result, the sentences
+    ``beside`` it of what it speaks and the caveats; ``text`` says all of it."""
 
     level: Level | None
     places: tuple[Place, ...]
     verdicts: tuple[str, ...]
     caveats: tuple[str, ...]
+    lead: str
+    beside: tuple[str, ...]
     text: str
 
 
@@ -83,14 +86,23 @@ def answer_of(facts: Facts) -> Answer:
     caveats, places = tuple(_caveats(facts)), tuple(_places(facts.entries, facts.metric))
     levels = {pair.level for pair in facts.pairs if pair.level}
     level = levels.pop() if len(levels) == 1 else None
+    beside: tuple[str, ...] = ()
     if facts.claims:
-        text = " ".join(verdict["sentence"] for verdict in facts.claims)
+        lead = " ".join(verdict["sentence"] for verdict in facts.claims)
     elif any(place.test for place in places):
-        text = _of_finals(facts, places, level, caveats)
+        lead, beside = _of_finals(facts, places), tuple(_beside(level, caveats))
     else:
-        text = _of_search(facts, places)
-    verdicts = tuple(describe_verdict(pair) for pair in facts.pairs)
-    return Answer(level=level, places=places, verdicts=verdicts, caveats=caveats, text=text)
+        lead, *others = _of_search(facts, places)
+        beside = tuple(others)
+    return Answer(
+        level=level,
+        places=places,
+        verdicts=tuple(describe_verdict(pair) for pair in facts.pairs),
+        caveats=caveats,
+        lead=lead,
+        beside=beside,
+        text=" ".join([lead, *beside]),
+    )
 
 
 def _places(entries: Sequence[CandidateSummary], metric: Metric) -> list[Place]:
@@ -136,9 +148,7 @@ def unlike_weights(entries: Sequence[CandidateSummary]) -> str | None:
     return f"their weights had learned from different images before ({learned})"
 
 
-def _of_finals(
-    facts: Facts, places: Sequence[Place], level: Level | None, caveats: Sequence[str]
-) -> str:
+def _of_finals(facts: Facts, places: Sequence[Place]) -> str:
     metric = facts.metric
     tested = [f"{p.family} {interval(**vars(p.test), metric=metric)}" for p in places if p.test]
     opened = facts.test_opened_at
@@ -149,10 +159,14 @@ def _of_finals(
         parts.append("Only one candidate has finals, so there is no pair to test.")
     else:
         parts.append(f"{_verdicts(facts.pairs, metric)}.")
-    if level is not None:
-        parts.append(f"This speaks of {OF_LEVEL[level]}.")
-    parts += [f"{caveat[0].upper()}{caveat[1:]}." for caveat in caveats]
     return " ".join(parts)
+
+
+def _beside(level: Level | None, caveats: Sequence[str]) -> Iterator[str]:
+    if level is not None:
+        yield f"This speaks of {OF_LEVEL[level]}."
+    for caveat in caveats:
+        yield f"{caveat[0].upper()}{caveat[1:]}."
 
 
 def _verdicts(pairs: Sequence[PairResult], metric: Metric) -> str:
@@ -169,7 +183,8 @@ def _verdicts(pairs: Sequence[PairResult], metric: Metric) -> str:
     return f"Verdict{'s' * (len(pairs) > 1)}{corrected}: {sentence}"
 
 
-def _of_search(facts: Facts, places: Sequence[Place]) -> str:
+def _of_search(facts: Facts, places: Sequence[Place]) -> tuple[str, str]:
+    """What was found, and why that is no verdict."""
     opened, entries = facts.test_opened_at, facts.entries
     test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
     unjudged = f"Selection used val only, no finals are on record and {test}, so"
@@ -178,10 +193,8 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> str:
     on = f"on {facts.dataset or 'a dataset without a record'}"
     if not ranked:
         total = sum(entry.trials for entry in entries)
-        return (
-            f"No trial has finished {on} ({total} on record), so nothing can be ranked. "
-            f"{unjudged} there is no verdict."
-        )
+        nothing = f"No trial has finished {on} ({total} on record), so nothing can be ranked."
+        return nothing, f"{unjudged} there is no verdict."
     counts = {entry.family: entry.trials for entry in entries}
     best, first = ranked[0]
     if len(ranked) == 1:
@@ -203,4 +216,4 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> str:
         if facts.caveat_of_sides:
             lead += f"; {facts.caveat_of_sides}"
     ranks = "this ranks single best trials and is not a verdict"
-    return f"{on[0].upper()}{on[1:]}, {lead}. {unjudged} {ranks}."
+    return f"{on[0].upper()}{on[1:]}, {lead}.", f"{unjudged} {ranks}."

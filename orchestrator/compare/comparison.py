@@ -247,7 +247,8 @@ def compare(
     screens, trained = shortlists_of(runs), [run for run in runs if not run.state.is_screen]
     answer = answer_of(facts)
     if not trained:
-        answer = replace(answer, text=" ".join(map(answer_text, screens)))
+        lead, *others = map(answer_text, screens)
+        answer = replace(answer, lead=lead, beside=tuple(others), text=" ".join([lead, *others]))
     return Comparison(
         inference=answer, metric=metric, dataset=facts.dataset, dataset_info=dataset,
         test_opened_at=facts.test_opened_at, runs=tuple(runs), claims=claims,

@@ -31,7 +31,9 @@ from orchestrator.ledger.state import (
 from orchestrator.spec.run import SweepSpec
 from orchestrator.spec.spaces import Space
 from trainables.errors import UserError
+from trainables.evaluate.predictions import Predictions, read_predictions
 from trainables.metrics import TOP1, Metric, metric_of
+from trainables.storage.trial_files import predictions_file
 
 Array = np.ndarray
 Values = Mapping[str, Any]  # what a recipe, an axis or a worker's report names -> its value
@@ -102,7 +104,9 @@ class Curve:
     (device seconds of what was reported) and ``flops`` are cumulative over the trial. An audited
     trial ends here, in ``state`` too, at the rung where it would have been pruned, because the
     search did not see what came after; ``audit`` is all of it. ``correct``: of a final, one bool an
-    image of the test split, in its order: (N,)."""
+    image of the test split, in its order: (N,). ``answers`` is the folder where a final leaves that
+    and its predictions.
+    """
 
     candidate: str
     state: TrialState
@@ -114,6 +118,7 @@ class Curve:
     seconds: Array
     flops: Array
     audit: Curve | None = None
+    answers: Path | None = None
 
     @property
     def name(self) -> str:
@@ -190,6 +195,16 @@ class Curve:
         value = self.value_at(epoch)
         return None if value is None else float(self.metric.score(value))
 
+    def predictions(self, split: str) -> Predictions | None:
+        """What a final predicts of ``val`` or ``test``, read from its file at each call; ``None``
+        of other trials and of finals from before they were kept. Raises ``UserError`` where the
+        file is damaged."""
+        return (
+            None
+            if self.answers is None
+            else read_predictions(predictions_file(self.answers, split))
+        )
+
     def test(self, metric: str) -> float:
         """What a final measured on test; NaN where it did not."""
         value = (self.state.outcome.get("test") or {}).get(metric)
@@ -260,7 +275,7 @@ def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
         label = f"{name} ({place})" if shared[name] > 1 else name
         facts = run.header.datasets.get(name)
         trials = [trial for trial in run.state.trials.values() if trial.candidate == name]
-        curves = tuple(_curve(label, trial, _correct(run.folder, trial)) for trial in trials)
+        curves = tuple(_curve(label, trial, run.folder) for trial in trials)
         candidates.append(CandidateTrials(
             label=label, curves=curves, geometry=run.header.geometry.get(name, {}),
             val_images=facts.counts.get("val") if facts else None,
@@ -269,23 +284,26 @@ def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
     return candidates
 
 
-def _correct(run_folder: Path, trial: TrialState) -> Array | None:
-    path = run_folder / "finals" / trial.trial / "test_correct.arrow"
-    if trial.stage != "final" or not path.is_file():
+def _correct(answers: Path) -> Array | None:
+    path = answers / "test_correct.arrow"
+    if not path.is_file():
         return None
     with pa.memory_map(str(path)) as source:
         column = pa.ipc.open_file(source).read_all()["correct"]
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _curve(candidate: str, trial: TrialState, correct: Array | None) -> Curve:
-    whole = curve_of(candidate, trial, correct)
+def _curve(candidate: str, trial: TrialState, run_folder: Path) -> Curve:
+    if trial.stage == "final":
+        answers = run_folder / "finals" / trial.trial
+        return replace(curve_of(candidate, trial, _correct(answers)), answers=answers)
+    whole = curve_of(candidate, trial)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
     if not audited:
         return whole
     reports = {epoch: r for epoch, r in trial.reports.items() if epoch <= min(audited)}
     pruned = replace(trial, status=TrialStatus.PRUNED, reports=reports)
-    return replace(curve_of(candidate, pruned, correct), audit=whole)
+    return replace(curve_of(candidate, pruned), audit=whole)
 
 
 def curve_of(candidate: str, trial: TrialState, correct: Array | None = None) -> Curve:

@@ -49,6 +49,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         },
     },
     "resnet": {"family": "resnet", "optimizer": "sgd", "learning_rate": 0.02},
+    "weighted": {
+        **{"family": "vit", "optimizer": "sgd", "learning_rate": 0.02, "mixup": 0.5},
+        **{"class_weights": "balanced", "label_smoothing": 0.1, "accumulation_steps": 2},
+    },
+    "drawn": {
+        **{"family": "vit", "optimizer": "sgd", "learning_rate": 0.02, "sampler": "balanced"},
+        "cutmix": 0.5,
+    },
     "thaw": {"family": "vit", "optimizer": "sgd", "freeze": "head_then_full", "head_epochs": 1},
 }
 
@@ -208,6 +216,8 @@ def test_all_workers_report_the_same(both: list[dict[str, Any]]) -> None:
         ("vit", 1e-5),
         ("vit mixed", 1e-5),
         ("thaw", 1e-5),
+        ("weighted", 1e-5),
+        ("drawn", 1e-5),
         # Adam divides by the root of the second moment: where a gradient is all rounding, its
         # sign decides a whole step, in a few of 250,000 weights.
         ("vit adamw", 1e-4),

@@ -23,7 +23,7 @@ import filelock
 import numpy as np
 
 from trainables.config import DatasetFacts, DataSpec, stable_hash
-from trainables.data.duplicates import leak
+from trainables.data import duplicates, groups
 from trainables.data.encoded import IMAGES_SUFFIX, begin_copy
 from trainables.data.labels import any_missing
 from trainables.data.sources import KNOWN_DATASETS, locate
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 3600.0
 BLOCK_ROWS = 4096
-LATER_FIELDS = ("skip_unlabelled", "image_column", "label_column", "white")
+LATER_FIELDS = ("skip_unlabelled", "image_column", "label_column", "group", "white")
 ENCODED_SUFFIX = "-encoded"
 PARTIAL_SUFFIX = "-part"  # of a copy whose pictures come from object storage
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -198,7 +198,11 @@ def _build_and_rename(
     counts = ", ".join(f"{info.counts[name]} {name}" for name in SPLITS)
     skipped = f"; {info.skipped} corrupt images left out" if info.skipped else ""
     log.info(f"{info.name}: {counts} images of {info.height}x{info.width} px{skipped}")
-    if info.duplicates is not None and (problem := leak(info.duplicates)):
+    problems = [
+        info.duplicates and duplicates.leak(info.duplicates),
+        info.groups and groups.leak(info.groups),
+    ]
+    for problem in filter(None, problems):
         log.warning(f"warning: {info.name}: {problem}")
     return ImageStore(info=info, path=path)
 
@@ -318,7 +322,7 @@ def _reads_well(path: Path, stamp: str) -> bool:
 def _intact(store: ImageStore) -> bool:
     """Whether the digests and the content hash are those of the pixels and labels there; encoded
     pictures are checked as they come."""
-    info, columns = store.info, []
+    info, columns, group_columns = store.info, [], {}
     for name in SPLITS:
         digests = store.digests(name)
         if info.encoded_bytes is None:
@@ -328,8 +332,10 @@ def _intact(store: ImageStore) -> bool:
                 if (digests_of(images[rows]) != digests[rows]).any():
                     return False
         columns.append((name, store.labels(name), digests))
+        if (numbers := store.groups(name)) is not None:
+            group_columns[name] = numbers
     shape = (info.height, info.width, info.channels)
-    return content_hash(info.class_names, shape, columns) == info.content_hash
+    return content_hash(info.class_names, shape, columns, group_columns) == info.content_hash
 
 
 @cache  # a request would delay every trial's start; what is not there raises, and is asked again

@@ -30,6 +30,7 @@ from trainables.data.duplicates import (
     with_places,
 )
 from trainables.data.encoded import images_file, lay_out, write_index
+from trainables.data.groups import count_groups
 from trainables.data.store import (
     SPLITS,
     Chunk,
@@ -40,6 +41,7 @@ from trainables.data.store import (
     Rows,
     assign_splits,
     content_hash,
+    count_classes,
     hash_of_split,
     require_train_classes,
     require_two_classes,
@@ -73,15 +75,18 @@ def write_store(
     shape = (reading.side, reading.side, 3)
     splits: dict[str, SplitImages] = {}
     origins: dict[str, tuple[str, Rows]] = {}
-    for split, (origin, rows) in assign_splits(labels, digests, spec).items():
+    groups: dict[str, Rows] = {}
+    for split, (origin, rows) in assign_splits(labels, digests, spec, survey.groups).items():
         rows = rows[np.lexsort((labels[origin][rows], digests[origin][rows]))]
         splits[split], origins[split] = images[origin].at(rows), (origin, rows)
+        if survey.groups is not None:
+            groups[split] = survey.groups[origin][rows]
     splits = {split: splits[split] for split in SPLITS}
     encoded_bytes = None
     if form == "encoded":
-        encoded_bytes = _write_encoded(reading, survey, folder, splits, origins)
+        encoded_bytes = _write_encoded(reading, survey, folder, splits, origins, groups)
     else:
-        _write_pixels(reading, survey, folder, splits, origins)
+        _write_pixels(reading, survey, folder, splits, origins, groups)
     duplicates = count_duplicates(splits, names)
     duplicates = with_places(duplicates, partial(_places, folder, origins, spec.source))
     for origin in images:
@@ -94,13 +99,19 @@ def write_store(
         height=reading.side,
         width=reading.side,
         counts={split: len(part.labels) for split, part in splits.items()},
-        content_hash=content_hash(names, shape, columns),
+        class_counts=count_classes(
+            {split: part.labels for split, part in splits.items()}, len(names)
+        ),
+        content_hash=content_hash(names, shape, columns, groups),
         test_hash=hash_of_split(names, shape, test.labels, test.digests),
         mirror_safe=reading.mirror_safe,
         skipped=sum(map(len, survey.corrupt.values())),
         duplicates=duplicates,
         encoded_bytes=encoded_bytes,
         white=spec.white,
+        groups=count_groups(reading.group_rule, groups, survey.group_names)
+        if reading.group_rule is not None
+        else None,
     )
 
 
@@ -125,13 +136,16 @@ def _require_readable_classes(
 class Survey:
     """What is known once every image was decoded: by split of the source, its ``images`` in order,
     the bytes of each one as the source has it (none where it has pixels) and which pictures are
-    corrupt, with the classes that these are of. ``chunks`` are all pixels, where they are few
+    corrupt, with the classes that these are of; ``groups`` (N,) by split, numbers of
+    ``group_names``, where the source has groups. ``chunks`` are all pixels, where they are few
     enough to stay in memory."""
 
     images: Mapping[str, SplitImages]
     encoded_sizes: Mapping[str, Rows]
     corrupt: Mapping[str, frozenset[int]]
     corrupt_labels: Mapping[str, frozenset[int]]
+    groups: Mapping[str, Rows] | None
+    group_names: Sequence[str]
     chunks: Sequence[Chunk] | None
 
 
@@ -142,6 +156,8 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
     sizes: dict[str, list[int]] = {"train": []}
     corrupt: dict[str, list[int]] = {}
     lost: dict[str, set[int]] = {}
+    numbers: dict[str, int] = {}  # of groups
+    groups: dict[str, list[int]] = {"train": []}
     keeps = form == "pixels" and reading.pixel_bytes <= MOST_KEPT_BYTES
     kept: list[Chunk] = []
     done = 0
@@ -158,11 +174,21 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
             )
             parts.setdefault(chunk.split, []).append(images)
             sizes.setdefault(chunk.split, []).extend(chunk.encoded_sizes)
+            groups.setdefault(chunk.split, []).extend(
+                numbers.setdefault(group, len(numbers)) for group in chunk.groups
+            )
             if keeps:
                 kept.append(chunk)
             with _places_file(folder, chunk.split).open("a", encoding="utf-8") as lines:
                 lines.writelines(f"{json.dumps(place)}\n" for place in chunk.places)
+    names = sorted(numbers)
+    place_of = np.empty(len(names), np.int64)  # whatever the order of rows
+    place_of[[numbers[name] for name in names]] = np.arange(len(names))
     return Survey(
+        groups=None
+        if reading.group_rule is None
+        else {split: place_of[np.array(codes, np.int64)] for split, codes in groups.items()},
+        group_names=names,
         images={split: SplitImages.joined(chunks) for split, chunks in parts.items()},
         encoded_sizes={split: np.array(values, np.int64) for split, values in sizes.items()},
         corrupt={split: frozenset(numbers) for split, numbers in corrupt.items()},
@@ -177,12 +203,15 @@ def _write_pixels(
     folder: Path,
     splits: Mapping[str, SplitImages],
     origins: Origins,
+    groups: Mapping[str, Rows],
 ) -> None:
     """Put every image where it belongs, one chunk at a time. What did not stay in memory is decoded
     a second time: no second copy of the pixels is ever on the disk."""
     shape = (reading.side, reading.side, 3)
     targets = [
-        lay_out_pixels(folder / f"{split}.arrow", shape, part.labels, part.digests)
+        lay_out_pixels(
+            folder / f"{split}.arrow", shape, part.labels, part.digests, groups.get(split)
+        )
         for split, part in splits.items()
     ]
     destinations = _destinations(survey, origins)
@@ -210,6 +239,7 @@ def _write_encoded(
     folder: Path,
     splits: Mapping[str, SplitImages],
     origins: Origins,
+    groups: Mapping[str, Rows],
 ) -> int:
     """Put every picture where it belongs, as its source has it; how many bytes they are."""
     assert reading.encoded is not None, "sources of pixels are refused by locate()"
@@ -246,6 +276,7 @@ def _write_encoded(
             offsets=offsets[number],
             sizes=sizes[number],
             checksums=checksums[number],
+            groups=groups.get(split),
         )
     return int(sum(part.sum() for part in sizes))
 
@@ -309,10 +340,15 @@ def require_disk_space(reading: Reading, folder: Path, form: str) -> None:
 
 
 def lay_out_pixels(
-    path: Path, shape: tuple[int, ...], labels: Labels, digests: Digests
+    path: Path,
+    shape: tuple[int, ...],
+    labels: Labels,
+    digests: Digests,
+    groups: Rows | None = None,
 ) -> np.memmap[Any, np.dtype[np.uint8]]:
-    """Write ``labels`` and ``digests`` (N,) beside N images of ``shape``, all zeros yet, as one
-    record batch; returns the images (N, *shape), to be written in place.
+    """Write ``labels``, ``digests`` and, where there are any, ``groups`` (N,) beside N images of
+    ``shape``, all zeros yet, as one record batch; returns the images (N, *shape), to be written in
+    place.
 
     One batch, because only then are all images of a split one contiguous array. They are laid out
     over a hole, so that they may be larger than memory.
@@ -326,6 +362,7 @@ def lay_out_pixels(
         buffers = [None, zeros.read_buffer(total)]
         images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(labels), buffers)
         columns = {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
+        columns |= {} if groups is None else {"group": pa.array(groups)}
         batch = pa.record_batch(columns)
         with pa.ipc.new_file(str(path), batch.schema) as writer:
             writer.write_batch(batch)

@@ -1,5 +1,5 @@
-"""A trial's files: checkpoints on this node, in object storage, and cleaned up in both; and which
-test images a final got right.
+"""A trial's files: checkpoints on this node, in object storage, and cleaned up in both; and what a
+final answered, image by image.
 
 Where a run is kept in object storage, a worker writes its checkpoints into a working copy of the
 run's folder that is this node's alone. Rank 0 puts each one into the storage before it is
@@ -191,9 +191,18 @@ def put_checkpoint(assignment: Assignment, checkpoint: str) -> None:
     object_storage.put_folder(Path(checkpoint), uri, marker=STATE_FILE)
 
 
-def put_correct_file(assignment: Assignment, file: Path) -> None:
-    """Put a final's ``test_correct.arrow`` into the storage."""
-    object_storage.put_file(file, f"{assignment.remote}/finals/{assignment.trial_id}/{file.name}")
+def put_answers(assignment: Assignment, correct_file: Path) -> None:
+    """Put a final's ``test_correct.arrow`` into the storage, after its predictions beside it."""
+    uri = f"{assignment.remote}/finals/{assignment.trial_id}"
+    for split in ("val", "test"):
+        file = predictions_file(correct_file.parent, split)
+        object_storage.put_file(file, f"{uri}/{file.name}")
+    object_storage.put_file(correct_file, f"{uri}/{correct_file.name}")
+
+
+def predictions_file(folder: Path, split: str) -> Path:
+    """Where the folder of a final has what it predicts of ``split``."""
+    return folder / f"{split}_predictions.arrow"
 
 
 def correct_file(assignment: Assignment, file: Path) -> Path:

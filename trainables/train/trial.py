@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from trainables.errors import Diverged, UserError
 from trainables.metrics import metric_of
 from trainables.train import checkpoint
 from trainables.train.augmentation import Augmentation, Mixing, level_of
+from trainables.train.class_balance import balanced_draws, class_weights, unused_weights
 from trainables.train.learner import Batch, Learner
 from trainables.train.loop import World, broadcast, mean_over_workers, predict, score
 from trainables.train.optimizer import rate_at
@@ -86,7 +87,9 @@ class Trial:
         self.device = torch.device(world.device)
         self.progress, self.clock = TrainProgress(), Clock()
         info, recipe = store.info, assignment.recipe
-        self._rows = torch.from_numpy(train_indices(store, assignment.data))
+        rows = train_indices(store, assignment.data)
+        labels = store.split("train").labels[rows]
+        self._rows, self._row_labels = torch.from_numpy(rows), labels
         self.plan = BatchPlan(
             images=len(self._rows),
             batch_size_per_worker=recipe.batch_size_per_worker,
@@ -108,7 +111,9 @@ class Trial:
             usual_drop_path=level_of(recipe).drop_path,
             load=load,
         )
-        self.learner = Learner(backbone, recipe, world, self.plan)
+        weights = class_weights(recipe, labels, len(info.class_names))
+        self.learner = Learner(backbone, recipe, world, self.plan, weights)
+        self.learner.notes += filter(None, [unused_weights(recipe)])
         self._train_pixels = load_pixels(store, "train", self.device)
         self._val_pixels = load_pixels(store, "val", self.device)
         self._identity = checkpoint.identity(assignment, info.content_hash)
@@ -278,29 +283,48 @@ class Trial:
         )
         weights = mixing.weights(epoch, self.device) if level.mixup or level.cutmix else None
         rank, side = self.world.rank, self.learner.backbone.geometry.image_size
+        draws, images_in_split = self._draws(), len(pixels.labels)
         steps = self.plan.batches(
-            self._rows,
+            draws,
             seed=seed,
             epoch=epoch,
             rank=rank,
             first_step=first_step,
-            row_groups=pixels.row_groups(self._rows),
+            row_groups=pixels.row_groups(draws % images_in_split),
         )
         size = len(self.plan.share(rank))
         # Preparing costs many small operations, and pixels depend on their row alone: several steps
         # at a time.
         at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
         blocks = map(torch.cat, iter(lambda: list(islice(steps, at_once)), []))  # (steps * B,)
-        for in_block, images, positions in pixels.cut_all(blocks):
+        drawn, cut = tee(blocks)
+        rows_of_blocks = (in_block % images_in_split for in_block in cut)
+        for in_block, (_, images, positions) in zip(
+            drawn, pixels.cut_all(rows_of_blocks), strict=True
+        ):
             ready = augmentation(images, in_block, epoch, positions=positions)
             parts = torch.split(in_block.to(self.device), size), torch.split(ready, size)
-            for rows, batch in zip(*parts, strict=True):
-                labels = pixels.labels[rows]
+            for in_step, batch in zip(*parts, strict=True):
+                labels = pixels.labels[in_step % images_in_split]
                 if weights is None:
                     yield Batch(batch, labels)
                     continue
-                mixture, partner, weight = mixing(batch, rows, epoch, weights)
+                mixture, partner, weight = mixing(batch, in_step, epoch, weights)
                 yield Batch(mixture, labels, labels[partner], weight)
+
+    def _draws(self) -> Tensor:
+        """The images of the epoch under way by row, ascending, (N,) int64; an image that is drawn
+        again has a number of its own, whose remainder by the images of the split is its row."""
+        if self.assignment.recipe.sampler == "shuffle":
+            return self._rows
+        draws = balanced_draws(
+            self._rows.numpy(),
+            self._row_labels,
+            len(self._train_pixels.labels),
+            seed=self.assignment.seed,
+            epoch=self.progress.epoch,
+        )
+        return torch.from_numpy(draws)
 
     def _state(self) -> checkpoint.State:
         ema = self.learner.ema

@@ -1,11 +1,12 @@
 """The report people open: one HTML file that needs nothing but itself, and its figures as files.
 
-In order: the answer in two sentences, the screen, candidates, finals, what accuracy costs, the
-screen audited, trials against their cost, learning curves, curves over budget, the audit of
-pruning, recipe sensitivity, probes, the forecast scored, failures, the images, what differed
-between the arms, how to reproduce. What a section says is in ``templates/``, one file a section;
-here is what the templates are given, and :func:`read_report`, which reads back what the page
-carries of its runs.
+First the answer, what it speaks of, what it cost, what else differed, and one picture. Then, folded
+but for what bears the answer: the screen, finals, candidates, what accuracy costs, the screen
+audited, trials against their cost, learning curves, curves over budget, the audit of pruning,
+recipe sensitivity, probes, the forecast scored, failures, the images, what differed between the
+arms, a paragraph of methods for a paper, how to reproduce. On paper all of it is unfolded. What a
+section says is in ``templates/``, one file a section; here is what the templates are given, and
+:func:`read_report`, which reads back what the page carries of its runs.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ from orchestrator.compare.choice import PRICE_WORDS
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.data_notes import copies_lines
 from orchestrator.compare.families import CandidateSummary
+from orchestrator.compare.finals import by_search, finished, newest_round
 from orchestrator.compare.probes import PooledProbes
 from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
 from orchestrator.compare.report.figures import Figure
+from orchestrator.compare.report.methods import methods_of
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.shortlist import Shortlist
 from orchestrator.compare.statistics import POWER, MeanInterval
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
+from orchestrator.ledger import cost
+from orchestrator.spec import limits
 from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import default_grace
@@ -46,17 +51,19 @@ from trainables.metrics import TOP1, Metric
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
 WRAP = 40  # characters beyond which a column wraps
-# id -> label in the navigation; a claim's grid of trials has no use for those of a search.
-SECTIONS = {
-    "claim": "The claim", "screen": "Screen", "families": "Candidates", "finals": "Finals",
-    "tradeoffs": "What accuracy costs", "screening": "The screen audited",
-    "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
-    "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
-    "failures": "Failures", "data": "Data", "differences": "What differed",
-    "reproduce": "Reproduce",
-}  # fmt: skip
-OF_A_SEARCH = ("finals", "tradeoffs", "budget", "audit", "recipe", "probes")
+# In the order of the page; a claim's grid of trials has no use for those of a search.
+SECTIONS = (
+    "claim", "screen", "finals", "families", "tradeoffs", "screening", "cost", "curves", "budget",
+    "audit", "recipe", "probes", "forecast", "failures", "data", "differences", "methods",
+    "reproduce",
+)  # fmt: skip
+OF_A_SEARCH = ("finals", "tradeoffs", "budget", "audit", "recipe", "probes", "methods")
 OF_A_SCREEN = ("screen", "data", "reproduce")
+# Facts in which two architectures differ by being two.
+OF_ARCHITECTURE = (
+    "family", "model", "scale", "params_m", "gflops_per_image", "patch", "stem", "tokens",
+    "adaptation",
+)  # fmt: skip
 
 
 def report_html(comparison: Comparison) -> str:
@@ -89,11 +96,19 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     made = {
         name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
     }
+    made["finals"] = []
     made["cost"] = figures.against_cost(search, comparison.metric)
     made["curves"] = figures.learning_curves(search, comparison.metric)
     if comparison.claims:
         return made
     places = {candidate: index for index, candidate in enumerate(search)}
+    judged = comparison.metric.name
+    tested = {
+        candidate.label: list(chain(*by_search(finished(newest_round(candidate)), judged)))
+        for candidate in candidates
+    }
+    if of_finals := seed_figures.finals_figure(comparison.families, tested, places):
+        made["finals"] = [of_finals]
     made["tradeoffs"] = seed_figures.front_figures(comparison.tradeoffs, places)
     if curves := comparison.curves_over_budget:
         made["expected"] = figures.expected_best(curves, places)
@@ -103,6 +118,31 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
         made["importance"], made["lines"] = figures.recipe_figures(candidates, comparison)
     made["probes"] = seed_figures.probe_figures(_pooled(comparison), places)
     return made
+
+
+def unlike_besides_architecture(comparison: Comparison) -> list[str]:
+    """What else differs between the candidates, by name."""
+    return [
+        fact.what
+        for fact in comparison.differences
+        if not fact.same and fact.what not in OF_ARCHITECTURE
+    ]
+
+
+def spent(runs: Sequence[RunData]) -> list[str]:
+    """What all trials took by kind of device, finals and audits among them, and in dollars where
+    every run has a price."""
+    hours: dict[str, float] = {}
+    dollars: list[float | None] = []
+    for state in (run.state for run in runs if run.state.trials):
+        resources = cost.resources_of(state)
+        device = limits.device(resources)
+        hours[device] = hours.get(device, 0.0) + cost.spent_device_hours(state)
+        dollars.append(limits.usd(cost.device_seconds(state), resources, state.spec.prices))
+    texts = [f"{wording.duration(3600 * amount)} of {device}" for device, amount in hours.items()]
+    if dollars and None not in dollars:
+        texts.append(f"${sum(filter(None, dollars)):.3g}")
+    return texts
 
 
 def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
@@ -132,16 +172,18 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
     }
     if comparison.screens and all(run.state.is_screen for run in comparison.runs):
         hidden |= set(SECTIONS) - set(OF_A_SCREEN)
+    methods = methods_of(comparison)
+    if methods is None:
+        hidden.add("methods")
     template = _environment().get_template("page.html")
     return template.render(
         vars(comparison),
         answer=comparison.answer,
         validation_images=comparison.validation_images,
-        sections={
-            name: label.replace("accuracy", metric.noun).replace("Accuracy", _capital(metric.noun))
-            for name, label in SECTIONS.items()
-            if name not in hidden
-        },
+        sections=[name for name in SECTIONS if name not in hidden],
+        spent=spent(comparison.runs),
+        unlike=unlike_besides_architecture(comparison),
+        methods=methods,
         claims=_claims(comparison),
         figures=made,
         ranked=sorted(entries, key=table.place_of),
@@ -152,10 +194,6 @@ def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
         copies=copies_lines(comparison.dataset_info) if comparison.dataset_info else [],
         checkpoints=table.checkpoints_text(comparison.runs),
     )
-
-
-def _capital(noun: str) -> str:
-    return noun[0].upper() + noun[1:]
 
 
 def _final_place(entry: CandidateSummary, metric: Metric) -> float:
@@ -187,6 +225,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["column_classes"] = _column_classes
+    environment.filters["capital"] = lambda noun: noun[0].upper() + noun[1:]
     environment.filters["price_words"] = PRICE_WORDS.__getitem__
     environment.filters["level_text"] = OF_LEVEL.__getitem__
     environment.filters["mean_interval"] = _mean_interval

@@ -1,6 +1,7 @@
 """Figures of means over seeds: a claim's effects against the smallest that would matter and what it
-measured, then the final models: the judged figure against what it costs, and their probes, one
-mark, line or bar a candidate."""
+measured, then the final models: what they measured on test, that against what it costs, and their
+probes, one mark, line or bar a candidate.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.compare.choice import Basis, Front, Price, Tradeoffs
+from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.probes import PooledProbes, ReliabilityBin
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import Figure, Places
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNIT_WORDS = {"points": "points", "ratio": "times", "decades": "decades"}
+LONGEST_NAME = 32  # of a candidate in a figure, in characters
 DISTANCE, LATENCY = "attention_distance_px", "speed.batch_1.latency_ms"
 # (series, what was done at its steps, title, axis labels) of shares against what was done.
 BY_STEP = (
@@ -115,6 +118,38 @@ def _lines(diagram: Values, name: str) -> Figure:
         names = ", ".join(series["name"] for series in diagram["series"])
         title = diagram["title"]
         return figures.figure_of(axes, name, title, f"{title}: {names}", diagram)
+
+
+def finals_figure(
+    entries: Sequence[CandidateSummary], finals: Mapping[str, Sequence[float]], places: Places
+) -> Figure | None:
+    """What each candidate that has ``finals`` reached on test by the judged metric, the best on
+    top: its mean with its interval, a tick a final. ``None`` without any."""
+    shown = [(entry, entry.final.test) for entry in entries if entry.final and entry.final.test]
+    if not shown:
+        return None
+    metric = metric_of(shown[0][0].metric)
+    shown.sort(key=lambda one: float(metric.score(one[1].mean)))  # upwards
+    with figures.new_plot(size=(4.4, 0.8 + 0.5 * len(shown)), grid="x") as axes:
+        for row, (entry, test) in enumerate(shown):
+            ink, mark = figures.color(places[entry.family]), figures.marker(places[entry.family])
+            ticks = figures.on_axis(np.array(finals[entry.family]), metric)
+            axes.plot(ticks, [row] * len(ticks), "|", color=figures.MUTED, markersize=9)
+            if test.low is not None and test.high is not None:
+                ends = figures.on_axis(np.array([test.low, test.high]), metric)
+                axes.hlines(row, *ends, color=ink, linewidth=2.2)
+            axes.plot(figures.on_axis(test.mean, metric), row, mark, color=ink, markersize=6.5)
+            name = entry.family if len(entry.family) <= LONGEST_NAME else f"…{entry.family[-31:]}"
+            axes.annotate(f"{name}  {figure(test.mean, metric)}", (0, row + 0.24), fontsize=9.5,
+                          xycoords=axes.get_yaxis_transform())  # fmt: skip
+        axes.set(yticks=[], ylim=(-0.5, len(shown) - 0.25), xlabel=f"test {axis_of(metric)}")
+        axes.spines["left"].set_visible(False)
+        names = ", ".join(
+            f"{entry.family} {figure(one.mean, metric)}" for entry, one in shown[::-1]
+        )
+        label = f"Test {metric.noun} with 95 % intervals: {names}"
+        data = [entry for entry, _ in shown[::-1]]
+        return figures.figure_of(axes, "finals", f"Test {metric.noun} of the finals", label, data)
 
 
 PRICE_LABELS = {

@@ -281,6 +281,8 @@ def test_data_info_counts_classes_by_split(run: Run) -> None:
     for split, count in counts.items():
         assert sum(row[split] for row in told["classes"]) == count
     assert sum(counts.values()) == 1797
+    by_class = told["dataset"]["class_counts"]
+    assert by_class["val"] == [row["val"] for row in told["classes"]]
     assert err[-1].startswith("next: ")
     _, out, _ = run("data", "prepare", "digits")
     assert out.strip() == told["store"]
