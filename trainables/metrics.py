@@ -293,9 +293,10 @@ def beside_means(
     probabilities: Matrix | None,
     class_names: Sequence[str],
 ) -> dict[str, float]:
-    """By name, all figures that are no mean over images: those that are recorded and the ``judged``
-    one, without those that are missing; ``auroc`` where there are ``probabilities``. Images train
-    where scikit-learn is not installed: then there are none, unless the run is judged by one."""
+    """By name, all figures of labels and predicted classes, (N,) each, that are no mean over
+    images: those that are recorded and the ``judged`` one, without those that are missing;
+    ``auroc`` where there are ``probabilities`` (N, classes). Images train where scikit-learn is not
+    installed: then there are none, unless the run is judged by one."""
     if judged.name in MEANS and importlib.util.find_spec("sklearn") is None:
         return {}
     wanted = [PLAIN[name] for name in RECORDED if name not in MEANS]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.compare import runs
+from orchestrator.compare.other_images import of_one
 from orchestrator.compare.probes import PooledProbes, pool
-from orchestrator.compare.runs import Array, CandidateTrials, Curve
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, grouped
 from orchestrator.compare.statistics import (
     AccuracyInterval,
     MeanInterval,
@@ -47,14 +48,6 @@ def by_search(finals: Sequence[Curve], metric: str = "top1") -> list[list[float]
     return [[final.test(metric) for final in group] for group in grouped(measured)]
 
 
-def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
-    """The finals of each search that has any."""
-    groups: dict[int, list[Curve]] = {}
-    for final in finals:
-        groups.setdefault(final.state.search, []).append(final)
-    return [groups[search] for search in sorted(groups)]
-
-
 def correctness(finals: Sequence[Curve]) -> Array | None:
     """Of each test image, averaged over the finals of a search and then over searches: (N,). `None`
     where a final lacks it, or where they do not share their images."""
@@ -75,13 +68,26 @@ def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:
     return accuracy_interval(by_search(finals), images)
 
 
-def test_figure(finals: Sequence[Curve], metric: Metric) -> AccuracyInterval | None:
+def test_figure(
+    finals: Sequence[Curve], metric: Metric, class_names: Sequence[str]
+) -> AccuracyInterval | None:
     """What one candidate's finished finals measured on test by ``metric``; ``None`` where none
-    did."""
+    did. Its interval covers other images where predictions of all are stored."""
     if metric == TOP1:
         return test_accuracy(finals)
-    groups = by_search(finals, metric.name)
-    return figure_interval(groups, is_share=metric.is_share) if groups else None
+    measured = [final for final in finals if math.isfinite(final.test(metric.name))]
+    if not measured:
+        return None
+    groups, chance = by_search(measured, metric.name), of_one(measured, metric, class_names)
+    if isinstance(chance, str):
+        return figure_interval(groups, is_share=metric.is_share)
+    return figure_interval(
+        groups,
+        chance.part,
+        count=chance.images,
+        centre=chance.centre(mean_of(groups)),
+        is_share=metric.is_share,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,8 @@ def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
         seeds=tuple(final.state.assignment.seed for final in finals),
         winner=trials[0].state.winner,
         winners=tuple(dict.fromkeys(w for trial in trials if (w := trial.state.winner))),
-        metric=candidate.metric.name, test=test_figure(finals, candidate.metric),
+        metric=candidate.metric.name,
+        test=test_figure(finals, candidate.metric, candidate.class_names),
         test_means=_test_means(finals), test_top1=test_accuracy(finals),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.compare import statistics
-from orchestrator.compare.finals import finished, grouped, newest_round, test_figure
-from orchestrator.compare.runs import CandidateTrials, Curve, best_trial, top1_keys
+from orchestrator.compare.finals import finished, newest_round, test_figure
+from orchestrator.compare.runs import CandidateTrials, Curve, best_trial, grouped, top1_keys
 from orchestrator.compare.statistics import MeanInterval, Part
 
 
@@ -56,7 +56,7 @@ def gap_to_test(candidate: CandidateTrials) -> Gap | None:
         for final in finished(trials)
         if final.last_value is not None and math.isfinite(final.test(metric.name))
     ]
-    if not finals or (test := test_figure(finals, metric)) is None:
+    if not finals or (test := test_figure(finals, metric, candidate.class_names)) is None:
         return None
     groups = grouped(finals)
     val = [[_val(final) for final in group] for group in groups]

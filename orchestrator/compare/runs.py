@@ -214,14 +214,15 @@ class Curve:
 @dataclass(frozen=True, kw_only=True)
 class CandidateTrials:
     """A candidate of one run: what was asked for, ``None`` where the spec does not say, the
-    backbone's geometry and how many images validate by the run's header, and every trial in order
-    of submission."""
+    backbone's geometry, how many images validate and their classes by the run's header, and every
+    trial in order of submission."""
 
     label: str
     sweep: SweepSpec | None
     geometry: Geometry
     curves: tuple[Curve, ...]
     val_images: int | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def family(self) -> str | None:
@@ -279,6 +280,7 @@ def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
         candidates.append(CandidateTrials(
             label=label, curves=curves, geometry=run.header.geometry.get(name, {}),
             val_images=facts.counts.get("val") if facts else None,
+            class_names=facts.class_names if facts else (),
             sweep=next((sweep for sweep in run.state.spec.sweeps if sweep.candidate == name), None),
         ))  # fmt: skip
     return candidates
@@ -323,6 +325,14 @@ def curve_of(candidate: str, trial: TrialState, correct: Array | None = None) ->
         values=column(trial.metric.val_key), images=column("images_seen"),
         seconds=np.cumsum(np.where(complete, spent, math.nan)), flops=column("flops"),
     )  # fmt: skip
+
+
+def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
+    """The finals of each search that has any."""
+    groups: dict[int, list[Curve]] = {}
+    for final in finals:
+        groups.setdefault(final.state.search, []).append(final)
+    return [groups[search] for search in sorted(groups)]
 
 
 def best_trial(curves: Sequence[Curve]) -> Curve | None:

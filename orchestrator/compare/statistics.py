@@ -327,3 +327,10 @@ def difference(a: Groups, b: Groups, per_image: Array | None) -> Estimate | None
     if per_image is not None:
         parts.append(images_part(per_image, pseudo=TWO_MODELS))
     return Estimate.of(mean_of(a) - mean_of(b), parts)
+
+
+def figure_difference(a: Groups, b: Groups, of_images: Part) -> Estimate | None:
+    """The same of any figure, of which ``of_images`` is what other images would change of the
+    difference."""
+    parts = [*spread_part(a), *spread_part(b), of_images]
+    return Estimate.of(mean_of(a) - mean_of(b), parts)

@@ -8,6 +8,7 @@ recipe, one trained model a statement about that model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,6 +18,7 @@ import numpy as np
 
 from orchestrator.compare import statistics
 from orchestrator.compare.finals import by_search, correctness, finished, newest_round
+from orchestrator.compare.other_images import is_image_mean, of_two
 from orchestrator.compare.runs import Array, CandidateTrials, Curve
 from orchestrator.compare.statistics import ALPHA, Estimate, Interval
 from orchestrator.wording import points
@@ -60,9 +62,10 @@ class PairResult:
     verdict speaks of, and ``method`` by which test; ``None`` and why not where there is none. At a
     difference of less than ``margin`` two are equivalent, shown by two one-sided tests
     (``p_value_equivalent``, after Holm). ``smallest_detectable``: the true difference that would
-    have been seen four times in five. ``p_value_images`` (paired permutation of images, these
-    trained models) and ``p_value_seeds`` (paired t over the seeds that both share) look at one
-    source of chance each and decide nothing."""
+    have been seen four times in five. ``p_value_images`` (paired permutation of images, or what
+    :mod:`orchestrator.compare.other_images` has of them, these trained models) and
+    ``p_value_seeds`` (paired t over the seeds that both share) look at one source of chance each
+    and decide nothing."""
 
     a: str
     b: str
@@ -107,6 +110,7 @@ def compare_pairs(candidates: Sequence[CandidateTrials], margin: float) -> tuple
     """
     rounds = {candidate.label: newest_round(candidate) for candidate in candidates}
     metric = candidates[0].metric if candidates else TOP1
+    class_names = candidates[0].class_names if candidates else ()
     present = [label for label, of in rounds.items() if by_search(finished(of), metric.name)]
     failed = {
         label: f"{label}: {failed_text(rounds[label])}"
@@ -114,7 +118,8 @@ def compare_pairs(candidates: Sequence[CandidateTrials], margin: float) -> tuple
         if any(final.status == "failed" for final in rounds[label])
     }
     tested = [
-        _test(a, b, rounds[a], rounds[b], metric, margin) for a, b in combinations(present, 2)
+        _test(a, b, rounds[a], rounds[b], metric, class_names, margin)
+        for a, b in combinations(present, 2)
     ]
     p_values = [pair.p_value for pair, _ in tested if pair.p_value is not None]
     equivalent = [p for pair, _ in tested if (p := pair.p_value_equivalent) is not None]
@@ -163,19 +168,18 @@ def _test(
     round_a: Sequence[Curve],
     round_b: Sequence[Curve],
     metric: Metric,
+    class_names: Sequence[str],
     margin: float,
 ) -> tuple[PairResult, Estimate | None]:
     of_a, of_b = finished(round_a), finished(round_b)
     groups_a, groups_b = by_search(of_a, metric.name), by_search(of_b, metric.name)
-    images = _per_image(of_a, of_b) if metric == TOP1 else None
-    level, method = _level(groups_a, groups_b, images)
     if metric != TOP1:
-        level, method = None, "no predictions of test images are stored"
+        return _test_figures((a, b), (of_a, of_b), metric, class_names, margin)
+    images = _per_image(of_a, of_b)
+    level, method = _level(groups_a, groups_b, images is not None)
     estimate = None if level is None else statistics.difference(groups_a, groups_b, images)
     mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
     interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
-    by_seed = {(f.state.search, f.state.assignment.seed): f.test(metric.name) for f in of_b}
-    seeds = [((f.state.search, f.state.assignment.seed), f.test(metric.name)) for f in of_a]
     p_value = estimate.p_value if estimate else None
     p_images = statistics.permutation(images) if images is not None else None
     if level is Level.MODELS and images is not None:
@@ -187,20 +191,64 @@ def _test(
            "seeds_a": len(of_a), "seeds_b": len(of_b),
            "images": None if images is None else images.size},
         p_value=p_value, p_value_images=p_images,
-        p_value_seeds=statistics.paired_t(
-            [top1 - by_seed[seed] for seed, top1 in seeds if seed in by_seed]
-        ),
+        p_value_seeds=_over_seeds(of_a, of_b, metric),
         p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,
     )  # fmt: skip
     return pair, estimate
 
 
+def _test_figures(
+    labels: tuple[str, str],
+    finals: tuple[Sequence[Curve], Sequence[Curve]],
+    metric: Metric,
+    class_names: Sequence[str],
+    margin: float,
+) -> tuple[PairResult, Estimate | None]:
+    """By a metric other than accuracy, of which predictions of each test image must be stored."""
+    a, b = ([f for f in of if math.isfinite(f.test(metric.name))] for of in finals)
+    groups_a, groups_b = by_search(a, metric.name), by_search(b, metric.name)
+    chance = of_two(a, b, metric, class_names)
+    level, method = _level(groups_a, groups_b, True)
+    estimate, p_images = None, None
+    mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
+    if isinstance(chance, str):
+        level, method = None, chance
+    elif level is not None:
+        estimate = statistics.figure_difference(groups_a, groups_b, chance.part)
+        alone = Estimate.of(mean, [chance.part])
+        p_images = alone.p_value if alone else None
+        if level is Level.MODELS:
+            how = "images" if is_image_mean(metric) else "a paired bootstrap of images"
+            method = f"t over {how} on these two models"
+    pair = PairResult(
+        a=labels[0], b=labels[1], metric=metric.name, level=level if estimate else None,
+        difference=estimate.interval() if estimate else Interval(mean=mean, low=None, high=None),
+        margin=margin, method=method if estimate or level is None else "nothing varied",
+        n={"searches_a": len(groups_a), "searches_b": len(groups_b),
+           "seeds_a": len(a), "seeds_b": len(b),
+           "images": None if isinstance(chance, str) else chance.images},
+        p_value=estimate.p_value if estimate else None, p_value_images=p_images,
+        p_value_seeds=_over_seeds(a, b, metric),
+        p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,
+    )  # fmt: skip
+    return pair, estimate
+
+
+def _over_seeds(a: Sequence[Curve], b: Sequence[Curve], metric: Metric) -> float | None:
+    """p-value of the seeds that both share."""
+    by_seed = {(f.state.search, f.state.assignment.seed): f.test(metric.name) for f in b}
+    seeds = [((f.state.search, f.state.assignment.seed), f.test(metric.name)) for f in a]
+    return statistics.paired_t(
+        [figure - by_seed[seed] for seed, figure in seeds if seed in by_seed]
+    )
+
+
 def _level(
-    groups_a: statistics.Groups, groups_b: statistics.Groups, images: Array | None
+    groups_a: statistics.Groups, groups_b: statistics.Groups, has_images: bool
 ) -> tuple[Level | None, str]:
     """What the two can be compared as, and how; or why not at all."""
     searches = len(groups_a), len(groups_b)
-    by = "" if images is None else " and images"
+    by = " and images" if has_images else ""
     if min(searches) >= LEAST_SEARCHES:
         return Level.SEARCHES, f"Welch's t over searches{by}"
     if searches != (1, 1):
@@ -211,7 +259,7 @@ def _level(
     seeds = len(groups_a[0]), len(groups_b[0])
     if min(seeds) > 1:
         return Level.RECIPES, f"Welch's t over seeds{by}"
-    if seeds == (1, 1) and images is not None:
+    if seeds == (1, 1) and has_images:
         return Level.MODELS, "McNemar's on these two models"
     return None, "one seed, and no correctness by image on shared images"
 

@@ -5,6 +5,7 @@ comparison. No mlflow here.
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -131,7 +132,8 @@ def _rows(values: Mapping[str, float | None], at: float, step: int = 0) -> list[
 def metric_name(name: str) -> str:
     """A metric's name as MLflow takes it: ``val_precision:cat@0.9`` as
     ``val_precision:cat_0.9``."""
-    return re.sub(r"[^\w.\- :]", "_", name)[:MAX_METRIC_NAME]
+    clean = re.sub(r"[^\w.\- :/]", "_", name)[:MAX_METRIC_NAME]
+    return clean if posixpath.normpath(clean) == clean else clean.replace("/", "_")
 
 
 def epoch_metrics(trial: TrialState, after: int = 0) -> list[MetricRow]:
