@@ -16,10 +16,15 @@ from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
 from orchestrator.compare.choice import Choice, Limits, Tradeoffs, choose, tradeoffs
+from orchestrator.compare.classes import ClassReport, by_class
+from orchestrator.compare.cleaning import Cleaning, clean
 from orchestrator.compare.data_notes import data_warnings, test_split_caveats
 from orchestrator.compare.families import CandidateSummary, pretraining_data, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
+from orchestrator.compare.mistakes import Mistakes, find_mistakes
+from orchestrator.compare.pictures import Pictures
+from orchestrator.compare.predicted import test_predictions
 from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import (
@@ -33,6 +38,7 @@ from orchestrator.compare.runs import (
 )
 from orchestrator.compare.screening import ScreeningReport, screening_report
 from orchestrator.compare.shortlist import Shortlist, answer_text, shortlists_of
+from orchestrator.compare.suspects import SuspectReport, find_suspects
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import Forecast
@@ -111,6 +117,17 @@ class ForecastScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByImage:
+    """What the predictions of the finals say: ``classes`` one by one, labels that are ``suspects``,
+    whether leaving them out (``cleaning``) changes the comparison, and ``mistakes`` to look at."""
+
+    classes: ClassReport | None = None
+    suspects: SuspectReport | None = None
+    cleaning: Cleaning | None = None
+    mistakes: Mistakes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Everything that is said of the compared runs, under the names of the compare JSON.
 
@@ -121,7 +138,9 @@ class Comparison:
     that had one; ``published_recipes``: what each search gained over the recipe that it began with;
     ``choice``: who is best under the limits that were asked for; ``screening``: of runs from a
     screen; ``data_warnings``: what the images take from the weight of all this; ``screens``:
-    shortlists of the screens that are compared, or that the runs came from."""
+    shortlists of the screens that are compared, or that the runs came from. ``by_image``: what the
+    predictions of the finals say, where they were kept.
+    """
 
     inference: Answer
     metric: Metric
@@ -149,6 +168,7 @@ class Comparison:
     notes: tuple[str, ...]
     data_warnings: tuple[str, ...]
     screens: tuple[Shortlist, ...] = ()
+    by_image: ByImage | None = None
 
     @property
     def answer(self) -> str:
@@ -169,7 +189,8 @@ class Comparison:
         named = {
             "schema": 1,
             "answer": self.answer,
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "by_image"},
+            **vars(self.by_image or ByImage()),
             "audit": {"families": self.audit} if self.audit else None,
         }
         on_gpus = any(candidate.device not in (None, "cpu") for candidate in self.families)
@@ -233,7 +254,8 @@ def compare(
     verdicts = [run.verdict for run in runs if run.verdict]
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
     entries, budget = tuple(map(summarise, candidates)), budgets(candidates)
-    pairs = compare_pairs(candidates, max(run.state.spec.margin for run in runs))
+    margin = max(run.state.spec.margin for run in runs)
+    pairs = compare_pairs(candidates, margin)
     standings = tradeoffs(candidates, entries, _shared_prices(runs))
     differences = tuple(_differences(candidates))
     sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
@@ -266,8 +288,42 @@ def compare(
         spaces={each.label: each.sweep.space for each in candidates if each.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
-        screens=screens,
+        screens=screens, by_image=_by_image(runs, candidates, pairs, margin),
     )  # fmt: skip
+
+
+def _by_image(
+    runs: Sequence[RunData],
+    candidates: Sequence[CandidateTrials],
+    pairs: Sequence[PairResult],
+    margin: float,
+) -> ByImage | None:
+    """``None`` where no final has kept its predictions."""
+    names = next((facts.class_names for facts in stated_datasets(runs)), ())
+    predictions = test_predictions(candidates, names)
+    if predictions is None:
+        return None
+    pictures = pictures_of(runs)
+    suspects = find_suspects(candidates, names, pictures)
+    return ByImage(
+        classes=by_class(predictions, pairs) if predictions.candidates else None,
+        suspects=suspects,
+        cleaning=clean(candidates, predictions, suspects, pairs, margin) if suspects else None,
+        mistakes=find_mistakes(predictions, pictures) if predictions.candidates else None,
+    )
+
+
+def pictures_of(runs: Sequence[RunData]) -> Pictures:
+    """The images of the runs' finals, as far as they are on this machine."""
+    hashes = {facts.content_hash for facts in stated_datasets(runs)}
+    details = (trial.detail for run in runs for trial in run.state.trials.values())
+    hashes |= {detail.get("dataset_hash") for detail in details}
+    return Pictures(collect(runs), {str(known) for known in hashes if known})
+
+
+def stated_datasets(runs: Sequence[RunData]) -> list[DatasetFacts]:
+    """Of all candidates, as the headers have them."""
+    return [facts for run in runs for facts in run.header.datasets.values()]
 
 
 def _shared_prices(runs: Sequence[RunData]) -> Mapping[str, float] | None:

@@ -53,6 +53,7 @@ def table_text(comparison: Comparison) -> str:
         _block("Best finished trial", _best(candidates, metric)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
+        _block("By class, on test", by_image_lines(comparison)),
         _tradeoffs(in_all) if in_all else "",
         _block(
             "Fronts, by what was measured",
@@ -72,6 +73,17 @@ def table_text(comparison: Comparison) -> str:
 def metric_text(metric: Metric) -> str:
     """What candidates are judged by, and who defines it."""
     return f"Judged by {metric.noun} ({metric.name}): {metric.definition}. Source: {metric.source}."
+
+
+def by_image_lines(comparison: Comparison) -> list[str]:
+    """Which classes tell candidates apart, the labels that are suspected, and whether leaving them
+    out changes anything; nothing where no final has kept what it predicts."""
+    of_images = comparison.by_image
+    if of_images is None or comparison.claims:
+        return []
+    lines = list(of_images.classes.sentences) if of_images.classes else []
+    lines += [of_images.suspects.sentence] if of_images.suspects else []
+    return lines + ([of_images.cleaning.sentence] if of_images.cleaning else [])
 
 
 def screen_lines(screen: Shortlist) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,6 @@ from orchestrator.compare.runs import Curve, RunData, collect
 from orchestrator.ledger.cost import DeviceSeconds, cost_of, epoch_cost
 from orchestrator.ledger.state import RunHeader, TrialState
 from trainables.config import Recipe, kinds_of
-from trainables.errors import UserError
 from trainables.metrics import TOP1
 
 Row = dict[str, Any]
@@ -26,7 +24,6 @@ Row = dict[str, Any]
 TEXT, WHOLE, NUMBER, YES_NO = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
 KINDS = {str: TEXT, int: WHOLE, float: NUMBER, bool: YES_NO}
-WRITTEN_AS = (".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -321,36 +318,3 @@ def _whole(value: Any) -> int | None:
 def _time(seconds: float | None) -> int | None:
     """Unix microseconds."""
     return None if seconds is None else round(seconds * 1e6)
-
-
-TABLES = {"trials": trial_table, "epochs": epoch_table}
-
-
-def table_of(path: Path) -> str | None:
-    """Which of ``TABLES`` a file is asked for by its name, ``vit-trials.parquet``, ``epochs.csv``;
-    ``None`` for one that is no table. Raises ``UserError`` where the name does not say which."""
-    if path.suffix.lower() not in WRITTEN_AS:
-        return None
-    name = next((name for name in TABLES if path.stem.lower().endswith(name)), None)
-    if name is None:
-        raise UserError(
-            f"the name of a table ends in {' or '.join(TABLES)}, then {' or '.join(WRITTEN_AS)}; "
-            f"got {path.name!r}. Fix: --out trials{path.suffix} or --out epochs{path.suffix}"
-        )
-    return name
-
-
-def write_table(runs: Sequence[RunData], path: Path) -> None:
-    """The table that :func:`table_of` says, as Parquet (types and descriptions are in the file) or
-    CSV by the name's end."""
-    name = table_of(path)
-    assert name is not None
-    table = TABLES[name](runs)
-    if path.suffix.lower() == ".csv":
-        from pyarrow import csv
-
-        csv.write_csv(table, path)
-    else:
-        from pyarrow import parquet
-
-        parquet.write_table(table, path)

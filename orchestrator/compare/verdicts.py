@@ -102,14 +102,17 @@ def describe_verdict(pair: PairResult) -> str:
     return f"{pair.a} not tested against {pair.b} ({pair.method})"
 
 
-def compare_pairs(candidates: Sequence[CandidateTrials], margin: float) -> tuple[PairResult, ...]:
-    """Every pair of candidates that has finals, with Holm's correction across the pairs.
+def compare_pairs(
+    candidates: Sequence[CandidateTrials], margin: float, metric: Metric | None = None
+) -> tuple[PairResult, ...]:
+    """Every pair of candidates that has finals, with Holm's correction across the pairs; by
+    ``metric``, or by the one that they are judged by.
 
     A failed final has no figure, and how often a recipe fails cannot be told from a few seeds: a
     candidate with one is never called better or equivalent, whatever its others reached.
     """
     rounds = {candidate.label: newest_round(candidate) for candidate in candidates}
-    metric = candidates[0].metric if candidates else TOP1
+    metric = metric or (candidates[0].metric if candidates else TOP1)
     class_names = candidates[0].class_names if candidates else ()
     present = [label for label, of in rounds.items() if by_search(finished(of), metric.name)]
     failed = {

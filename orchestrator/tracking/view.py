@@ -9,20 +9,26 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.compare.classes import by_class
 from orchestrator.compare.families import convergence
+from orchestrator.compare.predicted import of_one_final
 from orchestrator.compare.runs import curve_of
 from orchestrator.compare.shortlist import Shortlist
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.cost import cost_of
+from orchestrator.ledger.replication import FINALS
 from orchestrator.ledger.screen_state import STAGE
 from orchestrator.ledger.state import RunStatus, State, TrialState, TrialStatus, run_status
 from orchestrator.wording import MISSING, NONE, duration, figure, interval
 from trainables.config import BackboneSpec, stable_hash
+from trainables.evaluate.predictions import read_predictions
 from trainables.metrics import TOP1, metric_of
+from trainables.storage.trial_files import predictions_file
 
 RUN_ID_TAG = "orchestrator.run_id"
 CANDIDATE_TAG = "candidate"
@@ -203,6 +209,20 @@ def learning_curve(trial: TrialState) -> dict[str, object]:
     epochs = [{"epoch": epoch, **report.metrics} for epoch, report in reports]
     rungs = {str(epoch): event for epoch, event in trial.rungs.items()}
     return {"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs}
+
+
+def classes_of_final(state: State, trial: TrialState, run_folder: Path) -> dict[str, Any] | None:
+    """Confusions, recall, precision and reliability of a final's model on test; ``None``
+    where it has not kept what it predicts. Raises ``UserError`` where the file is damaged."""
+    file = predictions_file(run_folder / FINALS / trial.trial, "test")
+    predictions = read_predictions(file)
+    if predictions is None:
+        return None
+    facts = state.header.datasets.get(trial.candidate)
+    whole = of_one_final(trial.candidate, predictions, facts.class_names if facts else ())
+    (scores,) = by_class(whole, ()).candidates
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(scores)))
+    return {"schema": 1, "trial": trial.trial, **plain}
 
 
 def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:

@@ -57,15 +57,16 @@ class RunFolder:
         *,
         dataset: dict[str, Any] = DATASET,
         max_epochs: int = 9,
+        data: DataSpec = DataSpec(),  # noqa: B008 - frozen
         metric: str = "top1",
     ) -> None:
         self.folder, self.metric = folder, metric
-        self.max_epochs = max_epochs
+        self.max_epochs, self.data = max_epochs, data
         self.ledger = Ledger(folder / FILE_NAME)
         self.counts = dict.fromkeys(families, 0)
         sweeps = [
             {
-                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(DataSpec()),
+                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(data),
                 "recipe": Recipe().as_dict(), "space": SPACE, "trials": 8, "seed": 0,
                 **({} if metric == "top1" else {"metric": metric}),
                 "scheduler": {"kind": "asha", "max_epochs": max_epochs, "grace_epochs": 1,
@@ -107,7 +108,7 @@ class RunFolder:
         trial = f"{whose}-{index:04d}" if stage == "search" else f"{whose}-{stage}-{index:04d}"
         assignment = Assignment(
             trial_id=trial, attempt=1, backbone=BackboneSpec(family=family),
-            recipe=Recipe(**axes), data=DataSpec(), seed=seed, epochs=self.max_epochs,
+            recipe=Recipe(**axes), data=self.data, seed=seed, epochs=self.max_epochs,
             metric=self.metric,
         )  # fmt: skip
         searched = {f"recipe.{name}": value for name, value in axes.items()}
