@@ -19,6 +19,7 @@ from orchestrator.compare.runs import Array, CandidateTrials, Curve
 from orchestrator.compare.statistics import mean_of
 from orchestrator.compare.suspects import SuspectReport
 from orchestrator.compare.verdicts import PairResult, PairVerdict, compare_pairs, describe_verdict
+from trainables.metrics import TOP1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,9 @@ def clean(
         replace(each, curves=tuple(_without(c, kept) for c in each.curves)) for each in whole
     ]
     before, after = _accuracies(whole), _accuracies(cleaned)
-    again = compare_pairs(cleaned, margin)
+    again = compare_pairs(cleaned, margin, TOP1)
+    if any(each.metric != TOP1 for each in whole):
+        pairs = compare_pairs(whole, margin, TOP1)
     changed = tuple(_changed(pairs, again))
     orders = _order(before), _order(after)
     return Cleaning(

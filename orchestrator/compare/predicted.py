@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from orchestrator.compare.finals import finished, grouped, newest_round
-from orchestrator.compare.runs import Array, CandidateTrials, Curve
+from orchestrator.compare.finals import finished, newest_round
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, grouped
 from trainables.evaluate.predictions import Predictions
 
 Groups = tuple[tuple[Array, ...], ...]  # an array a final, by search

@@ -28,7 +28,8 @@ from orchestrator.compare import shortlist, table
 from orchestrator.compare.choice import PRICE_WORDS
 from orchestrator.compare.comparison import ByImage, Comparison, pictures_of
 from orchestrator.compare.data_notes import copies_lines
-from orchestrator.compare.finals import finished, newest_round
+from orchestrator.compare.families import CandidateSummary
+from orchestrator.compare.finals import by_search, finished, newest_round
 from orchestrator.compare.probes import PooledProbes
 from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
@@ -38,7 +39,7 @@ from orchestrator.compare.report.gallery import gallery_of, without_text
 from orchestrator.compare.report.methods import methods_of
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.shortlist import Shortlist
-from orchestrator.compare.statistics import POWER
+from orchestrator.compare.statistics import POWER, MeanInterval
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.ledger import cost
 from orchestrator.spec import limits
@@ -47,6 +48,7 @@ from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError, one_line
+from trainables.metrics import TOP1, Metric
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
@@ -99,13 +101,14 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
         name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
     }
     made["finals"] = []
-    made["cost"] = figures.against_cost(search)
-    made["curves"] = figures.learning_curves(search)
+    made["cost"] = figures.against_cost(search, comparison.metric)
+    made["curves"] = figures.learning_curves(search, comparison.metric)
     if comparison.claims:
         return made
     places = {candidate: index for index, candidate in enumerate(search)}
+    judged = comparison.metric.name
     tested = {
-        candidate.label: [final.test("top1") for final in finished(newest_round(candidate))]
+        candidate.label: list(chain(*by_search(finished(newest_round(candidate)), judged)))
         for candidate in candidates
     }
     if of_finals := seed_figures.finals_figure(comparison.families, tested, places):
@@ -114,7 +117,7 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     if curves := comparison.curves_over_budget:
         made["expected"] = figures.expected_best(curves, places)
         made["together"] = figures.expected_together(curves, places)
-        made["spent"] = figures.best_so_far(search)
+        made["spent"] = figures.best_so_far(search, comparison.metric)
     if comparison.importance:
         made["importance"], made["lines"] = figures.recipe_figures(candidates, comparison)
     if comparison.by_image and (classes := comparison.by_image.classes):
@@ -167,7 +170,8 @@ def _page(
     comparison: Comparison, made: Mapping[str, Sequence[Figure]], *, images: bool = True
 ) -> str:
     entries, by_image = comparison.families, comparison.by_image or ByImage()
-    finals = [(entry.final.test_top1.mean, entry) for entry in entries if entry.final]
+    metric = comparison.metric
+    finals = [entry for entry in entries if entry.final]
     hidden = {
         *(OF_A_SEARCH if comparison.claims else ()),
         *(() if comparison.forecast else ("forecast",)),
@@ -196,14 +200,19 @@ def _page(
         methods=methods,
         claims=_claims(comparison),
         figures=made,
-        ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
-        finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
+        ranked=sorted(entries, key=table.place_of),
+        finals=sorted(finals, key=lambda entry: _final_place(entry, metric)),
         pooled=_pooled(comparison),
         labels=[entry.family for entry in entries],
         embedded=embedded(comparison.runs, comparison.screens),
         copies=copies_lines(comparison.dataset_info) if comparison.dataset_info else [],
         checkpoints=table.checkpoints_text(comparison.runs),
     )
+
+
+def _final_place(entry: CandidateSummary, metric: Metric) -> float:
+    test = entry.final.test if entry.final else None
+    return 1.0 if test is None else -float(metric.score(test.mean))
 
 
 @cache
@@ -220,28 +229,32 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     filters = (
         wording.axis_name, wording.count, wording.day, wording.moved_texts,
-         wording.p_text, wording.percent,
+         wording.figure, wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
         shortlist.conclusions, shortlist.left_out_rows, shortlist.shortlist_rows,
-        table.correlation_text, table.front_text, table.price_text, table.record_lines,
-        table.regret_text, table.tau_text, table.unfinished_text, seed_figures.effect_text,
-        seed_figures.number,
-        describe_verdict, without_text,
-        command, record, spec_text,
+        table.correlation_text, table.front_text, table.metric_text, table.price_text,
+        table.record_lines, table.regret_text, table.tau_text, table.unfinished_text,
+        seed_figures.effect_text, seed_figures.number, describe_verdict, without_text, command,
+        record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["column_classes"] = _column_classes
+    environment.filters["capital"] = lambda noun: noun[0].upper() + noun[1:]
     environment.filters["price_words"] = PRICE_WORDS.__getitem__
     environment.filters["level_text"] = OF_LEVEL.__getitem__
-    environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
+    environment.filters["mean_interval"] = _mean_interval
     environment.globals |= {
         "SCREEN_COLUMNS": shortlist.COLUMNS,
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
         "POWER": POWER, "FEWEST": FEWEST, "LINES": figures.LINES,
-        "unit_words": seed_figures.UNIT_WORDS,
+        "unit_words": seed_figures.UNIT_WORDS, "TOP1": TOP1,
     }  # fmt: skip
     return environment
+
+
+def _mean_interval(mean: MeanInterval | None, metric: Metric = TOP1) -> str:
+    return wording.MISSING if mean is None else wording.interval(**vars(mean), metric=metric)
 
 
 def _unbroken(value: Any) -> Any:
@@ -393,6 +406,7 @@ def command(run: RunData, screens: Sequence[Shortlist] = ()) -> str:
             "max-epochs": scheduler.max_epochs,
             "seed": first.seed,
             "final-seeds": spec.final_seeds if compares or spec.final_seeds else None,
+            "metric": spec.metric.name if spec.metric != TOP1 else None,
             "margin": spec.margin if spec.margin != RunSpec.margin else None,
             "audit": scheduler.audit or None,
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,

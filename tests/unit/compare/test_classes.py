@@ -144,6 +144,7 @@ def made(weak: float, *, searches: int, images: int = 300, seed: int = 0) -> Tes
 
 def pair(level: Level | None, verdict: PairVerdict = PairVerdict.NOT_TOLD_APART) -> PairResult:
     return PairResult(
+        metric="top1",
         a="a", b="b", difference=Interval(mean=0.0, low=-0.1, high=0.1), n={}, level=level,
         method="some finals failed", margin=0.01, verdict=verdict,
     )  # fmt: skip
