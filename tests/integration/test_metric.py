@@ -71,9 +71,9 @@ def test_a_tournament_by_macro_f1(shell: Shell) -> None:
     assert pair["method"] == "Welch's t over seeds and images"
     assert pair["n"]["images"] == len(read_labels(shell, finals[0].trial))
     assert "validation macro F1, %" in (shell.cwd / "runs" / "m" / "report.html").read_text()
-    code, out, _ = shell("ui", "m", "--json")
-    assert code == 0, out
-    assert "best_val_macro_f1" in out
+    code, out, _ = shell("status", "m", "--json")
+    assert code == 0
+    assert json.loads(out)["runs"][0]["metric"] == "macro_f1"
 
 
 def read_labels(shell: Shell, trial: str) -> np.ndarray:
