@@ -3,8 +3,8 @@ data set's wrong labels do not change the order of models, and sometimes they do
 and Mueller, "Pervasive label errors in test sets destabilize machine learning benchmarks", 2021).
 
 The same comparison is made again without those images, by accuracy, whatever metric the run is
-judged by, among the candidates whose finals have kept their predictions. The candidates' own predictions
-say which they are, so all accuracies rise; this is no test of its own.
+judged by, among the candidates whose finals have kept their predictions. The candidates' own
+predictions say which they are, so all accuracies rise; this is no test of its own.
 """
 
 from __future__ import annotations
