@@ -502,7 +502,8 @@ class Assignment(Spec):
     ``checkpoint_folder`` the parent of the folders written, unique per attempt. With
     ``shift_offsets_px`` every report says how consistent the predictions are under these shifts.
     ``remote`` is the URI of the run's folder where it is kept in object storage: then only the
-    last names of both paths count, below a folder that is the worker's node's own.
+    last names of both paths count, below a folder that is the worker's node's own. ``metric`` is
+    what the trial is judged by, as :func:`trainables.metrics.metric_of` reads it.
     """
 
     trial_id: str
@@ -518,6 +519,7 @@ class Assignment(Spec):
     epoch_timeout_s: float = 3600.0
     shift_offsets_px: tuple[int, ...] = ()
     remote: str | None = None
+    metric: str = field(default="top1", metadata={"before": "top1"})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -84,6 +84,19 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> ImageStore:
 def find(spec: DataSpec) -> ImageStore | None:
     """The image store of ``spec`` where it is on this node already. Raises ``UserError``."""
     return _present(spec, _place(locate(spec), spec)[0])
+
+
+def find_by_content(folder: Path, content_hashes: Collection[str]) -> ImageStore | None:
+    """A whole store in ``folder`` with one of these content hashes, wherever its source is now. It
+    is not read through to see whether it is intact: for looking at some of its pictures."""
+    for file in sorted(folder.glob(f"*/{INFO}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            is_whole = not file.parent.name.endswith(PARTIAL_SUFFIX)
+            is_wanted = is_whole and record["info"]["content_hash"] in content_hashes
+            if is_wanted and (store := open_store(file.parent)):
+                return store
+    return None
 
 
 def store_form(spec: DataSpec, pixel_bytes: int) -> str:

@@ -52,6 +52,8 @@ DECODED_BYTES_AT_ONCE = 2**29
 NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, AVIF or JPEG 2000"
 TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 
+THUMBNAIL_QUALITY = 70  # of WebP, 0 to 100
+
 Picture = bytes | str | Path | None  # encoded, or its file; None: the row is empty
 
 
@@ -360,3 +362,15 @@ def _decode_chunks(
 def _named(lines: list[str]) -> str:
     more = len(lines) - NAMED_CORRUPT
     return f"{', '.join(lines[:NAMED_CORRUPT])}{f' and {more} more' if more > 0 else ''}"
+
+
+def thumbnail(pixels: Images, side: int) -> bytes:
+    """``pixels`` (H, W, 3) as WebP, scaled down to ``side`` pixels where they are more; small ones
+    stay as they are, which a page may enlarge without blurring them."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=4)
+    return buffer.getvalue()

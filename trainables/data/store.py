@@ -196,6 +196,15 @@ class ImageStore:
         """uint64 (N,): the digest of each row's pixels, which seeded subsets are drawn by."""
         return self._column(name, "digest", np.uint64)
 
+    def places(self, name: str) -> list[str] | None:
+        """Where in the source each row is, its file or row there (N); ``None`` in a store of an
+        earlier version."""
+        try:
+            with pa.memory_map(str(places_file(self.path, name))) as mapped:
+                return list(pa.ipc.open_file(mapped).read_all()["place"].to_pylist())
+        except (OSError, KeyError, pa.ArrowException):
+            return None
+
     def _encoded(self, name: str) -> EncodedImages:
         from trainables.data.encoded import EncodedImages, Pictures
 
@@ -224,6 +233,11 @@ def default_folder(spec: DataSpec) -> Path:
     """Where stores are kept: ``data.folder``, else $ORCHESTRATOR_DATA, else the user's cache."""
     chosen = spec.folder or os.environ.get("ORCHESTRATOR_DATA") or "~/.cache/backbone-tournament"
     return Path(chosen).expanduser().absolute()
+
+
+def places_file(folder: Path, split: str) -> Path:
+    """Where a store keeps where the images of a split come from."""
+    return folder / f"{split}-places.arrow"
 
 
 def open_store(path: Path, content: str | None = None) -> ImageStore | None:

@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from trainables.data.store import (
     content_hash,
     count_classes,
     hash_of_split,
+    places_file,
     require_train_classes,
     require_two_classes,
 )
@@ -54,6 +56,7 @@ log = logging.getLogger(__name__)
 MOST_KEPT_BYTES = 1 << 29  # of pixels, that stay in memory from their first reading
 ROWS_A_LOOK = 256  # between two looks at how far it is
 INDEX_BYTES = 64  # of an image, beside its pixels or itself
+PLACES_AT_ONCE = 65_536  # in Python's own strings
 
 Origins = Mapping[str, tuple[str, Rows]]  # by split: the source's split it is of, and which rows
 
@@ -89,6 +92,7 @@ def write_store(
         _write_pixels(reading, survey, folder, splits, origins, groups)
     duplicates = count_duplicates(splits, names)
     duplicates = with_places(duplicates, partial(_places, folder, origins, spec.source))
+    _keep_places(folder, origins, spec.source)
     for origin in images:
         _places_file(folder, origin).unlink(missing_ok=True)
     columns = [(split, part.labels, part.digests) for split, part in splits.items()]
@@ -308,14 +312,37 @@ def _places(
     """Where the images that are ``named`` by split and row are below ``source``, whose own splits
     and rows are in ``origins``."""
     wanted = [(origins[split][0], int(origins[split][1][row])) for split, row in named]
-    root = str(Path(source).expanduser())
-    places = {}
-    for origin in {origin for origin, _ in wanted}:
-        with _places_file(folder, origin).open(encoding="utf-8") as lines:
-            for row, line in enumerate(lines):
-                if (origin, row) in wanted:
-                    places[origin, row] = json.loads(line).removeprefix(root).lstrip("/ ")
+    places = {
+        (origin, row): place
+        for origin in {origin for origin, _ in wanted}
+        for row, place in enumerate(_places_of(folder, origin, source))
+        if (origin, row) in wanted
+    }
     return [places[image] for image in wanted]
+
+
+def _places_of(folder: Path, origin: str, source: str) -> Iterator[str]:
+    """Where each image of the source's split ``origin`` is below ``source``."""
+    root = str(Path(source).expanduser())
+    with _places_file(folder, origin).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line).removeprefix(root).lstrip("/ ")
+
+
+def _keep_places(folder: Path, origins: Origins, source: str) -> None:
+    """Write where in the source the images of each of the store's splits are, in their order."""
+    for origin in {origin for origin, _ in origins.values()}:
+        lines, blocks = _places_of(folder, origin, source), []
+        while block := list(islice(lines, PLACES_AT_ONCE)):
+            blocks.append(pa.array(block, pa.string()))
+        places = pa.chunked_array(blocks, pa.string())
+        for split, (whose, rows) in origins.items():
+            if whose == origin:
+                table = pa.table({"place": places.take(pa.array(rows))})
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                file = str(places_file(folder, split))
+                with pa.ipc.new_file(file, table.schema, options=options) as writer:
+                    writer.write_table(table)
 
 
 def require_disk_space(reading: Reading, folder: Path, form: str) -> None:
