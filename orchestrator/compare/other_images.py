@@ -7,6 +7,10 @@ Bootstrap Methods and their Application, 1997, section 2.3) draws as many images
 ones for all finals of all candidates, so that what is hard for every model cancels out of a
 difference. Its variance is one source of chance beside that over searches and seeds.
 
+Where images belong to groups, whole groups are drawn (Field and Welsh 2007, "Bootstrapping
+clustered data", the cluster bootstrap), for their number corrected by G / (G - 1), and a class has
+as many independent images as groups that it is in.
+
 A few images that are all right do not show that all images are, so one image more of each class,
 on which a model errs, is added to the variance (as the pseudo-images of
 :func:`statistics.images_part` are). benchmarks/metric_intervals.py measures coverage and errors.
@@ -15,14 +19,20 @@ on which a model errs, is added to the variance (as the pseudo-images of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, Curve, grouped
-from orchestrator.compare.statistics import ONE_MODEL, TWO_MODELS, Part, images_part
+from orchestrator.compare.runs import Array, Curve, correct_by_image, grouped
+from orchestrator.compare.statistics import (
+    ONE_MODEL,
+    TWO_MODELS,
+    Part,
+    images_part,
+    independent_units,
+)
 from trainables.evaluate.predictions import Predictions, read_predictions
 from trainables.metrics import Metric
 from trainables.storage.trial_files import predictions_file
@@ -34,16 +44,19 @@ NOT_STORED = "no predictions of test images are stored for all finals"
 OTHER_IMAGES = "the finals met different test images"
 NOT_EXACT = "its stored predictions have not all probabilities"
 NO_IMAGES = "too few test images tell it"
+ONE_GROUP = "its test images are all of one group, which tells nothing of others"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageChance:
-    """The variance over ``images`` test images, with its degrees of freedom. ``shared``: of a share
-    of images, how many it is a share of."""
+    """The variance over ``images`` test images, of so many ``groups`` where they belong to groups,
+    with its degrees of freedom. ``shared``: of a share of images, how many independent ones it is a
+    share of."""
 
     part: Part
     images: int
-    shared: int | None = None
+    shared: float | None = None
+    groups: int | None = None
 
     def centre(self, mean: float) -> float | None:
         """Where the interval of a share of images is formed, away from 0 and 1 as
@@ -68,7 +81,7 @@ def of_two(
     measured = [one for one in both if not isinstance(one, str)]
     if len(measured) < 2:
         return next(one for one in both if isinstance(one, str))
-    if measured[0].labels != measured[1].labels:
+    if measured[0].labels != measured[1].labels or measured[0].groups != measured[1].groups:
         return OTHER_IMAGES
     return _chance(measured, metric)
 
@@ -77,12 +90,16 @@ def of_two(
 class _Measured:
     """What finals contribute: ``values`` by image, (N,), of a metric that is a mean of them, else
     the figure on each resample, (B,). ``counts``: images of each class, (K,), that the metric is
-    over; ``images`` all of the split; ``labels`` tells one split from another."""
+    over, or groups that it is in; ``images`` all of the split; ``labels`` tells one split from
+    another. ``clusters``: of ``values`` by image, the group of each, (N,); ``groups`` how many
+    there are in the split."""
 
     values: Array
     counts: Array
     images: int
     labels: int
+    clusters: Array | None = None
+    groups: int | None = None
 
 
 def _measured(
@@ -106,12 +123,7 @@ def _measured(
         by_search.append(np.mean(own, axis=0))
     if len({one.labels for one in each}) > 1:
         return OTHER_IMAGES
-    return _Measured(
-        values=np.mean(by_search, axis=0),
-        counts=each[0].counts,
-        images=each[0].images,
-        labels=each[0].labels,
-    )
+    return replace(each[0], values=np.mean(by_search, axis=0))
 
 
 def _chance(measured: Sequence[_Measured], metric: Metric) -> ImageChance | str:
@@ -122,17 +134,28 @@ def _chance(measured: Sequence[_Measured], metric: Metric) -> ImageChance | str:
         pseudo = () if not metric.is_share else TWO_MODELS if is_pair else ONE_MODEL
         if values.size < 2:
             return NO_IMAGES
-        shared = values.size if metric.is_share and not is_pair else None
-        part = images_part(values, pseudo=pseudo)
-        return ImageChance(part=part, images=first.images, shared=shared)
+        if first.clusters is not None and np.unique(first.clusters).size < 2:
+            return ONE_GROUP
+        independent: float = values.size
+        if first.clusters is not None:
+            independent = independent_units(values, first.clusters)
+        return ImageChance(
+            part=images_part(values, pseudo=pseudo, clusters=first.clusters),
+            images=first.images,
+            shared=independent if metric.is_share and not is_pair else None,
+            groups=first.groups,
+        )
     told = values[np.isfinite(values)]
     if told.size < FEWEST_RESAMPLES / 2:
         return NO_IMAGES
-    variance = float(np.var(told, ddof=1))
+    variance, freedom = float(np.var(told, ddof=1)), min(told.size - 1.0, _freedom(first.counts))
+    if first.groups is not None:
+        if first.groups < 2:
+            return ONE_GROUP
+        variance *= first.groups / (first.groups - 1)
+        freedom = min(freedom, first.groups - 1.0)
     variance += (1 + is_pair) * _one_more_image(metric, first.counts)
-    return ImageChance(
-        part=(variance, min(told.size - 1.0, _freedom(first.counts))), images=first.images
-    )
+    return ImageChance(part=(variance, freedom), images=first.images, groups=first.groups)
 
 
 def is_image_mean(metric: Metric) -> bool:
@@ -170,15 +193,23 @@ def _of_file(path: Path, written_at: int, metric: Metric, index: int | None) -> 
     counts = counts[counts > 0] if index is None else np.array([np.sum(labels == index)])
     if not counts.size or not counts.all() or (metric.name == "auroc" and counts.size < 2):
         return NO_IMAGES
+    _, groups = correct_by_image(path.parent)
+    if groups is not None:
+        own = [np.unique(groups[labels == c]).size for c in np.unique(labels)]
+        counts = np.array(own) if index is None else np.array([len(set(groups[labels == index]))])
+    clusters = None
     if is_image_mean(metric):
         values = _by_image(made, metric, index)
+        if groups is not None:
+            clusters = groups if len(values) == len(groups) else groups[labels == index]
     else:
-        draws = resampled(len(labels))
+        draws = resampled(len(labels), None if groups is None else groups.tobytes())
         values = np.concatenate([REPEATED[metric.name.partition(":")[0]](made, metric, index, draw)
                                  for draw in draws])  # fmt: skip
     return _Measured(
-        values=values, counts=counts, images=len(labels), labels=hash(labels.tobytes())
-    )
+        values=values, counts=counts, images=len(labels), labels=hash(labels.tobytes()),
+        clusters=clusters, groups=None if groups is None else len(np.unique(groups)),
+    )  # fmt: skip
 
 
 def _by_image(made: Predictions, metric: Metric, index: int | None) -> Array:
@@ -193,13 +224,18 @@ def _by_image(made: Predictions, metric: Metric, index: int | None) -> Array:
 
 
 @lru_cache(maxsize=2)
-def resampled(images: int) -> tuple[Array, ...]:
+def resampled(images: int, groups: bytes | None = None) -> tuple[Array, ...]:
     """How often each image is drawn in each resample, (B, N) in blocks of resamples: the same for
-    all finals."""
+    all finals. With ``groups``, the int64 of each image, those of a group are drawn together."""
     resamples = int(np.clip(MOST_DRAWS / images, FEWEST_RESAMPLES, RESAMPLES))
-    rng, share = np.random.default_rng(0), np.full(images, 1 / images)
+    codes = np.arange(images)
+    if groups is not None:
+        codes = np.unique(np.frombuffer(groups, np.int64), return_inverse=True)[1]
+    units = int(codes.max()) + 1
+    rng, share = np.random.default_rng(0), np.full(units, 1 / units)
     blocks = np.array_split(np.arange(resamples), max(1, resamples * images // 2_000_000))
-    return tuple(rng.multinomial(images, share, size=len(b)).astype(np.float32) for b in blocks)
+    drawn = (rng.multinomial(units, share, size=len(b)).astype(np.float32) for b in blocks)
+    return tuple(drawn if groups is None else (block[:, codes] for block in drawn))
 
 
 Repeat = Callable[[Predictions, Metric, int | None, Array], Array]
