@@ -24,6 +24,7 @@ from orchestrator.compare.other_images import (
     of_two,
     resampled,
 )
+from orchestrator.compare.report.methods import methods_of
 from orchestrator.compare.runs import CandidateTrials, Curve, collect, load
 from orchestrator.compare.statistics import images_part
 from orchestrator.compare.verdicts import PairResult, PairVerdict, compare_pairs
@@ -71,6 +72,8 @@ def final_run(
 ) -> Path:
     dataset = {**DATASET, "class_names": list(NAMES), "counts": {"val": 100, "test": IMAGES}}
     run = RunFolder(folder, tuple(skills), metric=metric, dataset=dataset)
+    for family in skills:
+        run.trial(family, [0.5, 0.4])
     for place, (family, skill) in enumerate(skills.items()):
         for search in range(1, searches + 1):
             made = drawn(100 * place + search, skill=skill)
@@ -87,7 +90,11 @@ def final_run(
 
 def finals_of(folder: Path) -> tuple[CandidateTrials, list[Curve]]:
     (candidate, *_) = collect([load(folder)])
-    return candidate, list(candidate.curves)
+    return candidate, finals_in(candidate)
+
+
+def finals_in(candidate: CandidateTrials) -> list[Curve]:
+    return [curve for curve in candidate.curves if curve.state.stage == "final"]
 
 
 def repeated(made: Predictions, draw: np.ndarray) -> Predictions:
@@ -137,7 +144,7 @@ def test_a_mean_varies_as_its_images_do(name: str, tmp_path: Path) -> None:
 def test_what_is_hard_for_all_cancels_out_of_a_difference(name: str, tmp_path: Path) -> None:
     """Most of the noise is the images' own: the variance of a difference is less than the sum."""
     folder = final_run(tmp_path / "r", name, skills={"vit": 1.5, "resnet": 1.5}, searches=1)
-    a, b = (list(each.curves) for each in collect([load(folder)]))
+    a, b = map(finals_in, collect([load(folder)]))
     one, other, both = of_one(a, *of(name)), of_one(b, *of(name)), of_two(a, b, *of(name))
     assert isinstance(one, ImageChance)
     assert isinstance(other, ImageChance)
@@ -174,6 +181,15 @@ def test_finals_are_judged_by_it(name: str, tmp_path: Path) -> None:
     assert places[0] == "resnet" or name == "top5"
     assert metric_of(name).noun in document["answer"]
     assert f"test {metric_of(name).noun}" in shown(folder)
+
+
+@pytest.mark.parametrize(("name", "is_bootstrap"), [("macro_f1", True), ("loss", False)])
+def test_the_paragraph_of_methods_says_how(name: str, is_bootstrap: bool, tmp_path: Path) -> None:
+    folder = final_run(tmp_path / "r", name, skills={"vit": 0.2, "resnet": 3.5})
+    made = methods_of(compare([load(folder)]))
+    assert made is not None
+    assert ("paired bootstrap" in made.text) == is_bootstrap
+    assert any(metric_of(name).source in reference for reference in made.references)
 
 
 def pair_of(folder: Path) -> PairResult:
