@@ -29,7 +29,8 @@ from trainables.storage.trial_files import predictions_file
 
 RESAMPLES = 400
 FEWEST_RESAMPLES = 100
-MOST_DRAWS = 40_000_000  # images of all resamples together: bounds memory and time
+MOST_DRAWS = 20_000_000  # images of all resamples together: bounds memory and time
+MOST_SORTED = 100_000_000  # the same times classes, where images are summed up in order for each
 NOT_STORED = "no predictions of test images are stored for all finals"
 OTHER_IMAGES = "the finals met different test images"
 NOT_EXACT = "its stored predictions have not all probabilities"
@@ -174,6 +175,8 @@ def _of_file(path: Path, written_at: int, metric: Metric, index: int | None) -> 
         values = _by_image(made, metric, index)
     else:
         draws = resampled(len(labels))
+        if metric.name == "auroc":
+            draws = _first(draws, round(MOST_SORTED / len(labels) / counts.size))
         values = np.concatenate([REPEATED[metric.name.partition(":")[0]](made, metric, index, draw)
                                  for draw in draws])  # fmt: skip
     return _Measured(
@@ -202,18 +205,33 @@ def resampled(images: int) -> tuple[Array, ...]:
     return tuple(rng.multinomial(images, share, size=len(b)).astype(np.float32) for b in blocks)
 
 
+def _first(draws: Sequence[Array], resamples: int) -> list[Array]:
+    """So many of them, not fewer than the fewest."""
+    left, first = max(FEWEST_RESAMPLES, resamples), []
+    for block in draws:
+        first.append(block[:left])
+        left = max(0, left - len(block))
+    return first
+
+
 Repeat = Callable[[Predictions, Metric, int | None, Array], Array]
 
 
 def _class_counts(made: Predictions, draw: Array) -> tuple[Array, Array, Array]:
     """Images of each class that has any, those taken for it and those rightly so, on each resample:
     (B, K) each."""
-    present, predicted = np.unique(made.labels), made.predicted
-    own = [(made.labels == c).astype(np.float32) for c in present]
-    taken = [(predicted == c).astype(np.float32) for c in present]
-    right = [a * b for a, b in zip(own, taken, strict=True)]
-    of_class, of_taken, of_right = (draw @ np.stack(one, axis=1) for one in (own, taken, right))
-    return of_class, of_taken, of_right
+    present, own = np.unique(made.labels, return_inverse=True)
+    predicted = made.predicted
+    taken = np.searchsorted(present, predicted)
+    taken = np.where(np.isin(predicted, present), taken, present.size)  # as one class more
+    right = np.where(taken == own, own, present.size)
+
+    def counted(classes: Array) -> Array:
+        cells = np.arange(len(draw))[:, None] * (present.size + 1) + classes  # (B, N)
+        sums = np.bincount(cells.ravel(), draw.ravel(), len(draw) * (present.size + 1))
+        return np.asarray(sums.reshape(len(draw), -1)[:, :-1])
+
+    return counted(own), counted(taken), counted(right)
 
 
 def _mean_of_classes(values: Array, of_class: Array) -> Array:

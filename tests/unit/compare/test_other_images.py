@@ -272,6 +272,9 @@ def test_a_long_split_is_resampled_less_often(monkeypatch: pytest.MonkeyPatch) -
     blocks: Any = resampled.__wrapped__(200)
     assert sum(map(len, blocks)) == 200
     assert sum(map(len, resampled.__wrapped__(100_000))) == other_images.FEWEST_RESAMPLES
+    first = other_images._first(blocks, 150)
+    assert np.array_equal(np.concatenate(first), np.concatenate(blocks)[:150])
+    assert sum(map(len, other_images._first(blocks, 3))) == other_images.FEWEST_RESAMPLES
 
 
 def test_accuracy_is_tested_as_ever(tmp_path: Path) -> None:
