@@ -207,7 +207,8 @@ def resampled(images: int) -> tuple[Array, ...]:
 
 def _first(draws: Sequence[Array], resamples: int) -> list[Array]:
     """So many of them, not fewer than the fewest."""
-    left, first = max(FEWEST_RESAMPLES, resamples), []
+    left = max(FEWEST_RESAMPLES, resamples)
+    first: list[Array] = []
     for block in draws:
         first.append(block[:left])
         left = max(0, left - len(block))
