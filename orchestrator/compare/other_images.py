@@ -174,7 +174,7 @@ def _of_file(path: Path, written_at: int, metric: Metric, index: int | None) -> 
     if is_image_mean(metric):
         values = _by_image(made, metric, index)
     else:
-        draws = resampled(len(labels))
+        draws: Sequence[Array] = resampled(len(labels))
         if metric.name == "auroc":
             draws = _first(draws, round(MOST_SORTED / len(labels) / counts.size))
         values = np.concatenate([REPEATED[metric.name.partition(":")[0]](made, metric, index, draw)
