@@ -261,7 +261,8 @@ def _tested(comparison: Comparison) -> Iterator[str]:
     if any(test.low is not None for test in tests):
         searches = max(test.searches for test in tests)
         over = "searches, seeds" if searches > 1 else "seeds of the winner"
-        images = " and images" if all(test.images for test in tests) else ""
+        units = "groups of images" if any(test.groups for test in tests) else "images"
+        images = f" and {units}" if all(test.images for test in tests) else ""
         yield (
             f"Figures of test {metric.noun} are means with {100 * LEVEL:.0f} % intervals for new "
             f"{over}{images}."
