@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,13 +96,14 @@ def test_figure(
     groups, chance = by_search(measured, metric.name), of_one(measured, metric, class_names)
     if isinstance(chance, str):
         return figure_interval(groups, is_share=metric.is_share)
-    return figure_interval(
+    made = figure_interval(
         groups,
         chance.part,
         count=chance.images,
         centre=chance.centre(mean_of(groups)),
         is_share=metric.is_share,
     )
+    return replace(made, groups=chance.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
