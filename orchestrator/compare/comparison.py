@@ -20,6 +20,7 @@ from orchestrator.compare.data_notes import data_warnings, test_split_caveats
 from orchestrator.compare.families import CandidateSummary, pretraining_data, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
+from orchestrator.compare.opinions import Opinion, opinions_of
 from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
 from orchestrator.compare.runs import CandidateTrials, Curve, RunData, Values, best_trial, collect
@@ -110,7 +111,8 @@ class Comparison:
     verdicts on the claims that the runs tested; ``audit``: of the candidates that had one;
     ``published_recipes``: what each search gained over the recipe that it began with; ``choice``:
     who is best under the limits that were asked for; ``screening``: of runs from a screen;
-    ``data_warnings``: what the images take from the weight of all this; ``screens``: shortlists of
+    ``data_warnings``: what the images take from the weight of all this; ``opinions``: why one is
+    behind another, as people believe and no run here has tested; ``screens``: shortlists of
     the screens that are compared, or that the runs came from.
     """
 
@@ -138,6 +140,7 @@ class Comparison:
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
     data_warnings: tuple[str, ...]
+    opinions: tuple[Opinion, ...] = ()
     screens: tuple[Shortlist, ...] = ()
 
     @property
@@ -227,6 +230,8 @@ def compare(
     standings = tradeoffs(candidates, entries, _shared_prices(runs))
     differences = tuple(_differences(candidates))
     sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
+    counts: Values = next((f.values for f in differences if f.what == "train_images"), {})
+    images = {label: int(count) for label, count in counts.items() if count is not None}
     facts = Facts(
         dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
         candidates=candidates, entries=entries, pairs=pairs, order_changes=budget.flips,
@@ -256,6 +261,7 @@ def compare(
         spaces={each.label: each.sweep.space for each in candidates if each.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
+        opinions=() if claims else opinions_of(candidates, entries, pairs, images),
         screens=screens,
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from orchestrator.spec.spaces import Choice, Domain, LogUniform
 from orchestrator.wording import MISSING, percent, points, value_text
 
 WIDTH = 80
+OPINIONS = "Why, as people believe; this run has not tested it"
 PUBLISHED = "Published recipe → tuned, on the images that the tuned one was chosen by"
 
 
@@ -48,6 +49,7 @@ def table_text(comparison: Comparison) -> str:
         _block("Best finished trial", _best(candidates)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
+        _block(OPINIONS, (opinion.text for opinion in comparison.opinions)),
         _tradeoffs(in_all) if in_all else "",
         _block("Fronts, by what was measured", map(front_text, in_all.fronts) if in_all else ()),
         _block("The screen, audited", screening),

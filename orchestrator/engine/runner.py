@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -105,10 +106,12 @@ def run(
     fit_slot: FitSlot | None = None,
     mirror: Callable[[PreparedRun, Path], AbstractContextManager[None]] = mirrored,
     write: Callable[[Path], str] = write_results,
+    rehearsal: Future[None] | None = None,
 ) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
-    Its images are prepared first; where that takes long, Ray and the slots start meanwhile.
+    Its images are prepared first; where that takes long, Ray and the slots start meanwhile. So
+    may the ``rehearsal``: what that raises ends the run before anything of it is on record.
     A benchmark of the driver's side brings its own ``fit_slot``, ``mirror`` and ``write``.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
@@ -141,6 +144,8 @@ def run(
         )
         pool.start()
         try:
+            if rehearsal is not None:
+                rehearsal.result()
             state = _begin(spec, folder, pool, preparing.result())
         except BaseException:
             pool.abandon()

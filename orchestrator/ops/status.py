@@ -350,6 +350,9 @@ def event_line(record: Record, state: State) -> str | None:
         return ": ".join(["the test split is opened", *again])
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
+    if event == "reported" and state.num_reports == 1 and name in state.trials:
+        value = top1(record["metrics"].get("val_top1"))
+        return f"{name:<14} the first epoch is trained: val_top1 {value}"
     if event in ("finished", "pruned", "failed") and name in state.trials:
         trial = state.trials[name]
         why = f" ({trial.reason})" if event == "failed" else ""
