@@ -60,7 +60,8 @@ def prepare(dataset: str, set: tuple[str, ...]) -> None:
 @JSON
 def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     """Sizes, splits, classes and copies in DATASET; reads it into its image store if need be."""
-    from orchestrator.compare.data_notes import class_warnings, copies_lines
+    from orchestrator.compare.data_notes import copies_lines, group_and_class_warnings
+    from trainables.data import groups
     from trainables.data.balance import counts_lines
 
     store = _store(dataset, set)
@@ -82,7 +83,9 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
         lines.append(f"  {escaped(str(row['class']), keep=''):<24} {shares}")
     if len(classes) > CLASSES_SHOWN:
         lines += [f"  {line}" for line in counts_lines(store.info)]
-    lines += [f"warning: {line}" for line in class_warnings(store.info)]
+    if store.info.groups is not None:
+        lines.append(groups.sentence(store.info.groups))
+    lines += [f"warning: {line}" for line in group_and_class_warnings(store.info)]
     lines += copies_lines(store.info, store.path)
     document = {"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)}
     show(as_json, document, lambda: "\n".join(lines))

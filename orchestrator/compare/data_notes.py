@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.compare.runs import RunData
 from trainables.config import DatasetFacts
-from trainables.data import balance, duplicates
+from trainables.data import balance, duplicates, groups
 
 
 def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
@@ -18,6 +18,8 @@ def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> I
     for other in ("train", "val"):
         if count := shared.get(f"test/{other}"):
             yield f"{count} of the test images are in {other} too"
+        if facts and facts.groups and (count := facts.groups.images.get(f"test/{other}", 0)):
+            yield f"{count} of the test images are of groups that are in {other} too"
 
 
 def _later_openings(runs: Sequence[RunData]) -> Iterator[str]:
@@ -36,6 +38,8 @@ def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterat
             f"{opening}: what was chosen since the first one may have been chosen for these very "
             "images"
         )
+    if facts is not None and facts.groups is not None and (problem := groups.leak(facts.groups)):
+        yield problem
     if facts is not None and facts.duplicates is not None:
         if problem := duplicates.leak(facts.duplicates):
             yield problem
@@ -51,11 +55,13 @@ def image_warnings(facts: DatasetFacts) -> Iterator[str]:
     each, with what to do."""
     if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
         yield problem
-    yield from class_warnings(facts)
+    yield from group_and_class_warnings(facts)
 
 
-def class_warnings(facts: DatasetFacts) -> Iterator[str]:
+def group_and_class_warnings(facts: DatasetFacts) -> Iterator[str]:
     """The same without what is there twice."""
+    if facts.groups is not None and (problem := groups.leak(facts.groups)):
+        yield problem
     yield from balance.imbalance(facts)
 
 

@@ -1,26 +1,29 @@
-"""The finals: test accuracy over searches and seeds, and what they cost."""
+"""The finals: what they measured on test over searches and seeds, and what they cost."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.compare import runs
+from orchestrator.compare.other_images import of_one
 from orchestrator.compare.probes import PooledProbes, pool
-from orchestrator.compare.runs import Array, CandidateTrials, Curve
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, grouped
 from orchestrator.compare.statistics import (
     AccuracyInterval,
     MeanInterval,
     accuracy_interval,
     binomial_part,
+    figure_interval,
     mean_of,
     mean_over,
 )
 from orchestrator.ledger.cost import DeviceSeconds
+from trainables.metrics import TOP1, Metric
 
 
 def newest_round(candidate: CandidateTrials) -> list[Curve]:
@@ -45,14 +48,6 @@ def by_search(finals: Sequence[Curve], metric: str = "top1") -> list[list[float]
     return [[final.test(metric) for final in group] for group in grouped(measured)]
 
 
-def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
-    """The finals of each search that has any."""
-    groups: dict[int, list[Curve]] = {}
-    for final in finals:
-        groups.setdefault(final.state.search, []).append(final)
-    return [groups[search] for search in sorted(groups)]
-
-
 def correctness(finals: Sequence[Curve]) -> Array | None:
     """Of each test image, averaged over the finals of a search and then over searches: (N,). `None`
     where a final lacks it, or where they do not share their images."""
@@ -73,14 +68,41 @@ def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:
     return accuracy_interval(by_search(finals), images)
 
 
+def test_figure(
+    finals: Sequence[Curve], metric: Metric, class_names: Sequence[str]
+) -> AccuracyInterval | None:
+    """What one candidate's finished finals measured on test by ``metric``; ``None`` where none
+    did. Its interval covers other images where predictions of all are stored."""
+    if metric == TOP1:
+        return test_accuracy(finals)
+    measured = [final for final in finals if math.isfinite(final.test(metric.name))]
+    if not measured:
+        return None
+    groups, chance = by_search(measured, metric.name), of_one(measured, metric, class_names)
+    if isinstance(chance, str):
+        return figure_interval(groups, is_share=metric.is_share)
+    return figure_interval(
+        groups,
+        chance.part,
+        count=chance.images,
+        centre=chance.centre(mean_of(groups)),
+        is_share=metric.is_share,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinalSummary:
     """A candidate's newest finals: means over ``seeds``, and what they cost, failed ones too.
-    ``winner`` is the first of ``winners``, one a search."""
+    ``winner`` is the first of ``winners``, one a search. ``test`` is by the ``metric`` that the run
+    is judged by, ``None`` where no final measured it; ``test_means`` by every metric that all of
+    them measured, without intervals."""
 
     seeds: tuple[int | None, ...]
     winner: str | None
     winners: tuple[str, ...]
+    metric: str
+    test: AccuracyInterval | None
+    test_means: Mapping[str, float]
     test_top1: AccuracyInterval
     test_top5: MeanInterval | None
     test_loss: MeanInterval | None
@@ -103,7 +125,9 @@ def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
         seeds=tuple(final.state.assignment.seed for final in finals),
         winner=trials[0].state.winner,
         winners=tuple(dict.fromkeys(w for trial in trials if (w := trial.state.winner))),
-        test_top1=test_accuracy(finals),
+        metric=candidate.metric.name,
+        test=test_figure(finals, candidate.metric, candidate.class_names),
+        test_means=_test_means(finals), test_top1=test_accuracy(finals),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=runs.device(trials), flops=runs.total(trials, "flops"),
@@ -113,6 +137,16 @@ def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
             for group in grouped([final for final in finals if final.state.probes])
         ]),
     )  # fmt: skip
+
+
+def _test_means(finals: Sequence[Curve]) -> dict[str, float]:
+    names = dict.fromkeys(name for final in finals for name in final.state.outcome.get("test", {}))
+    measured = {
+        name: by_search(finals, name)
+        for name in names
+        if name != "n" and all(math.isfinite(final.test(name)) for final in finals)
+    }
+    return {name: mean_of(groups) for name, groups in measured.items()}
 
 
 def _test_mean(finals: Sequence[Curve], metric: str, highest: float) -> MeanInterval | None:

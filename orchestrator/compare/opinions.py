@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.runs import CandidateTrials
 from orchestrator.compare.verdicts import PairResult, PairVerdict
-from orchestrator.wording import percent
+from orchestrator.wording import figure
 from trainables.backbones.families import FAMILIES
+from trainables.metrics import metric_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,11 @@ def opinions_of(
     """One for each candidate from scratch that a pair calls worse than one of which a belief
     speaks. ``train_images`` is by candidate, as far as it is on record."""
     by_label = {candidate.label: candidate for candidate in candidates}
-    accuracies = {entry.family: entry.final.test_top1.mean for entry in entries if entry.final}
+    on_test = {
+        entry.family: figure(entry.final.test.mean, metric_of(entry.metric))
+        for entry in entries
+        if entry.final and entry.final.test
+    }
     made: dict[tuple[str, str], Opinion] = {}
     for behind, ahead in map(_order, pairs):
         for belief in _beliefs(by_label.get(behind), by_label.get(ahead)):
@@ -78,8 +83,8 @@ def opinions_of(
                 (behind, belief.claim),
                 Opinion(
                     behind=behind, ahead=ahead, claim=belief.claim, command=command,
-                    text=f"{behind} is behind {ahead}: {percent(accuracies[behind])} against "
-                    f"{percent(accuracies[ahead])} on test{seen}. Why, this run does not say. "
+                    text=f"{behind} is behind {ahead}: {on_test[behind]} against "
+                    f"{on_test[ahead]} on test{seen}. Why, this run does not say. "
                     f"{text} To test it on these images: {command}",
                 ),
             )  # fmt: skip

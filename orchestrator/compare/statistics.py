@@ -200,7 +200,7 @@ def binomial_part(top1: float, images: int) -> Part:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyInterval(MeanInterval):
-    """A mean accuracy over ``n`` finals of ``searches`` independent searches, for new searches (of
+    """A mean figure over ``n`` finals of ``searches`` independent searches, for new searches (of
     one search: for new seeds of its winner) and new images. ``images``: how many there were;
     ``None`` where that is not known, and the interval does not cover them."""
 
@@ -219,20 +219,38 @@ def accuracy_interval(
     Satterthwaite's degrees of freedom, which grow where a few searches happen to agree: of several
     searches the fewest of any part are taken.
     """
-    mean, parts, count = mean_of(groups), spread_part(groups), None
+    mean, of_images, count = mean_of(groups), None, None
     if isinstance(images, int):
-        count = images
-        parts.append(binomial_part(mean, images))
+        count, of_images = images, binomial_part(mean, images)
     elif images is not None:
-        count = images.size
-        parts.append(images_part(images, pseudo=ONE_MODEL))
+        count, of_images = images.size, images_part(images, pseudo=ONE_MODEL)
+    # Away from 0 and 1, where the scale ends, as in binomial_part.
+    centre = mean if count is None else (mean * count + 2) / (count + 4)
+    return figure_interval(groups, of_images, count=count, centre=centre, level=level)
+
+
+def figure_interval(
+    groups: Groups,
+    of_images: Part | None = None,
+    *,
+    count: int | None = None,
+    centre: float | None = None,
+    is_share: bool = True,
+    level: float = LEVEL,
+) -> AccuracyInterval:
+    """As :func:`accuracy_interval` of any figure, of which ``of_images`` is what other images would
+    change: the variance of its mean over the finals, from ``count`` of them. Of a share the
+    interval is formed around ``centre`` on the arcsine scale; any other figure is 0 or more."""
+    mean, parts = mean_of(groups), spread_part(groups) + ([of_images] if of_images else [])
     ends: dict[str, float | None] = {"low": None, "high": None}
     if estimate := Estimate.of(mean, parts):
-        # Away from 0 and 1, where the scale ends, as in binomial_part.
-        centre = mean if count is None else (mean * count + 2) / (count + 4)
         fewest = min(freedom for _, freedom in parts)
-        freedom = fewest if len(groups) > 1 else estimate.freedom
-        low, high = _share_interval(centre, estimate.error, t_quantile(0.5 + level / 2, freedom))
+        steps = t_quantile(0.5 + level / 2, fewest if len(groups) > 1 else estimate.freedom)
+        around = mean if centre is None else centre
+        if is_share:
+            low, high = _share_interval(around, estimate.error, steps)
+        else:
+            low, high = max(0.0, around - steps * estimate.error), around + steps * estimate.error
         ends = {"low": min(low, mean), "high": max(high, mean)}
     return AccuracyInterval(
         mean=mean, **ends, level=level, n=sum(map(len, groups)), searches=len(groups), images=count
@@ -308,4 +326,11 @@ def difference(a: Groups, b: Groups, per_image: Array | None) -> Estimate | None
     parts = [*spread_part(a), *spread_part(b)]
     if per_image is not None:
         parts.append(images_part(per_image, pseudo=TWO_MODELS))
+    return Estimate.of(mean_of(a) - mean_of(b), parts)
+
+
+def figure_difference(a: Groups, b: Groups, of_images: Part) -> Estimate | None:
+    """The same of any figure, of which ``of_images`` is what other images would change of the
+    difference."""
+    parts = [*spread_part(a), *spread_part(b), of_images]
     return Estimate.of(mean_of(a) - mean_of(b), parts)

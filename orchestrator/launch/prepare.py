@@ -47,6 +47,7 @@ from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
 from trainables.data.store import default_folder
 from trainables.errors import collected, raise_if_any
+from trainables.metrics import TOP1, class_mistakes
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
 from trainables.storage.waiting import in_background
@@ -199,6 +200,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
     """
     totals = validate(spec)
+    refuse_unknown_class(spec)
     images = images_of(spec)
     refuse_broken(spec, images, only_own_weights=True)
     has_length = session.state_of(spec.folder).begun or not is_open(spec)
@@ -224,6 +226,19 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         counts={candidate: facts.counts for candidate, facts in images.items()},
         images=images,
         described=described(spec, images),
+    )
+
+
+def refuse_unknown_class(spec: RunSpec) -> None:
+    """Raise ``UserError`` where the images do not have the class that the run's metric names, or
+    too few classes for it. Images whose classes' names are not known are read into the image
+    store."""
+    metric = spec.metric
+    if metric == TOP1 or (metric.class_name is None and not metric.is_image_share):
+        return
+    images = images_of(spec) if metric.class_name is None else read_datasets(spec)
+    raise_if_any(
+        line for facts in images.values() for line in class_mistakes(metric, facts.class_names)
     )
 
 
@@ -343,6 +358,7 @@ def plan(
         "trials": trials,
         "expected_epochs": round(sum(candidate["expected_epochs"] for candidate in candidates), 1),
         "worst_epochs": sum(candidate["worst_epochs"] for candidate in candidates),
+        "metric": spec.metric.as_dict(),
         "searches": spec.searches,
         "final_seeds": spec.final_seeds,
         "final_epochs": spec.searches
@@ -495,6 +511,8 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     begun = session.state_of(spec.folder)
+    if not begun.begun:
+        refuse_unknown_class(spec)
     spec = _with_hub_pins(spec, begun)
     trials, costs = begun.trials, None
     undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)

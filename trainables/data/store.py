@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,15 +22,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainables.config import DatasetFacts, DataSpec
+from trainables.data.groups import carve_groups
 from trainables.data.rng import GOLDEN, MASK, key_of, mix
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from trainables.data.encoded import EncodedImages
 
+log = logging.getLogger(__name__)
+
 STORE_SCHEMA = 1
 SPLITS = ("train", "val", "test")
 OWN_SUBSET = "train"  # salt of a training subset that ``train_seed`` draws
+FAR_OFF = 0.25  # of a split's size, that is said where groups are the reason
 INFO = "info.json"  # the last file of a store: with it, it is whole
 
 T = TypeVar("T", bound=np.generic)
@@ -44,7 +50,8 @@ Flags = npt.NDArray[np.bool_]
 class Chunk:
     """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out.
 
-    ``places`` (n,): where each one is in the source, its file or row. ``encoded_sizes`` (n,): bytes
+    ``places`` (n,): where each one is in the source, its file or row. ``groups`` (n,): what each
+    belongs to, empty where the source has no groups. ``encoded_sizes`` (n,): bytes
     of each as the source has it, empty where that has pixels. ``corrupt``: which pictures of the
     split, counted from 0 over all its chunks, could not be read, and ``corrupt_labels`` of what
     class they are.
@@ -54,6 +61,7 @@ class Chunk:
     images: Images
     labels: Labels
     places: Sequence[str]
+    groups: Sequence[str] = ()
     encoded_sizes: Sequence[int] = ()
     corrupt: Sequence[int] = ()
     corrupt_labels: Sequence[int] = ()
@@ -65,7 +73,8 @@ class Reading:
 
     ``chunks()`` reads all of it, in the same order whenever it is called. ``encoded(split)`` gives
     the pictures of a split as they are in the source, in that order and with the corrupt ones,
-    ``encoded_bytes`` of all splits together; ``None`` where the source has pixels.
+    ``encoded_bytes`` of all splits together; ``None`` where the source has pixels. ``group_rule``
+    is the column or the pattern that groups its images, if any.
     """
 
     class_names: tuple[str, ...]
@@ -75,6 +84,7 @@ class Reading:
     encoded: Callable[[str], Iterator[bytes]] | None = None
     encoded_bytes: int = 0
     mirror_safe: bool = True
+    group_rule: str | None = None
 
     @property
     def pixel_bytes(self) -> int:
@@ -98,6 +108,15 @@ def file_identity(file: Path) -> list[Any]:
     """Path, bytes and time in ns: what changes when a file's content does."""
     stat = file.stat()
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def file_stamp(file: str) -> list[Any]:
+    """The same with the path as it is; zeros of a file that is not there."""
+    try:
+        stat = Path(file).stat()
+    except OSError:
+        return [file, 0, 0]
+    return [file, stat.st_size, stat.st_mtime_ns]
 
 
 def require_two_classes(source: str, classes: Sequence[str]) -> None:
@@ -168,9 +187,23 @@ class ImageStore:
         """int64 (N,): the class of each row."""
         return self._column(name, "label", np.int64)
 
+    def groups(self, name: str) -> Rows | None:
+        """int64 (N,): the group of each row, the same number in all splits; ``None`` where images
+        stand for themselves."""
+        return None if self.info.groups is None else self._column(name, "group", np.int64)
+
     def digests(self, name: str) -> Digests:
         """uint64 (N,): the digest of each row's pixels, which seeded subsets are drawn by."""
         return self._column(name, "digest", np.uint64)
+
+    def places(self, name: str) -> list[str] | None:
+        """Where in the source each row is, its file or row there (N); ``None`` in a store of an
+        earlier version."""
+        try:
+            with pa.memory_map(str(places_file(self.path, name))) as mapped:
+                return list(pa.ipc.open_file(mapped).read_all()["place"].to_pylist())
+        except (OSError, KeyError, pa.ArrowException):
+            return None
 
     def _encoded(self, name: str) -> EncodedImages:
         from trainables.data.encoded import EncodedImages, Pictures
@@ -202,6 +235,11 @@ def default_folder(spec: DataSpec) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+def places_file(folder: Path, split: str) -> Path:
+    """Where a store keeps where the images of a split come from."""
+    return folder / f"{split}-places.arrow"
+
+
 def open_store(path: Path, content: str | None = None) -> ImageStore | None:
     """The store in ``path``, or None where there is none, it is damaged, or its content hash is
     another than ``content``."""
@@ -231,11 +269,13 @@ def content_hash(
     class_names: tuple[str, ...],
     shape: tuple[int, ...],
     splits: Iterable[tuple[str, Labels, Digests]],
+    groups: Mapping[str, Rows] | None = None,
 ) -> str:
-    """Of images of ``shape`` (H, W, C): each split's name, labels (N,) and pixel digests (N,)."""
+    """Of images of ``shape`` (H, W, C): each split's name, labels (N,), pixel digests (N,) and,
+    where there are any, ``groups`` (N,)."""
     content = hashlib.sha256(repr((class_names, shape)).encode())
     for name, *columns in splits:
-        for column in columns:
+        for column in (*columns, *([groups[name]] if groups else [])):
             content.update(f"{name} {len(column)}".encode() + column.tobytes())
     return content.hexdigest()[:16]
 
@@ -329,15 +369,18 @@ def _fill(groups: Iterable[int], images: Sequence[int], count: int) -> list[int]
 
 
 def assign_splits(
-    labels: dict[str, Labels], digests: dict[str, Digests], spec: DataSpec
+    labels: Mapping[str, Labels],
+    digests: Mapping[str, Digests],
+    spec: DataSpec,
+    groups: Mapping[str, Rows] | None = None,
 ) -> dict[str, tuple[str, Rows]]:
     """For each of train, val and test: the source split that it is cut from, and which rows (N,).
 
     ``test`` and then ``val`` are carved from ``train`` where the source lacks them; both
     by ``split_seed``, or val by ``val_seed``, which leaves test as it is; both
     fractions are of the source's train split. Each class has an image in train and, where it has
-    two, in val; a third is for test. Copies of one image stay together. Raises ``UserError`` where
-    images do not suffice.
+    two, in val; a third is for test. Copies of one image stay together, and so do ``groups`` (N,),
+    of which val and test then have whole ones. Raises ``UserError`` where images do not suffice.
     """
     left = np.arange(len(labels["train"]), dtype=np.int64)
     assigned: dict[str, tuple[str, Rows]] = {}
@@ -346,23 +389,61 @@ def assign_splits(
             assigned[name] = (name, np.arange(len(labels[name]), dtype=np.int64))
             continue
         count = max(1, round(fraction * len(labels["train"])))
-        pool = labels["train"][left], digests["train"][left]
         seed = spec.split_seed if name == "test" or spec.val_seed is None else spec.val_seed
-        chosen = carve(*pool, count=count, seed=seed, salt=name)
+        carved = partial(
+            _carved,
+            labels["train"][left],
+            digests["train"][left],
+            None if groups is None else groups["train"][left],
+            count=count,
+            seed=seed,
+            salt=name,
+        )
+        chosen = carved(leave=1)
+        least = count if groups is None else 1
         if name == "test" and not len(labels.get("val", ())):  # val is to have every class too
-            spared = carve(*pool, count=count, seed=seed, salt=name, leave=2)
-            chosen = spared if len(spared) >= count else chosen
-        if len(chosen) < count:
-            raise UserError(
-                f"data.source {spec.source!r} has too few images for a split: {count} of its "
-                f"{len(labels['train'])} training images are wanted for {name}, and each of its "
-                f"{len(np.unique(labels['train']))} classes must keep one. Fix: add images, a "
-                f"{name}/ split, or lower --set data.{name}_fraction={fraction:g}"
+            spared = carved(leave=2)
+            chosen = spared if len(spared) >= least else chosen
+        if len(chosen) < least:
+            raise UserError(_too_few(spec, name, count, labels["train"], groups))
+        if groups is not None and abs(len(chosen) - count) > FAR_OFF * count:
+            log.info(
+                f"{name} has {len(chosen)} images, where data.{name}_fraction={fraction:g} is "
+                f"{count}: groups are kept whole"
             )
         assigned[name] = ("train", left[chosen])
         left = np.delete(left, chosen)
     assigned["train"] = ("train", left)
     return assigned
+
+
+def _carved(
+    labels: Labels, digests: Digests, groups: Rows | None, *, count: int, seed: int, salt: str,
+    leave: int,
+) -> Rows:  # fmt: skip
+    if groups is None:
+        return carve(labels, digests, count=count, seed=seed, salt=salt, leave=leave)
+    keys = _keys(digests, seed=seed, salt=salt)
+    return carve_groups(labels, digests, groups, keys, count=count, leave=leave)
+
+
+def _too_few(
+    spec: DataSpec, name: str, count: int, labels: Labels, groups: Mapping[str, Rows] | None
+) -> str:
+    classes = len(np.unique(labels))
+    if groups is not None:
+        return (
+            f"a split needs a group of its own; data.source {spec.source!r} has "
+            f"{len(np.unique(groups['train']))} groups of training images, of which none can be "
+            f"{name} so that each of its {classes} classes keeps another one. Fix: add groups, a "
+            f"{name} split, or leave data.group out"
+        )
+    return (
+        f"data.source {spec.source!r} has too few images for a split: {count} of its "
+        f"{len(labels)} training images are wanted for {name}, and each of its {classes} classes "
+        f"must keep one. Fix: add images, a {name}/ split, or lower --set "
+        f"data.{name}_fraction={getattr(spec, f'{name}_fraction'):g}"
+    )
 
 
 def train_indices(store: ImageStore, spec: DataSpec) -> Rows:
@@ -397,11 +478,16 @@ def _offset(seed: int, salt: str) -> int:
     return int.from_bytes(f"{seed}/{salt}".encode(), "big") * GOLDEN & MASK
 
 
+def _keys(digests: Digests, *, seed: int, salt: str) -> Digests:
+    """Seeded pseudo-random numbers of images, (N,)."""
+    return mix(digests ^ np.uint64(_offset(seed, salt)))
+
+
 def _ranked(
     labels: Labels, digests: Digests, *, seed: int, salt: str
 ) -> tuple[Digests, Rows, Rows]:
     """Each row's seeded pseudo-random key, its rank by key in its class, and its class's size."""
-    keys = mix(digests ^ np.uint64(_offset(seed, salt)))
+    keys = _keys(digests, seed=seed, salt=salt)
     _, classes, size = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = np.lexsort((digests, keys, labels))
     rank = np.empty(len(labels), dtype=np.int64)

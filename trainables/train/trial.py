@@ -20,6 +20,7 @@ from trainables.data.batches import BatchPlan, load_pixels
 from trainables.data.rng import key_of
 from trainables.data.store import ImageStore, train_indices
 from trainables.errors import Diverged, UserError
+from trainables.metrics import metric_of
 from trainables.train import checkpoint
 from trainables.train.augmentation import Augmentation, Mixing, level_of
 from trainables.train.class_balance import balanced_draws, class_weights, unused_weights
@@ -181,17 +182,31 @@ class Trial:
         return rate_at(at, self.assignment.recipe, self.assignment.epochs)
 
     def finish_epoch(self) -> tuple[dict[str, float], str | None]:
-        """Evaluate, count, save when due; returns the report's metrics and the folder written."""
-        progress, learner, images = self.progress, self.learner, self.progress.images
+        """Evaluate, count, save when due; returns the report's metrics and the folder written.
+        Raises ``UserError`` where no validation image tells the metric that the trial is judged
+        by."""
+        progress, learner, trained_images = self.progress, self.learner, self.progress.images
         with self.clock.on("eval"):
             learner.average_buffers()
             predictions = predict(learner.trained, self._val_pixels, world=self.world)
-            scores = score(predictions, self.world)
+            metric, images = metric_of(self.assignment.metric), len(self._val_pixels.labels)
+            scores = score(
+                predictions,
+                self.world,
+                judged=metric,
+                class_names=self.store.info.class_names,
+                images=images,
+            )
+            if metric.name not in scores:
+                raise UserError(
+                    f"a trial judged by {metric.name} needs validation images that tell it; none "
+                    f"of {images} does. Fix: --metric top1, or a larger data.val_fraction"
+                )
             train_loss = mean_over_workers(progress.loss_sum, self.world)
-            train_loss *= self.world.size / max(images, 1)
+            train_loss *= self.world.size / max(trained_images, 1)
         flops = learner.flops()
-        progress.flops += images * flops.forward_backward
-        progress.flops += len(self._val_pixels.labels) * flops.forward
+        progress.flops += trained_images * flops.forward_backward
+        progress.flops += images * flops.forward
         progress.epoch, progress.images, progress.loss_sum = progress.epoch + 1, 0, 0.0
         every = self.assignment.checkpoint_every_epochs
         due = progress.epoch == self.assignment.epochs or progress.epoch % max(1, every) == 0
@@ -203,7 +218,7 @@ class Trial:
             "train_loss": train_loss,
             "lr": self._rate(),
             "images_seen": float(progress.images_seen),
-            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
+            "images_per_second": trained_images / max(seconds["train"] + seconds["data"], 1e-9),
             "flops": progress.flops,
             **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
         }

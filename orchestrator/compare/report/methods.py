@@ -16,8 +16,9 @@ from orchestrator.compare.verdicts import OF_LEVEL
 from orchestrator.ledger import cost
 from orchestrator.spec import limits
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.wording import MISSING, axis_name, day, points, signed
+from orchestrator.wording import MISSING, axis_name, day, points
 from trainables.backbones.families import FAMILIES
+from trainables.metrics import TOP1
 
 SAMPLERS = {
     "random": "at random",
@@ -226,7 +227,9 @@ def _schedule(scheduler: SchedulerSpec) -> str:
 
 
 def _finals(comparison: Comparison, candidates: Sequence[CandidateTrials]) -> Iterator[str]:
-    yield "Recipes were chosen on validation images alone."
+    metric = comparison.metric
+    by = "" if metric == TOP1 else f", by {metric.noun}: {metric.definition}"
+    yield f"Recipes were chosen on validation images alone{by}."
     finals = {each.family: each.final for each in comparison.families if each.final}
     if not finals:
         return
@@ -244,20 +247,22 @@ def _finals(comparison: Comparison, candidates: Sequence[CandidateTrials]) -> It
     yield (
         f"The winner of every search was frozen and trained again over {alike(seeds)}, "
         f"{plural(number, 'final')} in all{lost}; only then was the test split "
-        f"opened{when}{again}. Accuracies of finals are those after the last epoch."
+        f"opened{when}{again}. Figures of finals are those after the last epoch."
     )
     if any(opening.number > 1 for run in comparison.runs for opening in run.state.split_openings):
         yield "Earlier runs had opened the same test split."
 
 
 def _tested(comparison: Comparison) -> Iterator[str]:
-    tops = [each.final.test_top1 for each in comparison.families if each.final]
-    if any(top1.low is not None for top1 in tops):
-        searches = max(top1.searches for top1 in tops)
+    metric = comparison.metric
+    tests = [each.final.test for each in comparison.families if each.final and each.final.test]
+    if any(test.low is not None for test in tests):
+        searches = max(test.searches for test in tests)
         over = "searches, seeds" if searches > 1 else "seeds of the winner"
-        images = " and images" if all(top1.images for top1 in tops) else ""
+        images = " and images" if all(test.images for test in tests) else ""
         yield (
-            f"Test accuracies are means with {100 * LEVEL:.0f} % intervals for new {over}{images}."
+            f"Figures of test {metric.noun} are means with {100 * LEVEL:.0f} % intervals for new "
+            f"{over}{images}."
         )
     tested = [pair for pair in comparison.pairs if pair.p_value is not None]
     if not tested:
@@ -268,13 +273,13 @@ def _tested(comparison: Comparison) -> Iterator[str]:
     if any(pair.p_value_equivalent is not None for pair in tested):
         yield (
             "Two candidates are called equivalent where two one-sided tests show a difference of "
-            f"less than {signed(tested[0].margin)} points."
+            f"less than {points(tested[0].margin, metric)}."
         )
     detectable = [size for pair in tested if (size := pair.smallest_detectable) is not None]
     if detectable:
         yield (
-            f"A difference of {points(max(detectable))} would have been detected in any pair with "
-            f"a power of {100 * POWER:.0f} %."
+            f"A difference of {points(max(detectable), metric)} would have been detected in any "
+            f"pair with a power of {100 * POWER:.0f} %."
         )
     if comparison.inference.level is not None:
         yield f"The tests speak of {OF_LEVEL[comparison.inference.level]}."
@@ -339,6 +344,8 @@ def _references(comparison: Comparison, candidates: Sequence[CandidateTrials]) -
         yield HOLM
     if any(pair.p_value_equivalent is not None for pair in tested):
         yield TOST
+    if comparison.metric != TOP1:
+        yield f"{comparison.metric.source} ({comparison.metric.noun})"
     probes = [each.final.probes for each in comparison.families if each.final]
     if any("calibration.ece" in one.numbers for one in probes if one):
         yield CALIBRATION

@@ -75,6 +75,7 @@ def test_reports_carry_the_agreed_names(tmp_path: Path) -> None:
         metrics = report.metrics
         assert metrics.keys() == {
             *("epoch", "val_top1", "val_top5", "val_loss", "train_loss", "lr", "images_seen"),
+            *("val_macro_f1", "val_balanced_accuracy", "val_auroc"),
             *("images_per_second", "flops", *SECONDS),
         }
         assert metrics["epoch"] == number
