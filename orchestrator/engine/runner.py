@@ -110,8 +110,8 @@ def run(
 ) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
-    Its images are prepared first; where that takes long, Ray and the slots start meanwhile. So
-    may the ``rehearsal``: what that raises ends the run before anything of it is on record.
+    Its images are prepared first; where that takes long, Ray and the slots start meanwhile. Ray
+    starts during the ``rehearsal`` too; what that raises ends the run before any slot starts.
     A benchmark of the driver's side brings its own ``fit_slot``, ``mirror`` and ``write``.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
@@ -133,6 +133,8 @@ def run(
             preparing.result()  # it reads relative paths, Ray is started from another directory
         log.info("starting Ray")
         totals = _attach(spec, stack)
+        if rehearsal is not None:
+            rehearsal.result()  # before slots start: they would have to be taken down
         from orchestrator.engine.slots import SlotPool
 
         pool = SlotPool(
@@ -144,8 +146,6 @@ def run(
         )
         pool.start()
         try:
-            if rehearsal is not None:
-                rehearsal.result()
             state = _begin(spec, folder, pool, preparing.result())
         except BaseException:
             pool.abandon()
