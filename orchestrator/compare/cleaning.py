@@ -2,8 +2,9 @@
 data set's wrong labels do not change the order of models, and sometimes they do (Northcutt, Athalye
 and Mueller, "Pervasive label errors in test sets destabilize machine learning benchmarks", 2021).
 
-The same comparison is made again without those images, by accuracy. The candidates' own predictions
-say which they are, so all accuracies rise; this is no test of its own.
+The same comparison is made again without those images, by accuracy, whatever metric the run is
+judged by, among the candidates whose finals have kept their predictions. The candidates' own
+predictions say which they are, so all accuracies rise; this is no test of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ def clean(
     candidates: Sequence[CandidateTrials],
     predictions: TestPredictions,
     suspects: SuspectReport,
-    pairs: Sequence[PairResult],
     margin: float,
 ) -> Cleaning | None:
     """``None`` where the images are not known by their digests, or nothing would be left."""
@@ -65,9 +65,7 @@ def clean(
     ]
     before, after = _accuracies(whole), _accuracies(cleaned)
     again = compare_pairs(cleaned, margin, TOP1)
-    if any(each.metric != TOP1 for each in whole):
-        pairs = compare_pairs(whole, margin, TOP1)
-    changed = tuple(_changed(pairs, again))
+    changed = tuple(_changed(compare_pairs(whole, margin, TOP1), again))
     orders = _order(before), _order(after)
     return Cleaning(
         left_out=left_out, images=int(kept.size), accuracy=before, accuracy_cleaned=after,

@@ -314,7 +314,7 @@ def _by_image(
     return ByImage(
         classes=by_class(predictions, pairs) if predictions.candidates else None,
         suspects=suspects,
-        cleaning=clean(candidates, predictions, suspects, pairs, margin) if suspects else None,
+        cleaning=clean(candidates, predictions, suspects, margin) if suspects else None,
         mistakes=find_mistakes(predictions, pictures) if predictions.candidates else None,
     )
 

@@ -18,6 +18,7 @@ from orchestrator.compare.report.page import figures_of, report_html
 from orchestrator.compare.runs import load
 from tests.browser.conftest import SCREENSHOTS
 from tests.unit.compare.compare_runs import RunFolder, search_run, tournament_run
+from tests.unit.compare.predicted_runs import gallery_run
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -75,6 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "tournament": tournament_run(folder / "tournament"),
         "search": search_run(folder / "search", trials=24),
         "finals": run.close(),
+        "gallery": gallery_run(folder / "gallery"),
         "empty": RunFolder(folder / "empty").close(None),
     }
     made = {}
@@ -111,6 +113,7 @@ def resize(browser: Any, width: int, height: int) -> None:
     [
         ("tournament", 400, "light"), ("tournament", 400, "dark"), ("tournament", 1280, "light"),
         ("tournament", 1280, "dark"), ("search", 360, "light"), ("search", 1600, "dark"),
+        ("gallery", 400, "light"), ("gallery", 1280, "dark"),
         ("finals", 360, "dark"), ("finals", 1600, "light"), ("empty", 360, "light"),
     ],
 )  # fmt: skip
@@ -145,6 +148,26 @@ def serious_findings(browser: Any) -> list[str]:
         for one in findings["violations"]
         if one["impact"] in ("serious", "critical")
     ]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_gallery_shows_its_pictures_and_stays_small(
+    browser: Any, pages: dict[str, Path], width: int
+) -> None:
+    """Ten classes, four candidates, three mistakes of each: as many as there can be."""
+    assert pages["gallery"].stat().st_size <= 5_000_000
+    show(browser, pages["gallery"], width=width, scheme="light")
+    browser.execute_script(UNFOLD)
+    sizes = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.gallery img')).map(picture =>"
+        " [picture.naturalWidth, picture.clientWidth, picture.alt.length])"
+    )
+    assert len(sizes) >= 10 * 4 * 3
+    assert all(natural > 0 and drawn > 60 and words > 10 for natural, drawn, words in sizes)
+    browser.execute_script("document.querySelector('#mistakes').scrollIntoView()")
+    assert browser.save_screenshot(str(SCREENSHOTS / f"report-mistakes-{width}.png"))
+    browser.execute_script("document.querySelector('#classes').scrollIntoView()")
+    assert browser.save_screenshot(str(SCREENSHOTS / f"report-classes-{width}.png"))
 
 
 def test_axe_would_find_something(browser: Any, pages: dict[str, Path]) -> None:
@@ -206,7 +229,7 @@ return Array.from(document.querySelectorAll('section, table, figure, pre'))
 """
 
 
-@pytest.mark.parametrize("name", ["tournament", "search", "finals", "empty"])
+@pytest.mark.parametrize("name", ["tournament", "search", "finals", "empty", "gallery"])
 def test_it_prints_whole(browser: Any, pages: dict[str, Path], name: str) -> None:
     show(browser, pages[name], width=PAPER_WIDTH, scheme="dark")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

@@ -37,7 +37,7 @@ def _confusion(one: CandidateClasses, counts: Array, names: tuple[str, ...], pla
     with figures.new_plot(size=(4.1, 3.9), grid=None) as axes:
         _cells(axes, shares, place)
         if len(names) <= NAMED_CLASSES:
-            short = [n if len(n) <= NAME_LETTERS else f"{n[: NAME_LETTERS - 1]}…" for n in names]
+            short = list(map(_short, names))
             axes.set_xticks(range(len(names)), short, rotation=90)
             axes.set_yticks(range(len(names)), short)
         axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
@@ -46,6 +46,13 @@ def _confusion(one: CandidateClasses, counts: Array, names: tuple[str, ...], pla
         return figures.figure_of(
             axes, f"confusion-{place}", one.candidate, label, one, candidate=place
         )
+
+
+def _short(name: str) -> str:
+    """Long names differ at their end as often as at their beginning."""
+    if len(name) <= NAME_LETTERS:
+        return name
+    return f"{name[: NAME_LETTERS // 2 - 1]}…{name[-NAME_LETTERS // 2 :]}"
 
 
 def _cells(axes: Axes, shares: Array, place: int) -> None:
