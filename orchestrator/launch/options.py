@@ -59,6 +59,7 @@ class RunOptions:
     pool: tuple[str, ...] = ()
     from_screen: str | None = None
     searches: int | None = None
+    metric: str | None = None
     margin: float | None = None
     final_seeds: int | None = None
     set: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from trainables.errors import UserError
 from trainables.evaluate import predictions
 from trainables.evaluate.predictions import KeptProbabilities
 from trainables.evaluate.probes import fit_temperature, probe
+from trainables.metrics import metric_of
 from trainables.storage import trial_files
 from trainables.train import checkpoint as checkpoints
 from trainables.train.loop import TrainedModel, World, from_every_rank, on_device, predict, score
@@ -128,12 +129,12 @@ def evaluate_test(
 ) -> dict[str, Any]:
     """Evaluate the model in ``checkpoint`` on the test split: each image is predicted once.
 
-    All ranks call it together. Returns, JSON-ready, ``test`` with ``top1``, ``top5`` (absent under
-    5 classes), ``loss`` in nats and ``n`` images, and from rank 0 alone ``probes`` of the first
-    ``PROBE_IMAGES``, with the temperature that fits the validation images. Rank 0 writes which
-    images are right, (N,), to ``correct_file`` when given, and before that, beside it, what was
-    predicted of test and val (``predictions.py``). Raises ``Diverged`` when the loss is not finite,
-    and ``UserError`` as :func:`model_of` does.
+    All ranks call it together. Returns, JSON-ready, ``test`` with the metrics that can be had of it
+    by name, as :func:`trainables.train.loop.score` says, and ``n`` images, and from rank 0 alone
+    ``probes`` of the first ``PROBE_IMAGES``, with the temperature that fits the validation images.
+    Rank 0 writes which images are right, (N,), and their groups to ``correct_file`` when given, and
+    before that, beside it, what was predicted of test and val (``predictions.py``). Raises
+    ``Diverged`` when the loss is not finite, and ``UserError`` as :func:`model_of` does.
     """
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
@@ -151,7 +152,13 @@ def evaluate_test(
             row += len(labels)
             yield logits, labels
 
-    scores = score(recorded(), world)
+    scores = score(
+        recorded(),
+        world,
+        judged=metric_of(assignment.metric),
+        class_names=opened.info.class_names,
+        images=len(part.labels),
+    )
     correct = _joined(classes, world).numpy() == part.labels
     logits, validation = _joined(probed, world), load_pixels(opened, "val", model.device)
     val_logits = _joined([part for part, _ in predict(model, validation, world=world)], world)
@@ -167,7 +174,7 @@ def evaluate_test(
                 trial_files.predictions_file(correct_file.parent, split), split,
                 opened.labels(split), probabilities, opened.digests(split),
             )  # fmt: skip
-        trial_files.write_correct(correct_file, correct)
+        trial_files.write_correct(correct_file, correct, opened.groups("test"))
     images, labels = part.images[:PROBE_IMAGES], part.labels[:PROBE_IMAGES]
     temperature = fit_temperature(val_logits, validation.labels.cpu())
     probes = probe(model, images, labels, logits=logits, temperature=temperature)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
-from trainables.errors import UserError
+from trainables.errors import UserError, one_line
 
 SCHEMA = 1
 MOST_VALUES = 8_000_000  # of a split, float32
@@ -107,8 +107,9 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def write_kept(
     path: Path, split: str, labels: Labels, kept: KeptProbabilities, digests: Digests | None
 ) -> None:
-    """Write what is kept of a split's predictions, rows in the split's order, whole or not at all.
-    Raises ``OSError`` where the disk has no room."""
+    """Write what is kept of a split's predictions, with its ``labels`` (N,) and ``digests`` (N,),
+    rows in the split's order; whole or not at all. Raises ``OSError`` where the disk has no room.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"label": pa.array(labels, pa.int64())}
     if digests is not None:
@@ -136,29 +137,40 @@ def read_predictions(path: Path) -> Predictions | None:
     """The predictions in the file; ``None`` where there is none. Raises ``UserError`` where it is
     damaged."""
     try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
-            table = reader.read_all().combine_chunks()
-        facts = json.loads(table.schema.metadata[FACTS])
-        labels = _flat(table, "label").astype(np.int64, copy=False)
-        values = _matrix(table, "probabilities").astype(np.float32, copy=False)
-        whole = "classes" not in table.column_names
-        classes = None if whole else _matrix(table, "classes").astype(np.int64)
-        marked = "digest" in table.column_names
-        digests = _flat(table, "digest").astype(np.uint64, copy=False) if marked else None
-        if facts["digest"] != _digest(labels, values):
-            raise ValueError("its values are not those that were written")
-        kept = KeptProbabilities(values=values, classes=classes, num_classes=facts["num_classes"])
-        return Predictions(
-            split=facts["split"], labels=labels, probabilities=kept.whole(), digests=digests,
-            exact=whole,
-        )  # fmt: skip
+        predictions, is_intact = _read(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
-        raise UserError(
-            f"the predictions of a final must be whole; {str(path)!r} is damaged ({error}). "
-            "Fix: restore the file from a copy of the run, or delete it: then they are missing"
-        ) from error
+        raise UserError(_damage(path, one_line(error))) from error
+    if not is_intact:
+        raise UserError(_damage(path, "its values are not those that were written"))
+    return predictions
+
+
+def _read(path: Path) -> tuple[Predictions, bool]:
+    """What is in the file, and whether its values are those that were written."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+        table = reader.read_all().combine_chunks()
+    facts = json.loads(table.schema.metadata[FACTS])
+    labels = _flat(table, "label").astype(np.int64, copy=False)
+    values = _matrix(table, "probabilities").astype(np.float32, copy=False)
+    whole = "classes" not in table.column_names
+    classes = None if whole else _matrix(table, "classes").astype(np.int64)
+    marked = "digest" in table.column_names
+    digests = _flat(table, "digest").astype(np.uint64, copy=False) if marked else None
+    kept = KeptProbabilities(values=values, classes=classes, num_classes=facts["num_classes"])
+    predictions = Predictions(
+        split=facts["split"], labels=labels, probabilities=kept.whole(), digests=digests,
+        exact=whole,
+    )  # fmt: skip
+    return predictions, facts["digest"] == _digest(labels, values)
+
+
+def _damage(path: Path, why: str) -> str:
+    return (
+        f"the predictions of a final must be whole; {str(path)!r} is damaged ({why}). "
+        "Fix: restore the file from a copy of the run, or delete it: then they are missing"
+    )
 
 
 def _lists(values: npt.NDArray[np.generic]) -> pa.Array:

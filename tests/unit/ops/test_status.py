@@ -109,14 +109,16 @@ def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
     assert list(plain) == [
         "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
         "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
-        "eta_seconds", "screen", "share_done", "running",
+        "eta_seconds", "screen", "metric", "share_done", "running",
     ]  # fmt: skip
     assert list(plain["running"][0]) == [
-        "trial", "family", "epoch", "epochs", "best_val_top1", "since", "epoch_seconds",
+        "trial", "family", "epoch", "epochs", "best_value", "best_val_top1", "since",
+        "epoch_seconds",
     ]  # fmt: skip
     assert list(plain["families"][0]) == [
         "family", "trials", "queued", "running", "finished", "pruned", "failed", "preemptions",
-        "epochs", "full_epochs", "saved_epochs", "best_val_top1", "best_trial", "best_recipe",
+        "epochs", "full_epochs", "saved_epochs", "metric", "best_value", "best_val_top1",
+        "best_trial", "best_recipe",
         "device_hours", "saved_device_hours", "seconds_per_epoch",
     ]  # fmt: skip
     assert list(plain["budget"]) == ["unit", "amount", "spent"]
