@@ -288,7 +288,7 @@ def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
     return candidates
 
 
-def correct_by_image(answers: Path) -> tuple[Array | None, Array | None]:
+def _correct(answers: Path) -> tuple[Array | None, Array | None]:
     """Which test images a final got right, and the group of each, (N,) each."""
     path = answers / "test_correct.arrow"
     if not path.is_file():
@@ -303,7 +303,7 @@ def correct_by_image(answers: Path) -> tuple[Array | None, Array | None]:
 def _curve(candidate: str, trial: TrialState, run_folder: Path) -> Curve:
     if trial.stage == "final":
         answers = run_folder / "finals" / trial.trial
-        correct, groups = correct_by_image(answers)
+        correct, groups = _correct(answers)
         return replace(curve_of(candidate, trial, correct), answers=answers, groups=groups)
     whole = curve_of(candidate, trial)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]

@@ -222,8 +222,8 @@ def _test_figures(
     a, b = ([f for f in of if math.isfinite(f.test(metric.name))] for of in finals)
     groups_a, groups_b = by_search(a, metric.name), by_search(b, metric.name)
     chance = of_two(a, b, metric, class_names)
-    clusters = None if isinstance(chance, str) else chance.groups
-    level, method = _level(groups_a, groups_b, True, clusters is not None)
+    has_clusters = not isinstance(chance, str) and chance.groups is not None
+    level, method = _level(groups_a, groups_b, True, has_clusters)
     estimate, p_images = None, None
     mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
     if isinstance(chance, str):
@@ -233,7 +233,7 @@ def _test_figures(
         alone = Estimate.of(mean, [chance.part])
         p_images = alone.p_value if alone else None
         if level is Level.MODELS:
-            units = "images" if clusters is None else "groups of images"
+            units = "groups of images" if has_clusters else "images"
             how = units if is_image_mean(metric) else f"a paired bootstrap of {units}"
             method = f"t over {how} on these two models"
     pair = PairResult(
@@ -242,7 +242,8 @@ def _test_figures(
         margin=margin, method=method if estimate or level is None else "nothing varied",
         n={"searches_a": len(groups_a), "searches_b": len(groups_b),
            "seeds_a": len(a), "seeds_b": len(b),
-           "images": None if isinstance(chance, str) else chance.images, "groups": clusters},
+           "images": None if isinstance(chance, str) else chance.images,
+           "groups": None if isinstance(chance, str) else chance.groups},
         p_value=estimate.p_value if estimate else None, p_value_images=p_images,
         p_value_seeds=_over_seeds(a, b, metric),
         p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,

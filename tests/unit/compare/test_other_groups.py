@@ -1,5 +1,5 @@
-"""Metrics that are no mean over images, where the test images are of groups: whole groups are
-drawn, and intervals cover the figure of all groups that there could be."""
+"""A metric that is no mean over images, where the test images are of groups: its intervals cover
+the figure of all groups that there could be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from sklearn.metrics import f1_score
 
 from orchestrator.compare.finals import test_figure as figure_of_finals
-from orchestrator.compare.other_images import resampled
 from orchestrator.compare.runs import Curve, collect, load
 from orchestrator.compare.statistics import independent_units
 from tests.unit.compare.compare_runs import DATASET, RunFolder
@@ -53,16 +52,6 @@ def finals_in(folder: Path, labels: Any, groups: Any | None, predicted: Any) -> 
         write_correct(answers / "test_correct.arrow", right, groups)
     (candidate,) = collect([load(run.close())])
     return list(candidate.curves)
-
-
-def test_a_resample_has_whole_groups() -> None:
-    groups = np.array([5, 5, 5, -2, 9, 9], np.int64)
-    (draws,) = resampled(6, groups.tobytes())
-    for group in np.unique(groups):
-        of_group = draws[:, groups == group]
-        assert (of_group == of_group[:, :1]).all()
-    firsts = draws[:, [0, 3, 4]]
-    assert (firsts.sum(axis=1) == 3).all()
 
 
 def test_macro_f1_is_covered_for_new_groups(tmp_path: Path) -> None:
