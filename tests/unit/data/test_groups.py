@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orchestrator.cli.main import group as cli
+from orchestrator.launch.prepare import described
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.run import RunSpec
 from trainables.config import DataSpec
 from trainables.data.build import find, prepare
 from trainables.data.groups import leak
@@ -125,6 +128,23 @@ def folder_of(root: Path, splits: dict[str, range], images: int = 3) -> Path:
                 name = f"{'cat' if patient % 2 else 'dog'}/p{patient:03d}_{number}.png"
                 picture(root / split / name, draw)
     return root
+
+
+def test_plan_and_run_say_what_a_data_set_holds(tmp_path: Path) -> None:
+    splits = {"train": range(30), "val": range(28, 36), "test": range(25, 33)}
+    source = str(folder_of(tmp_path / "x", splits))
+    data = DataSpec(source=source, folder=str(tmp_path / "stores"), group=PATTERN)
+    sweeps = tuple(replace(family_sweep(name), data=data) for name in ("vit", "resnet"))
+    spec = RunSpec(name="r", sweeps=sweeps, storage=str(tmp_path))
+    facts = prepare(data).info
+    (one,) = described(spec, {sweep.candidate: facts for sweep in sweeps})
+    assert one["classes"][0].startswith("train: ")
+    assert one["classes"][-1].startswith("groups by ")
+    assert any("share groups" in line for line in one["warnings"])
+    text = "\n".join([*one["classes"], *one["warnings"]])
+    plain = replace(facts, class_counts=None)  # as a ledger of before has it: the store is asked
+    (again,) = described(spec, {sweep.candidate: plain for sweep in sweeps})
+    assert "\n".join([*again["classes"], *again["warnings"]]) == text
 
 
 @pytest.mark.parametrize("form", ["pixels", "encoded"])
