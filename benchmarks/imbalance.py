@@ -1,4 +1,4 @@
-"""python -m benchmarks.imbalance [--data PARQUET] [--quick]
+"""python -m benchmarks.imbalance [--data PARQUET] [--epochs N] [--quick]
 
 Does it matter by which metric a recipe is chosen where classes are of unequal size, and do class
 weights help? Natural images of ten classes, five of which have 50 times as many as the other five,
@@ -75,8 +75,11 @@ class Trial:
 
 
 def main() -> None:
-    options = arguments(__doc__, "imbalance.json").parse_args()
+    parser = arguments(__doc__, "imbalance.json")
+    parser.add_argument("--epochs", type=int, help="of a trial; 80 steps each")
+    options = parser.parse_args()
     size = QUICK if options.quick else FULL
+    size = replace(size, epochs=options.epochs or size.epochs)
     if not options.quick and options.data is None and not NATURAL_IMAGES.is_file():
         sys.exit("skipped: there are no natural images beside the checkout. Fix: --data PARQUET")
     with tempfile.TemporaryDirectory() as temporary:
