@@ -80,10 +80,12 @@ def p_text(value: float | None) -> str:
 
 def interval(
     mean: float, low: float | None, high: float | None, level: float, n: int,
-    searches: int = 1, images: int | None = None, metric: Metric = TOP1,
+    searches: int = 1, images: int | None = None, groups: int | None = None, metric: Metric = TOP1,
 ) -> str:  # fmt: skip
-    """``mean (interval, n)`` of what ``metric`` measured; ``images`` stay unsaid."""
+    """``mean (interval, n)`` of what ``metric`` measured; ``images`` stay unsaid, but not their
+    ``groups``."""
     count = f"n = {n}" if searches == 1 else f"{searches} searches, {n} finals"
+    count += f", {groups} groups of images" if groups is not None else ""
     if low is None or high is None:
         return f"{figure(mean, metric)} ({count}, no interval)"
     # Rounded outwards: an interval that is narrower than a digit is still one.

@@ -23,6 +23,7 @@ from orchestrator.compare.families import CandidateSummary, pretraining_data, su
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
 from orchestrator.compare.mistakes import Mistakes, find_mistakes
+from orchestrator.compare.opinions import Opinion, opinions_of
 from orchestrator.compare.pictures import Pictures
 from orchestrator.compare.predicted import test_predictions
 from orchestrator.compare.published import TuningGain, tuning_gain
@@ -137,8 +138,9 @@ class Comparison:
     spaces; ``claims``: verdicts on the claims that the runs tested; ``audit``: of the candidates
     that had one; ``published_recipes``: what each search gained over the recipe that it began with;
     ``choice``: who is best under the limits that were asked for; ``screening``: of runs from a
-    screen; ``data_warnings``: what the images take from the weight of all this; ``screens``:
-    shortlists of the screens that are compared, or that the runs came from. ``by_image``: what the
+    screen; ``data_warnings``: what the images take from the weight of all this; ``opinions``: why
+    one is behind another, as people believe and no run here has tested; ``screens``: shortlists of
+    the screens that are compared, or that the runs came from. ``by_image``: what the
     predictions of the finals say, where they were kept.
     """
 
@@ -167,6 +169,7 @@ class Comparison:
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
     data_warnings: tuple[str, ...]
+    opinions: tuple[Opinion, ...] = ()
     screens: tuple[Shortlist, ...] = ()
     by_image: ByImage | None = None
 
@@ -259,6 +262,8 @@ def compare(
     standings = tradeoffs(candidates, entries, _shared_prices(runs))
     differences = tuple(_differences(candidates))
     sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
+    counts: Values = next((f.values for f in differences if f.what == "train_images"), {})
+    images = {label: int(count) for label, count in counts.items() if count is not None}
     facts = Facts(
         metric=metric, dataset=dataset.name if dataset else None, test_opened_at=min(opened,
         default=None), candidates=candidates, entries=entries, pairs=pairs,
@@ -288,6 +293,7 @@ def compare(
         spaces={each.label: each.sweep.space for each in candidates if each.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
+        opinions=() if claims else opinions_of(candidates, entries, pairs, images),
         screens=screens, by_image=_by_image(runs, candidates, pairs, margin),
     )  # fmt: skip
 

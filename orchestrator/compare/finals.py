@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,12 +60,27 @@ def correctness(finals: Sequence[Curve]) -> Array | None:
     return np.asarray(np.mean(means, axis=0))
 
 
+def image_groups(finals: Sequence[Curve]) -> Array | None:
+    """The group of each test image, (N,), where all finals have the same; ``None`` where images
+    stand for themselves."""
+    first = finals[0].groups if finals else None
+    if first is None:
+        return None
+    alike = all(final.groups is not None and np.array_equal(final.groups, first)
+                for final in finals)  # fmt: skip
+    return first if alike else None
+
+
 def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:
-    """Of one candidate's finished finals, at least one."""
+    """Of one candidate's finished finals, at least one. Of images that are all of one group nothing
+    is known of other groups: the interval does not cover images then."""
     images: Array | int | None = correctness(finals)
+    clusters = image_groups(finals)
     if images is None and all(math.isfinite(final.test("n")) for final in finals):
-        images = min(int(final.test("n")) for final in finals)
-    return accuracy_interval(by_search(finals), images)
+        images, clusters = min(int(final.test("n")) for final in finals), None
+    elif clusters is not None and len(np.unique(clusters)) < 2:
+        images = clusters = None
+    return accuracy_interval(by_search(finals), images, clusters=clusters)
 
 
 def test_figure(
@@ -81,13 +96,14 @@ def test_figure(
     groups, chance = by_search(measured, metric.name), of_one(measured, metric, class_names)
     if isinstance(chance, str):
         return figure_interval(groups, is_share=metric.is_share)
-    return figure_interval(
+    made = figure_interval(
         groups,
         chance.part,
         count=chance.images,
         centre=chance.centre(mean_of(groups)),
         is_share=metric.is_share,
     )
+    return replace(made, groups=chance.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +171,8 @@ def _test_mean(finals: Sequence[Curve], metric: str, highest: float) -> MeanInte
     if not groups:
         return None
     counts = [int(final.test("n")) for final in finals if math.isfinite(final.test("n"))]
+    if (clusters := image_groups(finals)) is not None:  # each group as one image, to be careful
+        counts = [len(np.unique(clusters))] * len(finals)
     is_known = highest == 1.0 and len(counts) == len(finals)
     images = [binomial_part(mean_of(groups), min(counts))] if is_known else []
     return mean_over(groups, images, bounds=(0.0, highest))

@@ -67,7 +67,8 @@ def gap_to_test(candidate: CandidateTrials) -> Gap | None:
     highest = 1.0 if metric.is_share else math.inf
     of_val = _validation_images(candidate, finals, statistics.mean_of(val))
     is_share = metric.is_image_share
-    of_test = [statistics.binomial_part(test.mean, test.images)] if test.images and is_share else []
+    units = test.groups or test.images  # each group as one image, to be careful
+    of_test = [statistics.binomial_part(test.mean, units)] if units and is_share else []
     final_val = statistics.mean_over(val, of_val, bounds=(0.0, highest))
     to_test = statistics.mean_over(gaps, of_val + of_test)
     if not is_share:

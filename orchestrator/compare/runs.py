@@ -105,7 +105,8 @@ class Curve:
     trial ends here, in ``state`` too, at the rung where it would have been pruned, because the
     search did not see what came after; ``audit`` is all of it. ``correct``: of a final, one bool an
     image of the test split, in its order: (N,). ``answers`` is the folder where a final leaves that
-    and its predictions.
+    and its predictions. ``groups``: the group of each of these images, (N,), ``None`` where they
+    stand for themselves.
     """
 
     candidate: str
@@ -119,6 +120,7 @@ class Curve:
     flops: Array
     audit: Curve | None = None
     answers: Path | None = None
+    groups: Array | None = None
 
     @property
     def name(self) -> str:
@@ -286,19 +288,23 @@ def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
     return candidates
 
 
-def _correct(answers: Path) -> Array | None:
+def _correct(answers: Path) -> tuple[Array | None, Array | None]:
+    """Which test images a final got right, and the group of each, (N,) each."""
     path = answers / "test_correct.arrow"
     if not path.is_file():
-        return None
+        return None, None
     with pa.memory_map(str(path)) as source:
-        column = pa.ipc.open_file(source).read_all()["correct"]
-        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
+        table = pa.ipc.open_file(source).read_all()
+        correct = table["correct"].to_numpy(zero_copy_only=False)
+        groups = table["group"].to_numpy() if "group" in table.column_names else None
+        return np.array(correct, dtype=bool), None if groups is None else np.array(groups)
 
 
 def _curve(candidate: str, trial: TrialState, run_folder: Path) -> Curve:
     if trial.stage == "final":
         answers = run_folder / "finals" / trial.trial
-        return replace(curve_of(candidate, trial, _correct(answers)), answers=answers)
+        correct, groups = _correct(answers)
+        return replace(curve_of(candidate, trial, correct), answers=answers, groups=groups)
     whole = curve_of(candidate, trial)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
     if not audited:

@@ -22,6 +22,7 @@ from orchestrator.wording import MISSING, figure, percent, points, value_text
 from trainables.metrics import TOP1, Metric, metric_of
 
 WIDTH = 80
+OPINIONS = "Why, as people believe; this run has not tested it"
 PUBLISHED = "Published recipe → tuned, on the images that the tuned one was chosen by"
 
 
@@ -53,6 +54,7 @@ def table_text(comparison: Comparison) -> str:
         _block("Best finished trial", _best(candidates, metric)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
+        _block(OPINIONS, (opinion.text for opinion in comparison.opinions)),
         _block("By class, on test", by_image_lines(comparison)),
         _tradeoffs(in_all) if in_all else "",
         _block(

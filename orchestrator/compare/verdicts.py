@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 
 from orchestrator.compare import statistics
-from orchestrator.compare.finals import by_search, correctness, finished, newest_round
+from orchestrator.compare.finals import by_search, correctness, finished, image_groups, newest_round
 from orchestrator.compare.other_images import is_image_mean, of_two
 from orchestrator.compare.runs import Array, CandidateTrials, Curve
 from orchestrator.compare.statistics import ALPHA, Estimate, Interval
@@ -58,9 +58,10 @@ class PairResult:
     ``metric`` less what b's did.
 
     ``n``: searches and finals of each candidate, ``searches_a``, ``seeds_a`` and so on, and test
-    ``images``, ``None`` where it is not known what each image contributes. ``level``: what the
-    verdict speaks of, and ``method`` by which test; ``None`` and why not where there is none. At a
-    difference of less than ``margin`` two are equivalent, shown by two one-sided tests
+    ``images``, ``None`` where it is not known what each image contributes, and their ``groups``,
+    ``None`` where images stand for themselves. ``level``: what the verdict speaks of, and
+    ``method`` by which test; ``None`` and why not where there is none. At a difference of less than
+    ``margin`` two are equivalent, shown by two one-sided tests
     (``p_value_equivalent``, after Holm). ``smallest_detectable``: the true difference that would
     have been seen four times in five. ``p_value_images`` (paired permutation of images, or what
     :mod:`orchestrator.compare.other_images` has of them, these trained models) and
@@ -178,21 +179,31 @@ def _test(
     groups_a, groups_b = by_search(of_a, metric.name), by_search(of_b, metric.name)
     if metric != TOP1:
         return _test_figures((a, b), (of_a, of_b), metric, class_names, margin)
-    images = _per_image(of_a, of_b)
-    level, method = _level(groups_a, groups_b, images is not None)
-    estimate = None if level is None else statistics.difference(groups_a, groups_b, images)
+    images, clusters = _per_image(of_a, of_b), image_groups([*of_a, *of_b])
+    if clusters is not None and len(np.unique(clusters)) < 2:
+        images = clusters = None  # one group tells nothing of others
+    level, method = _level(groups_a, groups_b, images is not None, clusters is not None)
+    estimate = (
+        None if level is None else statistics.difference(groups_a, groups_b, images, clusters)
+    )
     mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
     interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
     p_value = estimate.p_value if estimate else None
-    p_images = statistics.permutation(images) if images is not None else None
+    units = images  # that other images would be: images, or whole groups of them
+    if images is not None and clusters is not None:
+        units, _ = statistics.cluster_sums(images, clusters)
+    p_images = statistics.permutation(units) if units is not None else None
     if level is Level.MODELS and images is not None:
-        p_value = p_images = statistics.mcnemar(images > 0, images < 0)
+        if clusters is None:
+            p_images = statistics.mcnemar(images > 0, images < 0)
+        p_value = p_images
     pair = PairResult(
         a=a, b=b, metric=metric.name, difference=interval, level=level if estimate else None,
         margin=margin, method=method if estimate or level is None else "nothing varied",
         n={"searches_a": len(groups_a), "searches_b": len(groups_b),
            "seeds_a": len(of_a), "seeds_b": len(of_b),
-           "images": None if images is None else images.size},
+           "images": None if images is None else images.size,
+           "groups": None if clusters is None else len(np.unique(clusters))},
         p_value=p_value, p_value_images=p_images,
         p_value_seeds=_over_seeds(of_a, of_b, metric),
         p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,
@@ -211,7 +222,8 @@ def _test_figures(
     a, b = ([f for f in of if math.isfinite(f.test(metric.name))] for of in finals)
     groups_a, groups_b = by_search(a, metric.name), by_search(b, metric.name)
     chance = of_two(a, b, metric, class_names)
-    level, method = _level(groups_a, groups_b, True)
+    has_clusters = not isinstance(chance, str) and chance.groups is not None
+    level, method = _level(groups_a, groups_b, True, has_clusters)
     estimate, p_images = None, None
     mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
     if isinstance(chance, str):
@@ -221,7 +233,8 @@ def _test_figures(
         alone = Estimate.of(mean, [chance.part])
         p_images = alone.p_value if alone else None
         if level is Level.MODELS:
-            how = "images" if is_image_mean(metric) else "a paired bootstrap of images"
+            units = "groups of images" if has_clusters else "images"
+            how = units if is_image_mean(metric) else f"a paired bootstrap of {units}"
             method = f"t over {how} on these two models"
     pair = PairResult(
         a=labels[0], b=labels[1], metric=metric.name, level=level if estimate else None,
@@ -229,7 +242,8 @@ def _test_figures(
         margin=margin, method=method if estimate or level is None else "nothing varied",
         n={"searches_a": len(groups_a), "searches_b": len(groups_b),
            "seeds_a": len(a), "seeds_b": len(b),
-           "images": None if isinstance(chance, str) else chance.images},
+           "images": None if isinstance(chance, str) else chance.images,
+           "groups": None if isinstance(chance, str) else chance.groups},
         p_value=estimate.p_value if estimate else None, p_value_images=p_images,
         p_value_seeds=_over_seeds(a, b, metric),
         p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,
@@ -247,11 +261,14 @@ def _over_seeds(a: Sequence[Curve], b: Sequence[Curve], metric: Metric) -> float
 
 
 def _level(
-    groups_a: statistics.Groups, groups_b: statistics.Groups, has_images: bool
+    groups_a: statistics.Groups,
+    groups_b: statistics.Groups,
+    has_images: bool,
+    has_clusters: bool,
 ) -> tuple[Level | None, str]:
     """What the two can be compared as, and how; or why not at all."""
     searches = len(groups_a), len(groups_b)
-    by = " and images" if has_images else ""
+    by = (" and groups of images" if has_clusters else " and images") if has_images else ""
     if min(searches) >= LEAST_SEARCHES:
         return Level.SEARCHES, f"Welch's t over searches{by}"
     if searches != (1, 1):
@@ -263,7 +280,8 @@ def _level(
     if min(seeds) > 1:
         return Level.RECIPES, f"Welch's t over seeds{by}"
     if seeds == (1, 1) and has_images:
-        return Level.MODELS, "McNemar's on these two models"
+        test = "sign flips of groups of images" if has_clusters else "McNemar's"
+        return Level.MODELS, f"{test} on these two models"
     return None, "one seed, and no correctness by image on shared images"
 
 

@@ -363,6 +363,10 @@ def event_line(record: Record, state: State) -> str | None:
         return ": ".join(["the test split is opened", *again])
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
+    if event == "reported" and state.num_reports == 1 and name in state.trials:
+        key = state.trials[name].metric.val_key
+        value = four_digits(record["metrics"].get(key))
+        return f"{name:<14} the first epoch is trained: {key} {value}"
     if event in ("finished", "pruned", "failed") and name in state.trials:
         trial = state.trials[name]
         why = f" ({trial.reason})" if event == "failed" else ""

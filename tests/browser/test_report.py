@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.page import figures_of, report_html
@@ -18,6 +20,7 @@ from tests.browser.conftest import SCREENSHOTS
 from tests.unit.compare.compare_runs import RunFolder, search_run, tournament_run
 from tests.unit.compare.predicted_runs import gallery_run
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.browser,
 ]
@@ -196,6 +199,18 @@ def test_a_link_unfolds_what_it_leads_to(browser: Any, pages: dict[str, Path]) -
     browser.execute_script("document.querySelector('a[href=\"#differences\"]').click()")
     assert browser.execute_script(is_open)
     assert browser.execute_script("return document.querySelector('#differences').checkVisibility()")
+
+
+def test_the_readmes_picture_is_of_todays_report(browser: Any, tmp_path: Path) -> None:
+    """To the eye from afar: letters differ from machine to machine."""
+    remake = runpy.run_path(str(ROOT / "docs" / "remake.py"))
+    assert remake["take_picture"](remake["PICTURED"], tmp_path / "now.png")
+    seen = []
+    for file in (remake["PICTURE"], tmp_path / "now.png"):
+        with Image.open(file) as picture:
+            assert picture.size == (remake["WIDTH"], remake["HEIGHT"])
+            seen.append(np.asarray(picture.convert("L").resize((60, 36)), dtype=float))
+    assert np.abs(seen[0] - seen[1]).mean() < 4  # of 255
 
 
 # A4 less the browser's usual margins of 1 cm, in CSS pixels.

@@ -132,9 +132,9 @@ def evaluate_test(
     All ranks call it together. Returns, JSON-ready, ``test`` with the metrics that can be had of it
     by name, as :func:`trainables.train.loop.score` says, and ``n`` images, and from rank 0 alone
     ``probes`` of the first ``PROBE_IMAGES``, with the temperature that fits the validation images.
-    Rank 0 writes which images are right, (N,), to ``correct_file`` when given, and before that,
-    beside it, what was predicted of test and val (``predictions.py``). Raises ``Diverged`` when the
-    loss is not finite, and ``UserError`` as :func:`model_of` does.
+    Rank 0 writes which images are right, (N,), and their groups to ``correct_file`` when given, and
+    before that, beside it, what was predicted of test and val (``predictions.py``). Raises
+    ``Diverged`` when the loss is not finite, and ``UserError`` as :func:`model_of` does.
     """
     opened = store or prepare(assignment.data, remote=assignment.remote)
     model = model_of(assignment, checkpoint, opened, world.device)
@@ -174,7 +174,7 @@ def evaluate_test(
                 trial_files.predictions_file(correct_file.parent, split), split,
                 opened.labels(split), probabilities, opened.digests(split),
             )  # fmt: skip
-        trial_files.write_correct(correct_file, correct)
+        trial_files.write_correct(correct_file, correct, opened.groups("test"))
     images, labels = part.images[:PROBE_IMAGES], part.labels[:PROBE_IMAGES]
     temperature = fit_temperature(val_logits, validation.labels.cpu())
     probes = probe(model, images, labels, logits=logits, temperature=temperature)

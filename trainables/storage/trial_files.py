@@ -213,10 +213,16 @@ def correct_file(assignment: Assignment, file: Path) -> Path:
     return run_folder / "finals" / assignment.trial_id / file.name
 
 
-def write_correct(path: Path, correct: npt.NDArray[np.bool_]) -> None:
-    """Write one bool column ``correct`` (N,), in the split's order; seen whole or not at all."""
+def write_correct(
+    path: Path, correct: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64] | None = None
+) -> None:
+    """Write a bool column ``correct`` (N,), in the split's order, and where images belong to groups
+    an int64 column ``group`` (N,); seen whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"correct": pa.array(correct, pa.bool_())})
+    columns = {"correct": pa.array(correct, pa.bool_())}
+    if groups is not None:
+        columns["group"] = pa.array(groups, pa.int64())
+    table = pa.table(columns)
     half = path.with_suffix(".part")
     with pa.OSFile(str(half), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.other_images import is_image_mean
 from orchestrator.compare.runs import CandidateTrials, RunData, collect
 from orchestrator.compare.statistics import ALPHA, LEVEL, POWER
 from orchestrator.compare.verdicts import OF_LEVEL
@@ -62,6 +63,7 @@ TOST = (
     "Schuirmann 1987, A Comparison of the Two One-Sided Tests Procedure and the Power Approach, "
     "J. Pharmacokinetics and Biopharmaceutics"
 )
+BOOTSTRAP = "Efron 1979, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics"
 CALIBRATION = "Guo et al. 2017, On Calibration of Modern Neural Networks, ICML"
 
 
@@ -259,7 +261,8 @@ def _tested(comparison: Comparison) -> Iterator[str]:
     if any(test.low is not None for test in tests):
         searches = max(test.searches for test in tests)
         over = "searches, seeds" if searches > 1 else "seeds of the winner"
-        images = " and images" if all(test.images for test in tests) else ""
+        units = "groups of images" if any(test.groups for test in tests) else "images"
+        images = f" and {units}" if all(test.images for test in tests) else ""
         yield (
             f"Figures of test {metric.noun} are means with {100 * LEVEL:.0f} % intervals for new "
             f"{over}{images}."
@@ -270,6 +273,8 @@ def _tested(comparison: Comparison) -> Iterator[str]:
     methods = " and ".join(dict.fromkeys(pair.method for pair in tested))
     corrected = f", with Holm's correction over {len(tested)} pairs" if len(tested) > 1 else ""
     yield f"Pairs were tested by {methods}{corrected}, at a level of {ALPHA:g}."
+    if _is_resampled(comparison):
+        yield "What other images would change was measured by a paired bootstrap over test images."
     if any(pair.p_value_equivalent is not None for pair in tested):
         yield (
             "Two candidates are called equivalent where two one-sided tests show a difference of "
@@ -283,6 +288,13 @@ def _tested(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.inference.level is not None:
         yield f"The tests speak of {OF_LEVEL[comparison.inference.level]}."
+
+
+def _is_resampled(comparison: Comparison) -> bool:
+    """Whether the chance of images is a bootstrap's: of a metric that is no mean over images."""
+    metric = comparison.metric
+    is_tested = any(pair.p_value is not None for pair in comparison.pairs)
+    return is_tested and metric != TOP1 and not is_image_mean(metric)
 
 
 def _carried_out(runs: Sequence[RunData]) -> Iterator[str]:
@@ -344,6 +356,8 @@ def _references(comparison: Comparison, candidates: Sequence[CandidateTrials]) -
         yield HOLM
     if any(pair.p_value_equivalent is not None for pair in tested):
         yield TOST
+    if _is_resampled(comparison):
+        yield BOOTSTRAP
     if comparison.metric != TOP1:
         yield f"{comparison.metric.source} ({comparison.metric.noun})"
     probes = [each.final.probes for each in comparison.families if each.final]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.runs import load
@@ -16,6 +15,7 @@ from orchestrator.compare.table import table_text
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.spec.run import search_name
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.storage.trial_files import write_correct
 
 SPACE = {
     "recipe.learning_rate": {"kind": "log", "low": 1e-4, "high": 1e-2},
@@ -177,17 +177,22 @@ class RunFolder:
         return trial
 
     def final(
-        self, family: str, correct: np.ndarray, *, seed: int, by_image: bool = True, **more: Any
+        self,
+        family: str,
+        correct: np.ndarray,
+        *,
+        seed: int,
+        by_image: bool = True,
+        groups: np.ndarray | None = None,
+        **more: Any,
     ) -> str:
-        """A finished final with its test accuracy, and correctness by image, bool (N,)."""
+        """A finished final with its test accuracy, and correctness by image, bool (N,), with the
+        group of each."""
         test = {"top1": float(correct.mean())}
         trial = self.trial(family, [0.5, 0.9], stage="final", seed=seed, test=test, **more)
         if by_image:
             path = self.folder / "finals" / trial / "test_correct.arrow"
-            path.parent.mkdir(parents=True)
-            table = pa.table({"correct": correct})
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+            write_correct(path, correct, groups)
         return trial
 
     def close(self, event: str | None = "closed") -> Path:

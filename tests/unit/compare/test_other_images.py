@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn import metrics as sk
 
@@ -24,6 +25,7 @@ from orchestrator.compare.other_images import (
     of_two,
     resampled,
 )
+from orchestrator.compare.report.methods import methods_of
 from orchestrator.compare.runs import CandidateTrials, Curve, collect, load
 from orchestrator.compare.statistics import images_part
 from orchestrator.compare.verdicts import PairResult, PairVerdict, compare_pairs
@@ -71,6 +73,8 @@ def final_run(
 ) -> Path:
     dataset = {**DATASET, "class_names": list(NAMES), "counts": {"val": 100, "test": IMAGES}}
     run = RunFolder(folder, tuple(skills), metric=metric, dataset=dataset)
+    for family in skills:
+        run.trial(family, [0.5, 0.4])
     for place, (family, skill) in enumerate(skills.items()):
         for search in range(1, searches + 1):
             made = drawn(100 * place + search, skill=skill)
@@ -87,7 +91,11 @@ def final_run(
 
 def finals_of(folder: Path) -> tuple[CandidateTrials, list[Curve]]:
     (candidate, *_) = collect([load(folder)])
-    return candidate, list(candidate.curves)
+    return candidate, finals_in(candidate)
+
+
+def finals_in(candidate: CandidateTrials) -> list[Curve]:
+    return [curve for curve in candidate.curves if curve.state.stage == "final"]
 
 
 def repeated(made: Predictions, draw: np.ndarray) -> Predictions:
@@ -104,7 +112,7 @@ def test_a_resample_has_the_figure_of_its_images(name: str, ties: bool, tmp_path
     index = NAMES.index(metric.class_name) if metric.class_name else None
     measured = other_images._of_file(path, path.stat().st_mtime_ns, metric, index)
     assert not isinstance(measured, str)
-    draws = np.concatenate(resampled(IMAGES))
+    draws = np.concatenate(resampled(IMAGES, IMAGES))
     assert (draws.sum(axis=1) == IMAGES).all()
     for place in (0, 1, 17, len(draws) - 1):
         one = repeated(made, draws[place])
@@ -137,7 +145,7 @@ def test_a_mean_varies_as_its_images_do(name: str, tmp_path: Path) -> None:
 def test_what_is_hard_for_all_cancels_out_of_a_difference(name: str, tmp_path: Path) -> None:
     """Most of the noise is the images' own: the variance of a difference is less than the sum."""
     folder = final_run(tmp_path / "r", name, skills={"vit": 1.5, "resnet": 1.5}, searches=1)
-    a, b = (list(each.curves) for each in collect([load(folder)]))
+    a, b = map(finals_in, collect([load(folder)]))
     one, other, both = of_one(a, *of(name)), of_one(b, *of(name)), of_two(a, b, *of(name))
     assert isinstance(one, ImageChance)
     assert isinstance(other, ImageChance)
@@ -174,6 +182,15 @@ def test_finals_are_judged_by_it(name: str, tmp_path: Path) -> None:
     assert places[0] == "resnet" or name == "top5"
     assert metric_of(name).noun in document["answer"]
     assert f"test {metric_of(name).noun}" in shown(folder)
+
+
+@pytest.mark.parametrize(("name", "is_bootstrap"), [("macro_f1", True), ("loss", False)])
+def test_the_paragraph_of_methods_says_how(name: str, is_bootstrap: bool, tmp_path: Path) -> None:
+    folder = final_run(tmp_path / "r", name, skills={"vit": 0.2, "resnet": 3.5})
+    made = methods_of(compare([load(folder)]))
+    assert made is not None
+    assert ("paired bootstrap" in made.text) == is_bootstrap
+    assert any(metric_of(name).source in reference for reference in made.references)
 
 
 def pair_of(folder: Path) -> PairResult:
@@ -253,9 +270,56 @@ def test_probabilities_that_were_not_all_kept_do_not_rank_images(
 
 def test_a_long_split_is_resampled_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_images, "MOST_DRAWS", 40_000)
-    blocks: Any = resampled.__wrapped__(200)
+    blocks: Any = resampled.__wrapped__(200, 200)
     assert sum(map(len, blocks)) == 200
-    assert sum(map(len, resampled.__wrapped__(100_000))) == other_images.FEWEST_RESAMPLES
+    assert sum(map(len, resampled.__wrapped__(100_000, 100_000))) == other_images.FEWEST_RESAMPLES
+    first = other_images._first(blocks, 150)
+    assert np.array_equal(np.concatenate(first), np.concatenate(blocks)[:150])
+    assert sum(map(len, other_images._first(blocks, 3))) == other_images.FEWEST_RESAMPLES
+
+
+@pytest.mark.parametrize("name", RESAMPLED)
+def test_groups_of_the_same_image_tell_what_one_of_each_tells(name: str, tmp_path: Path) -> None:
+    """Whole groups are drawn: four copies of each image are worth one."""
+    metric, made = metric_of(name), drawn(1)
+    index = NAMES.index(metric.class_name) if metric.class_name else None
+    rows = np.repeat(np.arange(IMAGES), 4)
+    four = replace(made, labels=made.labels[rows], probabilities=made.probabilities[rows])
+    measured = []
+    for place, (one, groups) in enumerate(((made, None), (four, rows), (four, None))):
+        path = tmp_path / f"{place}.arrow"
+        write_predictions(path, one)
+        key = None if groups is None else groups.astype(np.int64).tobytes()
+        measured.append(other_images._of_file(path, path.stat().st_mtime_ns, metric, index, key))
+    single, grouped, copies = measured
+    assert not isinstance(single, str)
+    assert not isinstance(grouped, str)
+    assert not isinstance(copies, str)
+    assert grouped.values == pytest.approx(single.values, abs=1e-6)
+    assert np.array_equal(grouped.counts, single.counts)
+    assert (grouped.groups, single.groups) == (IMAGES, None)
+    assert np.nanstd(copies.values) < 0.7 * np.nanstd(grouped.values)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_finals_on_groups_are_judged_by_groups(name: str, tmp_path: Path) -> None:
+    folder = final_run(tmp_path / "r", name, skills={"vit": 0.2, "resnet": 3.5})
+    plain = pair_of(folder)
+    for trial in (folder / "finals").iterdir():
+        correct = np.zeros(IMAGES, bool)
+        table = pa.table({"correct": correct, "group": np.arange(IMAGES) // 8})
+        with (
+            pa.OSFile(str(trial / "test_correct.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+    pair = pair_of(folder)
+    assert (plain.n["groups"], pair.n["groups"]) == (None, IMAGES // 8)
+    assert "groups of images" in pair.method
+    assert pair.difference.mean == plain.difference.mean
+    (entry, _) = compared(folder)["families"]
+    assert entry["final"]["test"]["groups"] == IMAGES // 8
+    assert entry["final"]["test"]["images"] == IMAGES
 
 
 def test_accuracy_is_tested_as_ever(tmp_path: Path) -> None:

@@ -254,6 +254,7 @@ def test_every_event_worth_a_line_has_one(tmp_path: Path) -> None:
     for record in [*read(written(tmp_path)), *more]:
         apply(recorded, record)
         lines += filter(None, [event_line(record, recorded)])
+    assert lines.pop(0) == "vit-0000       the first epoch is trained: val_top1 0.1000"
     assert lines[0] == "vit-0000       finished epoch 9/9    best val_top1 0.9000"
     assert lines[1].startswith("vit-0001       pruned   epoch 1/9")
     assert lines[2:5] == ["something else", "winners frozen: vit-0000 (0.9000)",
@@ -280,7 +281,10 @@ def test_without_a_terminal_a_line_an_event_and_a_heartbeat(
     assert caplog.messages == []  # nothing is said of a run that has not begun
     path = written(tmp_path)
     follower.catch_up()
-    assert [line.split()[0] for line in caplog.messages] == ["vit-0000", "vit-0001", "something"]
+    assert [line.split()[0] for line in caplog.messages] == ["vit-0000"] * 2 + [
+        "vit-0001",
+        "something",
+    ]
     caplog.clear()
     for _ in range(65):  # seconds
         clock.now += 1

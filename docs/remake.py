@@ -1,6 +1,6 @@
 """Make the reports of the committed runs anew from their ledgers, and the README's picture.
 
-    python examples/remake.py
+    python docs/remake.py
 
 For whoever changes what a report says. The picture, the first screen of the tournament's report,
 needs selenium with the distribution's chromium and chromedriver; without them it is kept.
@@ -17,9 +17,10 @@ from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.page import report_html
 from orchestrator.compare.runs import load
 
-EXAMPLES = Path(__file__).parent
+DOCS = Path(__file__).parent
+EXAMPLES = DOCS.parent / "examples"
 PICTURED = EXAMPLES / "cifar10-tournament" / "report.html"
-PICTURE = EXAMPLES.parent / "docs" / "report.png"
+PICTURE = DOCS / "report.png"
 WIDTH, HEIGHT = 1200, 720  # CSS pixels
 
 
