@@ -31,7 +31,8 @@ test-cluster: $(TEST)
 	@echo "make: tests of jobs, of clusters of several nodes and of object storage"
 	@$(PYTEST) -m cluster --durations 20
 
-FAULTS := tests/integration/test_faults.py tests/unit/simulate/test_schedules.py
+FAULTS := tests/integration/test_faults.py tests/integration/test_two_nodes.py \
+	tests/unit/simulate/test_schedules.py
 
 test-faults: $(TEST)
 	@echo "make: faults"

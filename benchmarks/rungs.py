@@ -37,7 +37,7 @@ from typing import Any
 from benchmarks.asha import RECORDED, interval, trial_truth
 from benchmarks.common import arguments, finish
 from orchestrator.compare.statistics import share_interval
-from orchestrator.engine.scheduler import METRIC, Action, Scheduler
+from orchestrator.engine.scheduler import Action, Scheduler
 from orchestrator.ledger.events import read
 from orchestrator.ledger.state import RunHeader, State, TrialState
 from orchestrator.ledger.state import replay as replay_records
@@ -125,7 +125,7 @@ def race(search: Search, spec: SchedulerSpec, trials: int = TRIALS) -> Outcome:
     while events:
         now, name, epoch = heapq.heappop(events)
         epochs += 1
-        values = [metrics[METRIC] for metrics in trained[name][1].metrics]
+        values = [metrics["val_top1"] for metrics in trained[name][1].metrics]
         if scheduler.on_report(name, epoch, values[epoch - 1]) is Action.STOP:
             pruned.add(name)
         elif epoch == len(values):

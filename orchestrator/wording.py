@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from trainables.metrics import TOP1, Metric
+
 MISSING = "missing"
 NONE = "–"  # nothing to state, where nothing was asked for
 
@@ -34,8 +36,8 @@ def span(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def top1(value: float | None) -> str:
-    """An accuracy to four digits."""
+def four_digits(value: float | None) -> str:
+    """What a metric measured, to four digits."""
     return MISSING if value is None else f"{value:.4f}"
 
 
@@ -44,14 +46,29 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f} %"
 
 
-def points(value: float | None) -> str:
-    """A difference of fractions in percentage points."""
-    return MISSING if value is None else f"{signed(value)} points"
+def figure(value: float | None, metric: Metric) -> str:
+    """What ``metric`` measured: a share as a percentage, a loss in nats."""
+    return percent(value) if metric.is_share or value is None else f"{value:.4f} nats"
 
 
-def signed(value: float) -> str:
-    """A difference of fractions in points, the minus sign a real one."""
-    return f"{100 * value:.1f}".replace("-", "−")
+def points(value: float | None, metric: Metric = TOP1) -> str:
+    """A difference of shares in percentage points, or of losses in nats."""
+    return MISSING if value is None else f"{signed(value, metric)} {unit_of(metric)}"
+
+
+def signed(value: float, metric: Metric = TOP1) -> str:
+    """A difference of shares in points, or of losses in nats; the minus sign a real one."""
+    return (f"{100 * value:.1f}" if metric.is_share else f"{value:.4f}").replace("-", "−")
+
+
+def unit_of(metric: Metric) -> str:
+    """Of a difference between two figures."""
+    return "points" if metric.is_share else "nats"
+
+
+def axis_of(metric: Metric) -> str:
+    """The figure with its unit, for an axis."""
+    return f"{metric.noun}, {'%' if metric.is_share else 'nats'}"
 
 
 def p_text(value: float | None) -> str:
@@ -63,15 +80,19 @@ def p_text(value: float | None) -> str:
 
 def interval(
     mean: float, low: float | None, high: float | None, level: float, n: int,
-    searches: int = 1, images: int | None = None,
+    searches: int = 1, images: int | None = None, groups: int | None = None, metric: Metric = TOP1,
 ) -> str:  # fmt: skip
-    """``mean (interval, n)`` of an accuracy; ``images`` stay unsaid."""
+    """``mean (interval, n)`` of what ``metric`` measured; ``images`` stay unsaid, but not their
+    ``groups``."""
     count = f"n = {n}" if searches == 1 else f"{searches} searches, {n} finals"
+    count += f", {groups} groups of images" if groups is not None else ""
     if low is None or high is None:
-        return f"{percent(mean)} ({count}, no interval)"
+        return f"{figure(mean, metric)} ({count}, no interval)"
     # Rounded outwards: an interval that is narrower than a digit is still one.
     ends = f"{math.floor(1000 * low) / 10:.1f}–{math.ceil(1000 * high) / 10:.1f}"
-    return f"{percent(mean)} ({100 * level:.0f} % interval {ends}, {count})"
+    if not metric.is_share:
+        ends = f"{math.floor(10_000 * low) / 10_000:.4f}–{math.ceil(10_000 * high) / 10_000:.4f}"
+    return f"{figure(mean, metric)} ({100 * level:.0f} % interval {ends}, {count})"
 
 
 def day(time: float) -> str:

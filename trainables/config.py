@@ -24,6 +24,8 @@ HUB_WEIGHTS = ("hub", *ALIKE)
 NAMED_WEIGHTS = (*HUB_WEIGHTS, "none")  # all else is a path
 LEVELS_OF_ALL_SETS = ("none", "light")  # the same in each
 STORE_FORMS = ("auto", "pixels", "encoded")
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+SAMPLERS = ("shuffle", "balanced")
 MAX_SEED = 2**63 - 1
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -227,6 +229,9 @@ class Recipe(Spec, section="recipe"):
     ``random_erasing`` and ``drop_path`` count where they are more than the level's. ``bf16`` is
     autocast, on a GPU with TF32 for what stays in fp32; ``fp32`` is IEEE single precision
     throughout. ``compile`` may be ``None``: where a measured step says that it pays within a trial.
+    ``class_weights`` and ``sampler`` are for classes of unequal size
+    (:mod:`trainables.train.class_balance`): what an image counts in the training loss by its class,
+    and which images an epoch has, each once or of every class equally many, as many in all.
     Warm-up is ``warmup_share`` of the full length, or ``warmup_epochs`` where that is ``None``, as
     it is in recipes of before it.
     """
@@ -253,6 +258,8 @@ class Recipe(Spec, section="recipe"):
     mixup: float = ruled(0.0, 0, 10)
     cutmix: float = ruled(0.0, 0, 10)
     label_smoothing: float = ruled(0.0, 0, 0.9)
+    class_weights: str = ruled("none", choices=CLASS_WEIGHTS, before="none")
+    sampler: str = ruled("shuffle", choices=SAMPLERS, before="shuffle")
     drop_path: float = ruled(0.0, 0, 0.9)
     precision: str = ruled("fp32", choices=("fp32", "bf16"))
     compile: bool | None = ruled(False)
@@ -347,10 +354,12 @@ class DataSpec(Spec, section="data"):
     are kept as ``pixels`` of that size, memory-mapped, or ``encoded`` as the source has them and
     decoded in threads whenever they are used; ``auto`` takes pixels up to ``pixels_at_most_gb``,
     so that every machine decides alike. ``image_column`` and ``label_column`` name the columns of
-    Parquet that are not called as usual. ``skip_corrupt`` leaves out pictures that cannot be read,
-    ``skip_unlabelled`` rows without a label. ``white`` is the value that is white in pictures of
-    more than 8 bits a channel (``None``: by the range of their own kind). ``folder`` keeps the
-    stores.
+    Parquet and CSV that are not called as usual. ``group`` says what belongs together (a patient, a
+    video, a plate) and lies in one split where these are carved: of Parquet and CSV a column, of a
+    folder a regular expression with one capture, searched for in each path below it.
+    ``skip_corrupt`` leaves out pictures that cannot be read, ``skip_unlabelled`` rows without a
+    label. ``white`` is the value that is white in pictures of more than 8 bits a channel (``None``:
+    by the range of their own kind). ``folder`` keeps the stores.
     """
 
     source: str = "digits"
@@ -367,6 +376,7 @@ class DataSpec(Spec, section="data"):
     skip_unlabelled: bool = ruled(False, before=False)
     image_column: str | None = field(default=None, metadata={"before": None})
     label_column: str | None = field(default=None, metadata={"before": None})
+    group: str | None = field(default=None, metadata={"before": None})
     white: float | None = ruled(None, 0, 1e12, open_low=True, before=None)
     store: str = ruled("auto", choices=STORE_FORMS, before="pixels")
     pixels_at_most_gb: float = ruled(32.0, 0, 1e6, unit="GB", before=32.0)
@@ -420,17 +430,36 @@ class Duplicates(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageGroups(Spec):
+    """Groups of images that belong together, by ``rule``: a column, or a pattern of paths.
+
+    ``counts``: by split, its groups. ``between``: by pair of splits, ``test/train``, groups of the
+    first that are in the second too, and ``images`` of the first in such groups. ``examples`` are
+    the names of some that are in several splits.
+    """
+
+    rule: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    between: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetFacts(Spec):
     """What an image store holds.
 
     ``name`` is the dataset's name or the path's stem. ``height``, ``width`` (pixels) and
     ``channels`` (always 3: grey is replicated) are of the stored images. ``counts`` is images by
-    split, train before ``train_limit``. ``content_hash`` covers pixels, labels, class names and
-    the split; ``test_hash`` the images and labels of the test split alone. ``mirror_safe`` is False
-    where a mirrored image is another sign (digits). ``skipped`` counts corrupt images left out.
+    split, train before ``train_limit``, and ``class_counts`` those of each class, in the order of
+    ``class_names`` (``None`` where they are not known: of earlier versions, and of a name alone).
+    ``content_hash`` covers pixels, labels, class names, groups and the split; ``test_hash`` the
+    images and labels of the test split alone. ``mirror_safe`` is False where a mirrored image is
+    another sign (digits). ``skipped`` counts corrupt images left out.
     ``duplicates`` is ``None`` where nobody has counted them. ``encoded_bytes`` is what all images
     take where they are kept encoded, ``None`` where their pixels are. ``white`` is ``data.white``,
-    by which encoded pictures are decoded again.
+    by which encoded pictures are decoded again. ``groups`` is ``None`` where images stand for
+    themselves.
     """
 
     name: str | None = None
@@ -446,6 +475,10 @@ class DatasetFacts(Spec):
     duplicates: Duplicates | None = None
     encoded_bytes: int | None = field(default=None, metadata={"before": None})
     white: float | None = field(default=None, metadata={"before": None})
+    class_counts: Mapping[str, tuple[int, ...]] | None = field(
+        default=None, metadata={"before": None}
+    )
+    groups: ImageGroups | None = field(default=None, metadata={"before": None})
 
     @property
     def store_form(self) -> str:
@@ -469,7 +502,8 @@ class Assignment(Spec):
     ``checkpoint_folder`` the parent of the folders written, unique per attempt. With
     ``shift_offsets_px`` every report says how consistent the predictions are under these shifts.
     ``remote`` is the URI of the run's folder where it is kept in object storage: then only the
-    last names of both paths count, below a folder that is the worker's node's own.
+    last names of both paths count, below a folder that is the worker's node's own. ``metric`` is
+    what the trial is judged by, as :func:`trainables.metrics.metric_of` reads it.
     """
 
     trial_id: str
@@ -485,6 +519,7 @@ class Assignment(Spec):
     epoch_timeout_s: float = 3600.0
     shift_offsets_px: tuple[int, ...] = ()
     remote: str | None = None
+    metric: str = field(default="top1", metadata={"before": "top1"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from orchestrator.compare import runs, trial_tables
+from orchestrator.compare import prediction_table, runs, trial_tables
 from orchestrator.compare.comparison import Comparison, compare
 from orchestrator.compare.runs import RunData
 from orchestrator.ledger.replication import existing_run
@@ -58,6 +58,13 @@ class Run:
         """One row a reported epoch; columns as
         :data:`orchestrator.compare.trial_tables.EPOCH_COLUMNS`."""
         return trial_tables.epoch_table([self.data])
+
+    @cached_property
+    def predictions(self) -> pa.Table:
+        """One row a final, split and image; columns as
+        :data:`orchestrator.compare.prediction_table.PREDICTION_COLUMNS`. Raises ``UserError`` where
+        no final has kept what it predicts."""
+        return prediction_table.prediction_table([self.data])
 
     def compare(self, *others: Run) -> Comparison:
         """The candidates of this run, and of ``others``, side by side: ``as_dict()`` of it is what

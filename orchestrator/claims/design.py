@@ -34,7 +34,7 @@ from trainables.errors import UserError, collected, raise_if_any
 
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
 OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
-LAID_OUT = ("trials", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
+LAID_OUT = ("trials", "metric", "scheduler.max_epochs", "scheduler.kind", "scheduler.sampler",
             "scheduler.audit", "data.source", "data.split_seed", *SEEDED,
             "backbone.scale", "backbone.weights")  # fmt: skip
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLASSES_SHOWN = 20  # each on a line of its own; of more, the smallest and the largest
+
 
 @click.group()
 def data() -> None:
@@ -58,7 +60,9 @@ def prepare(dataset: str, set: tuple[str, ...]) -> None:
 @JSON
 def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     """Sizes, splits, classes and copies in DATASET; reads it into its image store if need be."""
-    from orchestrator.compare.data_notes import copies_lines
+    from orchestrator.compare.data_notes import copies_lines, group_and_class_warnings
+    from trainables.data import groups
+    from trainables.data.balance import counts_lines
 
     store = _store(dataset, set)
     facts, kept = store.info.as_dict(), store.info.encoded_bytes
@@ -74,9 +78,14 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
         f"kept as {'pixels' if kept is None else f'encoded pictures, {size(kept)}'}; "
         f"all pixels take {size(store.info.pixel_bytes)}",
     ]
-    for row in classes:
+    for row in classes if len(classes) <= CLASSES_SHOWN else ():
         shares = "  ".join(f"{split} {row[split]:>6}" for split in by_split)
         lines.append(f"  {escaped(str(row['class']), keep=''):<24} {shares}")
+    if len(classes) > CLASSES_SHOWN:
+        lines += [f"  {line}" for line in counts_lines(store.info)]
+    if store.info.groups is not None:
+        lines.append(groups.sentence(store.info.groups))
+    lines += [f"warning: {line}" for line in group_and_class_warnings(store.info)]
     lines += copies_lines(store.info, store.path)
     document = {"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)}
     show(as_json, document, lambda: "\n".join(lines))

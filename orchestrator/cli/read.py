@@ -41,8 +41,17 @@ INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
     "--out",
     multiple=True,
     metavar="FILE",
-    help="Write the report (FILE.html: one file, works offline), or a table of trials or epochs "
-    "(trials.parquet, trials.csv, epochs.parquet, epochs.csv). Repeatable.",
+    help="Write the report (FILE.html: one file, works offline), or a table of trials, epochs or "
+    "the finals' predictions (trials.parquet, epochs.csv, predictions.parquet). Repeatable.",
+)
+@click.option(
+    "--suspects",
+    metavar="FILE.csv",
+    help="List the images of val and test whose label is suspected to be wrong, by what the finals "
+    "predict: path or row, the label, the suggested one, their probabilities.",
+)
+@click.option(
+    "--no-images", is_flag=True, help="No pictures in the report, where they must not be copied."
 )
 @click.option(
     "--max-latency-ms",
@@ -61,6 +70,8 @@ INSTEAD = "Fix: look at its values with --spec, or ask for the report again"
 def compare(
     name: tuple[str, ...],
     out: tuple[str, ...],
+    suspects: str | None,
+    no_images: bool,
     max_latency_ms: float | None,
     max_params_m: float | None,
     as_json: bool,
@@ -75,10 +86,11 @@ def compare(
     from orchestrator.compare.comparison import compare as compare_runs
     from orchestrator.compare.report.page import report_html
     from orchestrator.compare.runs import load
+    from orchestrator.compare.suspects import write_suspects
     from orchestrator.compare.table import table_text
-    from orchestrator.compare.trial_tables import write_table
+    from orchestrator.compare.table_files import write_table
 
-    tables = dict(zip(out, _tables_of(out), strict=True))
+    tables = dict(zip(out, _tables_of(out, suspects), strict=True))
     runs = [load(folder) for folder in folders]
     if any(run.state.spec.from_screen for run in runs):
         existing_runs(storage)  # has the screens and the other runs here
@@ -87,10 +99,15 @@ def compare(
     show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     for file, table in tables.items():
         if table is None:
-            Path(file).write_text(report_html(comparison), encoding="utf-8")
+            page = report_html(comparison, images=not no_images)
+            Path(file).write_text(page, encoding="utf-8")
         else:
             write_table(runs, Path(file))
         log.info(f"wrote {file}")
+    if suspects is not None:
+        of_images = comparison.by_image
+        count = write_suspects(of_images.suspects if of_images else None, Path(suspects))
+        log.info(f"wrote {suspects}: {count} images")
     report = next((file for file, table in tables.items() if table is None), None)
     if report is not None:
         log.info(f"next: open {report} in a browser; it needs no network")
@@ -101,12 +118,21 @@ def compare(
         log.info(f"next: {again}, or orchestrator ui")
 
 
-def _tables_of(files: Sequence[str]) -> list[str | None]:
-    """By file, the table that it is to hold; ``None`` for a report. Raises ``UserError``."""
-    from orchestrator.compare.trial_tables import table_of
+def _tables_of(files: Sequence[str], suspects: str | None) -> list[str | None]:
+    """By file, the table that it is to hold; ``None`` for a report. Raises ``UserError``, also
+    where the file of ``suspects`` cannot be written."""
+    from orchestrator.compare.table_files import table_of
 
     tables: list[str | None] = []
     mistakes: list[str] = []
+    if suspects is not None and Path(suspects).suffix.lower() != ".csv":
+        mistakes.append(
+            f"--suspects must be FILE.csv; got {suspects!r}. Fix: --suspects suspects.csv"
+        )
+    if suspects is not None and not Path(suspects).absolute().parent.is_dir():
+        mistakes.append(
+            f"--suspects needs a folder that exists; got {suspects!r}. Fix: create its folder"
+        )
     for file in files:
         path = Path(file)
         if not path.absolute().parent.is_dir():
@@ -117,8 +143,8 @@ def _tables_of(files: Sequence[str]) -> list[str | None]:
             tables.append(table_of(path))
             if tables[-1] is None and path.suffix.lower() not in (".html", ".htm"):
                 mistakes.append(
-                    "--out must be FILE.html, trials.parquet, trials.csv, epochs.parquet or "
-                    f"epochs.csv; got {file!r}. Fix: --out {path.stem or 'report'}.html"
+                    "--out must be FILE.html, or trials, epochs or predictions as .parquet or "
+                    f".csv; got {file!r}. Fix: --out {path.stem or 'report'}.html"
                 )
     raise_if_any(mistakes)
     return tables

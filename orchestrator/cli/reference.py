@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from orchestrator.cli.main import group
-from orchestrator.compare.trial_tables import EPOCH_COLUMNS, TRIAL_COLUMNS, Columns
+from orchestrator.compare.table_files import COLUMNS
+from orchestrator.compare.trial_tables import Columns
 from orchestrator.launch.options import OPTIONS, option_name
 from orchestrator.spec import named_sweeps
 from orchestrator.spec.named_sweeps import SECTIONS, default_axes, leaves
@@ -42,6 +43,8 @@ PANDAS = {
     """.groupby("candidate").test_top1.mean()""",
     "epochs": """pd.read_csv("epochs.csv").query("stage == 'final'")"""
     """.groupby(["candidate", "epoch"]).val_top1.mean()""",
+    "predictions": """pd.read_parquet("predictions.parquet").query("label != predicted")"""
+    """.value_counts("path").head()""",
 }
 
 
@@ -190,12 +193,13 @@ def _exit_codes() -> Iterator[str]:
 def _tables() -> Iterator[str]:
     yield "## Tables"
     yield (
-        "`orchestrator compare NAME --out trials.parquet --out epochs.csv`; in Python "
-        "`bt.load('runs/NAME').trials` and `.epochs`. Missing is null. Times are UTC, accuracies "
+        "`orchestrator compare NAME --out trials.parquet --out epochs.csv --out "
+        "predictions.parquet`; in Python `bt.load('runs/NAME').trials`, `.epochs` and "
+        "`.predictions`. Missing is null. Times are UTC, accuracies "
         "fractions. The descriptions are also in the Parquet file's schema. Whatever else a worker "
         "reports is a column of its own name."
     )
-    for name, columns in {"trials": TRIAL_COLUMNS, "epochs": EPOCH_COLUMNS}.items():
+    for name, columns in COLUMNS.items():
         yield f"### {name}"
         yield f"```python\n{PANDAS[name]}\n```"
         yield _columns(columns)

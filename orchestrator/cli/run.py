@@ -27,9 +27,11 @@ from orchestrator.cli.options import (
     show,
 )
 from orchestrator.launch.options import RunOptions, asked
+from orchestrator.ray_cluster import attach
 from orchestrator.spec.run import RunSpec, sanitised
 from trainables.errors import UserError
 from trainables.printable import with_login
+from trainables.storage.waiting import in_background
 
 if TYPE_CHECKING:
     from orchestrator.ops.jobs import Job
@@ -127,11 +129,16 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     from orchestrator.ops.status import live_view
 
     prepared = prepare(spec, totals, options)
-    refuse_broken(prepared.spec, images_of(prepared.spec), gpus=(totals or {}).get("GPU"))
+    images, gpus = images_of(prepared.spec), (totals or {}).get("GPU")
+    rehearsing = in_background(partial(refuse_broken, prepared.spec, images, gpus=gpus))
+    from_scratch = all(sweep.backbone.weights == "none" for sweep in prepared.spec.sweeps)
+    # Before a cluster is asked for nodes, and before anything is downloaded for nothing.
+    if attach.known_address() is not None or not from_scratch:
+        rehearsing.result()
     fetch_weights(prepared.spec)
     supervise.announce(spec.folder)
     with live_view(spec.folder.absolute()):
-        outcome = runner.run(prepared)
+        outcome = runner.run(prepared, rehearsal=rehearsing)
     place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
     if outcome.interrupted and outcome.stop_reason:
         log.info(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")

@@ -20,30 +20,36 @@ from orchestrator.compare.verdicts import (
     describe_verdict,
     failed_text,
 )
-from orchestrator.wording import MISSING, day, interval, percent, points
+from orchestrator.wording import MISSING, day, figure, interval, points
+from trainables.metrics import TOP1, Metric
 
 ORDER_CHANGES = "the order at an equal budget changes with the unit of cost"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A candidate's accuracy: on test where it has finals, else the best finished trial's on
-    validation, which has no interval."""
+    """A candidate's figure by the metric that is judged by: on test where it has finals, else the
+    best finished trial's on validation, which has no interval. ``best_val_top1`` is that trial's
+    accuracy then."""
 
     family: str
     test: AccuracyInterval | None
+    best_value: float | None
     best_val_top1: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """``level``: what the verdicts speak of; ``None`` where nothing was tested. ``places``: best
-    first. ``caveats``: sentences that belong beside the verdict. ``text`` says all of it."""
+    first. ``caveats``: what belongs beside the verdict. ``lead`` says the result, the sentences
+    ``beside`` it of what it speaks and the caveats; ``text`` says all of it."""
 
     level: Level | None
     places: tuple[Place, ...]
     verdicts: tuple[str, ...]
     caveats: tuple[str, ...]
+    lead: str
+    beside: tuple[str, ...]
     text: str
 
 
@@ -54,6 +60,7 @@ class Facts:
     ``of_the_test_split``: why its images are not as fresh as they should be; ``image_sizes``: by
     candidate, the side in pixels that its best trial's backbone sees, as far as it is known."""
 
+    metric: Metric
     dataset: str | None
     test_opened_at: float | None
     candidates: Sequence[CandidateTrials]
@@ -76,33 +83,43 @@ class Facts:
 
 def answer_of(facts: Facts) -> Answer:
     """The result in a few sentences that claim no more than the records hold."""
-    caveats, places = tuple(_caveats(facts)), tuple(_places(facts.entries))
+    caveats, places = tuple(_caveats(facts)), tuple(_places(facts.entries, facts.metric))
     levels = {pair.level for pair in facts.pairs if pair.level}
     level = levels.pop() if len(levels) == 1 else None
+    beside: tuple[str, ...] = ()
     if facts.claims:
-        text = " ".join(verdict["sentence"] for verdict in facts.claims)
+        lead = " ".join(verdict["sentence"] for verdict in facts.claims)
     elif any(place.test for place in places):
-        text = _of_finals(facts, places, level, caveats)
+        lead, beside = _of_finals(facts, places), tuple(_beside(level, caveats))
     else:
-        text = _of_search(facts, places)
-    verdicts = tuple(describe_verdict(pair) for pair in facts.pairs)
-    return Answer(level=level, places=places, verdicts=verdicts, caveats=caveats, text=text)
+        lead, *others = _of_search(facts, places)
+        beside = tuple(others)
+    return Answer(
+        level=level,
+        places=places,
+        verdicts=tuple(describe_verdict(pair) for pair in facts.pairs),
+        caveats=caveats,
+        lead=lead,
+        beside=beside,
+        text=" ".join([lead, *beside]),
+    )
 
 
-def _places(entries: Sequence[CandidateSummary]) -> list[Place]:
+def _places(entries: Sequence[CandidateSummary], metric: Metric) -> list[Place]:
     """Those with finals first, each kind best first."""
     places = [
         Place(
             family=entry.family,
-            test=entry.final.test_top1 if entry.final else None,
+            test=entry.final.test if entry.final else None,
+            best_value=entry.best_value,
             best_val_top1=entry.best_val_top1,
         )
         for entry in entries
     ]
 
     def rank(place: Place) -> tuple[bool, float]:
-        value = place.test.mean if place.test else place.best_val_top1
-        return place.test is None, 0.0 if value is None else -value
+        value = place.test.mean if place.test else place.best_value
+        return place.test is None, 0.0 if value is None else -float(metric.score(value))
 
     return sorted(places, key=rank)
 
@@ -131,63 +148,67 @@ def unlike_weights(entries: Sequence[CandidateSummary]) -> str | None:
     return f"their weights had learned from different images before ({learned})"
 
 
-def _of_finals(
-    facts: Facts, places: Sequence[Place], level: Level | None, caveats: Sequence[str]
-) -> str:
-    tested = [f"{p.family} {interval(**vars(p.test))}" for p in places if p.test]
+def _of_finals(facts: Facts, places: Sequence[Place]) -> str:
+    metric = facts.metric
+    tested = [f"{p.family} {interval(**vars(p.test), metric=metric)}" for p in places if p.test]
     opened = facts.test_opened_at
     when = f" (opened {day(opened)})" if opened is not None else ""
-    parts = [f"On {facts.dataset or 'the'} test images{when}: {', '.join(tested)}."]
+    by = "" if metric == TOP1 else f", by {metric.noun}"
+    parts = [f"On {facts.dataset or 'the'} test images{when}{by}: {', '.join(tested)}."]
     if not facts.pairs:
         parts.append("Only one candidate has finals, so there is no pair to test.")
     else:
-        parts.append(f"{_verdicts(facts.pairs)}.")
-    if level is not None:
-        parts.append(f"This speaks of {OF_LEVEL[level]}.")
-    parts += [f"{caveat[0].upper()}{caveat[1:]}." for caveat in caveats]
+        parts.append(f"{_verdicts(facts.pairs, metric)}.")
     return " ".join(parts)
 
 
-def _verdicts(pairs: Sequence[PairResult]) -> str:
+def _beside(level: Level | None, caveats: Sequence[str]) -> Iterator[str]:
+    if level is not None:
+        yield f"This speaks of {OF_LEVEL[level]}."
+    for caveat in caveats:
+        yield f"{caveat[0].upper()}{caveat[1:]}."
+
+
+def _verdicts(pairs: Sequence[PairResult], metric: Metric) -> str:
     """What was decided, then what was not, with the difference that would have been seen."""
     open_ = [pair for pair in pairs if pair.verdict is PairVerdict.NOT_TOLD_APART]
     others = [describe_verdict(pair) for pair in pairs if pair not in open_]
     sizes = [size for pair in open_ if (size := pair.smallest_detectable) is not None]
     parts = ["; ".join(others)] if others else []
     if open_:
-        limit = f" (a difference of {points(max(sizes))} would mostly have been seen)"
+        limit = f" (a difference of {points(max(sizes), metric)} would mostly have been seen)"
         parts.append(", ".join(map(describe_verdict, open_)) + (limit if sizes else ""))
     sentence = "; ".join(parts)
     corrected = " (Holm's correction over the pairs)" if len(pairs) > 1 else ""
     return f"Verdict{'s' * (len(pairs) > 1)}{corrected}: {sentence}"
 
 
-def _of_search(facts: Facts, places: Sequence[Place]) -> str:
+def _of_search(facts: Facts, places: Sequence[Place]) -> tuple[str, str]:
+    """What was found, and why that is no verdict."""
     opened, entries = facts.test_opened_at, facts.entries
     test = "test was never opened" if opened is None else f"test was opened on {day(opened)}"
     unjudged = f"Selection used val only, no finals are on record and {test}, so"
-    ranked = [(value, p.family) for p in places if (value := p.best_val_top1) is not None]
+    ranked = [(value, p.family) for p in places if (value := p.best_value) is not None]
+    metric = facts.metric
     on = f"on {facts.dataset or 'a dataset without a record'}"
     if not ranked:
         total = sum(entry.trials for entry in entries)
-        return (
-            f"No trial has finished {on} ({total} on record), so nothing can be ranked. "
-            f"{unjudged} there is no verdict."
-        )
+        nothing = f"No trial has finished {on} ({total} on record), so nothing can be ranked."
+        return nothing, f"{unjudged} there is no verdict."
     counts = {entry.family: entry.trials for entry in entries}
     best, first = ranked[0]
     if len(ranked) == 1:
         lead = (
-            f"the best finished of {counts[first]} {first} trials has a validation accuracy "
-            f"of {percent(best)}"
+            f"the best finished of {counts[first]} {first} trials has a validation "
+            f"{metric.noun} of {figure(best, metric)}"
         )
     else:
         *others, last = [candidate for value, candidate in ranked if value == best]
         numbers = {counts[candidate] for _, candidate in ranked}
         each = f"{counts[first]} trials each" if len(numbers) == 1 else "unequal numbers of trials"
         leads = f"{', '.join(others)} and {last} tie in" if others else f"{last} has"
-        values = ", ".join(f"{candidate} {percent(value)}" for value, candidate in ranked)
-        lead = f"at {each}, {leads} the best finished trial by validation accuracy: {values}"
+        values = ", ".join(f"{candidate} {figure(value, metric)}" for value, candidate in ranked)
+        lead = f"at {each}, {leads} the best finished trial by validation {metric.noun}: {values}"
         if facts.order_changes:
             lead += f"; {ORDER_CHANGES}"
         if learned := unlike_weights(facts.entries):
@@ -195,4 +216,4 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> str:
         if facts.caveat_of_sides:
             lead += f"; {facts.caveat_of_sides}"
     ranks = "this ranks single best trials and is not a verdict"
-    return f"{on[0].upper()}{on[1:]}, {lead}. {unjudged} {ranks}."
+    return f"{on[0].upper()}{on[1:]}, {lead}.", f"{unjudged} {ranks}."

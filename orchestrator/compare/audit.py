@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, CandidateTrials, Curve, finite
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, finite, top1_keys
 from orchestrator.compare.statistics import LEVEL, MeanInterval, share_interval
 
 RANKED = 3  # trials that an order needs
@@ -19,8 +20,8 @@ TAUS = np.linspace(-1, 1, 2001)  # values of tau that an interval is made of
 
 @dataclass(frozen=True, kw_only=True)
 class RungTau:
-    """Kendall's tau-b (1945) of all trials between accuracy at ``rung`` and at full length, and its
-    interval, estimated from the ``n`` that are known at full length."""
+    """Kendall's tau-b (1945) of all trials between what they are judged by at ``rung`` and at full
+    length, and its interval, estimated from the ``n`` that are known at full length."""
 
     rung: int
     tau: float | None
@@ -34,13 +35,15 @@ class RungTau:
 class AuditResult:
     """One candidate's audit: of ``pruned`` trials, ``audited`` went on and ``ended`` have ended.
 
-    ``seconds``: device seconds that it took. ``regret_top1``: by how much the best audited trial
-    ended above the best finished one, 0 when none did; ``better``: the share of audited trials
+    ``seconds``: device seconds that it took. ``regret``: by how much the best audited trial ended
+    better than the best finished one, by ``metric``, 0 when none did (``regret_top1`` in the JSON
+    of runs that are judged by top1); ``better``: the share of audited trials
     that did, an estimate for all pruned ones. ``kendall_tau_by_rung`` is over the finished and the
     audited trials, these weighted: each stands for pruned / audited trials.
     """
 
     family: str
+    metric: str
     pruned: int
     audited: int
     ended: int
@@ -48,8 +51,12 @@ class AuditResult:
     kendall_tau_by_rung: tuple[RungTau, ...]
     best_finished: float | None
     best_audited: float | None
-    regret_top1: float | None
+    regret: float | None
     better: MeanInterval | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the compare JSON has it."""
+        return vars(self) | top1_keys(self, regret_top1="regret")
 
 
 def audit(candidate: CandidateTrials) -> AuditResult | None:
@@ -58,23 +65,29 @@ def audit(candidate: CandidateTrials) -> AuditResult | None:
     audited = [(curve, curve.audit) for curve in search if curve.audit]
     if not audited:
         return None
-    ended = [top1 for curve, _ in audited if (top1 := curve.full_top1) is not None]
-    finished = [top1 for curve in search if (top1 := curve.finished_top1) is not None]
+    ended = [score for curve, _ in audited if (score := curve.full_score) is not None]
+    finished = [score for curve in search if (score := curve.finished_score) is not None]
+    metric = candidate.metric
+    best_audited, best_finished = (
+        finite(metric.of_score(max(scores, default=math.nan))) for scores in (ended, finished)
+    )
     at_full_length = [c for c in search if (c.audit or c).status == "finished"]
     weights = full_length_weights(at_full_length, search)
     rungs = sorted({rung for curve in search for rung in curve.state.rungs})
     regret, better = None, None
     if ended and finished:
         best = max(finished)
-        regret = max(0.0, max(ended) - best)
         better = share_interval(sum(value > best for value in ended), len(ended))
+        regret = 0.0
+        if best_audited is not None and best_finished is not None:
+            regret = max(0.0, metric.advantage(best_audited, best_finished))
     spent = [float(whole.seconds[-1] - curve.seconds[-1]) for curve, whole in audited]
     return AuditResult(
-        family=candidate.label, audited=len(audited), ended=len(ended),
-        regret_top1=regret, better=better, pruned=sum(curve.status == "pruned" for curve in search),
+        family=candidate.label, metric=metric.name, audited=len(audited), ended=len(ended),
+        regret=regret, better=better, pruned=sum(curve.status == "pruned" for curve in search),
         seconds=finite(math.fsum(spent)),
         kendall_tau_by_rung=tuple(_tau(at_full_length, weights, rung) for rung in rungs),
-        best_finished=max(finished, default=None), best_audited=max(ended, default=None),
+        best_finished=best_finished, best_audited=best_audited,
     )  # fmt: skip
 
 
@@ -83,12 +96,14 @@ def full_length_weights(curves: Sequence[Curve], search: Sequence[Curve]) -> Arr
     ended by itself for itself, an audited one for pruned / audited (Horvitz and Thompson 1952).
     Shape (N,)."""
     pruned = sum(curve.status == "pruned" for curve in search)
-    audited = sum(curve.full_top1 is not None for curve in search if curve.audit)
+    audited = sum(curve.full_score is not None for curve in search if curve.audit)
     return np.array([pruned / audited if curve.audit else 1.0 for curve in curves])
 
 
 def _tau(curves: Sequence[Curve], weights: Array, rung: int) -> RungTau:
-    values = np.array([(c.at(rung), c.full_top1) for c in curves], dtype=float).reshape(-1, 2)
+    values = np.array([(c.score_at(rung), c.full_score) for c in curves], dtype=float).reshape(
+        -1, 2
+    )
     reported = np.isfinite(values).all(axis=1)
     tau, low, high = None, None, None
     if reported.sum() >= RANKED:

@@ -1,4 +1,7 @@
-"""Accuracy against budget: what to expect of one, and who leads at equal ones.
+"""What trials are judged by against budget: what to expect of one, and who leads at equal ones.
+
+All is computed of scores in [0, 1] (:meth:`Metric.score`), which for accuracy are accuracies, and
+stated as the figures that have them.
 
 The estimate is the mean of the best of k of the trials on record, drawn without replacement: the
 unbiased one of Tang, Lee, Xin, Liu, Yu, Lin, "Showing Your Work Doesn't Always Work" (ACL 2020,
@@ -20,12 +23,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.runs import Array, CandidateTrials, Curve, total
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, finite, top1_keys, total
 from orchestrator.compare.statistics import ALPHA, LEVEL
 from orchestrator.spec.spaces import TPE_STARTUP_TRIALS
+from trainables.metrics import TOP1, Metric
 
 DRAWS = 1_000_000  # uniforms drawn to calibrate a band
 
@@ -44,13 +49,13 @@ class Band:
 class BudgetCurve(Band):
     """What to expect of a budget of one candidate's trials, each trained to full length.
 
-    A failed trial is worth 0. ``seconds`` and ``flops``, (K,): device seconds and FLOPs that so
-    many trials cost on average as this search ran them, pruned ones at what they took. Where the
-    band's assumptions do not hold, ``why`` says why and ``valid`` is false: then it describes and
-    promises nothing.
-    """
+    Figures by ``metric``; a failed trial has a score of 0. ``seconds`` and ``flops``, (K,): device
+    seconds and FLOPs that so many trials cost on average as this search ran them, pruned ones at
+    what they took. Where the band's assumptions do not hold, ``why`` says why and ``valid`` is
+    false: then it describes and promises nothing."""
 
     family: str
+    metric: str
     n: int
     finished: int
     pruned: int
@@ -203,7 +208,7 @@ COST = {"device_seconds": "seconds", "flops": "flops"}
 class Sample:
     """What a candidate's search says of one random trial at full length.
 
-    ``full``: values of the ``known`` trials, those that ended by themselves (0 of a failed one);
+    ``full``: scores of the ``known`` trials, those that ended by themselves (0 of a failed one);
     ``seen``: of ``audited`` of the ``pruned`` ones or, without an audit, what all are taken to be.
     ``price``: a trial's mean cost by unit, ``None`` where it is missing. ``why`` says, where it is
     so, why no band holds.
@@ -257,10 +262,10 @@ def sample(candidate: CandidateTrials) -> Sample:
     drew."""
     ended = [curve for curve in candidate.drawn if curve.status.is_final]
     pruned = [curve for curve in ended if curve.status == "pruned"]
-    tops = [(curve, top1) for curve in ended if (top1 := curve.full_top1) is not None]
-    full = [top1 for curve, top1 in tops if curve.status != "pruned"]
-    audited = [top1 for curve, top1 in tops if curve.status == "pruned"]
-    finished = [top1 for curve, top1 in tops if curve.status == "finished"]
+    tops = [(curve, score) for curve in ended if (score := curve.full_score) is not None]
+    full = [score for curve, score in tops if curve.status != "pruned"]
+    audited = [score for curve, score in tops if curve.status == "pruned"]
+    finished = [score for curve, score in tops if curve.status == "finished"]
     auditing = sum(curve.audit is not None for curve in pruned) > len(audited)
     reasons = {
         UNEQUAL: len({curve.epoch.size for curve in ended if curve.status == "finished"}) > 1,
@@ -302,15 +307,19 @@ def budget_curve(candidate: CandidateTrials) -> BudgetCurve | None:
         cost: None if (price := made.price[unit]) is None else trials * price
         for unit, cost in COST.items()
     }
+    band, metric = made.band(trials), candidate.metric
+    ends = metric.of_score(band.low), metric.of_score(band.high)
+    low, high = ends if metric.larger_is_better else ends[::-1]
     return BudgetCurve(
-        family=candidate.label, n=made.n, finished=made.finished, pruned=made.pruned,
-        audited=made.audited, level=LEVEL, valid=made.why is None, why=made.why,
-        seconds=costs["seconds"], flops=costs["flops"], **vars(made.band(trials)),
+        family=candidate.label, metric=metric.name, n=made.n, finished=made.finished,
+        pruned=made.pruned, audited=made.audited, level=LEVEL, valid=made.why is None, why=made.why,
+        seconds=costs["seconds"], flops=costs["flops"], trials=trials,
+        expected_best=metric.of_score(band.expected_best), low=low, high=high,
     )  # fmt: skip
 
 
 EQUAL_WITHIN = 0.05
-ByUnit = Mapping[str, Mapping[str, float | None]]  # unit -> candidate's label -> accuracy
+ByUnit = Mapping[str, Mapping[str, float | None]]  # unit -> candidate's label -> figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,19 +327,19 @@ class Budget:
     """The candidates at the largest budget that all of them spent, by unit: trials, device seconds
     or FLOPs.
 
-    ``at``: that budget, ``None`` where a cost is missing. ``best_val_top1``: the expected best
-    there; ``low`` and ``high``: its band, ``None`` where none holds, for the reason in ``why``.
-    ``ranking``: by the expected best; ``unranked``: nothing finished, the budget does not pay for
-    one trial, or costs are missing. ``equal_in``: the first unit in which all candidates spent the
-    same, costs within 5 %. ``flips``: the order changes with the unit beyond the bands: one
-    candidate lies with its whole band above another's in one unit and below it in another unit.
-    Nobody's is above that of a candidate that spent all of its own budget: what it never drew may
-    be better.
-    """
+    ``at``: that budget, ``None`` where a cost is missing. ``best_value``: the expected best there
+    by ``metric`` (``best_val_top1`` too in the JSON of runs that are judged by top1); ``low`` and
+    ``high``: its band, ``None`` where none holds, for the reason in ``why``. ``ranking``: by the
+    expected best; ``unranked``: nothing finished, the budget does not pay for one trial, or costs
+    are missing. ``equal_in``: the first unit in which all candidates spent the same, costs within 5
+    %. ``flips``: the order changes with the unit beyond the bands: one candidate lies with its
+    whole band above another's in one unit and below it in another unit. Nobody's is above that of a
+    candidate that spent all of its own budget: what it never drew may be better."""
 
+    metric: str
     equal_in: str | None
     at: Mapping[str, float | None]
-    best_val_top1: ByUnit
+    best_value: ByUnit
     low: ByUnit
     high: ByUnit
     why: Mapping[str, str | None]
@@ -341,7 +350,11 @@ class Budget:
     @property
     def reordered(self) -> bool:
         """Whether the estimates, bands aside, come in another order in another unit."""
-        return _order_changes(self.best_val_top1, self.best_val_top1)
+        return _order_changes(self.best_value, self.best_value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the compare JSON has it."""
+        return vars(self) | top1_keys(self, best_val_top1="best_value")
 
 
 def budgets(candidates: Sequence[CandidateTrials]) -> Budget:
@@ -371,14 +384,28 @@ def budgets(candidates: Sequence[CandidateTrials]) -> Budget:
         unit: sorted((-value, label) for label, value in of_unit.items() if value is not None)
         for unit, of_unit in best.items()
     }
+    metric = candidates[0].metric if candidates else TOP1
+    figures, *ends = (_figures(scores, metric) for scores in (best, low, high))
     return Budget(
-        equal_in=equal_in, at=at, best_val_top1=best, low=low, high=high,
+        metric=metric.name, equal_in=equal_in, at=at, best_value=figures,
+        low=ends[0 if metric.larger_is_better else 1],
+        high=ends[1 if metric.larger_is_better else 0],
         why={label: made.why for label, made in samples.items()},
         ranking={unit: [label for _, label in places] for unit, places in ranked.items()},
         unranked={unit: [label for label, value in of_unit.items() if value is None]
                   for unit, of_unit in best.items()},
         flips=_order_changes(low, high),
     )  # fmt: skip
+
+
+def _figures(scores: ByUnit, metric: Metric) -> ByUnit:
+    return {
+        unit: {
+            label: None if score is None else finite(metric.of_score(score))
+            for label, score in of_unit.items()
+        }
+        for unit, of_unit in scores.items()
+    }
 
 
 def _order_changes(low: ByUnit, high: ByUnit) -> bool:
@@ -395,10 +422,10 @@ def _order_changes(low: ByUnit, high: ByUnit) -> bool:
 
 def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
     """``(spent, best)`` step by step, each shape (S,): a step is a report, or for ``trials`` an
-    ended trial. ``best`` is the best accuracy of the trials finished so far, NaN before the
-    first. Both are empty when a cost is missing."""
+    ended trial. ``best`` is the best score of the trials finished so far, NaN before the first.
+    Both are empty when a cost is missing."""
     if unit == "trials":
-        tops = np.array([c.finished_top1 for c in curves if c.status.is_final], dtype=float)
+        tops = np.array([c.finished_score for c in curves if c.status.is_final], dtype=float)
         return np.arange(1.0, tops.size + 1), np.fmax.accumulate(tops)
     reported = [curve for curve in curves if curve.epoch.size]
     if not reported:
@@ -410,5 +437,5 @@ def spending(curves: Sequence[Curve], unit: str) -> tuple[Array, Array]:
         return np.empty(0), np.empty(0)
     tops = np.full(spent.size, math.nan)
     ends = np.cumsum([curve.epoch.size for curve in reported]) - 1
-    tops[ends] = np.array([curve.finished_top1 for curve in reported], dtype=float)
+    tops[ends] = np.array([curve.finished_score for curve in reported], dtype=float)
     return spent, np.fmax.accumulate(tops[order])

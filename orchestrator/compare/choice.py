@@ -1,10 +1,9 @@
-"""Accuracy beside what it costs: the fronts, and who is best under limits.
+"""How good candidates are beside what that costs: the fronts, and who is best under limits.
 
-A candidate stands here as it would be used: its finals' accuracy on test, the latency that was
-measured of them, and what its search took. Where no candidate has finals, validation accuracies of
-finished trials stand in their place, and nothing is a verdict. A pruned trial never stands beside
-finished ones.
-"""
+A candidate stands here as it would be used: its finals' figure on test by the metric that the run
+is judged by, the latency that was measured of them, and what its search took. Where no candidate
+has finals, validation figures of finished trials stand in their place, and nothing is a verdict. A
+pruned trial never stands beside finished ones."""
 
 from __future__ import annotations
 
@@ -19,20 +18,21 @@ from orchestrator.compare.runs import CandidateTrials, Curve, Values, best_trial
 from orchestrator.compare.statistics import AccuracyInterval, MeanInterval
 from orchestrator.compare.verdicts import PairResult, PairVerdict, describe_verdict
 from orchestrator.spec import limits
-from orchestrator.wording import interval, percent
+from orchestrator.wording import figure, interval
+from trainables.metrics import TOP1, Metric, metric_of
 
 LATENCY = "speed.batch_1.latency_ms"  # among the probes of a candidate's finals
 
 
 class Basis(StrEnum):
-    """What a candidate's accuracy is of: its finals, or its best finished trial."""
+    """What a candidate's figure is of: its finals, or its best finished trial."""
 
     TEST = "test"
     VALIDATION = "validation"
 
 
 class Price(StrEnum):
-    """What accuracy is weighed against; lower is better."""
+    """What the judged figure is weighed against; lower is better."""
 
     LATENCY = "latency_ms"
     MEMORY = "memory_gb"
@@ -74,14 +74,16 @@ class Limits:
 class Standing:
     """One candidate, by its ``label`` in the comparison.
 
-    ``top1``: over the finals on test, with interval, or of the best finished trial on validation,
-    without; ``None`` where the other candidates' basis is not on record for it. ``latency_ms``: of
+    ``judged``: over the finals on test, with interval, or of the best finished trial on validation,
+    without; ``None`` where the other candidates' basis is not on record for it. ``top1`` is the
+    same of accuracy, whatever is judged by. ``latency_ms``: of
     one image, measured once nothing trained any more, on ``timed_on``. ``memory_gb``: the most that
     a worker's GPU held while the finals (without any: the best trial) trained. ``params_m``:
     millions, with the classifier. ``device_seconds`` and ``usd``: of the whole search.
     """
 
     label: str
+    judged: MeanInterval | None
     top1: MeanInterval | None
     latency_ms: MeanInterval | None
     timed_on: str | None
@@ -98,9 +100,9 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """The ``candidates`` that no other one beats in accuracy and in ``price`` at once, the cheapest
-    first, by what was measured and without a test. ``missing``: why others could not be placed;
-    ``why``: why there is no front at all."""
+    """The ``candidates`` that no other one beats in the judged figure and in ``price`` at once, the
+    cheapest first, by what was measured and without a test. ``missing``: why others could not be
+    placed; ``why``: why there is no front at all."""
 
     price: Price
     candidates: tuple[str, ...]
@@ -110,21 +112,22 @@ class Front:
 
 @dataclass(frozen=True, kw_only=True)
 class Tradeoffs:
-    """Every candidate's ``standings``, the most accurate first, and a front for each price that
-    any of them has."""
+    """Every candidate's ``standings``, the best by ``metric`` first, and a front for each price
+    that any of them has."""
 
+    metric: str
     basis: Basis
     candidates: tuple[Standing, ...]
     fronts: tuple[Front, ...]
 
     def front(self, price: Price) -> Front | None:
-        """The front of accuracy and ``price``, where any candidate has one."""
+        """The front of the judged figure and ``price``, where any candidate has one."""
         return next((front for front in self.fronts if front.price is price), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Who is ``best`` of those ``within`` the limits, these the most accurate first. ``beyond`` and
+    """Who is ``best`` of those ``within`` the limits, these the best first. ``beyond`` and
     ``missing`` say why of each other candidate. ``near``: whose latency is not told apart from its
     limit. ``is_shown``: the best one is sure to be within, and better by a verdict than each other
     candidate that may be within. ``text`` says all of it."""
@@ -149,19 +152,22 @@ def tradeoffs(
     """Where each candidate stands; ``entries`` are theirs, in the same order, ``prices`` those of
     hours that all their runs had."""
     basis = Basis.TEST if any(entry.final for entry in entries) else Basis.VALIDATION
+    metric = candidates[0].metric if candidates else TOP1
     standings = sorted(
         (
             _standing(candidate, entry, basis, prices)
             for candidate, entry in zip(candidates, entries, strict=True)
         ),
-        key=lambda standing: -standing.top1.mean if standing.top1 else math.inf,
+        key=lambda s: -float(metric.score(s.judged.mean)) if s.judged else math.inf,
     )
     devices = {entry.device for entry in entries if entry.device}
     priced = [price for price in Price if any(s.price(price) is not None for s in standings)]
     if Price.USD in priced and Price.DEVICE_SECONDS in priced:
         priced.remove(Price.DEVICE_SECONDS)
-    fronts = tuple(_front(standings, price, devices, basis) for price in priced)
-    return Tradeoffs(basis=basis, candidates=tuple(standings), fronts=fronts)
+    fronts = tuple(_front(standings, price, devices, basis, metric) for price in priced)
+    return Tradeoffs(
+        metric=metric.name, basis=basis, candidates=tuple(standings), fronts=fronts
+    )  # fmt: skip
 
 
 def _standing(
@@ -176,14 +182,16 @@ def _standing(
     latency = probes.numbers.get(LATENCY) if probes else None
     timed_on = _conditions(probes.facts) if probes else None
     sizes = [size for model in models if (size := model.state.detail.get("params_m")) is not None]
+    judged: MeanInterval | None = entry.final.test if entry.final else None
     top1: MeanInterval | None = entry.final.test_top1 if entry.final else None
-    if basis is Basis.VALIDATION and entry.best_val_top1 is not None:
-        top1 = MeanInterval(mean=entry.best_val_top1, low=None, high=None, n=1)
+    if basis is Basis.VALIDATION:
+        judged, top1 = _without_interval(entry.best_value), _without_interval(entry.best_val_top1)
     usd = None
     if candidate.sweep is not None and entry.device_seconds is not None:
         usd = limits.usd(entry.device_seconds, candidate.sweep.resources, prices)
     return Standing(
         label=candidate.label,
+        judged=judged,
         top1=top1,
         latency_ms=latency,
         timed_on=timed_on if latency else None,
@@ -192,6 +200,10 @@ def _standing(
         device_seconds=entry.device_seconds,
         usd=usd,
     )
+
+
+def _without_interval(value: float | None) -> MeanInterval | None:
+    return None if value is None else MeanInterval(mean=value, low=None, high=None, n=1)
 
 
 def _conditions(facts: Values) -> str | None:
@@ -217,17 +229,19 @@ def _memory_gb(models: Sequence[Curve]) -> float | None:
     return max(peaks) if peaks and all(peaks) else None
 
 
-def _front(standings: Sequence[Standing], price: Price, devices: set[str], basis: Basis) -> Front:
+def _front(
+    standings: Sequence[Standing], price: Price, devices: set[str], basis: Basis, metric: Metric
+) -> Front:
     missing: dict[str, str] = {}
     priced: list[tuple[float, float, str]] = []
     for standing in standings:
         cost = standing.price(price)
-        if standing.top1 is None:
-            missing[standing.label] = _no_accuracy(basis)
+        if standing.judged is None:
+            missing[standing.label] = _no_figure(basis)
         elif cost is None:
             missing[standing.label] = MISSING_PRICE[price]
         else:
-            priced.append((cost, -standing.top1.mean, standing.label))
+            priced.append((cost, -float(metric.score(standing.judged.mean)), standing.label))
     why = None
     timed_on = {s.timed_on or "a device that is not on record" for s in standings if s.latency_ms}
     if price is Price.LATENCY and len(timed_on) > 1:
@@ -241,7 +255,7 @@ def _front(standings: Sequence[Standing], price: Price, devices: set[str], basis
 
 
 def _not_beaten(priced: Sequence[tuple[float, float, str]]) -> Iterator[str]:
-    """Labels of ``(cost, -accuracy, label)``; of several with the same of both, all."""
+    """Labels of ``(cost, -score, label)``; of several with the same of both, all."""
     best, last = math.inf, None
     for cost, negative, label in sorted(priced):
         if negative < best or (cost, negative) == last:
@@ -249,7 +263,7 @@ def _not_beaten(priced: Sequence[tuple[float, float, str]]) -> Iterator[str]:
             yield label
 
 
-def _no_accuracy(basis: Basis) -> str:
+def _no_figure(basis: Basis) -> str:
     return "it has no finals" if basis is Basis.TEST else "no trial finished"
 
 
@@ -286,7 +300,7 @@ def choose(tradeoffs: Tradeoffs, pairs: Sequence[PairResult], asked: Limits) -> 
         and all(_is_better(verdicts.get(label), best.label) for label in rivals)
     )
     parts = [
-        *_lead(best, within, verdicts, asked, tradeoffs.basis, is_shown),
+        *_lead(best, within, verdicts, asked, tradeoffs, is_shown),
         *(f"Not told apart from the limit: {near[label]}." for label in near),
         *([f"Beyond: {_reasons(beyond)}."] if beyond else []),
         *([f"Missing, and so not judged: {_reasons(missing)}."] if missing else []),
@@ -321,8 +335,8 @@ def _unknown(standing: Standing, asked: Limits, basis: Basis) -> Iterator[str]:
         yield MISSING_PRICE[Price.LATENCY]
     if asked.max_params_m is not None and standing.params_m is None:
         yield "its parameters are not on record"
-    if standing.top1 is None:
-        yield _no_accuracy(basis)
+    if standing.judged is None:
+        yield _no_figure(basis)
 
 
 def _near(standing: Standing, asked: Limits) -> str | None:
@@ -358,14 +372,14 @@ def _lead(
     within: Sequence[Standing],
     verdicts: Mapping[str, PairResult],
     asked: Limits,
-    basis: Basis,
+    tradeoffs: Tradeoffs,
     is_shown: bool,
 ) -> Iterator[str]:
-    under = f"nder {asked.text}"
-    if best is None or best.top1 is None:
+    under, basis, metric = f"nder {asked.text}", tradeoffs.basis, metric_of(tradeoffs.metric)
+    if best is None or best.judged is None:
         yield f"U{under} no candidate is known to be."
         return
-    reached = _accuracy_text(best.top1)
+    reached = _figure_text(best.judged, metric)
     others = "; ".join(
         describe_verdict(verdicts[other.label]) for other in within if other.label in verdicts
     )
@@ -377,16 +391,18 @@ def _lead(
     elif basis is Basis.VALIDATION:
         yield (
             f"Of {len(within)} candidates u{under} {best.label} has the best finished trial by "
-            f"validation accuracy, {reached}; this ranks single best trials and is not a verdict."
+            f"validation {metric.noun}, {reached}; this ranks single best trials "
+            "and is not a verdict."
         )
     else:
         yield (
-            f"Of {len(within)} candidates u{under} {best.label} has the highest test accuracy, "
+            f"Of {len(within)} candidates u{under} {best.label} has the "
+            f"{'highest' if metric.larger_is_better else 'lowest'} test {metric.noun}, "
             f"{reached}, which does not show that it is the best{said}."
         )
 
 
-def _accuracy_text(top1: MeanInterval) -> str:
-    if isinstance(top1, AccuracyInterval):
-        return interval(**vars(top1))
-    return percent(top1.mean)
+def _figure_text(judged: MeanInterval, metric: Metric) -> str:
+    if isinstance(judged, AccuracyInterval):
+        return interval(**vars(judged), metric=metric)
+    return figure(judged.mean, metric)

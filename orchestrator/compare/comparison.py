@@ -16,15 +16,30 @@ from orchestrator.compare.answer import Answer, Facts, answer_of
 from orchestrator.compare.audit import AuditResult, audit
 from orchestrator.compare.budget import Budget, BudgetCurve, budget_curve, budgets
 from orchestrator.compare.choice import Choice, Limits, Tradeoffs, choose, tradeoffs
+from orchestrator.compare.classes import ClassReport, by_class
+from orchestrator.compare.cleaning import Cleaning, clean
 from orchestrator.compare.data_notes import data_warnings, test_split_caveats
 from orchestrator.compare.families import CandidateSummary, pretraining_data, summarise
 from orchestrator.compare.finals import FinalSummary
 from orchestrator.compare.gap import Gap, gap_to_test
+from orchestrator.compare.mistakes import Mistakes, find_mistakes
+from orchestrator.compare.opinions import Opinion, opinions_of
+from orchestrator.compare.pictures import Pictures
+from orchestrator.compare.predicted import test_predictions
 from orchestrator.compare.published import TuningGain, tuning_gain
 from orchestrator.compare.recipe_axes import Importance, importance
-from orchestrator.compare.runs import CandidateTrials, Curve, RunData, Values, best_trial, collect
+from orchestrator.compare.runs import (
+    CandidateTrials,
+    Curve,
+    RunData,
+    Values,
+    best_trial,
+    collect,
+    finite,
+)
 from orchestrator.compare.screening import ScreeningReport, screening_report
 from orchestrator.compare.shortlist import Shortlist, answer_text, shortlists_of
+from orchestrator.compare.suspects import SuspectReport, find_suspects
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
 from orchestrator.ledger.state import Forecast
@@ -32,6 +47,7 @@ from orchestrator.spec.spaces import Space
 from orchestrator.wording import span
 from trainables.config import DatasetFacts
 from trainables.errors import UserError
+from trainables.metrics import TOP1, Metric
 
 FACTS = (
     "family", "model", "weights", "pretraining_data", "scale", "params_m", "gflops_per_image",
@@ -102,19 +118,34 @@ class ForecastScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByImage:
+    """What the predictions of the finals say: ``classes`` one by one, labels that are ``suspects``,
+    whether leaving them out (``cleaning``) changes the comparison, and ``mistakes`` to look at."""
+
+    classes: ClassReport | None = None
+    suspects: SuspectReport | None = None
+    cleaning: Cleaning | None = None
+    mistakes: Mistakes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Everything that is said of the compared runs, under the names of the compare JSON.
 
-    ``dataset``: name of the one that all share, as far as it is on record, ``dataset_info`` its
-    facts; ``test_opened_at``: unix seconds; ``spaces``: the candidates' search spaces; ``claims``:
-    verdicts on the claims that the runs tested; ``audit``: of the candidates that had one;
-    ``published_recipes``: what each search gained over the recipe that it began with; ``choice``:
-    who is best under the limits that were asked for; ``screening``: of runs from a screen;
-    ``data_warnings``: what the images take from the weight of all this; ``screens``: shortlists of
-    the screens that are compared, or that the runs came from.
+    ``metric``: what they are judged by, and what everything that ranks or tests goes by; a screen's
+    probes go by top1. ``dataset``: name of the one that all share, as far as it is on record,
+    ``dataset_info`` its facts; ``test_opened_at``: unix seconds; ``spaces``: the candidates' search
+    spaces; ``claims``: verdicts on the claims that the runs tested; ``audit``: of the candidates
+    that had one; ``published_recipes``: what each search gained over the recipe that it began with;
+    ``choice``: who is best under the limits that were asked for; ``screening``: of runs from a
+    screen; ``data_warnings``: what the images take from the weight of all this; ``opinions``: why
+    one is behind another, as people believe and no run here has tested; ``screens``: shortlists of
+    the screens that are compared, or that the runs came from. ``by_image``: what the
+    predictions of the finals say, where they were kept.
     """
 
     inference: Answer
+    metric: Metric
     dataset: str | None
     dataset_info: DatasetFacts | None
     test_opened_at: float | None
@@ -138,7 +169,9 @@ class Comparison:
     spaces: Mapping[str, Space]
     notes: tuple[str, ...]
     data_warnings: tuple[str, ...]
+    opinions: tuple[Opinion, ...] = ()
     screens: tuple[Shortlist, ...] = ()
+    by_image: ByImage | None = None
 
     @property
     def answer(self) -> str:
@@ -147,7 +180,7 @@ class Comparison:
 
     @property
     def validation_images(self) -> int | None:
-        """How many images a validation accuracy is over."""
+        """How many images a validation figure is over."""
         return self.dataset_info.counts.get("val") if self.dataset_info else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,7 +192,8 @@ class Comparison:
         named = {
             "schema": 1,
             "answer": self.answer,
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "by_image"},
+            **vars(self.by_image or ByImage()),
             "audit": {"families": self.audit} if self.audit else None,
         }
         on_gpus = any(candidate.device not in (None, "cpu") for candidate in self.families)
@@ -178,7 +212,7 @@ def _plain(value: Any) -> Any:
         former = {new: old for old, new in OLD_NAMES.items()}
         return vars(value) | {"what": former.get(value.what, value.what)}
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return list(map(finite, value.tolist())) if value.ndim == 1 else value.tolist()
     if hasattr(value, "as_dict"):
         return value.as_dict()
     return dict(value) if isinstance(value, Mapping) else vars(value)
@@ -214,32 +248,36 @@ def compare(
     ``forests``, which take most of the time, nothing of which axes matter. The margin of
     equivalence is the largest that a run declared.
 
-    Raises ``UserError`` for no run at all, and for runs on different images or splits.
-    """
+    Raises ``UserError`` for no run at all, for runs on different images or splits, and for runs
+    that are judged by different metrics."""
     if not runs:
         raise UserError("compare needs at least one run; got none. Fix: name a run")
-    dataset, candidates = _one_dataset(runs), collect(runs)
+    dataset, metric, candidates = _one_dataset(runs), _one_metric(runs), collect(runs)
     opened = [at for run in runs if (at := run.state.test_opened_at) is not None]
     verdicts = [run.verdict for run in runs if run.verdict]
     claims = tuple({k: v for k, v in verdict.items() if k != "pictures"} for verdict in verdicts)
     entries, budget = tuple(map(summarise, candidates)), budgets(candidates)
-    pairs = compare_pairs(candidates, max(run.state.spec.margin for run in runs))
+    margin = max(run.state.spec.margin for run in runs)
+    pairs = compare_pairs(candidates, margin)
     standings = tradeoffs(candidates, entries, _shared_prices(runs))
     differences = tuple(_differences(candidates))
     sizes: Values = next((fact.values for fact in differences if fact.what == "image_size"), {})
+    counts: Values = next((f.values for f in differences if f.what == "train_images"), {})
+    images = {label: int(count) for label, count in counts.items() if count is not None}
     facts = Facts(
-        dataset=dataset.name if dataset else None, test_opened_at=min(opened, default=None),
-        candidates=candidates, entries=entries, pairs=pairs, order_changes=budget.flips,
-        claims=claims,
-        of_the_test_split=tuple(test_split_caveats(runs, dataset)),
-        image_sizes={candidate: int(side) for candidate, side in sizes.items() if side is not None},
+        metric=metric, dataset=dataset.name if dataset else None, test_opened_at=min(opened,
+        default=None), candidates=candidates, entries=entries, pairs=pairs,
+        order_changes=budget.flips, claims=claims, of_the_test_split=tuple(test_split_caveats(runs,
+        dataset)), image_sizes={candidate: int(side) for candidate, side in sizes.items() if side is
+        not None},
     )  # fmt: skip
     screens, trained = shortlists_of(runs), [run for run in runs if not run.state.is_screen]
     answer = answer_of(facts)
     if not trained:
-        answer = replace(answer, text=" ".join(map(answer_text, screens)))
+        lead, *others = map(answer_text, screens)
+        answer = replace(answer, lead=lead, beside=tuple(others), text=" ".join([lead, *others]))
     return Comparison(
-        inference=answer, dataset=facts.dataset, dataset_info=dataset,
+        inference=answer, metric=metric, dataset=facts.dataset, dataset_info=dataset,
         test_opened_at=facts.test_opened_at, runs=tuple(runs), claims=claims,
         candidates=tuple(map(_identity, candidates)),
         families=entries, pairs=pairs, tradeoffs=standings,
@@ -255,8 +293,43 @@ def compare(
         spaces={each.label: each.sweep.space for each in candidates if each.sweep},
         notes=tuple(chain.from_iterable(map(_notes, runs))),
         data_warnings=tuple(data_warnings(runs, dataset)),
-        screens=screens,
+        opinions=() if claims else opinions_of(candidates, entries, pairs, images),
+        screens=screens, by_image=_by_image(runs, candidates, pairs, margin),
     )  # fmt: skip
+
+
+def _by_image(
+    runs: Sequence[RunData],
+    candidates: Sequence[CandidateTrials],
+    pairs: Sequence[PairResult],
+    margin: float,
+) -> ByImage | None:
+    """``None`` where no final has kept its predictions."""
+    names = next((facts.class_names for facts in stated_datasets(runs)), ())
+    predictions = test_predictions(candidates, names)
+    if predictions is None:
+        return None
+    pictures = pictures_of(runs)
+    suspects = find_suspects(candidates, names, pictures)
+    return ByImage(
+        classes=by_class(predictions, pairs) if predictions.candidates else None,
+        suspects=suspects,
+        cleaning=clean(candidates, predictions, suspects, margin) if suspects else None,
+        mistakes=find_mistakes(predictions, pictures) if predictions.candidates else None,
+    )
+
+
+def pictures_of(runs: Sequence[RunData]) -> Pictures:
+    """The images of the runs' finals, as far as they are on this machine."""
+    hashes = {facts.content_hash for facts in stated_datasets(runs)}
+    details = (trial.detail for run in runs for trial in run.state.trials.values())
+    hashes |= {detail.get("dataset_hash") for detail in details}
+    return Pictures(collect(runs), {str(known) for known in hashes if known})
+
+
+def stated_datasets(runs: Sequence[RunData]) -> list[DatasetFacts]:
+    """Of all candidates, as the headers have them."""
+    return [facts for run in runs for facts in run.header.datasets.values()]
 
 
 def _shared_prices(runs: Sequence[RunData]) -> Mapping[str, float] | None:
@@ -298,6 +371,21 @@ def _one_dataset(runs: Sequence[RunData]) -> DatasetFacts | None:
             "Fix: compare runs of one dataset at a time"
         )
     return next((facts for _, facts in stated), None)
+
+
+def _one_metric(runs: Sequence[RunData]) -> Metric:
+    """What all runs are judged by; screens, which are by top1, are left out beside others."""
+    trained = [run for run in runs if not run.state.is_screen]
+    names: dict[str, list[str]] = {}  # of runs, by metric
+    for run in trained:
+        names.setdefault(run.state.spec.metric.name, []).append(run.name)
+    if len(names) > 1:
+        got = ", ".join(f"{name} (run {', '.join(of)})" for name, of in names.items())
+        raise UserError(
+            f"compare needs runs that are judged by one metric; got {got}. "
+            "Fix: compare runs of one metric at a time; each run's report has all metrics"
+        )
+    return trained[0].state.spec.metric if trained else TOP1
 
 
 def _identity(candidate: CandidateTrials) -> CandidateFacts:

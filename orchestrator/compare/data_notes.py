@@ -1,4 +1,5 @@
-"""What is said of the images: how often their test split was opened, and which are there twice."""
+"""What is said of the images: how often their test split was opened, which are there twice, and
+what their classes are like."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.compare.runs import RunData
 from trainables.config import DatasetFacts
-from trainables.data import duplicates
+from trainables.data import balance, duplicates, groups
 
 
 def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:
@@ -17,6 +18,8 @@ def test_split_caveats(runs: Sequence[RunData], facts: DatasetFacts | None) -> I
     for other in ("train", "val"):
         if count := shared.get(f"test/{other}"):
             yield f"{count} of the test images are in {other} too"
+        if facts and facts.groups and (count := facts.groups.images.get(f"test/{other}", 0)):
+            yield f"{count} of the test images are of groups that are in {other} too"
 
 
 def _later_openings(runs: Sequence[RunData]) -> Iterator[str]:
@@ -35,6 +38,8 @@ def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterat
             f"{opening}: what was chosen since the first one may have been chosen for these very "
             "images"
         )
+    if facts is not None and facts.groups is not None and (problem := groups.leak(facts.groups)):
+        yield problem
     if facts is not None and facts.duplicates is not None:
         if problem := duplicates.leak(facts.duplicates):
             yield problem
@@ -43,6 +48,21 @@ def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterat
                 f"in {facts.duplicates.mislabelled} groups of images with the same pixels the "
                 "labels differ: no model can be right on all of them"
             )
+
+
+def image_warnings(facts: DatasetFacts) -> Iterator[str]:
+    """What is wrong with the images of a data set before anything is trained on them, a line
+    each, with what to do."""
+    if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
+        yield problem
+    yield from group_and_class_warnings(facts)
+
+
+def group_and_class_warnings(facts: DatasetFacts) -> Iterator[str]:
+    """The same without what is there twice."""
+    if facts.groups is not None and (problem := groups.leak(facts.groups)):
+        yield problem
+    yield from balance.imbalance(facts)
 
 
 def copies_lines(facts: DatasetFacts, store: Path | None = None) -> list[str]:

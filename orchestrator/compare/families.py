@@ -22,7 +22,7 @@ from orchestrator.compare.runs import (
     CandidateTrials,
     Curve,
     Values,
-    accuracy,
+    best_score,
     best_trial,
     device,
     device_cost,
@@ -32,6 +32,7 @@ from orchestrator.compare.runs import (
 from orchestrator.ledger.cost import DeviceSeconds
 from orchestrator.ledger.state import TrialStatus
 from trainables.backbones.families import pretraining_data as pretraining_on_record
+from trainables.metrics import TOP1
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 WITHIN = 0.02
@@ -39,7 +40,7 @@ WITHIN = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """What it took until accuracy first reached ``share`` of the trial's best."""
+    """What it took until the score first reached ``share`` of the trial's best."""
 
     share: float
     epochs: int
@@ -51,8 +52,9 @@ class Reach:
 class Convergence(Reach):
     """How fast one trial learned: to 90 % of its best, and ``to_share`` for other shares.
 
-    ``auc``: area under accuracy against epochs by the trapezoid rule, divided by the epochs
-    spanned: a mean accuracy in [0, 1]; the accuracy itself where one epoch was reported.
+    By the score of what the trial is judged by (:meth:`Metric.score`), which for accuracy is
+    accuracy. ``auc``: area under it against epochs by the trapezoid rule, divided by the epochs
+    spanned: a mean in [0, 1]; the score itself where one epoch was reported.
     """
 
     trial: str
@@ -62,7 +64,8 @@ class Convergence(Reach):
 
 @dataclass(frozen=True, kw_only=True)
 class Basin:
-    """Range of an axis over the ``n`` of ``finished`` trials that end ``within`` of the best."""
+    """Range of an axis over the ``n`` of ``finished`` trials whose scores end ``within`` of the
+    best."""
 
     best: float
     low: float
@@ -77,9 +80,10 @@ class CandidateSummary:
     """A candidate in the comparison; all but ``final`` is of its search trials alone.
 
     ``best_trial`` is of the finished ones only: a pruned trial is censored, never ranked beside
-    them. It reached its best validation accuracy, a fraction, first in ``best_epoch``;
-    ``best_recipe`` is whole, ``best_axes`` what was searched of it. Where none finished,
-    ``best_unfinished`` has ``trial``, ``status``, ``val_top1`` and ``epoch`` of the best other one.
+    them. It reached ``best_value``, its best validation figure by ``metric``, first in
+    ``best_epoch``, where its accuracy was ``best_val_top1``, a fraction; ``best_recipe`` is whole,
+    ``best_axes`` what was searched of it. Where none finished, ``best_unfinished`` has ``trial``,
+    ``status``, ``value``, ``val_top1`` and ``epoch`` of the best other one.
     A cost is ``None`` when any trial that reported left it out, since the sum would flatter the
     candidate. ``pretraining_data``: what its weights had learned from, ``none`` from scratch,
     ``None`` where that is not known. ``device`` is the kind of device that ``device_seconds`` were
@@ -101,7 +105,9 @@ class CandidateSummary:
     device_seconds_parts: DeviceSeconds | None
     device: str | None
     flops: float | None
+    metric: str
     best_trial: str | None
+    best_value: float | None
     best_val_top1: float | None
     best_epoch: int | None
     best_recipe: Values | None
@@ -119,7 +125,7 @@ def summarise(candidate: CandidateTrials) -> CandidateSummary:
     search = candidate.search
     status = Counter(curve.status for curve in search)
     best = best_trial(search)
-    top1, epoch = best.best if best and best.best else (None, None)
+    value, epoch = best.best if best and best.best else (None, None)
     models = [
         curve.state.detail.get("model") or curve.state.assignment.backbone.model
         for curve in ([best] if best else search)
@@ -136,7 +142,8 @@ def summarise(candidate: CandidateTrials) -> CandidateSummary:
         images_seen=None if images is None else round(images),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=device(search), flops=total(search, "flops"),
-        best_trial=best.name if best else None, best_val_top1=top1, best_epoch=epoch,
+        metric=candidate.metric.name, best_trial=best.name if best else None, best_value=value,
+        best_val_top1=best.value_at(epoch, TOP1) if best and epoch else None, best_epoch=epoch,
         best_recipe=best.state.recipe if best else None, best_axes=best.axes if best else None,
         best_unfinished=None if best else _best_unfinished(search),
         convergence=convergence(best) if best else None, learning_rate_basin=basin(search),
@@ -163,36 +170,39 @@ def pretraining_data(candidate: CandidateTrials) -> str | None:
 
 
 def _best_unfinished(search: Sequence[Curve]) -> Values | None:
-    best = max(search, key=accuracy, default=None)
+    best = max(search, key=best_score, default=None)
     if best is None or best.best is None:
         return None
-    top1, epoch = best.best
-    return {"trial": best.name, "status": best.status, "val_top1": top1, "epoch": epoch}
+    value, epoch = best.best
+    top1 = best.value_at(epoch, TOP1)
+    return {
+        "trial": best.name, "status": best.status, "value": value, "val_top1": top1, "epoch": epoch
+    }  # fmt: skip
 
 
 def convergence(curve: Curve) -> Convergence:
-    """How fast a trial learned that reported an accuracy."""
+    """How fast a trial learned that reported what it is judged by."""
     marks = tuple(_reach(curve, share) for share in SHARES)
-    reported = np.isfinite(curve.val_top1)
-    epoch, top1 = curve.epoch[reported], curve.val_top1[reported]
+    reported = np.isfinite(curve.values)
+    epoch, scores = curve.epoch[reported], curve.scores[reported]
     spanned = int(epoch[-1] - epoch[0])
-    auc = float(np.trapezoid(top1, epoch) / spanned if spanned else top1[0])
+    auc = float(np.trapezoid(scores, epoch) / spanned if spanned else scores[0])
     return Convergence(trial=curve.name, auc=auc, to_share=marks, **vars(marks[SHARES.index(0.9)]))
 
 
 def _reach(curve: Curve, share: float) -> Reach:
-    index = int(np.flatnonzero(curve.val_top1 >= share * accuracy(curve))[0])
+    index = int(np.flatnonzero(curve.scores >= share * best_score(curve))[0])
     images = finite(curve.images[index])
     return Reach(share=share, epochs=int(curve.epoch[index]), seconds=finite(curve.seconds[index]),
                  images=None if images is None else round(images))  # fmt: skip
 
 
 def basin(curves: Sequence[Curve]) -> Basin | None:
-    """Learning rates of the finished trials within 2 points of the best accuracy."""
-    finished = [c for c in curves if c.finished_top1 is not None and RATE in c.axes]
+    """Learning rates of the finished trials within 0.02 of the best score: 2 points of accuracy."""
+    finished = [c for c in curves if c.finished_value is not None and RATE in c.axes]
     best = best_trial(finished)
     if best is None:
         return None
-    rates = [float(c.axes[RATE]) for c in finished if accuracy(c) >= accuracy(best) - WITHIN]
+    rates = [float(c.axes[RATE]) for c in finished if best_score(c) >= best_score(best) - WITHIN]
     return Basin(best=best.axes[RATE], low=min(rates), high=max(rates), within=WITHIN,
                  n=len(rates), finished=len(finished))  # fmt: skip

@@ -1,26 +1,29 @@
-"""The finals: test accuracy over searches and seeds, and what they cost."""
+"""The finals: what they measured on test over searches and seeds, and what they cost."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from orchestrator.compare import runs
+from orchestrator.compare.other_images import of_one
 from orchestrator.compare.probes import PooledProbes, pool
-from orchestrator.compare.runs import Array, CandidateTrials, Curve
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, grouped
 from orchestrator.compare.statistics import (
     AccuracyInterval,
     MeanInterval,
     accuracy_interval,
     binomial_part,
+    figure_interval,
     mean_of,
     mean_over,
 )
 from orchestrator.ledger.cost import DeviceSeconds
+from trainables.metrics import TOP1, Metric
 
 
 def newest_round(candidate: CandidateTrials) -> list[Curve]:
@@ -45,14 +48,6 @@ def by_search(finals: Sequence[Curve], metric: str = "top1") -> list[list[float]
     return [[final.test(metric) for final in group] for group in grouped(measured)]
 
 
-def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
-    """The finals of each search that has any."""
-    groups: dict[int, list[Curve]] = {}
-    for final in finals:
-        groups.setdefault(final.state.search, []).append(final)
-    return [groups[search] for search in sorted(groups)]
-
-
 def correctness(finals: Sequence[Curve]) -> Array | None:
     """Of each test image, averaged over the finals of a search and then over searches: (N,). `None`
     where a final lacks it, or where they do not share their images."""
@@ -65,22 +60,65 @@ def correctness(finals: Sequence[Curve]) -> Array | None:
     return np.asarray(np.mean(means, axis=0))
 
 
+def image_groups(finals: Sequence[Curve]) -> Array | None:
+    """The group of each test image, (N,), where all finals have the same; ``None`` where images
+    stand for themselves."""
+    first = finals[0].groups if finals else None
+    if first is None:
+        return None
+    alike = all(final.groups is not None and np.array_equal(final.groups, first)
+                for final in finals)  # fmt: skip
+    return first if alike else None
+
+
 def test_accuracy(finals: Sequence[Curve]) -> AccuracyInterval:
-    """Of one candidate's finished finals, at least one."""
+    """Of one candidate's finished finals, at least one. Of images that are all of one group nothing
+    is known of other groups: the interval does not cover images then."""
     images: Array | int | None = correctness(finals)
+    clusters = image_groups(finals)
     if images is None and all(math.isfinite(final.test("n")) for final in finals):
-        images = min(int(final.test("n")) for final in finals)
-    return accuracy_interval(by_search(finals), images)
+        images, clusters = min(int(final.test("n")) for final in finals), None
+    elif clusters is not None and len(np.unique(clusters)) < 2:
+        images = clusters = None
+    return accuracy_interval(by_search(finals), images, clusters=clusters)
+
+
+def test_figure(
+    finals: Sequence[Curve], metric: Metric, class_names: Sequence[str]
+) -> AccuracyInterval | None:
+    """What one candidate's finished finals measured on test by ``metric``; ``None`` where none
+    did. Its interval covers other images where predictions of all are stored."""
+    if metric == TOP1:
+        return test_accuracy(finals)
+    measured = [final for final in finals if math.isfinite(final.test(metric.name))]
+    if not measured:
+        return None
+    groups, chance = by_search(measured, metric.name), of_one(measured, metric, class_names)
+    if isinstance(chance, str):
+        return figure_interval(groups, is_share=metric.is_share)
+    made = figure_interval(
+        groups,
+        chance.part,
+        count=chance.images,
+        centre=chance.centre(mean_of(groups)),
+        is_share=metric.is_share,
+    )
+    return replace(made, groups=chance.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalSummary:
     """A candidate's newest finals: means over ``seeds``, and what they cost, failed ones too.
-    ``winner`` is the first of ``winners``, one a search."""
+    ``winner`` is the first of ``winners``, one a search. ``test`` is by the ``metric`` that the run
+    is judged by, ``None`` where no final measured it; ``test_means`` by every metric that all of
+    them measured, without intervals."""
 
     seeds: tuple[int | None, ...]
     winner: str | None
     winners: tuple[str, ...]
+    metric: str
+    test: AccuracyInterval | None
+    test_means: Mapping[str, float]
     test_top1: AccuracyInterval
     test_top5: MeanInterval | None
     test_loss: MeanInterval | None
@@ -103,7 +141,9 @@ def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
         seeds=tuple(final.state.assignment.seed for final in finals),
         winner=trials[0].state.winner,
         winners=tuple(dict.fromkeys(w for trial in trials if (w := trial.state.winner))),
-        test_top1=test_accuracy(finals),
+        metric=candidate.metric.name,
+        test=test_figure(finals, candidate.metric, candidate.class_names),
+        test_means=_test_means(finals), test_top1=test_accuracy(finals),
         test_top5=_test_mean(finals, "top5", 1.0), test_loss=_test_mean(finals, "loss", math.inf),
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=runs.device(trials), flops=runs.total(trials, "flops"),
@@ -115,12 +155,24 @@ def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
     )  # fmt: skip
 
 
+def _test_means(finals: Sequence[Curve]) -> dict[str, float]:
+    names = dict.fromkeys(name for final in finals for name in final.state.outcome.get("test", {}))
+    measured = {
+        name: by_search(finals, name)
+        for name in names
+        if name != "n" and all(math.isfinite(final.test(name)) for final in finals)
+    }
+    return {name: mean_of(groups) for name, groups in measured.items()}
+
+
 def _test_mean(finals: Sequence[Curve], metric: str, highest: float) -> MeanInterval | None:
     """Over searches and seeds, of a share also over the test images."""
     groups = by_search(finals, metric)
     if not groups:
         return None
     counts = [int(final.test("n")) for final in finals if math.isfinite(final.test("n"))]
+    if (clusters := image_groups(finals)) is not None:  # each group as one image, to be careful
+        counts = [len(np.unique(clusters))] * len(finals)
     is_known = highest == 1.0 and len(counts) == len(finals)
     images = [binomial_part(mean_of(groups), min(counts))] if is_known else []
     return mean_over(groups, images, bounds=(0.0, highest))

@@ -1,8 +1,9 @@
 """What a search says of the recipe: which axes matter, the best learning rate and its interval,
 and ranges that were too small.
 
-All is about accuracy at full length. A pruned trial never enters with what it had reached early:
-it is left out, or what it would have reached is predicted from it.
+All is about the score at full length (:meth:`Metric.score`; of accuracy, accuracy itself). A pruned
+trial never enters with what it had reached early: it is left out, or what it would have reached is
+predicted from it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from orchestrator.compare.audit import full_length_weights
 from orchestrator.compare.budget import dependent_draws
-from orchestrator.compare.runs import Array, CandidateTrials, Curve, accuracy, best_trial
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, best_score, best_trial
 from orchestrator.compare.statistics import ALPHA, LEVEL, holm
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
 
@@ -26,7 +27,7 @@ MOST = 300  # trials that a forest sees, drawn at random from more
 RESAMPLES = 60
 TREES = 30
 REPEATS = 3
-FEWEST_PAIRS = 3  # trials that a prediction of an accuracy from an earlier one needs
+FEWEST_PAIRS = 3  # trials that a prediction of a score from an earlier one needs
 # Fewest and most trials that bracket the best learning rate: all on one side with chance 2 / 2**7.
 TOP, MOST_TOP = 7, 8
 BEYOND = 4  # trials that must have been tried beyond these, or the rates there are not ruled out
@@ -39,7 +40,7 @@ class Trials:
     """Trials of a candidate that finished or were pruned: what they drew and reached at full
     length.
 
-    ``reached``: validation accuracy after each epoch where pruned trials end, then at full length
+    ``reached``: validation score after each epoch where pruned trials end, then at full length
     (the best of all epochs); NaN beyond a trial's end: (N, M). An audit counts as its trial's end.
     ``columns``: each searched axis as numbers, shape (N,), a logarithm where its range is
     logarithmic, a code in order of value where it is not a number.
@@ -65,7 +66,7 @@ class Trials:
 
 def trials_of(candidate: CandidateTrials) -> Trials | None:
     """The candidate's trials; ``None`` where none is known at full length. Failed ones are left
-    out: their recipes have no accuracy."""
+    out: their recipes have no score."""
     ended = [curve for curve in candidate.search if curve.status in ("finished", "pruned")]
     ended = [curve for curve in ended if curve.epoch.size and curve.axes]
     wholes = [curve.audit or curve for curve in ended]
@@ -75,7 +76,7 @@ def trials_of(candidate: CandidateTrials) -> Trials | None:
     stops = sorted({int(c.epoch[-1]) for c in ended if c.status == "pruned"})
     reached = np.array(
         [
-            [*map(curve.at, stops), curve.full_top1 if whole.status == "finished" else None]
+            [*map(curve.score_at, stops), curve.full_score if whole.status == "finished" else None]
             for curve, whole in zip(ended, wholes, strict=True)
         ],
         dtype=float,
@@ -121,7 +122,7 @@ def at_full_length(reached: Array, sample: Array, rng: np.random.Generator) -> A
 
 @dataclass(frozen=True, kw_only=True)
 class AxisImportance:
-    """The ``share`` of the variance of accuracy that a forest explains by ``axis``, and its
+    """The ``share`` of the variance of scores that a forest explains by ``axis``, and its
     interval over resampled trials."""
 
     axis: str
@@ -325,8 +326,8 @@ def _pile(search: Sequence[Curve], axis: str, limits: Limits, end: str) -> Edge 
     if zone is None:
         return None
     ended = [curve for curve in search if curve.status.is_final and axis in curve.axes]
-    finished = [curve for curve in ended if curve.finished_top1 is not None]
-    top = sorted(finished, key=lambda curve: -accuracy(curve))[:EDGE_TOP]
+    finished = [curve for curve in ended if curve.finished_value is not None]
+    top = sorted(finished, key=lambda curve: -best_score(curve))[:EDGE_TOP]
     drawn, there = (
         sum(zone[0] <= float(curve.axes[axis]) <= zone[1] for curve in curves)
         for curves in (ended, top)

@@ -31,6 +31,9 @@ from orchestrator.ledger.state import (
 from orchestrator.spec.run import SweepSpec
 from orchestrator.spec.spaces import Space
 from trainables.errors import UserError
+from trainables.evaluate.predictions import Predictions, read_predictions
+from trainables.metrics import TOP1, Metric, metric_of
+from trainables.storage.trial_files import predictions_file
 
 Array = np.ndarray
 Values = Mapping[str, Any]  # what a recipe, an axis or a worker's report names -> its value
@@ -97,10 +100,13 @@ class Curve:
     """A trial of the ledger, ``state``, as arrays. ``candidate`` is its label in the comparison.
 
     Arrays have one element a reported epoch, shape (E,); NaN is missing. ``time`` is in unix
-    seconds; ``images``, ``seconds`` (device seconds of what was reported) and ``flops`` are
-    cumulative over the trial. An audited trial ends here, in ``state`` too, at the rung where it
-    would have been pruned, because the search did not see what came after; ``audit`` is all of it.
-    ``correct``: of a final, one bool an image of the test split, in its order: (N,).
+    seconds; ``values`` is the validation figure that trials are judged by; ``images``, ``seconds``
+    (device seconds of what was reported) and ``flops`` are cumulative over the trial. An audited
+    trial ends here, in ``state`` too, at the rung where it would have been pruned, because the
+    search did not see what came after; ``audit`` is all of it. ``correct``: of a final, one bool an
+    image of the test split, in its order: (N,). ``answers`` is the folder where a final leaves that
+    and its predictions. ``groups``: the group of each of these images, (N,), ``None`` where they
+    stand for themselves.
     """
 
     candidate: str
@@ -108,11 +114,13 @@ class Curve:
     correct: Array | None
     epoch: Array
     time: Array
-    val_top1: Array
+    values: Array
     images: Array
     seconds: Array
     flops: Array
     audit: Curve | None = None
+    answers: Path | None = None
+    groups: Array | None = None
 
     @property
     def name(self) -> str:
@@ -129,36 +137,75 @@ class Curve:
         """The searched values; empty until they are suggested."""
         return self.state.axes or {}
 
+    @property
+    def metric(self) -> Metric:
+        """What it is judged by."""
+        return self.state.metric
+
+    @cached_property
+    def scores(self) -> Array:
+        """``values`` as :meth:`Metric.score` has them, in [0, 1], a larger one is better: (E,)."""
+        return np.asarray(self.metric.score(self.values))
+
     @cached_property
     def best(self) -> tuple[float, int] | None:
-        """Best validation accuracy (fraction) and the epoch it was first reached in."""
+        """Best validation figure and the epoch it was first reached in."""
         value, epoch = self.state.best()
         return None if value is None or epoch is None else (float(value), epoch)
 
+    @cached_property
+    def best_top1(self) -> tuple[float, int] | None:
+        """The same of its validation accuracy, whatever it is judged by."""
+        value, epoch = self.state.best(TOP1)
+        return None if value is None or epoch is None else (float(value), epoch)
+
     @property
-    def finished_top1(self) -> float | None:
-        """Best validation accuracy of a finished trial."""
+    def finished_value(self) -> float | None:
+        """Best validation figure of a finished trial."""
         return self.best[0] if self.status == "finished" and self.best else None
 
     @property
-    def full_top1(self) -> float | None:
-        """Best validation accuracy at full length, of a finished trial or a finished audit.
+    def finished_score(self) -> float | None:
+        """Its score."""
+        value = self.finished_value
+        return None if value is None else float(self.metric.score(value))
+
+    @property
+    def full_score(self) -> float | None:
+        """Best score at full length, of a finished trial or a finished audit.
 
         A failed one yields no model and is worth 0; ``None`` where a trial was pruned or runs.
         """
         whole = self.audit or self
-        return 0.0 if whole.status == "failed" else whole.finished_top1
+        return 0.0 if whole.status == "failed" else whole.finished_score
 
     @property
-    def last_top1(self) -> float | None:
-        """Validation accuracy of the last epoch, in which a final meets the test images."""
-        return self.at(self.state.epoch)
+    def last_value(self) -> float | None:
+        """Validation figure of the last epoch, in which a final meets the test images."""
+        return self.value_at(self.state.epoch)
 
-    def at(self, epoch: int) -> float | None:
-        """Validation accuracy after ``epoch``, its audit's epochs included."""
+    def value_at(self, epoch: int, metric: Metric | None = None) -> float | None:
+        """Validation figure after ``epoch``, its audit's epochs included, by ``metric`` (``None``:
+        by the one that it is judged by)."""
         report = (self.audit or self).state.reports.get(epoch)
-        value = report.metrics.get("val_top1", math.nan) if report else math.nan
+        key = (metric or self.metric).val_key
+        value = report.metrics.get(key, math.nan) if report else math.nan
         return float(value) if math.isfinite(value) else None
+
+    def score_at(self, epoch: int) -> float | None:
+        """The score of :meth:`value_at`."""
+        value = self.value_at(epoch)
+        return None if value is None else float(self.metric.score(value))
+
+    def predictions(self, split: str) -> Predictions | None:
+        """What a final predicts of ``val`` or ``test``, read from its file at each call; ``None``
+        of other trials and of finals from before they were kept. Raises ``UserError`` where the
+        file is damaged."""
+        return (
+            None
+            if self.answers is None
+            else read_predictions(predictions_file(self.answers, split))
+        )
 
     def test(self, metric: str) -> float:
         """What a final measured on test; NaN where it did not."""
@@ -169,20 +216,30 @@ class Curve:
 @dataclass(frozen=True, kw_only=True)
 class CandidateTrials:
     """A candidate of one run: what was asked for, ``None`` where the spec does not say, the
-    backbone's geometry and how many images validate by the run's header, and every trial in order
-    of submission."""
+    backbone's geometry, how many images validate and their classes by the run's header, and every
+    trial in order of submission."""
 
     label: str
     sweep: SweepSpec | None
     geometry: Geometry
     curves: tuple[Curve, ...]
     val_images: int | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def family(self) -> str | None:
         """Of its backbone, as far as it is on record."""
         trials = (curve.state.family for curve in self.curves)
         return self.sweep.family if self.sweep else next(trials, None)
+
+    @property
+    def metric(self) -> Metric:
+        """What its trials are judged by."""
+        return (
+            metric_of(self.sweep.metric)
+            if self.sweep
+            else next((curve.metric for curve in self.curves), TOP1)
+        )
 
     @property
     def search(self) -> list[Curve]:
@@ -221,32 +278,40 @@ def collect(runs: Sequence[RunData]) -> list[CandidateTrials]:
         label = f"{name} ({place})" if shared[name] > 1 else name
         facts = run.header.datasets.get(name)
         trials = [trial for trial in run.state.trials.values() if trial.candidate == name]
-        curves = tuple(_curve(label, trial, _correct(run.folder, trial)) for trial in trials)
+        curves = tuple(_curve(label, trial, run.folder) for trial in trials)
         candidates.append(CandidateTrials(
             label=label, curves=curves, geometry=run.header.geometry.get(name, {}),
             val_images=facts.counts.get("val") if facts else None,
+            class_names=facts.class_names if facts else (),
             sweep=next((sweep for sweep in run.state.spec.sweeps if sweep.candidate == name), None),
         ))  # fmt: skip
     return candidates
 
 
-def _correct(run_folder: Path, trial: TrialState) -> Array | None:
-    path = run_folder / "finals" / trial.trial / "test_correct.arrow"
-    if trial.stage != "final" or not path.is_file():
-        return None
+def _correct(answers: Path) -> tuple[Array | None, Array | None]:
+    """Which test images a final got right, and the group of each, (N,) each."""
+    path = answers / "test_correct.arrow"
+    if not path.is_file():
+        return None, None
     with pa.memory_map(str(path)) as source:
-        column = pa.ipc.open_file(source).read_all()["correct"]
-        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
+        table = pa.ipc.open_file(source).read_all()
+        correct = table["correct"].to_numpy(zero_copy_only=False)
+        groups = table["group"].to_numpy() if "group" in table.column_names else None
+        return np.array(correct, dtype=bool), None if groups is None else np.array(groups)
 
 
-def _curve(candidate: str, trial: TrialState, correct: Array | None) -> Curve:
-    whole = curve_of(candidate, trial, correct)
+def _curve(candidate: str, trial: TrialState, run_folder: Path) -> Curve:
+    if trial.stage == "final":
+        answers = run_folder / "finals" / trial.trial
+        correct, groups = _correct(answers)
+        return replace(curve_of(candidate, trial, correct), answers=answers, groups=groups)
+    whole = curve_of(candidate, trial)
     audited = [rung for rung, decision in trial.rungs.items() if decision == "audited"]
     if not audited:
         return whole
     reports = {epoch: r for epoch, r in trial.reports.items() if epoch <= min(audited)}
     pruned = replace(trial, status=TrialStatus.PRUNED, reports=reports)
-    return replace(curve_of(candidate, pruned, correct), audit=whole)
+    return replace(curve_of(candidate, pruned), audit=whole)
 
 
 def curve_of(candidate: str, trial: TrialState, correct: Array | None = None) -> Curve:
@@ -263,20 +328,35 @@ def curve_of(candidate: str, trial: TrialState, correct: Array | None = None) ->
     return Curve(
         candidate=candidate, state=trial, correct=correct,
         epoch=np.array(epochs, dtype=int), time=np.array([report.time for report in reports]),
-        val_top1=column("val_top1"), images=column("images_seen"),
+        values=column(trial.metric.val_key), images=column("images_seen"),
         seconds=np.cumsum(np.where(complete, spent, math.nan)), flops=column("flops"),
     )  # fmt: skip
 
 
+def grouped(finals: Sequence[Curve]) -> list[list[Curve]]:
+    """The finals of each search that has any."""
+    groups: dict[int, list[Curve]] = {}
+    for final in finals:
+        groups.setdefault(final.state.search, []).append(final)
+    return [groups[search] for search in sorted(groups)]
+
+
 def best_trial(curves: Sequence[Curve]) -> Curve | None:
-    """The finished trial with the best validation accuracy; the earlier one of a tie."""
-    finished = (curve for curve in curves if curve.finished_top1 is not None)
-    return max(finished, key=accuracy, default=None)
+    """The finished trial with the best validation figure; the earlier one of a tie."""
+    finished = (curve for curve in curves if curve.finished_value is not None)
+    return max(finished, key=best_score, default=None)
 
 
-def accuracy(curve: Curve) -> float:
-    """Best validation accuracy, below all others where none was reported."""
-    return curve.best[0] if curve.best else -math.inf
+def best_score(curve: Curve) -> float:
+    """Score of the best validation figure, below all others where none was reported."""
+    return float(curve.metric.score(curve.best[0])) if curve.best else -math.inf
+
+
+def top1_keys(entry: Any, **keys: str) -> dict[str, Any]:
+    """Keys of the compare JSON from before there was a choice of metrics, each with the field of
+    ``entry`` that it was for: missing where that is by another ``metric`` than top1."""
+    is_top1 = entry.metric == TOP1.name
+    return {key: getattr(entry, field) if is_top1 else None for key, field in keys.items()}
 
 
 def finite(value: float) -> float | None:

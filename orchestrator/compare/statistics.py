@@ -179,14 +179,54 @@ def spread_part(groups: Groups) -> list[Part]:
     return [] if error is None else [(error**2, len(values) - 1)]
 
 
-def images_part(per_image: Array, *, pseudo: Sequence[float]) -> Part:
+def images_part(
+    per_image: Array, *, pseudo: Sequence[float], clusters: Array | None = None
+) -> Part:
     """What the mean over images would vary by with other images. ``per_image``: (N,).
 
     A few images that are all right do not show that all images are: ``pseudo`` images are added
     (Agresti and Coull 1998, two right and two wrong; Agresti and Min 2005 for differences).
+
+    Images of one patient are not independent. With ``clusters`` (N,), the group of each image, it
+    is the groups that would be others: the cluster-robust variance of a mean (Liang and Zeger 1986;
+    Cameron and Miller 2015, equation 11, with G / (G - 1) for few groups) with one degree of
+    freedom less than there are groups. Each of the ``pseudo`` is then a group of mean size: smaller
+    ones leave accuracies near 1 covered too seldom (tests/unit/compare/test_image_groups.py).
     """
-    values = np.concatenate([per_image, np.asarray(pseudo, dtype=float)])
-    return float(np.var(values, ddof=1)) / values.size, values.size - 1
+    if clusters is None:
+        values = np.concatenate([per_image, np.asarray(pseudo, dtype=float)])
+        return float(np.var(values, ddof=1)) / values.size, values.size - 1
+    sums, sizes = cluster_sums(per_image, clusters)
+    groups = sums.size
+    pseudo_size = per_image.size / groups
+    sums = np.concatenate([sums, pseudo_size * np.asarray(pseudo, dtype=float)])
+    sizes = np.concatenate([sizes, np.full(len(pseudo), pseudo_size)])
+    return _clustered_variance(sums, sizes), groups - 1
+
+
+def _clustered_variance(sums: Array, sizes: Array) -> float:
+    """Of the mean over images of groups with these ``sums`` and ``sizes``, (G,) each."""
+    residuals = sums - sums.sum() / sizes.sum() * sizes
+    correction = sums.size / (sums.size - 1)
+    return correction * float(np.sum(residuals**2)) / float(sizes.sum()) ** 2
+
+
+def independent_units(per_image: Array, clusters: Array) -> float:
+    """As many independent images as tell what these do, by the design effect (Kish 1965): between
+    the number of groups, also where all images are alike and nothing tells, and that of images."""
+    sums, sizes = cluster_sums(per_image, clusters)
+    independent = float(np.var(per_image, ddof=1)) / per_image.size
+    clustered = _clustered_variance(sums, sizes)
+    if independent == 0 or clustered == 0:
+        return float(sums.size if independent == 0 else per_image.size)
+    return float(np.clip(per_image.size * independent / clustered, sums.size, per_image.size))
+
+
+def cluster_sums(per_image: Array, clusters: Array) -> tuple[Array, Array]:
+    """Sum over the images of each group and how many these are, (G,) each; of values and groups
+    (N,)."""
+    _, code, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    return np.bincount(code, weights=per_image), sizes.astype(float)
 
 
 ONE_MODEL, TWO_MODELS = (0, 0, 1, 1), (-1, 1)  # pseudo-images
@@ -200,43 +240,75 @@ def binomial_part(top1: float, images: int) -> Part:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyInterval(MeanInterval):
-    """A mean accuracy over ``n`` finals of ``searches`` independent searches, for new searches (of
+    """A mean figure over ``n`` finals of ``searches`` independent searches, for new searches (of
     one search: for new seeds of its winner) and new images. ``images``: how many there were;
-    ``None`` where that is not known, and the interval does not cover them."""
+    ``None`` where that is not known, and the interval does not cover them. ``groups``: of how many
+    groups these are, where groups are what would be others."""
 
     searches: int = 1
     images: int | None = None
+    groups: int | None = None
 
 
 def accuracy_interval(
-    groups: Groups, images: Array | int | None, *, level: float = LEVEL
+    groups: Groups,
+    images: Array | int | None,
+    *,
+    clusters: Array | None = None,
+    level: float = LEVEL,
 ) -> AccuracyInterval:
     """Of the accuracies of one candidate's finals. ``images``: correctness of each, averaged over
-    the finals, (N,), or their number. No ends for one value on images that are not known.
+    the finals, (N,), or their number; ``clusters`` (N,) the group of each, where there are groups.
+    No ends for one value on images that are not known.
 
     Formed on the arcsine scale (Anscombe 1948): the best of several draws crowd below what is
     possible, and a symmetric interval of a few of them misses the mean too often. So do
     Satterthwaite's degrees of freedom, which grow where a few searches happen to agree: of several
     searches the fewest of any part are taken.
     """
-    mean, parts, count = mean_of(groups), spread_part(groups), None
+    mean, of_images, count = mean_of(groups), None, None
     if isinstance(images, int):
-        count = images
-        parts.append(binomial_part(mean, images))
+        count, of_images = images, binomial_part(mean, images)
     elif images is not None:
         count = images.size
-        parts.append(images_part(images, pseudo=ONE_MODEL))
-    ends: dict[str, float | None] = {"low": None, "high": None}
+        of_images = images_part(images, pseudo=ONE_MODEL, clusters=clusters)
+    # Away from 0 and 1, where the scale ends, as in binomial_part.
+    units: float | None = count
+    if clusters is not None and isinstance(images, np.ndarray):
+        units = independent_units(images, clusters)
+    centre = mean if units is None else (mean * units + 2) / (units + 4)
+    made = figure_interval(groups, of_images, count=count, centre=centre, level=level)
+    return made if clusters is None else replace(made, groups=len(np.unique(clusters)))
+
+
+def figure_interval(
+    groups: Groups,
+    of_images: Part | None = None,
+    *,
+    count: int | None = None,
+    centre: float | None = None,
+    is_share: bool = True,
+    level: float = LEVEL,
+) -> AccuracyInterval:
+    """As :func:`accuracy_interval` of any figure, of which ``of_images`` is what other images would
+    change: the variance of its mean over the finals, from ``count`` of them. Of a share the
+    interval is formed around ``centre`` on the arcsine scale; any other figure is 0 or more."""
+    mean, parts = mean_of(groups), spread_part(groups) + ([of_images] if of_images else [])
+    low: float | None = None
+    high: float | None = None
     if estimate := Estimate.of(mean, parts):
-        # Away from 0 and 1, where the scale ends, as in binomial_part.
-        centre = mean if count is None else (mean * count + 2) / (count + 4)
         fewest = min(freedom for _, freedom in parts)
-        freedom = fewest if len(groups) > 1 else estimate.freedom
-        low, high = _share_interval(centre, estimate.error, t_quantile(0.5 + level / 2, freedom))
-        ends = {"low": min(low, mean), "high": max(high, mean)}
+        steps = t_quantile(0.5 + level / 2, fewest if len(groups) > 1 else estimate.freedom)
+        around = mean if centre is None else centre
+        if is_share:
+            low, high = _share_interval(around, estimate.error, steps)
+        else:
+            low, high = max(0.0, around - steps * estimate.error), around + steps * estimate.error
+        low, high = min(low, mean), max(high, mean)
     return AccuracyInterval(
-        mean=mean, **ends, level=level, n=sum(map(len, groups)), searches=len(groups), images=count
-    )
+        mean=mean, low=low, high=high, level=level, n=sum(map(len, groups)),
+        searches=len(groups), images=count,
+    )  # fmt: skip
 
 
 def _share_interval(share: float, error: float, steps: float) -> tuple[float, float]:
@@ -296,16 +368,26 @@ def mean_series(groups: Sequence[Array], interval: Callable[[Groups], MeanInterv
     return MeanSeries(n=sum(map(len, groups)), **parts)
 
 
-def difference(a: Groups, b: Groups, per_image: Array | None) -> Estimate | None:
+def difference(
+    a: Groups, b: Groups, per_image: Array | None, clusters: Array | None = None
+) -> Estimate | None:
     """Difference of mean accuracy between two candidates, over searches (of one search each: over
     seeds) and, where known, over images.
 
-    ``per_image``: (N,) difference of correctness averaged over finals, on the shared test images.
+    ``per_image``: (N,) difference of correctness averaged over finals, on the shared test images,
+    and ``clusters`` (N,) the group of each, where there are groups.
     The variance is Welch's (1947) plus that of the images' mean, which counts the interaction of
     models and images twice and so errs to the careful side. ``None`` when nothing varied: a
     spread of zero seen in a few seeds does not make a result certain.
     """
     parts = [*spread_part(a), *spread_part(b)]
     if per_image is not None:
-        parts.append(images_part(per_image, pseudo=TWO_MODELS))
+        parts.append(images_part(per_image, pseudo=TWO_MODELS, clusters=clusters))
+    return Estimate.of(mean_of(a) - mean_of(b), parts)
+
+
+def figure_difference(a: Groups, b: Groups, of_images: Part) -> Estimate | None:
+    """The same of any figure, of which ``of_images`` is what other images would change of the
+    difference."""
+    parts = [*spread_part(a), *spread_part(b), of_images]
     return Estimate.of(mean_of(a) - mean_of(b), parts)

@@ -18,18 +18,23 @@ from orchestrator.compare.screening import RankCorrelation, Regret, ScreeningAud
 from orchestrator.compare.shortlist import Shortlist, left_out_rows, shortlist_text
 from orchestrator.compare.verdicts import Level, PairResult, describe_verdict
 from orchestrator.spec.spaces import Choice, Domain, LogUniform
-from orchestrator.wording import MISSING, percent, points, value_text
+from orchestrator.wording import MISSING, figure, percent, points, value_text
+from trainables.metrics import TOP1, Metric, metric_of
 
 WIDTH = 80
+OPINIONS = "Why, as people believe; this run has not tested it"
 PUBLISHED = "Published recipe → tuned, on the images that the tuned one was chosen by"
 
 
 def table_text(comparison: Comparison) -> str:
-    """The answer, the candidates, their best recipes, pairs, equal budgets, failures and notes."""
+    """The answer, the metric where it is not accuracy, the candidates, their best recipes, pairs,
+    equal budgets, failures and notes."""
     candidates = comparison.families
     runs = ", ".join(f"{run.name} ({run.status})" for run in comparison.runs)
     val = comparison.validation_images
-    images = f", {val} validation images (one is {points(1 / val)})" if val else ""
+    metric, images = comparison.metric, f", {val} validation images" if val else ""
+    if val and metric.is_image_share:
+        images += f" (one is {points(1 / val)})"
     forecast = f"{comparison.forecast.sentence} " if comparison.forecast else ""
     budgets = budget_lines(comparison.budget) if len(candidates) > 1 else ()
     failures = (f"{f.family}: {f.trials} × {f.reason} (first: {f.first_trial})"
@@ -40,16 +45,22 @@ def table_text(comparison: Comparison) -> str:
     blocks = [
         _wrap(comparison.answer),
         _wrap(comparison.choice.text) if comparison.choice else "",
+        _wrap(metric_text(metric)) if metric != TOP1 else "",
         _wrap(f"Dataset {comparison.dataset or MISSING}{images}. Run {runs}."),
         _block("Warnings about the data", comparison.data_warnings),
         *map(shortlist_text, comparison.screens if not candidates else ()),
-        _candidates(candidates) if candidates else "",
+        _candidates(candidates, metric) if candidates else "",
         "" if candidates or comparison.screens else "No candidate has a trial yet.",
-        _block("Best finished trial", _best(candidates)),
+        _block("Best finished trial", _best(candidates, metric)),
         _block(PUBLISHED, published_lines(comparison.published_recipes)),
         _block("Pairs on test", map(pair_text, comparison.pairs)),
+        _block(OPINIONS, (opinion.text for opinion in comparison.opinions)),
+        _block("By class, on test", by_image_lines(comparison)),
         _tradeoffs(in_all) if in_all else "",
-        _block("Fronts, by what was measured", map(front_text, in_all.fronts) if in_all else ()),
+        _block(
+            "Fronts, by what was measured",
+            (front_text(f, metric) for f in in_all.fronts) if in_all else (),
+        ),
         _block("The screen, audited", screening),
         _block("Expected best at equal budget", budgets),
         _block("Pruning audit", map(audit_text, comparison.audit)),
@@ -59,6 +70,22 @@ def table_text(comparison: Comparison) -> str:
         _block("Notes", comparison.notes),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def metric_text(metric: Metric) -> str:
+    """What candidates are judged by, and who defines it."""
+    return f"Judged by {metric.noun} ({metric.name}): {metric.definition}. Source: {metric.source}."
+
+
+def by_image_lines(comparison: Comparison) -> list[str]:
+    """Which classes tell candidates apart, the labels that are suspected, and whether leaving them
+    out changes anything; nothing where no final has kept what it predicts."""
+    of_images = comparison.by_image
+    if of_images is None or comparison.claims:
+        return []
+    lines = list(of_images.classes.sentences) if of_images.classes else []
+    lines += [of_images.suspects.sentence] if of_images.suspects else []
+    return lines + ([of_images.cleaning.sentence] if of_images.cleaning else [])
 
 
 def screen_lines(screen: Shortlist) -> list[str]:
@@ -106,18 +133,18 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _candidates(candidates: Sequence[CandidateSummary]) -> str:
+def _candidates(candidates: Sequence[CandidateSummary], metric: Metric) -> str:
     kinds = {entry.device for entry in candidates if entry.device}
     cost = f"{kinds.pop().upper()} time" if len(kinds) == 1 else "device time"
     rows = [
         ["candidate", "best val", "finished", "pruned", "failed", "open", "to 90%", cost, "FLOPs"]
     ]
-    for entry in sorted(candidates, key=_by_accuracy):
+    for entry in sorted(candidates, key=place_of):
         counts = (entry.finished, entry.pruned, entry.failed, entry.unfinished)
         learned = f"{entry.convergence.epochs} ep" if entry.convergence else MISSING
         spent = wording.duration(entry.device_seconds), wording.count(entry.flops)
         rows.append(
-            [entry.family, percent(entry.best_val_top1), *map(str, counts), learned, *spent]
+            [entry.family, figure(entry.best_value, metric), *map(str, counts), learned, *spent]
         )
     if not any(entry.unfinished for entry in candidates):
         rows = [[*row[:5], *row[6:]] for row in rows]
@@ -125,14 +152,14 @@ def _candidates(candidates: Sequence[CandidateSummary]) -> str:
 
 
 def _tradeoffs(tradeoffs: Tradeoffs) -> str:
-    priced = [front.price for front in tradeoffs.fronts]
+    priced, metric = [front.price for front in tradeoffs.fronts], metric_of(tradeoffs.metric)
     heads = map(PRICE_HEADS.__getitem__, priced)
-    rows = [["candidate", f"{tradeoffs.basis} top1", "params M", *heads]]
+    rows = [["candidate", f"{tradeoffs.basis} {metric.name}", "params M", *heads]]
     for standing in tradeoffs.candidates:
         params = MISSING if standing.params_m is None else f"{standing.params_m:.3g}"
-        top1 = percent(standing.top1.mean if standing.top1 else None)
+        judged = figure(standing.judged.mean if standing.judged else None, metric)
         prices = [price_text(price, standing.price(price)) for price in priced]
-        rows.append([standing.label, top1, params, *prices])
+        rows.append([standing.label, judged, params, *prices])
     return _columns(rows)
 
 
@@ -143,7 +170,7 @@ PRICE_HEADS = {
 
 
 def price_text(price: Price, value: float | None) -> str:
-    """What accuracy is weighed against, in its unit."""
+    """What the judged figure is weighed against, in its unit."""
     if value is None:
         return MISSING
     match price:
@@ -156,9 +183,9 @@ def price_text(price: Price, value: float | None) -> str:
     return wording.duration(value)
 
 
-def front_text(front: Front) -> str:
+def front_text(front: Front, metric: Metric = TOP1) -> str:
     """Who is on a front, and who cannot be placed."""
-    lead = f"accuracy and {PRICE_WORDS[front.price]}"
+    lead = f"{metric.noun} and {PRICE_WORDS[front.price]}"
     parts = [f"{lead}: {', '.join(front.candidates)}" if front.candidates else f"{lead}: {MISSING}"]
     parts += [front.why] if front.why else []
     parts += [f"{MISSING}: {label} ({why})" for label, why in front.missing.items()]
@@ -232,12 +259,14 @@ def record_lines(screening: ScreeningReport) -> list[str]:
     return lines
 
 
-def _by_accuracy(entry: CandidateSummary) -> float:
-    return 1.0 if entry.best_val_top1 is None else -entry.best_val_top1
+def place_of(entry: CandidateSummary) -> float:
+    """Sorts the best first, by their best finished trials."""
+    value = entry.best_value
+    return 1.0 if value is None else -float(metric_of(entry.metric).score(value))
 
 
-def _best(candidates: Sequence[CandidateSummary]) -> Iterator[str]:
-    for entry in sorted(candidates, key=_by_accuracy):
+def _best(candidates: Sequence[CandidateSummary], metric: Metric) -> Iterator[str]:
+    for entry in sorted(candidates, key=place_of):
         if entry.best_trial:
             axes = wording.recipe_text(entry.best_axes)
             yield f"{entry.best_trial} at epoch {entry.best_epoch}: {axes}"
@@ -245,7 +274,11 @@ def _best(candidates: Sequence[CandidateSummary]) -> Iterator[str]:
             yield f"{entry.family}: {MISSING}, no trial finished{unfinished_text(entry)}"
     for entry in candidates:
         if entry.final:
-            yield f"{entry.family} test accuracy: {wording.interval(**vars(entry.final.test_top1))}"
+            test = entry.final.test_top1
+            yield f"{entry.family} test accuracy: {wording.interval(**vars(test))}"
+            if metric != TOP1 and entry.final.test:
+                judged = wording.interval(**vars(entry.final.test), metric=metric)
+                yield f"{entry.family} test {metric.noun}: {judged}"
         for edge in entry.edges:
             yield f"! {entry.family}: {edge_text(edge)}"
 
@@ -259,8 +292,9 @@ def published_text(gain: TuningGain) -> str:
     """A candidate's published recipe → tuned, with the gain and the source."""
     parts = [f"{gain.family}: {MISSING}, {gain.why}"]
     if gain.gain is not None:
-        ends = f"{percent(gain.published_val_top1)} → {percent(gain.tuned_val_top1)}"
-        parts = [f"{gain.family}: {ends}, gain {points(gain.gain)}"]
+        metric = metric_of(gain.metric)
+        ends = f"{figure(gain.published_val, metric)} → {figure(gain.tuned_val, metric)}"
+        parts = [f"{gain.family}: {ends}, gain {points(gain.gain, metric)}"]
         if len(gain.searches) > 1:
             parts.append(f"mean of {gain.n} of {len(gain.searches)} searches")
     parts += [gain.source] if gain.source else []
@@ -272,7 +306,7 @@ def unfinished_text(entry: CandidateSummary) -> str:
     best = entry.best_unfinished
     if best is None:
         return ""
-    reached = f"{percent(best['val_top1'])} at epoch {best['epoch']}"
+    reached = f"{figure(best['value'], metric_of(entry.metric))} at epoch {best['epoch']}"
     return f"; {best['trial']} ({best['status']}) reached {reached}"
 
 
@@ -297,11 +331,11 @@ def domain_text(domain: Domain) -> str:
 
 def pair_text(pair: PairResult) -> str:
     """One pair of candidates: verdict, difference with interval, corrected p-value."""
-    gap = pair.difference
-    parts = [describe_verdict(pair), f"{pair.a} − {pair.b} = {points(gap.mean)}"]
+    gap, metric = pair.difference, metric_of(pair.metric)
+    parts = [describe_verdict(pair), f"{pair.a} − {pair.b} = {points(gap.mean, metric)}"]
     if gap.low is not None and gap.high is not None:
-        level = f"{100 * gap.level:.0f} %"
-        parts.append(f"{level} interval {wording.signed(gap.low)} to {wording.signed(gap.high)}")
+        low, high = (wording.signed(end, metric) for end in (gap.low, gap.high))
+        parts.append(f"{100 * gap.level:.0f} % interval {low} to {high}")
     if pair.p_value_holm is not None:
         parts.append(f"p (Holm) {wording.p_text(pair.p_value_holm)}")
     parts.append(f"{pair.method}, {counts_text(pair)}" if pair.level else "")
@@ -339,11 +373,14 @@ def budget_lines(budget: Budget) -> list[str]:
 
 
 def _expected_text(budget: Budget, unit: str, label: str) -> str:
-    best, low, high = (
-        part[unit][label] for part in (budget.best_val_top1, budget.low, budget.high)
+    best, low, high = (part[unit][label] for part in (budget.best_value, budget.low, budget.high))
+    metric = metric_of(budget.metric)
+    ends = (
+        ""
+        if low is None or high is None
+        else f" (band {wording.signed(low, metric)}–{wording.signed(high, metric)})"
     )
-    ends = "" if low is None or high is None else f" (band {100 * low:.1f}–{100 * high:.1f})"
-    return f"{percent(best)}{ends}"
+    return f"{figure(best, metric)}{ends}"
 
 
 def audit_text(audit: AuditResult) -> str:
@@ -353,9 +390,10 @@ def audit_text(audit: AuditResult) -> str:
         for rung in audit.kendall_tau_by_rung
         if rung.tau is not None
     ]
+    regret = points(audit.regret, metric_of(audit.metric))
     return (
         f"{audit.family}: {audit.ended} of {audit.pruned} pruned trials finished anyway; "
-        f"regret {points(audit.regret_top1)}; Kendall's tau {', '.join(taus) or MISSING}"
+        f"regret {regret}; Kendall's tau {', '.join(taus) or MISSING}"
     )
 
 

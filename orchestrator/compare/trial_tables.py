@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +17,13 @@ from orchestrator.compare.runs import Curve, RunData, collect
 from orchestrator.ledger.cost import DeviceSeconds, cost_of, epoch_cost
 from orchestrator.ledger.state import RunHeader, TrialState
 from trainables.config import Recipe, kinds_of
-from trainables.errors import UserError
+from trainables.metrics import TOP1
 
 Row = dict[str, Any]
 
 TEXT, WHOLE, NUMBER, YES_NO = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
 KINDS = {str: TEXT, int: WHOLE, float: NUMBER, bool: YES_NO}
-WRITTEN_AS = (".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,11 @@ TRIAL_COLUMNS: Columns = {
     "epochs": Column(WHOLE, "epochs reported that its search saw; 0 for none"),
     "max_epochs": Column(WHOLE, "its full length in epochs"),
     "pruned_at_epoch": Column(WHOLE, "the rung at which it was, or would have been, pruned"),
+    "metric": Column(TEXT, "what it is judged by"),
+    "best_value": Column(NUMBER, "best validation figure of that metric that its search saw"),
+    "best_value_epoch": Column(WHOLE, "the epoch that first reached it"),
     "best_val_top1": Column(NUMBER, "best validation accuracy that its search saw, a fraction"),
-    "best_epoch": Column(WHOLE, "the epoch that first reached it"),
+    "best_epoch": Column(WHOLE, "the epoch that first reached that accuracy"),
     "last_val_top1": Column(NUMBER, "validation accuracy of the last epoch that its search saw"),
     "full_length_val_top1": Column(
         NUMBER, "best validation accuracy at full length, finished or audited; 0 where it failed"
@@ -85,6 +86,9 @@ TRIAL_COLUMNS: Columns = {
     "test_top1": Column(NUMBER, "of a final: accuracy on the test split, a fraction"),
     "test_top5": Column(NUMBER, "of a final: the right class is among five"),
     "test_loss": Column(NUMBER, "of a final: cross-entropy on the test split, nats"),
+    "test_macro_f1": Column(NUMBER, "of a final: mean over classes of F1"),
+    "test_balanced_accuracy": Column(NUMBER, "of a final: mean over classes of recall"),
+    "test_auroc": Column(NUMBER, "of a final: mean over classes of the area under the ROC curve"),
     "test_images": Column(WHOLE, "of a final: size of the test split"),
     "latency_ms": Column(NUMBER, "of a final: median time of one image, milliseconds"),
     "inference_images_per_second": Column(NUMBER, "of a final: at 256 images at a time"),
@@ -109,6 +113,9 @@ _METRICS = {
     "val_top1": Column(NUMBER, "validation accuracy, a fraction"),
     "val_top5": Column(NUMBER, "the right class is among five"),
     "val_loss": Column(NUMBER, "cross-entropy, nats"),
+    "val_macro_f1": Column(NUMBER, "mean over classes of F1"),
+    "val_balanced_accuracy": Column(NUMBER, "mean over classes of recall"),
+    "val_auroc": Column(NUMBER, "mean over classes of the area under the ROC curve"),
     "train_loss": Column(NUMBER, "mean over the epoch, with augmentation and label smoothing"),
     "lr": Column(NUMBER, "learning rate after the epoch's last step"),
     "images_seen": Column(NUMBER, "training images so far"),
@@ -178,7 +185,8 @@ def _whose(run: RunData, trial: TrialState) -> Row:
 def _trial(run: RunData, curve: Curve) -> Row:
     trial, whole = curve.state, curve.audit or curve
     backbone, data, detail = trial.assignment.backbone, trial.assignment.data, trial.detail
-    top1, epoch = curve.best or (None, None)
+    value, value_epoch = curve.best or (None, None)
+    top1, epoch = curve.best_top1 or (None, None)
     rungs = [rung for rung, event in trial.rungs.items() if event in ("pruned", "audited")]
     return {
         **_whose(run, trial),
@@ -199,10 +207,13 @@ def _trial(run: RunData, curve: Curve) -> Row:
         "epochs": trial.epoch,
         "max_epochs": trial.assignment.epochs,
         "pruned_at_epoch": max(rungs, default=None),
+        "metric": curve.metric.name,
+        "best_value": value,
+        "best_value_epoch": value_epoch,
         "best_val_top1": top1,
         "best_epoch": epoch,
-        "last_val_top1": curve.at(trial.epoch),
-        "full_length_val_top1": curve.full_top1 if trial.stage == "search" else curve.finished_top1,
+        "last_val_top1": curve.value_at(trial.epoch, TOP1),
+        "full_length_val_top1": _full_length_top1(curve),
         **_test(trial),
         **_speed(trial),
         "device": detail.get("device"),
@@ -220,6 +231,15 @@ def _trial(run: RunData, curve: Curve) -> Row:
         "data_train_limit": data.train_limit,
         **{name: _axis(trial, name) for name in _RECIPE},
     }
+
+
+def _full_length_top1(curve: Curve) -> float | None:
+    whole = curve.audit or curve
+    if whole.status == "failed" and curve.state.stage == "search":
+        return 0.0
+    if curve.state.stage != "search":
+        whole = curve
+    return whole.best_top1[0] if whole.status == "finished" and whole.best_top1 else None
 
 
 def _axis(trial: TrialState, name: str) -> Any:
@@ -298,36 +318,3 @@ def _whole(value: Any) -> int | None:
 def _time(seconds: float | None) -> int | None:
     """Unix microseconds."""
     return None if seconds is None else round(seconds * 1e6)
-
-
-TABLES = {"trials": trial_table, "epochs": epoch_table}
-
-
-def table_of(path: Path) -> str | None:
-    """Which of ``TABLES`` a file is asked for by its name, ``vit-trials.parquet``, ``epochs.csv``;
-    ``None`` for one that is no table. Raises ``UserError`` where the name does not say which."""
-    if path.suffix.lower() not in WRITTEN_AS:
-        return None
-    name = next((name for name in TABLES if path.stem.lower().endswith(name)), None)
-    if name is None:
-        raise UserError(
-            f"the name of a table ends in {' or '.join(TABLES)}, then {' or '.join(WRITTEN_AS)}; "
-            f"got {path.name!r}. Fix: --out trials{path.suffix} or --out epochs{path.suffix}"
-        )
-    return name
-
-
-def write_table(runs: Sequence[RunData], path: Path) -> None:
-    """The table that :func:`table_of` says, as Parquet (types and descriptions are in the file) or
-    CSV by the name's end."""
-    name = table_of(path)
-    assert name is not None
-    table = TABLES[name](runs)
-    if path.suffix.lower() == ".csv":
-        from pyarrow import csv
-
-        csv.write_csv(table, path)
-    else:
-        from pyarrow import parquet
-
-        parquet.write_table(table, path)

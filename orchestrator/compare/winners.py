@@ -4,38 +4,46 @@ and whose checkpoints stay. Nothing here reads the test split.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from orchestrator.ledger.state import State, TrialState, require_trials
 from trainables.errors import UserError
+from trainables.metrics import TOP1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedModel:
-    """A trial and the epoch of it that is taken; ``why`` is a sentence for people."""
+    """A trial and the epoch of it that is taken, ``value`` what it is judged by there on
+    validation; ``why`` is a sentence for people."""
 
     trial: TrialState
     epoch: int
-    val_top1: float
+    value: float
     why: str
+
+    @property
+    def val_top1(self) -> float | None:
+        """Its validation accuracy there, whatever it is judged by."""
+        return self.trial.values(TOP1).get(self.epoch)
 
 
 def winners(state: State) -> dict[str, TrialState]:
-    """By search, its finished trial with the best validation accuracy of any epoch.
+    """By search, its finished trial with the best validation figure of any epoch, by the metric
+    that the run is judged by.
 
     Pruned and audited trials do not compete: the search has given them up. Where PASHA ended
     trials at different lengths, those that went furthest compete.
     """
     best: dict[str, TrialState] = {}
     for trial in state.trials.values():
-        value, _ = trial.best()
+        score = trial.best_score
         eligible = trial.stage == "search" and trial.status == "finished"
-        if not eligible or value is None or trial.audited:
+        if not eligible or score is None or trial.audited:
             continue
         leader = best.get(trial.search_name)
-        if leader is None or (trial.epoch, value) > (leader.epoch, leader.best()[0] or 0.0):
+        if leader is None or (trial.epoch, score) > (leader.epoch, leader.best_score or 0.0):
             best[trial.search_name] = trial
     return best
 
@@ -53,17 +61,20 @@ def best_models(state: State) -> dict[str, SelectedModel]:
         winners_by_candidate.setdefault(winner.candidate, []).append(winner)
     for candidate, chosen in winners_by_candidate.items():
         finals = _finished_finals(state, candidate)
-        trial = max(chosen, key=lambda winner: (winner.epoch, winner.best()[0] or 0.0))
+        trial = max(chosen, key=lambda winner: (winner.epoch, winner.best_score or 0.0))
         if finals:
-            trial = max(finals, key=_last_top1)
-            epoch, value = trial.epoch, _last_top1(trial)
+            trial = max(finals, key=_last_score)
+            epoch, value = trial.epoch, trial.values()[trial.epoch]
             among = f"{len(finals)} finals of {candidate}"
         else:
             best, best_epoch = trial.best()
-            epoch, value = best_epoch or 0, best or 0.0
+            assert best is not None
+            assert best_epoch is not None
+            epoch, value = best_epoch, best
             among = f"the finished search trials of {candidate}"
-        why = f"{trial.trial} at epoch {epoch}: the best of {among} on validation, {value:.4f}"
-        models[candidate] = SelectedModel(trial=trial, epoch=epoch, val_top1=value, why=why)
+        by = "" if trial.metric is TOP1 else f" by {trial.metric.name}"
+        why = f"{trial.trial} at epoch {epoch}: the best of {among} on validation{by}, {value:.4f}"
+        models[candidate] = SelectedModel(trial=trial, epoch=epoch, value=value, why=why)
     return models
 
 
@@ -92,8 +103,8 @@ def select_model(state: State, candidate: str | None = None) -> SelectedModel:
             f"Fix: orchestrator status {name}"
         )
     finals = {label: _finished_finals(state, label) for label in models}
-    means = {label: fmean(map(_last_top1, trials)) for label, trials in finals.items() if trials}
-    ranked = means or {label: model.val_top1 for label, model in models.items()}
+    means = {label: _mean_score(trials) for label, trials in finals.items() if trials}
+    ranked = means or {label: model.trial.best_score or 0.0 for label, model in models.items()}
     best = max(ranked, key=ranked.__getitem__)
     lead = f"; {best} has the best mean" if means else ", and"
     others = f"{lead} of {len(ranked)} candidates" if len(ranked) > 1 else ""
@@ -108,11 +119,14 @@ def _finished_finals(state: State, candidate: str) -> list[TrialState]:
         for trial in state.trials.values()
         if (trial.stage, trial.candidate, trial.status) == ("final", candidate, "finished")
         and trial.winner in frozen
-        and math.isfinite(_last_top1(trial))
+        and trial.epoch in trial.values()
     ]
 
 
-def _last_top1(trial: TrialState) -> float:
-    """Validation accuracy of the last epoch; NaN where it is missing."""
-    report = trial.reports.get(trial.epoch)
-    return report.metrics.get("val_top1", math.nan) if report else math.nan
+def _last_score(trial: TrialState) -> float:
+    return trial.scores()[trial.epoch]
+
+
+def _mean_score(trials: Sequence[TrialState]) -> float:
+    """The score of the mean of what the trials are judged by after their last epochs."""
+    return float(trials[0].metric.score(fmean(trial.values()[trial.epoch] for trial in trials)))

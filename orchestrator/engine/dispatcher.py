@@ -38,13 +38,18 @@ STALL_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class SlotHealth:
-    """How a session's slots are. ``ready``: one has asked for work since this actor began;
+    """How a session's slots are. ``heard``: so many have asked for work since this actor began;
     ``silent_s`` is since the last time, or since then. ``over``: why nothing that is left may be
     trained, if the budget or the storage ends the run."""
 
-    ready: bool
+    heard: int
     silent_s: float
     over: str | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether any has."""
+        return self.heard > 0
 
 
 class Dispatcher:
@@ -251,7 +256,7 @@ class Dispatcher:
             self._awake_since = now
         self._asked_at = now
         silent_s = now - max(*heard_at, self._created_at, self._awake_since)
-        return SlotHealth(ready=bool(heard_at), silent_s=silent_s, over=over)
+        return SlotHealth(heard=len(heard_at), silent_s=silent_s, over=over)
 
     async def stop(self) -> None:
         """Let every trial end and every slot shut down at its next question."""

@@ -56,7 +56,7 @@ def draw(state: State, trial: TrialState) -> Record:
     """
     sweep = next(sweep for sweep in state.spec.sweeps if sweep.candidate == trial.candidate)
     past = [
-        spaces.Observation(axes=other.axes, values=other.values(), status=other.status)
+        spaces.Observation(axes=other.axes, values=other.scores(), status=other.status)
         for other in state.trials.values()
         if other.stage == "search" and other.search_name == trial.search_name
         if other.axes is not None

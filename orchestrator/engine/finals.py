@@ -88,7 +88,7 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
         search: {
             "trial": trial.trial,
             "recipe_hash": recipe_hash(trial),
-            "val_top1": trial.best()[0],
+            trial.metric.val_key: trial.best()[0],
         }
         for search, trial in chosen.items()
     }

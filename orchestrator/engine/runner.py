@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -105,10 +106,12 @@ def run(
     fit_slot: FitSlot | None = None,
     mirror: Callable[[PreparedRun, Path], AbstractContextManager[None]] = mirrored,
     write: Callable[[Path], str] = write_results,
+    rehearsal: Future[None] | None = None,
 ) -> Outcome:
     """Create the run, or go on with it where it was left; returns when it has ended.
 
-    Its images are prepared first; where that takes long, Ray and the slots start meanwhile.
+    Its images are prepared first; where that takes long, Ray and the slots start meanwhile. Ray
+    starts during the ``rehearsal`` too; what that raises ends the run before any slot starts.
     A benchmark of the driver's side brings its own ``fit_slot``, ``mirror`` and ``write``.
 
     Raises :class:`UserError` when the name belongs to another spec, is running already or would
@@ -130,6 +133,8 @@ def run(
             preparing.result()  # it reads relative paths, Ray is started from another directory
         log.info("starting Ray")
         totals = _attach(spec, stack)
+        if rehearsal is not None:
+            rehearsal.result()  # before slots start: they would have to be taken down
         from orchestrator.engine.slots import SlotPool
 
         pool = SlotPool(

@@ -19,6 +19,9 @@ Top-K, on pausing too: all trials of a search train to the first rung, the best 
 Egele, Guyon, Sun, Balaprakash, "Is One Epoch All You Need For Multi-Fidelity Hyperparameter
 Optimization?", ESANN 2023.
 
+Trials are compared by their scores (:meth:`Metric.score`) of the metric that the run is judged by;
+in reasons stand the figures themselves.
+
 With a noise rule (``scheduler.noise_rule``) a rung of any of them spares a trial whose accuracy
 lies so near the cut-off, or chance, that the validation images alone could make the difference.
 
@@ -40,8 +43,8 @@ from itertools import pairwise
 from orchestrator.ledger.state import Stage, State
 from orchestrator.spec.limits import SchedulerSpec
 from trainables.config import DatasetFacts
+from trainables.metrics import TOP1, Metric
 
-METRIC = "val_top1"
 NOISE_PERCENTILE = 90
 NEVER_PRUNED = "the published recipe trains to the end, to be compared there"
 
@@ -64,15 +67,17 @@ class NoiseRule:
     chance: float | None = None
 
     @classmethod
-    def of(cls, spec: SchedulerSpec, images: DatasetFacts | None) -> NoiseRule:
-        """The rule on these images."""
+    def of(
+        cls, spec: SchedulerSpec, images: DatasetFacts | None, metric: Metric = TOP1
+    ) -> NoiseRule:
+        """The rule on these images; ``metric`` is a share of them."""
         if images is None:
             return cls(rule=spec.noise_rule)
         classes = len(images.class_names)
         return cls(
             rule=spec.noise_rule,
             val_images=images.counts.get("val"),
-            chance=1 / classes if classes else None,
+            chance=metric.chance(classes) if classes else None,
         )
 
     def spares(self, value: float, cutoff: float | None) -> str:
@@ -99,7 +104,7 @@ class NoiseRule:
 
 
 class PashaBracket:
-    """The rungs of one candidate. Names are trials, values are accuracies, higher is better."""
+    """The rungs of one candidate. Names are trials, values are scores, higher is better."""
 
     def __init__(
         self, rungs: Sequence[int], reduction_factor: int, noise: NoiseRule | None = None
@@ -249,7 +254,7 @@ def _cross_twice(a: Mapping[int, float], b: Mapping[int, float], last: int) -> b
 
 class TopKBracket:
     """The one comparison of a search of ``trials``: the best in ``reduction_factor``, rounded up,
-    go on once all have reached the ``rung``. Names are trials, values accuracies."""
+    go on once all have reached the ``rung``. Names are trials, values scores."""
 
     def __init__(
         self, rung: int, trials: int, reduction_factor: int, noise: NoiseRule | None = None
@@ -308,10 +313,12 @@ class TopKBracket:
 
 class AshaBracket:
     """The rungs of one candidate: at each, whoever lies below the (1 - 1/eta) quantile of those
-    that reached it before is stopped. Names are trials, values are accuracies, higher is better."""
+    that reached it before is stopped. Names are trials, values are scores, higher is better."""
 
-    def __init__(self, spec: SchedulerSpec, noise: NoiseRule | None = None) -> None:
-        self._noise = noise or NoiseRule()
+    def __init__(
+        self, spec: SchedulerSpec, noise: NoiseRule | None = None, metric: Metric = TOP1
+    ) -> None:
+        self._noise, self._metric = noise or NoiseRule(), metric
         # As Tune has it, which asks numpy for a percentile: the same digits.
         self._quantile = (1 - 1 / spec.reduction_factor) * 100 / 100
         self._ordered: dict[int, list[float]] = {rung: [] for rung in reversed(spec.rungs())}
@@ -326,13 +333,22 @@ class AshaBracket:
         cutoff = quantile(values, self._quantile) if values else None
         self._met[rung].add(name)
         insort(values, value)
+        reached = figure_text(self._metric, value)
         if cutoff is None:
-            return True, rung, f"{METRIC} {value:.4f}, first at this rung"
-        side = "below" if value < cutoff else "at or above"
-        of = f"the cut-off {cutoff:.4f} of {len(values) - 1} results"
+            return True, rung, f"{reached}, first at this rung"
+        worse, rest = ("below", "at or above") if self._metric.larger_is_better else (
+            "above", "at or below"
+        )  # fmt: skip
+        side = worse if value < cutoff else rest
+        of = f"the cut-off {self._metric.of_score(cutoff):.4f} of {len(values) - 1} results"
         spared = self._noise.spares(value, cutoff) if value < cutoff else ""
-        reason = f"{METRIC} {value:.4f} {side} {of}" + (f", {spared}" if spared else "")
+        reason = f"{reached} {side} {of}" + (f", {spared}" if spared else "")
         return value >= cutoff or bool(spared), rung, reason
+
+
+def figure_text(metric: Metric, score: float) -> str:
+    """The figure that has the ``score``, by its name in reports."""
+    return f"{metric.val_key} {metric.of_score(score):.4f}"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -388,12 +404,13 @@ class Scheduler:
                 self._open[trial.search_name].add(trial.trial)
         self._specs = {trial.search_name: schedulers[trial.candidate] for trial in search}
         images, candidate = history.header.datasets, {t.search_name: t.candidate for t in search}
+        self.metric = history.spec.metric
         noise = {
-            name: NoiseRule.of(spec, images.get(candidate[name]))
+            name: NoiseRule.of(spec, images.get(candidate[name]), self.metric)
             for name, spec in self._specs.items()
         }
         self._asha = {
-            name: AshaBracket(spec, noise[name])
+            name: AshaBracket(spec, noise[name], self.metric)
             for name, spec in self._specs.items()
             if spec.kind == "asha"
         }
@@ -416,20 +433,21 @@ class Scheduler:
 
     def on_report(self, name: str, epoch: int, value: float | None) -> Action:
         """Go on, pause or stop; the decision is on record before anybody acts on it. ``value`` is
-        the validation accuracy, ``None`` where the report has none."""
+        what the report has of ``metric`` on validation, ``None`` where it has none."""
         search = self._search.get(name)
         if value is None or search is None or name in self._audited:
             return Action.CONTINUE
         if epoch >= self._specs[search].max_epochs:
             return Action.CONTINUE
         if value != value:  # NaN passes every comparison
-            self._record("pruned", name, epoch, f"{METRIC} is not a number")
+            self._record("pruned", name, epoch, f"{self.metric.val_key} is not a number")
             self.on_end(name)
             return Action.STOP
+        score = float(self.metric.score(value))
         if search in self._pausing:
-            return self._ask_pausing(self._pausing[search], name, epoch, value)
+            return self._ask_pausing(self._pausing[search], name, epoch, score)
         return (
-            self._ask_asha(search, name, epoch, value) if search in self._asha else Action.CONTINUE
+            self._ask_asha(search, name, epoch, score) if search in self._asha else Action.CONTINUE
         )
 
     def _ask_asha(self, search: str, name: str, epoch: int, value: float) -> Action:
@@ -453,16 +471,17 @@ class Scheduler:
         self, race: PashaBracket | TopKBracket, name: str, epoch: int, value: float
     ) -> Action:
         race.observe(name, epoch, value)
+        reached = figure_text(self.metric, value)
         if (decided := race.decided(name, epoch)) is not None:
             return decided
         if isinstance(race, TopKBracket) and name in self._published:
             race.restore(name, epoch, "promoted")
-            self._record("promoted", name, epoch, f"{METRIC} {value:.4f}; {NEVER_PRUNED}")
+            self._record("promoted", name, epoch, f"{reached}; {NEVER_PRUNED}")
             return Action.CONTINUE
         if race.may_pass(name, epoch):
-            self._record("promoted", name, epoch, f"{METRIC} {value:.4f} is among the best")
+            self._record("promoted", name, epoch, f"{reached} is among the best")
             return Action.CONTINUE
-        self._record("paused", name, epoch, f"{METRIC} {value:.4f}, the cap is {race.cap} epochs")
+        self._record("paused", name, epoch, f"{reached}, the cap is {race.cap} epochs")
         return Action.PAUSE
 
     def promote(self, paused: Collection[str]) -> Promotion:
@@ -498,7 +517,7 @@ class Scheduler:
 
     def _replay(self, history: State) -> None:
         reports = [
-            (report.place, trial, epoch, report.metrics.get(METRIC))
+            (report.place, trial, epoch, report.metrics.get(self.metric.val_key))
             for trial in history.trials.values()
             if trial.trial in self._search
             for epoch, report in trial.reports.items()
@@ -510,10 +529,11 @@ class Scheduler:
             outside = any(e == "audited" and epoch > rung for rung, e in trial.rungs.items())
             if value is None or value != value or outside:
                 continue
+            score = float(self.metric.score(value))
             if trial.search_name in self._asha:
-                self._asha[trial.search_name].observe(trial.trial, epoch, value)
+                self._asha[trial.search_name].observe(trial.trial, epoch, score)
             elif trial.search_name in self._pausing:
                 went_on = epoch < trial.epoch and epoch in trial.rungs
                 decision = "promoted" if went_on else trial.rungs.get(epoch)
-                self._pausing[trial.search_name].observe(trial.trial, epoch, value)
+                self._pausing[trial.search_name].observe(trial.trial, epoch, score)
                 self._pausing[trial.search_name].restore(trial.trial, epoch, decision)

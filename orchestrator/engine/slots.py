@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +27,12 @@ from orchestrator.engine.trial import RESOURCES
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.session import open_trials, state_of
 from orchestrator.ray_cluster import attach
-from orchestrator.ray_cluster.capacity import worker_asks
+from orchestrator.ray_cluster.capacity import usable_cores, worker_asks
 from orchestrator.spec.limits import ResourceSpec
 from orchestrator.spec.run import RunSpec
 from trainables.config import FREED_MEMORY_KEPT
 from trainables.errors import UserError, one_line
+from trainables.storage.waiting import wait_until
 from trainables.versions import installed
 from trainables.worker.dispatcher_client import NAMESPACE, ActorClient
 from trainables.worker.messages import SlotConfig
@@ -43,6 +44,11 @@ ABANDON_PATIENCE_S = 3.0
 SECOND_SIGNAL_S = 2.0
 POLL_S, HEALTH_POLL_S = 0.5, 3.0  # of the stop file; of the dispatcher, which takes its time
 STALL_S = 10.0  # between two looks: longer than any busy machine makes of POLL_S
+# A Ray of our own starts as many slots at once as have this many cores each: what their processes
+# import keeps so many at work, and the first is ready in half the time. The next ones start while
+# it trains, or when it has not been heard of for TURN_PATIENCE_S.
+CORES_OF_A_START = 2
+TURN_PATIENCE_S = 60.0
 JOIN_PATIENCE_S = 300.0  # beyond two outages of the dispatcher, whose calls are bounded themselves
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -74,6 +80,9 @@ class SlotPool:
         )
         self._fit_slot = fit_slot or fit_with_ray_train
         self._leaving = threading.Event()
+        self._starter = threading.Thread(
+            target=self._start_others, name=f"{attach.SLOT_THREAD}starter", daemon=True
+        )
         self._threads = [
             threading.Thread(
                 target=self._keep_up,
@@ -86,7 +95,8 @@ class SlotPool:
 
     def start(self) -> None:
         """Start the dispatcher, which waits for its ``open``, and ask Ray Train for all slots at
-        once; their placement groups are what an autoscaler sees."""
+        once; their placement groups are what an autoscaler sees. On a Ray of our own those for
+        which there are no cores yet start later."""
         actor = ray.remote(Dispatcher).options(
             name=self.dispatcher.name,
             namespace=NAMESPACE,
@@ -97,7 +107,28 @@ class SlotPool:
         )
         fitting = partial(attach.fitting, worker_asks(self._resources))
         self._actor = actor.remote(str(self._folder / FILE_NAME), self._options, fitting=fitting)
-        for thread in self._threads:
+        self._at_once = self.num_slots
+        if attach.is_ours():
+            self._at_once = max(1, usable_cores() // CORES_OF_A_START)
+        for thread in self._threads[: self._at_once]:
+            thread.start()
+        if self._at_once < self.num_slots:
+            self._starter.start()
+
+    def _start_others(self) -> None:
+        """Each slot once the one before whose cores it takes has asked for work."""
+        for place, thread in enumerate(self._threads[self._at_once :], start=1):
+            with suppress(ray.exceptions.RayError):  # Ray is lost: the watchdog notices
+                wait_until(
+                    lambda place=place: (
+                        self._leaving.is_set()  # type: ignore[misc]
+                        or self.dispatcher("health").heard >= place
+                    ),
+                    patience_s=TURN_PATIENCE_S,
+                    poll_s=POLL_S,
+                )
+            if self._leaving.is_set():
+                return
             thread.start()
 
     def alive(self) -> int:
@@ -119,8 +150,9 @@ class SlotPool:
     def _let_slots_leave(self, patience_s: float) -> None:
         self.dispatcher("stop")
         self._leaving.set()
-        for thread in self._threads:
-            thread.join(patience_s)
+        for thread in (self._starter, *self._threads):
+            if thread.ident is not None:
+                thread.join(patience_s)
 
     def _keep_up(self, slot_name: str) -> None:
         """Fit the slot, and again under another name where it ends in error."""

@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from orchestrator.engine.scheduler import METRIC, Action, Scheduler
+from orchestrator.engine.scheduler import Action, Scheduler
 from orchestrator.ledger.session import open_trials
 from orchestrator.ledger.state import State
 from orchestrator.ray_cluster.capacity import HEAD
@@ -27,6 +27,7 @@ from trainables.worker.messages import EpochAnswer
 RESOURCES: dict[str, float] = {HEAD: 0.001}
 MAX_FAILURES_PER_DRIVER = 3
 TUNE_FOLDER = ".tune"
+JUDGED = "judged"  # key of what a trial is judged by, in the results that Tune hands around
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the only form that verbose=0 silences
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -45,14 +46,15 @@ STORAGE_LOGINS = (
 
 
 class SlotTrial(tune.Trainable):  # type: ignore[misc]
-    """One trial as Tune sees it; config holds ``trial`` and ``dispatcher``, both names.
+    """One trial as Tune sees it; config holds ``trial`` and ``dispatcher``, both names, and the key
+    in reports of the ``metric`` that it is judged by.
 
-    The result of a step is ``epoch``, ``val_top1`` and ``done``. A trial that failed on its
-    slot ends here without a metric: the ledger holds the reason, and Tune must not retry it.
+    The result of a step is ``epoch``, ``judged`` by that metric and ``done``. A trial that failed
+    on its slot ends here without a metric: the ledger holds the reason, and Tune must not retry it.
     """
 
     def setup(self, config: Mapping[str, str]) -> None:
-        self._trial = config["trial"]
+        self._trial, self._metric = config["trial"], config["metric"]
         self._call = ActorClient(config["dispatcher"])
         self._epoch = int(self._call("resume_epoch", self._trial))
 
@@ -65,8 +67,8 @@ class SlotTrial(tune.Trainable):  # type: ignore[misc]
             answer: EpochAnswer = self._call("ask", self._trial, self._epoch + 1)
             if answer.metrics is not None:
                 self._epoch += 1
-                val_top1 = answer.metrics.get("val_top1", float("nan"))
-                return {"epoch": self._epoch, "val_top1": val_top1, "done": answer.done}
+                value = answer.metrics.get(self._metric, float("nan"))
+                return {"epoch": self._epoch, JUDGED: value, "done": answer.done}
             if answer.ended is not None:
                 return {"ended": answer.ended, "done": True}
 
@@ -92,9 +94,9 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Go on, pause or stop."""
-        if METRIC not in result:
+        if JUDGED not in result:
             return self.ANSWERS[Action.CONTINUE]
-        name, epoch, value = trial.config["trial"], result["epoch"], result[METRIC]
+        name, epoch, value = trial.config["trial"], result["epoch"], result[JUDGED]
         return self.ANSWERS[self._scheduler.on_report(name, epoch, value)]
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
@@ -178,7 +180,11 @@ def fit_trials(
     with _tunes_folder(stop_file.parent) as folder, _logins_kept_from_tune():
         results = tune.Tuner(
             tune.with_resources(SlotTrial, tune.PlacementGroupFactory([shares])),
-            param_space={"trial": tune.grid_search(trials), "dispatcher": dispatcher.name},
+            param_space={
+                "trial": tune.grid_search(trials),
+                "dispatcher": dispatcher.name,
+                "metric": spec.metric.val_key,
+            },
             tune_config=tune.TuneConfig(
                 scheduler=TuneScheduler(
                     Scheduler(schedulers, state, decide, seed=spec.sweeps[0].seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import process
+from orchestrator.compare.data_notes import image_warnings
 from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import (
     COLD_START_S,
@@ -41,11 +42,12 @@ from orchestrator.tracking import store
 from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights, current_pin, fetch
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, DatasetFacts, DataSpec
-from trainables.data import duplicates
+from trainables.data.balance import counts_lines
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
 from trainables.data.store import default_folder
 from trainables.errors import collected, raise_if_any
+from trainables.metrics import TOP1, class_mistakes
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote
 from trainables.storage.waiting import in_background
@@ -198,6 +200,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     Raises ``UserError`` for mistakes, and for what can never be scheduled or afforded.
     """
     totals = validate(spec)
+    refuse_unknown_class(spec)
     images = images_of(spec)
     refuse_broken(spec, images, only_own_weights=True)
     has_length = session.state_of(spec.folder).begun or not is_open(spec)
@@ -222,7 +225,37 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
         coming=coming,
         counts={candidate: facts.counts for candidate, facts in images.items()},
         images=images,
+        described=described(spec, images),
     )
+
+
+def refuse_unknown_class(spec: RunSpec) -> None:
+    """Raise ``UserError`` where the images do not have the class that the run's metric names, or
+    too few classes for it. Images whose classes' names are not known are read into the image
+    store."""
+    metric = spec.metric
+    if metric == TOP1 or (metric.class_name is None and not metric.is_image_share):
+        return
+    images = images_of(spec) if metric.class_name is None else read_datasets(spec)
+    raise_if_any(
+        line for facts in images.values() for line in class_mistakes(metric, facts.class_names)
+    )
+
+
+def described(spec: RunSpec, images: Mapping[str, DatasetFacts]) -> list[Plan]:
+    """Of each data set of the run that has been read, on this machine: its name, how many images
+    its classes have, and what is wrong with them."""
+    known: dict[str | None, DatasetFacts] = {}
+    for sweep in spec.sweeps:
+        facts = images[sweep.candidate]
+        if facts.class_counts is None and (store := find(absolute_data(sweep.data))):
+            facts = store.info
+        if facts.class_counts is not None:
+            known[facts.content_hash] = facts
+    return [
+        {"name": facts.name, "classes": counts_lines(facts), "warnings": [*image_warnings(facts)]}
+        for facts in known.values()
+    ]
 
 
 def coming_openings(
@@ -256,6 +289,7 @@ def plan(
     coming: Sequence[SplitOpening] = (),
     counts: Mapping[str, Mapping[str, int]] | None = None,
     images: Mapping[str, DatasetFacts] | None = None,
+    described: Sequence[Plan] = (),
 ) -> Plan:
     """What a run will do, as JSON of this ``schema``: pure arithmetic, no ray, no torch.
 
@@ -265,7 +299,8 @@ def plan(
     candidate's ``trials`` are those of one search, its epochs those of all, without the finals.
     ``coming`` says which openings of their test splits those would be; with ``counts``, images by
     candidate and split, a candidate's ``length`` says in steps why a full trial is as long as it
-    is; with ``images``, by candidate, its ``store`` says how they are kept.
+    is; with ``images``, by candidate, its ``store`` says how they are kept. ``described`` says what
+    the data sets hold.
     """
     candidates: list[Plan] = [
         {
@@ -323,11 +358,13 @@ def plan(
         "trials": trials,
         "expected_epochs": round(sum(candidate["expected_epochs"] for candidate in candidates), 1),
         "worst_epochs": sum(candidate["worst_epochs"] for candidate in candidates),
+        "metric": spec.metric.as_dict(),
         "searches": spec.searches,
         "final_seeds": spec.final_seeds,
         "final_epochs": spec.searches
         * sum(spec.final_seeds * candidate["max_epochs"] for candidate in candidates),
         "test_splits": [opening.as_dict() for opening in coming],
+        "datasets": list(described),
         "budget": spec.budget,
         "prices": spec.prices,
         "tflops": tflops,
@@ -442,7 +479,9 @@ class PreparedRun:
             for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
         for facts in {id(facts): facts for facts in images.values()}.values():
-            if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
+            for line in counts_lines(facts):
+                log.info(f"{facts.name}: {line}")
+            for problem in image_warnings(facts):
                 log.warning(f"warning: {facts.name}: {problem}")
         for opening in coming_openings(spec, images, reopen=self.options.reopen_test):
             if opening.number > 1:
@@ -472,6 +511,8 @@ def prepare(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptio
     if totals and totals["GPU"] and not spec.sweeps[0].resources.gpus_per_worker:
         log.info(f"{totals['GPU']:g} GPU here stay unused: --gpus-per-worker 1 trains on them")
     begun = session.state_of(spec.folder)
+    if not begun.begun:
+        refuse_unknown_class(spec)
     spec = _with_hub_pins(spec, begun)
     trials, costs = begun.trials, None
     undecided = not trials and any(sweep.recipe.compile is None for sweep in spec.sweeps)

@@ -1,4 +1,4 @@
-"""Before Ray starts: every backbone of a run is built and takes one training step on this CPU.
+"""Before a run begins: every backbone of it is built and takes one training step on this CPU.
 
 A model that cannot be adapted, fails in its forward pass, or meets a batch of one image with batch
 normalisation would fail every trial, minutes later and on a cluster that costs money, and use the

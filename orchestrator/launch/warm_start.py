@@ -19,6 +19,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Axes, Choice, Domain, Observation, WarmStart
 from trainables.config import Assignment
 from trainables.errors import UserError, collected, raise_if_any
+from trainables.metrics import Metric, metric_of
 
 RECIPES = 3  # of each candidate
 
@@ -67,22 +68,23 @@ def _warm_start(sweep: SweepSpec, names: Sequence[str], states: Sequence[State])
             f"--from needs axes that are searched; {sweep.candidate} has none. "
             "Fix: leave --from out"
         )
-    searched = [_searched(sweep, state) for state in states]
+    searched, metric = [_searched(sweep, state) for state in states], metric_of(sweep.metric)
     fitting = [[trial for trial in trials if _fits(sweep, trial)] for trials in searched]
     recipes: list[Axes] = []
     # The best of each run, then the second of each: accuracies of two runs may not compare.
-    for trial in chain.from_iterable(zip_longest(*map(_ranked, fitting))):
+    for trial in chain.from_iterable(zip_longest(*(_ranked(of_run, metric) for of_run in fitting))):
         axes = None if trial is None else _axes(sweep, trial)
         if axes is not None and axes not in recipes:
             recipes.append(axes)
     if not recipes:
         raise UserError(
-            f"--from needs a finished trial of {sweep.candidate} whose recipe lies in the ranges "
-            f"that are searched; {', '.join(names)} has none among {sum(map(len, searched))} "
-            "trials of it. Fix: name another run, or leave --from out for all candidates"
+            f"--from needs a finished trial of {sweep.candidate} that reported {metric.name} and "
+            f"whose recipe lies in the ranges that are searched; {', '.join(names)} has none among "
+            f"{sum(map(len, searched))} trials of it. Fix: name another run, or "
+            "leave --from out for all candidates"
         )
     observations = [
-        Observation(axes=_axes(sweep, trial), values=trial.values(), status=trial.status)
+        Observation(axes=_axes(sweep, trial), values=trial.scores(metric), status=trial.status)
         for trial in chain.from_iterable(fitting)
         if sweep.scheduler.sampler == "tpe" and trial.status.is_final and _compares(sweep, trial)
     ]
@@ -100,12 +102,12 @@ def _searched(sweep: SweepSpec, state: State) -> list[TrialState]:
     ]
 
 
-def _ranked(trials: Sequence[TrialState]) -> list[TrialState]:
-    """The finished ones that have an accuracy, the best first."""
+def _ranked(trials: Sequence[TrialState], metric: Metric) -> list[TrialState]:
+    """The finished ones that have reported the metric, the best first."""
     finished = [
-        (top1, trial)
+        (max(scores.values()), trial)
         for trial in trials
-        if trial.status is TrialStatus.FINISHED and (top1 := trial.best()[0]) is not None
+        if trial.status is TrialStatus.FINISHED and (scores := trial.scores(metric))
     ]
     return [trial for _, trial in sorted(finished, key=lambda ranked: -ranked[0])]
 

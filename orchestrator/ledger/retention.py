@@ -1,13 +1,14 @@
 """Which checkpoints of a run stay on disk.
 
 ==================================  ==============================================================
-a trial that has not ended          its best by val_top1, and its newest, from which it resumes
+a trial that has not ended          its best, and its newest, from which it resumes
 finished in the search              its best; when the run has closed, only its search's winner's
 a finished final                    its newest: the weights that met the test split
 pruned, failed                      none
 ==================================  ==============================================================
 
-An audited or a paused trial has not ended. A winner once beaten never wins again, however many
+Best is by the metric that the run is judged by, on validation. An audited or a paused trial has
+not ended. A winner once beaten never wins again, however many
 trials are added, and finals are trained from scratch, so nothing that goes is ever asked for.
 
 The worker removes, after each report that is on record and when it lets a trial go; nobody else
@@ -41,7 +42,7 @@ def newest(run_folder: Path, trial: TrialState) -> str | None:
 
 
 def best(run_folder: Path, trial: TrialState) -> str | None:
-    """The best checkpoint by val_top1, or the newest one that is there where it got lost."""
+    """The best checkpoint, or the newest one that is there where it got lost."""
     best_first = [trial.best_checkpoint, *trial.checkpoints]
     return _first_there(run_folder, trial, filter(None, best_first))
 

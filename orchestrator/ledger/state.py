@@ -20,6 +20,7 @@ from orchestrator.spec.screening import ScreenSpec
 from orchestrator.spec.spaces import Axes
 from trainables.config import Assignment, DatasetFacts, Spec
 from trainables.errors import UserError, one_line
+from trainables.metrics import Metric, metric_of
 
 Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
 
@@ -268,21 +269,38 @@ class TrialState:
 
     @property
     def best_checkpoint(self) -> str | None:
-        """The folder on record with the best val_top1, the earlier one of a tie."""
-        saved = {e: value for e, value in self.values().items() if self.reports[e].checkpoint}
+        """The folder on record with the best judged value, the earlier one of a tie."""
+        saved = {e: score for e, score in self.scores().items() if self.reports[e].checkpoint}
         epoch = max(saved, key=saved.__getitem__, default=None)
         return None if epoch is None else self.reports[epoch].checkpoint
 
-    def values(self, metric: str = "val_top1") -> dict[int, float]:
-        """Epoch -> ``metric`` where it is finite, in the order of epochs."""
-        values = {e: self.reports[e].metrics.get(metric, math.nan) for e in sorted(self.reports)}
+    @property
+    def metric(self) -> Metric:
+        """What it is judged by. Raises ``UserError`` for one that this version does not know."""
+        return metric_of(self.assignment.metric)
+
+    def values(self, metric: Metric | None = None) -> dict[int, float]:
+        """Epoch -> validation ``metric`` (``None``: the one it is judged by) where it is finite, in
+        the order of epochs."""
+        key = (metric or self.metric).val_key
+        values = {e: self.reports[e].metrics.get(key, math.nan) for e in sorted(self.reports)}
         return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
 
-    def best(self, metric: str = "val_top1") -> tuple[float | None, int | None]:
-        """Best value of ``metric`` and the epoch it was reached in, the earlier one of a tie."""
-        values = self.values(metric)
-        epoch = max(values, key=values.__getitem__, default=None)
-        return (None, None) if epoch is None else (values[epoch], epoch)
+    def scores(self, metric: Metric | None = None) -> dict[int, float]:
+        """:meth:`values` as :meth:`Metric.score` has them: a larger one is better."""
+        asked = metric or self.metric
+        return {epoch: float(asked.score(value)) for epoch, value in self.values(asked).items()}
+
+    def best(self, metric: Metric | None = None) -> tuple[float | None, int | None]:
+        """Best of :meth:`values` and the epoch it was reached in, the earlier one of a tie."""
+        scores = self.scores(metric)
+        epoch = max(scores, key=scores.__getitem__, default=None)
+        return (None, None) if epoch is None else (self.values(metric)[epoch], epoch)
+
+    @property
+    def best_score(self) -> float | None:
+        """The score of :meth:`best` by the metric that it is judged by."""
+        return max(self.scores().values(), default=None)
 
 
 @dataclass

@@ -28,7 +28,8 @@ from orchestrator.ledger.events import FILE_NAME, tail
 from orchestrator.ledger.state import Record, RunStatus, State, TrialStatus, apply, run_status
 from orchestrator.spec import limits
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.wording import duration, span, top1
+from orchestrator.wording import duration, four_digits, span
+from trainables.metrics import TOP1, metric_of
 from trainables.printable import escaped, redacted
 
 REDRAW_S = 0.5
@@ -41,7 +42,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateView:
-    """One candidate's search trials. Epochs that a pruned trial did not train are ``saved``."""
+    """One candidate's search trials. Epochs that a pruned trial did not train are ``saved``.
+    ``best_value`` is what ``best_trial`` reached by ``metric``, ``best_val_top1`` the best accuracy
+    of any trial."""
 
     family: str
     trials: int
@@ -54,6 +57,8 @@ class CandidateView:
     epochs: int
     full_epochs: int
     saved_epochs: int
+    metric: str
+    best_value: float | None
     best_val_top1: float | None
     best_trial: str | None
     best_recipe: Mapping[str, object] | None
@@ -98,6 +103,7 @@ class RunningTrial:
     family: str
     epoch: int
     epochs: int
+    best_value: float | None
     best_val_top1: float | None
     since: float | None
     epoch_seconds: float | None
@@ -137,6 +143,7 @@ class RunView:
     budget: BudgetView | None
     eta_seconds: TimeToGo | None
     screen: ScreenView | None = None
+    metric: str = TOP1.name
     share_done: float | None = None
     running: list[RunningTrial] = field(default_factory=list)
 
@@ -178,6 +185,7 @@ def view(state: State, *, running: bool) -> RunView:
         budget=budgets[0] if budgets else None,
         eta_seconds=_time_to_go(state, candidates) if running else None,
         screen=_screen_view(state),
+        metric=state.spec.metric.name,
         share_done=_share_done(state),
         running=_running_trials(state, candidates) if running else [],
     )
@@ -204,7 +212,8 @@ def _running_trials(state: State, candidates: Sequence[CandidateView]) -> list[R
             family=trial.candidate,
             epoch=min(trial.epoch + 1, trial.assignment.epochs),
             epochs=trial.assignment.epochs,
-            best_val_top1=trial.best()[0],
+            best_value=trial.best()[0],
+            best_val_top1=trial.best(TOP1)[0],
             since=max(
                 [report.time for report in trial.reports.values()]
                 + ([trial.started_at] if trial.started_at else []),
@@ -234,8 +243,9 @@ def _candidate_view(state: State, candidate: str, running: bool) -> CandidateVie
     settled = [t for t in trials if t.status.is_final or (running and t.slot is not None)]
     counts = Counter(trial.status for trial in settled)
     counts[TrialStatus.QUEUED] += len(trials) - len(settled)
-    bests = [(value, trial) for trial in trials if (value := trial.best()[0]) is not None]
-    value, best = max(bests, key=lambda pair: pair[0], default=(None, None))
+    bests = [(score, trial) for trial in trials if (score := trial.best_score) is not None]
+    _, best = max(bests, key=lambda pair: pair[0], default=(None, None))
+    top1s = [value for trial in trials if (value := trial.best(TOP1)[0]) is not None]
     resources, seconds = resources_of(state), _seconds_per_epoch(state, candidate)
     ended = [t for t in trials if t.status in (TrialStatus.PRUNED, TrialStatus.FINISHED)]
     saved = sum(trial.assignment.epochs - trial.epoch for trial in ended)
@@ -248,7 +258,9 @@ def _candidate_view(state: State, candidate: str, running: bool) -> CandidateVie
         epochs=sum(len(trial.reports) for trial in trials),
         full_epochs=sum(trial.assignment.epochs for trial in trials),
         saved_epochs=saved,
-        best_val_top1=value,
+        metric=state.spec.metric.name,
+        best_value=None if best is None else best.best()[0],
+        best_val_top1=max(top1s, default=None),
         best_trial=None if best is None else best.trial,
         best_recipe=None if best is None else dict(best.axes or {}),
         device_hours=limits.device_hours(device_seconds(state, candidate), resources),
@@ -343,20 +355,26 @@ def event_line(record: Record, state: State) -> str | None:
         return str(record["reason"])
     if event == "frozen":
         winners = record["detail"]["winners"].values()
-        names = ", ".join(f"{model['trial']} ({top1(model['val_top1'])})" for model in winners)
+        key = state.spec.metric.val_key
+        names = ", ".join(f"{model['trial']} ({four_digits(model.get(key))})" for model in winners)
         return f"winners frozen: {names}"
     if event == "test_opened":
         again = [opening.text for opening in state.split_openings if opening.number > 1]
         return ": ".join(["the test split is opened", *again])
     if event == "preempted" and record.get("nodes"):
         return f"{name}: its node is gone; it goes on from its last checkpoint"
+    if event == "reported" and state.num_reports == 1 and name in state.trials:
+        key = state.trials[name].metric.val_key
+        value = four_digits(record["metrics"].get(key))
+        return f"{name:<14} the first epoch is trained: {key} {value}"
     if event in ("finished", "pruned", "failed") and name in state.trials:
         trial = state.trials[name]
         why = f" ({trial.reason})" if event == "failed" else ""
         epochs = f"{trial.epoch}/{trial.assignment.epochs}"
-        best = f"best val_top1 {top1(trial.best()[0])}"
-        if trial.outcome.get("test"):
-            best += f", test top1 {top1(trial.outcome['test']['top1'])}"
+        metric = trial.metric
+        best = f"best {metric.val_key} {four_digits(trial.best()[0])}"
+        if test := trial.outcome.get("test"):
+            best += f", test {metric.name} {four_digits(test.get(metric.name))}"
         return f"{name:<14} {event:<8} epoch {epochs:<6} {best}{why}"
     return None
 
@@ -469,7 +487,9 @@ def render(run: RunView, *, now: float | None = None) -> Group:
     table.add_row("epochs", *(str(candidate.epochs) for candidate in run.families))
     hours = (f"{candidate.device_hours:.3g}" for candidate in run.families)
     table.add_row(f"{run.device}-hours", *hours)
-    table.add_row("best val_top1", *(top1(candidate.best_val_top1) for candidate in run.families))
+    metric = metric_of(run.metric)
+    bests = (four_digits(candidate.best_value) for candidate in run.families)
+    table.add_row(_cell(f"best {metric.val_key}"), *bests)
     table.add_row("by trial", *(_cell(candidate.best_trial or "") for candidate in run.families))
     recipes = [candidate.best_recipe or {} for candidate in run.families]
     for axis in dict.fromkeys(axis for recipe in recipes for axis in recipe):
@@ -498,7 +518,7 @@ def _bars(run: RunView, now: float) -> list[RenderableType]:
         taken_s = max(0.0, now - trial.since) if trial.since is not None else 0.0
         share = min(1.0, taken_s / trial.epoch_seconds) if trial.epoch_seconds else 0.0
         pace = f" of ~{duration(trial.epoch_seconds)}" if trial.epoch_seconds else ""
-        best = "" if trial.best_val_top1 is None else f", best {top1(trial.best_val_top1)}"
+        best = "" if trial.best_value is None else f", best {four_digits(trial.best_value)}"
         grid.add_row(
             _cell(trial.trial),
             f"epoch {trial.epoch}/{trial.epochs}",
@@ -508,10 +528,12 @@ def _bars(run: RunView, now: float) -> list[RenderableType]:
     lines = []
     if len(run.running) > MOST_BARS:
         lines.append(f"and {len(run.running) - MOST_BARS} more trials")
-    bests = [c for c in run.families if c.best_val_top1 is not None]
+    bests = [c for c in run.families if c.best_value is not None]
     if bests:
-        best_one = max(bests, key=lambda c: c.best_val_top1 or 0.0)
-        lines.append(f"best so far {top1(best_one.best_val_top1)} by {best_one.best_trial}")
+        metric = metric_of(run.metric)
+        best_one = max(bests, key=lambda c: float(metric.score(c.best_value)))
+        by = "" if metric == TOP1 else f"{metric.name} "
+        lines.append(f"best so far {by}{four_digits(best_one.best_value)} by {best_one.best_trial}")
     if run.eta_seconds:
         lines.append(f"{_time_text(run.eta_seconds)} to go")
     return [grid, _cell("; ".join(lines)), Text()]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.compare.winners import winners
-from orchestrator.engine.scheduler import METRIC, Scheduler
+from orchestrator.engine.scheduler import Scheduler
 from orchestrator.ledger import cost
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import Record, State, TrialState, replay, require_trials
@@ -36,6 +36,7 @@ from orchestrator.spec.run import RunSpec, SweepSpec, search_name
 from orchestrator.wording import MISSING, duration, points, span
 from trainables.config import Assignment
 from trainables.errors import UserError, raise_if_any
+from trainables.metrics import TOP1
 
 DECISIONS = ("promoted", "pruned", "audited", "paused")
 SHARE = 0.95  # of the orders of arrival that a range holds
@@ -96,7 +97,7 @@ class Range:
 @dataclass(frozen=True, kw_only=True)
 class SearchReplay:
     """One search over all orders; ``family`` is its name, ``vit-s2`` the second one of vit.
-    ``winners``: how often each trial won, the most frequent first. ``regret``: validation accuracy
+    ``winners``: how often each trial won, the most frequent first. ``regret``: validation figure
     that the winner lacks, at full length, against the best on record, ``None`` where no winner was
     ever finished."""
 
@@ -148,7 +149,7 @@ def disagreements(records: Iterable[Record], state: State) -> list[str]:
         # A report is judged when its decision was put on record, which may be some reports later.
         judged = record["event"] in DECISIONS
         if judged or (record["event"] == "reported" and (name, epoch) not in recorded):
-            value = search[name].reports[epoch].metrics.get(METRIC)
+            value = search[name].reports[epoch].metrics.get(scheduler.metric.val_key)
             scheduler.on_report(name, epoch, value)
         elif record["event"] in ("finished", "failed"):
             scheduler.on_end(name)
@@ -266,18 +267,20 @@ def _search(
 ) -> SearchReplay:
     won = [order.winners[search] for order in simulated if search in order.winners]
     counts = {name: won.count(name) for name in sorted(set(won), key=lambda n: -won.count(n))}
-    full = {
-        name: trial.best()[0] or math.nan
+    finished = {
+        name: trial
         for name, trial in trials.items()
         if trial.search_name == search and trial.status == "finished"
     }
-    best = max(full.values(), default=math.nan)
+    full = {n: value for n, trial in finished.items() if (value := trial.best()[0]) is not None}
+    metric = next((trial.metric for trial in finished.values()), TOP1)
+    best = max(full.values(), key=metric.score, default=math.nan)
     return SearchReplay(
         family=search,
         epochs=Range.of([order.epochs[search] for order in simulated]),
         winners=counts,
         without_winner=len(simulated) - len(won),
-        regret=Range.of([best - full.get(name, math.nan) for name in won]),
+        regret=Range.of([metric.advantage(best, full.get(name, math.nan)) for name in won]),
     )
 
 

@@ -21,7 +21,7 @@ from orchestrator.compare.runs import RunData
 from orchestrator.engine import finals
 from orchestrator.engine.budget_guard import Slot
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
-from orchestrator.engine.scheduler import METRIC, Action, Scheduler
+from orchestrator.engine.scheduler import Action, Scheduler
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.ledger.session import open_trials, opening_records, state_of
 from orchestrator.ledger.state import Record, RunHeader, State, run_status
@@ -328,7 +328,8 @@ class Session:
                 if answer.done:
                     self._scheduler.on_end(trial)
                 else:
-                    action = self._scheduler.on_report(trial, epoch, answer.metrics.get(METRIC))
+                    value = answer.metrics.get(self._scheduler.metric.val_key)
+                    action = self._scheduler.on_report(trial, epoch, value)
             elif answer.ended != "stopped":
                 self._scheduler.on_end(trial)
             if action is not Action.CONTINUE:

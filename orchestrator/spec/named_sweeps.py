@@ -322,7 +322,9 @@ Kinds = tuple[Any, ...]  # types that a field may have, NoneType last
 
 def leaves() -> dict[str, Kinds]:
     """Every path that ``--set`` reaches, with the types of its field."""
-    paths: dict[str, Kinds] = {"trials": (int,), "seed": (int,), "published_first": (bool,)}
+    paths: dict[str, Kinds] = {
+        "trials": (int,), "seed": (int,), "metric": (str,), "published_first": (bool,)
+    }  # fmt: skip
     for owner in SECTIONS:
         for one in fields(owner):
             paths[f"{owner.section}.{one.name}"] = kinds_of(owner, one.name)

@@ -35,6 +35,8 @@ from trainables.config import (
     stable_hash,
 )
 from trainables.data.sources import KNOWN_DATASETS
+from trainables.errors import collected
+from trainables.metrics import TOP1, Metric, metric_of
 from trainables.printable import without_login
 from trainables.storage.object_storage import is_remote, working_copy
 
@@ -118,7 +120,8 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 DEFAULTS_VERSION = 2
 SEARCHABLE_DATA = ("data.fraction", "data.train_limit")
 HasSections = TypeVar("HasSections", "SweepSpec", Assignment)
-SHARED = ("trials", "seed", "scheduler", "data", "resources")  # by all candidates of a run
+# By all candidates of a run.
+SHARED = ("trials", "seed", "metric", "scheduler", "data", "resources")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,8 @@ class SweepSpec(Spec):
     all that is searched. After a ``warm_start`` the first trials, or those after it, have the
     recipes of earlier runs. ``compile_pays`` is
     what a measured step said where ``recipe.compile`` is ``None``: decided once, as the run begins;
-    ``None`` where nothing was measured."""
+    ``None`` where nothing was measured. ``metric`` is what trials are judged by, as
+    :func:`trainables.metrics.metric_of` reads it; specs of before it were judged by ``top1``."""
 
     backbone: BackboneSpec
     data: DataSpec = field(default_factory=DataSpec)
@@ -140,6 +144,7 @@ class SweepSpec(Spec):
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     trials: int = ruled(8, 1, option="--trials", operational=True)
     seed: int = ruled(0, 0, option="--seed")
+    metric: str = field(default="top1", metadata={"before": "top1"})
     grid: Sequence[spaces.Axes] = ()
     warm_start: spaces.WarmStart | None = None
     published_first: bool = ruled(False, before=False)
@@ -236,6 +241,7 @@ class SweepSpec(Spec):
             seed=_seed(seed, self.candidate, index),
             epochs=self.scheduler.max_epochs,
             epoch_timeout_s=self.resources.epoch_timeout_s,
+            metric=self.metric,
         )
         assignment = with_axes(assignment, own)
         backbone, data = absolute_backbone(assignment.backbone), absolute_data(assignment.data)
@@ -262,7 +268,19 @@ class SweepSpec(Spec):
             mistakes.append(f"a grid has a row a trial; got {rows} for {self.trials} trials")
         if self.scheduler.sampler == "tpe":
             mistakes += spaces.tpe_mistakes(self.space)
+        mistakes += self._metric_mistakes()
         return mistakes + (self._space_mistakes() or self.recipe.mistakes())
+
+    def _metric_mistakes(self) -> list[str]:
+        with collected([]) as mistakes:
+            metric, rule = metric_of(self.metric), self.scheduler.noise_rule
+            if rule != "off" and not metric.is_image_share:
+                mistakes.append(
+                    "scheduler.noise_rule goes by the binomial error of a share of images, which "
+                    f"top1 and top5 are; got {rule} with metric {self.metric}. "
+                    "Fix: --set scheduler.noise_rule=off"
+                )
+        return mistakes
 
     def _space_mistakes(self) -> list[str]:
         mistakes: list[str] = []
@@ -313,6 +331,12 @@ class RunSpec(Spec):
     def folder(self) -> Path:
         """Where the run keeps its ledger, checkpoints and report."""
         return run_folder(self.storage, self.name)
+
+    @property
+    def metric(self) -> Metric:
+        """What all candidates are judged by; top1 where there is none. Raises ``UserError`` where
+        its name is not valid."""
+        return metric_of(self.sweeps[0].metric) if self.sweeps else TOP1
 
     def trial_names(self) -> set[str]:
         """Of all search trials."""
@@ -383,7 +407,7 @@ class RunSpec(Spec):
         shared = ("resources",) if self.claim else SHARED
         each_sweep = [leaves(sweep.as_dict()) for sweep in self.sweeps]
         mistakes = []
-        for path in each_sweep[0] if each_sweep else ():
+        for path in dict.fromkeys(path for texts in each_sweep for path in texts):
             values = [texts.get(path) for texts in each_sweep]
             if path.partition(".")[0] in shared and len(set(values)) > 1:
                 pairs = zip(self.sweeps, values, strict=True)

@@ -190,8 +190,8 @@ def _by_epoch(values: Mapping[str | int, float]) -> Mapping[int, float]:
 class Observation(Spec):
     """A trial of the same sweep that was drawn before, and what is known of it by now.
 
-    ``values``: epoch -> validation accuracy. ``status`` is the ledger's.
-    """
+    ``values``: epoch -> what it is judged by on validation, as its metric scores it. ``status`` is
+    the ledger's."""
 
     axes: Axes
     values: Mapping[int, float] = field(metadata={"read": _by_epoch})

@@ -35,11 +35,12 @@ from orchestrator.compare.shortlist import FILE_NAME as SHORTLIST
 from orchestrator.compare.shortlist import shortlist_of
 from orchestrator.compare.winners import SelectedModel, best_models
 from orchestrator.ledger.events import FILE_NAME, tail
-from orchestrator.ledger.state import State, TrialState, apply
+from orchestrator.ledger.replication import pull_finals
+from orchestrator.ledger.state import State, TrialState, TrialStatus, apply
 from orchestrator.tracking import store, view
 from orchestrator.tracking.best_model import export_to_folder, log_model
 from orchestrator.tracking.client import Client, MlflowRun, Outage, talking
-from trainables.errors import UserError, one_line, raise_if_any
+from trainables.errors import StorageError, UserError, one_line, raise_if_any
 from trainables.printable import PlainFormatter
 from trainables.storage.waiting import retry
 
@@ -173,9 +174,23 @@ class Mirror:
         if ends:
             if trial.ended_at is not None and trial.reports:
                 client.put(run, "learning_curve.json", view.learning_curve(trial))
+            if trial.stage == "final" and trial.status == TrialStatus.FINISHED:
+                self._put_classes(client, run, trial)
             if trial.stage == "final" and not run.has_datasets:
                 client.log_datasets(run, view.datasets(self._state, trial))
             client.set_status(run, status, trial.ended_at or self._ended_at)
+
+    def _put_classes(self, client: Client, run: MlflowRun, trial: TrialState) -> None:
+        """What its model confuses; nothing where it has kept no predictions, or they are not to be
+        had."""
+        try:
+            pull_finals(self._folder)  # of a run in object storage they are not here yet
+            classes = view.classes_of_final(self._state, trial, self._folder)
+        except (UserError, StorageError) as error:
+            log.warning(f"{trial.trial} is recorded without its classes: {one_line(error)}")
+            return
+        if classes is not None:
+            client.put(run, "classes.json", classes)
 
     def _show_screened(self, client: Client, label: str) -> None:
         """A candidate of a screen, which is on record with all that is known of it."""

@@ -20,7 +20,6 @@ from orchestrator.tracking import store, view
 from trainables.errors import UserError, one_line
 
 TRAINING = ("workflowType", "machine_learning")
-SEARCH_METRIC, FINAL_METRIC = "best_val_top1", "test_top1"
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,16 @@ def links_of(state: State, recorded: RecordedRun, server: str) -> list[Link]:
     winner_ids = [recorded.run_ids[name] for name in names if name in recorded.run_ids]
     num_finals = sum(trial.trial in recorded.run_ids for trial in finals)
     num_others = len(recorded.run_ids) - num_finals
-    links = []
+    links, metric = [], state.spec.metric
     if winner_ids:
         links.append(Link("winners", len(winner_ids), _runs_page(server, recorded, winner_ids)))
     if num_finals:
-        page = _list_page(server, state, recorded, "tags.stage = 'final'", FINAL_METRIC)
+        page = _list_page(server, state, recorded, "tags.stage = 'final'", metric.test_key)
         links.append(Link("finals", num_finals, page))
     if num_others:
-        page = _list_page(server, state, recorded, "tags.stage != 'final'", SEARCH_METRIC)
+        page = _list_page(
+            server, state, recorded, "tags.stage != 'final'", f"best_{metric.val_key}"
+        )
         links.append(Link("trials", num_others, page))
     return links
 
@@ -78,8 +79,8 @@ def _list_page(
     own = f"tags.`{view.RUN_ID_TAG}` = '{view.run_id(state)}'"
     query = {
         "searchFilter": f"{own} and {condition}",
-        "orderByKey": f"metrics.`{metric}`",
-        "orderByAsc": "false",
+        "orderByKey": f"metrics.`{view.metric_name(metric)}`",
+        "orderByAsc": "false" if state.spec.metric.larger_is_better else "true",
         "compareRunsMode": "CHART",
     }
     return _address(server, f"experiments/{recorded.experiment_id}/runs", query)

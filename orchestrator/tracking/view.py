@@ -5,22 +5,30 @@ comparison. No mlflow here.
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.compare.classes import by_class
 from orchestrator.compare.families import convergence
+from orchestrator.compare.predicted import of_one_final
 from orchestrator.compare.runs import curve_of
 from orchestrator.compare.shortlist import Shortlist
 from orchestrator.compare.winners import SelectedModel
 from orchestrator.ledger.cost import cost_of
+from orchestrator.ledger.replication import FINALS
 from orchestrator.ledger.screen_state import STAGE
 from orchestrator.ledger.state import RunStatus, State, TrialState, TrialStatus, run_status
-from orchestrator.wording import MISSING, NONE, duration, interval, percent
+from orchestrator.wording import MISSING, NONE, duration, figure, interval
 from trainables.config import BackboneSpec, stable_hash
+from trainables.evaluate.predictions import read_predictions
+from trainables.metrics import TOP1, metric_of
+from trainables.storage.trial_files import predictions_file
 
 RUN_ID_TAG = "orchestrator.run_id"
 CANDIDATE_TAG = "candidate"
@@ -29,7 +37,8 @@ FORMER_MODEL_TAG = "model"  # was the same, in stores of before a backbone's nam
 GEOMETRY = (
     "patch", "stem", "image_size", "tokens", "weights", "pretraining_data", "num_workers",
 )  # fmt: skip
-MAX_TAG, MAX_PARAM = 5000, 6000
+MAX_TAG, MAX_PARAM, MAX_METRIC_NAME = 5000, 6000, 250
+ENDS = {"": "mean", "_low": "low", "_high": "high"}  # of an interval's columns
 TABLE = "summary.json"
 # The UI shows artifacts that this tag names as tables, and compares them between runs.
 TABLE_TAG = {"mlflow.loggedArtifacts": f'[{{"path": "{TABLE}", "type": "table"}}]'}
@@ -79,6 +88,7 @@ def trial_tags(state: State, trial: TrialState, parent: str, interrupted: bool) 
         "sweep": state.header.run,
         "trial": trial.trial,
         "candidate": trial.candidate,
+        "metric": trial.metric.name,
         "family": trial.family,
         "model": model,
         "weights": backbone.weights,
@@ -118,16 +128,27 @@ def trial_params(trial: TrialState) -> dict[str, str]:
 def _rows(values: Mapping[str, float | None], at: float, step: int = 0) -> list[MetricRow]:
     """The values that are known, at unix second ``at``. What a whole run amounts to is at step 0:
     there MLflow draws bars of the runs, not curves of one point."""
-    return [(k, float(v), milliseconds(at), step) for k, v in values.items() if v is not None]
+    return [
+        (metric_name(name), float(value), milliseconds(at), step)
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as MLflow takes it: ``val_precision:cat@0.9`` as
+    ``val_precision:cat_0.9``."""
+    clean = re.sub(r"[^\w.\- :/]", "_", name)[:MAX_METRIC_NAME]
+    return clean if posixpath.normpath(clean) == clean else clean.replace("/", "_")
 
 
 def epoch_metrics(trial: TrialState, after: int = 0) -> list[MetricRow]:
     """Its reports ``after`` that epoch; their own time makes a replay write the same rows."""
-    rows = []
+    rows, judged = [], trial.metric.val_key
     for epoch in sorted(epoch for epoch in trial.reports if epoch > after):
         report = trial.reports[epoch]
         # MLflow's comparison opens with the metric that was written first.
-        ordered = sorted(report.metrics.items(), key=lambda metric: metric[0] != "val_top1")
+        ordered = sorted(report.metrics.items(), key=lambda metric: metric[0] != judged)
         values = {name: value for name, value in ordered if name != "epoch"}
         rows += _rows(values, report.time, epoch)
     return rows
@@ -144,7 +165,8 @@ def final_metrics(trial: TrialState) -> list[MetricRow]:
     shift, occlusion = probes.get("shift", {}), probes.get("occlusion", {})
     consistency = shift.get("consistency", {}).get("axis", ())
     values: dict[str, float | None] = {
-        "best_val_top1": trial.best()[0],
+        f"best_{trial.metric.val_key}": trial.best()[0],
+        "best_val_top1": trial.best(TOP1)[0],
         "epochs_to_90pct_of_best": speed.epochs if speed else None,
         "convergence_auc": speed.auc if speed else None,
         "device_seconds": cost_of([trial]).total if trial.reports else None,
@@ -189,6 +211,20 @@ def learning_curve(trial: TrialState) -> dict[str, object]:
     return {"schema": 1, "trial": trial.trial, "rungs": rungs, "epochs": epochs}
 
 
+def classes_of_final(state: State, trial: TrialState, run_folder: Path) -> dict[str, Any] | None:
+    """Confusions, recall, precision and reliability of a final's model on test; ``None``
+    where it has not kept what it predicts. Raises ``UserError`` where the file is damaged."""
+    file = predictions_file(run_folder / FINALS / trial.trial, "test")
+    predictions = read_predictions(file)
+    if predictions is None:
+        return None
+    facts = state.header.datasets.get(trial.candidate)
+    whole = of_one_final(trial.candidate, predictions, facts.class_names if facts else ())
+    (scores,) = by_class(whole, ()).candidates
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(scores)))
+    return {"schema": 1, "trial": trial.trial, **plain}
+
+
 def datasets(state: State, trial: TrialState | None = None) -> list[dict[str, str]]:
     """The run's datasets, or a trial's, each as the fields of MLflow's ``Dataset``. A final carves
     other validation images, hence has another hash."""
@@ -224,6 +260,7 @@ def run_tags(state: State, interrupted: bool) -> dict[str, str]:
         RUN_ID_TAG: run_id(state),
         "mlflow.source.name": "orchestrator",
         "sweep": header.run,
+        "metric": None if header.screen else state.spec.metric.name,
         "status": run_status(state, running=not (interrupted or state.stopped)),
         "stage": STAGE if header.screen else None,
         "from_screen": state.spec.from_screen,
@@ -257,11 +294,13 @@ def run_metrics(state: State, ended_at: float) -> list[MetricRow]:
         return _rows(counts, ended_at)
     trials = state.trials.values()
     counts = Counter(trial.status for trial in trials)
-    best = [value for trial in trials if (value := trial.best()[0]) is not None]
-    values = {
+    metric, top1s = state.spec.metric, [trial.best(TOP1)[0] for trial in trials]
+    best = max(trials, key=lambda trial: trial.best_score or 0.0, default=None)
+    values: dict[str, float | None] = {
         **{f"trials_{status}": counts[status] for status in TrialStatus if status.is_final},
         "device_seconds": cost_of(trials).total,
-        "best_val_top1": max(best, default=None),
+        f"best_{metric.val_key}": best.best()[0] if best else None,
+        "best_val_top1": max((value for value in top1s if value is not None), default=None),
     }
     return _rows(values, ended_at)
 
@@ -374,6 +413,9 @@ def model_facts(state: State, model: SelectedModel) -> dict[str, Any]:
         "epoch": model.epoch,
         "dataset": dataset.name,
         "dataset_hash": dataset.content_hash,
+        "metric": trial.metric.name,
+        trial.metric.val_key: model.value,
+        trial.metric.test_key: test.get(trial.metric.name),
         "val_top1": model.val_top1,
         "test_top1": test.get("top1"),
         "test_images": test.get("n"),
@@ -386,26 +428,43 @@ def model_facts(state: State, model: SelectedModel) -> dict[str, Any]:
 
 def model_tags(state: State, model: SelectedModel) -> dict[str, str]:
     """Tags of a logged model and of its registered versions."""
-    facts = {k: v for k, v in model_facts(state, model).items() if k != "recipe"}
+    facts = {metric_name(k): v for k, v in model_facts(state, model).items() if k != "recipe"}
     return texts({RUN_ID_TAG: run_id(state), **facts}, MAX_TAG)
 
 
 def summary_table(comparison: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The comparison's candidates as ``log_table`` writes a table: best first, missing is null."""
     families = {entry["label"]: entry["family"] for entry in comparison.get("candidates", ())}
-    rows = [_summary_row(entry, families) for entry in comparison["families"]]
-    rows.sort(key=lambda row: -(row["test_top1"] or row["best_val_top1"] or -1.0))
+    entries = sorted(comparison["families"], key=_place)
+    rows = [_summary_row(entry, families) for entry in entries]
     return {"columns": list(rows[0]) if rows else [], "data": [list(row.values()) for row in rows]}
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[bool, float]:
+    """Sorts the best first: finals by test, before others by validation. Comparisons of before
+    there was a choice of metrics went by top1."""
+    metric = metric_of(entry.get("metric", TOP1.name))
+    final = entry["final"] or {}
+    test = final.get("test", final.get("test_top1")) or {}
+    value = test.get("mean")
+    reached = entry.get("best_value", entry["best_val_top1"]) if value is None else value
+    return value is None, 1.0 if reached is None else -float(metric.score(reached))
 
 
 def _summary_row(entry: Mapping[str, Any], families: Mapping[str, str]) -> dict[str, Any]:
     final, speed = entry["final"] or {}, entry["convergence"] or {}
     test = final.get("test_top1") or {}
     numbers = (final.get("probes") or {}).get("numbers", {})
+    metric, judged = entry.get("metric", TOP1.name), {}
+    if metric != TOP1.name:
+        own = final.get("test") or {}
+        judged = {f"test_{metric}{end}": own.get(key) for end, key in ENDS.items()}
+        judged[f"best_val_{metric}"] = entry["best_value"]
     same = ("best_val_top1", "best_trial", "backbone", "trials", "finished", "pruned", "failed")
     return {
         "candidate": entry["family"],
         "family": families.get(entry["family"], entry["family"]),
+        **judged,
         "test_top1": test.get("mean"),
         "test_top1_low": test.get("low"),
         "test_top1_high": test.get("high"),
@@ -423,12 +482,16 @@ def comparison_tags(comparison: Mapping[str, Any], present: Mapping[str, str]) -
     """Tags of the run that was compared: its table, and a description unless a user wrote one."""
     if not present.get(NOTE_TAG, SIGNATURE).endswith(SIGNATURE):
         return TABLE_TAG
-    lines = ["candidate | test accuracy | best validation | trials | device time", "--|--|--|--|--"]
+    metric = metric_of(comparison.get("metric", {"name": TOP1.name})["name"])
+    head = f"candidate | test {metric.noun} | best validation | trials | device time"
+    lines = [head, "--|--|--|--|--"]
     for entry in comparison["families"]:
+        final = entry["final"] or {}
+        test = final.get("test", final.get("test_top1"))
         cells = [
             entry["family"],
-            interval(**entry["final"]["test_top1"]) if entry["final"] else NONE,
-            percent(entry["best_val_top1"]),
+            interval(**test, metric=metric) if test else NONE,
+            figure(entry.get("best_value", entry["best_val_top1"]), metric),
             str(entry["trials"]),
             duration(entry.get("device_seconds", entry.get("gpu_seconds"))),
         ]

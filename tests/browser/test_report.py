@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.page import figures_of, report_html
 from orchestrator.compare.runs import load
 from tests.browser.conftest import SCREENSHOTS
 from tests.unit.compare.compare_runs import RunFolder, search_run, tournament_run
+from tests.unit.compare.predicted_runs import gallery_run
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.browser,
 ]
 
-UNFOLD = "document.querySelectorAll('details').forEach(fold => { fold.open = arguments[0] })"
+UNFOLD = "document.querySelectorAll('details').forEach(fold => { fold.open = true })"
 # The lowest contrast of each element that holds text with the nearest background painted
 # behind it (WCAG 2.2, relative luminance).
 LOWEST_CONTRAST = """
@@ -70,6 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "tournament": tournament_run(folder / "tournament"),
         "search": search_run(folder / "search", trials=24),
         "finals": run.close(),
+        "gallery": gallery_run(folder / "gallery"),
         "empty": RunFolder(folder / "empty").close(None),
     }
     made = {}
@@ -104,8 +111,9 @@ def resize(browser: Any, width: int, height: int) -> None:
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
     [
-        ("tournament", 360, "light"), ("tournament", 360, "dark"), ("tournament", 1600, "light"),
-        ("tournament", 1600, "dark"), ("search", 360, "light"), ("search", 1600, "dark"),
+        ("tournament", 400, "light"), ("tournament", 400, "dark"), ("tournament", 1280, "light"),
+        ("tournament", 1280, "dark"), ("search", 360, "light"), ("search", 1600, "dark"),
+        ("gallery", 400, "light"), ("gallery", 1280, "dark"),
         ("finals", 360, "dark"), ("finals", 1600, "light"), ("empty", 360, "light"),
     ],
 )  # fmt: skip
@@ -117,15 +125,126 @@ def test_the_page_reads_well(
     assert asked
     assert browser.get_log("browser") == []
     page = "document.documentElement"
-    for unfolded in (False, True):
-        browser.execute_script(UNFOLD, unfolded)
+    for state in ("as it opens", "unfolded"):
+        if state == "unfolded":
+            browser.execute_script(UNFOLD)
         wide, seen = browser.execute_script(f"return [{page}.scrollWidth, {page}.clientWidth]")
         assert wide <= seen
         ratio, words = browser.execute_script(LOWEST_CONTRAST)
         assert ratio >= 4.5, words
-        if not unfolded:
+        assert serious_findings(browser) == []
+        if state == "as it opens":
             resize(browser, width, browser.execute_script(f"return {page}.scrollHeight"))
             assert browser.save_screenshot(str(SCREENSHOTS / f"report-{name}-{width}-{scheme}.png"))
+
+
+def serious_findings(browser: Any) -> list[str]:
+    """What axe-core (WCAG 2.1 A and AA, and its best practices) calls serious or critical."""
+    axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is missing").Axe()
+    findings = axe.run(browser)
+    assert len(findings["passes"]) > 10
+    return [
+        f"{one['id']} ({one['impact']}): {one['help']}: {one['nodes'][0]['html'][:200]}"
+        for one in findings["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_gallery_shows_its_pictures_and_stays_small(
+    browser: Any, pages: dict[str, Path], width: int
+) -> None:
+    """Ten classes, four candidates, three mistakes of each: as many as there can be."""
+    assert pages["gallery"].stat().st_size <= 5_000_000
+    show(browser, pages["gallery"], width=width, scheme="light")
+    browser.execute_script(UNFOLD)
+    sizes = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.gallery img')).map(picture =>"
+        " [picture.naturalWidth, picture.clientWidth, picture.alt.length])"
+    )
+    assert len(sizes) >= 10 * 4 * 3
+    assert all(natural > 0 and drawn > 60 and words > 10 for natural, drawn, words in sizes)
+    browser.execute_script("document.querySelector('#mistakes').scrollIntoView()")
+    assert browser.save_screenshot(str(SCREENSHOTS / f"report-mistakes-{width}.png"))
+    browser.execute_script("document.querySelector('#classes').scrollIntoView()")
+    assert browser.save_screenshot(str(SCREENSHOTS / f"report-classes-{width}.png"))
+
+
+def test_axe_would_find_something(browser: Any, pages: dict[str, Path]) -> None:
+    show(browser, pages["tournament"], width=1280, scheme="light")
+    assert serious_findings(browser) == []
+    browser.execute_script("document.querySelector('svg').removeAttribute('aria-label')")
+    browser.execute_script("document.querySelector('.answer').style.color = '#bbb'")
+    assert [finding.split()[0] for finding in serious_findings(browser)] == [
+        "color-contrast", "svg-img-alt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_first_screen_holds_the_answer(
+    browser: Any, pages: dict[str, Path], width: int
+) -> None:
+    show(browser, pages["tournament"], width=width, scheme="light")
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    inside = [".answer", ".beside"] if width == 400 else [".answer", ".facts", ".first figure"]
+    for part in inside:
+        assert browser.execute_script(bottom, part) <= 900, part
+    assert browser.save_screenshot(str(SCREENSHOTS / f"report-first-screen-{width}.png"))
+
+
+def test_a_link_unfolds_what_it_leads_to(browser: Any, pages: dict[str, Path]) -> None:
+    show(browser, pages["tournament"], width=1280, scheme="light")
+    is_open = "return document.querySelector('#differences').parentElement.open"
+    assert not browser.execute_script(is_open)
+    browser.execute_script("document.querySelector('a[href=\"#differences\"]').click()")
+    assert browser.execute_script(is_open)
+    assert browser.execute_script("return document.querySelector('#differences').checkVisibility()")
+
+
+def test_the_readmes_picture_is_of_todays_report(browser: Any, tmp_path: Path) -> None:
+    """To the eye from afar: letters differ from machine to machine."""
+    remake = runpy.run_path(str(ROOT / "docs" / "remake.py"))
+    assert remake["take_picture"](remake["PICTURED"], tmp_path / "now.png")
+    seen = []
+    for file in (remake["PICTURE"], tmp_path / "now.png"):
+        with Image.open(file) as picture:
+            assert picture.size == (remake["WIDTH"], remake["HEIGHT"])
+            seen.append(np.asarray(picture.convert("L").resize((60, 36)), dtype=float))
+    assert np.abs(seen[0] - seen[1]).mean() < 4  # of 255
+
+
+# A4 less the browser's usual margins of 1 cm, in CSS pixels.
+PAPER_WIDTH = 718
+CUT = """
+return Array.from(document.querySelectorAll('body *'))
+  .filter(node => node.checkVisibility() && !(node instanceof SVGElement)
+    && node.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+  .map(node => node.tagName + ' ' + node.textContent.trim().slice(0, 60));
+"""
+UNSEEN = """
+document.body.offsetHeight;  // the layout on paper, before anything is asked of it
+return Array.from(document.querySelectorAll('section, table, figure, pre'))
+  .filter(node => !node.closest('.bulk') && !node.checkVisibility({contentVisibilityAuto: true}))
+  .map(node => node.id || node.textContent.trim().slice(0, 60));
+"""
+
+
+@pytest.mark.parametrize("name", ["tournament", "search", "finals", "empty", "gallery"])
+def test_it_prints_whole(browser: Any, pages: dict[str, Path], name: str) -> None:
+    show(browser, pages[name], width=PAPER_WIDTH, scheme="dark")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert browser.execute_script(UNSEEN) == []
+        assert browser.execute_script(CUT) == []
+        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert paper == "rgb(255, 255, 255)"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    size = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": False}
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", size)["data"])
+    (SCREENSHOTS / f"report-{name}.pdf").write_bytes(printed)
+    pages_printed = len(re.findall(rb"/Type\s*/Page\b", printed))
+    assert (1 if name == "empty" else 4) <= pages_printed <= 40
 
 
 @pytest.mark.parametrize("width", [360, 1600])
@@ -133,6 +252,7 @@ def test_the_pictures_letters_are_large_enough(
     browser: Any, pages: dict[str, Path], width: int
 ) -> None:
     show(browser, pages["tournament"], width=width, scheme="light")
+    browser.execute_script(UNFOLD)
     heights = browser.execute_script(
         "return Array.from(document.querySelectorAll('svg')).map(svg =>"
         " parseFloat(getComputedStyle(svg.querySelector('text')).fontSize) * svg.getScreenCTM().a)"
@@ -153,5 +273,11 @@ def test_the_keyboard_reaches_links_data_and_wide_tables(
     for _ in range(26):
         chain.send_keys(keys.TAB).perform()
         reached.append(browser.execute_script("return document.activeElement.tagName"))
-    assert reached[:14] == ["A"] * 13 + ["DIV"]
-    assert "SUMMARY" in reached
+    assert reached[:2] == ["A", "SUMMARY"]  # what else differed, then the first section
+    assert "DIV" in reached  # a wide table
+    while browser.execute_script("return document.activeElement.tagName") != "SUMMARY":
+        chain.send_keys(keys.TAB).perform()
+    is_open = "return document.activeElement.parentElement.open"
+    before = browser.execute_script(is_open)
+    chain.send_keys(keys.ENTER).perform()
+    assert browser.execute_script(is_open) is not before

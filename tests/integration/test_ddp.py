@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from sklearn import metrics as sk
 from torch.multiprocessing.spawn import spawn
 
 from tests.unit.train.engine_store import assignment, small_store
@@ -24,11 +25,14 @@ from trainables.data.build import prepare
 from trainables.errors import Diverged, Preempted
 from trainables.evaluate.model import evaluate_split
 from trainables.finetune import fine_tune
+from trainables.metrics import metric_of
 from trainables.train.learner import Batch
-from trainables.train.loop import World
+from trainables.train.loop import World, score
 from trainables.train.trial import Trial
 
 GLOBAL_BATCH = 16
+CLASS_NAMES = ("a", "b", "c", "d", "e", "f")
+JUDGED = ("top1", "auroc", "recall:c", "precision:b@0.8")
 VAL = 51  # odd: the shards differ in length
 SCENARIOS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit", "optimizer": "sgd", "learning_rate": 0.02},
@@ -45,6 +49,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         },
     },
     "resnet": {"family": "resnet", "optimizer": "sgd", "learning_rate": 0.02},
+    "weighted": {
+        **{"family": "vit", "optimizer": "sgd", "learning_rate": 0.02, "mixup": 0.5},
+        **{"class_weights": "balanced", "label_smoothing": 0.1, "accumulation_steps": 2},
+    },
+    "drawn": {
+        **{"family": "vit", "optimizer": "sgd", "learning_rate": 0.02, "sampler": "balanced"},
+        "cutmix": 0.5,
+    },
     "thaw": {"family": "vit", "optimizer": "sgd", "freeze": "head_then_full", "head_epochs": 1},
 }
 
@@ -88,6 +100,22 @@ def write_pictures(folder: Path) -> None:
         path = folder / f"class {number % 3}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).resize((24, 20)).save(path)
+
+
+def drawn_predictions(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, 6) and labels (N,), the same on every worker."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, 6, (images,), generator=generator)
+    logits = torch.randn(images, 6, generator=generator) + torch.eye(6)[labels]
+    return logits, labels
+
+
+def scores_of_shard(judged: str, images: int, world: World) -> dict[str, float]:
+    """What a worker reports that predicts its shard of the images in batches of 4."""
+    start, end = batches.shard(images, world.rank, world.size)
+    logits, labels = (part[start:end] for part in drawn_predictions(images))
+    parts = zip(logits.split(4), labels.split(4), strict=True) if end > start else iter(())
+    return score(parts, world, judged=metric_of(judged), class_names=CLASS_NAMES, images=images)
 
 
 def rehearse(world: World) -> dict[str, Any]:
@@ -144,6 +172,8 @@ def work(rank: int, folder: Path) -> None:
     except Diverged as error:
         results["diverged"] = str(error)
     results["rehearsed"] = rehearse(world)
+    results["metrics"] = {name: scores_of_shard(name, VAL, world) for name in JUDGED}
+    results["metrics of one image"] = scores_of_shard("macro_f1", 1, world)
     done = results["vit"][-1]["checkpoint"]
     predicted = evaluate_split(
         scenario("vit", 2, folder), done, "val", world, store=small_store(val=VAL)
@@ -186,6 +216,8 @@ def test_all_workers_report_the_same(both: list[dict[str, Any]]) -> None:
         ("vit", 1e-5),
         ("vit mixed", 1e-5),
         ("thaw", 1e-5),
+        ("weighted", 1e-5),
+        ("drawn", 1e-5),
         # Adam divides by the root of the second moment: where a gradient is all rounding, its
         # sign decides a whole step, in a few of 250,000 weights.
         ("vit adamw", 1e-4),
@@ -271,6 +303,32 @@ def test_where_one_has_no_room_all_take_smaller_parts(both: list[dict[str, Any]]
         assert results["rehearsed"]["loss"] > 0
     assert "another worker" in both[0]["rehearsed"]["notes"][0]
     assert "micro-batch of 8" in both[1]["rehearsed"]["notes"][0]
+
+
+@pytest.mark.parametrize("judged", JUDGED)
+def test_metrics_of_two_workers_are_scikit_learns(both: list[dict[str, Any]], judged: str) -> None:
+    logits, labels = (part.numpy() for part in drawn_predictions(VAL))
+    probabilities, predicted = torch.from_numpy(logits).softmax(1).numpy(), logits.argmax(1)
+    precision, recall, _ = sk.precision_recall_curve(labels == 1, probabilities[:, 1])
+    expected = {
+        "top1": sk.accuracy_score(labels, predicted),
+        "top5": sk.top_k_accuracy_score(labels, logits, k=5),
+        "macro_f1": sk.f1_score(labels, predicted, average="macro"),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c]) for c in range(6)]),
+        "loss": -np.log(probabilities[np.arange(VAL), labels]).mean(),
+        "recall:c": sk.recall_score(labels == 2, predicted == 2),
+        "precision:b@0.8": precision[recall >= 0.8].max(),
+    }
+    single = scores_of_shard(judged, VAL, World())
+    assert judged in single
+    for measured in (single, both[0]["metrics"][judged], both[1]["metrics"][judged]):
+        assert measured == pytest.approx({name: expected[name] for name in single}, rel=1e-6)
+
+
+def test_a_worker_without_an_image_has_the_figures_of_all(both: list[dict[str, Any]]) -> None:
+    single = scores_of_shard("macro_f1", 1, World())
+    assert both[0]["metrics of one image"] == both[1]["metrics of one image"] == single
 
 
 def test_predictions_are_gathered_whole(both: list[dict[str, Any]], folder: Path) -> None:

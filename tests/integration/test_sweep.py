@@ -38,6 +38,20 @@ def mlflow_runs(shell: Shell, sweep: str) -> list[tuple[str, str]]:
         ).fetchall()
 
 
+def test_a_backbone_that_takes_no_step_is_refused_while_ray_starts(shell: Shell) -> None:
+    """Batch normalisation over one image of one position."""
+    code, _, err = shell(
+        "sweep", "timm:resnet18", "--weights", "none", "--name", "x",
+        "--set", "recipe.batch_size_per_worker=1", "--set", "backbone.image_size=32",
+    )  # fmt: skip
+    assert code == 2, err
+    assert "starting Ray" in err
+    assert "a backbone must take a training step before a run starts" in err.splitlines()[-1]
+    assert "Fix: two images or more" in err
+    assert not shell.folder("x").exists()  # the name is not used up
+    assert shell.processes("raylet") == []
+
+
 def test_two_workers_lose_one_and_the_trial_goes_on(shell: Shell) -> None:
     driver = shell.start(
         "sweep", "resnet", "--name", "w", "--trials", "1", "--max-epochs", "8", "--workers", "2",

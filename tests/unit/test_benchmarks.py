@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
@@ -23,8 +25,10 @@ from benchmarks import (
     bare,
     execution,
     feeding,
+    imbalance,
     learning,
     levels,
+    metric_intervals,
     oracle,
     reference,
     resolution,
@@ -35,11 +39,13 @@ from benchmarks import (
 )
 from benchmarks import sweep as sweep_benchmark
 from benchmarks.common import NOISE_IMAGES, noise, pictures, spread
+from orchestrator.compare.verdicts import PairVerdict
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.backbones import build
 from trainables.config import BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
+from trainables.metrics import metric_of
 from trainables.train.optimizer import rate_at
 
 ROOT = Path(__file__).parents[2]
@@ -299,6 +305,51 @@ def test_top_k_goes_on_with_the_best_after_one_epoch_at_ashas_cost() -> None:
     assert all(found[kind]["truth"] <= found["possible"]["truth"] for kind in asha.KINDS)
 
 
+def test_intervals_by_other_metrics_are_held_against_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metric_intervals, "TRUTH_IMAGES", 2_000)
+    metric_intervals._truths.cache_clear()
+    names = ("macro_f1", "loss", "precision:0@0.8")
+    made = metric_intervals.judge("few images", names, 3)
+    assert made == metric_intervals.judge("few images", names, 3)
+    for one in made.values():
+        assert len(one.covered) == 2
+        assert len(one.difference_covered) == 1
+        assert one.said in {"better", *PairVerdict} - {PairVerdict.NOT_TESTED}
+        assert (one.truth, one.right) == (0, False)
+    out = tmp_path / "metric-intervals.json"
+    command = ["metric_intervals", "--setting", "few images", "--repeats", "2", "--others", "1"]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(out)])
+    metric_intervals.main()
+    written = json.loads(out.read_text())
+    assert written["results"]["few images"]["macro_f1"]["coverage"]["n"] == 4
+    assert {"criterion_met", "environment", "settings"} <= written.keys()
+    metric_intervals._truths.cache_clear()
+
+
+@pytest.mark.parametrize("name", [*metric_intervals.JUDGED, *metric_intervals.OTHERS])
+def test_the_truth_is_what_many_images_have(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: one model of that skill on 40,000 images, its figure as a worker reports it."""
+    rare = name.startswith("precision")  # of the smallest class alone
+    monkeypatch.setattr(metric_intervals, "TRUTH_IMAGES", 32_000 if rare else 8_000)
+    metric_intervals._truths.cache_clear()
+    setting = metric_intervals.Setting(
+        classes=4, images=40_000, ratio=2, searches=1, search_sd=1e-9, seed_sd=1e-9
+    )
+    rng = np.random.default_rng(0)
+    labels = metric_intervals._labels(setting, rng)
+    shared = rng.standard_normal((len(labels), setting.classes))
+    _, finals = metric_intervals._draw_finals(setting, "a", 0.0, labels, shared, rng, tmp_path)
+    names = tuple(map(str, range(4)))
+    whole = metric_intervals.measured(metric_of(name), finals[0], names)
+    truth = metric_intervals.truth_of(setting, name, setting.skill, 1e-9)
+    assert whole == pytest.approx(truth, abs=0.025 if rare else 0.012)
+    metric_intervals._truths.cache_clear()
+
+
 def test_the_oracle_judges_a_whole_tournament_against_the_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -539,3 +590,24 @@ def test_all_who_augment_give_batches_of_the_same_kind() -> None:
         assert batch.shape == (3, 3, 32, 32), name
         assert batch.dtype == torch.float32
         assert batch.isfinite().all()
+
+
+def test_imbalance_cuts_unequal_classes_and_takes_each_metrics_winner(tmp_path: Path) -> None:
+    table = pq.read_table(noise(tmp_path / "noise.parquet", images=400))
+    counts = {"train": (20, 3), "val": (6, 1), "test": (8, 2)}
+    made = imbalance.unequal(table, counts, tmp_path / "cut", 0)
+    seen: list[bytes] = []
+    for split, (common, rare) in counts.items():
+        part = pq.read_table(made / f"{split}.parquet")
+        labels = np.bincount(part.column("label").to_numpy(), minlength=10)
+        assert labels.tolist() == [common] * 5 + [rare] * 5
+        seen += [row["bytes"] for row in part.column("image").to_pylist()]
+    assert len(set(seen)) == len(seen)
+    rows = [
+        {"seed": seed, "top1": top1, "macro_f1": f1}
+        for seed, top1, f1 in ((0, 0.9, 0.3), (0, 0.8, 0.5), (1, 0.7, 0.6), (1, 0.6, 0.4))
+    ]
+    winners = [(w["seed"], w["by"], w["top1"]) for w in imbalance.winners_of(rows)]
+    assert winners == [
+        (0, "top1", 0.9), (0, "macro_f1", 0.8), (1, "top1", 0.7), (1, "macro_f1", 0.7)
+    ]  # fmt: skip

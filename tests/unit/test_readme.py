@@ -77,6 +77,14 @@ def test_the_sweep_of_the_readme_is_a_target(tmp_path: Path) -> None:
     assert str(made.space["recipe.learning_rate"]) == "log(0.0001, 0.001)"
 
 
+def test_the_picture_is_small_and_has_words() -> None:
+    (picture,) = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README)
+    words, path = picture
+    assert len(words.split()) > 10
+    assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
+    assert (ROOT / path).stat().st_size <= 200_000
+
+
 def test_relative_links_resolve() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert links

@@ -195,6 +195,7 @@ class Family:
     asked otherwise. ``alike`` has members by what all of their weights have learned from (``in1k``,
     ``in21k``), then by scale. ``published_scratch`` and ``published_tuned`` have one recipe an
     optimizer. In a family that ``is_convolutional`` nearly all of the work is convolutions.
+    ``reference`` is the paper to cite, as authors and year with a title; empty of ``timm:MODEL``.
     """
 
     members: Mapping[str, Member]
@@ -209,6 +210,7 @@ class Family:
     layers: tuple[str, ...] = ()
     patches: tuple[int, ...] | None = None
     is_convolutional: bool = False
+    reference: str = ""
     scratch_scales: tuple[str, ...] = ("tiny",)
 
     def member(self, scale: str, weights: str) -> Member | None:

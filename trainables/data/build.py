@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ import filelock
 import numpy as np
 
 from trainables.config import DatasetFacts, DataSpec, stable_hash
-from trainables.data.duplicates import leak
+from trainables.data import duplicates, groups
 from trainables.data.encoded import IMAGES_SUFFIX, begin_copy
 from trainables.data.labels import any_missing
 from trainables.data.sources import KNOWN_DATASETS, locate
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 3600.0
 BLOCK_ROWS = 4096
-LATER_FIELDS = ("skip_unlabelled", "image_column", "label_column", "white")
+LATER_FIELDS = ("skip_unlabelled", "image_column", "label_column", "group", "white")
 ENCODED_SUFFIX = "-encoded"
 PARTIAL_SUFFIX = "-part"  # of a copy whose pictures come from object storage
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -84,6 +84,19 @@ def prepare(spec: DataSpec, *, remote: str | None = None) -> ImageStore:
 def find(spec: DataSpec) -> ImageStore | None:
     """The image store of ``spec`` where it is on this node already. Raises ``UserError``."""
     return _present(spec, _place(locate(spec), spec)[0])
+
+
+def find_by_content(folder: Path, content_hashes: Collection[str]) -> ImageStore | None:
+    """A whole store in ``folder`` with one of these content hashes, wherever its source is now. It
+    is not read through to see whether it is intact: for looking at some of its pictures."""
+    for file in sorted(folder.glob(f"*/{INFO}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            is_whole = not file.parent.name.endswith(PARTIAL_SUFFIX)
+            is_wanted = is_whole and record["info"]["content_hash"] in content_hashes
+            if is_wanted and (store := open_store(file.parent)):
+                return store
+    return None
 
 
 def store_form(spec: DataSpec, pixel_bytes: int) -> str:
@@ -198,7 +211,11 @@ def _build_and_rename(
     counts = ", ".join(f"{info.counts[name]} {name}" for name in SPLITS)
     skipped = f"; {info.skipped} corrupt images left out" if info.skipped else ""
     log.info(f"{info.name}: {counts} images of {info.height}x{info.width} px{skipped}")
-    if info.duplicates is not None and (problem := leak(info.duplicates)):
+    problems = [
+        info.duplicates and duplicates.leak(info.duplicates),
+        info.groups and groups.leak(info.groups),
+    ]
+    for problem in filter(None, problems):
         log.warning(f"warning: {info.name}: {problem}")
     return ImageStore(info=info, path=path)
 
@@ -318,7 +335,7 @@ def _reads_well(path: Path, stamp: str) -> bool:
 def _intact(store: ImageStore) -> bool:
     """Whether the digests and the content hash are those of the pixels and labels there; encoded
     pictures are checked as they come."""
-    info, columns = store.info, []
+    info, columns, group_columns = store.info, [], {}
     for name in SPLITS:
         digests = store.digests(name)
         if info.encoded_bytes is None:
@@ -328,8 +345,10 @@ def _intact(store: ImageStore) -> bool:
                 if (digests_of(images[rows]) != digests[rows]).any():
                     return False
         columns.append((name, store.labels(name), digests))
+        if (numbers := store.groups(name)) is not None:
+            group_columns[name] = numbers
     shape = (info.height, info.width, info.channels)
-    return content_hash(info.class_names, shape, columns) == info.content_hash
+    return content_hash(info.class_names, shape, columns, group_columns) == info.content_hash
 
 
 @cache  # a request would delay every trial's start; what is not there raises, and is asked again

@@ -282,7 +282,14 @@ def lay_out(path: Path, sizes: Rows) -> Rows:
 
 
 def write_index(
-    path: Path, labels: Rows, digests: Digests, *, offsets: Rows, sizes: Rows, checksums: Digests
+    path: Path,
+    labels: Rows,
+    digests: Digests,
+    *,
+    offsets: Rows,
+    sizes: Rows,
+    checksums: Digests,
+    groups: Rows | None = None,
 ) -> None:
     """Write what is known of each picture of a split, all (N,), as one record batch."""
     columns = {
@@ -291,6 +298,7 @@ def write_index(
         "offset": offsets,
         "size": sizes,
         "checksum": checksums,
+        **({} if groups is None else {"group": groups}),
     }
     batch = pa.record_batch({name: pa.array(values) for name, values in columns.items()})
     with pa.ipc.new_file(str(path), batch.schema) as writer:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import DataSpec
+from trainables.data.groups import groups_of_paths, pattern_of
 from trainables.data.labels import any_missing, warn_of_alike
 from trainables.data.listing import Contents, Listing, Tree
 from trainables.data.pictures import Item, read_pictures
 from trainables.data.split_names import is_part, is_unlabelled, split_of_folder
-from trainables.data.store import Reading, Source, require_train_classes
+from trainables.data.store import Reading, Source, file_stamp, require_train_classes
 from trainables.errors import UserError, raise_if_any
 from trainables.storage.pointers import why_absent
 
@@ -40,7 +41,7 @@ def locate(path: Path, spec: DataSpec) -> Source:
 
     Raises ``UserError`` where it is empty or has one class only, where splits, folds or pictures
     without labels would be taken for classes, where a split has classes that train lacks, where
-    files of pictures are not there, and where a class would vanish.
+    files of pictures are not there, where a class would vanish, and where a picture has no group.
     """
     tree = Tree()
     roots = _split_roots(path, tree)
@@ -53,9 +54,10 @@ def locate(path: Path, spec: DataSpec) -> Source:
     _require_classes(path, roots, classes, tree)
     _require_pictures(roots, classes, spec)
     files = {place: held.pictures for place, held in classes.items()}
+    groups = {} if spec.group is None else _groups(path, spec.group, files)
 
     def identity() -> list[Any]:
-        stamps = [[str(path.resolve())], *map(_stamp, chain.from_iterable(files.values()))]
+        stamps = [[str(path.resolve())], *map(file_stamp, chain.from_iterable(files.values()))]
         # Stores of such pictures from before their values were scaled by their range are not used.
         wide = any(stamp[0].lower().endswith(MAYBE_WIDE) for stamp in stamps)
         return [*stamps, ["values scaled by their range"]] if wide else stamps
@@ -64,30 +66,29 @@ def locate(path: Path, spec: DataSpec) -> Source:
         for (split, name), pictures in files.items():
             if split == wanted:
                 label = names.index(name)
-                yield from ((file, file, label) for file in pictures)
+                yield from (Item(file, file, label, groups.get(file)) for file in pictures)
 
     def read() -> Reading:
         _log_unused(path, roots, classes, tree)
-        train = [picture for _, picture, _ in items("train")]
+        train = [item.picture for item in items("train")]
         return read_pictures(
             tuple(map(_printable, names)),
             {split: partial(items, split) for split in roots},
             sample=train[:: -(-len(train) // SAMPLED_IMAGES)],
             count=sum(map(len, files.values())),
-            encoded_bytes=sum(_stamp(file)[1] for file in chain.from_iterable(files.values())),
+            encoded_bytes=sum(file_stamp(file)[1] for file in chain.from_iterable(files.values())),
             spec=spec,
+            group_rule=spec.group,
         )
 
     return Source(name=path.resolve().name, identity=identity, read=read)
 
 
-def _stamp(file: str) -> list[Any]:
-    """Path, bytes and time in ns; zeros of a file that is not there."""
-    try:
-        stat = Path(file).stat()
-    except OSError:
-        return [file, 0, 0]
-    return [file, stat.st_size, stat.st_mtime_ns]
+def _groups(path: Path, rule: str, files: Mapping[tuple[str, str], list[str]]) -> dict[str, str]:
+    """By picture, its group: by the pattern ``rule``, of its path below ``path``."""
+    every = list(chain.from_iterable(files.values()))
+    below = [Path(file).relative_to(path).as_posix() for file in every]
+    return dict(zip(every, groups_of_paths(pattern_of(rule), below), strict=True))
 
 
 def _printable(name: str) -> str:

@@ -38,9 +38,16 @@ class Labelled:
 
 
 def labelled(
-    path: Path, column: str, values: Values, names: tuple[str, ...], *, skip_unlabelled: bool
+    path: Path,
+    column: str,
+    values: Values,
+    names: tuple[str, ...],
+    *,
+    skip_unlabelled: bool,
+    numbers: Mapping[str, Sequence[int]] | None = None,
 ) -> Labelled:
-    """The classes of all rows of ``values``; ``names`` are those that numbers stand for, if any.
+    """The classes of all rows of ``values``; ``names`` are those that numbers stand for, if any,
+    and ``numbers`` by split those of the rows in messages (``None``: counted from 0).
 
     A val or test split without a label is left out and said, rows without one only where
     ``skip_unlabelled``. Raises ``UserError`` for them otherwise, and for numbers that have no name.
@@ -51,7 +58,7 @@ def labelled(
         missing = set()
     missing.add(None)
     kept = _with_labels(values, missing)
-    _require_labels(path, column, kept, missing, skip_unlabelled=skip_unlabelled)
+    _require_labels(path, column, kept, missing, numbers, skip_unlabelled=skip_unlabelled)
     ordered = sorted(set().union(*map(set, kept.values())) - missing)
     index: Mapping[Any, int]
     if not names or any(isinstance(value, str) for value in ordered):
@@ -109,7 +116,13 @@ def _with_labels(values: Values, missing: set[Any]) -> dict[str, Sequence[Any]]:
 
 
 def _require_labels(
-    path: Path, column: str, values: Values, missing: set[Any], *, skip_unlabelled: bool
+    path: Path,
+    column: str,
+    values: Values,
+    missing: set[Any],
+    numbers: Mapping[str, Sequence[int]] | None,
+    *,
+    skip_unlabelled: bool,
 ) -> None:
     """Raise ``UserError`` where rows have no label, unless they are left out, which is said."""
     for split, rows in values.items():
@@ -120,9 +133,10 @@ def _require_labels(
             log.warning(f"warning: {len(without)} rows of {split} have no label: left out")
             continue
         first = rows[without[0]]
+        number = without[0] if numbers is None else numbers[split][without[0]]
         holds = "is empty" if first is None else f"says {_shown(first)}"
         raise UserError(
-            f"every row needs a label; column {column!r} of {path} {holds} at row {without[0]} of "
+            f"every row needs a label; column {column!r} of {path} {holds} at row {number} of "
             f"{split}, and {len(without)} rows have none. Fix: remove them, leave them out with "
             "--set data.skip_unlabelled=true, or write the class's name where it is one"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -58,6 +58,8 @@ def locate(path: Path, spec: DataSpec) -> Source:
     schema = schemas[files["train"][0]]
     image, label = choose_columns(path, schema, first, spec)
     _require_alike(path, schemas, image, label)
+    if spec.group is not None:
+        _require_groups(path, schemas, spec.group)
     _require_same_names(path, schemas, label)
 
     def read() -> Reading:
@@ -68,13 +70,21 @@ def locate(path: Path, spec: DataSpec) -> Source:
         for split, rows in labels.items():
             require_train_classes(spec.source, names, train, split, {i for i in rows if i >= 0})
         _warn_of_split_column(path, schema)
+        groups = {
+            split: _groups(files[split], spec.group, path, split) if spec.group else None
+            for split in labels
+        }
         return read_pictures(
             names,
-            {split: partial(_items, files[split], image, rows) for split, rows in labels.items()},
+            {
+                split: partial(_items, files[split], image, rows, groups[split])
+                for split, rows in labels.items()
+            },
             sample=_sample(files["train"], image),
             encoded_bytes=sum(_column_bytes(f, image) for split in labels for f in files[split]),
             count=sum(index >= 0 for rows in labels.values() for index in rows),
             spec=spec,
+            group_rule=spec.group,
         )
 
     return Source(
@@ -174,6 +184,30 @@ def _require_alike(path: Path, schemas: Mapping[Path, Any], image: str, label: s
         )
 
 
+def _require_groups(path: Path, schemas: Mapping[Path, Any], column: str) -> None:
+    """Raise ``UserError`` where a file has no such column, or not of what names a group."""
+    for file, schema in schemas.items():
+        fitting = [field.name for field in schema if label_kind(field.type)]
+        if column not in fitting:
+            raise UserError(
+                f"data.group of Parquet must be a column of integers or strings of all its files; "
+                f"got {column!r}, and {file if len(schemas) > 1 else path} has "
+                f"{', '.join(fitting) or 'none'}. Fix: --set data.group=COLUMN"
+            )
+
+
+def _groups(files: list[Path], column: str, path: Path, split: str) -> list[str]:
+    """The group of each row. Raises ``UserError`` where one has none."""
+    values = [value for file in files for value in _column(file, column)]
+    without = [row for row, value in enumerate(values) if value is None or value == ""]
+    if without:
+        raise UserError(
+            f"every row needs a group; column {column!r} of {path} is empty at row {without[0]} of "
+            f"{split}, and in {len(without)} rows. Fix: fill them in, or remove them"
+        )
+    return list(map(str, values))
+
+
 def _require_same_names(path: Path, schemas: Mapping[Path, Any], label: str) -> None:
     """Raise ``UserError`` where the same number is another class in another file."""
     by_names: dict[tuple[str, ...], Path] = {}
@@ -252,10 +286,13 @@ def _encoded(file: Path, column: str, **options: Any) -> Iterator[bytes | None]:
             yield from images_of(batch.column(0), file)
 
 
-def _items(files: list[Path], column: str, labels: list[int]) -> Iterator[Item]:
-    remaining = iter(labels)
+def _items(
+    files: list[Path], column: str, labels: list[int], groups: list[str] | None
+) -> Iterator[Item]:
+    each: Sequence[str | None] = groups or [None] * len(labels)
+    remaining = zip(labels, each, strict=True)
     for file in files:
         for row, picture in enumerate(_encoded(file, column, batch_size=BATCH_ROWS)):
-            label = next(remaining)
+            label, group = next(remaining)
             if label >= 0:
-                yield f"{file} row {row}", picture, label
+                yield Item(f"{file} row {row}", picture, label, group)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -52,8 +52,21 @@ DECODED_BYTES_AT_ONCE = 2**29
 NO_PICTURE = "not a picture in JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, AVIF or JPEG 2000"
 TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 
+THUMBNAIL_QUALITY = 70  # of WebP, 0 to 100
+
 Picture = bytes | str | Path | None  # encoded, or its file; None: the row is empty
-Item = tuple[str, Picture, int]  # how to name it in an error, where it is, its label
+
+
+class Item(NamedTuple):
+    """A picture of a source: how to name its ``place`` in an error, the picture, its label, and the
+    group that it belongs to where the source has groups."""
+
+    place: str
+    picture: Picture
+    label: int
+    group: str | None = None
+
+
 Items = Callable[[], Iterator[Item]]  # in the same order whenever it is called
 
 
@@ -228,9 +241,10 @@ def read_pictures(
     count: int,
     encoded_bytes: int,
     spec: DataSpec,
+    group_rule: str | None = None,
 ) -> Reading:
     """The pictures of all ``splits``, ``count`` of ``encoded_bytes`` in all, decoded when their
-    chunks are asked for.
+    chunks are asked for. Each has a group where ``group_rule`` says by what.
 
     Their side in pixels is ``data.short_side`` (or 64) or the median short side of the ``sample``,
     whichever is smaller. Where sizes differ, so that most images are resized anyway, it is cut to
@@ -258,8 +272,9 @@ def read_pictures(
         side=side,
         count=count,
         chunks=chunks,
-        encoded=lambda split: (_content(picture) for _, picture, _ in splits[split]()),
+        encoded=lambda split: (_content(item.picture) for item in splits[split]()),
         encoded_bytes=encoded_bytes,
+        group_rule=group_rule,
     )
 
 
@@ -302,13 +317,12 @@ def _decode_chunks(
     """
 
     def attempt(item: Item) -> Decoded | OutOfRange | str:
-        name, picture, _ = item
         try:
-            return decoded(picture, side, spec.white)
+            return decoded(item.picture, side, spec.white)
         except OutOfRange as error:
-            return OutOfRange(f"{name} ({one_line(error)})")
+            return OutOfRange(f"{item.place} ({one_line(error)})")
         except Exception as error:  # PIL's readers raise anything on broken bytes
-            return f"{name} ({_why_unreadable(picture, error)})"
+            return f"{item.place} ({_why_unreadable(item.picture, error)})"
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         first = 0
@@ -329,17 +343,18 @@ def _decode_chunks(
                 for result, item in zip(results, batch, strict=True)
                 if isinstance(result, Decoded)
             ]
-            labels = [label for _, (_, _, label) in readable]
+            labels = [item.label for _, item in readable]
             ranges.add(labels, [result.brightest for result, _ in readable])
             bad = [i for i, result in enumerate(results) if isinstance(result, str)]
             yield Chunk(
                 split=split,
                 images=np.array([result.pixels for result, _ in readable], np.uint8),
                 labels=np.array(labels, np.int64),
-                places=[name for _, (name, _, _) in readable],
-                encoded_sizes=[_size(picture) for _, (_, picture, _) in readable],
+                places=[item.place for _, item in readable],
+                groups=[item.group for _, item in readable if item.group is not None],
+                encoded_sizes=[_size(item.picture) for _, item in readable],
                 corrupt=[first + i for i in bad],
-                corrupt_labels=[batch[i][2] for i in bad],
+                corrupt_labels=[batch[i].label for i in bad],
             )
             first += len(batch)
 
@@ -347,3 +362,15 @@ def _decode_chunks(
 def _named(lines: list[str]) -> str:
     more = len(lines) - NAMED_CORRUPT
     return f"{', '.join(lines[:NAMED_CORRUPT])}{f' and {more} more' if more > 0 else ''}"
+
+
+def thumbnail(pixels: Images, side: int) -> bytes:
+    """``pixels`` (H, W, 3) as WebP, scaled down to ``side`` pixels where they are more; small ones
+    stay as they are, which a page may enlarge without blurring them."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=4)
+    return buffer.getvalue()

@@ -60,8 +60,9 @@ def known_images(data: DataSpec) -> DatasetFacts | None:
     if dataset is None:
         return None
     side, images = min(dataset.side_px, data.short_side or dataset.side_px), dataset.train_images
-    val = round(data.val_fraction * images)
-    carved = 0 if dataset.test_images else round(data.test_fraction * images)
+    val = max(dataset.classes, round(data.val_fraction * images))
+    own_test = dataset.test_images
+    carved = 0 if own_test else max(dataset.classes, round(data.test_fraction * images))
     return DatasetFacts(
         height=side,
         width=side,
@@ -115,6 +116,11 @@ def _locate(spec: DataSpec) -> Source:
     dataset = KNOWN_DATASETS.get(name)
     if dataset is not None:
         _refuse_columns(spec)
+        if spec.group is not None:
+            raise UserError(
+                f"data.group is for image folders, CSV and Parquet; {name} has no groups, got "
+                f"{spec.group!r}. Fix: leave data.group out"
+            )
     if dataset is not None and spec.store == "encoded":
         raise UserError(
             "data.store must be auto or pixels for a dataset that holds pixels; got 'encoded' with "
@@ -155,12 +161,16 @@ def _at_path(path: Path, spec: DataSpec) -> Source:
         from trainables.data import parquet
 
         return parquet.locate(path, spec)
+    if path.suffix.lower() == ".csv" and not path.is_dir():
+        from trainables.data import csv_table
+
+        return csv_table.locate(path, spec)
     if not path.is_dir():
         raise UserError(
-            f"data.source must be {', '.join(KNOWN_DATASETS)}, an image folder, or a Parquet file "
-            f"or folder; {path} is a {path.suffix or 'nameless kind of'} file. Fix: unpack an "
-            "archive of pictures and give its folder, or give a CIFAR archive as --dataset cifar10 "
-            "--set data.archive=PATH"
+            f"data.source must be {', '.join(KNOWN_DATASETS)}, an image folder, a CSV file, or a "
+            f"Parquet file or folder; {path} is a {path.suffix or 'nameless kind of'} file. Fix: "
+            "unpack an archive of pictures and give its folder, or give a CIFAR archive as "
+            "--dataset cifar10 --set data.archive=PATH"
         )
     if any((path / name).is_file() for name in ("data_batch_1", "data_batch_1.bin")):
         raise UserError(
@@ -177,8 +187,8 @@ def _refuse_columns(spec: DataSpec) -> None:
     columns = [name for name in (spec.image_column, spec.label_column) if name is not None]
     if columns:
         raise UserError(
-            f"data.image_column and data.label_column are for Parquet; {spec.source} is none, got "
-            f"{columns[0]!r}. Fix: leave them out, or give a Parquet file or folder"
+            f"data.image_column and data.label_column are for Parquet and CSV; {spec.source} is "
+            f"neither, got {columns[0]!r}. Fix: leave them out, or give a table"
         )
 
 
@@ -189,7 +199,7 @@ def _missing(name: str, path: Path) -> str:
         hint = f"did you mean {' or '.join(near)}?" if near else "no known name is near."
         return (
             f"data.source must be one of {', '.join(KNOWN_DATASETS)}, or the path of an image "
-            f"folder or of Parquet; {name!r} is neither: {hint} Fix: "
+            f"folder, of CSV or of Parquet; {name!r} is neither: {hint} Fix: "
             f"--dataset {near[0] if near else 'PATH'}"
         )
     parent = next(folder for folder in path.parents if folder.is_dir())

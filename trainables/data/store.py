@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,15 +22,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainables.config import DatasetFacts, DataSpec
+from trainables.data.groups import carve_groups
 from trainables.data.rng import GOLDEN, MASK, key_of, mix
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from trainables.data.encoded import EncodedImages
 
+log = logging.getLogger(__name__)
+
 STORE_SCHEMA = 1
 SPLITS = ("train", "val", "test")
 OWN_SUBSET = "train"  # salt of a training subset that ``train_seed`` draws
+FAR_OFF = 0.25  # of a split's size, that is said where groups are the reason
 INFO = "info.json"  # the last file of a store: with it, it is whole
 
 T = TypeVar("T", bound=np.generic)
@@ -37,13 +43,15 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Some images of one source split: uint8 (n, H, W, 3), labels int64 (n,), corrupt left out.
 
-    ``places`` (n,): where each one is in the source, its file or row. ``encoded_sizes`` (n,): bytes
+    ``places`` (n,): where each one is in the source, its file or row. ``groups`` (n,): what each
+    belongs to, empty where the source has no groups. ``encoded_sizes`` (n,): bytes
     of each as the source has it, empty where that has pixels. ``corrupt``: which pictures of the
     split, counted from 0 over all its chunks, could not be read, and ``corrupt_labels`` of what
     class they are.
@@ -53,6 +61,7 @@ class Chunk:
     images: Images
     labels: Labels
     places: Sequence[str]
+    groups: Sequence[str] = ()
     encoded_sizes: Sequence[int] = ()
     corrupt: Sequence[int] = ()
     corrupt_labels: Sequence[int] = ()
@@ -64,7 +73,8 @@ class Reading:
 
     ``chunks()`` reads all of it, in the same order whenever it is called. ``encoded(split)`` gives
     the pictures of a split as they are in the source, in that order and with the corrupt ones,
-    ``encoded_bytes`` of all splits together; ``None`` where the source has pixels.
+    ``encoded_bytes`` of all splits together; ``None`` where the source has pixels. ``group_rule``
+    is the column or the pattern that groups its images, if any.
     """
 
     class_names: tuple[str, ...]
@@ -74,6 +84,7 @@ class Reading:
     encoded: Callable[[str], Iterator[bytes]] | None = None
     encoded_bytes: int = 0
     mirror_safe: bool = True
+    group_rule: str | None = None
 
     @property
     def pixel_bytes(self) -> int:
@@ -97,6 +108,15 @@ def file_identity(file: Path) -> list[Any]:
     """Path, bytes and time in ns: what changes when a file's content does."""
     stat = file.stat()
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def file_stamp(file: str) -> list[Any]:
+    """The same with the path as it is; zeros of a file that is not there."""
+    try:
+        stat = Path(file).stat()
+    except OSError:
+        return [file, 0, 0]
+    return [file, stat.st_size, stat.st_mtime_ns]
 
 
 def require_two_classes(source: str, classes: Sequence[str]) -> None:
@@ -167,9 +187,23 @@ class ImageStore:
         """int64 (N,): the class of each row."""
         return self._column(name, "label", np.int64)
 
+    def groups(self, name: str) -> Rows | None:
+        """int64 (N,): the group of each row, the same number in all splits; ``None`` where images
+        stand for themselves."""
+        return None if self.info.groups is None else self._column(name, "group", np.int64)
+
     def digests(self, name: str) -> Digests:
         """uint64 (N,): the digest of each row's pixels, which seeded subsets are drawn by."""
         return self._column(name, "digest", np.uint64)
+
+    def places(self, name: str) -> list[str] | None:
+        """Where in the source each row is, its file or row there (N); ``None`` in a store of an
+        earlier version."""
+        try:
+            with pa.memory_map(str(places_file(self.path, name))) as mapped:
+                return list(pa.ipc.open_file(mapped).read_all()["place"].to_pylist())
+        except (OSError, KeyError, pa.ArrowException):
+            return None
 
     def _encoded(self, name: str) -> EncodedImages:
         from trainables.data.encoded import EncodedImages, Pictures
@@ -201,6 +235,11 @@ def default_folder(spec: DataSpec) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+def places_file(folder: Path, split: str) -> Path:
+    """Where a store keeps where the images of a split come from."""
+    return folder / f"{split}-places.arrow"
+
+
 def open_store(path: Path, content: str | None = None) -> ImageStore | None:
     """The store in ``path``, or None where there is none, it is damaged, or its content hash is
     another than ``content``."""
@@ -216,7 +255,11 @@ def open_store(path: Path, content: str | None = None) -> ImageStore | None:
             digests, labels = store.digests("test"), store.labels("test")
             shape = (info.height, info.width, info.channels)
             sealed = hash_of_split(info.class_names, shape, labels, digests)
-            store = replace(store, info=replace(info, test_hash=sealed))
+            store = replace(store, info=replace(store.info, test_hash=sealed))
+        if info.class_counts is None:
+            counted = {name: store.labels(name) for name in SPLITS}
+            counts = count_classes(counted, len(info.class_names))
+            store = replace(store, info=replace(store.info, class_counts=counts))
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException):
         return None
     return store if whole and fits else None
@@ -226,11 +269,13 @@ def content_hash(
     class_names: tuple[str, ...],
     shape: tuple[int, ...],
     splits: Iterable[tuple[str, Labels, Digests]],
+    groups: Mapping[str, Rows] | None = None,
 ) -> str:
-    """Of images of ``shape`` (H, W, C): each split's name, labels (N,) and pixel digests (N,)."""
+    """Of images of ``shape`` (H, W, C): each split's name, labels (N,), pixel digests (N,) and,
+    where there are any, ``groups`` (N,)."""
     content = hashlib.sha256(repr((class_names, shape)).encode())
     for name, *columns in splits:
-        for column in columns:
+        for column in (*columns, *([groups[name]] if groups else [])):
             content.update(f"{name} {len(column)}".encode() + column.tobytes())
     return content.hexdigest()[:16]
 
@@ -251,6 +296,14 @@ def hash_of_split(
     return content_hash(tuple(map(str, present)), shape, [columns])
 
 
+def count_classes(labels: Mapping[str, Labels], classes: int) -> dict[str, tuple[int, ...]]:
+    """By split, images of each class; ``labels`` (N,) are by split."""
+    return {
+        split: tuple(np.bincount(numbers, minlength=classes).tolist())
+        for split, numbers in labels.items()
+    }
+
+
 def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) -> Rows:
     """Row numbers (N,) in an order of which every prefix is stratified.
 
@@ -265,24 +318,39 @@ def stratified_order(labels: Labels, digests: Digests, *, seed: int, salt: str) 
     return np.lexsort((labels, digests, keys, priority)).astype(np.int64)
 
 
-def carve(labels: Labels, digests: Digests, *, count: int, seed: int, salt: str) -> Rows:
-    """``count`` row numbers, stratified, that leave every class at least one image.
+def carve(
+    labels: Labels, digests: Digests, *, count: int, seed: int, salt: str, leave: int = 1
+) -> Rows:
+    """``count`` row numbers, stratified, that leave every class at least one image, or ``leave``
+    of them where it has as many.
 
     Copies of one image (the same digest) are chosen together or not at all; a group of them that
     would be too many is passed over for what comes after it. Only where nothing else is left are
-    there more than ``count``, by less than the smallest such group. Returns fewer than ``count``
-    where the classes cannot spare as many.
+    there more than ``count``, by less than the smallest such group; and where a class that can
+    spare an image would have none among them, as where there are more classes than ``count``.
+    Returns fewer than ``count`` where the classes cannot spare as many.
     """
     order = stratified_order(labels, digests, seed=seed, salt=salt)
     _, rank, size = _ranked(labels, digests, seed=seed, salt=salt)
     _, group, images = np.unique(digests, return_inverse=True, return_counts=True)
     stays = np.zeros(len(images), dtype=bool)
-    stays[group[rank == size - 1]] = True  # the last image of each class, and its copies
+    stays[group[rank >= size - leave]] = True  # the last images of each class, and their copies
     spare = order[~stays[group[order]]]
-    if len(images) == len(digests):
-        return spare[:count]
-    chosen = _fill(dict.fromkeys(group[spare].tolist()), images.tolist(), count)
+    in_order = dict.fromkeys(group[spare].tolist())
+    chosen = _fill(in_order, images.tolist(), count)
+    here = np.isin(group[spare], chosen)
+    if len(present := np.unique(labels[spare])) > len(np.unique(labels[spare[here]])):
+        begun = [_first_group(group[spare], images, here, labels[spare] == c) for c in present]
+        chosen = [*begun, *_fill(dict.fromkeys([*begun, *in_order]), images.tolist(), count)]
     return spare[np.isin(group[spare], chosen)]
+
+
+def _first_group(group: Rows, images: Rows, here: Flags, of_class: Flags) -> int:
+    """The first of a class's groups that is chosen already, else the first of its smallest; of all
+    rows in their order their ``group``, whether it is ``here`` and whether the row is ``of_class``,
+    (N,) each."""
+    groups = group[of_class & here] if (of_class & here).any() else group[of_class]
+    return int(groups[0] if (of_class & here).any() else groups[np.argmin(images[groups])])
 
 
 def _fill(groups: Iterable[int], images: Sequence[int], count: int) -> list[int]:
@@ -301,14 +369,18 @@ def _fill(groups: Iterable[int], images: Sequence[int], count: int) -> list[int]
 
 
 def assign_splits(
-    labels: dict[str, Labels], digests: dict[str, Digests], spec: DataSpec
+    labels: Mapping[str, Labels],
+    digests: Mapping[str, Digests],
+    spec: DataSpec,
+    groups: Mapping[str, Rows] | None = None,
 ) -> dict[str, tuple[str, Rows]]:
     """For each of train, val and test: the source split that it is cut from, and which rows (N,).
 
     ``test`` and then ``val`` are carved from ``train`` where the source lacks them; both
     by ``split_seed``, or val by ``val_seed``, which leaves test as it is; both
-    fractions are of the source's train split. Copies of one image stay together. Raises
-    ``UserError`` where images do not suffice.
+    fractions are of the source's train split. Each class has an image in train and, where it has
+    two, in val; a third is for test. Copies of one image stay together, and so do ``groups`` (N,),
+    of which val and test then have whole ones. Raises ``UserError`` where images do not suffice.
     """
     left = np.arange(len(labels["train"]), dtype=np.int64)
     assigned: dict[str, tuple[str, Rows]] = {}
@@ -317,20 +389,61 @@ def assign_splits(
             assigned[name] = (name, np.arange(len(labels[name]), dtype=np.int64))
             continue
         count = max(1, round(fraction * len(labels["train"])))
-        pool = labels["train"][left], digests["train"][left]
         seed = spec.split_seed if name == "test" or spec.val_seed is None else spec.val_seed
-        chosen = carve(*pool, count=count, seed=seed, salt=name)
-        if len(chosen) < count:
-            raise UserError(
-                f"data.source {spec.source!r} has too few images for a split: {count} of its "
-                f"{len(labels['train'])} training images are wanted for {name}, and each of its "
-                f"{len(np.unique(labels['train']))} classes must keep one. Fix: add images, a "
-                f"{name}/ split, or lower --set data.{name}_fraction={fraction:g}"
+        carved = partial(
+            _carved,
+            labels["train"][left],
+            digests["train"][left],
+            None if groups is None else groups["train"][left],
+            count=count,
+            seed=seed,
+            salt=name,
+        )
+        chosen = carved(leave=1)
+        least = count if groups is None else 1
+        if name == "test" and not len(labels.get("val", ())):  # val is to have every class too
+            spared = carved(leave=2)
+            chosen = spared if len(spared) >= least else chosen
+        if len(chosen) < least:
+            raise UserError(_too_few(spec, name, count, labels["train"], groups))
+        if groups is not None and abs(len(chosen) - count) > FAR_OFF * count:
+            log.info(
+                f"{name} has {len(chosen)} images, where data.{name}_fraction={fraction:g} is "
+                f"{count}: groups are kept whole"
             )
         assigned[name] = ("train", left[chosen])
         left = np.delete(left, chosen)
     assigned["train"] = ("train", left)
     return assigned
+
+
+def _carved(
+    labels: Labels, digests: Digests, groups: Rows | None, *, count: int, seed: int, salt: str,
+    leave: int,
+) -> Rows:  # fmt: skip
+    if groups is None:
+        return carve(labels, digests, count=count, seed=seed, salt=salt, leave=leave)
+    keys = _keys(digests, seed=seed, salt=salt)
+    return carve_groups(labels, digests, groups, keys, count=count, leave=leave)
+
+
+def _too_few(
+    spec: DataSpec, name: str, count: int, labels: Labels, groups: Mapping[str, Rows] | None
+) -> str:
+    classes = len(np.unique(labels))
+    if groups is not None:
+        return (
+            f"a split needs a group of its own; data.source {spec.source!r} has "
+            f"{len(np.unique(groups['train']))} groups of training images, of which none can be "
+            f"{name} so that each of its {classes} classes keeps another one. Fix: add groups, a "
+            f"{name} split, or leave data.group out"
+        )
+    return (
+        f"data.source {spec.source!r} has too few images for a split: {count} of its "
+        f"{len(labels)} training images are wanted for {name}, and each of its {classes} classes "
+        f"must keep one. Fix: add images, a {name}/ split, or lower --set "
+        f"data.{name}_fraction={getattr(spec, f'{name}_fraction'):g}"
+    )
 
 
 def train_indices(store: ImageStore, spec: DataSpec) -> Rows:
@@ -365,11 +478,16 @@ def _offset(seed: int, salt: str) -> int:
     return int.from_bytes(f"{seed}/{salt}".encode(), "big") * GOLDEN & MASK
 
 
+def _keys(digests: Digests, *, seed: int, salt: str) -> Digests:
+    """Seeded pseudo-random numbers of images, (N,)."""
+    return mix(digests ^ np.uint64(_offset(seed, salt)))
+
+
 def _ranked(
     labels: Labels, digests: Digests, *, seed: int, salt: str
 ) -> tuple[Digests, Rows, Rows]:
     """Each row's seeded pseudo-random key, its rank by key in its class, and its class's size."""
-    keys = mix(digests ^ np.uint64(_offset(seed, salt)))
+    keys = _keys(digests, seed=seed, salt=salt)
     _, classes, size = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = np.lexsort((digests, keys, labels))
     rank = np.empty(len(labels), dtype=np.int64)

@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trainables.data.duplicates import (
     with_places,
 )
 from trainables.data.encoded import images_file, lay_out, write_index
+from trainables.data.groups import count_groups
 from trainables.data.store import (
     SPLITS,
     Chunk,
@@ -40,7 +42,9 @@ from trainables.data.store import (
     Rows,
     assign_splits,
     content_hash,
+    count_classes,
     hash_of_split,
+    places_file,
     require_train_classes,
     require_two_classes,
 )
@@ -52,6 +56,7 @@ log = logging.getLogger(__name__)
 MOST_KEPT_BYTES = 1 << 29  # of pixels, that stay in memory from their first reading
 ROWS_A_LOOK = 256  # between two looks at how far it is
 INDEX_BYTES = 64  # of an image, beside its pixels or itself
+PLACES_AT_ONCE = 65_536  # in Python's own strings
 
 Origins = Mapping[str, tuple[str, Rows]]  # by split: the source's split it is of, and which rows
 
@@ -73,17 +78,21 @@ def write_store(
     shape = (reading.side, reading.side, 3)
     splits: dict[str, SplitImages] = {}
     origins: dict[str, tuple[str, Rows]] = {}
-    for split, (origin, rows) in assign_splits(labels, digests, spec).items():
+    groups: dict[str, Rows] = {}
+    for split, (origin, rows) in assign_splits(labels, digests, spec, survey.groups).items():
         rows = rows[np.lexsort((labels[origin][rows], digests[origin][rows]))]
         splits[split], origins[split] = images[origin].at(rows), (origin, rows)
+        if survey.groups is not None:
+            groups[split] = survey.groups[origin][rows]
     splits = {split: splits[split] for split in SPLITS}
     encoded_bytes = None
     if form == "encoded":
-        encoded_bytes = _write_encoded(reading, survey, folder, splits, origins)
+        encoded_bytes = _write_encoded(reading, survey, folder, splits, origins, groups)
     else:
-        _write_pixels(reading, survey, folder, splits, origins)
+        _write_pixels(reading, survey, folder, splits, origins, groups)
     duplicates = count_duplicates(splits, names)
     duplicates = with_places(duplicates, partial(_places, folder, origins, spec.source))
+    _keep_places(folder, origins, spec.source)
     for origin in images:
         _places_file(folder, origin).unlink(missing_ok=True)
     columns = [(split, part.labels, part.digests) for split, part in splits.items()]
@@ -94,13 +103,19 @@ def write_store(
         height=reading.side,
         width=reading.side,
         counts={split: len(part.labels) for split, part in splits.items()},
-        content_hash=content_hash(names, shape, columns),
+        class_counts=count_classes(
+            {split: part.labels for split, part in splits.items()}, len(names)
+        ),
+        content_hash=content_hash(names, shape, columns, groups),
         test_hash=hash_of_split(names, shape, test.labels, test.digests),
         mirror_safe=reading.mirror_safe,
         skipped=sum(map(len, survey.corrupt.values())),
         duplicates=duplicates,
         encoded_bytes=encoded_bytes,
         white=spec.white,
+        groups=count_groups(reading.group_rule, groups, survey.group_names)
+        if reading.group_rule is not None
+        else None,
     )
 
 
@@ -125,13 +140,16 @@ def _require_readable_classes(
 class Survey:
     """What is known once every image was decoded: by split of the source, its ``images`` in order,
     the bytes of each one as the source has it (none where it has pixels) and which pictures are
-    corrupt, with the classes that these are of. ``chunks`` are all pixels, where they are few
+    corrupt, with the classes that these are of; ``groups`` (N,) by split, numbers of
+    ``group_names``, where the source has groups. ``chunks`` are all pixels, where they are few
     enough to stay in memory."""
 
     images: Mapping[str, SplitImages]
     encoded_sizes: Mapping[str, Rows]
     corrupt: Mapping[str, frozenset[int]]
     corrupt_labels: Mapping[str, frozenset[int]]
+    groups: Mapping[str, Rows] | None
+    group_names: Sequence[str]
     chunks: Sequence[Chunk] | None
 
 
@@ -142,6 +160,8 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
     sizes: dict[str, list[int]] = {"train": []}
     corrupt: dict[str, list[int]] = {}
     lost: dict[str, set[int]] = {}
+    numbers: dict[str, int] = {}  # of groups
+    groups: dict[str, list[int]] = {"train": []}
     keeps = form == "pixels" and reading.pixel_bytes <= MOST_KEPT_BYTES
     kept: list[Chunk] = []
     done = 0
@@ -158,11 +178,21 @@ def _survey(reading: Reading, folder: Path, form: str) -> Survey:
             )
             parts.setdefault(chunk.split, []).append(images)
             sizes.setdefault(chunk.split, []).extend(chunk.encoded_sizes)
+            groups.setdefault(chunk.split, []).extend(
+                numbers.setdefault(group, len(numbers)) for group in chunk.groups
+            )
             if keeps:
                 kept.append(chunk)
             with _places_file(folder, chunk.split).open("a", encoding="utf-8") as lines:
                 lines.writelines(f"{json.dumps(place)}\n" for place in chunk.places)
+    names = sorted(numbers)
+    place_of = np.empty(len(names), np.int64)  # whatever the order of rows
+    place_of[[numbers[name] for name in names]] = np.arange(len(names))
     return Survey(
+        groups=None
+        if reading.group_rule is None
+        else {split: place_of[np.array(codes, np.int64)] for split, codes in groups.items()},
+        group_names=names,
         images={split: SplitImages.joined(chunks) for split, chunks in parts.items()},
         encoded_sizes={split: np.array(values, np.int64) for split, values in sizes.items()},
         corrupt={split: frozenset(numbers) for split, numbers in corrupt.items()},
@@ -177,12 +207,15 @@ def _write_pixels(
     folder: Path,
     splits: Mapping[str, SplitImages],
     origins: Origins,
+    groups: Mapping[str, Rows],
 ) -> None:
     """Put every image where it belongs, one chunk at a time. What did not stay in memory is decoded
     a second time: no second copy of the pixels is ever on the disk."""
     shape = (reading.side, reading.side, 3)
     targets = [
-        lay_out_pixels(folder / f"{split}.arrow", shape, part.labels, part.digests)
+        lay_out_pixels(
+            folder / f"{split}.arrow", shape, part.labels, part.digests, groups.get(split)
+        )
         for split, part in splits.items()
     ]
     destinations = _destinations(survey, origins)
@@ -210,6 +243,7 @@ def _write_encoded(
     folder: Path,
     splits: Mapping[str, SplitImages],
     origins: Origins,
+    groups: Mapping[str, Rows],
 ) -> int:
     """Put every picture where it belongs, as its source has it; how many bytes they are."""
     assert reading.encoded is not None, "sources of pixels are refused by locate()"
@@ -246,6 +280,7 @@ def _write_encoded(
             offsets=offsets[number],
             sizes=sizes[number],
             checksums=checksums[number],
+            groups=groups.get(split),
         )
     return int(sum(part.sum() for part in sizes))
 
@@ -277,14 +312,37 @@ def _places(
     """Where the images that are ``named`` by split and row are below ``source``, whose own splits
     and rows are in ``origins``."""
     wanted = [(origins[split][0], int(origins[split][1][row])) for split, row in named]
-    root = str(Path(source).expanduser())
-    places = {}
-    for origin in {origin for origin, _ in wanted}:
-        with _places_file(folder, origin).open(encoding="utf-8") as lines:
-            for row, line in enumerate(lines):
-                if (origin, row) in wanted:
-                    places[origin, row] = json.loads(line).removeprefix(root).lstrip("/ ")
+    places = {
+        (origin, row): place
+        for origin in {origin for origin, _ in wanted}
+        for row, place in enumerate(_places_of(folder, origin, source))
+        if (origin, row) in wanted
+    }
     return [places[image] for image in wanted]
+
+
+def _places_of(folder: Path, origin: str, source: str) -> Iterator[str]:
+    """Where each image of the source's split ``origin`` is below ``source``."""
+    root = str(Path(source).expanduser())
+    with _places_file(folder, origin).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line).removeprefix(root).lstrip("/ ")
+
+
+def _keep_places(folder: Path, origins: Origins, source: str) -> None:
+    """Write where in the source the images of each of the store's splits are, in their order."""
+    for origin in {origin for origin, _ in origins.values()}:
+        lines, blocks = _places_of(folder, origin, source), []
+        while block := list(islice(lines, PLACES_AT_ONCE)):
+            blocks.append(pa.array(block, pa.string()))
+        places = pa.chunked_array(blocks, pa.string())
+        for split, (whose, rows) in origins.items():
+            if whose == origin:
+                table = pa.table({"place": places.take(pa.array(rows))})
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                file = str(places_file(folder, split))
+                with pa.ipc.new_file(file, table.schema, options=options) as writer:
+                    writer.write_table(table)
 
 
 def require_disk_space(reading: Reading, folder: Path, form: str) -> None:
@@ -309,10 +367,15 @@ def require_disk_space(reading: Reading, folder: Path, form: str) -> None:
 
 
 def lay_out_pixels(
-    path: Path, shape: tuple[int, ...], labels: Labels, digests: Digests
+    path: Path,
+    shape: tuple[int, ...],
+    labels: Labels,
+    digests: Digests,
+    groups: Rows | None = None,
 ) -> np.memmap[Any, np.dtype[np.uint8]]:
-    """Write ``labels`` and ``digests`` (N,) beside N images of ``shape``, all zeros yet, as one
-    record batch; returns the images (N, *shape), to be written in place.
+    """Write ``labels``, ``digests`` and, where there are any, ``groups`` (N,) beside N images of
+    ``shape``, all zeros yet, as one record batch; returns the images (N, *shape), to be written in
+    place.
 
     One batch, because only then are all images of a split one contiguous array. They are laid out
     over a hole, so that they may be larger than memory.
@@ -326,6 +389,7 @@ def lay_out_pixels(
         buffers = [None, zeros.read_buffer(total)]
         images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(labels), buffers)
         columns = {"image": images, "label": pa.array(labels), "digest": pa.array(digests)}
+        columns |= {} if groups is None else {"group": pa.array(groups)}
         batch = pa.record_batch(columns)
         with pa.ipc.new_file(str(path), batch.schema) as writer:
             writer.write_batch(batch)

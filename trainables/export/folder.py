@@ -16,6 +16,7 @@ from trainables.config import Assignment, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
 from trainables.evaluate.model import evaluate_split, load_model
 from trainables.export import timm_classifier
+from trainables.metrics import TOP1
 from trainables.train.loop import TrainedModel
 
 CODE = Path(timm_classifier.__file__)
@@ -60,6 +61,9 @@ def write(
     short, test = min(height, width), ""
     if "test_top1" in trained:
         test = f", on {trained.get('test_images', 'the')} test images {trained['test_top1']:.4f}"
+    judged = trained.get("metric", TOP1.name)
+    if judged != TOP1.name:
+        test += f"; chosen by {judged}, {trained[f'val_{judged}']:.4f} on validation"
     filled = "".join(text.read_text(encoding="utf-8") for text in texts).format(
         title=f"{geometry.model}, {len(names)} classes",
         trained=trained,

@@ -1,5 +1,5 @@
-"""A trial's files: checkpoints on this node, in object storage, and cleaned up in both; and which
-test images a final got right.
+"""A trial's files: checkpoints on this node, in object storage, and cleaned up in both; and what a
+final answered, image by image.
 
 Where a run is kept in object storage, a worker writes its checkpoints into a working copy of the
 run's folder that is this node's alone. Rank 0 puts each one into the storage before it is
@@ -191,9 +191,18 @@ def put_checkpoint(assignment: Assignment, checkpoint: str) -> None:
     object_storage.put_folder(Path(checkpoint), uri, marker=STATE_FILE)
 
 
-def put_correct_file(assignment: Assignment, file: Path) -> None:
-    """Put a final's ``test_correct.arrow`` into the storage."""
-    object_storage.put_file(file, f"{assignment.remote}/finals/{assignment.trial_id}/{file.name}")
+def put_answers(assignment: Assignment, correct_file: Path) -> None:
+    """Put a final's ``test_correct.arrow`` into the storage, after its predictions beside it."""
+    uri = f"{assignment.remote}/finals/{assignment.trial_id}"
+    for split in ("val", "test"):
+        file = predictions_file(correct_file.parent, split)
+        object_storage.put_file(file, f"{uri}/{file.name}")
+    object_storage.put_file(correct_file, f"{uri}/{correct_file.name}")
+
+
+def predictions_file(folder: Path, split: str) -> Path:
+    """Where the folder of a final has what it predicts of ``split``."""
+    return folder / f"{split}_predictions.arrow"
 
 
 def correct_file(assignment: Assignment, file: Path) -> Path:
@@ -204,10 +213,16 @@ def correct_file(assignment: Assignment, file: Path) -> Path:
     return run_folder / "finals" / assignment.trial_id / file.name
 
 
-def write_correct(path: Path, correct: npt.NDArray[np.bool_]) -> None:
-    """Write one bool column ``correct`` (N,), in the split's order; seen whole or not at all."""
+def write_correct(
+    path: Path, correct: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64] | None = None
+) -> None:
+    """Write a bool column ``correct`` (N,), in the split's order, and where images belong to groups
+    an int64 column ``group`` (N,); seen whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"correct": pa.array(correct, pa.bool_())})
+    columns = {"correct": pa.array(correct, pa.bool_())}
+    if groups is not None:
+        columns["group"] = pa.array(groups, pa.int64())
+    table = pa.table(columns)
     half = path.with_suffix(".part")
     with pa.OSFile(str(half), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -425,14 +425,17 @@ class Mixing:
     def __call__(
         self, batch: Tensor, rows: Tensor, epoch: int, weights: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mix (B, C, H, W) floats of dataset ``rows`` (B,) with their partners.
+        """Mix (B, C, H, W) floats of dataset ``rows`` (B,) with their partners. The n-th further
+        time that an epoch has an image, its row is ``n * images`` more.
 
         Returns the batch, each image's partner (B,) int64 in it, and the weight (B,) that the
         image's own label keeps: the partner's gets the rest.
         """
         partner = partners(len(batch), batch.device)
         draws = uniforms(key_of(self.seed, epoch, KEY), rows, 3)  # (B, 3)
-        mixup, cutmix = (weight[rows] for weight in weights)  # (B,) each
+        # Of an image that is there again, another one's weights: a draw as good as its own.
+        places = (rows + rows // self.images) % self.images
+        mixup, cutmix = (weight[places] for weight in weights)  # (B,) each
         unpaired = partner == torch.arange(len(batch), device=batch.device)
         share_of_cutmix = SHARE_OF_CUTMIX if self.mixup and self.cutmix else float(self.cutmix > 0)
         cut = (draws[:, CHOICE] < share_of_cutmix) & ~unpaired

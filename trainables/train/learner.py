@@ -48,16 +48,28 @@ class Batch:
         return Batch(self.images[start:end], self.labels[start:end], *mixed)
 
 
-def batch_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy of (B, classes) logits against own and mixed-in labels."""
+def batch_loss(
+    logits: Tensor, batch: Batch, label_smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of (B, classes) logits against own and mixed-in labels.
+
+    ``class_weights`` (classes,) are those of a whole image: its smoothed label too counts by its
+    class. The mean is over images, not over weights, so that parts of a batch add up.
+    """
     logits = logits.float()
-    if batch.partner is None or batch.weight is None:
+    if class_weights is None and (batch.partner is None or batch.weight is None):
         return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    own, other = (
-        F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
-        for labels in (batch.labels, batch.partner)
-    )
-    return torch.lerp(other, own, batch.weight).mean()
+
+    # Not cross_entropy's own weights: they weigh a smoothed label's parts by the classes that these
+    # are of, so that rare classes get most of what smoothing takes from a common one.
+    def losses(labels: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+        return each if class_weights is None else each * class_weights[labels]
+
+    own = losses(batch.labels)
+    if batch.partner is None or batch.weight is None:
+        return own.mean()
+    return torch.lerp(losses(batch.partner), own, batch.weight).mean()
 
 
 class Learner:
@@ -68,16 +80,24 @@ class Learner:
     them. The mean over workers is the mean over images although shares in ``plan`` differ: each
     counts by its images. A frozen backbone (``freeze=head``, or the first ``head_epochs`` of
     ``head_then_full``) runs in evaluation mode: its batch statistics stay as they are and no path
-    in it is dropped.
+    in it is dropped. ``class_weights`` (classes,) are what an image counts in the loss.
     """
 
-    def __init__(self, backbone: Backbone, recipe: Recipe, world: World, plan: BatchPlan) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        world: World,
+        plan: BatchPlan,
+        class_weights: Tensor | None = None,
+    ) -> None:
         self.backbone, self.recipe, self.world, self.plan = backbone, recipe, world, plan
         self.notes: list[str] = []
         self._model = on_device(backbone, recipe, torch.device(world.device))
         self.module, self.device = self._model.module, self._model.device
         if recipe.precision == "bf16" and not self._model.bf16:
             self.notes.append(f"{self.device} has no bfloat16: trained in fp32")
+        self._class_weights = None if class_weights is None else class_weights.to(self.device)
         self.ema = Ema(self.module, recipe.ema_decay) if recipe.ema_decay is not None else None
         self.optimizer = build_optimizer(backbone.parameter_groups(recipe), recipe)
         self.accumulation = plan.micro_batches(recipe.accumulation_steps)
@@ -192,7 +212,8 @@ class Learner:
             sync = model.no_sync()
         with sync:
             with self._model.autocast():
-                loss = batch_loss(model(part.images), part, self.recipe.label_smoothing)
+                logits, smoothing = model(part.images), self.recipe.label_smoothing
+                loss = batch_loss(logits, part, smoothing, self._class_weights)
             (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach() if share == 1 else loss.detach() * share
 

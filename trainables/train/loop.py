@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from trainables.backbones import Backbone, Geometry
 from trainables.config import Recipe
 from trainables.data.batches import Pixels, shard
 from trainables.errors import Diverged
+from trainables.metrics import TOP1, Metric, beside_means, is_area_recorded
 from trainables.train.augmentation import InputTransform
 
 T = TypeVar("T")
@@ -111,31 +113,67 @@ def predict(
         yield model.logits(model.inputs(images)), labels
 
 
-def score(predictions: Iterable[tuple[Tensor, Tensor]], world: World) -> dict[str, float]:
-    """``loss``, ``top1`` and (from 5 classes on) ``top5`` of logits (B, classes) and labels (B,).
+def score(
+    predictions: Iterable[tuple[Tensor, Tensor]],
+    world: World,
+    *,
+    judged: Metric = TOP1,
+    class_names: Sequence[str] = (),
+    images: int = 0,
+) -> dict[str, float]:
+    """By name, the metrics of logits (B, classes) and labels (B,): ``loss``, ``top1``, (from 5
+    classes on) ``top5``, those of :func:`trainables.metrics.beside_means`, and the ``judged`` one.
 
-    Each image counts once, whatever the number of workers: shards are disjoint, sums are
-    float64 and added over workers. Raises ``Diverged`` when the loss is not finite.
-    """
+    Each image counts once, whatever the number of workers: shards are disjoint, sums are float64
+    and added over workers, and what is no sum is of all workers' predictions together, in the order
+    of the split. The split has so many ``images``, by which all workers tell alike whether
+    ``auroc`` is worth its time. What no image of the split tells is absent, be it the judged one.
+    Raises ``Diverged`` when the loss is not finite."""
     device = torch.device(world.device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    gathers = judged.needs_probabilities or is_area_recorded(images, len(class_names))
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, best classes, probabilities or none
     classes = 0
     for logits, labels in predictions:
         classes = logits.shape[1]
-        best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
-        hits = best == labels[:, None]
+        best = logits.argmax(1)  # (B,): the first of those that tie
+        among = logits.topk(min(5, classes), dim=1).indices == labels[:, None]  # (B, 5)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        counts = (loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device))
+        counts = (
+            loss,
+            (best == labels).sum(),
+            among.sum(),
+            torch.tensor(len(labels), device=device),
+        )
         sums += torch.stack([c.double() for c in counts])
+        kept = logits.softmax(1) if gathers else logits[:, :0]
+        parts.append((labels.cpu(), best.cpu(), kept.cpu()))
     if world.size > 1:
         dist.all_reduce(sums)
-    loss_sum, top1, top5, images = sums.tolist()
+    classes = classes or len(class_names)  # of a worker without an image
+    loss_sum, top1, top5, counted = sums.tolist()
     if not math.isfinite(loss_sum):
         raise Diverged("the validation loss is not finite")
-    scores = {"loss": loss_sum / images, "top1": top1 / images}
+    scores = {"loss": loss_sum / counted, "top1": top1 / counted}
     if classes >= 5:
-        scores["top5"] = top5 / images
+        scores["top5"] = top5 / counted
+    labels_of_all, predicted, probabilities = _of_all_workers(parts, world)
+    scores |= beside_means(
+        judged, labels_of_all, predicted, probabilities if gathers else None, class_names
+    )
     return scores
+
+
+def _of_all_workers(
+    parts: Sequence[tuple[Tensor, ...]], world: World
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The batches ``parts`` of every worker, joined in the order of the split, on each of them."""
+    own = tuple(torch.cat(columns).numpy() for columns in zip(*parts, strict=True))
+    shards = [shard for shard in from_every_rank(own, world) if shard]  # of ranks with images
+    labels, predicted, probabilities = (
+        np.concatenate(columns) for columns in zip(*shards, strict=True)
+    )
+    return labels, predicted, probabilities
 
 
 def mean_over_workers(value: float, world: World) -> float:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from trainables.data.batches import BatchPlan, load_pixels
 from trainables.data.rng import key_of
 from trainables.data.store import ImageStore, train_indices
 from trainables.errors import Diverged, UserError
+from trainables.metrics import metric_of
 from trainables.train import checkpoint
 from trainables.train.augmentation import Augmentation, Mixing, level_of
+from trainables.train.class_balance import balanced_draws, class_weights, unused_weights
 from trainables.train.learner import Batch, Learner
 from trainables.train.loop import World, broadcast, mean_over_workers, predict, score
 from trainables.train.optimizer import rate_at
@@ -85,7 +87,9 @@ class Trial:
         self.device = torch.device(world.device)
         self.progress, self.clock = TrainProgress(), Clock()
         info, recipe = store.info, assignment.recipe
-        self._rows = torch.from_numpy(train_indices(store, assignment.data))
+        rows = train_indices(store, assignment.data)
+        labels = store.split("train").labels[rows]
+        self._rows, self._row_labels = torch.from_numpy(rows), labels
         self.plan = BatchPlan(
             images=len(self._rows),
             batch_size_per_worker=recipe.batch_size_per_worker,
@@ -107,7 +111,9 @@ class Trial:
             usual_drop_path=level_of(recipe).drop_path,
             load=load,
         )
-        self.learner = Learner(backbone, recipe, world, self.plan)
+        weights = class_weights(recipe, labels, len(info.class_names))
+        self.learner = Learner(backbone, recipe, world, self.plan, weights)
+        self.learner.notes += filter(None, [unused_weights(recipe)])
         self._train_pixels = load_pixels(store, "train", self.device)
         self._val_pixels = load_pixels(store, "val", self.device)
         self._identity = checkpoint.identity(assignment, info.content_hash)
@@ -176,17 +182,31 @@ class Trial:
         return rate_at(at, self.assignment.recipe, self.assignment.epochs)
 
     def finish_epoch(self) -> tuple[dict[str, float], str | None]:
-        """Evaluate, count, save when due; returns the report's metrics and the folder written."""
-        progress, learner, images = self.progress, self.learner, self.progress.images
+        """Evaluate, count, save when due; returns the report's metrics and the folder written.
+        Raises ``UserError`` where no validation image tells the metric that the trial is judged
+        by."""
+        progress, learner, trained_images = self.progress, self.learner, self.progress.images
         with self.clock.on("eval"):
             learner.average_buffers()
             predictions = predict(learner.trained, self._val_pixels, world=self.world)
-            scores = score(predictions, self.world)
+            metric, images = metric_of(self.assignment.metric), len(self._val_pixels.labels)
+            scores = score(
+                predictions,
+                self.world,
+                judged=metric,
+                class_names=self.store.info.class_names,
+                images=images,
+            )
+            if metric.name not in scores:
+                raise UserError(
+                    f"a trial judged by {metric.name} needs validation images that tell it; none "
+                    f"of {images} does. Fix: --metric top1, or a larger data.val_fraction"
+                )
             train_loss = mean_over_workers(progress.loss_sum, self.world)
-            train_loss *= self.world.size / max(images, 1)
+            train_loss *= self.world.size / max(trained_images, 1)
         flops = learner.flops()
-        progress.flops += images * flops.forward_backward
-        progress.flops += len(self._val_pixels.labels) * flops.forward
+        progress.flops += trained_images * flops.forward_backward
+        progress.flops += images * flops.forward
         progress.epoch, progress.images, progress.loss_sum = progress.epoch + 1, 0, 0.0
         every = self.assignment.checkpoint_every_epochs
         due = progress.epoch == self.assignment.epochs or progress.epoch % max(1, every) == 0
@@ -198,7 +218,7 @@ class Trial:
             "train_loss": train_loss,
             "lr": self._rate(),
             "images_seen": float(progress.images_seen),
-            "images_per_second": images / max(seconds["train"] + seconds["data"], 1e-9),
+            "images_per_second": trained_images / max(seconds["train"] + seconds["data"], 1e-9),
             "flops": progress.flops,
             **{f"{purpose}_seconds": seconds[purpose] for purpose in PURPOSES},
         }
@@ -263,29 +283,48 @@ class Trial:
         )
         weights = mixing.weights(epoch, self.device) if level.mixup or level.cutmix else None
         rank, side = self.world.rank, self.learner.backbone.geometry.image_size
+        draws, images_in_split = self._draws(), len(pixels.labels)
         steps = self.plan.batches(
-            self._rows,
+            draws,
             seed=seed,
             epoch=epoch,
             rank=rank,
             first_step=first_step,
-            row_groups=pixels.row_groups(self._rows),
+            row_groups=pixels.row_groups(draws % images_in_split),
         )
         size = len(self.plan.share(rank))
         # Preparing costs many small operations, and pixels depend on their row alone: several steps
         # at a time.
         at_once = max(1, BLOCK_BYTES // (size * 3 * side * side * 4))
         blocks = map(torch.cat, iter(lambda: list(islice(steps, at_once)), []))  # (steps * B,)
-        for in_block, images, positions in pixels.cut_all(blocks):
+        drawn, cut = tee(blocks)
+        rows_of_blocks = (in_block % images_in_split for in_block in cut)
+        for in_block, (_, images, positions) in zip(
+            drawn, pixels.cut_all(rows_of_blocks), strict=True
+        ):
             ready = augmentation(images, in_block, epoch, positions=positions)
             parts = torch.split(in_block.to(self.device), size), torch.split(ready, size)
-            for rows, batch in zip(*parts, strict=True):
-                labels = pixels.labels[rows]
+            for in_step, batch in zip(*parts, strict=True):
+                labels = pixels.labels[in_step % images_in_split]
                 if weights is None:
                     yield Batch(batch, labels)
                     continue
-                mixture, partner, weight = mixing(batch, rows, epoch, weights)
+                mixture, partner, weight = mixing(batch, in_step, epoch, weights)
                 yield Batch(mixture, labels, labels[partner], weight)
+
+    def _draws(self) -> Tensor:
+        """The images of the epoch under way by row, ascending, (N,) int64; an image that is drawn
+        again has a number of its own, whose remainder by the images of the split is its row."""
+        if self.assignment.recipe.sampler == "shuffle":
+            return self._rows
+        draws = balanced_draws(
+            self._rows.numpy(),
+            self._row_labels,
+            len(self._train_pixels.labels),
+            seed=self.assignment.seed,
+            epoch=self.progress.epoch,
+        )
+        return torch.from_numpy(draws)
 
     def _state(self) -> checkpoint.State:
         ema = self.learner.ema

@@ -293,7 +293,7 @@ def _evaluate_test(active: ActiveTrial, client: DispatcherClient, correct_file: 
             checkpoint = trial_files.fetch_checkpoint(assignment, name_of(checkpoint))
         evaluation = evaluate_test(assignment, checkpoint, world, correct_file=file)
         if assignment.remote is not None and world.rank == 0:
-            trial_files.put_correct_file(assignment, file)
+            trial_files.put_answers(assignment, file)
     if world.rank == 0:
         kept = client.end(assignment.trial_id, "finished", detail=evaluation)
     active.keep_only(None if kept is None else [*kept, str(active.checkpoint)], over=True)

@@ -1,9 +1,8 @@
 """The report's figures: matplotlib drawings as SVG, each with the data behind it.
 
 A figure's file has the colours of the light page; inside the page it takes colours and font from
-the CSS around it. First what all figures share, then those of a search: accuracy against cost,
-learning curves, expected best and best so far over budget, the recipe's axes.
-"""
+the CSS around it. First what all figures share, then those of a search: the judged figure against
+cost, learning curves, expected best and best so far over budget, the recipe's axes."""
 
 from __future__ import annotations
 
@@ -22,8 +21,9 @@ from markupsafe import Markup
 from orchestrator.compare.budget import BudgetCurve, spending
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.recipe_axes import Importance, Trials, trials_of
-from orchestrator.compare.runs import Array, CandidateTrials, Curve, best_trial
-from orchestrator.wording import axis_name, value_text
+from orchestrator.compare.runs import Array, CandidateTrials, Curve, best_score, best_trial
+from orchestrator.wording import axis_name, axis_of, value_text
+from trainables.metrics import TOP1, Metric, metric_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,7 @@ VECTOR_POINTS = 20_000  # beyond it, lines become one picture inside the SVG
 VECTOR_MARKS = 2_000
 FEW_POINTS = 15  # up to so many on a line of means, each is marked
 LEVELS = 6  # choices that are written beside an axis
+BEYOND_AXES = 1e3  # a bound that is endless is drawn there
 LINES = 300  # of more trials across the axes, the best third of so many is drawn, others at random
 TEXT = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
 STROKES = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
@@ -173,6 +174,11 @@ def bars(axes: Axes, names: Sequence[str], means: Any, ends: Any, colors: Any) -
     axes.set_yticks(rows, names)
 
 
+def on_axis(values: Any, metric: Metric = TOP1) -> Any:
+    """Figures as an axis has them: shares in percent, losses as they are."""
+    return 100 * values if metric.is_share else values
+
+
 def share_limits(values: Sequence[float]) -> tuple[float, float]:
     """Limits in percent that hold accuracies given as fractions, with a margin inside [0, 100]."""
     if not values:
@@ -182,29 +188,45 @@ def share_limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, low - margin), min(101.0, high + margin)
 
 
-def against_cost(search: Candidates) -> list[Figure]:
-    """Finished trials, best accuracy against their whole cost: device seconds and FLOPs."""
+def figure_limits(values: Sequence[float], metric: Metric) -> tuple[float, float]:
+    """Limits of an axis that holds the finite ones of ``values``, with a margin."""
+    finite = [value for value in values if np.isfinite(value)]
+    if metric.is_share or not finite:
+        return share_limits(finite)
+    margin = max(0.01, 0.06 * (max(finite) - min(finite)))
+    return max(0.0, min(finite) - margin), max(finite) + margin
+
+
+def against_cost(search: Candidates, metric: Metric) -> list[Figure]:
+    """Finished trials, best figure against their whole cost: device seconds and FLOPs."""
     from matplotlib.ticker import EngFormatter
 
-    accuracies, figures = _finished_best(search), []
-    if not accuracies:
+    reached, figures = _finished_best(search), []
+    if not reached:
         return []
     for cost, title in (("seconds", "Device seconds"), ("flops", "FLOPs")):
         what = "FLOPs" if cost == "flops" else "device seconds"
-        trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; accuracy; trial
+        trials: list[tuple[float, float, Curve]] = []  # cost, NaN if missing; figure; trial
         with new_plot() as axes:
             for index, curves in enumerate(search.values()):
                 finished = [(c, c.best[0]) for c in curves if c.status == "finished" and c.best]
                 of_candidate = [(float(getattr(c, cost)[-1]), best, c) for c, best in finished]
                 trials += of_candidate
                 marks = [
-                    (spent, 100 * best) for spent, best, _ in of_candidate if np.isfinite(spent)
+                    (spent, on_axis(best, metric))
+                    for spent, best, _ in of_candidate
+                    if np.isfinite(spent)
                 ]
                 _marks(axes, marks, marker(index), color(index), markersize=5.5, alpha=0.85)
-            priced = [(spent, best) for spent, best, _ in trials if np.isfinite(spent)]
+            priced = [
+                (spent, float(metric.score(best)))
+                for spent, best, _ in trials
+                if np.isfinite(spent)
+            ]
             if priced:
-                x, y = np.transpose(pareto(priced))
-                axes.step(x, 100 * y, where="post", color=MUTED, linewidth=1.2, zorder=1)
+                x, scores = np.transpose(pareto(priced))
+                y = on_axis(metric.of_score(scores), metric)
+                axes.step(x, y, where="post", color=MUTED, linewidth=1.2, zorder=1)
             positive = [spent for spent, _ in priced if spent > 0]
             if positive and max(positive) > 20 * min(positive):
                 axes.set_xscale("log")
@@ -212,10 +234,11 @@ def against_cost(search: Candidates) -> list[Figure]:
                 axes.set_xlim(left=0)
             if cost == "flops":
                 axes.xaxis.set_major_formatter(EngFormatter())
-            axes.set(ylim=share_limits(accuracies), xlabel=f"{what} of one training")
-            axes.set_ylabel("best validation accuracy, %")
-            label = f"Best validation accuracy of {len(priced)} finished trials against {what}"
-            best_first = sorted(trials, key=lambda trial: -trial[1])
+            limits = figure_limits(reached, metric)
+            axes.set(ylim=limits, xlabel=f"{what} of one training")
+            axes.set_ylabel(f"best validation {axis_of(metric)}")
+            label = f"Best validation {metric.noun} of {len(priced)} finished trials against {what}"
+            best_first = sorted(trials, key=lambda trial: -float(metric.score(trial[1])))
             figures.append(figure_of(axes, f"cost-{cost}", title, label, best_first))
     return figures
 
@@ -234,12 +257,13 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def learning_curves(search: Candidates) -> list[Figure]:
+def learning_curves(search: Candidates, metric: Metric) -> list[Figure]:
     """A figure a candidate, all on the same axes; candidates without a reported epoch are left
     out."""
     reported = [c for curves in search.values() for c in curves if c.epoch.size]
-    values = [value for c in reported for value in c.val_top1.tolist() if np.isfinite(value)]
-    limits, epochs = share_limits(values), max((int(c.epoch[-1]) for c in reported), default=0)
+    values = [value for c in reported for value in c.values.tolist()]
+    limits = figure_limits(values, metric)
+    epochs = max((int(c.epoch[-1]) for c in reported), default=0)
     return [
         _curves(curves, index, limits, epochs)
         for index, curves in enumerate(search.values())
@@ -250,10 +274,11 @@ def learning_curves(search: Candidates) -> list[Figure]:
 def _curves(
     curves: Sequence[Curve], index: int, limits: tuple[float, float], epochs: int
 ) -> Figure:
-    """Accuracy against epoch: rungs dotted, × pruned, + failed, the best finished trial thick."""
+    """The judged figure against epoch: rungs dotted, × pruned, + failed, the best finished trial
+    thick."""
     from matplotlib.ticker import MaxNLocator
 
-    best = best_trial(curves)
+    best, metric = best_trial(curves), curves[0].metric
     styles: dict[str, dict[str, Any]] = {
         "pruned": {"color": MUTED, "linewidth": 0.9, "alpha": 0.7},
         "failed": {"color": BAD, "linewidth": 0.9, "alpha": 0.8},
@@ -265,9 +290,9 @@ def _curves(
             axes.axvline(rung, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
         for status, style in styles.items():
             others = [c for c in curves if c.status == status and c is not best]
-            _lines(axes, [(c.epoch, 100 * c.val_top1) for c in others], **style)
+            _lines(axes, [(c.epoch, on_axis(c.values, metric)) for c in others], **style)
         after_rung = [
-            (c.audit.epoch[c.epoch.size - 1 :], 100 * c.audit.val_top1[c.epoch.size - 1 :])
+            (c.audit.epoch[c.epoch.size - 1 :], on_axis(c.audit.values[c.epoch.size - 1 :], metric))
             for c in curves
             if c.audit and c.audit.epoch.size > c.epoch.size
         ]
@@ -275,15 +300,17 @@ def _curves(
         _marks(axes, _ends(curves, "pruned"), "x", MUTED, zorder=3)
         _marks(axes, _ends(curves, "failed"), "+", BAD, zorder=3)
         if best is not None:
-            axes.plot(best.epoch, 100 * best.val_top1, color=color(index), linewidth=2.6)
+            axes.plot(best.epoch, on_axis(best.values, metric), color=color(index), linewidth=2.6)
             _marks(axes, _ends([best], "finished"), "o", color(index), zorder=3)
         axes.set(xlim=(0.5, epochs + 0.5), ylim=limits, xlabel="epoch")
-        axes.set_ylabel("validation accuracy, %")
+        axes.set_ylabel(f"validation {axis_of(metric)}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         candidate, states = curves[0].candidate, [curve.status for curve in curves]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        label = f"Learning curves of {candidate}: validation accuracy by epoch of {counts} trials"
-        data = sorted(curves, key=lambda c: (c.status != "finished", -(c.best or (-1, 0))[0]))
+        label = (
+            f"Learning curves of {candidate}: validation {metric.noun} by epoch of {counts} trials"
+        )
+        data = sorted(curves, key=lambda c: (c.status != "finished", -best_score(c)))
         return figure_of(axes, f"curve-{index}", candidate, label, data, candidate=index)
 
 
@@ -305,11 +332,11 @@ def _marks(
 
 def _ends(curves: Sequence[Curve], status: str) -> list[tuple[float, float]]:
     ended = [curve for curve in curves if curve.status == status and curve.epoch.size]
-    return [(curve.epoch[-1], 100 * curve.val_top1[-1]) for curve in ended]
+    return [(curve.epoch[-1], on_axis(curve.values[-1], curve.metric)) for curve in ended]
 
 
-def best_so_far(search: Candidates) -> list[Figure]:
-    """Best finished accuracy against what a candidate had spent, one step line a candidate."""
+def best_so_far(search: Candidates, metric: Metric) -> list[Figure]:
+    """Best finished figure against what a candidate had spent, one step line a candidate."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figures = []
@@ -318,27 +345,29 @@ def best_so_far(search: Candidates) -> list[Figure]:
         ("device_seconds", "By device time", "device seconds spent"),
         ("flops", "By FLOPs", "FLOPs spent"),
     ):
-        steps = {
-            candidate: changes(*spending(curves, unit)) for candidate, curves in search.items()
-        }
+        steps = {}
+        for candidate, curves in search.items():
+            spent, scores = changes(*spending(curves, unit))
+            steps[candidate] = spent, metric.of_score(scores)
         with new_plot() as axes:
             for index, (spent, best) in enumerate(steps.values()):
-                _marked_end(axes, index, spent, best, linewidth=1.8, drawstyle="steps-post")
+                y = on_axis(best, metric)
+                _marked_end(axes, index, spent, y, linewidth=1.8, drawstyle="steps-post")
             axes.set_xlim(left=0)
-            limits = share_limits(_finished_best(search))
-            axes.set(ylim=limits, xlabel=what, ylabel="best finished, %")
+            limits = figure_limits(_finished_best(search), metric)
+            axes.set(ylim=limits, xlabel=what, ylabel=f"best finished {axis_of(metric)}")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "trials"))
             if unit == "flops":
                 axes.xaxis.set_major_formatter(EngFormatter())
-            label = f"Best validation accuracy of a finished trial against {what}"
+            label = f"Best validation {metric.noun} of a finished trial against {what}"
             figures.append(figure_of(axes, f"budget-{unit}", title, label, steps))
     return figures
 
 
-def _marked_end(axes: Axes, index: int, x: Array, shares: Array, **style: Any) -> None:
-    """A candidate's line in percent, its mark at the end."""
-    axes.plot(x, 100 * shares, color=color(index), **style)
-    axes.plot(x[-1:], 100 * shares[-1:], marker(index), color=color(index), markersize=5.5)
+def _marked_end(axes: Axes, index: int, x: Array, y: Array, **style: Any) -> None:
+    """A candidate's line, its mark at the end."""
+    axes.plot(x, y, color=color(index), **style)
+    axes.plot(x[-1:], y[-1:], marker(index), color=color(index), markersize=5.5)
 
 
 def changes(spent: Array, best: Array) -> tuple[Array, Array]:
@@ -353,7 +382,8 @@ def changes(spent: Array, best: Array) -> tuple[Array, Array]:
 def expected_best(curves: Sequence[BudgetCurve], places: Places) -> list[Figure]:
     """Each candidate's expected best with its band; cut off where the bands are widest."""
     ends = [float(edge[-1]) for curve in curves for edge in (curve.low, curve.high)]
-    limits = share_limits([*ends, *[v for c in curves for v in c.expected_best.tolist()]])
+    every = [*ends, *[value for c in curves for value in c.expected_best.tolist()]]
+    limits = figure_limits(every, metric_of(curves[0].metric) if curves else TOP1)
     return [_banded(curve, places[curve.family], limits) for curve in curves]
 
 
@@ -361,15 +391,20 @@ def _banded(curve: BudgetCurve, index: int, limits: tuple[float, float]) -> Figu
     """One candidate's expected best and its band against trials, device seconds on top."""
     from matplotlib.ticker import MaxNLocator
 
-    ink, x, low, high = color(index), curve.trials, 100 * curve.low, 100 * curve.high
+    ink, x, metric = color(index), curve.trials, metric_of(curve.metric)
+    low, mean, high = (
+        on_axis(np.minimum(part, BEYOND_AXES), metric)
+        for part in (curve.low, curve.expected_best, curve.high)
+    )
     with new_plot() as axes:
         if curve.valid:
             axes.fill_between(x, low, high, color=ink, alpha=0.16, linewidth=0)
         for edge in (low, high):
             axes.plot(x, edge, color=ink, linewidth=0.8, alpha=0.7)
         style = "solid" if curve.valid else "dashed"
-        axes.plot(x, 100 * curve.expected_best, color=ink, linewidth=2.2, linestyle=style)
-        axes.set(xlim=(0, 1.04 * x[-1]), ylim=limits, xlabel="trials", ylabel="expected best, %")
+        axes.plot(x, mean, color=ink, linewidth=2.2, linestyle=style)
+        axes.set(xlim=(0, 1.04 * x[-1]), ylim=limits, xlabel="trials")
+        axes.set_ylabel(f"expected best {axis_of(metric)}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if curve.seconds is not None:
             price = curve.seconds[-1] / x[-1]
@@ -388,7 +423,8 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
     if len(curves) < 2:
         return []
     figures = []
-    limits = share_limits([value for c in curves for value in c.expected_best.tolist()])
+    metric = metric_of(curves[0].metric)
+    limits = figure_limits([value for c in curves for value in c.expected_best.tolist()], metric)
     for unit, title, what in (
         ("trials", "All by trials", "trials"),
         ("seconds", "All by device time", "device seconds"),
@@ -399,13 +435,13 @@ def expected_together(curves: Sequence[BudgetCurve], places: Places) -> list[Fig
             for curve, x in data:
                 if x is not None:
                     style = "solid" if curve.valid else "dashed"
-                    place, best = places[curve.family], curve.expected_best
+                    place, best = places[curve.family], on_axis(curve.expected_best, metric)
                     _marked_end(axes, place, x, best, linewidth=2.0, linestyle=style)
             axes.set_xlim(left=0)
-            axes.set(ylim=limits, xlabel=what, ylabel="expected best, %")
+            axes.set(ylim=limits, xlabel=what, ylabel=f"expected best {axis_of(metric)}")
             if unit == "flops":
                 axes.xaxis.set_major_formatter(EngFormatter())
-            label = f"Expected best validation accuracy of every candidate against {what}"
+            label = f"Expected best validation {metric.noun} of every candidate against {what}"
             figures.append(figure_of(axes, f"expected-{unit}", title, label, data))
     return figures
 
@@ -444,9 +480,9 @@ def _importance(entry: Importance, index: int, limits: tuple[float, float]) -> F
 
 
 def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
-    """Every trial known at full length a line across the axes in ``order``, accuracy last; the
-    better, the stronger."""
-    values = trials.reached[:, -1]
+    """Every trial known at full length a line across the axes in ``order``, the judged figure last,
+    the best on top; the better, the stronger."""
+    values, metric = trials.reached[:, -1], trials.curves[0].metric
     heights = [_unit(trials.columns[axis]) for axis in order] + [_unit(values)]
     lines = np.column_stack(heights)  # (N, axes + 1)
     places, ranked = np.arange(lines.shape[1]), _shown(values)
@@ -467,13 +503,16 @@ def _across_axes(trials: Trials, order: Sequence[str], index: int) -> Figure:
         for place, axis in enumerate(order):
             _levels(axes, place, trials, axis)
         for height, value in ((0, values.min()), (1, values.max())):
-            _note(axes, places[-1], height, f"{100 * value:.0f} %")
+            reached = metric.of_score(value)
+            text = f"{100 * reached:.0f} %" if metric.is_share else f"{reached:.3g}"
+            _note(axes, places[-1], height, text)
         axes.set(xlim=(-0.35, places[-1] + 0.35), ylim=(-0.14, 1.12), yticks=[])
-        names = [*map(axis_name, order), "accuracy"]
+        names = [*map(axis_name, order), metric.noun]
         axes.set_xticks(places, names, rotation=28, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
         label = f"{len(ranked)} trials of {candidate} across {', '.join(names)}, {after}"
-        by_value = sorted(zip(values, trials.curves, strict=True), key=lambda p: -p[0])
+        by_score = sorted(zip(values, trials.curves, strict=True), key=lambda p: -p[0])
+        by_value = [(float(metric.of_score(score)), curve) for score, curve in by_score]
         name, title, data = f"lines-{index}", f"{candidate}, {after}", (order, by_value)
         return figure_of(axes, name, title, label, data, candidate=index)
 

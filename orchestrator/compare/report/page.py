@@ -1,11 +1,12 @@
 """The report people open: one HTML file that needs nothing but itself, and its figures as files.
 
-In order: the answer in two sentences, the screen, candidates, finals, what accuracy costs, the
-screen audited, trials against their cost, learning curves, curves over budget, the audit of
-pruning, recipe sensitivity, probes, the forecast scored, failures, the images, what differed
-between the arms, how to reproduce. What a section says is in ``templates/``, one file a section;
-here is what the templates are given, and :func:`read_report`, which reads back what the page
-carries of its runs.
+First the answer, what it speaks of, what it cost, what else differed, and one picture. Then, folded
+but for what bears the answer: the screen, finals, candidates, classes one by one, mistakes to look
+at, what accuracy costs, the screen audited, trials against their cost, learning curves, curves over
+budget, the audit of pruning, recipe sensitivity, probes, the forecast scored, failures, the images,
+what differed between the arms, a paragraph of methods for a paper, how to reproduce. On paper all
+of it is unfolded. What a section says is in ``templates/``, one file a section; here is what the
+templates are given, and :func:`read_report`, which reads back what the page carries of its runs.
 """
 
 from __future__ import annotations
@@ -25,41 +26,53 @@ from markupsafe import Markup
 from orchestrator import wording
 from orchestrator.compare import shortlist, table
 from orchestrator.compare.choice import PRICE_WORDS
-from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.comparison import ByImage, Comparison, pictures_of
 from orchestrator.compare.data_notes import copies_lines
+from orchestrator.compare.families import CandidateSummary
+from orchestrator.compare.finals import by_search, finished, newest_round
 from orchestrator.compare.probes import PooledProbes
 from orchestrator.compare.recipe_axes import FEWEST
 from orchestrator.compare.report import figures, seed_figures
+from orchestrator.compare.report.class_figures import class_figures
 from orchestrator.compare.report.figures import Figure
+from orchestrator.compare.report.gallery import gallery_of, without_text
+from orchestrator.compare.report.methods import methods_of
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.shortlist import Shortlist
-from orchestrator.compare.statistics import POWER
+from orchestrator.compare.statistics import POWER, MeanInterval
 from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
+from orchestrator.ledger import cost
+from orchestrator.spec import limits
 from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError, one_line
+from trainables.metrics import TOP1, Metric
 
 PAGE, PLOTS = "report.html", "plots"
 TABLE_ROWS = 1000
 WRAP = 40  # characters beyond which a column wraps
-# id -> label in the navigation; a claim's grid of trials has no use for those of a search.
-SECTIONS = {
-    "claim": "The claim", "screen": "Screen", "families": "Candidates", "finals": "Finals",
-    "tradeoffs": "What accuracy costs", "screening": "The screen audited",
-    "cost": "Accuracy against cost", "curves": "Learning curves", "budget": "Curves over budget",
-    "audit": "Pruning", "recipe": "Recipe", "probes": "Probes", "forecast": "Forecast",
-    "failures": "Failures", "data": "Data", "differences": "What differed",
-    "reproduce": "Reproduce",
-}  # fmt: skip
-OF_A_SEARCH = ("finals", "tradeoffs", "budget", "audit", "recipe", "probes")
+# In the order of the page; a claim's grid of trials has no use for those of a search.
+SECTIONS = (
+    "claim", "screen", "finals", "families", "classes", "mistakes", "tradeoffs", "screening",
+    "cost", "curves", "budget", "audit", "recipe", "probes", "forecast", "failures", "data",
+    "differences", "methods", "reproduce",
+)  # fmt: skip
+OF_A_SEARCH = ("finals", "tradeoffs", "budget", "audit", "recipe", "probes", "methods")
+OF_IMAGES = ("classes", "mistakes")  # that finals predicted
 OF_A_SCREEN = ("screen", "data", "reproduce")
+# Facts in which two architectures differ by being two.
+OF_ARCHITECTURE = (
+    "family", "model", "scale", "params_m", "gflops_per_image", "patch", "stem", "tokens",
+    "adaptation",
+)  # fmt: skip
 
 
-def report_html(comparison: Comparison) -> str:
-    """One self-contained offline page."""
-    return _page(comparison, figures_of(comparison))
+def report_html(comparison: Comparison, *, images: bool = True) -> str:
+    """One self-contained offline page, with small pictures of the images that it speaks of where
+    they are on this machine; without any unless ``images``."""
+    return _page(comparison, figures_of(comparison), images=images)
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
@@ -87,20 +100,55 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
     made = {
         name: seed_figures.claim_figures(claim, run.verdict, name) for name, claim, run in claims
     }
-    made["cost"] = figures.against_cost(search)
-    made["curves"] = figures.learning_curves(search)
+    made["finals"] = []
+    made["cost"] = figures.against_cost(search, comparison.metric)
+    made["curves"] = figures.learning_curves(search, comparison.metric)
     if comparison.claims:
         return made
     places = {candidate: index for index, candidate in enumerate(search)}
+    judged = comparison.metric.name
+    tested = {
+        candidate.label: list(chain(*by_search(finished(newest_round(candidate)), judged)))
+        for candidate in candidates
+    }
+    if of_finals := seed_figures.finals_figure(comparison.families, tested, places):
+        made["finals"] = [of_finals]
     made["tradeoffs"] = seed_figures.front_figures(comparison.tradeoffs, places)
     if curves := comparison.curves_over_budget:
         made["expected"] = figures.expected_best(curves, places)
         made["together"] = figures.expected_together(curves, places)
-        made["spent"] = figures.best_so_far(search)
+        made["spent"] = figures.best_so_far(search, comparison.metric)
     if comparison.importance:
         made["importance"], made["lines"] = figures.recipe_figures(candidates, comparison)
+    if comparison.by_image and (classes := comparison.by_image.classes):
+        made["confusion"], made["reliability"] = class_figures(classes, places)
     made["probes"] = seed_figures.probe_figures(_pooled(comparison), places)
     return made
+
+
+def unlike_besides_architecture(comparison: Comparison) -> list[str]:
+    """What else differs between the candidates, by name."""
+    return [
+        fact.what
+        for fact in comparison.differences
+        if not fact.same and fact.what not in OF_ARCHITECTURE
+    ]
+
+
+def spent(runs: Sequence[RunData]) -> list[str]:
+    """What all trials took by kind of device, finals and audits among them, and in dollars where
+    every run has a price."""
+    hours: dict[str, float] = {}
+    dollars: list[float | None] = []
+    for state in (run.state for run in runs if run.state.trials):
+        resources = cost.resources_of(state)
+        device = limits.device(resources)
+        hours[device] = hours.get(device, 0.0) + cost.spent_device_hours(state)
+        dollars.append(limits.usd(cost.device_seconds(state), resources, state.spec.prices))
+    texts = [f"{wording.duration(3600 * amount)} of {device}" for device, amount in hours.items()]
+    if dollars and None not in dollars:
+        texts.append(f"${sum(filter(None, dollars)):.3g}")
+    return texts
 
 
 def _claims(comparison: Comparison) -> list[tuple[str, Values, RunData]]:
@@ -118,33 +166,53 @@ def _pooled(comparison: Comparison) -> dict[str, PooledProbes]:
     return {candidate: probes for candidate, probes in finals.items() if probes}
 
 
-def _page(comparison: Comparison, made: Mapping[str, Sequence[Figure]]) -> str:
-    entries = comparison.families
-    finals = [(entry.final.test_top1.mean, entry) for entry in entries if entry.final]
+def _page(
+    comparison: Comparison, made: Mapping[str, Sequence[Figure]], *, images: bool = True
+) -> str:
+    entries, by_image = comparison.families, comparison.by_image or ByImage()
+    metric = comparison.metric
+    finals = [entry for entry in entries if entry.final]
     hidden = {
         *(OF_A_SEARCH if comparison.claims else ()),
         *(() if comparison.forecast else ("forecast",)),
+        *(OF_IMAGES if comparison.claims or not by_image.classes else ()),
         *(() if comparison.screens else ("screen",)),
         *(() if comparison.screening else ("screening",)),
     }
     if comparison.screens and all(run.state.is_screen for run in comparison.runs):
         hidden |= set(SECTIONS) - set(OF_A_SCREEN)
+    gallery = None
+    if "mistakes" not in hidden:
+        gallery = gallery_of(by_image, pictures_of(comparison.runs) if images else None)
+    methods = methods_of(comparison)
+    if methods is None:
+        hidden.add("methods")
     template = _environment().get_template("page.html")
     return template.render(
         vars(comparison),
         answer=comparison.answer,
+        by_image=by_image,
+        gallery=gallery,
         validation_images=comparison.validation_images,
-        sections={name: label for name, label in SECTIONS.items() if name not in hidden},
+        sections=[name for name in SECTIONS if name not in hidden],
+        spent=spent(comparison.runs),
+        unlike=unlike_besides_architecture(comparison),
+        methods=methods,
         claims=_claims(comparison),
         figures=made,
-        ranked=sorted(entries, key=lambda entry: -(entry.best_val_top1 or -1)),
-        finals=[entry for _, entry in sorted(finals, key=lambda final: -final[0])],
+        ranked=sorted(entries, key=table.place_of),
+        finals=sorted(finals, key=lambda entry: _final_place(entry, metric)),
         pooled=_pooled(comparison),
         labels=[entry.family for entry in entries],
         embedded=embedded(comparison.runs, comparison.screens),
         copies=copies_lines(comparison.dataset_info) if comparison.dataset_info else [],
         checkpoints=table.checkpoints_text(comparison.runs),
     )
+
+
+def _final_place(entry: CandidateSummary, metric: Metric) -> float:
+    test = entry.final.test if entry.final else None
+    return 1.0 if test is None else -float(metric.score(test.mean))
 
 
 @cache
@@ -161,28 +229,32 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     filters = (
         wording.axis_name, wording.count, wording.day, wording.moved_texts,
-         wording.p_text, wording.percent,
+         wording.figure, wording.p_text, wording.percent,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
         shortlist.conclusions, shortlist.left_out_rows, shortlist.shortlist_rows,
-        table.correlation_text, table.front_text, table.price_text, table.record_lines,
-        table.regret_text, table.tau_text, table.unfinished_text, seed_figures.effect_text,
-        seed_figures.number,
-        describe_verdict,
-        command, record, spec_text,
+        table.correlation_text, table.front_text, table.metric_text, table.price_text,
+        table.record_lines, table.regret_text, table.tau_text, table.unfinished_text,
+        seed_figures.effect_text, seed_figures.number, describe_verdict, without_text, command,
+        record, spec_text,
     )  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["column_classes"] = _column_classes
+    environment.filters["capital"] = lambda noun: noun[0].upper() + noun[1:]
     environment.filters["price_words"] = PRICE_WORDS.__getitem__
     environment.filters["level_text"] = OF_LEVEL.__getitem__
-    environment.filters["mean_interval"] = lambda mean: wording.interval(**vars(mean))
+    environment.filters["mean_interval"] = _mean_interval
     environment.globals |= {
         "SCREEN_COLUMNS": shortlist.COLUMNS,
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
         "POWER": POWER, "FEWEST": FEWEST, "LINES": figures.LINES,
-        "unit_words": seed_figures.UNIT_WORDS,
+        "unit_words": seed_figures.UNIT_WORDS, "TOP1": TOP1,
     }  # fmt: skip
     return environment
+
+
+def _mean_interval(mean: MeanInterval | None, metric: Metric = TOP1) -> str:
+    return wording.MISSING if mean is None else wording.interval(**vars(mean), metric=metric)
 
 
 def _unbroken(value: Any) -> Any:
@@ -334,6 +406,7 @@ def command(run: RunData, screens: Sequence[Shortlist] = ()) -> str:
             "max-epochs": scheduler.max_epochs,
             "seed": first.seed,
             "final-seeds": spec.final_seeds if compares or spec.final_seeds else None,
+            "metric": spec.metric.name if spec.metric != TOP1 else None,
             "margin": spec.margin if spec.margin != RunSpec.margin else None,
             "audit": scheduler.audit or None,
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,

@@ -1,6 +1,6 @@
-"""Figures of means over seeds: a claim's effects against the smallest that would matter and what
-it measured, then the final models: accuracy against what it costs, and their probes, one mark, line
-or bar a candidate.
+"""Figures of means over seeds: a claim's effects against the smallest that would matter and what it
+measured, then the final models: what they measured on test, that against what it costs, and their
+probes, one mark, line or bar a candidate.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.compare.choice import Basis, Front, Price, Tradeoffs
+from orchestrator.compare.families import CandidateSummary
 from orchestrator.compare.probes import PooledProbes, ReliabilityBin
 from orchestrator.compare.report import figures
 from orchestrator.compare.report.figures import Figure, Places
 from orchestrator.compare.runs import Array, Values
 from orchestrator.compare.statistics import MeanInterval
 from orchestrator.compare.table import price_text
-from orchestrator.wording import MISSING, NONE, count, percent
+from orchestrator.wording import MISSING, NONE, axis_of, count, figure
+from trainables.metrics import metric_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNIT_WORDS = {"points": "points", "ratio": "times", "decades": "decades"}
+LONGEST_NAME = 32  # of a candidate in a figure, in characters
 DISTANCE, LATENCY = "attention_distance_px", "speed.batch_1.latency_ms"
 # (series, what was done at its steps, title, axis labels) of shares against what was done.
 BY_STEP = (
@@ -117,6 +120,38 @@ def _lines(diagram: Values, name: str) -> Figure:
         return figures.figure_of(axes, name, title, f"{title}: {names}", diagram)
 
 
+def finals_figure(
+    entries: Sequence[CandidateSummary], finals: Mapping[str, Sequence[float]], places: Places
+) -> Figure | None:
+    """What each candidate that has ``finals`` reached on test by the judged metric, the best on
+    top: its mean with its interval, a tick a final. ``None`` without any."""
+    shown = [(entry, entry.final.test) for entry in entries if entry.final and entry.final.test]
+    if not shown:
+        return None
+    metric = metric_of(shown[0][0].metric)
+    shown.sort(key=lambda one: float(metric.score(one[1].mean)))  # upwards
+    with figures.new_plot(size=(4.4, 0.8 + 0.5 * len(shown)), grid="x") as axes:
+        for row, (entry, test) in enumerate(shown):
+            ink, mark = figures.color(places[entry.family]), figures.marker(places[entry.family])
+            ticks = figures.on_axis(np.array(finals[entry.family]), metric)
+            axes.plot(ticks, [row] * len(ticks), "|", color=figures.MUTED, markersize=9)
+            if test.low is not None and test.high is not None:
+                ends = figures.on_axis(np.array([test.low, test.high]), metric)
+                axes.hlines(row, *ends, color=ink, linewidth=2.2)
+            axes.plot(figures.on_axis(test.mean, metric), row, mark, color=ink, markersize=6.5)
+            name = entry.family if len(entry.family) <= LONGEST_NAME else f"…{entry.family[-31:]}"
+            axes.annotate(f"{name}  {figure(test.mean, metric)}", (0, row + 0.24), fontsize=9.5,
+                          xycoords=axes.get_yaxis_transform())  # fmt: skip
+        axes.set(yticks=[], ylim=(-0.5, len(shown) - 0.25), xlabel=f"test {axis_of(metric)}")
+        axes.spines["left"].set_visible(False)
+        names = ", ".join(
+            f"{entry.family} {figure(one.mean, metric)}" for entry, one in shown[::-1]
+        )
+        label = f"Test {metric.noun} with 95 % intervals: {names}"
+        data = [entry for entry, _ in shown[::-1]]
+        return figures.figure_of(axes, "finals", f"Test {metric.noun} of the finals", label, data)
+
+
 PRICE_LABELS = {
     Price.LATENCY: ("Latency", "milliseconds for one image"),
     Price.MEMORY: ("GPU memory", "GB in training"),
@@ -126,7 +161,7 @@ PRICE_LABELS = {
 
 
 def front_figures(tradeoffs: Tradeoffs, places: Places) -> list[Figure]:
-    """Test accuracy of the finals against each price that two candidates and more have; none of
+    """What the finals are judged by against each price that two candidates and more have; none of
     validation, of which the table says all."""
     if tradeoffs.basis is Basis.VALIDATION:
         return []
@@ -138,34 +173,39 @@ def front_figures(tradeoffs: Tradeoffs, places: Places) -> list[Figure]:
 
 
 def _front(tradeoffs: Tradeoffs, front: Front, places: Places) -> Figure | None:
-    """A mark a candidate with the interval of its accuracy; the front is the stepped line."""
+    """A mark a candidate with its figure's interval; the front is the stepped line."""
+    metric = metric_of(tradeoffs.metric)
     shown = [
-        (standing, standing.top1, price)
+        (standing, standing.judged, price)
         for standing in tradeoffs.candidates
-        if standing.top1 and (price := standing.price(front.price)) is not None
+        if standing.judged and (price := standing.price(front.price)) is not None
     ]
     if len(shown) < 2:
         return None
     title, unit = PRICE_LABELS[front.price]
     with figures.new_plot() as axes:
         ends = []
-        for standing, top1, price in shown:
+        for standing, judged, price in shown:
             place = places[standing.label]
-            low = top1.mean if top1.low is None else top1.low
-            high = top1.mean if top1.high is None else top1.high
-            axes.vlines(price, 100 * low, 100 * high, color=figures.color(place), linewidth=1.4)
-            axes.plot(price, 100 * top1.mean, figures.marker(place), color=figures.color(place))
+            low = judged.mean if judged.low is None else judged.low
+            high = judged.mean if judged.high is None else judged.high
+            ink, ends_on_axis = figures.color(place), figures.on_axis(np.array([low, high]), metric)
+            axes.vlines(price, *ends_on_axis, color=ink, linewidth=1.4)
+            mean = figures.on_axis(judged.mean, metric)
+            axes.plot(price, mean, figures.marker(place), color=ink)
             ends += [low, high]
-        on_front = {s.label: (price, top1.mean) for s, top1, price in shown}
+        on_front = {s.label: (price, judged.mean) for s, judged, price in shown}
         x, y = np.transpose([on_front[label] for label in front.candidates])
-        axes.step(x, 100 * y, where="post", color=figures.MUTED, linewidth=1.2, zorder=1)
+        steps = figures.on_axis(y, metric)
+        axes.step(x, steps, where="post", color=figures.MUTED, linewidth=1.2, zorder=1)
         axes.set_xlim(left=0)
-        axes.set(ylim=figures.share_limits(ends), xlabel=unit, ylabel="test accuracy, %")
-        label = f"Test accuracy against {unit}: {', '.join(on_front)}"
+        limits = figures.figure_limits(ends, metric)
+        axes.set(ylim=limits, xlabel=unit, ylabel=f"test {axis_of(metric)}")
+        label = f"Test {metric.noun} against {unit}: {', '.join(on_front)}"
         data = [
-            (s.label, price_text(front.price, price), percent(top1.mean),
+            (s.label, price_text(front.price, price), figure(judged.mean, metric),
              s.label in front.candidates)
-            for s, top1, price in shown
+            for s, judged, price in shown
         ]  # fmt: skip
         return figures.figure_of(axes, f"front-{front.price}", title, label, data)
 

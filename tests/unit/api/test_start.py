@@ -18,7 +18,8 @@ from orchestrator.spec.named_sweeps import family_sweep
 ALL = bt.RunOptions(
     name="r", dataset="cifar10", scale="small", weights="none", trials=3, max_epochs=2, seed=5,
     audit=0.25, workers="1..2", gpus_per_worker=0.5, cpus_per_worker=2.5, from_=("a", "-b"),
-    searches=3, margin=0.02, final_seeds=2, set=("recipe.mixup=0.1", "vit.backbone.patch=8"),
+    searches=3, metric="recall:a b", margin=0.02, final_seeds=2,
+    set=("recipe.mixup=0.1", "vit.backbone.patch=8"),
     storage="s3://bucket/with space", tracking_uri="http://127.0.0.1:5000", experiment="-e",
     budget="usd=2", price=("cpu_hour=0.04",), measure=True, tflops=1.5, reopen_test=True,
     pool=("small", "own.txt"), from_screen="s",

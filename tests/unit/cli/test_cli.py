@@ -22,6 +22,7 @@ from orchestrator.cli.main import main
 from orchestrator.cli.options import log_to_stderr
 from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.ledger.events import Ledger
+from tests.unit.compare.predicted_runs import predicted_run
 
 Run = Callable[..., tuple[int, str, list[str]]]
 QUICK = ("--dry-run", "--no-measure")
@@ -272,6 +273,29 @@ def test_compare_writes_tables_beside_the_report(run: Run, tmp_path: Path) -> No
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
+def test_compare_lists_suspects_and_predictions(run: Run, tmp_path: Path) -> None:
+    predicted_run(tmp_path / "runs").rename(tmp_path / "runs" / "seen")
+    files = ("--suspects", "s.csv", "--out", "predictions.parquet", "--out", "r.html")
+    code, out, err = run("compare", "seen", *files, "--no-images")
+    assert code == 0
+    rows = (tmp_path / "s.csv").read_text().splitlines()
+    assert f"wrote s.csv: {len(rows) - 1} images" in err
+    assert len(pq.read_table(tmp_path / "predictions.parquet")) == 6 * 360
+    assert "data:image" not in (tmp_path / "r.html").read_text()
+    assert "By class, on test" in out
+    assert "labels are suspected" in " ".join(out.split())
+    recorded(tmp_path / "runs")
+    code, _, (line,) = run("compare", "r", "--suspects", "s.csv")
+    assert code == 2
+    assert "--final-seeds" in line
+    code, _, lines = run("compare", "seen", "--suspects", "no/folder.csv")
+    assert code == 2
+    assert "no/folder.csv" in lines[0]
+    code, _, (line,) = run("compare", "seen", "--suspects", "s.txt")
+    assert code == 2
+    assert "FILE.csv" in line
+
+
 def test_data_info_counts_classes_by_split(run: Run) -> None:
     code, out, err = run("data", "info", "digits", "--json")
     told = json.loads(out)
@@ -281,6 +305,8 @@ def test_data_info_counts_classes_by_split(run: Run) -> None:
     for split, count in counts.items():
         assert sum(row[split] for row in told["classes"]) == count
     assert sum(counts.values()) == 1797
+    by_class = told["dataset"]["class_counts"]
+    assert by_class["val"] == [row["val"] for row in told["classes"]]
     assert err[-1].startswith("next: ")
     _, out, _ = run("data", "prepare", "digits")
     assert out.strip() == told["store"]

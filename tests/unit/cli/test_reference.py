@@ -12,8 +12,9 @@ import pytest
 from orchestrator.cli.main import group, main
 from orchestrator.cli.reference import ONLY, PANDAS, commands, reference_text, takers
 from orchestrator.compare.runs import load
-from orchestrator.compare.trial_tables import write_table
+from orchestrator.compare.table_files import write_table
 from orchestrator.spec.named_sweeps import leaves
+from tests.unit.compare.predicted_runs import predicted_run
 
 FILE = Path(__file__).parents[3] / "docs" / "reference.md"
 TEXT = reference_text()
@@ -62,6 +63,9 @@ def test_the_pandas_lines_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     runs = [load(FILE.parents[1] / "examples" / "cifar10-tournament")]
     for name in ("trials.parquet", "epochs.csv"):
         write_table(runs, Path(name))
+    write_table([load(predicted_run(tmp_path / "made"))], Path("predictions.parquet"))
+    missed = eval(PANDAS["predictions"], {"pd": pd})
+    assert missed.iloc[0] == 6, "an image that all finals get wrong"
     tested = eval(PANDAS["trials"], {"pd": pd})
     assert tested.round(3).to_dict() == {"hybrid": 0.351, "resnet": 0.517, "vit": 0.325}
     curves = eval(PANDAS["epochs"], {"pd": pd})

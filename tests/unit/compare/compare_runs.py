@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.runs import load
@@ -16,6 +15,7 @@ from orchestrator.compare.table import table_text
 from orchestrator.ledger.events import FILE_NAME, Ledger
 from orchestrator.spec.run import search_name
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.storage.trial_files import write_correct
 
 SPACE = {
     "recipe.learning_rate": {"kind": "log", "low": 1e-4, "high": 1e-2},
@@ -42,6 +42,11 @@ def shown(*folders: Path) -> str:
     return table_text(compare([load(folder) for folder in folders]))
 
 
+def opposite(metric: str, value: float) -> float:
+    """An accuracy that is the lower, the better ``value`` is by ``metric``."""
+    return value / (1 + value) if metric == "loss" else 1 - value
+
+
 class RunFolder:
     """Writes one run's ledger, trial by trial."""
 
@@ -52,15 +57,18 @@ class RunFolder:
         *,
         dataset: dict[str, Any] = DATASET,
         max_epochs: int = 9,
+        data: DataSpec = DataSpec(),  # noqa: B008 - frozen
+        metric: str = "top1",
     ) -> None:
-        self.folder = folder
-        self.max_epochs = max_epochs
+        self.folder, self.metric = folder, metric
+        self.max_epochs, self.data = max_epochs, data
         self.ledger = Ledger(folder / FILE_NAME)
         self.counts = dict.fromkeys(families, 0)
         sweeps = [
             {
-                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(DataSpec()),
+                "backbone": asdict(BackboneSpec(family=family)), "data": asdict(data),
                 "recipe": Recipe().as_dict(), "space": SPACE, "trials": 8, "seed": 0,
+                **({} if metric == "top1" else {"metric": metric}),
                 "scheduler": {"kind": "asha", "max_epochs": max_epochs, "grace_epochs": 1,
                               "reduction_factor": 3},
                 "resources": {"num_workers": 1},
@@ -100,7 +108,8 @@ class RunFolder:
         trial = f"{whose}-{index:04d}" if stage == "search" else f"{whose}-{stage}-{index:04d}"
         assignment = Assignment(
             trial_id=trial, attempt=1, backbone=BackboneSpec(family=family),
-            recipe=Recipe(**axes), data=DataSpec(), seed=seed, epochs=self.max_epochs,
+            recipe=Recipe(**axes), data=self.data, seed=seed, epochs=self.max_epochs,
+            metric=self.metric,
         )  # fmt: skip
         searched = {f"recipe.{name}": value for name, value in axes.items()}
         self.ledger.append(
@@ -132,7 +141,8 @@ class RunFolder:
         """A trial that reports ``values`` epoch by epoch and ends as ``end`` (None: it runs on).
 
         Each epoch costs ``seconds`` of training, a tenth of that of evaluation, ``flops`` and
-        100 images. A ``None`` value leaves the epoch's accuracy out of its report.
+        100 images. A ``None`` value leaves the epoch's accuracy out of its report. In a run that is
+        judged by another metric than top1 ``values`` are of that, and accuracy says the opposite.
         """
         trial = self.submit(family, **more)
         facts = {"model": MODELS.get(family, family), "num_workers": workers, "device": "cpu",
@@ -142,7 +152,10 @@ class RunFolder:
             metrics = {"train_seconds": seconds, "eval_seconds": seconds / 10,
                        "images_seen": 100.0 * epoch, "flops": flops * epoch}  # fmt: skip
             if value is not None:
-                metrics["val_top1"] = value
+                metrics["val_top1"] = (
+                    value if self.metric == "top1" else opposite(self.metric, value)
+                )
+                metrics[f"val_{self.metric}"] = value
             self.ledger.append(
                 "reported", trial=trial, attempt=1, epoch=epoch, metrics=metrics,
                 workers=workers if workers != 1 else None,
@@ -164,17 +177,22 @@ class RunFolder:
         return trial
 
     def final(
-        self, family: str, correct: np.ndarray, *, seed: int, by_image: bool = True, **more: Any
+        self,
+        family: str,
+        correct: np.ndarray,
+        *,
+        seed: int,
+        by_image: bool = True,
+        groups: np.ndarray | None = None,
+        **more: Any,
     ) -> str:
-        """A finished final with its test accuracy, and correctness by image, bool (N,)."""
+        """A finished final with its test accuracy, and correctness by image, bool (N,), with the
+        group of each."""
         test = {"top1": float(correct.mean())}
         trial = self.trial(family, [0.5, 0.9], stage="final", seed=seed, test=test, **more)
         if by_image:
             path = self.folder / "finals" / trial / "test_correct.arrow"
-            path.parent.mkdir(parents=True)
-            table = pa.table({"correct": correct})
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+            write_correct(path, correct, groups)
         return trial
 
     def close(self, event: str | None = "closed") -> Path:
@@ -215,15 +233,18 @@ def probes(patch: int | None, *, seed: int = 0) -> dict[str, Any]:
 
 
 def search_run(folder: Path, families: tuple[str, ...] = ("resnet", "vit", "hybrid"),
-               *, trials: int = 8, epochs: int = 9, seed: int = 0) -> Path:  # fmt: skip
+               *, trials: int = 8, epochs: int = 9, seed: int = 0,
+               metric: str = "top1") -> Path:  # fmt: skip
     """A run as ASHA leaves one: rungs at 1 and 3, two thirds pruned at each, one failure."""
     draw = np.random.default_rng(seed)
-    run = RunFolder(folder, families, max_epochs=epochs)
+    run = RunFolder(folder, families, max_epochs=epochs, metric=metric)
     for place, family in enumerate(families):
         for index in range(trials):
             top = 0.8 + 0.04 * place + 0.08 * draw.random()
             rate = 0.3 + draw.random()
             values = [float(top * (1 - np.exp(-rate * epoch))) for epoch in range(1, epochs + 1)]
+            if metric == "loss":
+                values = [-float(np.log(value)) for value in values]
             axes = {
                 "learning_rate": float(10 ** draw.uniform(-4, -2)),
                 "weight_decay": float(draw.uniform(0, 0.2)),

@@ -23,6 +23,7 @@ from orchestrator.compare.statistics import MeanInterval
 from orchestrator.compare.table import table_text
 from orchestrator.compare.verdicts import compare_pairs
 from tests.unit.compare.compare_runs import RunFolder, search_run
+from trainables.metrics import TOP1
 
 IMAGES = 2000
 LATENCY = {"resnet": 2.0, "vit": 4.0, "hybrid": 9.0}
@@ -157,8 +158,9 @@ def test_latencies_of_two_devices_make_no_front(tmp_path: Path) -> None:
 
 
 def standing(place: int, top1: int, latency: int) -> Standing:
+    mean = MeanInterval(mean=top1 / 20, low=None, high=None, n=3)
     return Standing(
-        label=f"c{place}", top1=MeanInterval(mean=top1 / 20, low=None, high=None, n=3),
+        label=f"c{place}", judged=mean, top1=mean,
         latency_ms=MeanInterval(mean=latency, low=None, high=None, n=1), timed_on="here",
         memory_gb=None, params_m=1.0, device_seconds=1.0, usd=None,
     )  # fmt: skip
@@ -170,7 +172,7 @@ def test_nobody_beats_the_front_and_the_front_beats_all_others(
     points: list[tuple[int, int]],
 ) -> None:
     standings = [standing(place, *point) for place, point in enumerate(points)]
-    front = _front(standings, Price.LATENCY, {"cpu"}, Basis.TEST)
+    front = _front(standings, Price.LATENCY, {"cpu"}, Basis.TEST, TOP1)
 
     def is_beaten(point: tuple[int, int]) -> bool:
         return any(

@@ -216,7 +216,7 @@ def test_a_running_familys_best_is_labelled_with_its_state(tmp_path: Path) -> No
     folder = unfinished_runs(tmp_path)["going"]
     entry = by_family(compared(folder))["vit"]
     assert entry["best_unfinished"] == {
-        "trial": "vit-0000", "status": "running", "val_top1": 0.4, "epoch": 2,
+        "trial": "vit-0000", "status": "running", "value": 0.4, "val_top1": 0.4, "epoch": 2,
     }  # fmt: skip
     assert (entry["unfinished"], entry["without_report"]) == (2, 1)
     assert "vit-0000 (running) reached 40.0 %" in shown(folder)

@@ -17,9 +17,11 @@ from orchestrator.compare.comparison import compare
 from orchestrator.compare.report.figures import FAMILY, changes, pareto
 from orchestrator.compare.report.page import command, read_report, report_html
 from orchestrator.compare.runs import load
+from orchestrator.compare.verdicts import OF_LEVEL
 from orchestrator.launch.options import RunOptions, spec_of
+from orchestrator.ledger import cost
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
-from orchestrator.wording import duration
+from orchestrator.wording import duration, percent
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run, tournament_run
 from trainables.errors import UserError
 
@@ -105,17 +107,54 @@ def test_anchors_resolve_and_ids_are_unique(demo: str) -> None:
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [a["href"] or "" for a in page.of("a") + page.of("use")]
-    assert len(links) > 8
+    assert "#differences" in links
     assert {link.removeprefix("#") for link in links} <= set(ids)
     assert set(re.findall(r"url\(#([^)]+)\)", demo)) <= set(ids)
 
 
 def test_sections_come_in_order_after_the_answer(demo: str) -> None:
     assert [section["id"] for section in Page(demo).of("section")] == [
-        "families", "finals", "tradeoffs", "cost", "curves", "budget", "audit", "recipe", "probes",
-        "failures", "data", "differences", "reproduce",
+        "finals", "families", "tradeoffs", "cost", "curves", "budget", "audit", "recipe", "probes",
+        "failures", "data", "differences", "methods", "reproduce",
     ]  # fmt: skip
     assert demo.index('class="answer"') < demo.index("<section")
+
+
+def unfolded(page: str) -> list[str]:
+    """The ids of the sections that are open as the page is."""
+    return re.findall(r'<details class="part" open>.*?<section id="([\w-]+)"', page, flags=re.S)
+
+
+def test_what_bears_the_answer_is_unfolded(demo: str, whole: str) -> None:
+    assert (unfolded(demo), unfolded(whole)) == (["families"], ["finals"])
+
+
+def test_the_first_screen_has_answer_level_cost_and_what_differs(
+    tournament: Path, whole: str
+) -> None:
+    made = compare([load(tournament)])
+    head = whole[: whole.index("<main>")]
+    said = " ".join(" ".join(Page(head + "</body></html>").text).replace("\u00a0", " ").split())
+    assert made.answer in said
+    level = made.inference.level
+    assert level
+    assert said.count(OF_LEVEL[level]) == 2  # in the answer, and as a fact
+    seconds = 3600 * cost.spent_device_hours(made.runs[0].state)
+    assert f"{duration(seconds)} of CPU" in said
+    assert not next(fact.same for fact in made.differences if fact.what == "patch")
+    assert "Differs besides the architecture batch size per worker (" in said
+    (figure,) = re.findall(r'<svg role="img" aria-label="([^"]*)"', head)
+    for entry in made.families:
+        assert entry.final
+        assert f"{entry.family} {percent(entry.final.test_top1.mean)}" in figure
+
+
+def test_the_answer_is_its_lead_and_what_stands_beside_it(tournament: Path, tmp_path: Path) -> None:
+    empty = RunFolder(tmp_path / "run", ()).close(None)
+    for folder in (tournament, empty):
+        answer = compare([load(folder)]).inference
+        assert " ".join([answer.lead, *answer.beside]) == answer.text
+        assert answer.beside
 
 
 def test_pictures_take_their_colours_from_the_page(demo: str) -> None:
@@ -130,7 +169,7 @@ def test_pictures_take_their_colours_from_the_page(demo: str) -> None:
 def test_it_says_what_the_comparison_says(tmp_path: Path) -> None:
     run = load(search_run(tmp_path / "demo"))
     made = compare([run])
-    said = " ".join(Page(report_html(made)).text).replace("\u00a0", " ")
+    said = " ".join(" ".join(Page(report_html(made)).text).replace("\u00a0", " ").split())
     assert made.answer in said
     assert "Missing: no final was run" in said
     assert "5bec5bec5bec5bec" in said

@@ -264,6 +264,7 @@ def test_pairs_over_seeds_and_images(tmp_path: Path) -> None:
     one = pairs["resnet", "vit"]
     assert one["n"] == {
         "searches_a": 1, "searches_b": 1, "seeds_a": 3, "seeds_b": 3, "images": 2000,
+        "groups": None,
     }  # fmt: skip
     assert {pair["level"] for pair in made["pairs"]} == {"recipes"}
     assert one["difference"]["low"] < one["difference"]["mean"] < one["difference"]["high"] < 0

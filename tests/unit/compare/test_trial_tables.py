@@ -12,13 +12,12 @@ import pytest
 
 from orchestrator.compare.comparison import compare
 from orchestrator.compare.runs import load
+from orchestrator.compare.table_files import table_of, write_table
 from orchestrator.compare.trial_tables import (
     EPOCH_COLUMNS,
     TRIAL_COLUMNS,
     epoch_table,
-    table_of,
     trial_table,
-    write_table,
 )
 from orchestrator.ledger import cost
 from tests.unit.compare.compare_runs import RunFolder, probes, search_run

@@ -23,7 +23,7 @@ from trainables.data import encoded, pictures, writing
 from trainables.data.build import prepare, put_stores
 from trainables.data.encoded import EncodedImages, lay_out
 from trainables.data.sources import check_source
-from trainables.data.store import SPLITS, ImageStore
+from trainables.data.store import SPLITS, ImageStore, places_file
 from trainables.errors import StorageError, UserError
 
 KINDS = ("jpg", "jpg", "png", "turned", "large")
@@ -356,3 +356,26 @@ def test_the_layout_leaves_each_picture_its_place(tmp_path: Path, count: int) ->
     with pa.memory_map(str(tmp_path / "x.arrow")) as mapped:
         table = pa.ipc.open_file(mapped).read_all()
     assert table["image"].to_pylist() == contents
+
+
+@pytest.mark.parametrize("form", ["pixels", "encoded"])
+def test_every_row_says_which_file_it_is(root: Path, tmp_path: Path, form: str) -> None:
+    data = DataSpec(source=str(root), folder=str(tmp_path), store=form, test_fraction=0.2)
+    store, seen = prepare(data), []
+    for split in SPLITS:
+        places, images = store.places(split), store.split(split).images
+        assert places is not None
+        for row, (place, label) in enumerate(zip(places, store.labels(split), strict=True)):
+            assert place.partition("/")[0] == store.info.class_names[label]
+            expected = pictures.decode(root / place, store.info.height)
+            assert (np.asarray(images[np.array([row])])[0] == expected).all()
+        seen += places
+    files = [file.relative_to(root).as_posix() for file in root.rglob("*.*")]
+    assert sorted(seen) == sorted(files)
+
+
+def test_a_store_of_an_earlier_version_has_no_places(root: Path, tmp_path: Path) -> None:
+    store = prepare(DataSpec(source=str(root), folder=str(tmp_path)))
+    places_file(store.path, "test").unlink()
+    assert store.places("test") is None
+    assert prepare(DataSpec(source=str(root), folder=str(tmp_path))) == store

@@ -81,9 +81,29 @@ def test_carved_splits_are_disjoint_and_stratified(sizes, seed, val, test):
     assert sorted(together) == list(range(len(labels)))
     for name, fraction in (("val", val), ("test", test)):
         rows = assigned[name][1]
-        assert len(rows) == max(1, round(fraction * len(labels)))
+        assert len(rows) == max(len(sizes), round(fraction * len(labels)))
         counts = np.bincount(labels[rows], minlength=len(sizes))
         assert np.abs(counts - fraction * np.array(sizes)).max() <= 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=30), seeds, st.floats(0.05, 0.4))
+def test_every_class_of_two_is_in_val_and_in_train(sizes, seed, val):
+    labels, digests = rows_of(sizes)
+    many = np.concatenate([labels, np.zeros(40, np.int64)])
+    others = np.random.default_rng(seed).integers(0, 2**64, 40, dtype=np.uint64)
+    digests = np.concatenate([digests, others])
+    spec = DataSpec(val_fraction=val, split_seed=seed)
+    assigned = assign_splits({"train": many}, {"train": digests}, spec)
+    size = np.bincount(many)
+    counts = {
+        name: np.bincount(many[rows], minlength=len(size)) for name, (_, rows) in assigned.items()
+    }
+    assert (counts["train"] >= 1).all()
+    spare_for_test = np.maximum(size - 2, 0).sum() >= max(1, round(0.1 * len(many)))
+    if spare_for_test:
+        assert (counts["val"][size >= 2] >= 1).all()
+        assert (counts["test"][size >= 3] >= 1).all()
 
 
 def test_seeds_and_splits_draw_differently():

@@ -155,10 +155,12 @@ def test_digits_are_carved_as_ever(digits):
 
 
 def carved_before(labels, digests, *, count, seed, salt):
-    """The carve of that version: all but the last image of each class, in the stratified order."""
+    """The carve of that version: all but the last image of each class, in the stratified order.
+    Later ones never leave a class out that can spare an image."""
     order = stratified_order(labels, digests, seed=seed, salt=salt)
     last = {labels[row]: row for row in order}
-    return [row for row in order if row != last[labels[row]]][:count]
+    spare = [row for row in order if row != last[labels[row]]]
+    return spare[: max(count, len({labels[row] for row in spare}))]
 
 
 copies = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=4, max_size=60)
@@ -189,7 +191,7 @@ def test_no_carve_splits_a_group_and_the_share_is_as_asked(groups, mislabelled, 
     assert not set(digests[chosen]) & set(digests[left])
     assert set(labels[left]) == set(labels)
     largest = np.unique(digests, return_counts=True)[1].max()
-    assert len(chosen) < count + largest
+    assert len(chosen) < count + 4 * largest  # a class may need one more group to be there
     if len(chosen) < count:  # then nothing could be spared: each group left holds a class's last
         again = carve(labels, digests, count=len(labels), seed=seed, salt="val")
         assert set(again) == set(chosen)

@@ -233,7 +233,7 @@ class Pool:
     def dispatcher(self, method: str) -> SlotHealth:
         self.calls.append(method)
         over = "enough" if self._silent_s < 12 else None
-        return SlotHealth(ready=True, silent_s=self._silent_s, over=over)
+        return SlotHealth(heard=1, silent_s=self._silent_s, over=over)
 
 
 @pytest.mark.parametrize("silent_s", [11.0, 13.0])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from sklearn.metrics import log_loss
 from torch import Tensor
 
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
@@ -14,7 +15,9 @@ from trainables.data.batches import Pixels
 from trainables.data.build import prepare
 from trainables.evaluate import model
 from trainables.evaluate.model import evaluate_split, evaluate_test
+from trainables.evaluate.predictions import read_predictions
 from trainables.finetune import fine_tune
+from trainables.storage.trial_files import predictions_file
 from trainables.train import loop
 from trainables.train.loop import TrainedModel, World
 
@@ -50,11 +53,27 @@ def test_the_score_is_the_mean_of_the_correct_file(
     labels = prepare(data).split("test").labels
     predicted = evaluate_split(assignment, report.checkpoint, "test")
     assert column.tolist() == (predicted == labels).tolist()
+    store = prepare(data)
+    for split in ("test", "val"):
+        file = predictions_file(tmp_path / "finals", split)
+        kept = read_predictions(file)
+        assert kept is not None
+        assert kept.split == split
+        assert kept.digests is not None
+        assert kept.labels.tolist() == store.labels(split).tolist()
+        assert kept.digests.tolist() == store.digests(split).tolist()
+        assert kept.probabilities.shape == (len(kept.labels), 10)
+        answers = evaluate_split(assignment, report.checkpoint, split)
+        assert kept.predicted.tolist() == answers.tolist()
+        if split == "test":
+            loss = log_loss(kept.labels, kept.probabilities.astype(float), labels=range(10))
+            assert loss == pytest.approx(evaluation["test"]["loss"], rel=1e-5)
     test = evaluation["test"]
     assert test["n"] == len(labels) == 180
     assert test["top1"] == pytest.approx(column.mean())
     val = prepare(data).info.counts["val"]
-    assert splits == [180, val, 180], "test once, val for a temperature, evaluate_split above"
+    assert splits[:2] == [180, val], "test once, val for a temperature and its predictions"
+    assert splits[2:] == [180, 180, val], "of evaluate_split above"
     assert evaluation["probes"]["top1"] == pytest.approx(column.mean())
     assert evaluation["probes"]["split"] == "test"
     assert "speed" not in evaluation["probes"]

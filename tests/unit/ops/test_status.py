@@ -109,14 +109,16 @@ def test_the_json_keys_of_a_run_are_those_of_schema_1(tmp_path: Path) -> None:
     assert list(plain) == [
         "status", "reason", "families", "trials", "preemptions", "epochs", "full_epochs",
         "saved_epochs", "finals", "device", "device_hours", "saved_device_hours", "usd", "budget",
-        "eta_seconds", "screen", "share_done", "running",
+        "eta_seconds", "screen", "metric", "share_done", "running",
     ]  # fmt: skip
     assert list(plain["running"][0]) == [
-        "trial", "family", "epoch", "epochs", "best_val_top1", "since", "epoch_seconds",
+        "trial", "family", "epoch", "epochs", "best_value", "best_val_top1", "since",
+        "epoch_seconds",
     ]  # fmt: skip
     assert list(plain["families"][0]) == [
         "family", "trials", "queued", "running", "finished", "pruned", "failed", "preemptions",
-        "epochs", "full_epochs", "saved_epochs", "best_val_top1", "best_trial", "best_recipe",
+        "epochs", "full_epochs", "saved_epochs", "metric", "best_value", "best_val_top1",
+        "best_trial", "best_recipe",
         "device_hours", "saved_device_hours", "seconds_per_epoch",
     ]  # fmt: skip
     assert list(plain["budget"]) == ["unit", "amount", "spent"]
@@ -252,6 +254,7 @@ def test_every_event_worth_a_line_has_one(tmp_path: Path) -> None:
     for record in [*read(written(tmp_path)), *more]:
         apply(recorded, record)
         lines += filter(None, [event_line(record, recorded)])
+    assert lines.pop(0) == "vit-0000       the first epoch is trained: val_top1 0.1000"
     assert lines[0] == "vit-0000       finished epoch 9/9    best val_top1 0.9000"
     assert lines[1].startswith("vit-0001       pruned   epoch 1/9")
     assert lines[2:5] == ["something else", "winners frozen: vit-0000 (0.9000)",
@@ -278,7 +281,10 @@ def test_without_a_terminal_a_line_an_event_and_a_heartbeat(
     assert caplog.messages == []  # nothing is said of a run that has not begun
     path = written(tmp_path)
     follower.catch_up()
-    assert [line.split()[0] for line in caplog.messages] == ["vit-0000", "vit-0001", "something"]
+    assert [line.split()[0] for line in caplog.messages] == ["vit-0000"] * 2 + [
+        "vit-0001",
+        "something",
+    ]
     caplog.clear()
     for _ in range(65):  # seconds
         clock.now += 1

@@ -44,7 +44,7 @@ def test_every_leaf_of_the_spec_can_be_set() -> None:
         if value == getattr(getattr(VIT, owner.section), name)
     }
     # Written only where it is set.
-    others = {"data.train_seed", "backbone.hub_pins"}
+    others = {"metric", "data.train_seed", "backbone.hub_pins"}
     assert set(leaves()) == paths - {"backbone.family"} | others | unwritten
 
 

@@ -35,6 +35,8 @@ BROKEN: dict[str, list[Any]] = {
     "mixup": [-1],
     "cutmix": [11],
     "label_smoothing": [1.0],
+    "class_weights": ["inverse", None],
+    "sampler": ["none", None],
     "drop_path": [1.0],
     "precision": ["fp16"],
     "compile": ["true"],

@@ -25,6 +25,7 @@ from orchestrator.ledger.state import (
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
+from tests.unit.compare.predicted_runs import predicted_run
 from tests.unit.screen import screens
 from trainables.config import Assignment, BackboneSpec, DatasetFacts, Recipe
 
@@ -250,3 +251,20 @@ def test_the_table_of_a_screen_has_everybody() -> None:
     assert roles == ["chosen", "chosen", "not told apart", None, None, None, None]
     reasons = [row[table["columns"].index("reason")] for row in table["data"]]
     assert reasons[-2:] == ["too large", "OutOfMemory: no room"]
+
+
+def test_a_final_shows_what_its_model_confuses(tmp_path: Path) -> None:
+    folder = predicted_run(tmp_path)
+    state = state_of(folder)
+    final = next(trial for trial in state.trials.values() if trial.candidate == "vit")
+    shown = view.classes_of_final(state, final, folder)
+    assert shown is not None
+    assert shown["trial"] == final.trial
+    matrix = np.array(shown["matrix"])
+    assert matrix.sum() == 180
+    assert np.trace(matrix) / 180 == pytest.approx(final.outcome["test"]["top1"])
+    assert shown["covers"] == "new images, for this one model"
+    recalls = [one["recall"]["mean"] for one in shown["scores"]]
+    assert recalls == pytest.approx(np.diag(matrix) / matrix.sum(1))
+    (folder / "finals" / final.trial / "test_predictions.arrow").unlink()
+    assert view.classes_of_final(state, final, folder) is None

@@ -75,6 +75,7 @@ def test_reports_carry_the_agreed_names(tmp_path: Path) -> None:
         metrics = report.metrics
         assert metrics.keys() == {
             *("epoch", "val_top1", "val_top5", "val_loss", "train_loss", "lr", "images_seen"),
+            *("val_macro_f1", "val_balanced_accuracy", "val_auroc"),
             *("images_per_second", "flops", *SECONDS),
         }
         assert metrics["epoch"] == number
@@ -158,6 +159,7 @@ def test_mistakes_come_before_any_work() -> None:
         ("resnet", {"optimizer": "sgd", "learning_rate": 0.05, "ema_decay": 0.9}),
         ("hybrid", {"optimizer": "lion", "learning_rate": 1e-4, "channels_last": True}),
         ("resnet", {"freeze": "head_then_full", "drop_path": 0.1, "optimizer": "sgd"}),
+        ("resnet", {**EVERYTHING, "sampler": "balanced"}),
     ],
 )
 def test_resume_is_exact_to_the_bit(family: str, axes: dict[str, Any], tmp_path: Path) -> None:
@@ -184,11 +186,20 @@ def stop_after(calls: int) -> Callable[[], bool]:
     return should_stop
 
 
-@pytest.mark.parametrize("calls", [0, 1, 4, 6, 9])
-def test_a_preempted_epoch_goes_on_from_its_step(calls: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("calls", "axes"),
+    [
+        *((calls, {}) for calls in (0, 1, 4, 6, 9)),
+        (9, {"class_weights": "balanced"}),
+        (9, {"sampler": "balanced"}),
+    ],
+)
+def test_a_preempted_epoch_goes_on_from_its_step(
+    calls: int, axes: dict[str, Any], tmp_path: Path
+) -> None:
     def made(folder: str, **fields: Any) -> Assignment:
         folder_path = tmp_path / folder
-        return assignment("resnet", checkpoint_folder=folder_path, **EVERYTHING, **fields)
+        return assignment("resnet", checkpoint_folder=folder_path, **EVERYTHING, **axes, **fields)
 
     whole = run(made("whole"))
     reports = fine_tune(made("cut"), store=small_store(), should_stop=stop_after(calls))
@@ -305,6 +316,9 @@ def test_neutral_values_change_nothing(
         {"clip_grad_norm": 0.01},
         {"flip": False},
         {"precision": "bf16"},
+        {"class_weights": "balanced"},
+        {"class_weights": "effective"},
+        {"sampler": "balanced"},
     ],
 )
 def test_optimization_axes_change_the_weights(axes: dict[str, Any], tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def exchanged_stem(geometry: Geometry, member: Member) -> ExchangedStem | None:
 
 
 FAMILY = Family(
+    reference="Liu et al. 2022, A ConvNet for the 2020s, CVPR",
     members=MEMBERS,
     adapt=adapt,
     from_scratch=LearningRates(

@@ -160,6 +160,7 @@ def exchanged_stem(geometry: Geometry, member: Member) -> ExchangedStem | None:
 
 
 FAMILY = Family(
+    reference=vit.REFERENCE,  # its section 4.1 has the hybrid too
     members=MEMBERS,
     adapt=adapt,
     arguments=arguments,

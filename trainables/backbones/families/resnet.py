@@ -122,6 +122,7 @@ def exchanged_stem(geometry: Geometry, member: Member) -> ExchangedStem | None:
 
 
 FAMILY = Family(
+    reference="He et al. 2016, Deep Residual Learning for Image Recognition, CVPR",
     members=MEMBERS,
     adapt=adapt,
     from_scratch=LearningRates(3e-4, 3e-2, "batch norm bears higher rates than attention does"),

@@ -96,7 +96,12 @@ def arguments(geometry: Geometry, member: Member) -> TimmArguments:
     }
 
 
+REFERENCE = (
+    "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words: "
+    "Transformers for Image Recognition at Scale, ICLR"
+)
 FAMILY = Family(
+    reference=REFERENCE,
     members=MEMBERS,
     adapt=adapt,
     arguments=arguments,
