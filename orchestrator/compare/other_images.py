@@ -143,6 +143,8 @@ def _chance(measured: Sequence[_Measured], metric: Metric) -> ImageChance | str:
     if told.size < FEWEST_RESAMPLES / 2:
         return NO_IMAGES
     variance = float(np.var(told, ddof=1))
+    if first.groups is not None:  # a bootstrap of few groups varies too little
+        variance *= first.groups / (first.groups - 1)
     variance += (1 + is_pair) * _one_more_image(metric, first.counts)
     freedom = min(told.size - 1.0, _freedom(first.counts), (first.groups or math.inf) - 1)
     return ImageChance(part=(variance, freedom), images=first.images, groups=first.groups)

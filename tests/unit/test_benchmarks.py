@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
@@ -24,6 +25,7 @@ from benchmarks import (
     bare,
     execution,
     feeding,
+    imbalance,
     learning,
     levels,
     metric_intervals,
@@ -588,3 +590,24 @@ def test_all_who_augment_give_batches_of_the_same_kind() -> None:
         assert batch.shape == (3, 3, 32, 32), name
         assert batch.dtype == torch.float32
         assert batch.isfinite().all()
+
+
+def test_imbalance_cuts_unequal_classes_and_takes_each_metrics_winner(tmp_path: Path) -> None:
+    table = pq.read_table(noise(tmp_path / "noise.parquet", images=400))
+    counts = {"train": (20, 3), "val": (6, 1), "test": (8, 2)}
+    made = imbalance.unequal(table, counts, tmp_path / "cut", 0)
+    seen: list[bytes] = []
+    for split, (common, rare) in counts.items():
+        part = pq.read_table(made / f"{split}.parquet")
+        labels = np.bincount(part.column("label").to_numpy(), minlength=10)
+        assert labels.tolist() == [common] * 5 + [rare] * 5
+        seen += [row["bytes"] for row in part.column("image").to_pylist()]
+    assert len(set(seen)) == len(seen)
+    rows = [
+        {"seed": seed, "top1": top1, "macro_f1": f1}
+        for seed, top1, f1 in ((0, 0.9, 0.3), (0, 0.8, 0.5), (1, 0.7, 0.6), (1, 0.6, 0.4))
+    ]
+    winners = [(w["seed"], w["by"], w["top1"]) for w in imbalance.winners_of(rows)]
+    assert winners == [
+        (0, "top1", 0.9), (0, "macro_f1", 0.8), (1, "top1", 0.7), (1, "macro_f1", 0.7)
+    ]  # fmt: skip
