@@ -50,6 +50,12 @@ def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterat
             )
 
 
+def image_lines(facts: DatasetFacts) -> list[str]:
+    """How many images the classes of a data set have, and how many groups there are."""
+    lines = balance.counts_lines(facts)
+    return lines if facts.groups is None else [*lines, groups.sentence(facts.groups)]
+
+
 def image_warnings(facts: DatasetFacts) -> Iterator[str]:
     """What is wrong with the images of a data set before anything is trained on them, a line
     each, with what to do."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import process
-from orchestrator.compare.data_notes import image_warnings
+from orchestrator.compare.data_notes import image_lines, image_warnings
 from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import (
     COLD_START_S,
@@ -42,7 +42,6 @@ from orchestrator.tracking import store
 from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry, check_backbone, check_weights, current_pin, fetch
 from trainables.config import HUB_WEIGHTS, NAMED_WEIGHTS, BackboneSpec, DatasetFacts, DataSpec
-from trainables.data.balance import counts_lines
 from trainables.data.build import find
 from trainables.data.sources import KNOWN_DATASETS, check_source, known_images
 from trainables.data.store import default_folder
@@ -253,7 +252,7 @@ def described(spec: RunSpec, images: Mapping[str, DatasetFacts]) -> list[Plan]:
         if facts.class_counts is not None:
             known[facts.content_hash] = facts
     return [
-        {"name": facts.name, "classes": counts_lines(facts), "warnings": [*image_warnings(facts)]}
+        {"name": facts.name, "classes": image_lines(facts), "warnings": [*image_warnings(facts)]}
         for facts in known.values()
     ]
 
@@ -479,7 +478,7 @@ class PreparedRun:
             for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
         for facts in {id(facts): facts for facts in images.values()}.values():
-            for line in counts_lines(facts):
+            for line in image_lines(facts):
                 log.info(f"{facts.name}: {line}")
             for problem in image_warnings(facts):
                 log.warning(f"warning: {facts.name}: {problem}")
