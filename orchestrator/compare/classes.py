@@ -6,7 +6,8 @@ Recall of a class is a mean over its test images, so its interval is made as tha
 one search, new seeds. Of a single model it is Wilson's (1927), for new images alone. A precision is
 over the images that a final gives the class to, which are others for each final; their mean number
 stands for the images. Reliability diagrams and the expected calibration error are those of Guo et
-al. 2017, section 2, in equal bins.
+al. 2017, section 2, in equal bins. Where images come in groups (of a patient, a video), groups are
+what would be others, as in the verdicts; of precision each group counts as one image.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from orchestrator.compare.verdicts import Level, PairResult, PairVerdict
 MATRIX_CLASSES = 50  # up to so many the confusion matrix is whole in the JSON
 CONFUSIONS = 20  # of a candidate that are listed
 BINS = 15  # of confidence, as in the probes
-FEWEST_IMAGES = 2  # of a class, to compare two candidates on it
+FEWEST_IMAGES = 2  # of a class, or groups of them, to compare two candidates on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,10 @@ def _candidate(predictions: TestPredictions, one: CandidatePredictions) -> Candi
     is_small = len(names) <= MATRIX_CLASSES
     return CandidateClasses(
         candidate=one.label, finals=one.num_finals, covers=covers(one.classes),
-        scores=tuple(score(labels, one.classes, index, name) for index, name in enumerate(names)),
+        scores=tuple(
+            score(labels, one.classes, index, name, predictions.groups)
+            for index, name in enumerate(names)
+        ),
         confusions=tuple(_confusions(counts, names, one.num_finals)),
         matrix=tuple(tuple(map(int, row)) for row in counts) if is_small else None,
         ece=ece, reliability=bins,
@@ -162,9 +166,11 @@ def covers(groups: Groups) -> str:
     return "new images and new seeds" if len(groups[0]) > 1 else "new images, for this one model"
 
 
-def score(labels: Array, groups: Groups, index: int, name: str) -> ClassScore:
+def score(
+    labels: Array, groups: Groups, index: int, name: str, image_groups: Array | None = None
+) -> ClassScore:
     """Recall and precision of the class ``index``. ``labels`` (N,), ``groups``: predicted classes
-    (N,) by search and final."""
+    (N,) by search and final, ``image_groups`` (N,) where images come in groups."""
     own = labels == index
     given = [[classes == index for classes in group] for group in groups]
     numbers = [[int(flags.sum()) for flags in group] for group in given]
@@ -173,14 +179,16 @@ def score(labels: Array, groups: Groups, index: int, name: str) -> ClassScore:
     if own.any():
         rights = [[flags[own] for flags in group] for group in given]
         shares = [[float(right.mean()) for right in group] for group in rights]
-        recall = _interval(shares, mean_over_finals(rights), int(own.sum()))
+        clusters = None if image_groups is None else image_groups[own]
+        recall = _interval(shares, mean_over_finals(rights), int(own.sum()), clusters)
     if any(all_numbers):
         pairs = [
             [(int((flags & own).sum()), number) for flags, number in zip(*both, strict=True)]
             for both in zip(given, numbers, strict=True)
         ]
         shares = [[hits / number for hits, number in group if number] for group in pairs]
-        images = max(1, round(sum(all_numbers) / sum(map(bool, all_numbers))))
+        units = [_units(flags, image_groups) for group in given for flags in group]
+        images = max(1, round(sum(units) / sum(map(bool, units))))
         precision = _interval([group for group in shares if group], images, images)
     return ClassScore(
         name=name, images=int(own.sum()), predicted=sum(all_numbers) / len(all_numbers),
@@ -188,8 +196,20 @@ def score(labels: Array, groups: Groups, index: int, name: str) -> ClassScore:
     )  # fmt: skip
 
 
-def _interval(shares: list[list[float]], images: Array | int, count: int) -> AccuracyInterval:
-    """Of a share, a value a final, by search."""
+def _units(flags: Array, image_groups: Array | None) -> int:
+    """How many images are flagged (N,), or how many groups of them."""
+    return int(flags.sum()) if image_groups is None else len(np.unique(image_groups[flags]))
+
+
+def _interval(
+    shares: list[list[float]], images: Array | int, count: int, clusters: Array | None = None
+) -> AccuracyInterval:
+    """Of a share, a value a final, by search. ``clusters`` (n,): the group of each image; one group
+    tells nothing of others."""
+    if clusters is not None and isinstance(images, np.ndarray):
+        if len(np.unique(clusters)) > 1:
+            return accuracy_interval(shares, images, clusters=clusters)
+        return replace(accuracy_interval(shares, images), low=None, high=None)
     if len(shares) > 1 or len(shares[0]) > 1:
         return accuracy_interval(shares, images)
     one = share_interval(round(shares[0][0] * count), count, method="wilson")
@@ -302,14 +322,19 @@ def _pair(
         p_value=None, p_value_holm=None, verdict=PairVerdict.NOT_TESTED,
     )  # fmt: skip
     tested = pair.level is not None and pair.verdict is not PairVerdict.NOT_TESTED
-    if rows.size < FEWEST_IMAGES or not tested:
+    clusters = None if predictions.groups is None else predictions.groups[rows]
+    units = rows.size if clusters is None else len(np.unique(clusters))
+    if units < FEWEST_IMAGES or not tested:
         return result
     groups = [[[float(right.mean()) for right in group] for group in one] for one in rights]
-    estimate = statistics.difference(groups[0], groups[1], means[0] - means[1])
+    gaps = means[0] - means[1]
+    estimate = statistics.difference(groups[0], groups[1], gaps, clusters)
     if estimate is None:
         return result
     p_value = estimate.p_value
-    if pair.level is Level.MODELS:
+    if pair.level is Level.MODELS and clusters is not None:
+        p_value = statistics.permutation(statistics.cluster_sums(gaps, clusters)[0])
+    elif pair.level is Level.MODELS:
         p_value = statistics.mcnemar(rights[0][0][0], rights[1][0][0])
     return replace(result, difference=estimate.interval(), p_value=p_value)
 

@@ -265,11 +265,12 @@ def compare(
     counts: Values = next((f.values for f in differences if f.what == "train_images"), {})
     images = {label: int(count) for label, count in counts.items() if count is not None}
     facts = Facts(
-        metric=metric, dataset=dataset.name if dataset else None, test_opened_at=min(opened,
-        default=None), candidates=candidates, entries=entries, pairs=pairs,
-        order_changes=budget.flips, claims=claims, of_the_test_split=tuple(test_split_caveats(runs,
-        dataset)), image_sizes={candidate: int(side) for candidate, side in sizes.items() if side is
-        not None},
+        metric=metric, dataset=dataset.name if dataset else None,
+        test_opened_at=min(opened, default=None),
+        candidates=candidates, entries=entries, pairs=pairs, order_changes=budget.flips,
+        claims=claims,
+        of_the_test_split=tuple(test_split_caveats(runs, dataset)),
+        image_sizes={candidate: int(side) for candidate, side in sizes.items() if side is not None},
     )  # fmt: skip
     screens, trained = shortlists_of(runs), [run for run in runs if not run.state.is_screen]
     answer = answer_of(facts)

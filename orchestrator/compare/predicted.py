@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from orchestrator.compare.finals import finished, newest_round
+from orchestrator.compare.finals import finished, image_groups, newest_round
 from orchestrator.compare.runs import Array, CandidateTrials, Curve, grouped
 from trainables.evaluate.predictions import Predictions
 
@@ -42,7 +42,7 @@ class CandidatePredictions:
 class TestPredictions:
     """Of the test split: ``labels`` (N,), ``digests`` (N,) of the pixels, the names of the classes,
     and the ``candidates`` whose finals have predicted it. ``missing``: by candidate, why its finals
-    are not among them."""
+    are not among them. ``groups`` (N,): which images are of one patient, video or the like."""
 
     __test__ = False  # is no test of pytest's
 
@@ -51,6 +51,7 @@ class TestPredictions:
     class_names: tuple[str, ...]
     candidates: tuple[CandidatePredictions, ...]
     missing: dict[str, str] = field(default_factory=dict)
+    groups: Array | None = None
 
     def rows_of(self, index: int) -> Array:
         """The images labelled as the class ``index``: (n,)."""
@@ -71,6 +72,7 @@ def test_predictions(
     labels: Array | None = None
     digests: Array | None = None
     read, missing, num_classes = [], {}, len(class_names)
+    read_finals: list[Curve] = []
     for candidate in candidates:
         finals = finished(newest_round(candidate))
         if not finals:
@@ -83,11 +85,12 @@ def test_predictions(
         labels, digests = reader.labels, reader.digests
         num_classes = max(num_classes, reader.num_classes)
         read.append(reader.result())
+        read_finals += finals
     if labels is None:
         return None
     return TestPredictions(
         labels=labels, digests=digests, class_names=named(class_names, num_classes),
-        candidates=tuple(read), missing=missing,
+        candidates=tuple(read), missing=missing, groups=image_groups(read_finals),
     )  # fmt: skip
 
 

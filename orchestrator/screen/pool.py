@@ -48,17 +48,16 @@ def pool_names() -> list[str]:
 
 
 def read_pools(texts: Sequence[str]) -> list[PoolEntry]:
-    """The candidates of pools, each a name, a file, or a candidate itself, in order, none twice.
-
-    Raises one ``UserError`` with every mistake of every line.
+    """The candidates of pools, each a name, a file, or a candidate itself, in order, none twice;
+    a backbone may have several labels. Raises one ``UserError`` with every mistake of every line.
     """
     mistakes: list[str] = []
-    entries: dict[BackboneSpec, PoolEntry] = {}
+    entries: dict[tuple[str, BackboneSpec], PoolEntry] = {}
     for text in texts:
         with collected(mistakes):
             for place, line in _lines(text):
                 for entry in _collected_at(place, line, mistakes):
-                    entries.setdefault(entry.backbone, entry)
+                    entries.setdefault((entry.label, entry.backbone), entry)
     made = list(entries.values())
     mistakes += label_mistakes([(entry.label, entry.backbone) for entry in made])
     raise_if_any(mistakes)

@@ -1,7 +1,7 @@
 """Carry a screen out: candidates as Ray tasks, each result a record of the ledger; a shortlist.
 
 Tasks share whatever cluster there is and are all asked for at once, so that an autoscaler sees
-them; Ray starts one again whose worker or node is lost. A candidate on record is never tried again.
+them. A candidate on record is never tried again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from orchestrator.ledger.screen_state import STAGE
 from orchestrator.ledger.state import RunHeader, State
 from orchestrator.ray_cluster import attach
 from orchestrator.ray_cluster.capacity import ClusterCapacity
+from orchestrator.ray_cluster.tasks import Tasks
 from orchestrator.spec.screening import ScreenSpec
 from orchestrator.tracking import store
 from orchestrator.tracking.beside import mirrored
@@ -42,8 +43,6 @@ from trainables.errors import StorageError, UserError, one_line, raise_if_any, s
 from trainables.progress import long_step
 from trainables.storage import object_storage
 
-RETRIES = 3  # of a task whose worker was lost
-POLL_S = 0.5
 MOST_THREADS = 8  # of a CPU task: more make one pass hardly faster
 SHARE_OF_TIME = 0.8  # of what --minutes leave, that passes are planned for; the rest is for probes
 FEWEST_PER_CLASS = 10  # training images, however short the time
@@ -123,7 +122,7 @@ class Screener:
             if pending:
                 try:
                     with attach.attached(f"screen-{self.spec.name}") as totals:
-                        self._screen(pending, Tasks(totals))
+                        self._screen(pending, Workers.of(totals))
                 except (KeyboardInterrupt, UserError, StorageError) as error:
                     self._record("stopped", reason=one_line(error))
                     raise
@@ -181,17 +180,17 @@ class Screener:
         except UserError:
             return None  # whoever builds it says why it cannot be
 
-    def _screen(self, pending: Sequence[str], tasks: Tasks) -> None:
+    def _screen(self, pending: Sequence[str], workers: Workers) -> None:
         deadline = None if self.spec.minutes is None else self._began + 60 * self.spec.minutes
         if deadline is not None or self.spec.max_latency_ms is not None:
-            pending = self._measure(pending, tasks, deadline)
+            pending = self._measure(pending, workers, deadline)
         if self._state.train_images is None:
-            self._size(pending, tasks.at_once, deadline)
+            self._size(pending, workers.at_once, deadline)
         asked = [self._asked(label, self._state.train_images) for label in pending]
         count, total = len(self._state.screened), len(self.spec.candidates) - len(self._left_out)
         with long_step(None, "candidates screened", total, begin=count) as advance:
             advance(count)
-            for landed in tasks.results(asked, self._should_stop, deadline=deadline):
+            for landed in workers.results(asked, self._should_stop, deadline=deadline):
                 count += 1
                 self._state.screened[landed.label] = landed
                 self._record("screened", candidate=landed.label, detail=landed.as_dict())
@@ -201,12 +200,14 @@ class Screener:
             if label not in self._state.screened:
                 self._left_out[label] = OVER
 
-    def _measure(self, pending: Sequence[str], tasks: Tasks, deadline: float | None) -> list[str]:
+    def _measure(
+        self, pending: Sequence[str], workers: Workers, deadline: float | None
+    ) -> list[str]:
         """Those of ``pending`` that are quick enough, once how quick each is is on record."""
         unknown = [label for label in pending if label not in self._state.measured]
         log.info(f"measuring how fast {len(unknown)} candidates are")
         asked = [self._asked(label, None) for label in unknown]
-        answers = tasks.results(asked, self._should_stop, deadline=deadline, measures_only=True)
+        answers = workers.results(asked, self._should_stop, deadline=deadline, measures_only=True)
         with long_step(None, "candidates measured", len(unknown)) as advance:
             for count, landed in enumerate(answers, start=1):
                 self._state.measured[landed.label] = landed
@@ -294,14 +295,21 @@ def landed_text(landed: Screened) -> str:
     )
 
 
-class Tasks:
-    """Work of candidates as tasks of the attached Ray: each takes a GPU where there are any, else
-    the cores of a node, up to ``MOST_THREADS``."""
+@dataclass(frozen=True)
+class Workers:
+    """What does the work of a candidate on the attached cluster: a GPU where there are any, else
+    ``cpus`` cores of a node; so many ``at_once``."""
 
-    def __init__(self, totals: ClusterCapacity) -> None:
-        self.gpu = totals.get("GPU", 0) >= 1
+    gpu: bool
+    cpus: int
+    at_once: int
+
+    @classmethod
+    def of(cls, totals: ClusterCapacity) -> Workers:
+        """Those of a cluster that holds ``totals``. Raises ``UserError`` where it holds none."""
+        gpu = totals.get("GPU", 0) >= 1
         kinds = [kind.resources for kind in totals.kinds if kind.resources.get("CPU", 0) >= 1]
-        if self.gpu:
+        if gpu:
             kinds = [kind for kind in kinds if kind.get("GPU", 0) >= 1]
         if not kinds:
             raise UserError(
@@ -309,10 +317,10 @@ class Tasks:
                 "Fix: orchestrator doctor",
                 exit_code=3,
             )
-        shares = [kind["CPU"] / (kind["GPU"] if self.gpu else 1) for kind in kinds]
-        self.cpus = max(1, min(MOST_THREADS, int(min(shares))))
-        task = {"CPU": float(self.cpus), **({"GPU": 1.0} if self.gpu else {})}
-        self.at_once = max(1, totals.workers(task))
+        shares = [kind["CPU"] / (kind["GPU"] if gpu else 1) for kind in kinds]
+        cpus = max(1, min(MOST_THREADS, int(min(shares))))
+        task = {"CPU": float(cpus), **({"GPU": 1.0} if gpu else {})}
+        return cls(gpu, cpus, max(1, totals.workers(task)))
 
     def results(
         self,
@@ -325,37 +333,24 @@ class Tasks:
         """What workers find, as it comes. After ``deadline`` (monotonic seconds) those that have
         not answered are cancelled. Raises ``StorageError`` where a worker's storage fails, and
         ``KeyboardInterrupt`` once ``should_stop``."""
-        import ray
-
         from trainables.evaluate.screening import on_worker
 
-        options = {"num_cpus": self.cpus, "num_gpus": int(self.gpu), "max_retries": RETRIES}
-        task = ray.remote(on_worker).options(**options)
+        def has_ended() -> bool:
+            if should_stop():
+                raise KeyboardInterrupt("asked to stop")
+            return deadline is not None and time.monotonic() > deadline
+
         arguments = {"gpu": self.gpu, "threads": self.cpus, "measures_only": measures_only}
-        waiting = {task.remote(one, **arguments): one for one in asked}
-        try:
-            while waiting:
-                ready, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
-                for answer in ready:
-                    yield _answer(answer, waiting.pop(answer))
-                if should_stop():
-                    raise KeyboardInterrupt("asked to stop")
-                if deadline is not None and time.monotonic() > deadline:
-                    break
-        finally:
-            for answer in waiting:
-                ray.cancel(answer, force=True)
+        tasks = Tasks[Screening](on_worker, arguments, cpus=self.cpus, gpus=int(self.gpu))
+        for one, answer in tasks.results(asked, has_ended):
+            yield _screened(answer, one.label)
 
 
-def _answer(answer: object, asked: Screening) -> Screened:
-    import ray
-
-    try:
-        landed: Screened = ray.get(answer)
-    except ray.exceptions.RayError as error:
-        broken = storage_error(error)
-        if broken is not None:
-            raise broken from error
-        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
-        return Screened(label=asked.label, reason=reason)
-    return replace(landed, label=asked.label)
+def _screened(answer: Screened | Exception, label: str) -> Screened:
+    """What a task answered; a failed candidate where it ended in an error."""
+    if isinstance(answer, Screened):
+        return replace(answer, label=label)
+    broken = storage_error(answer)
+    if broken is not None:
+        raise broken from answer
+    return Screened(label=label, reason=f"{type(answer).__name__}: {one_line(answer)[:200]}")

@@ -132,42 +132,28 @@ def test_the_page_reads_well(
         assert wide <= seen
         ratio, words = browser.execute_script(LOWEST_CONTRAST)
         assert ratio >= 4.5, words
-        assert serious_findings(browser) == []
+        assert serious_findings(browser, bulk=name in ("finals", "empty")) == []
         if state == "as it opens":
             resize(browser, width, browser.execute_script(f"return {page}.scrollHeight"))
             assert browser.save_screenshot(str(SCREENSHOTS / f"report-{name}-{width}-{scheme}.png"))
 
 
-def serious_findings(browser: Any) -> list[str]:
-    """What axe-core (WCAG 2.1 A and AA, and its best practices) calls serious or critical."""
+AXE_TIMEOUT_S = 200  # on a busy machine it takes a hundred times as long as on an idle one
+
+
+def serious_findings(browser: Any, *, bulk: bool = False) -> list[str]:
+    """What axe-core (WCAG 2.1 A and AA, and its best practices) calls serious or critical; with
+    ``bulk`` of the tables behind figures too, whose thousands of cells are all alike."""
     axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is missing").Axe()
-    findings = axe.run(browser)
+    browser.set_script_timeout(AXE_TIMEOUT_S)
+    context = {"include": [["html"]], "exclude": [] if bulk else [[".bulk"]]}
+    findings = axe.run(browser, context=context, options={"resultTypes": ["violations"]})
     assert len(findings["passes"]) > 10
     return [
         f"{one['id']} ({one['impact']}): {one['help']}: {one['nodes'][0]['html'][:200]}"
         for one in findings["violations"]
         if one["impact"] in ("serious", "critical")
     ]
-
-
-@pytest.mark.parametrize("width", [400, 1280])
-def test_the_gallery_shows_its_pictures_and_stays_small(
-    browser: Any, pages: dict[str, Path], width: int
-) -> None:
-    """Ten classes, four candidates, three mistakes of each: as many as there can be."""
-    assert pages["gallery"].stat().st_size <= 5_000_000
-    show(browser, pages["gallery"], width=width, scheme="light")
-    browser.execute_script(UNFOLD)
-    sizes = browser.execute_script(
-        "return Array.from(document.querySelectorAll('.gallery img')).map(picture =>"
-        " [picture.naturalWidth, picture.clientWidth, picture.alt.length])"
-    )
-    assert len(sizes) >= 10 * 4 * 3
-    assert all(natural > 0 and drawn > 60 and words > 10 for natural, drawn, words in sizes)
-    browser.execute_script("document.querySelector('#mistakes').scrollIntoView()")
-    assert browser.save_screenshot(str(SCREENSHOTS / f"report-mistakes-{width}.png"))
-    browser.execute_script("document.querySelector('#classes').scrollIntoView()")
-    assert browser.save_screenshot(str(SCREENSHOTS / f"report-classes-{width}.png"))
 
 
 def test_axe_would_find_something(browser: Any, pages: dict[str, Path]) -> None:

@@ -1,9 +1,10 @@
-"""A DDP trial across two Ray nodes with addresses of their own, one of which is cut off."""
+"""Work on several Ray nodes with addresses of their own, one of which is cut off."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.integration.conftest import PATIENCE_S, Shell
 from tests.integration.heads import BIN, until_started
 from tests.integration.lan import Lan, lan
 from tests.integration.test_sweep import epochs
+from trainables.storage.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -24,6 +26,11 @@ SWEEP = (
     "--max-epochs", str(EPOCHS), "--set", "scheduler.kind=none",
     "--set", "data.train_limit=300", "--set", "recipe.batch_size_per_worker=10",
     "--set", "resources.max_failures_per_trial=0",
+)  # fmt: skip
+CANDIDATES = ("resnet26", "resnet26d", "resnet34", "resnet50")
+SCREEN = (
+    "screen", *(f"timm:{label}=none" for label in CANDIDATES), "--name", "cut",
+    "--set", "data.train_limit=700",
 )  # fmt: skip
 HEAD_PORT = 6379  # free: each namespace has all ports to itself
 
@@ -76,9 +83,9 @@ def start(shell: Shell, net: Lan, machine: str, disks: str) -> subprocess.Popen[
         )
 
 
-def sweep(shell: Shell, net: Lan) -> subprocess.Popen[str]:
+def on_head(shell: Shell, net: Lan, *command: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [*net.on(net.machines[0]), sys.executable, "-m", "orchestrator", *SWEEP],
+        [*net.on(net.machines[0]), sys.executable, "-m", "orchestrator", *command],
         cwd=shell.cwd,
         env=shell.env,
         text=True,
@@ -90,15 +97,15 @@ def sweep(shell: Shell, net: Lan) -> subprocess.Popen[str]:
     return process
 
 
-def at_work(shell: Shell, net: Lan) -> set[str]:
-    """Machines that have a training worker."""
-    workers = set(shell.processes("RayTrainWorker"))
+def at_work(shell: Shell, net: Lan, worker: str = "RayTrainWorker") -> set[str]:
+    """Machines that have a worker."""
+    workers = set(shell.processes(worker))
     return {machine for machine in net.machines if workers & net.processes(machine)}
 
 
 def test_a_trial_across_two_nodes_outlives_the_loss_of_one(shell: Shell) -> None:
     with lan("head", "left", "right") as net, cluster(shell, net):
-        driver = sweep(shell, net)
+        driver = on_head(shell, net, *SWEEP)
         shell.wait_for("lan", lambda state: epochs(state) >= 1)
         before = at_work(shell, net)
         assert len(before) == 2
@@ -121,3 +128,23 @@ def test_a_trial_across_two_nodes_outlives_the_loss_of_one(shell: Shell) -> None
     assert shell.reported_twice("lan") == []
     preempted = [one for one in shell.records("lan") if one["event"] == "preempted"]
     assert [one["trial"] for one in preempted] == ["resnet-0000"]
+
+
+def test_a_screen_outlives_the_loss_of_a_node(shell: Shell) -> None:
+    with lan("head", "left", "right") as net, cluster(shell, net):
+        driver = on_head(shell, net, *SCREEN)
+        all_three = wait_until(
+            lambda: len(at_work(shell, net, "ray::on_worker")) == 3,
+            patience_s=PATIENCE_S,
+            poll_s=0.1,
+        )
+        assert all_three
+        net.cut("right")
+        cut_at = time.time()
+        _, err = driver.communicate(timeout=PATIENCE_S)
+        assert driver.returncode == 0, err
+
+    screened = [one for one in shell.records("cut") if one["event"] == "screened"]
+    assert sorted(one["candidate"] for one in screened) == sorted(CANDIDATES)  # each once
+    assert not any(one["detail"].get("reason") for one in screened)
+    assert screened[0]["time"] > cut_at, "it was cut off too late to show anything"

@@ -3,6 +3,7 @@ named."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,41 @@ def test_the_json_is_plain(tmp_path: Path) -> None:
     first = json["classes"]["candidates"][0]
     assert first["scores"][8]["recall"]["images"] == 18
     assert len(json["classes"]["pairs"]) == 10
+
+
+@pytest.mark.parametrize("searches", [1, 3])
+def test_groups_of_images_are_what_would_be_others(searches: int) -> None:
+    """Ten copies of each image are no more evidence than one."""
+    level = Level.MODELS if searches == 1 else Level.SEARCHES
+    once = made(0.6, searches=searches, images=30)
+    rows = np.tile(np.arange(once.labels.size), 10)
+    candidates = tuple(
+        replace(
+            one, classes=tuple(tuple(c[rows] for c in g) for g in one.classes),
+            confidences=tuple(tuple(c[rows] for c in g) for g in one.confidences),
+        )
+        for one in once.candidates
+    )  # fmt: skip
+    copied = replace(once, labels=once.labels[rows], candidates=candidates)
+    grouped = replace(copied, groups=rows)
+
+    def report(of: TestPredictions) -> ClassReport:
+        return by_class(of, [pair(level)])
+
+    def width(of: TestPredictions, which: str) -> float:
+        interval = getattr(report(of).candidates[1].scores[0], which)
+        return float(interval.high - interval.low)
+
+    for which in ("recall", "precision"):
+        assert width(grouped, which) > 0.8 * width(once, which)
+    if searches == 1:
+        assert width(copied, "recall") < width(grouped, "recall") / 2
+        p_values = [report(of).pairs[0].p_value or 0.0 for of in (once, grouped, copied)]
+        assert p_values[2] < p_values[1] / 10
+        assert p_values[0] == pytest.approx(p_values[1], rel=0.5)
+    alone = replace(copied, groups=copied.labels)  # each class is one group
+    first = report(alone)
+    assert {one.verdict for one in first.pairs} == {PairVerdict.NOT_TESTED}
+    recall = first.candidates[0].scores[0].recall
+    assert recall is not None
+    assert recall.low is None

@@ -183,3 +183,21 @@ def test_an_order_that_rests_on_wrong_labels_does_not_survive(tmp_path: Path) ->
     assert not cleaning.verdicts_survive
     assert "changes from resnet" in cleaning.sentence
     assert "becomes" in cleaning.sentence
+
+
+def test_models_that_are_mostly_wrong_suspect_nothing(tmp_path: Path) -> None:
+    """Of two epochs on digits they would suspect three labels in four."""
+    data, store = digits(tmp_path / "store")
+    run = RunFolder(tmp_path / "run", ("vit",), dataset=store.info.as_dict(), data=data)
+    rng = np.random.default_rng(0)
+    for search in (1, 2, 3):
+        splits = {s: drawn(store.labels(s), rng, skill=0.3) for s in ("test", "val")}
+        add_final(run, "vit", store, splits, search=search)
+    by_image = seen(run.close())
+    assert by_image.suspects is not None
+    assert by_image.suspects.missing is not None
+    assert "mostly hard, not wrong" in by_image.suspects.sentence
+    assert by_image.suspects.suspects == ()
+    assert by_image.cleaning is None
+    with pytest.raises(UserError, match="right more often"):
+        write_suspects(by_image.suspects, tmp_path / "s.csv")

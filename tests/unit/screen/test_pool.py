@@ -112,6 +112,11 @@ def test_all_mistakes_come_at_once_with_their_lines(tmp_path: Path) -> None:
     assert "got a twice" in third
 
 
+def test_what_is_named_twice_is_one_candidate_and_what_has_two_labels_is_two() -> None:
+    pool = ["timm:test_vit=none", "timm:test_vit=none", "again=timm:test_vit=none"]
+    assert [entry.label for entry in read_pools(pool)] == ["test_vit", "again"]
+
+
 def test_two_hundred_names_are_validated_in_time_and_none_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

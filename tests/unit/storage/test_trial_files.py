@@ -15,6 +15,7 @@ import torch
 from tests.unit.train.engine_store import assignment as small_assignment
 from tests.unit.train.engine_store import small_store
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
+from trainables.errors import StorageError
 from trainables.finetune import fine_tune
 from trainables.storage import digests, object_storage, trial_files
 from trainables.train import checkpoint
@@ -166,3 +167,23 @@ def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(digests, "digest_of", fails)
     with pytest.raises(OSError, match="Input/output error"):
         digests.damage_of(folder, WHOLE)
+
+
+def test_a_finals_answers_are_stored_with_its_predictions(place: str, tmp_path: Path) -> None:
+    """What each image was answered comes last: with it, the rest is there."""
+    folder, names = tmp_path / "finals", ["val_predictions", "test_predictions", "test_correct"]
+    folder.mkdir()
+    for name in names:
+        (folder / f"{name}.arrow").write_bytes(name.encode())
+    final = assignment(place, trial_id="vit-final-00")
+    trial_files.put_answers(final, folder / "test_correct.arrow")
+    uri = f"{place}/run/finals/vit-final-00"
+    for name in names:
+        assert object_storage.read_bytes(f"{uri}/{name}.arrow") == name.encode()
+    (folder / "test_predictions.arrow").unlink()
+    with pytest.raises((FileNotFoundError, StorageError)):
+        trial_files.put_answers(
+            replace(final, trial_id="vit-final-01"), folder / "test_correct.arrow"
+        )
+    with pytest.raises(FileNotFoundError):
+        object_storage.read_bytes(f"{place}/run/finals/vit-final-01/test_correct.arrow")
