@@ -1,8 +1,8 @@
-"""python -m benchmarks.imbalance [--data PARQUET] [--epochs N] [--quick]
+"""python -m benchmarks.imbalance [--data PARQUET] [--weights FILE] [--epochs N] [--quick]
 
 Does it matter by which metric a recipe is chosen where classes are of unequal size, and do class
 weights help? Natural images of ten classes, five of which have 50 times as many as the other five,
-in train (1,000 and 20 a class), val (500 and 10) and test (2,000 and 40), drawn anew for each seed.
+in train (500 and 10 a class), val (500 and 10) and test (2,000 and 40), drawn anew for each seed.
 
 A sweep of six trials for each of three seeds: ``recipe.class_weights`` is none, balanced and
 effective at each of two learning rates that the product's own sampler draws (log, 3e-4 to 1e-2).
@@ -11,7 +11,9 @@ who wins: the best by val top1, or by val macro_f1, after the last epoch. Both w
 
 Stated before measuring: the winner by macro_f1 has the higher macro F1 on test in the mean over
 seeds, and the winner by top1 a top-1 that is no more than a point lower. With three seeds neither
-is a verdict; every value is in the result. A tiny ResNet at 16 px, some minutes of two cores. The
+is a verdict; every value is in the result. The model is a head on a frozen tf_efficientnet_lite1 of
+ImageNet weights at 64 px: some 20 minutes of a core. (A tiny ResNet from scratch, tried first,
+learned nothing of the rare classes, whatever they weigh: both metrics chose the same trials.) The
 result goes to benchmarks/results/imbalance.json, a summary to the last line of stdout.
 """
 
@@ -33,7 +35,7 @@ import pyarrow.parquet as pq
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from benchmarks.common import NATURAL_IMAGES, arguments, finish, pictures
+from benchmarks.common import NATURAL_IMAGES, ROOT, arguments, finish, pictures
 from orchestrator.spec.spaces import LogUniform, sample
 from trainables.config import CLASS_WEIGHTS, Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare
@@ -42,6 +44,7 @@ from trainables.finetune import fine_tune
 
 PROCESSES = 2
 METRICS = ("top1", "macro_f1")
+WEIGHTS = ROOT.parent / "shared" / "weights" / "tf_efficientnet_lite1.safetensors"
 RATES = {"recipe.learning_rate": LogUniform(3e-4, 1e-2)}
 RARE = range(5, 10)
 
@@ -57,7 +60,7 @@ class Size:
 
 
 FULL = Size(
-    counts={"train": (1000, 20), "val": (500, 10), "test": (2000, 40)}, seeds=3, rates=2, epochs=5
+    counts={"train": (500, 10), "val": (500, 10), "test": (2000, 40)}, seeds=3, rates=2, epochs=5
 )
 QUICK = Size(counts={"train": (20, 3), "val": (6, 1), "test": (8, 2)}, seeds=2, rates=1, epochs=1)
 
@@ -72,16 +75,21 @@ class Trial:
     epochs: int
     source: str
     folder: str
+    weights: str | None
 
 
 def main() -> None:
     parser = arguments(__doc__, "imbalance.json")
-    parser.add_argument("--epochs", type=int, help="of a trial; 80 steps each")
+    parser.add_argument("--epochs", type=int, help="of a trial; 40 steps each")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of tf_efficientnet_lite1")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     size = replace(size, epochs=options.epochs or size.epochs)
     if not options.quick and options.data is None and not NATURAL_IMAGES.is_file():
         sys.exit("skipped: there are no natural images beside the checkout. Fix: --data PARQUET")
+    if not options.quick and not options.weights.is_file():
+        sys.exit(f"skipped: there are no weights at {options.weights}. Fix: --weights FILE")
+    pretrained = None if options.quick else str(options.weights)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         table = pq.read_table(pictures(options.data, folder, quick=options.quick))
@@ -94,6 +102,7 @@ def main() -> None:
                 Trial(
                     seed=seed, class_weights=weights, epochs=size.epochs, source=str(source),
                     learning_rate=rate["recipe.learning_rate"], folder=str(folder),
+                    weights=pretrained,
                 )
                 for rate in rates for weights in CLASS_WEIGHTS
             ]  # fmt: skip
@@ -122,6 +131,9 @@ def main() -> None:
         },
     }
     facts = {"images": asdict(size)["counts"], "seeds": size.seeds, "epochs": size.epochs}
+    facts["backbone"] = (
+        "tiny resnet, 16 px" if options.quick else "a head on tf_efficientnet_lite1, 64 px"
+    )
     finish({**facts, "winners": winners, "trials": plain}, options.out, summary)
 
 
@@ -154,8 +166,16 @@ def assignment_of(trial: Trial) -> Assignment:
     name = f"{trial.class_weights}-{trial.seed}-{trial.learning_rate:g}"
     return Assignment(
         trial_id=name,
-        backbone=BackboneSpec(family="resnet", image_size=16),
-        recipe=Recipe(learning_rate=trial.learning_rate, class_weights=trial.class_weights),
+        backbone=BackboneSpec(family="resnet", image_size=16)
+        if trial.weights is None
+        else BackboneSpec(
+            family="timm", model="tf_efficientnet_lite1", weights=trial.weights, image_size=64
+        ),
+        recipe=Recipe(
+            learning_rate=trial.learning_rate,
+            class_weights=trial.class_weights,
+            freeze="full" if trial.weights is None else "head",
+        ),
         data=data_of(trial.source, trial.folder),
         seed=trial.seed,
         epochs=trial.epochs,
