@@ -193,20 +193,26 @@ def _refuse_pseudo_classes(
     if len(parts) > 1 and len(parts) == len(folders):
         _refuse(path, parts, "parts of a data set by their names")
     inside_by_name = {
-        folder.name: {sub.name.strip().lower() for sub in tree.holding(folder)}
+        folder.name: {
+            name
+            for sub in tree.holding(folder)
+            if not DATE.fullmatch(name := sub.name.strip().lower())
+        }
         for folder in folders
     }
-    holders = Counter(
-        name for inside in inside_by_name.values() for name in inside if not DATE.fullmatch(name)
-    )
+    holders = Counter(name for inside in inside_by_name.values() for name in inside)
     shared = sorted(name for name, count in holders.items() if count > 1)
+    # One folder in all of them may be where each class keeps its pictures; beside others in some,
+    # the rest is more likely a fold that lacks the other classes.
+    sizes = {len(inside) for inside in inside_by_name.values() if inside & set(shared)}
+    lacks_some = len(shared) == 1 and 1 in sizes and len(sizes) > 1
     within = [
         name
         for name, inside in inside_by_name.items()
         if len({split_of_folder(sub) for sub in inside} - {None}) > 1
     ]
     inner_splits = [name for name in shared if split_of_folder(name)]
-    if len(shared) > 1 or inner_splits or within:
+    if len(shared) > 1 or lacks_some or inner_splits or within:
         which = [name for name, inside in inside_by_name.items() if inside & set(shared)] or within
         examples = ", ".join((shared or sorted(inside_by_name[within[0]]))[:4])
         _refuse(path, which, f"no classes: they hold the same folders ({examples})")

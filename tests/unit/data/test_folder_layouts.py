@@ -413,8 +413,6 @@ def test_any_layout_is_read_right_or_refused(
         assert layout in ("folds", "strange", "above") or without
         return
     assert layout not in ("folds", "above")
-    if layout == "strange" and without and len(names) == 2:
-        return  # one folder alone is in both: they may be classes
     assert not vanishes
     entries = source.identity()[1:]
     files = [Path(entry[0]) for entry in entries if len(entry) == 3]
