@@ -58,8 +58,8 @@ def clean(
     left_out = int((~kept).sum())
     if not kept.any():
         return None
-    known = {one.label for one in predictions.candidates}
-    whole = [each for each in candidates if each.label in known]
+    predicted = {one.label for one in predictions.candidates}
+    whole = [each for each in candidates if each.label in predicted]
     cleaned = [
         replace(each, curves=tuple(_without(c, kept) for c in each.curves)) for each in whole
     ]

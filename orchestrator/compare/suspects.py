@@ -29,6 +29,7 @@ from orchestrator.compare.predicted import named
 from orchestrator.compare.runs import Array, CandidateTrials
 from orchestrator.wording import percent
 from trainables.errors import UserError
+from trainables.evaluate.predictions import Predictions
 
 SPLITS = ("test", "val")
 MOST_VALUES = 100_000_000  # probabilities at once: 400 MB
@@ -188,7 +189,7 @@ class _Pool:
     def is_too_large(self) -> bool:
         return sum(part.total.size for part in self.parts.values()) > MOST_VALUES
 
-    def add(self, predictions: Any, weight: float) -> None:
+    def add(self, predictions: Predictions | None, weight: float) -> None:
         """Nothing where they are missing, or have no digests to know the images by."""
         if predictions is None or predictions.digests is None or self.is_too_large:
             return

@@ -400,6 +400,8 @@ def replay(records: Iterable[Record], *, source: str = "the ledger") -> State:
 def apply(state: State, record: Record) -> None:
     """Fold one record into ``state``."""
     event, name = record["event"], record.get("trial")
+    if not isinstance(record.get("detail"), dict | NoneType):
+        raise TypeError(f"detail is {record['detail']!r:.80}")
     if event == "noted" or (event == "speed_measured" and "reason" in record):
         state.notes.append(record.get("reason", ""))
     if name is None:

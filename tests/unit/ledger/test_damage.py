@@ -59,6 +59,15 @@ def test_a_damaged_line_is_named_and_repaired_into_a_copy(tmp_path: Path) -> Non
     assert path.read_bytes() == b"".join(lines[:2])
 
 
+def test_a_detail_that_is_no_object_is_named_with_its_line() -> None:
+    records = [json.loads(line) for line in EXAMPLE.read_text(encoding="utf-8").splitlines()]
+    number = next(i for i, record in enumerate(records) if record["event"] == "reported")
+    for detail in ([], "", 0):
+        damaged = [*records[:number], {**records[number], "detail": detail}]
+        with pytest.raises(UserError, match=f"line {number + 1}, holds something else .detail is"):
+            replay(damaged)
+
+
 def test_a_newer_schema_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     content = b'{"time":1,"event":"created","detail":{"schema":2}}\n{"torn'
