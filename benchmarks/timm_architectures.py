@@ -28,7 +28,7 @@ from trainables.backbones import build
 from trainables.backbones.catalogue import own_side
 from trainables.config import Assignment, BackboneSpec, Recipe
 from trainables.errors import UserError, one_line
-from trainables.train.rehearse import require_classifier, take_step
+from trainables.train.rehearse import take_step, try_shapes
 
 CLASSES = 10
 SMALL_SIDE = 64  # pixels that a folder's images are stored at where nothing else is asked for
@@ -38,13 +38,13 @@ QUICK_NAMES, QUICK_MODULES = 40, 6
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of ``model`` on images of ``side`` pixels: ``trained`` or ``built``, ``refused``
-    or ``traceback``, the latter two with a ``reason``. ``params_m`` is in millions."""
+    or ``traceback``, the latter two with a ``reason``, or ``unshown``: built, but the meta device
+    cannot run it."""
 
     model: str
     outcome: str
     side: int | None = None
     module: str | None = None
-    params_m: float | None = None
     seconds: float | None = None
     reason: str | None = None
 
@@ -55,44 +55,39 @@ def spec_of(model: str, side: int | None = None) -> BackboneSpec:
 
 
 def walk(models: Sequence[str]) -> Iterator[Outcome]:
-    """Each pretrained name, built on the meta device; each architecture and side is shown images
-    the first time that it comes."""
-    seen: dict[tuple[str, int], str | None] = {}
+    """Each pretrained name, built on the meta device; of names with one architecture and side the
+    first that takes its images stands for the others."""
+    seen: dict[tuple[str, int], str] = {}
     for name in models:
-        side = None
+        side, started = None, time.monotonic()
+        outcome, reason = "built", None
         try:
             side = own_side(spec_of(name))
-            with torch.device("meta"):
-                module = build(
-                    spec_of(name, side), num_classes=CLASSES, height=side, width=side, load=False
-                ).module
-                key = name.partition(".")[0], side
-                if key not in seen:
-                    seen[key] = _forward(module, side)
-            params_m = sum(parameter.numel() for parameter in module.parameters()) / 1e6
-            reason = seen[key]
-            yield Outcome(
-                model=name,
-                outcome="refused" if reason else "built",
-                side=side,
-                params_m=round(params_m, 3),
-                reason=reason,
-            )
+            size = {"height": side, "width": side}
+            key = name.partition(".")[0], side
+            if key in seen:
+                outcome = seen[key]
+                with torch.device("meta"):
+                    build(spec_of(name, side), num_classes=CLASSES, load=False, **size)
+            elif not try_shapes(two_images(name, side), classes=CLASSES, **size):
+                outcome = "unshown"
+            seen[key] = outcome
         except UserError as error:
-            yield Outcome(model=name, outcome="refused", side=side, reason=one_line(error))
+            outcome, reason = "refused", one_line(error)
         except Exception as error:  # what must not be: counted, and named
-            reason = f"{type(error).__name__}: {one_line(error)[:300]}"
-            yield Outcome(model=name, outcome="traceback", side=side, reason=reason)
+            outcome, reason = "traceback", f"{type(error).__name__}: {one_line(error)[:300]}"
+        seconds = round(time.monotonic() - started, 2)
+        yield Outcome(model=name, outcome=outcome, side=side, seconds=seconds, reason=reason)
 
 
-def _forward(module: torch.nn.Module, side: int) -> str | None:
-    """Why the model fails on two images, or gives no (2, classes) logits; ``None`` if it does."""
-    try:
-        logits = module.train()(torch.empty(2, 3, side, side))
-    except Exception as error:  # each model fails in its own way
-        return f"{type(error).__name__}: {one_line(error)[:300]}"
-    shape = tuple(getattr(logits, "shape", ()))
-    return None if shape == (2, CLASSES) else f"its output has the shape {shape}"
+def two_images(model: str, side: int) -> Assignment:
+    """The assignment of one step of ``model`` from scratch on two images of ``side`` pixels."""
+    return Assignment(
+        trial_id="step",
+        epochs=1,
+        recipe=Recipe(batch_size_per_worker=2),
+        backbone=spec_of(model, side),
+    )
 
 
 # What small models are called, the smallest first; timm lists the others by their numbers.
@@ -115,16 +110,11 @@ def small_of_modules() -> dict[str, str]:
 
 def step(module: str, model: str, side: int) -> Outcome:
     """One training step of ``model`` from scratch on two images of ``side`` pixels."""
-    assignment = Assignment(
-        trial_id="step",
-        epochs=1,
-        recipe=Recipe(batch_size_per_worker=2),
-        backbone=spec_of(model, side),
-    )
+    assignment = two_images(model, side)
     started = time.monotonic()
     outcome, reason = "trained", None
     try:
-        require_classifier(assignment, height=side, width=side, classes=CLASSES)
+        try_shapes(assignment, height=side, width=side, classes=CLASSES)
         take_step(assignment, height=side, width=side, classes=CLASSES)
     except UserError as error:
         outcome, reason = "refused", one_line(error)
@@ -176,6 +166,8 @@ def names(quick: bool) -> dict[str, Any]:
     return {
         "names": len(rows),
         "names_built": sum(row.outcome == "built" for row in rows),
+        "names_unshown": sum(row.outcome == "unshown" for row in rows),
+        "names_slowest_s": max((row.seconds or 0 for row in rows), default=None),
         "names_refused": sum(row.outcome == "refused" for row in rows),
         "names_tracebacks": sum(row.outcome == "traceback" for row in rows),
         "not_built": [plain(row) for row in rows if row.outcome != "built"],

@@ -201,7 +201,7 @@ def plan_of(spec: RunSpec, options: RunOptions) -> Plan:
     totals = validate(spec)
     refuse_unknown_class(spec)
     images = images_of(spec)
-    refuse_broken(spec, images, only_own_weights=True)
+    refuse_broken(spec, images, for_plan=True)
     has_length = session.state_of(spec.folder).begun or not is_open(spec)
     if not has_length:
         spec = sized(spec, images, options.texts())

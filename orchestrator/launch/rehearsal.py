@@ -2,7 +2,9 @@
 
 A model that cannot be adapted, fails in its forward pass, or meets a batch of one image with batch
 normalisation would fail every trial, minutes later and on a cluster that costs money, and use the
-run's name up. In a process of its own, with a bound: torch and timm take seconds to import.
+run's name up. In a process of its own, with a bound: torch and timm take seconds to import. The
+shapes of timm's models come first, without values, so that a model that does not fit is refused in
+seconds however large it is.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ def refuse_broken(
     *,
     gpus: float | None = None,
     timeout_s: float = TIMEOUT_S,
-    only_own_weights: bool = False,
+    for_plan: bool = False,
 ) -> None:
     """Raise ``UserError`` with a line for each backbone that takes no training step, and where
-    torch does not see the ``gpus`` that this machine lists. ``images`` are by candidate. With
-    ``only_own_weights`` the backbones are those that begin with weights of the user's, for a plan.
+    torch does not see the ``gpus`` that this machine lists. ``images`` are by candidate.
+    For a plan, which waits for no step, only weights of the user's take one, and of timm's models
+    the shapes are tried.
 
     A run that has begun was rehearsed then. What does not end in time, or has no memory here, is a
     warning: a worker may have more.
@@ -47,7 +50,9 @@ def refuse_broken(
     sweeps: dict[str, tuple[SweepSpec, Assignment]] = {}
     for sweep in spec.sweeps:
         for assignment in assignments_of(sweep):
-            if only_own_weights and assignment.backbone.weights in NAMED_WEIGHTS:
+            backbone = assignment.backbone
+            takes_step = not for_plan or backbone.weights not in NAMED_WEIGHTS
+            if not takes_step and backbone.family != "timm":
                 continue
             label = f"{sweep.candidate}-{len(request)}"
             facts = images[sweep.candidate]
@@ -56,12 +61,14 @@ def refuse_broken(
                 "height": facts.height,
                 "width": facts.width,
                 "classes": len(facts.class_names),
+                "step": takes_step,
             }
             sweeps[label] = sweep, assignment
     if not request:
         return
     names = ", ".join(dict.fromkeys(sweep.candidate for sweep, _ in sweeps.values()))
-    log.info(f"one training step of {names} on this CPU, to see that it can be trained")
+    what = "one training step" if any(row["step"] for row in request.values()) else "the shapes"
+    log.info(f"{what} of {names} on this CPU, to see that it can be trained")
     asked, mistakes = spec.sweeps[0].resources.gpus_per_worker, []
     rows, silent = {}, dict.fromkeys(request, "it took too long, or more memory than there is")
     answers = process.ask_module(
@@ -86,9 +93,9 @@ def refuse_broken(
             mistakes.append(_mistake(sweep, assignment, error))
         elif reason := row.get("skipped"):
             silent[label] = reason
+    raise_if_any(mistakes)
     for label, reason in silent.items():
         log.warning(f"warning: {sweeps[label][0].candidate} could not be tried here: {reason}")
-    raise_if_any(mistakes)
 
 
 def assignments_of(sweep: SweepSpec) -> Iterator[Assignment]:
@@ -130,5 +137,5 @@ def _mistake(sweep: SweepSpec, assignment: Assignment, error: str) -> str:
     return (
         f"a backbone must take a training step before a run starts; {sweep.candidate}, scale "
         f"{backbone.scale}, with {recipe.batch_size_per_worker} images at a time does not: "
-        f"{error}. Fix: {fix}"
+        f"{error.rstrip('.')}. Fix: {fix}"
     )

@@ -1,10 +1,12 @@
 """python -m trainables.train.rehearse < REQUEST: whether each backbone takes one training step.
 
 REQUEST is one JSON object: label -> ``{"assignment": …, "height": pixels, "width": pixels,
-"classes": n}``. The model is built as a worker builds it and takes one step on the CPU, on noise,
-with the assignment's batch. Prints a JSON line for each: its ``label``, and an ``error`` where it
-does not, or the ``mistake`` of the user that is why, and ``notes`` of what the reading of a file of
-weights has to say. The first line says how many ``gpus`` torch sees.
+"classes": n, "step": whether it trains}``. The first line of the answer says how many ``gpus``
+torch sees. Then the shapes of all models of timm are tried, which takes seconds; where one does not
+fit, no step is taken. Else each model is built as a worker builds it and takes one step on the CPU,
+on noise, with the assignment's batch. A JSON line for each that was tried to its end has its
+``label``, an ``error`` where it failed, or the ``mistake`` of the user that is why, and ``notes``
+of what the reading of a file of weights has to say.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import json
 import logging
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -61,49 +64,74 @@ class Notes(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def require_classifier(assignment: Assignment, *, height: int, width: int, classes: int) -> None:
-    """Raise ``UserError`` for a timm model whose output is not (B, classes): an encoder's tokens.
+def try_shapes(assignment: Assignment, *, height: int, width: int, classes: int) -> bool:
+    """See that a timm model takes the assignment's batch and gives one score a class.
 
-    On the meta device, which holds no values. What fails there is for the step itself to say.
+    On the meta device, which holds no values: seconds for the largest model. Raises ``UserError``
+    for an output that is not (B, classes), as an encoder's tokens are, and what the model raises of
+    images of that size. ``False`` where nothing was seen, because the family is another one or the
+    device cannot do what the model does; a step says then.
     """
     backbone, images = assignment.backbone, assignment.recipe.batch_size_per_worker
     if backbone.family != "timm":
-        return
-    shape = None
-    with suppress(Exception), torch.device("meta"):
-        built = build(backbone, num_classes=classes, height=height, width=width, load=False)
-        side = built.geometry.image_size
-        logits = built.module.train()(torch.empty(images, 3, side, side))
-        shape = tuple(getattr(logits, "shape", ()))
-    if shape not in (None, (images, classes)):
+        return False
+    try:
+        with torch.device("meta"):
+            built = build(backbone, num_classes=classes, height=height, width=width, load=False)
+            side = built.geometry.image_size
+            logits = built.module.train()(torch.empty(images, 3, side, side))
+    except Exception as error:  # each model fails in its own way
+        if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
+            return False
+        raise
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (images, classes):
         raise UserError(
             f"a backbone must give one score a class; the output of timm:{backbone.model} for "
             f"{images} images has the shape {shape}. Fix: a classifier of timm"
         )
+    return True
+
+
+def failure_of(attempt: Callable[..., object], **asked: Any) -> dict[str, str]:
+    """Why ``attempt`` fails, by whose fault it is; empty where it does not."""
+    try:
+        attempt(**asked)
+    except MemoryError:
+        return {"skipped": "this machine has not enough memory for it"}
+    except UserError as error:
+        return {"mistake": one_line(error)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {one_line(error)[:300]}"}
+    return {}
+
+
+def answers(request: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lines after the first one."""
+    asked = {
+        label: {**row, "assignment": Assignment.from_dict(row["assignment"])}
+        for label, row in request.items()
+    }
+    steps = {label: row.pop("step") for label, row in asked.items()}
+    failures = {label: failure_of(try_shapes, **row) for label, row in asked.items()}
+    if any(failures.values()):  # a step may take minutes, and there is something to mend already
+        yield from ({"label": label, **failure} for label, failure in failures.items())
+        return
+    notes, logger = Notes(), logging.getLogger(weights.__name__)
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    for label, row in asked.items():
+        notes.lines = []
+        failure = failure_of(take_step, **row) if steps[label] else {}
+        yield {"label": label, **failure, "notes": list(dict.fromkeys(notes.lines))}
 
 
 def main() -> None:
     """Read a request from stdin, print its lines."""
     request = json.load(sys.stdin)
-    notes, logger = Notes(), logging.getLogger(weights.__name__)
-    logger.addHandler(notes)
-    logger.setLevel(logging.INFO)
     torch.set_num_threads(1)
     print(json.dumps({"gpus": torch.cuda.device_count()}), flush=True)
-    for label, backbone in request.items():
-        assignment = Assignment.from_dict(backbone.pop("assignment"))
-        row: dict[str, object] = {"label": label}
-        notes.lines = []
-        try:
-            require_classifier(assignment, **backbone)
-            take_step(assignment, **backbone)
-        except MemoryError:
-            row["skipped"] = "this machine has not enough memory for it"
-        except UserError as error:
-            row["mistake"] = one_line(error)
-        except Exception as error:
-            row["error"] = f"{type(error).__name__}: {one_line(error)[:300]}"
-        row["notes"] = list(dict.fromkeys(notes.lines))
+    for row in answers(request):
         print(json.dumps(row), flush=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator import process
 from orchestrator.launch.options import RunOptions, spec_of
@@ -61,7 +62,7 @@ def test_every_backbone_of_a_sweep_is_rehearsed_with_few_images(family: str, wei
     assert chosen.recipe.batch_size_per_worker <= MOST_IMAGES
 
 
-def test_a_plan_rehearses_weights_of_the_users_alone_and_says_what_they_say(
+def test_of_our_families_a_plan_rehearses_weights_of_the_users_alone_and_says_what_they_say(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[list[str]] = []
@@ -74,9 +75,89 @@ def test_a_plan_rehearses_weights_of_the_users_alone_and_says_what_they_say(
     monkeypatch.setattr(process, "ask_module", answered)
     caplog.set_level("INFO", logger="orchestrator")
     images = {"resnet": DatasetFacts(height=32, width=32, class_names=("a", "b"))}
-    refuse_broken(spec_of(["resnet"], RunOptions(weights="none")), images, only_own_weights=True)
+    refuse_broken(spec_of(["resnet"], RunOptions(weights="none")), images, for_plan=True)
     assert asked == []
     own = spec_of(["resnet"], RunOptions(weights=str(tmp_path / "w.pth")))
-    refuse_broken(own, images, only_own_weights=True)
+    refuse_broken(own, images, for_plan=True)
     assert len(asked) == 1
     assert "a prefix" in caplog.text
+
+
+def asked(*models: str, side: int = 64) -> dict[str, dict[str, Any]]:
+    """A request to rehearse models of timm from scratch, by their names."""
+    two_images = assignment("vit", batch_size_per_worker=2, augment="none")
+    specs = {model: BackboneSpec(family="timm", model=model, image_size=side) for model in models}
+    return {
+        model: {
+            "assignment": replace(two_images, backbone=spec).as_dict(),
+            "height": side,
+            "width": side,
+            "classes": 3,
+            "step": True,
+        }
+        for model, spec in specs.items()
+    }
+
+
+def test_no_model_takes_a_step_where_the_shapes_of_another_do_not_fit(
+    rehearsed: list[Trial], one_thread: None
+) -> None:
+    sized = asked("test_resnet", "deepseek_vit_412m", "inception_v4")
+    rows = {row["label"]: row for row in rehearse.answers(sized)}
+    assert rehearsed == []
+    assert "error" not in rows["test_resnet"]
+    assert "divisible by patch size (14)" in rows["deepseek_vit_412m"]["error"]
+    assert "greater than actual input size" in rows["inception_v4"]["error"]
+
+
+def test_where_all_shapes_fit_each_model_takes_a_step(
+    rehearsed: list[Trial], one_thread: None
+) -> None:
+    rows = list(rehearse.answers(asked("test_resnet", "test_vit")))
+    assert rows == [{"label": model, "notes": []} for model in ("test_resnet", "test_vit")]
+    assert [trial.progress.images_seen for trial in rehearsed] == [2, 2]
+
+
+def test_an_encoder_of_tokens_is_no_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tokens(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (B, N, D)
+            return torch.empty(len(images), 16, 64)
+
+    build = rehearse.build
+    monkeypatch.setattr(rehearse, "build", lambda *a, **k: replace(build(*a, **k), module=Tokens()))
+    [row] = rehearse.answers(asked("test_vit"))
+    assert "has the shape (2, 16, 64). Fix: a classifier of timm" in row["mistake"]
+
+
+def test_what_the_meta_device_cannot_do_is_left_to_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Looks(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[: int(images.sum().item())]
+
+    build = rehearse.build
+    monkeypatch.setattr(rehearse, "build", lambda *a, **k: replace(build(*a, **k), module=Looks()))
+    row = asked("test_vit")["test_vit"] | {"assignment": assignment("vit")}
+    del row["step"]
+    spec = BackboneSpec(family="timm", model="test_vit", image_size=64)
+    row["assignment"] = replace(row["assignment"], backbone=spec)
+    assert rehearse.try_shapes(**row) is False
+
+
+def test_a_plan_tries_the_shapes_of_timm_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    requests: list[dict[str, Any]] = []
+
+    def answered(_: str, request: dict[str, Any], **__: Any) -> list[dict[str, Any]]:
+        requests.append(request)
+        return [{"gpus": 0}, *({"label": label, "error": "no fit."} for label in request)]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "ask_module", answered)
+    spec = spec_of(["timm:test_vit"], RunOptions(weights="none"))
+    images = {"test_vit": DatasetFacts(height=64, width=64, class_names=("a", "b"))}
+    with pytest.raises(ValueError, match=r"does not: no fit\. Fix"):
+        refuse_broken(spec, images, for_plan=True)
+    assert [[row["step"] for row in request.values()] for request in requests] == [[False]]
