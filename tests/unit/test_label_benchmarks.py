@@ -107,8 +107,8 @@ def test_the_figures_of_suspected_labels_are_the_measured_ones() -> None:
         )
 
     first_100 = f"{100 * cifar['results']['uniform']['first_100']['mean']:.0f} %"
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    for text in (readme, TEMPLATE.read_text(encoding="utf-8")):
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    for text in (page, TEMPLATE.read_text(encoding="utf-8")):
         precision, recall, right = percents(cifar)
         assert f"{precision} of those listed were flips and {recall} of the flips" in text
         assert f"right in {right} of 5,000 CIFAR-10 images" in text
@@ -120,15 +120,15 @@ def test_the_figures_of_suspected_labels_are_the_measured_ones() -> None:
 
 def test_the_figures_of_classes_are_the_measured_ones() -> None:
     measured = result("by-class.json")
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     lowest = min(measured["lowest_recall_coverage"], measured["lowest_precision_coverage"])
     assert lowest >= 0.95
-    assert f"hold the truth in {100 * lowest:.1f} % of cases or more" in readme
+    assert f"hold the truth in {100 * lowest:.1f} % of cases or more" in page
     searches = measured["results"]["searches, 100 images a class"]
     false = searches["false_better"]
     ends = f"({100 * false['low']:.1f} to {100 * false['high']:.1f})"
-    assert f"differ in {100 * false['mean']:.1f} % {ends} of tournaments" in readme
+    assert f"differ in {100 * false['mean']:.1f} % {ends} of tournaments" in page
     assert measured["highest_false_better"] == false["mean"] <= 0.06
     assert measured["results"]["searches, 10 images a class"]["false_better"]["mean"] == 0
-    assert f"is seen then in {100 * searches['power']['mean']:.0f} %" in readme
-    assert f"n = {measured['repetitions']:,}" in readme
+    assert f"is seen then in {100 * searches['power']['mean']:.0f} %" in page
+    assert f"n = {measured['repetitions']:,}" in page

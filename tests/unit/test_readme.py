@@ -1,4 +1,5 @@
-"""README: every command is in it and has help, its command lines parse, its links resolve."""
+"""README and the pages below it: every command is in README and has help, command lines parse,
+links resolve."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ from orchestrator.spec.named_sweeps import apply_sets, family_sweep, resolve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# docs/reference.md is made from the code; a test of its own compares it.
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"] + [
+    path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "reference.md"
+]
 
 
 def commands(inside: click.Group = group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -28,7 +33,8 @@ def commands(inside: click.Group = group, prefix: str = "") -> Iterator[tuple[st
 def command_lines() -> list[list[str]]:
     """Arguments of every CLI call in a shell block."""
     found = []
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             call = re.search(r"(?:^|-- )(?:python -m )?orchestrator (.*)", line)
             if call:
@@ -68,8 +74,9 @@ def test_the_readme_holds_enough_to_check() -> None:
     assert README[first:].startswith(f"```sh\n{makes}")
 
 
-def test_the_sweep_of_the_readme_is_a_target(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_sweep_of_the_docs_is_a_target(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "sweeps.py").write_text(code)
     made = resolve(f"{tmp_path}/sweeps.py:careful")
     assert made.trials == 12
@@ -85,11 +92,33 @@ def test_the_picture_is_small_and_has_words() -> None:
     assert (ROOT / path).stat().st_size <= 200_000
 
 
-def test_relative_links_resolve() -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve_to_pages_and_to_their_headings(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_the_readme_names_every_page_and_is_short() -> None:
+    assert all(str(page.relative_to(ROOT)) in README for page in PAGES[1:])
+    assert len(README.splitlines()) <= 250
+
+
+def test_every_benchmark_is_named_and_every_named_one_is_there() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
+    commands = re.findall(r"^python -m benchmarks\.(\w+)", text, re.MULTILINE)
+    assert set(commands) < programs
+    assert [name for name in commands if f"\n- `{name}`: " not in text] == []
+    assert [name for name in programs if f"`{name}`" not in text] == []
 
 
 def test_exit_codes_are_those_of_the_help() -> None:

@@ -99,11 +99,11 @@ def test_a_run_is_a_snapshot(tmp_path: Path) -> None:
     assert bt.load(tmp_path / "run").trials.num_rows == 2
 
 
-def test_the_session_in_the_readme_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_session_in_the_docs_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     (session,) = re.findall(r"```pycon\n(.*?)```", text, re.DOTALL)
-    test = doctest.DocTestParser().get_doctest(session, {}, "README.md", "README.md", 0)
+    test = doctest.DocTestParser().get_doctest(session, {}, "results.md", "results.md", 0)
     assert len(test.examples) > 4
     lines: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=lines.append)

@@ -264,7 +264,7 @@ def test_a_candidate_that_hangs_is_an_answer_in_time(
 
 def test_the_limit_of_a_pass_is_a_multiple_of_what_was_measured() -> None:
     limits = (screening.SETUP_LIMIT_S, screening.PASS_FACTOR, screening.LEAST_PASS_S)
-    assert limits == (1800, 20, 300)  # as README says
+    assert limits == (1800, 20, 300)  # as docs/candidates.md says
     answer, limit = Screened(label="a"), screening.TimeLimit()
     speed = FrozenSpeed(
         device="cpu", precision="fp32", setup_s=1, latency_ms=1, seconds_per_image=2, params_m=1
