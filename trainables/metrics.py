@@ -30,6 +30,7 @@ TOP5_CLASSES = 5
 # The area under the curves sorts all images once for each class. Up to so many images times classes
 # that takes a second or less; beyond it, the area is measured where the run is judged by it.
 AUROC_SCORES = 1_000_000
+CONFIDENCE_BINS = 15  # Guo et al. 2017, section 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,3 +309,27 @@ def beside_means(
         if probabilities is not None or not metric.needs_probabilities
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def binned_confidence(
+    confidence: npt.NDArray[Any], right: npt.NDArray[Any], *, bins: int = CONFIDENCE_BINS
+) -> npt.NDArray[np.float64]:
+    """(3, bins): images, right ones and the sum of confidences by bin, of ``confidence`` (N,), the
+    probability of the predicted class, and ``right`` (N,), whether it is the label's. Bin m of M
+    holds confidences in ((m - 1) / M, m / M]."""
+    import numpy as np
+
+    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
+    index = np.searchsorted(inner_edges, confidence.astype(np.float64))  # closed on the right
+    weights: list[Any] = [None, right, confidence]
+    return np.stack([np.bincount(index, weights=each, minlength=bins) for each in weights])
+
+
+def calibration_error(binned: npt.NDArray[np.float64]) -> float:
+    """The expected calibration error of (3, bins), in [0, 1]: mean over images of |accuracy -
+    confidence| of their bin (Guo et al. 2017, section 2). Raises ``ZeroDivisionError`` without
+    images."""
+    import numpy as np
+
+    count, right, confidence = binned
+    return float(np.abs(right - confidence).sum()) / int(count.sum())

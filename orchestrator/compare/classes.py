@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,10 @@ from orchestrator.compare.statistics import (
     share_interval,
 )
 from orchestrator.compare.verdicts import Level, PairResult, PairVerdict
+from trainables.metrics import CONFIDENCE_BINS, binned_confidence, calibration_error
 
 MATRIX_CLASSES = 50  # up to so many the confusion matrix is whole in the JSON
 CONFUSIONS = 20  # of a candidate that are listed
-BINS = 15  # of confidence, as in the probes
 FEWEST_IMAGES = 2  # of a class, or groups of them, to compare two candidates on it
 
 
@@ -243,7 +242,7 @@ def _reliability(
 ) -> tuple[MeanInterval, tuple[Confidence, ...]]:
     """The expected calibration error over finals, and the bins of all of them together."""
     errors: list[list[float]] = []
-    sums = np.zeros((3, BINS))  # images, right ones, confidences
+    sums = np.zeros((3, CONFIDENCE_BINS))  # images, right ones, confidences
     for classes, confidences in zip(one.classes, one.confidences, strict=True):
         errors.append([])
         for predicted, confidence in zip(classes, confidences, strict=True):
@@ -253,27 +252,15 @@ def _reliability(
     count, right, confidence = sums
     bins = tuple(
         Confidence(
-            low=index / BINS, high=(index + 1) / BINS, count=int(count[index]),
+            low=index / CONFIDENCE_BINS, high=(index + 1) / CONFIDENCE_BINS,
+            count=int(count[index]),
             accuracy=float(right[index] / count[index]),
             confidence=float(confidence[index] / count[index]),
         )
-        for index in range(BINS)
+        for index in range(CONFIDENCE_BINS)
         if count[index]
     )  # fmt: skip
     return mean_over(errors, bounds=(0.0, 1.0)), bins
-
-
-def binned_confidence(confidence: Array, right: Array) -> Array:
-    """(3, BINS): images, right ones and the sum of confidences by bin ((m - 1) / M, m / M]."""
-    index = np.clip(np.ceil(confidence.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
-    weights: list[Any] = [None, right, confidence]
-    return np.stack([np.bincount(index, weights=w, minlength=BINS) for w in weights])
-
-
-def calibration_error(binned: Array) -> float:
-    """Mean over images of |accuracy - confidence| of their bin."""
-    count, right, confidence = binned
-    return float(np.abs(right - confidence).sum() / count.sum())
 
 
 def _compared(predictions: TestPredictions, pairs: Sequence[PairResult]) -> tuple[ClassPair, ...]:

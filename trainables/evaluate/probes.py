@@ -41,6 +41,7 @@ from torch.nn import functional
 
 from trainables.config import SHIFT_IMAGES
 from trainables.data.rng import key_of, uniforms
+from trainables.metrics import CONFIDENCE_BINS, binned_confidence, calibration_error
 from trainables.train.augmentation import reflect
 from trainables.train.loop import TrainedModel, broadcast, eval_batch
 from trainables.train.trial import Trial
@@ -50,7 +51,6 @@ ATTENTION_IMAGES = 128  # as many as Dosovitskiy et al. 2021 average over
 
 Probes = dict[str, Any]  # JSON by probe
 
-BINS = 15  # of confidence
 TEMPERATURES = (0.05, 20.0)  # a model that makes no mistake on val would go to 0
 GRID = 8  # cells a side; its square is the number of draws that an image has
 SHARES = (0.25, 0.5, 0.75)  # of cells hidden
@@ -168,7 +168,7 @@ def shift_consistency(trial: Trial, offsets_px: Sequence[int]) -> dict[str, floa
     return broadcast(shares, trial.world)
 
 
-def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> Probes:
+def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = CONFIDENCE_BINS) -> Probes:
     """``ece`` and its reliability table, from (N, classes) probabilities and labels (N,).
 
     ``ece`` is the mean over images of |accuracy - confidence| of their bin, in [0, 1]; bin m of M
@@ -179,24 +179,19 @@ def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> P
         raise ValueError("calibration needs an image at least; got 0")
     confidence, predicted = probabilities.double().max(1)  # (N,), (N,)
     right = (predicted == labels).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    index = torch.bucketize(confidence, edges[1:-1])  # (N,): intervals closed on the right
-    counts = torch.bincount(index, minlength=bins).tolist()
-    table = []
-    for m, count in enumerate(counts):
-        if count:
-            inside = index == m
-            table.append(
-                {
-                    "low": edges[m].item(),
-                    "high": edges[m + 1].item(),
-                    "count": count,
-                    "accuracy": right[inside].mean().item(),
-                    "confidence": confidence[inside].mean().item(),
-                }
-            )
-    gaps = [row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table]
-    return {"ece": sum(gaps) / len(labels), "bins": table}
+    binned = binned_confidence(confidence.cpu().numpy(), right.cpu().numpy(), bins=bins)
+    table = [
+        {
+            "low": m / bins,
+            "high": (m + 1) / bins,
+            "count": int(count),
+            "accuracy": float(num_right / count),
+            "confidence": float(confidences / count),
+        }
+        for m, (count, num_right, confidences) in enumerate(binned.T)
+        if count
+    ]
+    return {"ece": calibration_error(binned), "bins": table}
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from orchestrator.compare.classes import (
-    BINS,
     ClassReport,
-    binned_confidence,
     by_class,
-    calibration_error,
     covers,
     score,
 )
@@ -89,33 +84,6 @@ def test_what_has_no_images_is_missing_and_not_0() -> None:
     never = score(labels, ((np.array([0, 0, 0]), np.array([0, 2, 2])),), 2, "bird")
     assert never.precision is not None
     assert never.precision.mean == 0.5  # of the one final that gives it
-
-
-@given(st.integers(1, 400), st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
-def test_reliability_counts_every_image_once(images: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    confidence = rng.random(images, dtype=np.float32)
-    confidence[0] = rng.choice([0.0, 1.0])
-    binned = binned_confidence(confidence, rng.random(images) < confidence)
-    assert binned.shape == (3, BINS)
-    assert binned[0].sum() == images
-    assert binned[2].sum() == pytest.approx(confidence.sum(), rel=1e-4)
-    assert 0 <= calibration_error(binned) <= 1
-
-
-def test_the_calibration_error_is_that_of_the_probes() -> None:
-    import torch
-
-    from trainables.evaluate.probes import calibration
-
-    rng = np.random.default_rng(3)
-    probabilities = rng.dirichlet(np.ones(5) * 0.5, size=300)
-    labels = rng.integers(5, size=300)
-    expected = calibration(torch.from_numpy(probabilities), torch.from_numpy(labels))
-    right = probabilities.argmax(1) == labels
-    binned = binned_confidence(probabilities.max(1), right)
-    assert calibration_error(binned) == pytest.approx(expected["ece"])
 
 
 def made(weak: float, *, searches: int, images: int = 300, seed: int = 0) -> TestPredictions:
