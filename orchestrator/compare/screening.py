@@ -20,7 +20,7 @@ import numpy as np
 from orchestrator.compare import statistics
 from orchestrator.compare.finals import by_search, correctness, finished, newest_round
 from orchestrator.compare.runs import Array, CandidateTrials, RunData, collect, load
-from orchestrator.compare.shortlist import FILE_NAME as SHORTLIST_FILE
+from orchestrator.compare.shortlist import Shortlist, screen_beside, shortlist_of
 from orchestrator.compare.statistics import ALPHA, LEVEL, Interval, MeanInterval, share_interval
 from orchestrator.compare.verdicts import failed_text
 from orchestrator.ledger.events import FILE_NAME
@@ -53,20 +53,16 @@ class ScreenedPool:
     audited: frozenset[str]
 
     @classmethod
-    def read(cls, folder: Path) -> ScreenedPool | None:
-        """From the shortlist in a screen's ``folder``; ``None`` where it cannot be read."""
-        try:
-            plain = json.loads((folder / SHORTLIST_FILE).read_text(encoding="utf-8"))
-            rows = [row for row in plain["candidates"] if row["beyond"] is None]
-            return cls(
-                probe_top1={row["label"]: float(row["linear_top1"]["mean"]) for row in rows},
-                backbones={row["label"]: BackboneSpec.from_dict(row["backbone"]) for row in rows},
-                chosen=tuple(plain["shortlist"]),
-                trusted=frozenset([*plain["shortlist"], *(plain["front"] or ())]),
-                audited=frozenset(plain["audit"]["candidates"]),
-            )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return None
+    def of(cls, result: Shortlist) -> ScreenedPool:
+        """What a screen's ledger came to."""
+        rows = [row for row in result.ranked if row.beyond is None]
+        return cls(
+            probe_top1={row.label: row.top1.mean for row in rows},
+            backbones={row.label: row.backbone for row in rows},
+            chosen=result.chosen,
+            trusted=frozenset([*result.chosen, *(result.front or ())]),
+            audited=frozenset(result.audited),
+        )
 
     def role(self, label: str) -> Role:
         """Why a candidate takes part."""
@@ -175,14 +171,15 @@ def audit_screen(run: RunData) -> ScreeningAudit | None:
     screen = run.state.spec.from_screen
     if screen is None:
         return None
-    pool = ScreenedPool.read(run.folder.resolve().parent / screen)
-    if pool is None:
-        nothing = f"the shortlist of {screen} cannot be read"
+    state = screen_beside(run.folder.resolve(), screen)
+    if state is None:
+        nothing = f"the screen {screen} cannot be read"
         return ScreeningAudit(
             run=run.name, screen=screen, participants=(), screened_out=None, audited=0,
             correlation=None, regret_shortlist=None, regret_first=None, missing={},
             why=dict.fromkeys(("correlation", "regret_shortlist", "regret_first"), nothing),
         )  # fmt: skip
+    pool = ScreenedPool.of(shortlist_of(state))
     missing: dict[str, str] = {}
     measured = {c.label: c for c in collect([run]) if _says_something(c, pool, missing)}
     roles = {label: pool.role(label) for label in measured}

@@ -194,17 +194,24 @@ def shortlist_of(state: State) -> Shortlist:
     return replace(shortlist(spec, screen.screened, ordered), ended=state.closed)
 
 
+def screen_beside(folder: Path, name: str) -> State | None:
+    """Of the screen ``name`` in the storage of the run in ``folder``; ``None`` where it has gone
+    or cannot be read, which a run's report does not hang on."""
+    with collected([]), suppress(StorageError):
+        state = state_of(replication.pull_other(folder, name))
+        return state if state.is_screen else None
+    return None
+
+
 def shortlists_of(runs: Sequence[RunData]) -> tuple[Shortlist, ...]:
     """Of the screens among ``runs``, and of those that the others came from, as far as they are
     still in their storage."""
     states = {run.name: run.state for run in runs if run.state.is_screen}
     for run in runs:
         name = run.state.spec.from_screen
-        if name is not None and name not in states:
-            # A run's report does not hang on a screen that has gone or cannot be read.
-            with collected([]), suppress(StorageError):
-                states[name] = state_of(replication.pull_other(run.folder, name))
-    return tuple(shortlist_of(state) for state in states.values() if state.is_screen)
+        if name is not None and name not in states and (state := screen_beside(run.folder, name)):
+            states[name] = state
+    return tuple(shortlist_of(state) for state in states.values())
 
 
 def weights_text(spec: BackboneSpec) -> str:

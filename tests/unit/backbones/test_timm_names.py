@@ -19,7 +19,7 @@ from trainables.config import BackboneSpec
 from trainables.errors import UserError
 
 TABLE = Path(__file__).parents[3] / "benchmarks" / "results" / "timm-architectures.json"
-EVERY = 1 if os.environ.get("TIMM_NAMES") == "all" else 250
+EVERY = 1 if os.environ.get("TIMM_NAMES") == "all" else 40
 WITHOUT_DROP_PATH = ("densenet121", "vgg11", "inception_v3", "ghostnet_100", "hrnet_w18_small")
 
 

@@ -21,7 +21,7 @@ from orchestrator.compare.screening import (
     regret,
     weighted_spearman,
 )
-from orchestrator.compare.shortlist import shortlist, write_shortlist
+from orchestrator.compare.shortlist import shortlist
 from orchestrator.compare.statistics import share_interval
 from orchestrator.compare.table import table_text
 from orchestrator.ledger.events import Ledger
@@ -29,6 +29,7 @@ from orchestrator.ledger.state import Stage, TrialState, TrialStatus
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.screening import ScreenSpec
 from tests.unit.compare.compare_runs import DATASET
+from tests.unit.screen.screens import write
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, Screened
 
 PROBES = {"a": 380, "b": 370, "c": 360, "d": 300, "e": 280, "f": 250, "g": 200, "h": 100}
@@ -52,10 +53,8 @@ def screen(storage: Path, *, audit: float, name: str = "s") -> list[str]:
         )
         for label, right in PROBES.items()
     }  # fmt: skip
-    spec.folder.mkdir(parents=True)
-    result = shortlist(spec, found, {})
-    write_shortlist(result, spec.folder)
-    return list(result.audited)
+    write(spec.folder, spec, *found.values(), closed=True)
+    return list(shortlist(spec, found, {}).audited)
 
 
 def tournament(
@@ -183,7 +182,7 @@ def test_a_screen_that_has_gone_is_said_to_be_missing(tmp_path: Path) -> None:
     made = compared(tournament(tmp_path, "t", {"a": 0.9, "b": 0.8}))
     assert made.screening is not None
     (audit,) = made.screening.audits
-    assert set(audit.why.values()) == {"the shortlist of s cannot be read"}
+    assert set(audit.why.values()) == {"the screen s cannot be read"}
     assert "cannot be read" in report_html(made)
 
 
