@@ -19,6 +19,10 @@ Labels that are wrong in CIFAR-10 itself count as false alarms, so precision is 
 ``noise_share`` is the share of wrong labels that the joint estimates; ``suggested`` the share of
 suspected flips whose suggested class is the label that they had.
 
+``weaker`` is the same of uniform flips where the probe sees some of the features only, drawn at
+random: how right models must be for what they suspect. Of it comes the bar below which the product
+lists nothing (``suspects.LEAST_RIGHT``): the ``first_100`` are right more often than not above it.
+
 Means over seeds (which images are flipped, and the folds) with Student's 95 % intervals. The result
 goes to benchmarks/results/label-noise.json, or label-noise-digits.json.
 """
@@ -26,7 +30,7 @@ goes to benchmarks/results/label-noise.json, or label-noise-digits.json.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,7 @@ from trainables.evaluate.linear import fit_linear_probe, judging_rows
 WEIGHTS = ROOT.parent / "shared" / "weights" / "tf_efficientnet_lite1.safetensors"
 IMAGES, SHARE, FOLDS, SEEDS = 5_000, 0.05, 5, 5
 QUICK_IMAGES, QUICK_SEEDS = 300, 2
+FEATURES, DIGITS_FEATURES = (8, 16, 32, 64, 128, 256), (3, 4, 6, 8, 12, 20)
 CLASSES = 10
 FILE, DIGITS_FILE = "label-noise.json", "label-noise-digits.json"
 
@@ -147,6 +152,22 @@ def one_seed(features: Matrix, labels: Labels, towards: Labels, seed: int) -> di
     }
 
 
+def weaker(features: Matrix, labels: Labels, numbers: Sequence[int], seeds: int) -> list[Any]:
+    """What is suspected of uniform flips by probes of so many features, each seed's drawn anew."""
+    rows = []
+    for number in numbers:
+        runs = []
+        for seed in range(seeds):
+            rng = np.random.default_rng(2000 + seed)
+            columns = rng.permutation(features.shape[1])[:number]
+            towards = (labels + rng.integers(1, CLASSES, len(labels))) % CLASSES
+            runs.append(one_seed(features[:, columns], labels, towards, seed))
+        rows.append({"features": number, **over_seeds(runs)})
+        right, first = (rows[-1][key]["mean"] for key in ("accuracy_on_clean_labels", "first_100"))
+        print(f"{number} features: right in {right:.3f}, first 100 {first:.3f}", flush=True)
+    return rows
+
+
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Each figure's mean over seeds with its interval."""
     first = runs[0]
@@ -194,6 +215,8 @@ def main() -> None:
         results[kind] = over_seeds(runs)
         listed = results[kind]["rules"]["confident_joint"]
         print(kind, listed["precision"]["mean"], listed["recall"]["mean"], flush=True)
+    numbers = DIGITS_FEATURES if chosen.digits else FEATURES
+    weak = weaker(features, labels, numbers[:2] if chosen.quick else numbers, seeds)
     summary = {
         f"{kind}_{what}": result["rules"]["confident_joint"][what]["mean"]
         for kind, result in results.items()
@@ -205,6 +228,7 @@ def main() -> None:
             **facts,
             "accuracy_of_the_probe_without_noise": float((clean.argmax(1) == labels).mean()),
             "results": results,
+            "weaker": weak,
         },
         chosen.out, summary,
     )  # fmt: skip

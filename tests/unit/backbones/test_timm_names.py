@@ -68,6 +68,15 @@ def test_the_committed_table_is_of_all_modules() -> None:
     assert all(row["outcome"] == "trained" or row["reason"] for row in table["steps"])
     assert table["modules_trained"] == sum(row["outcome"] == "trained" for row in last.values())
     assert table["modules"] == table["modules_trained"] + table["modules_refused"]
-    if "names" in table:
-        assert table["names"] == len(timm.list_pretrained())
-        assert table["names_built"] == table["names"] - len(table["not_built"])
+    assert table["names"] == len(timm.list_pretrained())
+    assert table["names_built"] == table["names"] - len(table["not_built"])
+    page = " ".join((TABLE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    at_64_px, modules = table["modules_trained_at_64_px"], table["modules"]
+    for words in (
+        f"Of timm {timm.__version__} {table['names_built']:,} of {table['names']:,} pretrained",
+        f"{table['names_refused']} are refused",
+        f"each of its {modules} modules",
+        f"{at_64_px} at 64 px, {modules - at_64_px} at their own side",
+        f"in {table['refusals_slowest_s']:.1f} s at most",
+    ):
+        assert words in page
