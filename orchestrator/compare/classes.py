@@ -339,7 +339,8 @@ def _sentences(compared: Sequence[ClassPair], pairs: Sequence[PairResult]) -> It
         parts = []
         for better, verdict in ((whole.a, PairVerdict.A_BETTER), (whole.b, PairVerdict.B_BETTER)):
             if names := [one.name for one in tested if one.verdict is verdict]:
-                parts.append(f"{better} has the higher recall on {', '.join(names)}")
+                noun = "class" if len(names) == 1 else "classes"
+                parts.append(f"{better} has the higher recall on {noun} {', '.join(names)}")
         open_ = sum(one.verdict is PairVerdict.NOT_TOLD_APART for one in tested)
         if open_:
             how_many = f"{open_} of {len(tested)}" if parts else f"any of the {open_}"

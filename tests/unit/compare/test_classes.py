@@ -129,7 +129,7 @@ def test_the_class_that_differs_is_named_and_no_other(level: Level, searches: in
         "bird": PairVerdict.NOT_TOLD_APART,
     }
     assert report.sentences == (
-        "a and b: a has the higher recall on cat; not told apart on 2 of 3 classes",
+        "a and b: a has the higher recall on class cat; not told apart on 2 of 3 classes",
     )
     cat = next(one for one in report.pairs if one.name == "cat")
     assert cat.difference.low is not None
