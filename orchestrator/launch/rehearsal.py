@@ -134,8 +134,9 @@ def _mistake(sweep: SweepSpec, assignment: Assignment, error: str) -> str:
             "two images or more in each micro-batch: --set recipe.batch_size_per_worker=N, or "
             "fewer recipe.accumulation_steps"
         )
+    scale = "" if backbone.family == "timm" else f", scale {backbone.scale},"
     return (
-        f"a backbone must take a training step before a run starts; {sweep.candidate}, scale "
-        f"{backbone.scale}, with {recipe.batch_size_per_worker} images at a time does not: "
+        f"a backbone must take a training step before a run starts; {sweep.candidate}{scale} "
+        f"with {recipe.batch_size_per_worker} images at a time does not: "
         f"{error.rstrip('.')}. Fix: {fix}"
     )
