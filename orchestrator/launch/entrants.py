@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.ledger import replication, session
 from orchestrator.spec import named_sweeps
 from orchestrator.spec.run import SweepSpec, absolute_data, with_axes
+from orchestrator.spec.screening import OWN_DATA
 from trainables.config import DEFAULT_SHORT_SIDE, BackboneSpec, DataSpec
 from trainables.errors import UserError, collected, raise_if_any
 from trainables.storage import object_storage
@@ -24,9 +25,6 @@ from trainables.storage.object_storage import is_remote
 
 if TYPE_CHECKING:
     from orchestrator.compare.shortlist import Shortlist
-
-# Fields of the data that a tournament from a screen may choose for itself.
-OWN_DATA = ("train_limit", "fraction", "train_seed", "folder")
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from orchestrator.spec.run import RunSpec, run_folder, sanitised
@@ -12,6 +12,15 @@ from trainables.config import BackboneSpec, DataSpec, Spec, ruled
 from trainables.printable import without_login
 
 TOP = 5
+# Fields of the data that a tournament from a screen may choose for itself.
+OWN_DATA = ("train_limit", "fraction", "train_seed", "folder")
+
+
+def from_screen(*, is_finalist: bool) -> tuple[str, ...]:
+    """Paths of a tournament's candidate that its screen says, of one that was screened with those
+    of its backbone."""
+    data = [f"data.{one.name}" for one in fields(DataSpec) if one.name not in OWN_DATA]
+    return (*data, *(f"backbone.{one.name}" for one in fields(BackboneSpec) if is_finalist))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,9 @@ from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.ledger import cost
 from orchestrator.spec import limits
 from orchestrator.spec.candidates import Candidate
-from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
+from orchestrator.spec.screening import from_screen
+from orchestrator.spec.settings import settings
 from trainables.errors import UserError, one_line
 from trainables.metrics import TOP1, Metric
 
@@ -370,8 +370,9 @@ def spec_text(run: RunData) -> str:
 
 
 def command(run: RunData, screens: Sequence[Shortlist] = ()) -> str:
-    """The command that asks for the run's main values; empty without a spec. Of a run that came
-    from one of ``screens`` it names the screen in place of its finalists."""
+    """The command that asks for the run, but for where it is kept and what it may cost; empty
+    without a spec. Of a run that came from one of ``screens`` it names the screen in place of its
+    finalists."""
     spec = run.header.spec
     if not spec.sweeps:
         return ""
@@ -411,20 +412,12 @@ def command(run: RunData, screens: Sequence[Shortlist] = ()) -> str:
             "audit": scheduler.audit or None,
             "workers": f"{resources.least_workers}..{most}" if resources.elastic else most,
         }
-        usual = SchedulerSpec()
         start = first.warm_start
         others = [["--from", source] for source in (start.sources if start else ())]
-        others += [
-            ["--set", f"scheduler.{name}={value}"]
-            for name in ("kind", "sampler", "noise_rule")
-            if (value := getattr(scheduler, name)) != getattr(usual, name)
-        ]
-        others += [
-            ["--set", f"{sweep.candidate}.backbone.scale={sweep.backbone.scale}"]
-            for sweep in spec.sweeps
-            if sweep.family != "timm" and sweep.backbone.scale != first.backbone.scale
-        ]
-        if scheduler.grace_epochs != default_grace(spec.sweeps):
-            others.append(["--set", f"scheduler.grace_epochs={scheduler.grace_epochs}"])
+        given_elsewhere = {
+            sweep.candidate: from_screen(is_finalist=sweep.candidate in finalists)
+            for sweep in (spec.sweeps if screen else ())
+        }
+        others += [["--set", text] for text in settings(spec.sweeps, given=given_elsewhere)]
     given = [[f"--{name}", str(value)] for name, value in options.items() if value is not None]
     return shlex.join(["orchestrator", *words, *chain(*given, *others)])
