@@ -88,11 +88,16 @@ def interval(
     count += f", {groups} groups of images" if groups is not None else ""
     if low is None or high is None:
         return f"{figure(mean, metric)} ({count}, no interval)"
-    # Rounded outwards: an interval that is narrower than a digit is still one.
-    ends = f"{math.floor(1000 * low) / 10:.1f}–{math.ceil(1000 * high) / 10:.1f}"
+    ends = percent_ends(low, high)
     if not metric.is_share:
         ends = f"{math.floor(10_000 * low) / 10_000:.4f}–{math.ceil(10_000 * high) / 10_000:.4f}"
     return f"{figure(mean, metric)} ({100 * level:.0f} % interval {ends}, {count})"
+
+
+def percent_ends(low: float, high: float) -> str:
+    """The ends of a share's interval in percent, rounded outwards: one that is narrower than a
+    digit is still one."""
+    return f"{math.floor(1000 * low) / 10:.1f}–{math.ceil(1000 * high) / 10:.1f}"
 
 
 def day(time: float) -> str:

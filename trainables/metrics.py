@@ -170,6 +170,7 @@ PLAIN = {
     )
 }
 FORMS = (*PLAIN, "recall:CLASS", "precision:CLASS@RECALL")
+OTHER_NAMES = {"accuracy": "top1", "acc": "top1", "acc1": "top1", "error": "top1", "f1": "macro_f1"}
 MEANS: Collection[str] = ("top1", "top5", "loss")  # over images
 # Recorded of every epoch and of test where they can be had, in this order.
 RECORDED = ("top1", "top5", "loss", "macro_f1", "balanced_accuracy", "auroc")
@@ -208,6 +209,8 @@ def metric_of(text: str) -> Metric:
             least_recall=recall,
         )
     near = difflib.get_close_matches(kind if colon else text, FORMS, n=1, cutoff=0.4)
+    if text.lower() in OTHER_NAMES:
+        near = [OTHER_NAMES[text.lower()]]
     raise UserError(
         f"metric must be one of {', '.join(FORMS)} (RECALL in (0, 1]); got {text!r}. "
         f"Fix: --metric {near[0] if near else 'macro_f1'}"

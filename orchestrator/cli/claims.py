@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, show
+from orchestrator.cli.options import JSON, MEANS, STORAGE, SUBJECT, beside, show
 from orchestrator.cli.run import carry_out
 from orchestrator.ledger import session
 from orchestrator.ledger.replication import existing_run, existing_runs
@@ -79,8 +79,8 @@ def run(
         codes.append(carry_out(spec, totals, chosen))
         if codes[-1] == 130:
             break
-    place = "" if chosen.storage == "runs" else f" --storage {chosen.storage}"
-    log.info(f"next: orchestrator claims show {' '.join(spec.name for spec in specs)}{place}")
+    names = " ".join(spec.name for spec in specs)
+    log.info(f"next: orchestrator claims show {names}{beside(chosen.storage)}")
     ctx.exit(max(codes))
 
 

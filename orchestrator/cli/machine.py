@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, echo, show
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, beside, echo, show
 from orchestrator.launch.options import DEMO_FAMILIES, RunOptions, spec_of
 from orchestrator.ledger import events
 from orchestrator.ledger.replication import existing_run, existing_runs
@@ -44,14 +45,19 @@ def _store(source: str, sets: tuple[str, ...]) -> ImageStore:
     return read_dataset(source, sets)
 
 
+def _again(source: str, sets: tuple[str, ...]) -> str:
+    """The same images in another command, as a shell reads them."""
+    return shlex.join([source, *(word for text in sets for word in ("--set", text))])
+
+
 @data.command()
 @click.argument("dataset")
 @SET
 def prepare(dataset: str, set: tuple[str, ...]) -> None:
     """Read DATASET (a name or a path) into its image store, once; prints the store's folder."""
     echo(str(_store(dataset, set).path))
-    sweep = f"orchestrator sweep vit --dataset {dataset}"
-    log.info(f"next: orchestrator data info {dataset}, or {sweep}")
+    same, sweep = _again(dataset, set), "orchestrator sweep vit --dataset"
+    log.info(f"next: orchestrator data info {same}, or {sweep} {same}")
 
 
 @data.command()
@@ -89,7 +95,7 @@ def info(dataset: str, set: tuple[str, ...], as_json: bool) -> None:
     lines += copies_lines(store.info, store.path)
     document = {"schema": 1, "dataset": facts, "classes": classes, "store": str(store.path)}
     show(as_json, document, lambda: "\n".join(lines))
-    log.info(f"next: orchestrator sweep vit --dataset {dataset}")
+    log.info(f"next: orchestrator sweep vit --dataset {_again(dataset, set)}")
 
 
 @click.command()
@@ -165,7 +171,8 @@ def _repair(name: str, storage: str, as_json: bool) -> None:
         "backup": done.backup and str(done.backup),
     }
     show(as_json, {"schema": 1, "run": name, **document}, lambda: f"{name}: {what}")
-    log.info(f"next: orchestrator status {name}; the run's own command goes on from there")
+    place = beside(storage)
+    log.info(f"next: orchestrator status {name}{place}; the run's own command goes on from there")
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -14,10 +15,18 @@ import click
 
 from orchestrator.launch.options import OPTIONS, RunOptions, option_name
 from trainables.config import kinds_of
-from trainables.printable import escaped, redacted
+from trainables.printable import escaped, redacted, without_login
 from trainables.progress import StepProgress, Watcher, watch_steps
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def beside(storage: str) -> str:
+    """What a command that goes on with runs in ``storage`` ends with: `` --storage FOLDER``, or
+    nothing for the default."""
+    if storage == RunOptions.storage:
+        return ""
+    return f" --storage {shlex.quote(without_login(storage))}"
 
 
 class _PlainLines(logging.Handler):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import JSON, STORAGE, TRACKING, echo, show
+from orchestrator.cli.options import JSON, STORAGE, TRACKING, beside, echo, show
 from orchestrator.cli.run import carry_out, parsed
 from orchestrator.launch.options import RunOptions
 from orchestrator.ledger import replication
@@ -95,6 +95,12 @@ def compare(
     if any(run.state.spec.from_screen for run in runs):
         existing_runs(storage)  # has the screens and the other runs here
     limits = Limits(max_latency_ms=max_latency_ms, max_params_m=max_params_m)
+    if limits.text and all(run.state.is_screen for run in runs):
+        raise UserError(
+            "--max-latency-ms and --max-params-m choose among candidates that were trained; "
+            f"{', '.join(name)} screened them only. Fix: give the limits to the screen's own "
+            "command, or compare the tournament that came from it"
+        )
     comparison = compare_runs(runs, limits=limits)
     show(as_json, comparison.as_dict(), lambda: table_text(comparison))
     for file, table in tables.items():
@@ -114,8 +120,9 @@ def compare(
     elif out:
         log.info(f"next: pandas.read_{Path(out[0]).suffix.lower()[1:]}({out[0]!r})")
     else:
-        again = f"orchestrator compare {' '.join(name)} --out report.html"
-        log.info(f"next: {again}, or orchestrator ui")
+        place = beside(storage)
+        again = f"orchestrator compare {' '.join(name)} --out report.html{place}"
+        log.info(f"next: {again}, or orchestrator ui{place}")
 
 
 def _tables_of(files: Sequence[str], suspects: str | None) -> list[str | None]:
@@ -159,14 +166,14 @@ def stop(name: str, storage: str) -> None:
     if not is_running(folder):
         raise UserError(
             f"only a run in progress can be stopped; {name!r} is not running. "
-            f"Fix: orchestrator status {name}"
+            f"Fix: orchestrator status {name}{beside(storage)}"
         )
     if remote := origin(folder):
         write_bytes(f"{remote}/{replication.STOP_FILE}", b"")
     else:
         (folder / replication.STOP_FILE).touch()
     log.info(f"{name} was asked to stop; its trials end at their next epoch")
-    log.info(f"next: orchestrator status {name}")
+    log.info(f"next: orchestrator status {name}{beside(storage)}")
 
 
 @click.command()
@@ -204,9 +211,8 @@ def reproduce(
         {"schema": 1, **record},
         lambda: _own_command(ctx.find_root().command, record["command"]),
     )
-    log.info(
-        f"next: orchestrator reproduce {report} --rerun NAME; its spec is {record['spec_hash']}"
-    )
+    again = f"orchestrator reproduce {shlex.quote(str(report))} --rerun NAME"
+    log.info(f"next: {again}; its spec is {record['spec_hash']}")
 
 
 def _own_command(root: click.Command, text: str) -> str:
@@ -277,9 +283,9 @@ def status(name: str | None, watch: bool, as_json: bool, storage: str) -> None:
         return
     name, newest = runs[0][0].name, runs[0][1]
     if newest.status == "running":
-        log.info(f"next: orchestrator stop {name}")
+        log.info(f"next: orchestrator stop {name}{beside(storage)}")
     elif newest.status.is_complete:
-        log.info(f"next: orchestrator compare {name}")
+        log.info(f"next: orchestrator compare {name}{beside(storage)}")
     else:
         larger = " with a larger --budget" if newest.reason and newest.budget else ""
         log.info(f"next: type {name}'s command again{larger}, it goes on where it stopped")

@@ -23,6 +23,7 @@ from orchestrator.cli.options import (
     STORAGE,
     TOURNAMENT,
     TRACKING,
+    beside,
     echo,
     show,
 )
@@ -139,7 +140,7 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     supervise.announce(spec.folder)
     with live_view(spec.folder.absolute()):
         outcome = runner.run(prepared, rehearsal=rehearsing)
-    place = "" if spec.storage == "runs" else f" --storage {spec.storage}"
+    place = beside(spec.storage)
     if outcome.interrupted and outcome.stop_reason:
         log.info(f"{spec.name} stopped: {outcome.stop_reason}; nothing is lost")
         larger = " with a larger --budget" if spec.budget else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import supervise
-from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, show
+from orchestrator.cli.options import JSON, SET, STORAGE, TRACKING, beside, show
 from orchestrator.spec.screening import TOP
 from orchestrator.wording import MISSING
 
@@ -75,11 +75,13 @@ def screen(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     result = run_screen(spec)
     show(as_json, result.as_dict(), lambda: shortlist_text(result))
     log.info(f"shortlist: {spec.folder / 'shortlist.json'}")
-    place = "" if spec.storage == "runs" else f" --storage {shlex.quote(spec.storage)}"
+    place = beside(spec.storage)
     if result.finalists:
         log.info(f"next: orchestrator tournament --from-screen {spec.name}{place}")
     else:
-        log.info(f"next: the same command with wider limits; orchestrator compare {spec.name}")
+        log.info(
+            f"next: the same command with wider limits; orchestrator compare {spec.name}{place}"
+        )
     ctx.exit(result.exit_code)
 
 

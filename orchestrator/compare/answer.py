@@ -215,5 +215,7 @@ def _of_search(facts: Facts, places: Sequence[Place]) -> tuple[str, str]:
             lead += f"; {learned}"
         if facts.caveat_of_sides:
             lead += f"; {facts.caveat_of_sides}"
+    if unfinished := [place.family for place in places if place.best_value is None]:
+        lead += f"; no trial has finished of {', '.join(unfinished)}"
     ranks = "this ranks single best trials and is not a verdict"
     return f"{on[0].upper()}{on[1:]}, {lead}.", f"{unjudged} {ranks}."

@@ -199,7 +199,7 @@ PRUNED = (
     "pruning without an audit leaves the rest of the pruned trials unknown; they are taken to "
     "end no better than the worst finished one"
 )
-OPEN = "trials still run"
+OPEN = "not all trials have ended"
 UNEQUAL = "the finished trials are of unequal length"  # PASHA's cap on epochs grew on the way
 COST = {"device_seconds": "seconds", "flops": "flops"}
 

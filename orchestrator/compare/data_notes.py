@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.compare.runs import RunData
-from trainables.config import DatasetFacts
+from trainables.config import DatasetFacts, DataSpec
 from trainables.data import balance, duplicates, groups
 
 
@@ -50,18 +50,23 @@ def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterat
             )
 
 
-def image_lines(facts: DatasetFacts) -> list[str]:
-    """How many images the classes of a data set have, and how many groups there are."""
+def image_lines(facts: DatasetFacts, data: DataSpec) -> list[str]:
+    """How many images the classes of a data set have, how many of train ``data`` uses, and how
+    many groups there are."""
     lines = balance.counts_lines(facts)
+    used, total = balance.images_used(facts, data), facts.counts.get("train", 0)
+    if used < total:
+        lines.append(f"a trial trains on {used:,} of the {total:,} images of train")
     return lines if facts.groups is None else [*lines, groups.sentence(facts.groups)]
 
 
-def image_warnings(facts: DatasetFacts) -> Iterator[str]:
+def image_warnings(facts: DatasetFacts, data: DataSpec) -> Iterator[str]:
     """What is wrong with the images of a data set before anything is trained on them, a line
     each, with what to do."""
     if facts.duplicates is not None and (problem := duplicates.leak(facts.duplicates)):
         yield problem
     yield from group_and_class_warnings(facts)
+    yield from balance.limited(facts, data)
 
 
 def group_and_class_warnings(facts: DatasetFacts) -> Iterator[str]:

@@ -148,11 +148,25 @@ def summarise_finals(candidate: CandidateTrials) -> FinalSummary | None:
         device_seconds=cost.total if cost else None, device_seconds_parts=cost,
         device=runs.device(trials), flops=runs.total(trials, "flops"),
         failed=sum(curve.status == "failed" for curve in trials),
-        probes=pool([
-            [final.state.probes for final in group]
-            for group in grouped([final for final in finals if final.state.probes])
-        ]),
+        probes=_probes(finals),
     )  # fmt: skip
+
+
+def _probes(finals: Sequence[Curve]) -> PooledProbes | None:
+    """What the finals' probes say together. Where they saw all test images their accuracy is the
+    finals' own, and so is its interval: one figure has one."""
+    pooled = pool([
+        [final.state.probes for final in group]
+        for group in grouped([final for final in finals if final.state.probes])
+    ])  # fmt: skip
+    probed, test = pooled.numbers.get("top1") if pooled else None, test_accuracy(finals)
+    if pooled is None or probed is None or test is None:
+        return pooled
+    seen = (pooled.facts.get("split"), pooled.facts.get("images"))
+    if seen != ("test", test.images) or not math.isclose(probed.mean, test.mean):
+        return pooled
+    ends = {"low": test.low, "high": test.high, "level": test.level}
+    return replace(pooled, numbers={**pooled.numbers, "top1": replace(probed, **ends)})
 
 
 def _test_means(finals: Sequence[Curve]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from orchestrator.ledger import replication
 from orchestrator.ledger.session import state_of
 from orchestrator.ledger.state import State
 from orchestrator.spec.screening import ScreenSpec
-from orchestrator.wording import MISSING, duration, interval, percent
+from orchestrator.wording import MISSING, duration, interval, percent, percent_ends
 from trainables.config import NAMED_WEIGHTS, BackboneSpec, Screened
 from trainables.errors import StorageError, collected
 
@@ -338,7 +338,7 @@ def _cells(row: Ranked, is_chosen: bool) -> tuple[str, ...]:
         row.label,
         weights_text(row.backbone),
         percent(row.top1.mean),
-        MISSING if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
+        MISSING if low is None or high is None else percent_ends(low, high),
         percent(screened.neighbours_top1),
         MISSING if speed is None else f"{speed.latency_ms:.3g}",
         MISSING if screened.images_per_second is None else f"{screened.images_per_second:.3g}",

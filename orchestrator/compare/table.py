@@ -307,7 +307,9 @@ def unfinished_text(entry: CandidateSummary) -> str:
     if best is None:
         return ""
     reached = f"{figure(best['value'], metric_of(entry.metric))} at epoch {best['epoch']}"
-    return f"; {best['trial']} ({best['status']}) reached {reached}"
+    # The ledger's last word on a trial is "running", also where its run was stopped since.
+    stands = best["status"] if best["status"].is_final else "has not ended"
+    return f"; {best['trial']} ({stands}) reached {reached}"
 
 
 def edge_text(edge: Edge) -> str:

@@ -151,7 +151,10 @@ class BudgetGuard:
         return self._no_room(sorted(left)) if left and left <= self._refused else None
 
     def _no_room(self, searches: list[str]) -> str:
-        return f"{self._caps}: no room for another epoch of {', '.join(searches)}"
+        spec, names = self._state.spec, ", ".join(searches)
+        count = len(spec.sweeps) * spec.searches
+        share = f", in an equal share for each of {count} searches" if count > 1 else ""
+        return f"{self._caps}: no room for another epoch of {names}{share}"
 
     @property
     def _caps(self) -> str:

@@ -244,16 +244,20 @@ def refuse_unknown_class(spec: RunSpec) -> None:
 def described(spec: RunSpec, images: Mapping[str, DatasetFacts]) -> list[Plan]:
     """Of each data set of the run that has been read, on this machine: its name, how many images
     its classes have, and what is wrong with them."""
-    known: dict[str | None, DatasetFacts] = {}
+    known: dict[str | None, tuple[DatasetFacts, DataSpec]] = {}
     for sweep in spec.sweeps:
         facts = images[sweep.candidate]
         if facts.class_counts is None and (store := find(absolute_data(sweep.data))):
             facts = store.info
         if facts.class_counts is not None:
-            known[facts.content_hash] = facts
+            known[facts.content_hash] = (facts, sweep.data)
     return [
-        {"name": facts.name, "classes": image_lines(facts), "warnings": [*image_warnings(facts)]}
-        for facts in known.values()
+        {
+            "name": facts.name,
+            "classes": image_lines(facts, data),
+            "warnings": [*image_warnings(facts, data)],
+        }
+        for facts, data in known.values()
     ]
 
 
@@ -477,10 +481,11 @@ class PreparedRun:
             log.info(f"{sweep.candidate}: {geometry_line(own.as_dict())}; weights {weights}")
             for warning in [*own.warnings, *filter(None, [rung_warning(sweep)])]:
                 log.warning(f"warning: {warning}")
+        data = spec.sweeps[0].data  # the candidates of a run share it
         for facts in {id(facts): facts for facts in images.values()}.values():
-            for line in image_lines(facts):
+            for line in image_lines(facts, data):
                 log.info(f"{facts.name}: {line}")
-            for problem in image_warnings(facts):
+            for problem in image_warnings(facts, data):
                 log.warning(f"warning: {facts.name}: {problem}")
         for opening in coming_openings(spec, images, reopen=self.options.reopen_test):
             if opening.number > 1:

@@ -35,7 +35,7 @@ from orchestrator.ray_cluster.tasks import Tasks
 from orchestrator.spec.screening import ScreenSpec
 from orchestrator.tracking import store
 from orchestrator.tracking.beside import mirrored
-from orchestrator.wording import duration, percent
+from orchestrator.wording import duration, percent, percent_ends
 from trainables.backbones.catalogue import facts_of
 from trainables.config import DatasetFacts, Screened, Screening
 from trainables.data.build import prepare
@@ -286,7 +286,7 @@ def landed_text(landed: Screened) -> str:
         return f"{landed.label} failed: {landed.reason}"
     right = int(bits_of(landed).sum())
     top1 = share_interval(right, landed.val_images or 1, method="wilson")
-    interval = f"{100 * (top1.low or 0):.1f}–{100 * (top1.high or 0):.1f}"
+    interval = percent_ends(top1.low or 0, top1.high or 0)
     speed = f"{landed.speed.latency_ms:.3g} ms, " if landed.speed else ""
     made = "features were on disk" if landed.cached else f"{landed.images_per_second:.3g} images/s"
     return (

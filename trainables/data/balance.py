@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainables.config import DatasetFacts
+from trainables.config import DatasetFacts, DataSpec
 from trainables.printable import escaped
 
 MOST_LISTED = 10  # classes, that are all named
@@ -31,6 +31,25 @@ def counts_lines(facts: DatasetFacts) -> list[str]:
             f"{_listed(named[:NAMED])}; fewest: {_listed(named[-NAMED:])}"
         )
     return lines
+
+
+def images_used(facts: DatasetFacts, data: DataSpec) -> int:
+    """How many images a trial trains on: ``data.train_limit`` first, then ``data.fraction``."""
+    total = facts.counts.get("train", 0)
+    return min(total, max(1, round(data.fraction * min(total, data.train_limit or total))))
+
+
+def limited(facts: DatasetFacts, data: DataSpec) -> Iterator[str]:
+    """What is wrong with a part of train that is too small for the classes, where all of it is
+    not."""
+    used, total = images_used(facts, data), facts.counts.get("train", 0)
+    counts = [count for count in (facts.class_counts or {}).get("train", ()) if count]
+    if counts and used < total and used * min(counts) < FEW_IMAGES * total <= total * min(counts):
+        yield (
+            f"a trial trains on {used:,} of {total:,} images, fewer than {FEW_IMAGES} of the "
+            "smallest class: what is learned of so few is mostly chance. Fix: raise --set "
+            "data.train_limit or data.fraction"
+        )
 
 
 def imbalance(facts: DatasetFacts) -> Iterator[str]:

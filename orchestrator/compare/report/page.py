@@ -229,7 +229,7 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     filters = (
         wording.axis_name, wording.count, wording.day, wording.moved_texts,
-         wording.figure, wording.p_text, wording.percent,
+         wording.figure, wording.p_text, wording.percent, wording.percent_ends,
         wording.points, wording.recipe_text, wording.duration, wording.signed, wording.value_text,
         table.budget_lines, table.counts_text, table.domain_text, table.edge_text,
         shortlist.conclusions, shortlist.left_out_rows, shortlist.shortlist_rows,

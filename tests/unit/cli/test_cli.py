@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from orchestrator.cli.main import main
 from orchestrator.cli.options import log_to_stderr
@@ -224,8 +225,10 @@ def test_status_counts_what_the_ledger_says(run: Run, tmp_path: Path) -> None:
     assert family["best_val_top1"] == 0.5
     with locked(folder):
         _, out, err = run("status")
+        _, _, elsewhere = run("status", "--storage", str(tmp_path / "runs"))
     assert "running" in out
     assert err == ["next: orchestrator stop r"]
+    assert elsewhere == [f"next: orchestrator stop r --storage {tmp_path / 'runs'}"]
 
 
 def test_stop_asks_a_running_run_and_refuses_the_others(run: Run, tmp_path: Path) -> None:
@@ -398,3 +401,22 @@ def test_pages_of_a_run_that_mlflow_does_not_have_are_a_warning(
     code, _, (line,) = run("ui", "two", "--tracking-uri", uri)
     assert code == 2
     assert "two" in line
+
+
+def test_the_next_command_is_one_that_can_be_pasted(run: Run, tmp_path: Path) -> None:
+    """With the folder that was asked for, and names as a shell reads them."""
+    storage = tmp_path / "my runs"
+    recorded(storage)
+    for words in (["compare", "r"], ["status", "r"]):
+        code, _, err = run(*words, "--storage", str(storage))
+        assert (code, f"--storage '{storage}'" in err[-1]) == (0, words[0] == "compare")
+    run("compare", "r", "--storage", str(storage), "--out", "a page.html")
+    assert "reproduce 'a page.html' " in run("reproduce", "a page.html")[2][-1]
+    table = tmp_path / "my table.csv"
+    rows = [f"{index % 2}-{index}.png" for index in range(20)]
+    for index, name in enumerate(rows):
+        Image.new("RGB", (8, 8), (12 * index, 3, 7)).save(tmp_path / name)
+    table.write_text("\n".join(["path,label", *(f"{name},{name[0]}" for name in rows)]))
+    code, _, err = run("data", "info", "my table.csv", "--set", "data.short_side=32")
+    assert code == 0
+    assert err[-1].endswith("vit --dataset 'my table.csv' --set data.short_side=32")

@@ -219,7 +219,17 @@ def test_a_running_familys_best_is_labelled_with_its_state(tmp_path: Path) -> No
         "trial": "vit-0000", "status": "running", "value": 0.4, "val_top1": 0.4, "epoch": 2,
     }  # fmt: skip
     assert (entry["unfinished"], entry["without_report"]) == (2, 1)
-    assert "vit-0000 (running) reached 40.0 %" in shown(folder)
+    # The run was interrupted: nothing of it runs.
+    assert "vit-0000 (has not ended) reached 40.0 %" in shown(folder)
+
+
+def test_the_headline_names_a_candidate_without_a_finished_trial(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", ("resnet", "vit", "hybrid"))
+    run.trial("resnet", [0.5, 0.6])
+    run.trial("hybrid", [0.5, 0.7])
+    run.trial("vit", [0.9], end=None)
+    text = " ".join(shown(run.close(None)).split())
+    assert "hybrid 70.0 %, resnet 60.0 %; no trial has finished of vit." in text
 
 
 def test_failures_are_grouped_by_reason(tmp_path: Path) -> None:

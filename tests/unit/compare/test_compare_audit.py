@@ -243,6 +243,19 @@ def test_probes_are_pooled_over_seeds(tmp_path: Path) -> None:
     assert "attention_distance_px" not in pooled["resnet"]["series"]
 
 
+def test_an_accuracy_has_one_interval_whoever_states_it(tmp_path: Path) -> None:
+    """That of finals, also where their probes have seen the same test images."""
+    run, draw = RunFolder(tmp_path / "run", ("vit",)), np.random.default_rng(0)
+    for seed in range(2):
+        correct = draw.random(500) < 0.95
+        found = {**probes(4), "split": "test", "images": 500, "top1": float(correct.mean())}
+        run.final("vit", correct, seed=seed, probes=found)
+    final = compared(run.close())["families"][0]["final"]
+    probed = final["probes"]["numbers"]["top1"]
+    assert probed["low"] < probed["mean"] < probed["high"]
+    assert probed == {key: final["test_top1"][key] for key in probed}
+
+
 def test_no_number_or_share_of_images_has_an_interval_of_zero_width(tmp_path: Path) -> None:
     """All seeds agree in everything."""
     run = RunFolder(tmp_path / "run", ("vit",))

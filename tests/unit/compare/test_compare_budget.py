@@ -206,7 +206,7 @@ def test_an_unfinished_search_promises_nothing(tmp_path: Path, audited: int | No
     run.trial("vit", [0.2, 0.3], audited=1)
     run.trial("vit", [0.5, 0.7], end=None, audited=audited)
     made = curve_of(run)
-    assert (made["valid"], made["why"]) == (False, "trials still run")
+    assert (made["valid"], made["why"]) == (False, "not all trials have ended")
 
 
 def family_of(folder: Path, *, trials: int = 12) -> CandidateTrials:

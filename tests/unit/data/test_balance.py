@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from trainables.config import DatasetFacts, DataSpec
-from trainables.data.balance import counts_lines, imbalance
+from trainables.data.balance import counts_lines, imbalance, limited
 from trainables.data.build import prepare
 from trainables.data.store import INFO, open_store
 
@@ -33,6 +33,18 @@ def test_ratio_few_images_and_absent_classes_are_named() -> None:
     for line in (ratio, few, absent):
         assert "Fix: " in line
         assert "\n" not in line
+
+
+def test_a_part_of_train_that_is_too_small_for_its_classes_is_named() -> None:
+    many = facts([100, 50], counts={"train": 150, "val": 15, "test": 15})
+    assert list(limited(many, DataSpec())) == []
+    assert list(limited(many, DataSpec(train_limit=30))) == []
+    (line,) = limited(many, DataSpec(train_limit=29))
+    assert "29 of 150 images" in line
+    (line,) = limited(many, DataSpec(train_limit=40, fraction=0.5))
+    assert "20 of 150 images" in line
+    # imbalance() says so of all of train already
+    assert list(limited(facts([100, 9], counts={"train": 109}), DataSpec(train_limit=20))) == []
 
 
 def test_a_class_that_train_lacks_too_is_not_missed_in_val() -> None:

@@ -194,6 +194,9 @@ def test_compare_shows_a_screen(tmp_path: Path) -> None:
     assert "OutOfMemory: no room" in html
     assert 'id="screen"' in html
     assert 'id="families"' not in html
+    limited = CliRunner().invoke(group, [*words, "--max-latency-ms", "40"])
+    assert isinstance(limited.exception, UserError)
+    assert "screened them only" in str(limited.exception)
 
 
 def test_a_name_keeps_its_images_and_candidates_but_no_limits(tmp_path: Path) -> None:

@@ -188,3 +188,9 @@ def test_every_metric_says_what_it_is_and_who_says_so() -> None:
         plain = metric.as_dict()
         assert len(plain["definition"]) > 20
         assert plain["source"]
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("accuracy", "top1"), ("F1", "macro_f1")])
+def test_a_metric_by_another_name_is_refused_with_ours(typed: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"Fix: --metric {meant}$"):
+        metric_of(typed)
