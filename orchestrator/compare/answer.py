@@ -90,7 +90,7 @@ def answer_of(facts: Facts) -> Answer:
     if facts.claims:
         lead = " ".join(verdict["sentence"] for verdict in facts.claims)
     elif any(place.test for place in places):
-        lead, beside = _of_finals(facts, places), tuple(_beside(level, caveats))
+        lead, beside = _of_finals(facts, places), tuple(_beside(facts, level, caveats))
     else:
         lead, *others = _of_search(facts, places)
         beside = tuple(others)
@@ -162,11 +162,13 @@ def _of_finals(facts: Facts, places: Sequence[Place]) -> str:
     return " ".join(parts)
 
 
-def _beside(level: Level | None, caveats: Sequence[str]) -> Iterator[str]:
+def _beside(facts: Facts, level: Level | None, caveats: Sequence[str]) -> Iterator[str]:
+    labels = tuple(f"{candidate.label}:" for candidate in facts.candidates)
     if level is not None:
         yield f"This speaks of {OF_LEVEL[level]}."
     for caveat in caveats:
-        yield f"{caveat[0].upper()}{caveat[1:]}."
+        # A name stays as it is written.
+        yield f"{caveat if caveat.startswith(labels) else caveat[0].upper() + caveat[1:]}."
 
 
 def _verdicts(pairs: Sequence[PairResult], metric: Metric) -> str:

@@ -27,7 +27,7 @@ def _later_openings(runs: Sequence[RunData]) -> Iterator[str]:
     for run in runs:
         for opening in run.state.split_openings:
             if opening.number > 1:
-                yield f"{run.name} is {opening.text}"
+                yield f"run {run.name} is {opening.text}"
 
 
 def data_warnings(runs: Sequence[RunData], facts: DatasetFacts | None) -> Iterator[str]:

@@ -165,8 +165,8 @@ def _probes(finals: Sequence[Curve]) -> PooledProbes | None:
     seen = (pooled.facts.get("split"), pooled.facts.get("images"))
     if seen != ("test", test.images) or not math.isclose(probed.mean, test.mean):
         return pooled
-    ends = {"low": test.low, "high": test.high, "level": test.level}
-    return replace(pooled, numbers={**pooled.numbers, "top1": replace(probed, **ends)})
+    top1 = replace(probed, low=test.low, high=test.high, level=test.level)
+    return replace(pooled, numbers={**pooled.numbers, "top1": top1})
 
 
 def _test_means(finals: Sequence[Curve]) -> dict[str, float]:

@@ -486,7 +486,8 @@ def render(run: RunView, *, now: float | None = None) -> Group:
         table.add_row(status, *(str(getattr(candidate, status)) for candidate in run.families))
     table.add_row("epochs", *(str(candidate.epochs) for candidate in run.families))
     hours = (f"{candidate.device_hours:.3g}" for candidate in run.families)
-    table.add_row(f"{run.device}-hours", *hours)
+    with_finals = " with finals" if run.finals else ""  # what is counted above is of the search
+    table.add_row(f"{run.device}-hours{with_finals}", *hours)
     metric = metric_of(run.metric)
     bests = (four_digits(candidate.best_value) for candidate in run.families)
     table.add_row(_cell(f"best {metric.val_key}"), *bests)

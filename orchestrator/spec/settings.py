@@ -70,9 +70,9 @@ def _axes(sweep: SweepSpec) -> Iterator[tuple[str, str]]:
 
 def _leaves(sweep: SweepSpec, first: SweepSpec) -> Iterator[tuple[str, Any]]:
     """Values that are not the default ones of axes that are not searched."""
-    usual = named_sweeps.default_axes(
+    usual = dict(named_sweeps.default_axes(
         sweep.family, sweep.backbone.scale, sweep.data.source, sweep.resources.gpus_per_worker
-    )
+    ))  # fmt: skip
     usual |= {"backbone.image_size": _usual_side(sweep), "backbone.scale": first.backbone.scale}
     if sweep.family == "timm":
         usual["backbone.scale"] = sweep.backbone.scale  # of no meaning there

@@ -179,3 +179,18 @@ def test_the_child_dies_with_the_process_that_waits(tmp_path: Path) -> None:
 )
 def test_only_commands_that_train_have_a_child(line: str, starts: bool) -> None:
     assert supervise.starts_run(line.split()) == starts
+
+
+def test_ctrl_c_while_modules_are_imported_ends_without_a_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'orchestrator.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from orchestrator.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -228,7 +228,7 @@ def test_a_run_under_another_name_opens_the_split_marked(storage: str) -> None:
     assert page.count(mark) >= 2  # in its head and in its section on the data
     made = comparison.as_dict()
     assert mark in made["data_warnings"][0]
-    assert f"Second is {mark}." in made["answer"]
+    assert f"Run second is {mark}." in made["answer"]
     assert made["runs"][0]["split_openings"] == [
         {"test_hash": HASH, "number": 2, "earlier": ["first"]}
     ]
