@@ -126,7 +126,7 @@ def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOpt
     from orchestrator.launch.forecast import images_of
     from orchestrator.launch.prepare import fetch_weights, prepare
     from orchestrator.launch.rehearsal import refuse_broken
-    from orchestrator.ops.status import live_view
+    from orchestrator.ops.live import live_view
 
     prepared = prepare(spec, totals, options)
     images, gpus = images_of(prepared.spec), (totals or {}).get("GPU")
