@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 SWEEP = (
     *("sweep", "resnet", "--trials", "2", "--max-epochs", "3"),
     *("--set", "data.train_limit=100", "--set", "recipe.batch_size_per_worker=50"),
-    *("--set", "scheduler.kind=none", "--set", "resources.max_slots=1"),
+    *("--set", "scheduler.kind=none", "--set", "resources.max_slots=1", "--final-seeds", "1"),
 )
 BUCKET = "s3://bucket/tournaments"
 TIMED = ("images_per_second", "train_seconds", "eval_seconds", "data_seconds", "checkpoint_seconds")
@@ -122,8 +122,15 @@ def read_from_elsewhere(shell: Shell, found: State) -> None:
         del shell.env[name]
     code, out, err = shell("compare", "s", "--json", "--storage", BUCKET)
     assert code == 0, err
-    (family,) = json.loads(out)["families"]
+    comparison = json.loads(out)
+    (family,) = comparison["families"]
     assert family["best_val_top1"] == winners(found)["resnet"].best()[0]
+    # What the final predicts of each image came along, with its winner's shares of right ones.
+    (final,) = [trial for trial in found.trials.values() if trial.stage == "final"]
+    (classes,) = comparison["classes"]["candidates"]
+    right = sum(one["recall"]["mean"] * one["images"] for one in classes["scores"])
+    test = final.outcome["test"]
+    assert right / test["n"] == pytest.approx(test["top1"])
     code, out, err = shell("status", "--json", "--storage", BUCKET)
     assert code == 0, err
     (seen,) = json.loads(out)["runs"]
