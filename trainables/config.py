@@ -578,8 +578,9 @@ class FrozenSpeed(Spec):
 class Screened(Spec):
     """What a worker found of a candidate. ``reason`` says why there is no probe, ``speed`` may be
     there all the same. ``correct`` are bits in hex, one a validation image: whether the linear
-    probe is right. ``strength`` is its penalty's, ``width`` that of the features,
-    ``images_per_second`` of the forward passes. ``cached``: this time none was made."""
+    probe is right; ``group_images`` and ``group_right`` count them by group of images, ``None``
+    where images stand for themselves. ``strength`` is the penalty's, ``width`` that of the
+    features, ``images_per_second`` of the forward passes. ``cached``: this time none was made."""
 
     label: str
     reason: str | None = None
@@ -588,6 +589,8 @@ class Screened(Spec):
     neighbours_top1: float | None = None
     correct: str | None = None
     val_images: int | None = None
+    group_images: tuple[int, ...] | None = None
+    group_right: tuple[int, ...] | None = None
     train_images: int | None = None
     strength: float | None = None
     width: int | None = None

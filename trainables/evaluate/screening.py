@@ -175,11 +175,18 @@ def _screen(asked: Screening, store: ImageStore, device: str, limit: TimeLimit) 
         train.values, labels, val.values, classes=classes, device=device
     )
     passes = (train.facts, val.facts)
+    group_images, group_right = None, None
+    if (groups := store.groups("val")) is not None:
+        _, codes = np.unique(groups, return_inverse=True)
+        group_images = tuple(np.bincount(codes).tolist())
+        group_right = tuple(np.bincount(codes, weights=correct).astype(int).tolist())
     return Screened(
         label=asked.label,
         speed=speed,
         correct=np.packbits(correct).tobytes().hex(),
         val_images=len(correct),
+        group_images=group_images,
+        group_right=group_right,
         linear_top1=float(correct.mean()),
         neighbours_top1=float((neighbours == val_labels).mean()),
         strength=probe.strength,
