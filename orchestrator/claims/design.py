@@ -22,7 +22,7 @@ from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
 from orchestrator.launch.continuing import continued
 from orchestrator.launch.options import RunOptions
-from orchestrator.launch.prepare import validate
+from orchestrator.launch.validation import validate
 from orchestrator.ray_cluster.capacity import slots_of
 from orchestrator.spec import limits, named_sweeps, spaces
 from orchestrator.spec.limits import SchedulerSpec

@@ -192,7 +192,7 @@ def reproduce(
 
     record = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.launch.prepare import validate
+        from orchestrator.launch.validation import validate
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.launch.prepare import (
+from orchestrator.launch.validation import (
     NETWORK_TIMEOUT_S,
     data_mistakes,
     job_mistakes,

@@ -104,6 +104,15 @@ class Geometry(Spec):
     pretraining_data: str | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """Size, patch, tokens, stem and adaptation in a line."""
+        parts = [f"{self.image_size} px"]
+        parts += [f"patch {self.patch}"] if self.patch else []
+        parts += [f"{self.tokens} tokens"] if self.tokens else []
+        parts += [f"stem {self.stem}"] if self.stem else []
+        return ", ".join([self.model, *parts, self.adaptation])
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
         """Inverse of ``as_dict``; ledgers of before 2026-11-28 call the adaptation ``road``."""
