@@ -301,3 +301,10 @@ def test_a_probe_is_counted_by_group_where_images_belong_together(tmp_path: Path
     assert sum(made.group_images) == made.val_images
     assert made.linear_top1 == pytest.approx(sum(made.group_right) / sum(made.group_images))
     assert Screened.from_dict(made.as_dict()) == made
+
+
+def test_an_encoder_of_tokens_is_a_line_with_its_reason(data: DataSpec) -> None:
+    made = screen(Screening(label="a", backbone=backbone("qwen3_vit_88m_enc"), data=data))
+    assert made.linear_top1 is None
+    assert made.reason is not None
+    assert made.reason.startswith("a backbone must have a classifier above its features; qwen3")
