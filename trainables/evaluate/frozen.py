@@ -62,7 +62,8 @@ class FrozenBackbone:
 
     @property
     def model(self) -> TrainedModel:
-        """The backbone in evaluation mode, its classifier an identity."""
+        """The backbone in evaluation mode, its classifier an identity. Raises ``UserError`` for one
+        that has no classifier."""
         if self._model is None:
             began = time.perf_counter()
             torch.manual_seed(SEED)
