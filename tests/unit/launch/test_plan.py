@@ -28,6 +28,7 @@ from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.backbones import Geometry, describe
 from trainables.config import DatasetFacts
+from trainables.train.requests import Measurement, StepCosts
 
 GEOMETRY = Geometry(
     family="vit",
@@ -144,24 +145,27 @@ def test_an_estimate_is_flops_over_throughput() -> None:
 
 
 def test_a_measured_cost_is_the_mean_over_the_trials_drawn_and_leaves_errors_out() -> None:
-    row = {
-        "train_seconds_per_image": 0.001,
-        "eval_seconds_per_image": 0.0005,
-        "checkpoint_seconds": 0.1,
-        "setup_seconds": 1.0,
-        "first_setup_seconds": 3.0,
-        "checkpoint_bytes": 10,
-        "params_m": 1.0,
-        "gflops_per_image": 1.0,
-        "memory": {"parameters": 4, "activations": 6},
-    }
-    slower = {**row, "train_seconds_per_image": 0.004, "memory": {"parameters": 4}}
+    row = StepCosts(
+        train_seconds_per_image=0.001,
+        eval_seconds_per_image=0.0005,
+        n=3,
+        checkpoint_seconds=0.1,
+        setup_seconds=1.0,
+        first_setup_seconds=3.0,
+        checkpoint_bytes=10,
+        params_m=1.0,
+        gflops_per_image=1.0,
+        memory={"parameters": 4, "activations": 6},
+    )
+    slower = replace(row, train_seconds_per_image=0.004, memory={"parameters": 4})
     sweep = spec().sweeps[0]
-    made = measured(sweep, COUNTS, [row, row, slower, {"error": "no"}])
+    broken = Measurement(label="vit-3", error="no")
+    rows = [Measurement(label="vit", costs=one) for one in (row, row, slower)]
+    made = measured(sweep, COUNTS, [*rows, broken])
     assert made is not None
     assert made.epoch_seconds == pytest.approx(992 * 0.002 + 100 * 0.0005 + 0.1)
-    assert made.memory == row["memory"]  # the most that any of them needs
-    assert measured(sweep, COUNTS, [{"error": "no"}]) is None
+    assert made.memory == row.memory  # the most that any of them needs
+    assert measured(sweep, COUNTS, [broken]) is None
 
 
 def test_the_forecast_adds_up() -> None:
