@@ -17,7 +17,7 @@ from statistics import fmean
 
 from orchestrator import process
 from orchestrator.ledger.state import CandidateForecast, Cases, Forecast
-from orchestrator.spec import limits, named_sweeps, spaces
+from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of, weights_sides
@@ -319,7 +319,7 @@ def _checkpoints(
 def read_dataset(source: str, sets: Iterable[str]) -> ImageStore:
     """The image store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
     is not there yet. Raises ``UserError``."""
-    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
+    data = overrides.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(data))
     return prepare(absolute_data(data))
 

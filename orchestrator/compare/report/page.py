@@ -44,8 +44,8 @@ from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
 from orchestrator.ledger import cost
 from orchestrator.spec import limits
 from orchestrator.spec.candidates import Candidate
+from orchestrator.spec.defaults import default_grace
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.named_sweeps import default_grace
 from orchestrator.spec.run import RunSpec
 from trainables.errors import UserError, one_line
 from trainables.metrics import TOP1, Metric

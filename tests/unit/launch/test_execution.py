@@ -17,7 +17,8 @@ from orchestrator.ledger.state import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.named_sweeps import apply_set, family_sweep
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.config import DatasetFacts
 from trainables.train.requests import CompiledCosts, Measurement, MeasurementRequest, StepCosts

@@ -32,7 +32,8 @@ from orchestrator.ledger.state import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS
 from orchestrator.spec.limits import MEASURED
-from orchestrator.spec.named_sweeps import apply_set, family_sweep
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, diff
 from trainables.config import DatasetFacts
 

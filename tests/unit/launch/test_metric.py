@@ -13,7 +13,8 @@ from orchestrator.claims.design import ClaimOptions, specs_of
 from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.launch.plan import plan_of, plan_text
 from orchestrator.launch.validation import refuse_unknown_class
-from orchestrator.spec.named_sweeps import apply_set, family_sweep
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, diff
 from trainables.config import Assignment
 from trainables.errors import UserError

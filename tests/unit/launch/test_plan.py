@@ -24,7 +24,8 @@ from orchestrator.launch.forecast import (
 from orchestrator.launch.plan import PlannedStore, plan, plan_text
 from orchestrator.ledger.state import CandidateForecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
-from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
+from orchestrator.spec.named_sweeps import family_sweep, resolve
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.backbones import Geometry, describe
 from trainables.config import DatasetFacts
