@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from orchestrator.compare.runs import Curve, RunData, collect
 from orchestrator.ledger.cost import DeviceSeconds, cost_of, epoch_cost
-from orchestrator.ledger.state import RunHeader, TrialState
+from orchestrator.ledger.header import RunHeader
+from orchestrator.ledger.state import TrialState
 from trainables.config import Recipe, kinds_of
 from trainables.metrics import TOP1
 

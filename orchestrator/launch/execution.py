@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.launch.forecast import Costs
 from orchestrator.ledger import session
-from orchestrator.ledger.state import CandidateForecast
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.spec.defaults import default_axes
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration

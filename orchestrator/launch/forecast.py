@@ -16,7 +16,7 @@ from functools import cache
 from statistics import fmean
 
 from orchestrator import process
-from orchestrator.ledger.state import CandidateForecast, Cases, Forecast
+from orchestrator.ledger.header import CandidateForecast, Cases, Forecast
 from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes

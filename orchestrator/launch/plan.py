@@ -26,7 +26,8 @@ from orchestrator.launch.options import RunOptions
 from orchestrator.launch.rehearsal import refuse_broken
 from orchestrator.launch.validation import refuse_unknown_class, validate
 from orchestrator.ledger import openings, session
-from orchestrator.ledger.state import CandidateForecast, Forecast, SplitOpening
+from orchestrator.ledger.header import CandidateForecast, Forecast
+from orchestrator.ledger.state import SplitOpening
 from orchestrator.ray_cluster import capacity
 from orchestrator.spec.limits import ESTIMATED
 from orchestrator.spec.published import PublishedStart

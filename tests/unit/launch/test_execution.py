@@ -13,7 +13,7 @@ from orchestrator.launch import forecast
 from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import images_per_epoch, measure_steps, measured
 from orchestrator.launch.options import asked
-from orchestrator.ledger.state import CandidateForecast
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec

@@ -28,7 +28,7 @@ from orchestrator.launch.options import DEMO, asked
 from orchestrator.launch.plan import plan_of, plan_text
 from orchestrator.launch.prepare import prepare
 from orchestrator.ledger import session
-from orchestrator.ledger.state import CandidateForecast
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS
 from orchestrator.spec.limits import MEASURED

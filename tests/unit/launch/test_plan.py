@@ -22,7 +22,7 @@ from orchestrator.launch.forecast import (
     prices_by_side,
 )
 from orchestrator.launch.plan import PlannedStore, plan, plan_text
-from orchestrator.ledger.state import CandidateForecast
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
 from orchestrator.spec.named_sweeps import family_sweep, resolve
 from orchestrator.spec.overrides import apply_set

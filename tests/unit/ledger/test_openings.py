@@ -26,9 +26,10 @@ from orchestrator.launch.prepare import prepare
 from orchestrator.launch.validation import validate
 from orchestrator.ledger import openings
 from orchestrator.ledger.events import Ledger, read
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.openings import FOLDER, Opening, register, registered
 from orchestrator.ledger.session import state_of
-from orchestrator.ledger.state import RunHeader, SplitOpening, State
+from orchestrator.ledger.state import SplitOpening, State
 from orchestrator.spec.run import RunSpec
 from orchestrator.tracking import view
 from tests.unit.crashes import killed

@@ -12,7 +12,8 @@ import pytest
 
 from orchestrator.launch.forecast import expected_rest
 from orchestrator.ledger.events import Ledger, read
-from orchestrator.ledger.state import Forecast, State, apply, replay
+from orchestrator.ledger.header import Forecast
+from orchestrator.ledger.state import State, apply, replay
 from orchestrator.ops.status import (
     CandidateView,
     RunView,
