@@ -28,9 +28,10 @@ from orchestrator.spec import defaults, limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
-from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
+from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, stable_hash
 from trainables.data.sources import known_images
 from trainables.errors import UserError, collected, raise_if_any
+from trainables.spec import Spec
 
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
 OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others

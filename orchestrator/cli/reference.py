@@ -26,8 +26,8 @@ from orchestrator.spec.run import SweepSpec, searchable
 from orchestrator.spec.spaces import space_for
 from trainables.backbones.adaptation import STEMS
 from trainables.backbones.families import FAMILIES, SCALES
-from trainables.config import NOUNS, Rule
 from trainables.errors import EXIT_CODES
+from trainables.spec import NOUNS, Rule
 
 PROGRAM = "orchestrator"
 # Of the commands that take --set, those that refuse all but one section of it.

@@ -17,8 +17,9 @@ from orchestrator.compare.runs import Curve, RunData, collect
 from orchestrator.ledger.cost import DeviceSeconds, cost_of, epoch_cost
 from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.state import TrialState
-from trainables.config import Recipe, kinds_of
+from trainables.config import Recipe
 from trainables.metrics import TOP1
+from trainables.spec import kinds_of
 
 Row = dict[str, Any]
 

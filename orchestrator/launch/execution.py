@@ -15,7 +15,7 @@ from orchestrator.ledger.header import CandidateForecast
 from orchestrator.spec.defaults import default_axes
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration
-from trainables.config import Spec
+from trainables.spec import Spec
 
 ASKED = "asked for"
 PRECISIONS = {

@@ -21,11 +21,12 @@ from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of, weights_sides
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, Spec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
 from trainables.data.sources import check_source, known_images
 from trainables.data.store import ImageStore
 from trainables.errors import UserError, raise_if_any
+from trainables.spec import Spec
 from trainables.train.requests import Measurable, Measurement, MeasurementRequest, StepCosts
 
 log = logging.getLogger(__name__)

@@ -34,9 +34,10 @@ from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data
 from orchestrator.wording import duration, moved_texts, recipe_text, size, span
 from trainables.backbones import Geometry
-from trainables.config import HUB_WEIGHTS, DatasetFacts, Spec
+from trainables.config import HUB_WEIGHTS, DatasetFacts
 from trainables.data.build import find
 from trainables.metrics import Metric
+from trainables.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)

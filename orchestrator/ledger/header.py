@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from orchestrator.spec.run import RunSpec
 from orchestrator.spec.screening import ScreenSpec
-from trainables.config import DatasetFacts, Spec
+from trainables.config import DatasetFacts
+from trainables.spec import Spec
 
 Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
 

@@ -18,9 +18,10 @@ from orchestrator.ledger.screen_state import ScreenState
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
 from orchestrator.spec.spaces import Axes
-from trainables.config import Assignment, Spec
+from trainables.config import Assignment
 from trainables.errors import UserError, one_line
 from trainables.metrics import Metric, metric_of
+from trainables.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)

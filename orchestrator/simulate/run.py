@@ -18,9 +18,10 @@ from typing import Any
 
 from orchestrator.compare.runs import RunData
 from orchestrator.engine import finals
+from orchestrator.engine.brackets import Action
 from orchestrator.engine.budget_guard import Slot
 from orchestrator.engine.dispatcher_state import DispatcherState, SessionOptions
-from orchestrator.engine.scheduler import Action, Scheduler
+from orchestrator.engine.scheduler import Scheduler
 from orchestrator.ledger.events import FILE_NAME
 from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import open_trials, opening_records, state_of

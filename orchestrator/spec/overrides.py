@@ -20,8 +20,9 @@ from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import SweepSpec, searchable
 from orchestrator.spec.spaces import RANGES, Choice
 from orchestrator.wording import nearest
-from trainables.config import NOUNS, BackboneSpec, DataSpec, Recipe, kinds_of
+from trainables.config import BackboneSpec, DataSpec, Recipe
 from trainables.errors import UserError, collected, raise_if_any
+from trainables.spec import NOUNS, kinds_of
 
 SECTIONS: tuple[Any, ...] = (Recipe, BackboneSpec, DataSpec, SchedulerSpec, ResourceSpec)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.backbones.pretraining import FROM_SCRATCH, Pretraining, pretraining_of
-from trainables.config import ALIKE, HUB_WEIGHTS, BackboneSpec, Spec
+from trainables.config import ALIKE, HUB_WEIGHTS, BackboneSpec
 from trainables.errors import UserError
+from trainables.spec import Spec
 
 PATCHES = (16, 8, 4, 2, 1)
 STEMS = ("auto", "original", "small")

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainables.config import Assignment, Spec
+from trainables.config import Assignment
+from trainables.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from orchestrator.spec.defaults import lengthened
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.overrides import apply_set, apply_sets, leaves
 from orchestrator.spec.spaces import Choice, LogUniform, Uniform, space_for
-from trainables.config import Recipe, values_before
+from trainables.config import Recipe
 from trainables.errors import UserError
+from trainables.spec import values_before
 
 VIT = family_sweep("vit")
 
