@@ -20,8 +20,8 @@ Labels that are wrong in CIFAR-10 itself count as false alarms, so precision is 
 suspected flips whose suggested class is the label that they had.
 
 ``weaker`` is the same of uniform flips where the probe sees some of the features only, drawn at
-random: how right models must be for what they suspect. Of it comes the bar below which the product
-lists nothing (``suspects.LEAST_RIGHT``): the ``first_100`` are right more often than not above it.
+random: how right models must be for what they suspect, which the bar below which the product lists
+nothing (``suspects.LEAST_RIGHT``) rests on.
 
 Means over seeds (which images are flipped, and the folds) with Student's 95 % intervals. The result
 goes to benchmarks/results/label-noise.json, or label-noise-digits.json.

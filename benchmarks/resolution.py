@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from benchmarks.common import NATURAL_IMAGES, ROOT, arguments, finish, noise
-from orchestrator.spec.named_sweeps import HEADROOM
+from orchestrator.spec.defaults import HEADROOM
 from trainables.backbones import weights_sides
 from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.data.build import prepare

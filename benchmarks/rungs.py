@@ -37,9 +37,11 @@ from typing import Any
 from benchmarks.asha import RECORDED, interval, trial_truth
 from benchmarks.common import arguments, finish
 from orchestrator.compare.statistics import share_interval
-from orchestrator.engine.scheduler import Action, Scheduler
+from orchestrator.engine.brackets import Action
+from orchestrator.engine.scheduler import Scheduler
 from orchestrator.ledger.events import read
-from orchestrator.ledger.state import RunHeader, State, TrialState
+from orchestrator.ledger.header import RunHeader
+from orchestrator.ledger.state import State, TrialState
 from orchestrator.ledger.state import replay as replay_records
 from orchestrator.simulate.replay import recorded_order
 from orchestrator.simulate.worlds import WORLDS, A, Training, World, tournament

@@ -1,7 +1,9 @@
-"""Numbers as people read them: terminal, report and MLflow; a missing one is ``missing``."""
+"""Words and numbers as people read them: terminal, report and MLflow; a missing number is
+``missing``."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -142,3 +144,8 @@ def moved_texts(moved: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
         f"{axis_name(path)} {value_text(value)} lies outside its range: {value_text(axes[path])}"
         for path, value in moved.items()
     ]
+
+
+def nearest(name: str, valid: list[str]) -> list[str]:
+    """Up to three of ``valid`` that look like ``name``; the first one when none does."""
+    return difflib.get_close_matches(name, valid, n=3, cutoff=0.5) or valid[:1]

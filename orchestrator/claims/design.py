@@ -22,15 +22,16 @@ from orchestrator.claims.experiments import claim_named
 from orchestrator.launch import forecast
 from orchestrator.launch.continuing import continued
 from orchestrator.launch.options import RunOptions
-from orchestrator.launch.prepare import validate
+from orchestrator.launch.validation import validate
 from orchestrator.ray_cluster.capacity import slots_of
-from orchestrator.spec import limits, named_sweeps, spaces
+from orchestrator.spec import defaults, limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised, with_axes
 from trainables.backbones import describe
-from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, Spec, stable_hash
+from trainables.config import SHIFT_IMAGES, DatasetFacts, DataSpec, stable_hash
 from trainables.data.sources import known_images
 from trainables.errors import UserError, collected, raise_if_any
+from trainables.spec import Spec
 
 DEFAULT_DATASET, DEFAULT_SCALE = "digits", "tiny"
 OWN_OPTIONS = ("workers", "gpus_per_worker", "cpus_per_worker")  # the claim lays out the others
@@ -73,7 +74,7 @@ def run_spec(claim: Claim, options: ClaimOptions, facts: DatasetFacts) -> RunSpe
         _sweep(base, [arm for arm in arms if arm.family == base.family], seeds) for base in bases
     )
     if not any("backbone.image_size" in arm.levels for arm in arms):
-        sweeps = named_sweeps.with_stored_side(sweeps)
+        sweeps = defaults.with_stored_side(sweeps)
     dataset, scale = dataset_name(bases[0].data.source), backbone.scale
     name = sanitised("-".join(("claim", claim.name, dataset, scale, options.preset)))
     return replace(options.run(name, sweeps), claim=_declaration(claim, preset, options))
@@ -170,8 +171,8 @@ def _bases(
 ) -> tuple[SweepSpec, ...]:
     """A sweep a family with everything that its arms share."""
     source, scale = options.dataset or DEFAULT_DATASET, options.scale or DEFAULT_SCALE
-    defaults = named_sweeps.default_axes("vit", scale, source)
-    weights = options.weights or defaults["backbone.weights"]
+    usual = defaults.default_axes("vit", scale, source)
+    weights = options.weights or usual["backbone.weights"]
     share = preset.val_images / (facts.counts["val"] / DEFAULT_VAL_SHARE)
     bases = []
     for family in claim.families:
@@ -186,7 +187,7 @@ def _bases(
         scheduler = SchedulerSpec(kind="none")
         bases.append(replace(plain, recipe=recipe, data=data, scheduler=scheduler,
                              space={}, published_first=False))  # fmt: skip
-    changed = named_sweeps.apply_sets(bases, options.texts(OWN_OPTIONS))
+    changed = overrides.apply_sets(bases, options.texts(OWN_OPTIONS))
     ranges = [path for sweep in changed for path in sweep.space]
     if ranges:
         raise UserError(

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.launch.options import OPTIONS, RunOptions, option_name
-from trainables.config import kinds_of
 from trainables.printable import escaped, redacted, without_login
 from trainables.progress import StepProgress, Watcher, watch_steps
+from trainables.spec import kinds_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -199,7 +199,7 @@ def reproduce(
 
     record = read_report(report, run=run)
     if rerun is not None:
-        from orchestrator.launch.prepare import validate
+        from orchestrator.launch.validation import validate
 
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         place = {"name": rerun, "storage": storage, "tracking_uri": uri, "experiment": None}
@@ -247,7 +247,8 @@ def _own_command(root: click.Command, text: str) -> str:
 def status(name: str | None, watch: bool, as_json: bool, storage: str) -> None:
     """Show what runs and how far. Without a NAME, a line for every run of the storage folder."""
     from orchestrator.ledger.cost import checkpoint_bytes
-    from orchestrator.ops.status import print_view, summary, view
+    from orchestrator.ops.live import print_view
+    from orchestrator.ops.status import summary, view
 
     if watch:
         if as_json:
@@ -294,7 +295,7 @@ def status(name: str | None, watch: bool, as_json: bool, storage: str) -> None:
 def _watch(name: str | None, storage: str) -> str | None:
     """Follow the run, or the newest one, until it ends or Ctrl-C; its name, ``None`` without any
     run. What is in object storage is fetched again every ``FETCH_S``."""
-    from orchestrator.ops.status import watch
+    from orchestrator.ops.live import watch
 
     runs = [existing_run(name, storage)] if name else existing_runs(storage)
     if not runs:

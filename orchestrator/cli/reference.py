@@ -20,13 +20,14 @@ from orchestrator.compare.table_files import COLUMNS
 from orchestrator.compare.trial_tables import Columns
 from orchestrator.launch.options import OPTIONS, option_name
 from orchestrator.spec import named_sweeps
-from orchestrator.spec.named_sweeps import SECTIONS, default_axes, leaves
+from orchestrator.spec.defaults import default_axes
+from orchestrator.spec.overrides import SECTIONS, leaves
 from orchestrator.spec.run import SweepSpec, searchable
 from orchestrator.spec.spaces import space_for
 from trainables.backbones.adaptation import STEMS
 from trainables.backbones.families import FAMILIES, SCALES
-from trainables.config import NOUNS, Rule
 from trainables.errors import EXIT_CODES
+from trainables.spec import NOUNS, Rule
 
 PROGRAM = "orchestrator"
 # Of the commands that take --set, those that refuse all but one section of it.

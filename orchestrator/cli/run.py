@@ -103,7 +103,7 @@ def plan(target: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None:
-    from orchestrator.launch.prepare import validate
+    from orchestrator.launch.validation import validate
 
     spec, chosen = asked(str(ctx.command.name), **options)
     if dry_run:
@@ -113,21 +113,21 @@ def _start(ctx: click.Context, *, dry_run: bool = False, **options: Any) -> None
 
 
 def _show_plan(spec: RunSpec, options: RunOptions, *, as_json: bool = False) -> None:
-    from orchestrator.launch.prepare import plan_of, plan_text
+    from orchestrator.launch.plan import plan_of, plan_text
 
     planned = plan_of(spec, options)
-    show(as_json, planned, lambda: plan_text(planned))
+    show(as_json, planned.as_dict(), lambda: plan_text(planned))
     log.info("next: the same with `orchestrator sweep` or `tournament` and no --dry-run")
 
 
 def carry_out(spec: RunSpec, totals: Mapping[str, float] | None, options: RunOptions) -> int:
     """Run, print how it ended and what to type next; the exit code. ``totals`` is what
-    :func:`orchestrator.launch.prepare.validate` returned of ``spec``. Raises ``UserError``."""
+    :func:`orchestrator.launch.validation.validate` returned of ``spec``. Raises ``UserError``."""
     from orchestrator.engine import runner
     from orchestrator.launch.forecast import images_of
     from orchestrator.launch.prepare import fetch_weights, prepare
     from orchestrator.launch.rehearsal import refuse_broken
-    from orchestrator.ops.status import live_view
+    from orchestrator.ops.live import live_view
 
     prepared = prepare(spec, totals, options)
     images, gpus = images_of(prepared.spec), (totals or {}).get("GPU")
@@ -258,7 +258,7 @@ def parsed(root: click.Command, arguments: Sequence[str]) -> tuple[str, dict[str
 def _job_specs(root: click.Command, arguments: tuple[str, ...]) -> list[RunSpec]:
     """The runs that the command would carry out, validated; raises whatever is wrong with it."""
     from orchestrator.claims.design import ClaimOptions, specs_of
-    from orchestrator.launch.prepare import validate
+    from orchestrator.launch.validation import validate
 
     name, params = parsed(root, arguments)
     if params.pop("dry_run", False):

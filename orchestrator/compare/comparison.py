@@ -42,7 +42,7 @@ from orchestrator.compare.shortlist import Shortlist, answer_text, shortlists_of
 from orchestrator.compare.suspects import SuspectReport, find_suspects
 from orchestrator.compare.verdicts import PairResult, compare_pairs
 from orchestrator.ledger import cost
-from orchestrator.ledger.state import Forecast
+from orchestrator.ledger.header import Forecast
 from orchestrator.spec.spaces import Space
 from orchestrator.wording import span
 from trainables.config import DatasetFacts

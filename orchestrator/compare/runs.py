@@ -17,17 +17,9 @@ import pyarrow as pa
 
 from orchestrator.ledger.cost import DeviceSeconds, checkpoint_bytes, cost_of, epoch_cost
 from orchestrator.ledger.events import FILE_NAME, read
+from orchestrator.ledger.header import Geometry, RunHeader
 from orchestrator.ledger.session import is_running
-from orchestrator.ledger.state import (
-    Geometry,
-    RunHeader,
-    RunStatus,
-    State,
-    TrialState,
-    TrialStatus,
-    replay,
-    run_status,
-)
+from orchestrator.ledger.state import RunStatus, State, TrialState, TrialStatus, replay, run_status
 from orchestrator.spec.run import SweepSpec
 from orchestrator.spec.spaces import Space
 from trainables.errors import UserError

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.runs import RunData
-from orchestrator.compare.statistics import MeanInterval, holm, mcnemar, share_interval
+from orchestrator.compare.statistics import (
+    MeanInterval,
+    accuracy_interval,
+    holm,
+    mcnemar,
+    permutation,
+    share_interval,
+)
 from orchestrator.ledger import replication
 from orchestrator.ledger.session import state_of
 from orchestrator.ledger.state import State
@@ -30,6 +37,7 @@ from trainables.errors import StorageError, collected
 SCHEMA = 1
 FILE_NAME = "shortlist.json"
 ALPHA = 0.05
+BY_IMAGE = ("correct", "group_images", "group_right")  # of a record, not of the JSON
 NOT_REACHED = "the screen ended, or goes on, without it"
 
 
@@ -83,6 +91,13 @@ class Shortlist:
         """Who takes part in a tournament that comes of it: chosen, on the front, audited."""
         return tuple(dict.fromkeys([*self.chosen, *(self.front or ()), *self.audited]))
 
+    @property
+    def group_count(self) -> int | None:
+        """How many groups the validation images are of; ``None`` where they stand for themselves,
+        and of screens from before groups were recorded."""
+        by_group = self.ranked[0].screened.group_images if self.ranked else None
+        return None if by_group is None else len(by_group)
+
     def roles_of(self, label: str) -> list[str]:
         """Why a ranked candidate takes part in that tournament, or stands beside the last that
         does; empty for one that was screened out."""
@@ -112,7 +127,11 @@ class Shortlist:
                 "linear_top1": asdict(row.top1),
                 "beyond": row.beyond,
                 "roles": self.roles_of(row.label),
-                "screened": {k: v for k, v in row.screened.as_dict().items() if k != "correct"},
+                "screened": {
+                    key: value
+                    for key, value in row.screened.as_dict().items()
+                    if key not in BY_IMAGE
+                },
             }
             for row in self.ranked
         ]
@@ -129,6 +148,7 @@ class Shortlist:
             "front": None if self.front is None else list(self.front),
             "audit": {"share": self.spec.audit, "candidates": list(self.audited)},
             "candidates": rows,
+            "groups": self.group_count,
             "left_out": dict(self.left_out),
             "failed": list(self.failed),
         }
@@ -158,9 +178,7 @@ def shortlist(
             place=place,
             backbone=spec.candidates[label],
             screened=probed[label],
-            top1=share_interval(
-                _right(probed[label]), probed[label].val_images or 1, method="wilson"
-            ),
+            top1=_interval(probed[label]),
             beyond=beyond_limits(spec, probed[label]),
         )
         for place, label in enumerate(order, 1)
@@ -242,6 +260,28 @@ def bits_of(screened: Screened) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.unpackbits(packed, count=screened.val_images).astype(bool)
 
 
+def _interval(screened: Screened) -> MeanInterval:
+    """The probe's accuracy for new images by Wilson's interval, or for new groups of them."""
+    if screened.group_images is None or screened.group_right is None:
+        return share_interval(_right(screened), screened.val_images or 1, method="wilson")
+    images, right = np.array(screened.group_images), np.array(screened.group_right)
+    mean, count = float(right.sum() / images.sum()), int(images.sum())
+    if len(images) == 1:  # one group tells nothing of others
+        return MeanInterval(mean=mean, low=None, high=None, n=count)
+    answers = np.column_stack([right, images - right]).ravel()
+    per_image = np.repeat(np.tile([1.0, 0.0], len(images)), answers)
+    clusters = np.repeat(np.arange(len(images)), images)
+    ends = accuracy_interval([[mean]], per_image, clusters=clusters)
+    return MeanInterval(mean=mean, low=ends.low, high=ends.high, n=count)
+
+
+def _p_value(a: Screened, b: Screened) -> float:
+    """That two probes are right equally often: McNemar's test, or sign flips of whole groups."""
+    if a.group_right is None or b.group_right is None:
+        return mcnemar(bits_of(a), bits_of(b))
+    return permutation(np.subtract(a.group_right, b.group_right))
+
+
 def _right(screened: Screened) -> int:
     return int(bits_of(screened).sum())
 
@@ -262,13 +302,12 @@ def _front(rows: Sequence[Ranked]) -> tuple[str, ...]:
 
 
 def _not_told_apart(rows: Sequence[Ranked], top: int) -> tuple[NotToldApart, ...]:
-    """Of the rows below the list, those that McNemar's test does not tell from the last one on it,
-    at 5 % for all of them together."""
+    """Of the rows below the list, those that are not told apart from the last one on it, at 5 %
+    for all of them together."""
     if len(rows) <= top:
         return ()
-    last = bits_of(rows[top - 1].screened)
-    below = rows[top:]
-    p_values = holm([mcnemar(last, bits_of(row.screened)) for row in below])
+    last, below = rows[top - 1].screened, rows[top:]
+    p_values = holm([_p_value(last, row.screened) for row in below])
     return tuple(
         NotToldApart(label=row.label, p_value=p_value)
         for row, p_value in zip(below, p_values, strict=True)
@@ -352,20 +391,25 @@ def conclusions(result: Shortlist) -> list[str]:
     if not result.ranked:
         return ["no candidate has a probe: there is no shortlist"]
     one = result.ranked[0].screened
+    groups = result.group_count
+    covers = (
+        "new images" if groups is None else f"new groups of images, of which these are {groups}"
+    )
+    test = "McNemar" if groups is None else "sign flips of groups"
     so_far = [] if result.ended else ["the screen has not ended: this is the list so far"]
     seconds = math.fsum(row.screened.seconds or 0.0 for row in result.ranked)
     lines = [
         *so_far,
         f"* shortlist: {', '.join(result.chosen) or 'none is within the limits'}",
         f"judged by {one.val_images} validation images, probes learned from {one.train_images} "
-        f"training images; {duration(seconds)} of workers. The interval covers new images, not "
+        f"training images; {duration(seconds)} of workers. The interval covers {covers}, not "
         "other training images, and fine-tuning may change the order",
     ]
     if result.not_told_apart:
         last, others = result.chosen[-1], result.not_told_apart
         names = ", ".join(other.label for other in others)
         lines.append(
-            f"not told apart from {last}, the last on the list (McNemar, Holm, 5 %): {names}"
+            f"not told apart from {last}, the last on the list ({test}, Holm, 5 %): {names}"
         )
     if result.front is not None:
         lines.append(f"not beaten in accuracy and latency at once: {', '.join(result.front)}")

@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from orchestrator.compare.runs import Curve, RunData, collect
 from orchestrator.ledger.cost import DeviceSeconds, cost_of, epoch_cost
-from orchestrator.ledger.state import RunHeader, TrialState
-from trainables.config import Recipe, kinds_of
+from orchestrator.ledger.header import RunHeader
+from orchestrator.ledger.state import TrialState
+from trainables.config import Recipe
 from trainables.metrics import TOP1
+from trainables.spec import kinds_of
 
 Row = dict[str, Any]
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.ledger.cost import epoch_seconds, resources_of
-from orchestrator.ledger.state import Forecast, ReportedEpoch, State
+from orchestrator.ledger.header import Forecast
+from orchestrator.ledger.state import ReportedEpoch, State
 from orchestrator.spec import limits
 
 ESTIMATE_MARGIN = 5.0

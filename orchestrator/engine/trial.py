@@ -14,7 +14,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from orchestrator.engine.scheduler import Action, Scheduler
+from orchestrator.engine.brackets import Action
+from orchestrator.engine.scheduler import Scheduler
 from orchestrator.ledger.session import open_trials
 from orchestrator.ledger.state import State
 from orchestrator.ray_cluster.capacity import HEAD

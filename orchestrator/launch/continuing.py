@@ -15,7 +15,7 @@ from dataclasses import replace
 from orchestrator.launch.length import at_length
 from orchestrator.ledger import replication, session
 from orchestrator.spec.candidates import default_label
-from orchestrator.spec.named_sweeps import apply_sets
+from orchestrator.spec.overrides import apply_sets
 from orchestrator.spec.run import RunSpec
 from trainables.storage import object_storage
 from trainables.storage.object_storage import is_remote

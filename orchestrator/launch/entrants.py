@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import replication, session
-from orchestrator.spec import named_sweeps
+from orchestrator.spec import defaults, named_sweeps
 from orchestrator.spec.run import SweepSpec, absolute_data, with_axes
 from orchestrator.spec.screening import OWN_DATA
 from trainables.config import DEFAULT_SHORT_SIDE, BackboneSpec, DataSpec
@@ -57,7 +57,7 @@ class Entrants:
         """``sweeps`` with the stored side that their backbones need, or that of the screen. Where
         that is large, one from scratch sees what it would see alone."""
         if self.data is None:
-            return named_sweeps.with_stored_side(sweeps)
+            return defaults.with_stored_side(sweeps)
         is_large = (self.data.short_side or 0) > DEFAULT_SHORT_SIDE
         side = {"backbone.image_size": DEFAULT_SHORT_SIDE}
         return tuple(
@@ -185,7 +185,7 @@ def _entrants(backbones: Mapping[str, BackboneSpec], data: DataSpec | None = Non
         )
         sweep = replace(sweep, label=None if label == sweep.family else label)
         if backbone.image_size is not None:
-            sweep = named_sweeps.with_changes(sweep, {"backbone.image_size": backbone.image_size})
+            sweep = defaults.with_changes(sweep, {"backbone.image_size": backbone.image_size})
         sweeps.append(sweep if data is None else _with_data(sweep, data))
         texts.append(f"{label}.backbone.weights={backbone.weights}")
         texts.append(f"{label}.backbone.scale={backbone.scale}")
@@ -196,4 +196,4 @@ def _entrants(backbones: Mapping[str, BackboneSpec], data: DataSpec | None = Non
 
 def _with_data(sweep: SweepSpec, data: DataSpec) -> SweepSpec:
     axes = {f"data.{one.name}": getattr(data, one.name) for one in fields(DataSpec)}
-    return named_sweeps.with_changes(sweep, axes)
+    return defaults.with_changes(sweep, axes)

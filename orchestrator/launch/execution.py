@@ -1,6 +1,6 @@
 """How a candidate's training steps are carried out: precision, memory layout, compilation, and why.
 
-The defaults follow the devices (``spec/named_sweeps.py``). Whether a model is compiled on a GPU is
+The defaults follow the devices (``spec/defaults.py``). Whether a model is compiled on a GPU is
 decided by a measured step, once, as the run begins; the spec in its ledger holds the decision.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 from orchestrator.launch.forecast import Costs
 from orchestrator.ledger import session
-from orchestrator.ledger.state import CandidateForecast
-from orchestrator.spec.named_sweeps import default_axes
+from orchestrator.ledger.header import CandidateForecast
+from orchestrator.spec.defaults import default_axes
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.wording import duration
-from trainables.config import Spec
+from trainables.spec import Spec
 
 ASKED = "asked for"
 PRECISIONS = {

@@ -14,19 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
-from typing import Any
 
 from orchestrator import process
-from orchestrator.ledger.state import CandidateForecast, Cases, Forecast
-from orchestrator.spec import limits, named_sweeps, spaces
+from orchestrator.ledger.header import CandidateForecast, Cases, Forecast
+from orchestrator.spec import limits, named_sweeps, overrides, spaces
 from orchestrator.spec.limits import ESTIMATED, MEASURED, SchedulerSpec
 from orchestrator.spec.run import RunSpec, SweepSpec, absolute_data, with_axes
 from trainables.backbones import Geometry, describe, size_of, weights_sides
-from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts, Spec
+from trainables.config import FREED_MEMORY_KEPT, BackboneSpec, DatasetFacts
 from trainables.data.build import prepare
 from trainables.data.sources import check_source, known_images
 from trainables.data.store import ImageStore
 from trainables.errors import UserError, raise_if_any
+from trainables.spec import Spec
+from trainables.train.requests import Measurable, Measurement, MeasurementRequest, StepCosts
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ CASES = ("expected", "worst")
 PRICED_SIDES = (64, 128)  # in pixels, beside the side that the weights are published for
 
 Costs = Mapping[str, CandidateForecast | None]  # by candidate, not yet by what slots will spend
-Row = Mapping[str, Any]  # what trainables.train.measure prints of one backbone
 
 
 _described = cache(describe)
@@ -120,34 +120,41 @@ def images_per_epoch(sweep: SweepSpec, counts: Mapping[str, int]) -> tuple[int, 
 
 
 def measured(
-    sweep: SweepSpec, counts: Mapping[str, int], rows: Sequence[Row]
+    sweep: SweepSpec, counts: Mapping[str, int], measurements: Sequence[Measurement]
 ) -> CandidateForecast | None:
-    """The mean over ``rows`` of :mod:`trainables.train.measure`, one for each trial asked for;
-    ``None`` where none of them could be measured."""
-    good = [row for row in rows if "error" not in row]
+    """The mean over ``measurements``, one for each trial asked for; ``None`` where none of them
+    could be measured."""
+    good = [row.costs for row in measurements if row.costs is not None]
     if not good:
         return None
+
+    def mean(cost: Callable[[StepCosts], float]) -> float:
+        return fmean(map(cost, good))
+
     train, val = images_per_epoch(sweep, counts)
-    numbers = [
-        name for name in good[0] if all(isinstance(row.get(name), int | float) for row in good)
-    ]
-    mean = {name: fmean(row[name] for row in good) for name in numbers}
-    step = mean["train_seconds_per_image"]
-    if "compiled_seconds_per_image" in mean:
-        saved = train * (step - mean["compiled_seconds_per_image"])
-        mean["compile_saves_seconds"] = saved * sweep.scheduler.max_epochs
-        if mean["compile_saves_seconds"] > mean["compile_seconds"]:
-            step = mean["compiled_seconds_per_image"]
-            mean["setup_seconds"] += mean["compile_seconds"]
-    cost = {
-        "basis": MEASURED,
-        "epoch_seconds": train * step
-        + val * mean["eval_seconds_per_image"]
-        + mean["checkpoint_seconds"],
-        "checkpoint_bytes": round(mean["checkpoint_bytes"]),
-        "memory": max((row["memory"] for row in good), key=lambda memory: sum(memory.values())),
-    }
-    return CandidateForecast.from_dict({**mean, **cost})
+    step_s, setup_s = mean(lambda c: c.train_seconds_per_image), mean(lambda c: c.setup_seconds)
+    compiled = [row.compiled for row in measurements if row.compiled is not None]
+    compile_s = saved_s = None
+    if len(compiled) == len(good):
+        compiled_step_s = fmean(one.train_seconds_per_image for one in compiled)
+        compile_s = fmean(one.compile_seconds for one in compiled)
+        saved_s = train * (step_s - compiled_step_s) * sweep.scheduler.max_epochs
+        if saved_s > compile_s:
+            step_s = compiled_step_s
+            setup_s += compile_s
+    evaluation_s = val * mean(lambda c: c.eval_seconds_per_image)
+    return CandidateForecast(
+        basis=MEASURED,
+        epoch_seconds=train * step_s + evaluation_s + mean(lambda c: c.checkpoint_seconds),
+        setup_seconds=setup_s,
+        first_setup_seconds=mean(lambda c: c.first_setup_seconds),
+        checkpoint_bytes=round(mean(lambda c: c.checkpoint_bytes)),
+        params_m=mean(lambda c: c.params_m),
+        gflops_per_image=mean(lambda c: c.gflops_per_image),
+        memory=max((c.memory for c in good), key=lambda memory: sum(memory.values())),
+        compile_seconds=compile_s,
+        compile_saves_seconds=saved_s,
+    )
 
 
 def estimated(
@@ -313,7 +320,7 @@ def _checkpoints(
 def read_dataset(source: str, sets: Iterable[str]) -> ImageStore:
     """The image store of ``source`` as each ``data.PATH=VALUE`` of ``sets`` has it, built where it
     is not there yet. Raises ``UserError``."""
-    data = named_sweeps.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
+    data = overrides.apply_set(named_sweeps.family_sweep("vit", dataset=source), sets).data
     raise_if_any(check_source(data))
     return prepare(absolute_data(data))
 
@@ -354,7 +361,7 @@ def costs_of(
         cost = measured(sweep, images[sweep.candidate].counts, rows[sweep.candidate])
         costs[sweep.candidate] = cost or costs[sweep.candidate]
         if cost is None:
-            why = next((row["error"] for row in rows[sweep.candidate]), "it took too long")
+            why = next((row.error for row in rows[sweep.candidate]), "it took too long")
             log.warning(f"warning: {sweep.candidate} could not be measured: {why}")
     return costs
 
@@ -380,12 +387,12 @@ def refuse_unaffordable(spec: RunSpec, costs: Costs) -> None:
 
 def measure_steps(
     spec: RunSpec, images: Mapping[str, DatasetFacts], *, timeout_s: float | None = None
-) -> dict[str, list[Row]]:
-    """By candidate, a row of :mod:`trainables.train.measure` for every trial whose backbone was
-    measured; candidates that did not fit into ``timeout_s`` have none. By default that is
-    ``MEASURE_TIMEOUT_S``, and more where models may be compiled."""
+) -> dict[str, list[Measurement]]:
+    """By candidate, a measurement for every trial whose backbone was measured; candidates that did
+    not fit into ``timeout_s`` have none. By default that is ``MEASURE_TIMEOUT_S``, and more where
+    models may be compiled."""
     resources = spec.sweeps[0].resources
-    requests: dict[str, object] = {}
+    backbones: dict[str, Measurable] = {}
     trials: dict[str, tuple[str, int]] = {}
     for sweep in spec.sweeps:
         axes = {path: axis for path, axis in sweep.space.items() if path.startswith("backbone.")}
@@ -396,46 +403,44 @@ def measure_steps(
         backbones_drawn = Counter(with_axes(sweep, values).backbone for values in drawn)
         for backbone, count in backbones_drawn.most_common(MOST_VARIANTS):
             label = f"{sweep.candidate}-{len(trials)}"
-            requests[label] = _measurement(sweep, backbone, images[sweep.candidate])
+            backbones[label] = _measurable(sweep, backbone, images[sweep.candidate])
             trials[label] = (sweep.candidate, count)
     open_compile = sum(sweep.recipe.compile is None for sweep in spec.sweeps)
     if timeout_s is None:
         timeout_s = MEASURE_TIMEOUT_S + open_compile * COMPILE_TIMEOUT_S
-    request = {
-        "device": "cuda" if resources.gpus_per_worker else "cpu",
-        "threads": max(1, int(resources.cpus_per_worker)),
-        "seconds": 1.0,
-        "backbones": requests,
-    }
-    rows: dict[str, list[Row]] = {sweep.candidate: [] for sweep in spec.sweeps}
-    by_label: dict[str, dict[str, Any]] = {}
-    for row in _run(request, timeout_s):  # of a compiled model in a second line
-        by_label.setdefault(row["label"], {}).update(row)
+    request = MeasurementRequest(
+        device="cuda" if resources.gpus_per_worker else "cpu",
+        threads=max(1, int(resources.cpus_per_worker)),
+        seconds=1.0,
+        backbones=backbones,
+    )
+    rows: dict[str, list[Measurement]] = {sweep.candidate: [] for sweep in spec.sweeps}
+    # Of a model that was compiled too, the last line is complete.
+    by_label = {row.label: row for row in _run(request, timeout_s)}
     for label, row in by_label.items():
         candidate, count = trials[label]
         rows[candidate] += [row] * count
     return rows
 
 
-def _measurement(
-    sweep: SweepSpec, backbone: BackboneSpec, images: DatasetFacts
-) -> Mapping[str, object]:
+def _measurable(sweep: SweepSpec, backbone: BackboneSpec, images: DatasetFacts) -> Measurable:
     """The backbone as it would be built; whoever measures it fetches no weights."""
     assignment = replace(sweep, backbone=backbone, space={}).assignment(0)
     # Whether it is compiled is what is to be found out.
     undecided = replace(assignment, recipe=replace(assignment.recipe, compile=sweep.recipe.compile))
-    return {
-        "height": images.height,
-        "width": images.width,
-        "classes": len(images.class_names),
-        "assignment": undecided.as_dict(),
-        "trial_images": sweep.scheduler.max_epochs * images_per_epoch(sweep, images.counts)[0],
-    }
+    return Measurable(
+        assignment=undecided,
+        height=images.height,
+        width=images.width,
+        classes=len(images.class_names),
+        trial_images=sweep.scheduler.max_epochs * images_per_epoch(sweep, images.counts)[0],
+    )
 
 
-def _run(request: Mapping[str, object], timeout_s: float) -> list[Row]:
+def _run(request: MeasurementRequest, timeout_s: float) -> list[Measurement]:
     # As the slots' workers have it; tensors of a GPU are no concern of the C library.
     environment = dict(FREED_MEMORY_KEPT)
-    return process.ask_module(
-        "trainables.train.measure", request, timeout_s=timeout_s, **environment
+    lines = process.ask_module(
+        "trainables.train.measure", request.as_dict(), timeout_s=timeout_s, **environment
     )
+    return [Measurement.from_dict(line) for line in lines]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.launch.forecast import Costs, images_per_epoch, search_seconds
-from orchestrator.spec.named_sweeps import UNSIZED_EPOCHS, default_grace, lengthened
+from orchestrator.spec.defaults import UNSIZED_EPOCHS, default_grace, lengthened
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.config import DatasetFacts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.launch.entrants import Entrants, pooled, screened, typed
-from orchestrator.spec import limits, named_sweeps
+from orchestrator.spec import limits, named_sweeps, overrides
 from orchestrator.spec.candidates import Candidate
 from orchestrator.spec.run import RunSpec, SweepSpec, dataset_name, sanitised
 from trainables.errors import collected, raise_if_any
@@ -171,7 +171,7 @@ def _run_of(
     # Unknown targets keep their mistakes beside those of --set.
     sweeps = entrants.sweeps or (named_sweeps.family_sweep("vit"),)
     with collected(mistakes):
-        sweeps = named_sweeps.apply_sets(sweeps, [*entrants.texts, *options.texts()])
+        sweeps = overrides.apply_sets(sweeps, [*entrants.texts, *options.texts()])
         mistakes += entrants.data_mistakes(sweeps)
     with collected(mistakes):
         run = options.run("", ())

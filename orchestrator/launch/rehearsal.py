@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from orchestrator import process
 from orchestrator.ledger import session
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.config import NAMED_WEIGHTS, Assignment, DatasetFacts, Recipe
 from trainables.errors import raise_if_any
+from trainables.train.requests import Rehearsal, Rehearsed
 
 TIMEOUT_S = 180.0
 MOST_IMAGES = 2  # of a step: one image is another case than two, three are none
@@ -46,7 +46,7 @@ def refuse_broken(
     """
     if session.state_of(spec.folder).begun:
         return
-    request: dict[str, dict[str, Any]] = {}
+    request: dict[str, Rehearsal] = {}
     sweeps: dict[str, tuple[SweepSpec, Assignment]] = {}
     for sweep in spec.sweeps:
         for assignment in assignments_of(sweep):
@@ -56,46 +56,56 @@ def refuse_broken(
                 continue
             label = f"{sweep.candidate}-{len(request)}"
             facts = images[sweep.candidate]
-            request[label] = {
-                "assignment": assignment.as_dict(),
-                "height": facts.height,
-                "width": facts.width,
-                "classes": len(facts.class_names),
-                "step": takes_step,
-            }
+            request[label] = Rehearsal(
+                assignment=assignment,
+                height=facts.height,
+                width=facts.width,
+                classes=len(facts.class_names),
+                step=takes_step,
+            )
             sweeps[label] = sweep, assignment
     if not request:
         return
     names = ", ".join(dict.fromkeys(sweep.candidate for sweep, _ in sweeps.values()))
-    what = "one training step" if any(row["step"] for row in request.values()) else "the shapes"
+    what = "one training step" if any(asked.step for asked in request.values()) else "the shapes"
     log.info(f"{what} of {names} on this CPU, to see that it can be trained")
-    asked, mistakes = spec.sweeps[0].resources.gpus_per_worker, []
-    rows, silent = {}, dict.fromkeys(request, "it took too long, or more memory than there is")
-    answers = process.ask_module(
-        "trainables.train.rehearse", request, timeout_s=timeout_s, CUDA_MODULE_LOADING="LAZY"
-    )
-    for row in answers:
-        if "label" in row:
-            rows[row["label"]] = row
-            del silent[row["label"]]
-        elif asked and gpus and row["gpus"] < gpus:
-            mistakes.append(
-                f"torch must see all GPUs; this machine lists {gpus:g}, torch sees {row['gpus']}. "
-                "Fix: a CUDA build of torch, its driver, or CUDA_VISIBLE_DEVICES"
-            )
-    for label, row in rows.items():
-        sweep, assignment = sweeps[label]
-        for note in row.get("notes", ()):
+    seen_gpus, rows = _answers(request, timeout_s)
+    silent = dict.fromkeys(request, "it took too long, or more memory than there is")
+    mistakes = []
+    needs_gpus = spec.sweeps[0].resources.gpus_per_worker
+    if needs_gpus and gpus and seen_gpus is not None and seen_gpus < gpus:
+        mistakes.append(
+            f"torch must see all GPUs; this machine lists {gpus:g}, torch sees {seen_gpus}. "
+            "Fix: a CUDA build of torch, its driver, or CUDA_VISIBLE_DEVICES"
+        )
+    for row in rows:
+        sweep, assignment = sweeps[row.label]
+        del silent[row.label]
+        for note in row.notes:
             log.info(note)
-        if mistake := row.get("mistake"):
-            mistakes.append(mistake)
-        elif error := row.get("error"):
-            mistakes.append(_mistake(sweep, assignment, error))
-        elif reason := row.get("skipped"):
-            silent[label] = reason
+        if row.mistake:
+            mistakes.append(row.mistake)
+        elif row.error:
+            mistakes.append(_mistake(sweep, assignment, row.error))
+        elif row.skipped:
+            silent[row.label] = row.skipped
     raise_if_any(mistakes)
     for label, reason in silent.items():
         log.warning(f"warning: {sweeps[label][0].candidate} could not be tried here: {reason}")
+
+
+def _answers(
+    request: Mapping[str, Rehearsal], timeout_s: float
+) -> tuple[int | None, list[Rehearsed]]:
+    """How many GPUs torch sees, ``None`` where it had no time to say, and what was tried."""
+    lines = process.ask_module(
+        "trainables.train.rehearse",
+        {label: asked.as_dict() for label, asked in request.items()},
+        timeout_s=timeout_s,
+        CUDA_MODULE_LOADING="LAZY",
+    )
+    seen_gpus = lines[0]["gpus"] if lines else None
+    return seen_gpus, [Rehearsed.from_dict(line) for line in lines[1:]]
 
 
 def assignments_of(sweep: SweepSpec) -> Iterator[Assignment]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.launch.prepare import (
+from orchestrator.launch.validation import (
     NETWORK_TIMEOUT_S,
     data_mistakes,
     job_mistakes,
@@ -14,7 +14,9 @@ from orchestrator.launch.prepare import (
 )
 from orchestrator.screen.pool import PoolEntry, read_pools
 from orchestrator.screen.run import name_mistakes, tracking_uri
-from orchestrator.spec.named_sweeps import apply_set, family_sweep, stored_side
+from orchestrator.spec.defaults import stored_side
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import absolute_backbone, absolute_data, dataset_name, sanitised
 from orchestrator.spec.screening import TOP, ScreenSpec
 from orchestrator.tracking import store

@@ -25,8 +25,9 @@ from filelock import FileLock
 
 from orchestrator.ledger.state import MALFORMED, SplitOpening, State
 from orchestrator.spec.run import RunSpec
-from trainables.config import Spec, stable_hash
+from trainables.config import stable_hash
 from trainables.errors import StorageError, UserError, one_line
+from trainables.spec import Spec
 from trainables.storage import object_storage
 
 FOLDER = "test-openings"

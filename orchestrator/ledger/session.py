@@ -16,17 +16,9 @@ from filelock import FileLock, Timeout
 
 from orchestrator.ledger import replication
 from orchestrator.ledger.events import FILE_NAME, SCHEMA, Ledger, read
+from orchestrator.ledger.header import Environment, Forecast, Geometry, RunHeader
 from orchestrator.ledger.replication import LOCK_FILE, PULL_PATIENCE_S, STOP_FILE, Lease
-from orchestrator.ledger.state import (
-    Environment,
-    Forecast,
-    Geometry,
-    Record,
-    RunHeader,
-    State,
-    names,
-    replay,
-)
+from orchestrator.ledger.state import Record, State, names, replay
 from orchestrator.spec.run import RunSpec, diff, remote_of
 from trainables.config import DatasetFacts
 from trainables.errors import UserError

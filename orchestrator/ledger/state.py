@@ -1,7 +1,7 @@
-"""What a ledger's records add up to: header, trials and run as plain values, a fold over the lines.
+"""What a ledger's records add up to: trials and run as plain values, a fold over the lines.
 
 Ledgers of other versions are read: keys they lack are missing here, keys they have besides are
-left out. The facts of a forecast are those of :mod:`orchestrator.launch.forecast`.
+left out.
 """
 
 from __future__ import annotations
@@ -11,107 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import NoneType
-from typing import Any, Self
+from typing import Any
 
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.screen_state import ScreenState
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, search_name
-from orchestrator.spec.screening import ScreenSpec
 from orchestrator.spec.spaces import Axes
-from trainables.config import Assignment, DatasetFacts, Spec
+from trainables.config import Assignment
 from trainables.errors import UserError, one_line
 from trainables.metrics import Metric, metric_of
-
-Geometry = Mapping[str, Any]  # a backbone's, as `describe` gives it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment(Spec):
-    """Versions and hardware of the machine that began the run."""
-
-    python: str | None = None
-    platform: str | None = None
-    processor: str | None = None
-    cpus: int | None = None
-    memory_gb: float | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cases(Spec):
-    """A forecast amount, if trials are pruned as expected and if none is."""
-
-    expected: float
-    worst: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateForecast(Spec):
-    """What a candidate was expected to cost on one slot. ``memory`` is bytes of each worker by
-    purpose, ``slot_seconds`` by ``expected``, ``worst`` and ``finals``. ``compile_seconds`` is what
-    compiling the model took, and ``compile_saves_seconds`` by how much less a full trial's steps
-    take then; both ``None`` where that was not tried."""
-
-    basis: str
-    epoch_seconds: float
-    setup_seconds: float = 0.0
-    first_setup_seconds: float = 0.0  # of a slot's first trial, which imports what it needs
-    checkpoint_bytes: int
-    params_m: float
-    gflops_per_image: float
-    memory: Mapping[str, int] = field(default_factory=dict)
-    slot_seconds: Mapping[str, float] = field(default_factory=dict)
-    compile_seconds: float | None = None
-    compile_saves_seconds: float | None = None
-
-    @property
-    def compile_pays(self) -> bool | None:
-        """Whether it saves more in a full trial than it takes; ``None`` where that is not known."""
-        if self.compile_seconds is None or self.compile_saves_seconds is None:
-            return None
-        return self.compile_saves_seconds > self.compile_seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast(Spec):
-    """What the plan foretold: hours of ``device`` and of wall time, dollars, and by candidate as
-    ``families``. An amount is ``None`` where it was not known; ``checkpoint_bytes`` is by ``kept``
-    and ``at_most``.
-    """
-
-    device: str | None = None
-    slots: int | None = None
-    basis: str | None = None
-    device_hours: Cases | None = None
-    wall_hours: Cases | None = None
-    usd: Cases | None = None
-    checkpoint_bytes: Mapping[str, int] | None = None
-    families: Mapping[str, CandidateForecast | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunHeader(Spec):
-    """``datasets`` and ``geometry`` are by candidate; a geometry is what
-    :func:`trainables.backbones.describe` says, as a mapping. ``screen`` is what a screen was asked
-    for, which has no trials."""
-
-    schema: int = 1
-    run: str | None = None
-    spec: RunSpec = field(default_factory=lambda: RunSpec(name=""))
-    spec_hash: str | None = None
-    environment: Environment = field(default_factory=Environment)
-    code_version: str | None = None
-    datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
-    geometry: Mapping[str, Geometry] = field(default_factory=dict)
-    forecast: Forecast | None = None
-    screen: ScreenSpec | None = field(default=None, metadata={"before": None})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`as_dict`; of a run without a name, the spec has it or none does."""
-        spec = values.get("spec") or {}
-        name = values.get("run") or spec.get("name")
-        return super().from_dict({**values, "run": name, "spec": {"name": name or "", **spec}})
+from trainables.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)

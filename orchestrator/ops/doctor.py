@@ -286,7 +286,7 @@ def examine(
     storage: str, tracking_uri: str | None, backbones: Sequence[BackboneSpec], *, local: bool
 ) -> Findings:
     """This machine and, unless ``local``, the cluster that Ray knows of, node by node."""
-    from orchestrator.launch.prepare import storage_mistakes
+    from orchestrator.launch.validation import storage_mistakes
     from orchestrator.ledger.session import environment
     from orchestrator.tracking import store
     from trainables.backbones import check_weights

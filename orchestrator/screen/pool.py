@@ -14,7 +14,8 @@ from datetime import date
 from pathlib import Path
 
 from orchestrator.spec.candidates import TIMM, Candidate, default_label, label_mistakes
-from orchestrator.spec.named_sweeps import nearest, unknown_target
+from orchestrator.spec.named_sweeps import unknown_target
+from orchestrator.wording import nearest
 from trainables.backbones import FAMILIES, check_backbone
 from trainables.backbones.catalogue import (
     ModelFacts,

@@ -26,9 +26,10 @@ from orchestrator.compare.shortlist import (
 from orchestrator.compare.statistics import share_interval
 from orchestrator.ledger import replication, session
 from orchestrator.ledger.events import FILE_NAME, Ledger
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.replication import STOP_FILE
 from orchestrator.ledger.screen_state import STAGE
-from orchestrator.ledger.state import RunHeader, State
+from orchestrator.ledger.state import State
 from orchestrator.ray_cluster import attach
 from orchestrator.ray_cluster.capacity import ClusterCapacity
 from orchestrator.ray_cluster.tasks import Tasks

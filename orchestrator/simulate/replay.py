@@ -30,7 +30,7 @@ from orchestrator.ledger.state import Record, State, TrialState, replay, require
 from orchestrator.simulate.run import UNKNOWN, simulate
 from orchestrator.simulate.worlds import Training
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.named_sweeps import apply_sets
+from orchestrator.spec.overrides import apply_sets
 from orchestrator.spec.published import PublishedStart
 from orchestrator.spec.run import RunSpec, SweepSpec, search_name
 from orchestrator.wording import MISSING, duration, points, span

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from trainables.config import Spec, ruled
 from trainables.errors import raise_if_any
+from trainables.spec import Spec, ruled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from typing import Any
 from orchestrator.spec.spaces import Axes, Choice, Domain, Space
 from trainables.backbones.adaptation import PublishedRecipe
 from trainables.backbones.families import FAMILIES
-from trainables.config import AUGMENT_LEVELS, BackboneSpec, Recipe, Spec
+from trainables.config import AUGMENT_LEVELS, BackboneSpec, Recipe
+from trainables.spec import Spec
 
 # Axes that a published recipe speaks of as its field of the same name.
 SAME_NAME = (

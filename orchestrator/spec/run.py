@@ -23,21 +23,12 @@ from orchestrator.spec import limits, spaces
 from orchestrator.spec.candidates import label_mistakes
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.published import PublishedStart, published_start
-from trainables.config import (
-    NAMED_WEIGHTS,
-    OPERATIONAL,
-    Assignment,
-    BackboneSpec,
-    DataSpec,
-    Recipe,
-    Spec,
-    ruled,
-    stable_hash,
-)
+from trainables.config import NAMED_WEIGHTS, Assignment, BackboneSpec, DataSpec, Recipe, stable_hash
 from trainables.data.sources import KNOWN_DATASETS
 from trainables.errors import collected
 from trainables.metrics import TOP1, Metric, metric_of
 from trainables.printable import without_login
+from trainables.spec import OPERATIONAL, Spec, ruled
 from trainables.storage.object_storage import is_remote, working_copy
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from orchestrator.spec.run import RunSpec, run_folder, sanitised
-from trainables.config import BackboneSpec, DataSpec, Spec, ruled
+from trainables.config import BackboneSpec, DataSpec
 from trainables.printable import without_login
+from trainables.spec import Spec, ruled
 
 TOP = 5
 # Fields of the data that a tournament from a screen may choose for itself.

@@ -1,8 +1,8 @@
 """From sweeps back to the words of ``--set`` that they were asked for with.
 
-The inverse of :mod:`orchestrator.spec.named_sweeps`: the leaves in which the candidates of a run
-are not what their targets, and a command's other options, say by themselves. Needs no timm, so the
-side that a ``timm:MODEL`` with trained weights sees is always among them.
+The inverse of :mod:`orchestrator.spec.overrides`: the leaves in which the candidates of a run are
+not what their targets, and a command's other options, say by themselves. Needs no timm, so the side
+that a ``timm:MODEL`` with trained weights sees is always among them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from orchestrator.spec import named_sweeps
+from orchestrator.spec import defaults
 from orchestrator.spec.run import SweepSpec
 from orchestrator.spec.spaces import Choice, Uniform
 from trainables.backbones.families import FAMILIES
@@ -32,7 +32,7 @@ def settings(sweeps: Sequence[SweepSpec], *, given: Mapping[str, Collection[str]
     Operational leaves, which make no other run, and families of other versions are left out."""
     known = [sweep for sweep in sweeps if sweep.family in FAMILIES]
     stored_as_usual = _has_usual_sides(known)
-    grace = named_sweeps.default_grace(known) if known else None
+    grace = defaults.default_grace(known) if known else None
     by_label: dict[str, dict[str, str]] = {}
     for sweep in known:
         own = dict(_axes(sweep))
@@ -59,7 +59,7 @@ def _for_all_or_each(path: str, by_label: Mapping[str, Mapping[str, str]]) -> li
 
 def _axes(sweep: SweepSpec) -> Iterator[tuple[str, str]]:
     """Ranges that are not the default ones, and values of axes that are searched by default."""
-    usual = named_sweeps.default_space(sweep)
+    usual = defaults.default_space(sweep)
     for path, domain in sweep.space.items():
         if usual.get(path) != domain:
             yield path, _text(domain)
@@ -70,7 +70,7 @@ def _axes(sweep: SweepSpec) -> Iterator[tuple[str, str]]:
 
 def _leaves(sweep: SweepSpec, first: SweepSpec) -> Iterator[tuple[str, Any]]:
     """Values that are not the default ones of axes that are not searched."""
-    usual = dict(named_sweeps.default_axes(
+    usual = dict(defaults.default_axes(
         sweep.family, sweep.backbone.scale, sweep.data.source, sweep.resources.gpus_per_worker
     ))  # fmt: skip
     usual |= {"backbone.image_size": _usual_side(sweep), "backbone.scale": first.backbone.scale}
@@ -93,7 +93,7 @@ def _usual_side(sweep: SweepSpec) -> int | None:
     if sweep.family == "timm" and sweep.backbone.weights != "none":
         return None
     try:
-        return named_sweeps.default_image_size(sweep)
+        return defaults.default_image_size(sweep)
     except UserError:  # weights that are elsewhere by now
         return None
 
@@ -109,7 +109,7 @@ def _has_usual_sides(sweeps: Sequence[SweepSpec]) -> bool:
             )
             for sweep in sweeps
         ]
-        again = named_sweeps.with_stored_side(plain)
+        again = defaults.with_stored_side(plain)
     except UserError:
         return False
     return all(
@@ -120,7 +120,7 @@ def _has_usual_sides(sweeps: Sequence[SweepSpec]) -> bool:
 
 
 def _text(value: Any) -> str:
-    """As :func:`orchestrator.spec.named_sweeps.parse` reads it, to the last digit."""
+    """As :func:`orchestrator.spec.overrides.parse` reads it, to the last digit."""
     if isinstance(value, Choice):
         return f"[{','.join(map(_text, value.values))}]"
     if isinstance(value, Uniform):

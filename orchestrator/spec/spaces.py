@@ -26,7 +26,8 @@ from typing import Any, ClassVar
 
 from trainables.backbones.adaptation import Family
 from trainables.backbones.families import FAMILIES
-from trainables.config import AUGMENT_LEVELS, NAMED_WEIGHTS, Spec, stable_hash
+from trainables.config import AUGMENT_LEVELS, NAMED_WEIGHTS, stable_hash
+from trainables.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_a_lost_worker_and_a_killed_driver_cost_no_candidate(shell: Shell, tmp_p
     assert code == 4, err  # done, one failed
     assert sorted(screened(shell)) == sorted(labels)  # each once
     assert screened(shell)[: len(before)] == before
-    assert "failed: wrong: UserError: --weights" in out
+    assert "failed: wrong: --weights" in out
     document = json.loads((shell.folder("s") / "shortlist.json").read_text())
     assert len(document["shortlist"]) == 2
     assert document["failed"] == ["wrong"]

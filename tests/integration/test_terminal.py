@@ -35,7 +35,7 @@ import logging, sys, time
 from pathlib import Path
 from orchestrator.cli.options import draw_steps, log_to_stderr
 from orchestrator.ledger.events import Ledger
-from orchestrator.ops.status import live_view
+from orchestrator.ops.live import live_view
 from trainables.config import DataSpec
 from trainables.data import writing
 from trainables.data.build import prepare

@@ -15,6 +15,7 @@ from benchmarks import by_class, label_noise
 from benchmarks.common import RESULTS, ROOT
 from orchestrator.compare.confident_learning import label_errors
 from orchestrator.compare.predicted import mean_over_finals
+from orchestrator.compare.suspects import LEAST_RIGHT
 from orchestrator.compare.verdicts import Level
 
 TEMPLATE = ROOT / "orchestrator" / "compare" / "report" / "templates" / "mistakes.html"
@@ -116,6 +117,27 @@ def test_the_figures_of_suspected_labels_are_the_measured_ones() -> None:
         precision, recall, right = percents(digits)
         assert f"{precision} and {recall} w" in text
         assert f"right in {right} of 1,797 digits" in text
+
+
+def test_the_bar_below_which_nothing_is_suspected_is_the_measured_one() -> None:
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    rows = {
+        name: result(f"{name}.json")["weaker"] for name in ("label-noise", "label-noise-digits")
+    }
+    for row in (row for of in rows.values() for row in of):
+        if row["accuracy_on_clean_labels"]["mean"] < LEAST_RIGHT:
+            assert row["rules"]["confident_joint"]["precision"]["mean"] < 0.25
+
+    def figures(row: dict[str, Any]) -> list[str]:
+        means = row["first_100"]["mean"], row["accuracy_on_clean_labels"]["mean"]
+        return [f"{100 * mean:.0f} %" for mean in means]
+
+    below, above = rows["label-noise"][-2:]
+    (first, right), (next_first, next_right) = figures(below), figures(above)
+    assert f"{first} were flips where they are right in {right} of the CIFAR-10 images" in page
+    assert f"and {next_first} where in {next_right}" in page
+    first, right = figures(rows["label-noise-digits"][-2])
+    assert f"of digits {first} where they are right in {right}" in page
 
 
 def test_the_figures_of_classes_are_the_measured_ones() -> None:

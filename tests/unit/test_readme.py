@@ -12,7 +12,8 @@ import click
 import pytest
 
 from orchestrator.cli.main import group
-from orchestrator.spec.named_sweeps import apply_sets, family_sweep, resolve
+from orchestrator.spec.named_sweeps import family_sweep, resolve
+from orchestrator.spec.overrides import apply_sets
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

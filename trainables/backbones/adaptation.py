@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.backbones.pretraining import FROM_SCRATCH, Pretraining, pretraining_of
-from trainables.config import ALIKE, HUB_WEIGHTS, BackboneSpec, Spec
+from trainables.config import ALIKE, HUB_WEIGHTS, BackboneSpec
 from trainables.errors import UserError
+from trainables.spec import Spec
 
 PATCHES = (16, 8, 4, 2, 1)
 STEMS = ("auto", "original", "small")
@@ -103,6 +104,15 @@ class Geometry(Spec):
     adaptation: str
     pretraining_data: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Size, patch, tokens, stem and adaptation in a line."""
+        parts = [f"{self.image_size} px"]
+        parts += [f"patch {self.patch}"] if self.patch else []
+        parts += [f"{self.tokens} tokens"] if self.tokens else []
+        parts += [f"stem {self.stem}"] if self.stem else []
+        return ", ".join([self.model, *parts, self.adaptation])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Geometry:

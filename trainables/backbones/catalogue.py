@@ -69,7 +69,7 @@ class ModelFacts:
 @cache
 def facts_of(spec: BackboneSpec) -> ModelFacts:
     """What ``spec`` is, built once on torch's meta device, which holds no values. Raises
-    ``UserError`` where it cannot be built or takes no images of its side."""
+    ``UserError`` where it cannot be built, takes no images of its side, or is no classifier."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,12 +81,18 @@ def facts_of(spec: BackboneSpec) -> ModelFacts:
         # With gradients: the counter's module tracker trips over models without any.
         try:
             with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-                module(torch.empty(1, 3, side, side))
+                features = module(torch.empty(1, 3, side, side))  # (1, D)
         except Exception as error:  # each model fails in its own way; the line is the same
+            reason = one_line(error)[:200].rstrip(".")
             raise UserError(
-                f"{geometry.model} takes no images of {side} px ({one_line(error)[:200]}). "
+                f"{geometry.model} takes no images of {side} px ({reason}). "
                 "Fix: leave it out, or choose its own side"
             ) from error
+    if features.ndim != 2:
+        raise UserError(
+            f"a backbone must give one row of features an image; the output of {geometry.model} "
+            f"for one image has the shape {tuple(features.shape)}. Fix: a classifier of timm"
+        )
     return ModelFacts(
         model=member_of(spec).tagged if spec.weights in HUB_WEIGHTS else geometry.model,
         params_m=sum(parameter.numel() for parameter in module.parameters()) / 1e6,

@@ -149,6 +149,13 @@ def _read(form: Form, place: Path) -> Reading:
         if not names:
             raise ValueError(f"no {(missing or [form.names])[0]}")
         chunks = [_chunk(form, "train", member, contents[member]) for member in form.train]
+        first, *others = chunks
+        for member, chunk in zip(form.train[1:], others, strict=True):
+            if len(chunk.labels) != len(first.labels):  # a copy may end between two rows
+                raise ValueError(
+                    f"{member} has {len(chunk.labels)} images, {form.train[0]} has "
+                    f"{len(first.labels)}"
+                )
         chunks.append(_chunk(form, "test", form.test, contents[form.test]))
         labels = np.concatenate([chunk.labels for chunk in chunks])
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
@@ -171,7 +178,8 @@ def _contents(form: Form, place: Path) -> dict[str, bytes]:
             if member.offset_data + member.size > LARGEST_ARCHIVE_BYTES:
                 raise ValueError(f"more than {LARGEST_ARCHIVE_BYTES / 1e9:.1f} GB when unpacked")
             parts = Path(member.name).parts
-            wanted = parts[:1] == (form.folder,) and parts[-1] in form.members
+            # Not of a folder within it: another version's files would take the place of these.
+            wanted = parts[:-1] == (form.folder,) and parts[-1] in form.members
             if wanted and member.size <= LARGEST_MEMBER_BYTES and (file := tar.extractfile(member)):
                 contents[parts[-1]] = file.read()
     return contents
@@ -187,7 +195,7 @@ def _names(form: Form, content: bytes) -> tuple[str, ...]:
 
 
 def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
-    """One file's images and labels. Raises ``ValueError`` on another shape."""
+    """One file's images and labels. Raises ``ValueError`` on another shape, and on none."""
     if form.binary:
         rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, form.label_bytes + PIXELS)
         labels = rows[:, form.label_bytes - 1].astype(np.int64)  # CIFAR-100: coarse, then fine
@@ -202,6 +210,8 @@ def _chunk(form: Form, split: str, member: str, content: bytes) -> Chunk:
         flat, labels = data, np.asarray(listed, dtype=np.int64)
     if flat.dtype != np.uint8 or flat.shape != (len(labels), PIXELS):
         raise ValueError(f"rows of shape {flat.shape} for {len(labels)} labels")
+    if not len(labels):
+        raise ValueError(f"no images in {member}")
     images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
     places = [f"{member} row {row}" for row in range(len(images))]
     return Chunk(split=split, images=images, labels=labels, places=places)

@@ -62,7 +62,8 @@ class FrozenBackbone:
 
     @property
     def model(self) -> TrainedModel:
-        """The backbone in evaluation mode, its classifier an identity."""
+        """The backbone in evaluation mode, its classifier an identity. Raises ``UserError`` for one
+        that has no classifier."""
         if self._model is None:
             began = time.perf_counter()
             torch.manual_seed(SEED)
@@ -73,6 +74,11 @@ class FrozenBackbone:
                 height=info.height,
                 width=info.width,
             )
+            if not hasattr(backbone.module, "reset_classifier"):
+                raise UserError(
+                    f"a backbone must have a classifier above its features; {self.spec.model} has "
+                    "none, it is an encoder. Fix: a classifier of timm"
+                )
             backbone.module.reset_classifier(0)  # type: ignore[operator]
             backbone.module.eval()
             self._model = on_device(backbone, Recipe(precision=self.precision), self.device)

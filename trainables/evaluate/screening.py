@@ -19,7 +19,7 @@ import torch
 from trainables.config import DataSpec, FrozenSpeed, Screened, Screening
 from trainables.data.build import prepare
 from trainables.data.store import ImageStore, Rows, stratified_order, train_indices
-from trainables.errors import one_line, storage_error
+from trainables.errors import UserError, one_line, storage_error
 from trainables.evaluate.frozen import FrozenBackbone, frozen_features
 from trainables.evaluate.linear import (
     fit_linear_probe,
@@ -139,7 +139,8 @@ def _failed(asked: Screening, error: Exception) -> Screened:
     broken = storage_error(error)
     if broken is not None:
         raise broken from error
-    return Screened(label=asked.label, reason=f"{type(error).__name__}: {one_line(error)[:300]}")
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return Screened(label=asked.label, reason=f"{kind}{one_line(error)[:300]}")
 
 
 @cache  # of a worker that screens several candidates
@@ -175,11 +176,18 @@ def _screen(asked: Screening, store: ImageStore, device: str, limit: TimeLimit) 
         train.values, labels, val.values, classes=classes, device=device
     )
     passes = (train.facts, val.facts)
+    group_images, group_right = None, None
+    if (groups := store.groups("val")) is not None:
+        _, codes = np.unique(groups, return_inverse=True)
+        group_images = tuple(np.bincount(codes).tolist())
+        group_right = tuple(np.bincount(codes, weights=correct).astype(int).tolist())
     return Screened(
         label=asked.label,
         speed=speed,
         correct=np.packbits(correct).tobytes().hex(),
         val_images=len(correct),
+        group_images=group_images,
+        group_right=group_right,
         linear_top1=float(correct.mean()),
         neighbours_top1=float((neighbours == val_labels).mean()),
         strength=probe.strength,

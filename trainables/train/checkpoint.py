@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe, values_before
+from trainables.config import Assignment, BackboneSpec, DataSpec, Recipe
 from trainables.errors import UserError
+from trainables.spec import values_before
 from trainables.storage import digests
 from trainables.storage.trial_files import STATE_FILE
 

@@ -1,12 +1,11 @@
 """python -m trainables.train.measure < REQUEST: what an epoch of each backbone costs here.
 
-REQUEST is one JSON object: ``device`` (torch's name), ``threads``, ``seconds`` of training to
-measure per backbone, and ``backbones``: label -> ``{"assignment": …, "height": pixels,
-"width": pixels, "classes": n, "trial_images": n}``. Prints a JSON line per backbone as soon as it
-is known, its ``label`` with what :func:`measure` returns or with an ``error``; and where the recipe
-leaves open whether the model is compiled, another line with what :func:`measure_compiled` says, if
-``trial_images`` take long enough for that to be worth a try. The steps are those of training, on
-noise of the right size: nothing is read, and what is written is gone afterwards.
+REQUEST is a :class:`~trainables.train.requests.MeasurementRequest`. Prints a
+:class:`~trainables.train.requests.Measurement` per backbone, a JSON line, as soon as it is known;
+and where the recipe leaves open whether the model is compiled, another one with what it costs then
+in place of the first, if a full trial takes long enough for that to be worth a try. The steps are
+those of training, on noise of the right size: nothing is read, and what is written is gone
+afterwards.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +29,7 @@ from trainables.config import Assignment, DatasetFacts, DataSpec
 from trainables.data.store import ImageStore, Split
 from trainables.errors import one_line
 from trainables.train.loop import World
+from trainables.train.requests import CompiledCosts, Measurement, MeasurementRequest, StepCosts
 from trainables.train.trial import Trial
 
 VAL_IMAGES = 128
@@ -72,13 +71,8 @@ def noise(*, train: int, height: int, width: int, classes: int) -> Noise:
 
 def measure(
     assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
-) -> dict[str, Any]:
-    """Measure epochs of one step each on one worker, ``seconds`` of them after a first one.
-
-    ``train_seconds_per_image`` is the median of ``n`` steps, data and augmentation included;
-    ``setup_seconds`` is of a warm process and ``first_setup_seconds`` of a cold one (imports),
-    ``gflops_per_image`` of the forward pass; ``memory`` is bytes by purpose.
-    """
+) -> StepCosts:
+    """Measure epochs of one step each on one worker, ``seconds`` of them after a first one."""
     batch = assignment.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,32 +85,32 @@ def measure(
         checkpoint, facts = trial.save(), trial.facts()
         tensors, module = trial.learner.tensors(), trial.learner.module
         assert checkpoint is not None
-        return {
-            "train_seconds_per_image": statistics.median(map(_step_seconds, reports)) / batch,
-            "eval_seconds_per_image": statistics.median(r["eval_seconds"] for r in reports)
+        return StepCosts(
+            train_seconds_per_image=statistics.median(map(_step_seconds, reports)) / batch,
+            eval_seconds_per_image=statistics.median(r["eval_seconds"] for r in reports)
             / VAL_IMAGES,
-            "n": len(reports),
-            "first_setup_seconds": cold,
-            "setup_seconds": trial.setup_seconds,
-            "checkpoint_seconds": trial.clock.seconds["checkpoint"],
-            "checkpoint_bytes": sum(file.stat().st_size for file in Path(checkpoint).iterdir()),
-            "params_m": facts["params_m"],
-            "gflops_per_image": facts["gflops_per_image"],
-            "memory": {
+            n=len(reports),
+            first_setup_seconds=cold,
+            setup_seconds=trial.setup_seconds,
+            checkpoint_seconds=trial.clock.seconds["checkpoint"],
+            checkpoint_bytes=sum(file.stat().st_size for file in Path(checkpoint).iterdir()),
+            params_m=facts["params_m"],
+            gflops_per_image=facts["gflops_per_image"],
+            memory={
                 "parameters": _bytes(tensors["model"].values()),
                 "gradients": _bytes(p for p in module.parameters() if p.requires_grad),
                 "optimizer": _bytes(tensors["optimizer"].values()),
                 "average": _bytes(tensors.get("ema", {}).values()),
                 "activations": sum(activations.values()),
             },
-        }
+        )
 
 
 def measure_compiled(
     assignment: Assignment, *, height: int, width: int, classes: int, device: str, seconds: float
-) -> dict[str, float]:
-    """``compile_seconds``, of a process that has not compiled this model before, and the
-    ``compiled_seconds_per_image`` of the steps after that, as :func:`measure` takes them."""
+) -> CompiledCosts:
+    """Compile the model, which this process has not done before, and measure the steps after that
+    as :func:`measure` does."""
     compiled = replace(assignment, recipe=replace(assignment.recipe, compile=True))
     batch = compiled.recipe.batch_size_per_worker
     store = noise(train=batch, height=height, width=width, classes=classes)
@@ -129,10 +123,10 @@ def measure_compiled(
         reports = _reports(trial, seconds)
     steady = statistics.median(map(_step_seconds, reports))
     evaluated = statistics.median(report["eval_seconds"] for report in reports)
-    return {
-        "compile_seconds": max(0.0, first - steady - evaluated),
-        "compiled_seconds_per_image": steady / batch,
-    }
+    return CompiledCosts(
+        compile_seconds=max(0.0, first - steady - evaluated),
+        train_seconds_per_image=steady / batch,
+    )
 
 
 def _trial(assignment: Assignment, store: ImageStore, device: str, folder: str) -> Trial:
@@ -185,31 +179,33 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def measurements(request: MeasurementRequest) -> Iterator[Measurement]:
+    """One for each backbone, and another where it is compiled too: the last one is complete."""
+    for label, backbone in request.backbones.items():
+        assignment = backbone.assignment
+        size = {"height": backbone.height, "width": backbone.width, "classes": backbone.classes}
+        try:
+            costs = measure(assignment, **size, device=request.device, seconds=request.seconds)
+        except Exception as error:  # the plan goes on with an estimate, and says why
+            reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+            yield Measurement(label=label, error=reason)
+            continue
+        yield Measurement(label=label, costs=costs)
+        trial_s = backbone.trial_images * costs.train_seconds_per_image
+        if assignment.recipe.compile is None and trial_s >= SHORTEST_COMPILED_S:
+            with suppress(Exception):  # a model that cannot be compiled trains without
+                compiled = measure_compiled(
+                    assignment, **size, device=request.device, seconds=request.seconds
+                )
+                yield Measurement(label=label, costs=costs, compiled=compiled)
+
+
 def main() -> None:
-    """Read a request of backbones from stdin, print JSON lines for each as it is measured."""
-    request = json.load(sys.stdin)
-    torch.set_num_threads(request["threads"])
-    how = {"device": request["device"], "seconds": request["seconds"]}
-    for label, backbone in request["backbones"].items():
-        assignment = Assignment.from_dict(backbone.pop("assignment"))
-        images = backbone.pop("trial_images", 0)
-        row = _tried(measure, assignment, **how, **backbone)
-        _print(label, row)
-        trial_seconds = images * row.get("train_seconds_per_image", 0.0)
-        if assignment.recipe.compile is None and trial_seconds >= SHORTEST_COMPILED_S:
-            row = _tried(measure_compiled, assignment, **how, **backbone)
-            _print(label, {"compile_error" if k == "error" else k: v for k, v in row.items()})
-
-
-def _tried(function: Callable[..., dict[str, Any]], *given: Any, **named: Any) -> dict[str, Any]:
-    try:
-        return function(*given, **named)
-    except Exception as error:  # the plan goes on with an estimate, and says why
-        return {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
-
-
-def _print(label: str, row: Mapping[str, Any]) -> None:
-    print(json.dumps({"label": label, **row}), flush=True)
+    """Read a request from stdin, print JSON lines for each backbone as it is measured."""
+    request = MeasurementRequest.from_dict(json.load(sys.stdin))
+    torch.set_num_threads(request.threads)
+    for measurement in measurements(request):
+        print(json.dumps(measurement.as_dict()), flush=True)
 
 
 if __name__ == "__main__":

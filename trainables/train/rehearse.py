@@ -1,12 +1,10 @@
 """python -m trainables.train.rehearse < REQUEST: whether each backbone takes one training step.
 
-REQUEST is one JSON object: label -> ``{"assignment": …, "height": pixels, "width": pixels,
-"classes": n, "step": whether it trains}``. The first line of the answer says how many ``gpus``
-torch sees. Then the shapes of all models of timm are tried, which takes seconds; where one does not
-fit, no step is taken. Else each model is built as a worker builds it and takes one step on the CPU,
-on noise, with the assignment's batch. A JSON line for each that was tried to its end has its
-``label``, an ``error`` where it failed, or the ``mistake`` of the user that is why, and ``notes``
-of what the reading of a file of weights has to say.
+REQUEST is one JSON object: label -> :class:`~trainables.train.requests.Rehearsal`. The first line
+of the answer says how many ``gpus`` torch sees. Then the shapes of all models of timm are tried,
+which takes seconds; where one does not fit, no step is taken. Else each model is built as a worker
+builds it and takes one step on the CPU, on noise, with the assignment's batch. A
+:class:`~trainables.train.requests.Rehearsed` follows for each that was tried to its end.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -26,6 +23,7 @@ from trainables.config import NAMED_WEIGHTS, Assignment, DataSpec
 from trainables.errors import UserError, one_line
 from trainables.train.loop import World
 from trainables.train.measure import NEVER, noise
+from trainables.train.requests import Rehearsal, Rehearsed
 from trainables.train.trial import Trial
 
 
@@ -93,46 +91,44 @@ def try_shapes(assignment: Assignment, *, height: int, width: int, classes: int)
     return True
 
 
-def failure_of(attempt: Callable[..., object], **asked: Any) -> dict[str, str]:
-    """Why ``attempt`` fails, by whose fault it is; empty where it does not."""
+def tried(label: str, attempt: Callable[..., object], asked: Rehearsal) -> Rehearsed:
+    """Whether ``attempt`` fails, and by whose fault."""
     try:
-        attempt(**asked)
+        attempt(asked.assignment, height=asked.height, width=asked.width, classes=asked.classes)
     except MemoryError:
-        return {"skipped": "this machine has not enough memory for it"}
+        return Rehearsed(label=label, skipped="this machine has not enough memory for it")
     except UserError as error:
-        return {"mistake": one_line(error)}
+        return Rehearsed(label=label, mistake=one_line(error))
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {one_line(error)[:300]}"}
-    return {}
+        reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+        return Rehearsed(label=label, error=reason)
+    return Rehearsed(label=label)
 
 
-def answers(request: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def answers(request: Mapping[str, Rehearsal]) -> Iterator[Rehearsed]:
     """The lines after the first one."""
-    asked = {
-        label: {**row, "assignment": Assignment.from_dict(row["assignment"])}
-        for label, row in request.items()
-    }
-    steps = {label: row.pop("step") for label, row in asked.items()}
-    failures = {label: failure_of(try_shapes, **row) for label, row in asked.items()}
-    if any(failures.values()):  # a step may take minutes, and there is something to mend already
-        yield from ({"label": label, **failure} for label, failure in failures.items())
+    shapes = [tried(label, try_shapes, asked) for label, asked in request.items()]
+    # A step may take minutes, and there is something to mend already.
+    if any(row != Rehearsed(label=row.label) for row in shapes):
+        yield from shapes
         return
     notes, logger = Notes(), logging.getLogger(weights.__name__)
     logger.addHandler(notes)
     logger.setLevel(logging.INFO)
-    for label, row in asked.items():
+    for label, asked in request.items():
         notes.lines = []
-        failure = failure_of(take_step, **row) if steps[label] else {}
-        yield {"label": label, **failure, "notes": list(dict.fromkeys(notes.lines))}
+        row = tried(label, take_step, asked) if asked.step else Rehearsed(label=label)
+        yield replace(row, notes=tuple(dict.fromkeys(notes.lines)))
 
 
 def main() -> None:
     """Read a request from stdin, print its lines."""
-    request = json.load(sys.stdin)
+    plain = json.load(sys.stdin)
+    request = {label: Rehearsal.from_dict(values) for label, values in plain.items()}
     torch.set_num_threads(1)
     print(json.dumps({"gpus": torch.cuda.device_count()}), flush=True)
     for row in answers(request):
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row.as_dict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from orchestrator.cli.main import group, main
 from orchestrator.cli.reference import ONLY, PANDAS, commands, reference_text, takers
 from orchestrator.compare.runs import load
 from orchestrator.compare.table_files import write_table
-from orchestrator.spec.named_sweeps import leaves
+from orchestrator.spec.overrides import leaves
 from tests.unit.compare.predicted_runs import predicted_run
 
 FILE = Path(__file__).parents[3] / "docs" / "reference.md"

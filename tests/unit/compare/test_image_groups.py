@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.compare.shortlist import shortlist, shortlist_text
 from orchestrator.compare.statistics import accuracy_interval, difference, images_part
+from orchestrator.spec.screening import ScreenSpec
 from tests.unit.compare.compare_runs import RunFolder, compared, shown
+from trainables.config import BackboneSpec, Screened
 
 # Shares of the variance: group, group and model, image, seed.
 ALIKE = (0.35, 0.25, 0.25, 0.15)
@@ -136,3 +139,72 @@ def test_one_group_tells_nothing_of_others(tmp_path: Path) -> None:
     made = compared(run_of(tmp_path / "run", 3, np.zeros(100, np.int64)))
     assert made["families"][0]["final"]["test_top1"]["images"] is None
     assert made["pairs"][0]["method"] == "Welch's t over seeds"
+
+
+def probed(label: str, right: Any, groups: Any | None) -> Screened:
+    """A candidate of a screen whose probe is ``right`` (N,), with ``groups`` (N,) or without."""
+    counts = {}
+    if groups is not None:
+        counts = {
+            "group_images": tuple(np.bincount(groups).tolist()),
+            "group_right": tuple(np.bincount(groups, weights=right).astype(int).tolist()),
+        }
+    return Screened(
+        label=label, linear_top1=float(right.mean()), val_images=len(right), train_images=10,
+        correct=np.packbits(right).tobytes().hex(), **counts,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [10, 40])
+def test_a_screen_tells_equal_candidates_apart_by_groups_as_seldom_as_it_says(count: int) -> None:
+    asked = ScreenSpec(
+        name="s",
+        candidates={label: BackboneSpec(family="timm", model=label) for label in ("a", "b")},
+        top=1,
+    )
+    repeats, threshold = 500, 0.8
+    top1 = NormalDist().cdf(threshold)
+    told_apart, covered = {True: 0, False: 0}, {True: 0, False: 0}
+    for repeat in range(repeats):
+        draw = np.random.default_rng([11, repeat, count])
+        groups = groups_of(draw, count)
+        models = correctness(draw, groups, 1, threshold, models=2)[:, 0]
+        for by_group in (True, False):
+            screened = {
+                label: probed(label, right, groups if by_group else None)
+                for label, right in zip("ab", models, strict=True)
+            }
+            result = shortlist(asked, screened, {})
+            told_apart[by_group] += not result.not_told_apart
+            (first,) = (row.top1 for row in result.ranked if row.label == "a")
+            assert first.low is not None
+            assert first.high is not None
+            covered[by_group] += first.low <= top1 <= first.high
+    assert told_apart[True] / repeats <= 0.07
+    assert told_apart[False] / repeats > 0.15
+    assert covered[True] / repeats >= 0.93
+    assert covered[False] / repeats < 0.85
+
+
+def test_what_a_screen_says_of_groups() -> None:
+    groups = np.repeat(np.arange(4), 25)
+    right = {"a": np.arange(100) % 10 > 0, "b": np.arange(100) % 10 > 1}
+    asked = ScreenSpec(
+        name="s",
+        candidates={label: BackboneSpec(family="timm", model=label) for label in right},
+        top=1,
+    )
+    grouped = {label: probed(label, bits, groups) for label, bits in right.items()}
+    result = shortlist(asked, grouped, {})
+    assert result.as_dict()["groups"] == 4
+    assert "group_right" not in result.as_dict()["candidates"][0]["screened"]
+    text = shortlist_text(result)
+    assert "The interval covers new groups of images, of which these are 4, not other" in text
+    assert "(sign flips of groups, Holm, 5 %): b" in text  # eight flips of four: p is 0.125 at best
+    alone = {label: probed(label, bits, np.zeros(100, int)) for label, bits in right.items()}
+    assert shortlist(asked, alone, {}).ranked[0].top1.low is None
+    plain = shortlist(
+        asked, {label: probed(label, bits, None) for label, bits in right.items()}, {}
+    )
+    assert plain.as_dict()["groups"] is None
+    assert "The interval covers new images, not other" in shortlist_text(plain)

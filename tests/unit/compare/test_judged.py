@@ -25,7 +25,8 @@ from orchestrator.engine.scheduler import Scheduler
 from orchestrator.launch.warm_start import _ranked
 from orchestrator.ledger import retention
 from orchestrator.ledger.session import state_of
-from orchestrator.ops.status import event_line, render, summary, view
+from orchestrator.ops.live import event_line, render
+from orchestrator.ops.status import summary, view
 from orchestrator.simulate.replay import replay_of
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import SyntheticWorld, Training, tournament

@@ -196,7 +196,7 @@ def test_models_that_are_mostly_wrong_suspect_nothing(tmp_path: Path) -> None:
     by_image = seen(run.close())
     assert by_image.suspects is not None
     assert by_image.suspects.missing is not None
-    assert "mostly hard, not wrong" in by_image.suspects.sentence
+    assert "more than three of four labels" in by_image.suspects.sentence
     assert by_image.suspects.suspects == ()
     assert by_image.cleaning is None
     with pytest.raises(UserError, match="right more often"):

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import data_mistakes
-from orchestrator.ledger.state import RunHeader, State
+from orchestrator.ledger.state import State
 from trainables.config import DataSpec
 from trainables.data.build import prepare
 from trainables.data.sources import check_source

@@ -5,10 +5,14 @@ import os
 import pickle
 import struct
 import tarfile
+import tempfile
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainables.config import DataSpec
 from trainables.data import cifar
@@ -300,6 +304,18 @@ def test_files_of_another_shape_are_refused(tmp_path, form):
     assert "cannot be read" in mistake_of(spec_of(form, unpack(form, tmp_path, files), tmp_path))
 
 
+@pytest.mark.parametrize("form", FORMS[:2], ids=form_ids[:2])
+def test_a_batch_that_ends_early_between_two_rows_is_refused(tmp_path, form):
+    files = contents(form)
+    rows, labels = batch_of(form, 3)
+    if form.binary:
+        files[form.train[3]] = files[form.train[3]][: 5 * 3073]
+    else:
+        files[form.train[3]] = python2_pickle({"data": rows[:5], "labels": labels[:5]})
+    mistake = mistake_of(spec_of(form, unpack(form, tmp_path, files), tmp_path))
+    assert f"{form.train[3]} has 5 images, {form.train[0]} has {PER_FILE}" in mistake
+
+
 def test_a_label_without_a_name_is_refused(tmp_path):
     form = FORMS[1]
     files = {**contents(form), form.names: b"only\ntwo\n"}
@@ -319,3 +335,85 @@ def test_a_mirror_must_be_http(tmp_path, monkeypatch):
     monkeypatch.delenv("ORCHESTRATOR_CIFAR_URL")
     official = KNOWN_DATASETS["cifar10"].url
     assert cifar.base_url(official) == official == "https://www.cs.toronto.edu/~kriz"
+
+
+STRAYS = (
+    "._{folder}",
+    "{folder}/._{member}",
+    "{folder}/old/{member}",
+    "{folder}/Thumbs.db",
+    "backup/{member}",
+)
+
+
+def answer_of(form, archive, folder):
+    """All (pixels, label) that an archive gives by split, or the mistake it is refused with."""
+    try:
+        store = prepare(spec_of(form, archive, folder))
+    except UserError as error:
+        (mistake,) = error.mistakes
+        return mistake
+    stored = {}
+    for name in ("train", "val", "test"):
+        split = store.split(name)
+        pairs = zip(split.images, split.labels, strict=True)
+        stored[name] = sorted((image.tobytes(), int(label)) for image, label in pairs)
+    return {"train": sorted(stored["train"] + stored["val"]), "test": stored["test"]}
+
+
+def official(form, members):
+    """The same of files with these contents, by the batches that they were made of."""
+    rows, labels = zip(*(batch_of(form, seed) for seed in members), strict=True)
+    pixels = np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return sorted(
+        (image.tobytes(), label)
+        for image, label in zip(pixels, [one for each in labels for one in each], strict=True)
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    form=st.sampled_from(FORMS),
+    strays=st.sets(st.sampled_from(STRAYS)),
+    packing=st.sampled_from(["", "w", "w:gz", "w:bz2", "w:xz"]),
+    prefix=st.sampled_from(["", "./"]),
+    damage=st.sampled_from(["none", "none", "gone", "cut", "empty"]),
+    data=st.data(),
+)
+def test_an_archive_is_read_right_or_refused_by_name(form, strays, packing, prefix, damage, data):
+    files = contents(form)
+    victim = data.draw(st.sampled_from(form.members))
+    if damage == "gone":
+        del files[victim]
+    elif damage in ("cut", "empty"):
+        files[victim] = b"" if damage == "empty" else files[victim][: len(files[victim]) * 2 // 3]
+    named = {f"{form.folder}/{member}": content for member, content in files.items()}
+    for stray in strays:  # each would be read as a file of the archive by a careless reader
+        member = data.draw(st.sampled_from(form.members))
+        named[stray.format(folder=form.folder, member=member)] = contents(form)[form.train[0]]
+    order = data.draw(st.permutations(list(named)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if packing:
+            archive = folder / "archive"
+            with tarfile.open(archive, packing) as tar:
+                for name in order:
+                    info = tarfile.TarInfo(prefix + name)
+                    info.size = len(named[name])
+                    tar.addfile(info, io.BytesIO(named[name]))
+        else:
+            archive = folder / "unpacked"
+            for name, content in named.items():
+                (archive / name).parent.mkdir(parents=True, exist_ok=True)
+                (archive / name).write_bytes(content)
+        answer = answer_of(form, archive, folder)
+    if damage == "none":
+        test = len(form.train)
+        assert answer == {
+            "train": official(form, range(test)),
+            "test": official(form, [test]),
+        }
+    else:
+        assert isinstance(answer, str), damage
+        assert str(archive) in answer
+        assert "Fix:" in answer

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orchestrator.cli.main import group as cli
-from orchestrator.launch.prepare import described
+from orchestrator.launch.plan import described
 from orchestrator.spec.named_sweeps import family_sweep
 from orchestrator.spec.run import RunSpec
 from trainables.config import DataSpec
@@ -150,13 +150,13 @@ def test_plan_and_run_say_what_a_data_set_holds(tmp_path: Path) -> None:
     spec = RunSpec(name="r", sweeps=sweeps, storage=str(tmp_path))
     facts = prepare(data).info
     (one,) = described(spec, {sweep.candidate: facts for sweep in sweeps})
-    assert one["classes"][0].startswith("train: ")
-    assert one["classes"][-1].startswith("groups by ")
-    assert any("share groups" in line for line in one["warnings"])
-    text = "\n".join([*one["classes"], *one["warnings"]])
+    assert one.classes[0].startswith("train: ")
+    assert one.classes[-1].startswith("groups by ")
+    assert any("share groups" in line for line in one.warnings)
+    text = "\n".join([*one.classes, *one.warnings])
     plain = replace(facts, class_counts=None)  # as a ledger of before has it: the store is asked
     (again,) = described(spec, {sweep.candidate: plain for sweep in sweeps})
-    assert "\n".join([*again["classes"], *again["warnings"]]) == text
+    assert "\n".join([*again.classes, *again.warnings]) == text
 
 
 @pytest.mark.parametrize("form", ["pixels", "encoded"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from orchestrator.engine.scheduler import AshaBracket
+from orchestrator.engine.brackets import AshaBracket
 from orchestrator.spec.limits import SchedulerSpec
 
 

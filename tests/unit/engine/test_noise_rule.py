@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.engine.scheduler import AshaBracket, NoiseRule, PashaBracket, TopKBracket
+from orchestrator.engine.brackets import AshaBracket, NoiseRule, PashaBracket, TopKBracket
 from orchestrator.simulate.replay import replay_of
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament

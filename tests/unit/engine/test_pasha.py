@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.engine.scheduler import PashaBracket
+from orchestrator.engine.brackets import PashaBracket
 
 
 def climb(race: PashaBracket, values: dict[str, dict[int, float]]) -> None:

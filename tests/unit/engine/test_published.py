@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine.scheduler import Action, Scheduler
+from orchestrator.engine.brackets import Action
+from orchestrator.engine.scheduler import Scheduler
 from orchestrator.ledger.state import State, TrialState
 from orchestrator.spec.limits import SchedulerSpec
 from orchestrator.spec.published import PublishedStart

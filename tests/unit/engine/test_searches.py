@@ -12,7 +12,8 @@ from orchestrator.engine.budget_guard import BudgetGuard
 from orchestrator.launch.options import RunOptions, spec_of
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import State, TrialState
-from orchestrator.simulate.run import Faults, simulate
+from orchestrator.simulate.faults import Faults
+from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
 from trainables.config import DataSpec

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.engine.scheduler import Action, TopKBracket
+from orchestrator.engine.brackets import Action, TopKBracket
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec

@@ -14,6 +14,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -279,3 +280,31 @@ def test_the_limit_of_a_pass_is_a_multiple_of_what_was_measured() -> None:
 
     with pytest.raises(TimeoutError, match="of its own"):
         limit.hold(fails)
+
+
+def test_a_probe_is_counted_by_group_where_images_belong_together(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for label in ("bright", "dark"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(40):
+            pixels = draw.integers(0, 200, (16, 16, 3)) + (55 if label == "bright" else 0)
+            name = f"patient{number // 4 + 10 * (label == 'dark')}_{number}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / label / name)
+    data = DataSpec(
+        source=str(tmp_path / "images"), folder=str(tmp_path / "store"), group="(patient[0-9]+)_"
+    )
+    made = screen(Screening(label="a", backbone=backbone(), data=data))
+    assert made.reason is None
+    assert made.group_images is not None
+    assert made.group_right is not None
+    assert set(made.group_images) == {4}  # groups are whole
+    assert sum(made.group_images) == made.val_images
+    assert made.linear_top1 == pytest.approx(sum(made.group_right) / sum(made.group_images))
+    assert Screened.from_dict(made.as_dict()) == made
+
+
+def test_an_encoder_of_tokens_is_a_line_with_its_reason(data: DataSpec) -> None:
+    made = screen(Screening(label="a", backbone=backbone("qwen3_vit_88m_enc"), data=data))
+    assert made.linear_top1 is None
+    assert made.reason is not None
+    assert made.reason.startswith("a backbone must have a classifier above its features; qwen3")

@@ -15,7 +15,7 @@ from orchestrator.launch.options import asked
 from orchestrator.ledger import session
 from orchestrator.ledger.session import state_of
 from orchestrator.spec.run import DEFAULTS_VERSION, RunSpec, diff
-from trainables.config import Spec, ruled
+from trainables.spec import Spec, ruled
 
 RUN = Path(__file__).parents[3] / "examples" / "cifar10-tournament"
 FAMILIES = ("resnet", "vit", "hybrid")

@@ -13,28 +13,32 @@ from orchestrator.launch import forecast
 from orchestrator.launch.execution import decided, execution_of
 from orchestrator.launch.forecast import images_per_epoch, measure_steps, measured
 from orchestrator.launch.options import asked
-from orchestrator.ledger.state import CandidateForecast
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
-from orchestrator.spec.named_sweeps import apply_set, family_sweep
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.config import DatasetFacts
+from trainables.train.requests import CompiledCosts, Measurement, MeasurementRequest, StepCosts
 
 CPU = {"precision": "fp32", "channels_last": False, "compile": False}
 CONVOLUTIONS = {"precision": "bf16", "channels_last": True, "compile": None}
 ATTENTION = {**CONVOLUTIONS, "channels_last": False}
 COUNTS = {"train": 1000, "val": 100}
-STEP: dict[str, Any] = {
-    "train_seconds_per_image": 0.1,
-    "eval_seconds_per_image": 0.0,
-    "checkpoint_seconds": 0.0,
-    "checkpoint_bytes": 8,
-    "setup_seconds": 1.0,
-    "params_m": 1.0,
-    "gflops_per_image": 1.0,
-    "memory": {"parameters": 8},
-}
+STEP = StepCosts(
+    train_seconds_per_image=0.1,
+    eval_seconds_per_image=0.0,
+    n=3,
+    first_setup_seconds=1.0,
+    setup_seconds=1.0,
+    checkpoint_seconds=0.0,
+    checkpoint_bytes=8,
+    params_m=1.0,
+    gflops_per_image=1.0,
+    memory={"parameters": 8},
+)
 
 
 def gpu(family: str = "resnet", *texts: str) -> SweepSpec:
@@ -92,9 +96,10 @@ def test_compiling_pays_by_a_full_trials_steps(compiled: float, seconds: float, 
     """Nine epochs of about 1,000 images, 0.1 s each: about 900 s of steps without."""
     sweep = gpu()
     images = sweep.scheduler.max_epochs * images_per_epoch(sweep, COUNTS)[0]
-    row = {**STEP, "compile_seconds": seconds, "compiled_seconds_per_image": compiled}
-    cost = measured(sweep, COUNTS, [row])
-    plain = measured(sweep, COUNTS, [STEP])
+    row = Measurement(label="resnet-0", costs=STEP)
+    plain = measured(sweep, COUNTS, [row])
+    steps = CompiledCosts(compile_seconds=seconds, train_seconds_per_image=compiled)
+    cost = measured(sweep, COUNTS, [replace(row, compiled=steps)])
     assert cost is not None
     assert plain is not None
     assert cost.compile_saves_seconds == pytest.approx(images * (0.1 - compiled))
@@ -130,35 +135,37 @@ def test_a_run_that_began_keeps_its_decision(tmp_path: Path) -> None:
     spec = replace(plain, name="r", storage=str(tmp_path), sweeps=sweeps)
     begun = replace(spec, sweeps=tuple(replace(sweep, compile_pays=True) for sweep in sweeps))
     simulate(begun, WORLDS["null"], begun.folder, slots=2)
-    slow = CandidateForecast.from_dict(
-        {**STEP, "basis": "", "epoch_seconds": 1.0, "compile_seconds": 9.0,
-         "compile_saves_seconds": 1.0}
+    slow = CandidateForecast(
+        basis="", epoch_seconds=1.0, checkpoint_bytes=8, params_m=1.0, gflops_per_image=1.0,
+        compile_seconds=9.0, compile_saves_seconds=1.0,
     )  # fmt: skip
     again = decided(spec, dict.fromkeys((sweep.family for sweep in sweeps), slow))
     assert all(sweep.compile_pays for sweep in again.sweeps)
 
 
 def test_a_second_line_tells_of_the_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    requests: list[Any] = []
+    requests: list[tuple[MeasurementRequest, float]] = []
 
-    def run(request: Any, timeout_s: float) -> list[dict[str, Any]]:
+    def run(request: MeasurementRequest, timeout_s: float) -> list[Measurement]:
         requests.append((request, timeout_s))
-        compiled = {"compile_seconds": 20.0, "compiled_seconds_per_image": 0.05}
-        return [{"label": "resnet-0", **STEP}, {"label": "resnet-0", **compiled}]
+        compiled = CompiledCosts(compile_seconds=20.0, train_seconds_per_image=0.05)
+        row = Measurement(label="resnet-0", costs=STEP)
+        return [row, replace(row, compiled=compiled)]
 
     monkeypatch.setattr(forecast, "_run", run)
     facts = DatasetFacts(height=32, width=32, class_names=("a", "b"), counts=COUNTS)
     sweep = gpu()
     rows = measure_steps(RunSpec(name="r", sweeps=(sweep,)), {"resnet": facts})["resnet"]
     assert len(rows) == sweep.trials
-    assert rows[0]["compile_seconds"] == 20.0
-    assert rows[0]["train_seconds_per_image"] == 0.1
-    (request, timeout_s), backbone = requests[0], requests[0][0]["backbones"]["resnet-0"]
-    assert request["device"] == "cuda"
+    assert rows[0].compiled is not None
+    assert rows[0].compiled.compile_seconds == 20.0
+    assert rows[0].costs == STEP
+    (request, timeout_s), backbone = requests[0], requests[0][0].backbones["resnet-0"]
+    assert request.device == "cuda"
     assert timeout_s > forecast.MEASURE_TIMEOUT_S
-    assert backbone["assignment"]["recipe"]["compile"] is None
+    assert backbone.assignment.recipe.compile is None
     images = sweep.scheduler.max_epochs * images_per_epoch(sweep, COUNTS)[0]
-    assert backbone["trial_images"] == images
+    assert backbone.trial_images == images
 
 
 def test_the_commands_option_reaches_the_recipe(tmp_path: Path) -> None:

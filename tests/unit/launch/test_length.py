@@ -25,13 +25,15 @@ from orchestrator.launch.length import (
     steps_per_epoch,
 )
 from orchestrator.launch.options import DEMO, asked
-from orchestrator.launch.prepare import plan_of, plan_text, prepare
+from orchestrator.launch.plan import plan_of, plan_text
+from orchestrator.launch.prepare import prepare
 from orchestrator.ledger import session
-from orchestrator.ledger.state import CandidateForecast
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS
 from orchestrator.spec.limits import MEASURED
-from orchestrator.spec.named_sweeps import apply_set, family_sweep
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, diff
 from trainables.config import DatasetFacts
 
@@ -139,8 +141,8 @@ def test_plan_and_run_have_the_same_length_and_the_plan_says_why(
     monkeypatch.setenv("ORCHESTRATOR_DATA", str(tmp_path / "data"))
     spec, options = asked("sweep", "vit", storage=str(tmp_path / "runs"), measure=False)
     planned = plan_of(spec, options)
-    (family,) = planned["families"]
-    assert (family["max_epochs"], family["rungs"]) == (17, [5, 15])  # 1,437 images, 16 a step
+    (family,) = planned.families
+    assert (family.max_epochs, family.rungs) == (17, (5, 15))  # 1,437 images, 16 a step
     assert "17 epochs of 89 steps, 1,513 in all: at least 1,500" in plan_text(planned)
     prepared = prepare(spec, {"CPU": 2.0, "GPU": 0.0}, options)
     assert epochs(prepared.spec) == 17

@@ -37,29 +37,31 @@ def test_a_measured_step_is_that_of_the_built_model(
     row = measure(sweep.assignment(0), **DIGITS, device="cpu", seconds=0.0)
     module = build(sweep.backbone, num_classes=10, height=8, width=8).module
     numbers = sum(p.numel() for p in module.parameters())
-    assert row["params_m"] == pytest.approx(numbers / 1e6)
-    assert row["gflops_per_image"] == pytest.approx(count_flops(module, 32).forward / 1e9)
-    assert row["memory"]["parameters"] == row["memory"]["average"] == 4 * numbers
-    assert row["memory"]["gradients"] == 4 * numbers
+    assert row.params_m == pytest.approx(numbers / 1e6)
+    assert row.gflops_per_image == pytest.approx(count_flops(module, 32).forward / 1e9)
+    assert row.memory["parameters"] == row.memory["average"] == 4 * numbers
+    assert row.memory["gradients"] == 4 * numbers
     # Adam's two moments, and a step count for each tensor
     tensors = len(list(module.parameters()))
-    assert row["memory"]["optimizer"] == 8 * numbers + 4 * tensors
-    assert row["checkpoint_bytes"] > sum(
-        row["memory"][name] for name in ("parameters", "average", "optimizer")
+    assert row.memory["optimizer"] == 8 * numbers + 4 * tensors
+    assert row.checkpoint_bytes > sum(
+        row.memory[name] for name in ("parameters", "average", "optimizer")
     )
-    assert row["train_seconds_per_image"] > row["eval_seconds_per_image"] > 0
-    assert row["n"] == 3
+    assert row.train_seconds_per_image > row.eval_seconds_per_image > 0
+    assert row.n == 3
     assert list(tmp_path.iterdir()) == []
 
 
 def test_activations_grow_with_the_batch_and_nothing_else_does() -> None:
     rows = [
-        measure(
-            plain("resnet", batch_size_per_worker=size).assignment(0),
-            **DIGITS,
-            device="cpu",
-            seconds=0.0,
-        )["memory"]
+        dict(
+            measure(
+                plain("resnet", batch_size_per_worker=size).assignment(0),
+                **DIGITS,
+                device="cpu",
+                seconds=0.0,
+            ).memory
+        )
         for size in (8, 16)
     ]
     assert rows[1].pop("activations") == pytest.approx(2 * rows[0].pop("activations"), rel=0.02)
@@ -74,10 +76,10 @@ def test_backbones_are_measured_in_a_process_and_errors_told() -> None:
     spec = RunSpec(name="r", sweeps=(sweep, broken))
     rows = measure_steps(spec, {"vit": FACTS, "resnet": FACTS})
     patches = [sweep.axes(index)["backbone.patch"] for index in range(5)]
-    flops = sorted(row["gflops_per_image"] for row in rows["vit"])
+    flops = sorted(row.costs.gflops_per_image for row in rows["vit"] if row.costs)
     assert len(flops) == 5
     assert sum(one > 2 * flops[0] for one in flops) == patches.count(4) > 0
-    assert all(row["error"].startswith("Diverged") for row in rows["resnet"])
+    assert all((row.error or "").startswith("Diverged") for row in rows["resnet"])
 
 
 def test_what_takes_too_long_is_not_waited_for() -> None:
@@ -113,4 +115,4 @@ def test_measuring_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = plain("resnet")
     from_hub = replace(sweep, backbone=replace(sweep.backbone, weights="hub", image_size=32))
     row = measure(from_hub.assignment(0), **DIGITS, device="cpu", seconds=0.0)
-    assert row["params_m"] == pytest.approx(0.374, rel=0.02)
+    assert row.params_m == pytest.approx(0.374, rel=0.02)

@@ -11,8 +11,10 @@ from PIL import Image
 
 from orchestrator.claims.design import ClaimOptions, specs_of
 from orchestrator.launch.options import RunOptions, spec_of
-from orchestrator.launch.prepare import plan_of, plan_text, refuse_unknown_class
-from orchestrator.spec.named_sweeps import apply_set, family_sweep
+from orchestrator.launch.plan import plan_of, plan_text
+from orchestrator.launch.validation import refuse_unknown_class
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, diff
 from trainables.config import Assignment
 from trainables.errors import UserError
@@ -100,7 +102,7 @@ def test_a_class_is_looked_up_in_the_images_before_anything_starts(tmp_path: Pat
 def test_the_plan_says_what_is_judged_by(tmp_path: Path) -> None:
     options = RunOptions(metric="balanced_accuracy", storage=str(tmp_path), measure=False)
     planned = plan_of(spec_of(["vit"], options), options)
-    assert planned["metric"]["name"] == "balanced_accuracy"
+    assert planned.metric.name == "balanced_accuracy"
     assert "judged    by balanced_accuracy: mean over classes of recall" in plan_text(planned)
     plain = RunOptions(storage=str(tmp_path), measure=False)
     assert "judged" not in plan_text(plan_of(spec_of(["vit"], plain), plain))

@@ -21,13 +21,15 @@ from orchestrator.launch.forecast import (
     measured,
     prices_by_side,
 )
-from orchestrator.launch.prepare import plan, plan_text
-from orchestrator.ledger.state import CandidateForecast, Forecast
+from orchestrator.launch.plan import PlannedStore, plan, plan_text
+from orchestrator.ledger.header import CandidateForecast
 from orchestrator.spec.limits import ESTIMATED, MEASURED, ResourceSpec, SchedulerSpec
-from orchestrator.spec.named_sweeps import apply_set, family_sweep, resolve
+from orchestrator.spec.named_sweeps import family_sweep, resolve
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, SweepSpec
 from trainables.backbones import Geometry, describe
 from trainables.config import DatasetFacts
+from trainables.train.requests import Measurement, StepCosts
 
 GEOMETRY = Geometry(
     family="vit",
@@ -144,24 +146,27 @@ def test_an_estimate_is_flops_over_throughput() -> None:
 
 
 def test_a_measured_cost_is_the_mean_over_the_trials_drawn_and_leaves_errors_out() -> None:
-    row = {
-        "train_seconds_per_image": 0.001,
-        "eval_seconds_per_image": 0.0005,
-        "checkpoint_seconds": 0.1,
-        "setup_seconds": 1.0,
-        "first_setup_seconds": 3.0,
-        "checkpoint_bytes": 10,
-        "params_m": 1.0,
-        "gflops_per_image": 1.0,
-        "memory": {"parameters": 4, "activations": 6},
-    }
-    slower = {**row, "train_seconds_per_image": 0.004, "memory": {"parameters": 4}}
+    row = StepCosts(
+        train_seconds_per_image=0.001,
+        eval_seconds_per_image=0.0005,
+        n=3,
+        checkpoint_seconds=0.1,
+        setup_seconds=1.0,
+        first_setup_seconds=3.0,
+        checkpoint_bytes=10,
+        params_m=1.0,
+        gflops_per_image=1.0,
+        memory={"parameters": 4, "activations": 6},
+    )
+    slower = replace(row, train_seconds_per_image=0.004, memory={"parameters": 4})
     sweep = spec().sweeps[0]
-    made = measured(sweep, COUNTS, [row, row, slower, {"error": "no"}])
+    broken = Measurement(label="vit-3", error="no")
+    rows = [Measurement(label="vit", costs=one) for one in (row, row, slower)]
+    made = measured(sweep, COUNTS, [*rows, broken])
     assert made is not None
     assert made.epoch_seconds == pytest.approx(992 * 0.002 + 100 * 0.0005 + 0.1)
-    assert made.memory == row["memory"]  # the most that any of them needs
-    assert measured(sweep, COUNTS, [{"error": "no"}]) is None
+    assert made.memory == row.memory  # the most that any of them needs
+    assert measured(sweep, COUNTS, [broken]) is None
 
 
 def test_the_forecast_adds_up() -> None:
@@ -194,13 +199,13 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
     asked = replace(spec(), budget={"cpu_hours": 1.5})
     total = {"CPU": 2.0, "GPU": 0.0}
     made = plan(asked, totals=total, geometry={"vit": GEOMETRY}, costs={"vit": cost()})
-    assert json.loads(json.dumps(made)) == made
-    assert made["schema"] == 1
-    assert (made["slots"], made["trials"], made["worst_epochs"]) == (2, 8, 72)
-    (family,) = made["families"]
-    assert family["rungs"] == [3]
+    document = made.as_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert document["schema"] == 1
+    assert (document["slots"], document["trials"], document["worst_epochs"]) == (2, 8, 72)
+    assert document["families"][0]["rungs"] == [3]
     text = plan_text(made)
-    hours = Forecast.from_dict(made["forecast"]).device_hours
+    hours = made.forecast.device_hours
     assert hours is not None
     for said in (
         "16 tokens",
@@ -215,15 +220,15 @@ def test_the_plan_is_json_and_its_text_tells_the_same() -> None:
         "none: random",
     ):
         assert said in text, text
-    for path, axis in family["space"].items():
+    for path, axis in made.families[0].space.items():
         assert path in text
-        assert axis["why"] in text
+        assert axis.why in text
 
 
 def test_the_plan_says_how_the_images_are_kept_and_names_the_limit() -> None:
     facts = DatasetFacts(height=200, width=200, counts=COUNTS)  # 144 MB of pixels
 
-    def planned(images: DatasetFacts, **data: Any) -> tuple[Any, str]:
+    def planned(images: DatasetFacts, **data: Any) -> tuple[PlannedStore | None, str]:
         (sweep,) = spec().sweeps
         asked = replace(spec(), sweeps=(replace(sweep, data=replace(sweep.data, **data)),))
         made = plan(
@@ -233,14 +238,16 @@ def test_the_plan_says_how_the_images_are_kept_and_names_the_limit() -> None:
             costs={"vit": None},
             images={"vit": images},
         )
-        return made["families"][0]["store"], plan_text(made)
+        return made.families[0].store, plan_text(made)
 
     store, text = planned(facts)
-    assert (store["form"], store["bytes"]) == ("pixels", 1200 * 200 * 200 * 3)
+    assert store is not None
+    assert (store.form, store.bytes) == ("pixels", 1200 * 200 * 200 * 3)
     assert "pixels, 144 MB" in text
     assert "data.pixels_at_most_gb=32" in text
     store, text = planned(replace(facts, encoded_bytes=5_000_000), pixels_at_most_gb=0.1)
-    assert (store["form"], store["bytes"]) == ("encoded", 5_000_000)
+    assert store is not None
+    assert (store.form, store.bytes) == ("encoded", 5_000_000)
     assert "encoded, 5 MB" in text
     assert "144 MB, more than data.pixels_at_most_gb=0.1" in text
     _, text = planned(replace(facts, encoded_bytes=5_000_000), store="encoded")
@@ -250,8 +257,8 @@ def test_the_plan_says_how_the_images_are_kept_and_names_the_limit() -> None:
 
 def test_a_plan_without_the_cluster_at_hand_says_so() -> None:
     made = plan(spec(), totals=None, geometry={"vit": GEOMETRY}, costs={"vit": None})
-    assert made["slots"] is None
-    assert made["forecast"]["device_hours"] is None
+    assert made.slots is None
+    assert made.forecast.device_hours is None
     text = plan_text(made)
     assert "as many as the cluster holds" in text
     assert "unknown: vit" in text
@@ -311,9 +318,8 @@ def test_the_plan_tells_the_prices_of_sides() -> None:
     sweep, geometry = trained_at(64)
     asked = RunSpec(name="r", sweeps=(sweep,))
     made = plan(asked, totals=None, geometry={"vit": geometry}, costs={"vit": cost()})
-    (family,) = made["families"]
-    assert json.loads(json.dumps(family["sides"])) == family["sides"]
-    assert [row["image_size"] for row in family["sides"]] == [64, 128, 224]
+    (family,) = made.families
+    assert [price.image_size for price in family.sides] == [64, 128, 224]
     text = plan_text(made)
     assert "sides     64 px 2 s an epoch" in text
     assert "less than half of the 224 px" in text

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.launch import prepare as preparing
 from orchestrator.launch.options import RunOptions, default_name, spec_of
-from orchestrator.launch.prepare import PreparedRun, prepare, validate
+from orchestrator.launch.prepare import PreparedRun, prepare
+from orchestrator.launch.validation import validate
 from orchestrator.spec import spaces
 from orchestrator.spec.named_sweeps import family_sweep
 from trainables.errors import UserError
@@ -102,16 +103,6 @@ def test_a_mistake_in_the_images_shows_within_the_head_start_and_later_ones_as_a
         later.result(60)
     with pytest.raises(UserError, match="no images"):
         run.prepare_images(head_start_s=60)
-
-
-def test_validation_of_several_runs_tells_the_mistakes_of_all(options: RunOptions) -> None:
-    specs = [spec_of([family], options) for family in ("vit", "resnet")]
-    broken = [family_sweep("vit", dataset="no/such"), family_sweep("resnet", scale="huge")]
-    with pytest.raises(UserError) as refused:
-        validate(*(replace(s, sweeps=(b,)) for s, b in zip(specs, broken, strict=True)))
-    assert refused.value.exit_code == 2
-    assert any("no/such" in line for line in refused.value.mistakes)
-    assert any("tiny, small, base" in line for line in refused.value.mistakes)
 
 
 @pytest.mark.parametrize(("sampler", "draws"), [("random", 1), ("sobol", 1), ("tpe", 0)])

@@ -16,6 +16,7 @@ from tests.unit.train.engine_store import assignment
 from trainables.backbones import describe
 from trainables.config import BackboneSpec, DatasetFacts
 from trainables.train import rehearse
+from trainables.train.requests import Rehearsal, Rehearsed
 from trainables.train.trial import Trial
 
 
@@ -83,18 +84,18 @@ def test_of_our_families_a_plan_rehearses_weights_of_the_users_alone_and_says_wh
     assert "a prefix" in caplog.text
 
 
-def asked(*models: str, side: int = 64) -> dict[str, dict[str, Any]]:
+def asked(*models: str, side: int = 64) -> dict[str, Rehearsal]:
     """A request to rehearse models of timm from scratch, by their names."""
     two_images = assignment("vit", batch_size_per_worker=2, augment="none")
     specs = {model: BackboneSpec(family="timm", model=model, image_size=side) for model in models}
     return {
-        model: {
-            "assignment": replace(two_images, backbone=spec).as_dict(),
-            "height": side,
-            "width": side,
-            "classes": 3,
-            "step": True,
-        }
+        model: Rehearsal(
+            assignment=replace(two_images, backbone=spec),
+            height=side,
+            width=side,
+            classes=3,
+            step=True,
+        )
         for model, spec in specs.items()
     }
 
@@ -103,18 +104,18 @@ def test_no_model_takes_a_step_where_the_shapes_of_another_do_not_fit(
     rehearsed: list[Trial], one_thread: None
 ) -> None:
     sized = asked("test_resnet", "deepseek_vit_412m", "inception_v4")
-    rows = {row["label"]: row for row in rehearse.answers(sized)}
+    rows = {row.label: row for row in rehearse.answers(sized)}
     assert rehearsed == []
-    assert "error" not in rows["test_resnet"]
-    assert "divisible by patch size (14)" in rows["deepseek_vit_412m"]["error"]
-    assert "greater than actual input size" in rows["inception_v4"]["error"]
+    assert rows["test_resnet"].error is None
+    assert "divisible by patch size (14)" in (rows["deepseek_vit_412m"].error or "")
+    assert "greater than actual input size" in (rows["inception_v4"].error or "")
 
 
 def test_where_all_shapes_fit_each_model_takes_a_step(
     rehearsed: list[Trial], one_thread: None
 ) -> None:
     rows = list(rehearse.answers(asked("test_resnet", "test_vit")))
-    assert rows == [{"label": model, "notes": []} for model in ("test_resnet", "test_vit")]
+    assert rows == [Rehearsed(label=model) for model in ("test_resnet", "test_vit")]
     assert [trial.progress.images_seen for trial in rehearsed] == [2, 2]
 
 
@@ -126,7 +127,7 @@ def test_an_encoder_of_tokens_is_no_classifier(monkeypatch: pytest.MonkeyPatch) 
     build = rehearse.build
     monkeypatch.setattr(rehearse, "build", lambda *a, **k: replace(build(*a, **k), module=Tokens()))
     [row] = rehearse.answers(asked("test_vit"))
-    assert "has the shape (2, 16, 64). Fix: a classifier of timm" in row["mistake"]
+    assert "has the shape (2, 16, 64). Fix: a classifier of timm" in (row.mistake or "")
 
 
 def test_what_the_meta_device_cannot_do_is_left_to_the_step(
@@ -138,11 +139,8 @@ def test_what_the_meta_device_cannot_do_is_left_to_the_step(
 
     build = rehearse.build
     monkeypatch.setattr(rehearse, "build", lambda *a, **k: replace(build(*a, **k), module=Looks()))
-    row = asked("test_vit")["test_vit"] | {"assignment": assignment("vit")}
-    del row["step"]
-    spec = BackboneSpec(family="timm", model="test_vit", image_size=64)
-    row["assignment"] = replace(row["assignment"], backbone=spec)
-    assert rehearse.try_shapes(**row) is False
+    wanted = asked("test_vit")["test_vit"].assignment
+    assert rehearse.try_shapes(wanted, height=64, width=64, classes=3) is False
 
 
 def test_a_plan_tries_the_shapes_of_timm_models(

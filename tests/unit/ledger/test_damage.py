@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from orchestrator.cli.main import group
 from orchestrator.ledger.events import Ledger, read, repair
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import data_mistakes
-from orchestrator.ledger.state import RunHeader, State, replay
+from orchestrator.ledger.state import State, replay
 from trainables.config import DatasetFacts
 from trainables.errors import StorageError, UserError, storage_error
 

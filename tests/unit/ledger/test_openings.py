@@ -21,12 +21,15 @@ from orchestrator.engine import finals
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.dispatcher_state import SessionOptions
 from orchestrator.launch.options import RunOptions, spec_of
-from orchestrator.launch.prepare import plan_of, plan_text, prepare, validate
+from orchestrator.launch.plan import plan_of, plan_text
+from orchestrator.launch.prepare import prepare
+from orchestrator.launch.validation import validate
 from orchestrator.ledger import openings
 from orchestrator.ledger.events import Ledger, read
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.openings import FOLDER, Opening, register, registered
 from orchestrator.ledger.session import state_of
-from orchestrator.ledger.state import RunHeader, SplitOpening, State
+from orchestrator.ledger.state import SplitOpening, State
 from orchestrator.spec.run import RunSpec
 from orchestrator.tracking import view
 from tests.unit.crashes import killed
@@ -324,8 +327,8 @@ def test_plan_and_start_say_which_opening_the_finals_will_be(
 ) -> None:
     options = RunOptions(storage=str(tmp_path / "runs"), final_seeds=1, measure=False)
     spec = spec_of(["vit"], options)
-    (coming,) = plan_of(spec, options)["test_splits"]
-    assert coming == {"test_hash": digits, "number": 1, "earlier": []}
+    (coming,) = plan_of(spec, options).test_splits
+    assert coming == SplitOpening(test_hash=digits, number=1)
     assert "this test split" not in plan_text(plan_of(spec, options))
 
     register(spec.storage, [replace(opening("earlier"), test_hash=digits)])
@@ -335,4 +338,4 @@ def test_plan_and_start_say_which_opening_the_finals_will_be(
         prepare(spec, validate(spec), options).prepare_images().result(60)
     assert any(mark in line for line in caplog.messages)
     # What holds no finals opens nothing.
-    assert plan_of(replace(spec, final_seeds=0), options)["test_splits"] == []
+    assert plan_of(replace(spec, final_seeds=0), options).test_splits == ()

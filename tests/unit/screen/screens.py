@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.ledger.events import Ledger
-from orchestrator.ledger.state import RunHeader
+from orchestrator.ledger.header import RunHeader
 from orchestrator.spec.run import RunSpec
 from orchestrator.spec.screening import ScreenSpec
 from trainables.config import BackboneSpec, DatasetFacts, FrozenSpeed, Screened

@@ -214,3 +214,11 @@ def test_pool_list_counts() -> None:
 def test_patterns_without_a_dot_are_architectures() -> None:
     assert models_matching("resnet18", pretrained=True) == ["resnet18"]
     assert "resnet18.a1_in1k" in models_matching("resnet18.*", pretrained=True)
+
+
+def test_an_encoder_of_tokens_has_no_facts_but_a_reason() -> None:
+    # (1, tokens, D), as language models read it.
+    [row] = described(read_pools(["timm:qwen3_vit_88m_enc=none"]))
+    assert row.facts is None
+    assert "one row of features an image" in str(row.reason)
+    assert str(row.reason).endswith("Fix: a classifier of timm")

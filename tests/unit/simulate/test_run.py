@@ -18,7 +18,8 @@ from orchestrator.compare.comparison import compare
 from orchestrator.compare.winners import winners
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import State, TrialState
-from orchestrator.simulate.run import Faults, simulate
+from orchestrator.simulate.faults import Faults
+from orchestrator.simulate.run import simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import SchedulerSpec
 

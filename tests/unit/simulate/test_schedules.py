@@ -14,7 +14,8 @@ import pytest
 from orchestrator.compare.winners import winners
 from orchestrator.ledger.events import FILE_NAME, read
 from orchestrator.ledger.state import State
-from orchestrator.simulate.run import Faults, SimulatedRun, simulate
+from orchestrator.simulate.faults import Faults
+from orchestrator.simulate.run import SimulatedRun, simulate
 from orchestrator.simulate.worlds import WORLDS, tournament
 from orchestrator.spec.limits import ResourceSpec, SchedulerSpec
 from orchestrator.spec.run import RunSpec

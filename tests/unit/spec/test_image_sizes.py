@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.launch.options import RunOptions, spec_of
-from orchestrator.spec.named_sweeps import (
-    HEADROOM,
-    apply_set,
-    family_sweep,
-    resolve,
-    with_stored_side,
-)
+from orchestrator.spec.defaults import HEADROOM, with_stored_side
+from orchestrator.spec.named_sweeps import family_sweep, resolve
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, SweepSpec, with_axes
 from orchestrator.spec.spaces import Choice
 from trainables.errors import UserError

@@ -7,17 +7,14 @@ from dataclasses import fields, replace
 
 import pytest
 
-from orchestrator.spec import named_sweeps
-from orchestrator.spec.named_sweeps import (
-    apply_set,
-    apply_sets,
-    family_sweep,
-    leaves,
-    lengthened,
-)
+from orchestrator.spec import overrides
+from orchestrator.spec.defaults import lengthened
+from orchestrator.spec.named_sweeps import family_sweep
+from orchestrator.spec.overrides import apply_set, apply_sets, leaves
 from orchestrator.spec.spaces import Choice, LogUniform, Uniform, space_for
-from trainables.config import Recipe, values_before
+from trainables.config import Recipe
 from trainables.errors import UserError
+from trainables.spec import values_before
 
 VIT = family_sweep("vit")
 
@@ -39,7 +36,7 @@ def test_every_leaf_of_the_spec_can_be_set() -> None:
     }
     unwritten = {
         f"{owner.section}.{name}"
-        for owner in named_sweeps.SECTIONS
+        for owner in overrides.SECTIONS
         for name, value in values_before(owner).items()
         if value == getattr(getattr(VIT, owner.section), name)
     }
@@ -251,7 +248,7 @@ def test_every_recipe_axis_has_a_type_that_set_understands() -> None:
     """A new axis with an unknown type would be taken as text in silence."""
     plain = ("str", "int", "float", "bool")
     known = {*plain, *(f"{name} | None" for name in plain)}
-    for owner in named_sweeps.SECTIONS:
+    for owner in overrides.SECTIONS:
         assert {field.type for field in fields(owner)} <= known
     assert "recipe.learning_rate" in leaves()
     assert len(leaves()) > len(fields(Recipe))

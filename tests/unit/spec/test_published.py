@@ -12,7 +12,7 @@ import pytest
 from orchestrator.ledger.events import Ledger, read
 from orchestrator.ledger.state import replay
 from orchestrator.spec import named_sweeps
-from orchestrator.spec.named_sweeps import apply_set
+from orchestrator.spec.overrides import apply_set
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.spec.spaces import Choice, LogUniform, WarmStart
 from trainables.backbones.families import FAMILIES

@@ -13,15 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.compare.shortlist import shortlist
+from orchestrator.ledger.header import RunHeader
 from orchestrator.ledger.session import state_of
-from orchestrator.ledger.state import (
-    ReportedEpoch,
-    RunHeader,
-    State,
-    TrialState,
-    TrialStatus,
-    replay,
-)
+from orchestrator.ledger.state import ReportedEpoch, State, TrialState, TrialStatus, replay
 from orchestrator.spec.run import RunSpec, SweepSpec
 from orchestrator.tracking import view
 from tests.unit.compare.compare_runs import probes
