@@ -6,6 +6,7 @@ The oracle is the state dict itself: whatever it is wrapped in, the model gets t
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -170,3 +173,62 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     weights = str(tmp_path / "w.pth")
     (line,) = check_weights(BackboneSpec(family="timm", model=MODEL, weights=weights))
     assert "/data/not/mounted/w.pth, which is not there" in line
+
+
+WORDS = st.sampled_from(["module", "model", "net", "backbone", "0", "timm_model", "layer1", "fc"])
+ENTRIES = st.sampled_from(["state_dict", "model", "net", "weights", "ema", "optimizer"])
+COMPANIONS: dict[str, Wrap] = {
+    "a number": lambda state: {"epoch": 3},
+    "an optimizer": lambda state: {
+        "optim": {"state": {i: {"exp_avg": v} for i, v in enumerate(state.values())}}
+    },
+    "tensors": lambda state: {"criterion.weight": torch.ones(5), "queue": torch.ones(2, 3)},
+    "a part": lambda state: {"old": {"conv1.0.weight": state["conv1.0.weight"] + 1}},
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prefix=st.lists(WORDS, max_size=3),
+    entries=st.lists(ENTRIES, max_size=3),
+    companions=st.sets(st.sampled_from(sorted(COMPANIONS))),
+    with_head=st.booleans(),
+    fault=st.sampled_from(["none", "none", "gone", "reshaped", "nan"]),
+    suffix=st.sampled_from([".pth", ".ckpt", ".bin"]),
+    data=st.data(),
+)
+def test_the_body_has_the_values_of_the_file_or_the_file_is_refused(
+    original: dict[str, Tensor],
+    prefix: list[str],
+    entries: list[str],
+    companions: set[str],
+    with_head: bool,
+    fault: str,
+    suffix: str,
+    data: st.DataObject,
+) -> None:
+    body = headless(original)
+    state = dict(original if with_head else body)
+    victim = data.draw(st.sampled_from([name for name in body if body[name].ndim]))
+    if fault == "gone":
+        del state[victim]
+    elif fault == "reshaped":
+        state[victim] = torch.ones(*body[victim].shape, 2)
+    elif fault == "nan":
+        state[victim] = torch.full_like(body[victim], float("nan"))
+    stored: dict[str, Any] = prefixed(state, "".join(f"{word}." for word in prefix))
+    for entry in entries:
+        stored = {entry: stored}
+    for companion in companions:
+        stored = {**COMPANIONS[companion](original), **stored}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"w{suffix}"
+        torch.save(stored, path)
+        # Beside the model's own names others are another model's, not somebody's loss.
+        is_mixed = "tensors" in companions and not prefix and not entries
+        if is_mixed or fault != "none":
+            line = refusal(path)
+            assert fault != "none" or "criterion.weight" in line
+            return
+        made = built(path)
+    assert all(made[name].equal(value) for name, value in body.items())
