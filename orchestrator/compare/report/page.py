@@ -4,9 +4,10 @@ First the answer, what it speaks of, what it cost, what else differed, and one p
 but for what bears the answer: the screen, finals, candidates, classes one by one, mistakes to look
 at, what accuracy costs, the screen audited, trials against their cost, learning curves, curves over
 budget, the audit of pruning, recipe sensitivity, probes, the forecast scored, failures, the images,
-what differed besides the architecture, a paragraph of methods for a paper, how to reproduce. On paper all
-of it is unfolded. What a section says is in ``templates/``, one file a section; here is what the
-templates are given, and :func:`read_report`, which reads back what the page carries of its runs.
+what differed besides the architecture, a paragraph of methods for a paper, how to reproduce. On
+paper all of it is unfolded. What a section says is in ``templates/``, one file a section; here is
+what the templates are given, and :func:`read_report`, which reads back what the page carries of its
+runs.
 """
 
 from __future__ import annotations
