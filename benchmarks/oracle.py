@@ -110,8 +110,8 @@ def judge(name: str, design: Design, seed: int) -> Judged:
         run = simulate(tournament(seed=seed, **vars(design)), world, Path(folder), slots=SLOTS)
         comparison = compare([run.data], forests=False)
     winners: dict[str, list[float]] = {}
-    for winner in run.state.frozen.get("winners", {}).values():
-        assignment = run.state.trials[winner["trial"]].assignment
+    for winner in run.state.frozen.trials.values() if run.state.frozen else ():
+        assignment = run.state.trials[winner].assignment
         winners.setdefault(assignment.backbone.family, []).append(world.accuracy(assignment))
     means = {family: statistics.mean(accuracies) for family, accuracies in winners.items()}
     effect = world.effect.get(A, 0.0) - world.effect.get(B, 0.0)

@@ -113,7 +113,7 @@ def select_model(state: State, candidate: str | None = None) -> SelectedModel:
 
 def _finished_finals(state: State, candidate: str) -> list[TrialState]:
     """Finished finals of the winners that were frozen last."""
-    frozen = {won["trial"] for won in state.frozen.get("winners", {}).values()}
+    frozen = set(state.frozen.trials.values()) if state.frozen else set[str]()
     return [
         trial
         for trial in state.trials.values()

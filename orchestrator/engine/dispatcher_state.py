@@ -364,7 +364,7 @@ class DispatcherState:
         if not self.state.test_opened:
             self.record(
                 "test_opened",
-                detail=self.state.frozen,
+                detail=self.state.frozen.detail if self.state.frozen else None,
                 reason=f"first for {trial.trial}",
                 openings=[opening.as_dict() for opening in self.split_openings] or None,
             )

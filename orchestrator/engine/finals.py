@@ -72,9 +72,8 @@ def due(spec: RunSpec, state: State, *, reopen: bool) -> FinalsRound | None:
     if not chosen or not spec.final_seeds:
         return None
     # By their trials: another version's hash of the same recipe may be another one.
-    frozen = {search: won["trial"] for search, won in state.frozen.get("winners", {}).items()}
-    same_winners = frozen == {search: trial.trial for search, trial in chosen.items()}
-    if same_winners and state.frozen.get("final_seeds") == spec.final_seeds:
+    names, frozen = {search: trial.trial for search, trial in chosen.items()}, state.frozen
+    if frozen and (frozen.trials, frozen.final_seeds) == (names, spec.final_seeds):
         number = state.test_openings + (not state.test_opened)
         missing = [
             final

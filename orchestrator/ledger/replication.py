@@ -30,9 +30,8 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +39,7 @@ from orchestrator.ledger.events import FILE_NAME
 from orchestrator.spec.run import remote_of, run_folder
 from trainables.config import DataSpec
 from trainables.errors import StorageError, UserError, one_line
+from trainables.spec import Spec
 from trainables.storage import object_storage
 from trainables.storage.waiting import wait_until
 
@@ -51,8 +51,19 @@ LEASE_LOOK_S = 2.0
 SETTLE_S = 1.0
 PATIENCE_S = 5.0  # of one question, while the run goes on or ends
 
-Holder = dict[str, Any]
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder(Spec):
+    """Who holds a run, as its lease says: a process ``pid`` of ``host``, ``where`` that number is
+    valid, and the ``time`` of the last refreshment, in unix seconds of its clock."""
+
+    id: str
+    host: str
+    pid: int
+    where: str
+    time: float
 
 
 class Lease:
@@ -65,12 +76,13 @@ class Lease:
         self.remote = remote
         self.problem: str | None = None
         self._uri, self._asked_to_stop = f"{remote}/{LEASE_FILE}", asked_to_stop
-        self._me = {
-            "id": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "where": _where(),
-        }
+        self._me = Holder(
+            id=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            where=_where(),
+            time=time.time(),
+        )
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -79,7 +91,7 @@ class Lease:
         that names who is, and ``StorageError``."""
         name, seen = self.remote.rpartition("/")[2], holder(self.remote)
         if seen is not None and not _gone(seen):
-            owner = f"{seen['host']} (process {seen['pid']})"
+            owner = f"{seen.host} (process {seen.pid})"
             log.info(
                 f"{name!r} belongs to {owner}: seeing within {STALE_S:g} s whether that is alive"
             )
@@ -126,32 +138,31 @@ class Lease:
 
     def _taken(self) -> bool:
         now = holder(self.remote, patience_s=PATIENCE_S)
-        return now is not None and now["id"] != self._me["id"]
+        return now is not None and now.id != self._me.id
 
     def _write(self) -> None:
-        content = json.dumps({**self._me, "time": time.time()})
+        content = json.dumps(replace(self._me, time=time.time()).as_dict())
         object_storage.write_bytes(self._uri, content.encode(), patience_s=PATIENCE_S)
 
 
 def holder(remote: str, *, patience_s: float | None = None) -> Holder | None:
-    """Who holds the run at ``remote``: ``host``, ``pid``, ``where`` and ``time`` of the last
-    refreshment, in unix seconds of its clock; ``None`` where nobody does."""
+    """Who holds the run at ``remote``; ``None`` where nobody does."""
     with suppress(FileNotFoundError):
         lease = object_storage.read_bytes(f"{remote}/{LEASE_FILE}", patience_s=patience_s)
-        return dict(json.loads(lease))
+        return Holder.from_dict(json.loads(lease))
     return None
 
 
 def is_held(remote: str) -> bool:
     """Whether somebody seems to run it: the lease is there and fresh."""
     now = holder(remote)
-    return now is not None and not _gone(now) and time.time() - now["time"] < STALE_S
+    return now is not None and not _gone(now) and time.time() - now.time < STALE_S
 
 
 def _gone(seen: Holder) -> bool:
     """Its process was on this very machine and is not there, or it is long out of date."""
-    dead = seen["where"] == _where() and not Path(f"/proc/{seen['pid']}").exists()
-    return dead or time.time() - seen["time"] > LONG_GONE_S
+    dead = seen.where == _where() and not Path(f"/proc/{seen.pid}").exists()
+    return dead or time.time() - seen.time > LONG_GONE_S
 
 
 def _where() -> str:

@@ -213,6 +213,23 @@ class TrialState:
         return max(self.scores().values(), default=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrozenWinners:
+    """The end of the search: the winning ``trials`` by search, and how many ``final_seeds`` each
+    gets. ``detail`` is the record's, which the opening of the test split repeats."""
+
+    trials: Mapping[str, str]
+    final_seeds: int | None
+    detail: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, detail: Mapping[str, Any]) -> FrozenWinners:
+        """As a ``frozen`` record tells them. Raises ``LookupError`` or ``TypeError`` for another
+        record than this project writes."""
+        trials = {search: won["trial"] for search, won in dict(detail.get("winners", {})).items()}
+        return cls(trials=trials, final_seeds=detail.get("final_seeds"), detail=detail)
+
+
 @dataclass
 class State:
     """A run as its ledger tells it; ``header`` is an empty one until the first record."""
@@ -222,7 +239,7 @@ class State:
     created_at: float | None = None
     closed: bool = False
     stopped: bool = False
-    frozen: Mapping[str, Any] = field(default_factory=dict)  # winners and final_seeds
+    frozen: FrozenWinners | None = None
     test_opened: bool = False  # for the winners on record
     test_opened_at: float | None = None
     test_openings: int = 0
@@ -340,7 +357,7 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
         case "closed":
             state.closed = True
         case "frozen":
-            state.frozen, state.test_opened = record["detail"], False
+            state.frozen, state.test_opened = FrozenWinners.of(record["detail"]), False
         case "test_opened":
             state.test_opened = True
             state.test_opened_at = state.test_opened_at or record["time"]

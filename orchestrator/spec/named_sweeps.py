@@ -12,9 +12,8 @@ import json
 import runpy
 import traceback
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.spec.candidates import TIMM, Candidate, default_label
 from orchestrator.spec.defaults import (
@@ -34,26 +33,40 @@ from trainables.backbones.families import FAMILIES
 from trainables.config import BackboneSpec, DataSpec
 from trainables.errors import UserError, one_line
 
-# What a named sweep is, its family, the options of ``family_sweep``, and what it changes then.
+TRIALS = 8  # of a search
 FILES = ("path/to/file.py:function", "path/to/sweep.json")  # targets too, as they are typed
-NAMED: dict[str, tuple[str, str, dict[str, Any], Axes]] = {
-    "smoke": (
-        "The smallest sweep that goes through every part: two trials of two epochs on digits.",
-        "vit",
-        {"trials": 2, "max_epochs": 2},
-        {"data.train_limit": 256},
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSweep:
+    """``what`` it is, as a sentence, and what it ``changes`` of its family's own sweep, by path. It
+    has so many trials, of ``max_epochs``; ``None`` is as :func:`family_sweep` has it."""
+
+    what: str
+    family: str
+    trials: int = TRIALS
+    max_epochs: int | None = None
+    changes: Axes
+
+
+NAMED = {
+    "smoke": NamedSweep(
+        what="The smallest sweep that goes through every part: two trials of two epochs on digits.",
+        family="vit",
+        trials=2,
+        max_epochs=2,
+        changes={"data.train_limit": 256},
     ),
-    "vit-patches": (
-        "ViT with the patch side searched too: smaller patches cost more per epoch.",
-        "vit",
-        {"trials": 16},
-        {"backbone.patch": Choice((4, 8), "64 or 16 tokens of a 32-pixel image")},
+    "vit-patches": NamedSweep(
+        what="ViT with the patch side searched too: smaller patches cost more per epoch.",
+        family="vit",
+        trials=16,
+        changes={"backbone.patch": Choice((4, 8), "64 or 16 tokens of a 32-pixel image")},
     ),
-    "resnet-sgd": (
-        "ResNet as most papers train it: SGD with momentum, its own learning rates.",
-        "resnet",
-        {},
-        {"recipe.optimizer": "sgd"},
+    "resnet-sgd": NamedSweep(
+        what="ResNet as most papers train it: SGD with momentum, its own learning rates.",
+        family="resnet",
+        changes={"recipe.optimizer": "sgd"},
     ),
 }
 
@@ -65,7 +78,7 @@ def family_sweep(
     dataset: str = "digits",
     scale: str = "tiny",
     weights: str | None = None,
-    trials: int = 8,
+    trials: int = TRIALS,
     max_epochs: int | None = None,
     seed: int = 0,
 ) -> SweepSpec:
@@ -126,8 +139,9 @@ def _of_target(target: str) -> SweepSpec:
     if target.endswith(".json"):
         return _from_json(target)
     if target in NAMED:
-        _, family, options, changes = NAMED[target]
-        return with_changes(family_sweep(family, **options), changes)
+        named = NAMED[target]
+        plain = family_sweep(named.family, trials=named.trials, max_epochs=named.max_epochs)
+        return with_changes(plain, named.changes)
     if target in FAMILIES and target != "timm":
         return family_sweep(target)
     raise unknown_target(target)

@@ -47,7 +47,9 @@ def test_a_tournament_by_macro_f1(shell: Shell) -> None:
             and trial.status == "finished"
         ]
         assert winner.best()[0] == max(rivals)
-        assert state.frozen["winners"][winner.search_name]["val_macro_f1"] == winner.best()[0]
+        assert state.frozen is not None
+        frozen = state.frozen.detail["winners"][winner.search_name]
+        assert frozen["val_macro_f1"] == winner.best()[0]
         row = metrics_in_mlflow(shell, winner.trial)
         assert row["best_val_macro_f1"] == pytest.approx(winner.best()[0])
         assert {"val_macro_f1", "val_balanced_accuracy", "val_auroc", "val_top1"} <= row.keys()

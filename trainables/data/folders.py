@@ -19,7 +19,7 @@ from typing import Any
 from trainables.config import DataSpec
 from trainables.data.groups import groups_of_paths, pattern_of
 from trainables.data.labels import any_missing, warn_of_alike
-from trainables.data.listing import Contents, Listing, Tree
+from trainables.data.listing import Listing, Tree
 from trainables.data.pictures import Item, read_pictures
 from trainables.data.split_names import is_part, is_unlabelled, split_of_folder
 from trainables.data.store import Reading, Source, file_stamp, require_train_classes
@@ -33,7 +33,7 @@ MAYBE_WIDE = (".tif", ".tiff", ".pgm", ".pnm", ".pfm")
 NAMED = 3
 LAYOUT_HELP = "expected CLASS/picture.jpg, or train/CLASS/picture.jpg with val/ and test/"
 DATE = re.compile(r"(?:19|20)\d\d(?:[-_. ]?\d\d){0,2}")  # folders of a class may be by date
-Classes = dict[tuple[str, str], Contents]  # what a class's folder holds, by split and class
+Classes = dict[tuple[str, str], Listing]  # what a class's folder holds, by split and class
 
 
 def locate(path: Path, spec: DataSpec) -> Source:
@@ -289,7 +289,7 @@ def _require_pictures(roots: Mapping[str, Path], classes: Classes, spec: DataSpe
 def _log_unused(path: Path, roots: Mapping[str, Path], classes: Classes, tree: Tree) -> None:
     """Say what of the folder is not used, with counts."""
     beside = [tree.listing(root) for root in dict.fromkeys((*roots.values(), path))]
-    every: list[Contents | Listing] = [*classes.values(), *beside]
+    every = [*classes.values(), *beside]
     strays = sum(one.strays for one in every)
     if strays:
         log.info(f"{strays} files ignored: their names are not those of pictures")

@@ -47,7 +47,8 @@ MAGIC = (
 class Listing:
     """The visible entries of one folder, in a fixed order: paths of ``pictures``, of names whose
     pictures are ``absent``, of links and notes of folders that are not here (``dead_links``), of
-    ``folders``; how many ``strays`` and, by suffix, ``unread`` files that may be pictures."""
+    ``folders``; how many ``strays`` and, by suffix, ``unread`` files that may be pictures. Of all
+    in and below a folder there are no ``folders``, and ``pictures`` has the absent too."""
 
     pictures: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -56,18 +57,7 @@ class Listing:
     strays: int = 0
     unread: Counter[str] = field(default_factory=Counter)
 
-
-@dataclass
-class Contents:
-    """All in and below a folder: as in :class:`Listing`, where ``pictures`` has the absent too."""
-
-    pictures: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    dead_links: list[str] = field(default_factory=list)
-    strays: int = 0
-    unread: Counter[str] = field(default_factory=Counter)
-
-    def add(self, listing: Listing) -> None:
+    def add_below(self, listing: Listing) -> None:
         """What one more folder holds."""
         self.pictures += sorted([*listing.pictures, *listing.absent])
         self.absent += listing.absent
@@ -101,11 +91,11 @@ class Tree:
         listings = (self.listing(each) for each in self._walk(folder, set()))
         return any(one.pictures or one.absent or one.dead_links or one.unread for one in listings)
 
-    def contents(self, folder: Path) -> Contents:
+    def contents(self, folder: Path) -> Listing:
         """All in and below ``folder``."""
-        contents = Contents()
+        contents = Listing()
         for each in self._walk(folder, set()):
-            contents.add(self.listing(each))
+            contents.add_below(self.listing(each))
         return contents
 
     def _walk(self, folder: Path, visited: set[str]) -> Iterator[Path]:

@@ -194,7 +194,8 @@ def test_a_run_prunes_and_chooses_as_one_by_accuracy_on_the_same_curves(
         ]  # fmt: skip
         best = (min if metric == "loss" else max)(t.best()[0] for t in finished)
         assert trial.best()[0] == best
-        frozen = state.frozen["winners"][name]
+        assert state.frozen is not None
+        frozen = state.frozen.detail["winners"][name]
         assert frozen == {**frozen, f"val_{metric}": best}
     reasons = [t.reason for t in state.trials.values() if t.status == "pruned"]
     if kind == "asha":

@@ -63,9 +63,8 @@ def test_the_first_search_is_what_a_run_of_one_search_does(state: State, tmp_pat
 def test_each_search_freezes_a_winner_and_retrains_it(state: State) -> None:
     won = winners(state)
     assert set(won) == {f"{f}{s}" for f in ("vit", "resnet") for s in ("", "-s2", "-s3")}
-    assert {s: w["trial"] for s, w in state.frozen["winners"].items()} == {
-        search: trial.trial for search, trial in won.items()
-    }
+    assert state.frozen is not None
+    assert state.frozen.trials == {search: trial.trial for search, trial in won.items()}
     seeds = set()
     for search in (1, 2, 3):
         finals = {f: of_search(state, f, search, "final") for f in ("vit", "resnet")}

@@ -25,7 +25,7 @@ def test_every_family_is_a_target(family: str) -> None:
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_named_sweep_is_valid_and_says_what_it_is(name: str) -> None:
     assert resolve(name).mistakes() == []
-    assert NAMED[name][0].endswith(".")
+    assert NAMED[name].what.endswith(".")
 
 
 def test_named_sweeps_differ_as_they_say() -> None:
