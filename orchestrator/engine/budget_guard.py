@@ -61,10 +61,13 @@ class BudgetGuard:
                     self._known.add(candidate)
                 else:
                     self._planned_s[candidate] *= ESTIMATE_MARGIN
+        self._held_s: dict[str, float] = {}  # by trial, of an epoch that its report will name whole
         for trial in state.trials.values():
             self._spent_s[trial.search_name] += trial.unreported_s
             for report in trial.reports.values():
                 self.charge(trial.trial, report)
+            self._spent_s[trial.search_name] += trial.held_s
+            self._held_s[trial.trial] = trial.held_s
 
     @property
     def capped(self) -> bool:
@@ -72,9 +75,9 @@ class BudgetGuard:
         return self._share_s is not None
 
     def charge(self, trial: str, report: ReportedEpoch) -> None:
-        """An epoch was reported."""
+        """An epoch was reported, with what was charged of it before it was interrupted."""
         candidate, seconds = self._candidate(trial), epoch_seconds(report, self._num_workers)
-        self._spent_s[self._search(trial)] += seconds
+        self._spent_s[self._search(trial)] += seconds - self._held_s.pop(trial, 0.0)
         self._largest_s[candidate] = max(seconds, self._largest_s.get(candidate, 0.0))
         self._known.add(candidate)
 
@@ -91,6 +94,11 @@ class BudgetGuard:
         seconds = round(seconds, 3)
         self._spent_s[self._search(slot.trial)] += seconds
         return seconds
+
+    def hold(self, trial: str, seconds: float) -> None:
+        """Of what was charged, these ``seconds`` are on the clock of the trial's checkpoint, and
+        will be in the report of its epoch."""
+        self._held_s[trial] = self._held_s.get(trial, 0.0) + seconds
 
     def charge_part(self, trial: str, seconds: float) -> float:
         """Charge the trial's part of an order that was for several, and return it."""

@@ -397,11 +397,13 @@ class Losses:
         slot = self._dispatcher.slots[slot_name]
         seconds = self._dispatcher.budget_guard.charge_lost(slot)
         # With a checkpoint the report of the epoch will name them: its clock is in there.
-        charged = seconds if checkpoint is None else None
-        named = list(nodes) or None
+        charged, held = (seconds, None) if checkpoint is None else (None, seconds)
+        if held is not None:
+            self._dispatcher.budget_guard.hold(trial, held)
         self._requeue(
-            slot_name, slot, trial, checkpoint=checkpoint, nodes=named, slot_seconds=charged
-        )
+            slot_name, slot, trial, checkpoint=checkpoint, nodes=list(nodes) or None,
+            slot_seconds=charged, held_seconds=held,
+        )  # fmt: skip
 
     def on_restart(self, slot_name: str, slot: Slot) -> None:
         """Between two epochs the slot starts again with the workers that now have room."""

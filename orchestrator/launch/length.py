@@ -100,7 +100,8 @@ def length_text(spec: RunSpec, sweep: SweepSpec, counts: Mapping[str, int]) -> s
     """Why a full trial is as long as it is, for the plan."""
     scheduler, steps = sweep.scheduler, steps_per_epoch(sweep, counts)
     epochs, least = scheduler.max_epochs, scheduler.least_steps
-    text = f"{epochs} epochs of {steps:,} steps, {epochs * steps:,} in all"
+    each = f"{steps:,} step{'s' * (steps != 1)}"
+    text = f"{epochs} epoch{'s' * (epochs != 1)} of {each}, {epochs * steps:,} in all"
     if least is None:
         return f"{text}: as set"
     wanted = epochs_for(least, steps)

@@ -20,7 +20,7 @@ from orchestrator.launch.forecast import (
     read_datasets,
     refuse_unaffordable,
 )
-from orchestrator.launch.length import affordable, is_open, rung_warning, sized
+from orchestrator.launch.length import affordable, is_open, length_text, rung_warning, sized
 from orchestrator.launch.options import RunOptions
 from orchestrator.launch.plan import coming_openings
 from orchestrator.launch.validation import NETWORK_TIMEOUT_S, refuse_unknown_class
@@ -109,8 +109,8 @@ def _begun_at_length(spec: RunSpec, options: RunOptions) -> RunSpec:
     from orchestrator.launch.warm_start import warm_started
 
     for sweep in spec.sweeps[:1]:
-        steps = f" for at least {sweep.scheduler.least_steps} steps"
-        log.info(f"a full trial is {sweep.scheduler.max_epochs} epochs long{steps}")
+        counts = images_of(spec)[sweep.candidate].counts
+        log.info(f"a full trial has {length_text(spec, sweep, counts)}")
     return warm_started(spec, options.from_) if options.from_ else spec
 
 

@@ -62,7 +62,7 @@ def cost_of(trials: Iterable[TrialState]) -> DeviceSeconds:
     """Of all that the trials took, so far."""
     cost = DeviceSeconds()
     for trial in trials:
-        cost += DeviceSeconds(unreported=trial.num_workers * trial.unreported_s)
+        cost += DeviceSeconds(unreported=trial.num_workers * (trial.unreported_s + trial.held_s))
         for report in trial.reports.values():
             cost += epoch_cost(report, trial.num_workers)
     return cost

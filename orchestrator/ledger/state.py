@@ -129,6 +129,7 @@ class TrialState:
     ended_at: float | None = None
     num_workers: int = 1  # of a slot of full size
     unreported_s: float = 0.0  # of its slots: epochs lost, the test evaluation, speed
+    held_s: float = 0.0  # of its slots: an epoch that was interrupted and is not reported yet
     speed: Mapping[str, Any] | None = None  # of a final's model, empty where that failed
     speed_measured_at: float | None = None
 
@@ -370,7 +371,7 @@ def _apply_to_run(state: State, event: str, record: Record) -> None:
 
 
 # Of a record and its detail, what is computed with or sorted by. Any other fact is only shown.
-NUMBERS = ("epoch", "attempt", "rung", "slot_seconds", "setup_seconds", "params_m",
+NUMBERS = ("epoch", "attempt", "rung", "slot_seconds", "held_seconds", "setup_seconds", "params_m",
            "gflops_per_image", "train_images")  # fmt: skip
 TEXTS = ("checkpoint", "device", "model", "dataset_hash", "reason", "slot")
 
@@ -389,6 +390,7 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
     trial.unreported_s += record.get("slot_seconds", 0.0)
     match event:
         case "reported":
+            trial.held_s = 0.0
             if record["epoch"] not in trial.reports:
                 trial.reports[record["epoch"]] = ReportedEpoch.from_dict(record)
             trial.detail.update(record.get("detail", {}))
@@ -407,6 +409,7 @@ def _apply_to_trial(trial: TrialState, event: str, record: Record) -> None:
         case "paused":
             trial.rungs[record["rung"]], trial.slot = event, None
         case "preempted":
+            trial.held_s += record.get("held_seconds", 0.0)
             if folder := record.get("checkpoint"):
                 trial.preempted_at = record["epoch"], folder
             trial.preemptions += bool(record.get("nodes"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,7 +144,10 @@ def figure_of(
     ``label`` as its alt text."""
     plot, target = axes.get_figure(root=True), io.StringIO()
     assert plot is not None
-    plot.savefig(target, format="svg", transparent=True, dpi=160)
+    with warnings.catch_warnings():
+        # Text stays text in the SVG: whoever looks at it has the fonts of its script.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        plot.savefig(target, format="svg", transparent=True, dpi=160)
     text = target.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)

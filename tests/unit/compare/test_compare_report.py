@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.cli.main import group
 from orchestrator.compare.comparison import compare
-from orchestrator.compare.report.figures import FAMILY, changes, pareto
+from orchestrator.compare.report.figures import FAMILY, changes, figure_of, new_plot, pareto
 from orchestrator.compare.report.page import command, read_report, report_html
 from orchestrator.compare.runs import load
 from orchestrator.compare.verdicts import OF_LEVEL
@@ -458,3 +458,12 @@ def test_changes_keep_improvements_and_the_end() -> None:
 def test_picture_colours_are_the_pages_light_ones(demo: str) -> None:
     for index, value in enumerate(FAMILY):
         assert f"--family-{index}: {value};" in demo
+
+
+def test_names_in_any_script_are_drawn_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    """Fonts of this machine do not matter: the text stays text, for the fonts of its reader."""
+    with new_plot() as axes:
+        axes.set_title("日本")
+        figure = figure_of(axes, "one", "One", "one", [])
+    assert "日本" in figure.svg
+    assert not recwarn.list

@@ -148,6 +148,20 @@ def test_plan_and_run_have_the_same_length_and_the_plan_says_why(
     assert epochs(prepared.spec) == 17
 
 
+def test_a_run_that_a_budget_shortens_says_so_as_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_DATA", str(tmp_path / "data"))
+    caplog.set_level("INFO")
+    spec, options = asked(
+        "sweep", "vit", storage=str(tmp_path), measure=False, budget="cpu_hours=0.01"
+    )
+    prepare(spec, {"CPU": 2.0, "GPU": 0.0}, options)
+    (line,) = (line for line in caplog.messages if line.startswith("a full trial"))
+    assert line.startswith("a full trial has 1 epoch of 89 steps")
+    assert "the budget affords no more" in line
+
+
 def test_a_run_that_has_begun_keeps_its_length(tmp_path: Path) -> None:
     """Whatever its data and its budget have become."""
     spec, _ = asked("sweep", "vit", storage=str(tmp_path), dataset="cifar10")

@@ -268,6 +268,37 @@ def test_a_lost_epoch_is_charged_to_the_next_session_too(tmp_path: Path) -> None
     assert failed["slot_seconds"] == spent(path)
 
 
+def test_an_interrupted_epoch_is_charged_to_the_next_session_and_then_once(
+    tmp_path: Path,
+) -> None:
+    """Its checkpoint has it on its clock, so the report will name it: not before, and not twice."""
+    path, now = begun(tmp_path, run_spec(10.0, "vit", trials=1)), 0.0
+    first = DispatcherState(
+        Ledger(path), SessionOptions(session="a", max_failures_per_trial=0), clock=lambda: now
+    )
+    first.want("vit-0000", 1)
+    order = order_for(first, "a-0", "life", None)
+    assert order is not None
+    assert order.limit_s == 10.0
+    now = 9.0
+    folder = tmp_path / "checkpoints" / "vit-0000" / "attempt-1" / "epoch-0000-image-00000042"
+    folder.mkdir(parents=True)
+    first.losses.on_preempted("a-0", "vit-0000", str(folder), ())
+    killed(first)
+    assert spent(path) == 9.0
+
+    second = DispatcherState(
+        Ledger(path), SessionOptions(session="b", max_failures_per_trial=0), clock=lambda: now
+    )
+    second.want("vit-0000", 1)
+    order = order_for(second, "b-0", "life", None)
+    assert order is not None
+    assert order.limit_s == pytest.approx(1.0), "what is left of the cap"
+    assert second.reported("b-0", "vit-0000", 2, EpochReport(1, {"train_seconds": 9.5}))
+    assert spent(path) == 9.5
+    assert second.budget_guard.limit_s("vit-0000") == pytest.approx(0.5)
+
+
 def test_bytes_on_disk_are_those_of_the_checkpoints(tmp_path: Path) -> None:
     assert checkpoint_bytes(tmp_path) == 0
     folder = tmp_path / "checkpoints" / "vit-0000" / "attempt-1" / "epoch-0001"
