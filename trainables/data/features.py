@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from trainables.config import stable_hash
+from trainables.config import FrozenSpeed, stable_hash
 from trainables.data.store import ImageStore, Rows
+from trainables.spec import Spec
 
 FOLDER = "features"  # below the folder of stores
 SCHEMA = 1
@@ -28,13 +29,23 @@ Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturePass(Spec):
+    """What the pass over the images took; ``speed`` is the backbone's, where it was measured
+    before."""
+
+    seconds: float
+    images_per_second: float
+    speed: FrozenSpeed | None = field(default=None, metadata={"before": None})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features:
-    """``values`` (N, D) float32 of the images in ``rows`` (N,) of a split, and the ``facts`` of the
-    pass that made them, JSON-ready."""
+    """``values`` (N, D) float32 of the images in ``rows`` (N,) of a split, and the pass that they
+    were ``made_by``."""
 
     values: Matrix
     rows: Rows
-    facts: Mapping[str, Any]
+    made_by: FeaturePass
 
 
 def features_file(store: ImageStore, model: str, key: Mapping[str, Any], split: str) -> Path:
@@ -53,7 +64,8 @@ def write_features(path: Path, features: Features) -> None:
         "row": pa.array(features.rows, pa.int64()),
         "features": pa.FixedSizeListArray.from_arrays(flat, features.values.shape[1]),
     }
-    table = pa.table(columns).replace_schema_metadata({FACTS: json.dumps(dict(features.facts))})
+    metadata = {FACTS: json.dumps(features.made_by.as_dict())}
+    table = pa.table(columns).replace_schema_metadata(metadata)
     half = path.with_suffix(f".{os.getpid()}")
     try:
         with pa.OSFile(str(half), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -73,9 +85,9 @@ def read_features(path: Path, rows: Rows) -> Features | None:
         lists = table.column("features").combine_chunks()
         width = table.schema.field("features").type.list_size
         values = lists.flatten().to_numpy().reshape(-1, width)
-        facts = json.loads(table.schema.metadata[FACTS])
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+        made_by = FeaturePass.from_dict(json.loads(table.schema.metadata[FACTS]))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, pa.ArrowException):
         return None
     if not np.array_equal(written, rows) or not np.isfinite(values).all():
         return None
-    return Features(values=values.copy(), rows=written.copy(), facts=facts)
+    return Features(values=values.copy(), rows=written.copy(), made_by=made_by)

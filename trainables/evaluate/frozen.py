@@ -23,7 +23,13 @@ from trainables.backbones.hub import cached_file, pinned
 from trainables.backbones.weights import weights_file
 from trainables.config import HUB_WEIGHTS, BackboneSpec, FrozenSpeed, Recipe
 from trainables.data.batches import load_pixels
-from trainables.data.features import Features, features_file, read_features, write_features
+from trainables.data.features import (
+    FeaturePass,
+    Features,
+    features_file,
+    read_features,
+    write_features,
+)
 from trainables.data.store import ImageStore, Rows
 from trainables.errors import OutOfMemory, UserError
 from trainables.evaluate.speed import timed
@@ -153,10 +159,11 @@ def frozen_features(
     split: str,
     rows: Rows,
     key: Mapping[str, Any],
-    facts: Callable[[], Mapping[str, Any]] = dict,
+    measure: Callable[[], FrozenSpeed] | None = None,
 ) -> Features:
     """Features of ``rows`` (N,) of a split, from the cache or by one pass, which is then kept with
-    ``facts()``, asked before it. ``key`` is the backbone's :meth:`FrozenBackbone.identity`.
+    the speed that ``measure`` gives before it. ``key`` is the backbone's
+    :meth:`FrozenBackbone.identity`.
 
     Raises ``OutOfMemory`` where not even a small batch fits on the device, and ``UserError`` where
     a feature is not finite.
@@ -165,7 +172,8 @@ def frozen_features(
     known = read_features(path, rows)
     if known is not None:
         return known
-    size, before = eval_batch(frozen.model.transform.image_size), facts()
+    size = eval_batch(frozen.model.transform.image_size)
+    speed = measure() if measure else None
     while True:
         try:
             began = time.perf_counter()
@@ -182,7 +190,7 @@ def frozen_features(
     made = Features(
         values=values,
         rows=rows,
-        facts={**before, "images_per_second": len(rows) / seconds, "seconds": seconds},
+        made_by=FeaturePass(seconds=seconds, images_per_second=len(rows) / seconds, speed=speed),
     )
     write_features(path, made)
     return made

@@ -156,13 +156,14 @@ def _screen(asked: Screening, store: ImageStore, device: str, limit: TimeLimit) 
     val_rows = np.arange(store.info.counts["val"], dtype=np.int64)
     images = len(rows) + len(val_rows)
 
-    def measured() -> dict[str, object]:
+    def measured() -> FrozenSpeed:
         speed = frozen.speed()
         limit.allow_passes(speed, images)
-        return {"speed": speed.as_dict()}
+        return speed
 
     val = frozen_features(frozen, "val", val_rows, key, measured)
-    speed = FrozenSpeed.from_dict(val.facts["speed"])
+    speed = val.made_by.speed
+    assert speed is not None
     limit.allow_passes(speed, images)
     train = frozen_features(frozen, "train", rows, key)
     limit.lift()
@@ -175,7 +176,7 @@ def _screen(asked: Screening, store: ImageStore, device: str, limit: TimeLimit) 
     neighbours = neighbour_predictions(
         train.values, labels, val.values, classes=classes, device=device
     )
-    passes = (train.facts, val.facts)
+    passes = (train.made_by, val.made_by)
     group_images, group_right = None, None
     if (groups := store.groups("val")) is not None:
         _, codes = np.unique(groups, return_inverse=True)
@@ -193,7 +194,7 @@ def _screen(asked: Screening, store: ImageStore, device: str, limit: TimeLimit) 
         strength=probe.strength,
         width=train.values.shape[1],
         train_images=len(rows),
-        images_per_second=images / sum(one["seconds"] for one in passes),
+        images_per_second=images / sum(one.seconds for one in passes),
         cached=frozen.setup_s == 0.0,
     )
 

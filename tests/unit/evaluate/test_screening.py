@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from trainables.backbones.model import build
 from trainables.config import BackboneSpec, DataSpec, FrozenSpeed, Screened, Screening
 from trainables.data.build import prepare
-from trainables.data.features import Features, read_features, write_features
+from trainables.data.features import FeaturePass, Features, read_features, write_features
 from trainables.errors import StorageError
 from trainables.evaluate import frozen, screening
 from trainables.evaluate.frozen import FrozenBackbone, frozen_features
@@ -192,13 +192,14 @@ def test_other_weights_are_other_features(tmp_path: Path, data: DataSpec) -> Non
 
 def test_damaged_features_are_made_again(tmp_path: Path) -> None:
     rows = np.arange(6, dtype=np.int64)
-    features = Features(values=np.ones((6, 3), np.float32), rows=rows, facts={"a": 1})
+    made_by = FeaturePass(seconds=3.0, images_per_second=2.0)
+    features = Features(values=np.ones((6, 3), np.float32), rows=rows, made_by=made_by)
     file = tmp_path / "features" / "x.arrow"
     write_features(file, features)
     read = read_features(file, rows)
     assert read is not None
     assert (read.values == 1).all()
-    assert read.facts == {"a": 1}
+    assert read.made_by == made_by
     assert read_features(file, rows[:5]) is None
     file.write_bytes(file.read_bytes()[:-40])
     assert read_features(file, rows) is None
