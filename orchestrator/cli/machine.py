@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import socket
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from orchestrator.ledger import events
 from orchestrator.ledger.replication import existing_run, existing_runs
 from orchestrator.ledger.session import is_running, state_of
 from orchestrator.wording import size
-from trainables.errors import UserError, raise_if_any
+from trainables.errors import RESUMABLE, UserError, raise_if_any
 from trainables.printable import escaped
 from trainables.storage.object_storage import is_remote
 
@@ -212,11 +213,15 @@ def ui(name: str | None, port: int, opens: bool, storage: str, tracking_uri: str
     address = f"http://127.0.0.1:{port}"
     echo(address)
     log.info("starting MLflow, some seconds; Ctrl-C ends it")
-    with served(command) as server:
-        wait_for_answer(server, address)
-        _show_pages(runs, uri, address, opens)
-        log.info("MLflow is ready; next: open a page in a browser")
-        wait_for_end(server)
+    try:
+        with served(command) as server:
+            wait_for_answer(server, address)
+            _show_pages(runs, uri, address, opens)
+            log.info("MLflow is ready; next: open a page in a browser")
+            wait_for_end(server)
+    except KeyboardInterrupt:  # how it is meant to end: nothing is left to go on with
+        log.info("MLflow has ended")
+        sys.exit(RESUMABLE)
 
 
 def _show_pages(runs: Sequence[Path], uri: str, server: str, opens: bool) -> None:

@@ -18,9 +18,10 @@ from orchestrator.compare.verdicts import (
     PairResult,
     PairVerdict,
     describe_verdict,
+    detectable_text,
     failed_text,
 )
-from orchestrator.wording import MISSING, day, figure, interval, points
+from orchestrator.wording import MISSING, day, figure, interval
 from trainables.metrics import TOP1, Metric
 
 ORDER_CHANGES = "the order at an equal budget changes with the unit of cost"
@@ -178,7 +179,10 @@ def _verdicts(pairs: Sequence[PairResult], metric: Metric) -> str:
     sizes = [size for pair in open_ if (size := pair.smallest_detectable) is not None]
     parts = ["; ".join(others)] if others else []
     if open_:
-        limit = f" (a difference of {points(max(sizes), metric)} would mostly have been seen)"
+        seen = detectable_text(sizes, metric)
+        limit = f" (a difference of {seen} would mostly have been seen)"
+        if seen is None:
+            limit = " (any difference would mostly have been missed)"
         parts.append(", ".join(map(describe_verdict, open_)) + (limit if sizes else ""))
     sentence = "; ".join(parts)
     corrected = " (Holm's correction over the pairs)" if len(pairs) > 1 else ""

@@ -28,6 +28,7 @@ from orchestrator.compare.predicted import (
 from orchestrator.compare.runs import Array
 from orchestrator.compare.statistics import (
     ALPHA,
+    SHARES_APART,
     AccuracyInterval,
     Interval,
     MeanInterval,
@@ -323,7 +324,7 @@ def _pair(
         p_value = statistics.permutation(statistics.cluster_sums(gaps, clusters)[0])
     elif pair.level is Level.MODELS:
         p_value = statistics.mcnemar(rights[0][0][0], rights[1][0][0])
-    return replace(result, difference=estimate.interval(), p_value=p_value)
+    return replace(result, difference=estimate.interval(bounds=SHARES_APART), p_value=p_value)
 
 
 def _sentences(compared: Sequence[ClassPair], pairs: Sequence[PairResult]) -> Iterator[str]:

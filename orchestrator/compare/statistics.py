@@ -11,6 +11,7 @@ import numpy as np
 Array = np.ndarray
 LEVEL = 0.95
 ALPHA = 0.05
+SHARES_APART = (-1.0, 1.0)  # bounds of a difference between two shares
 POWER = 0.8
 
 
@@ -152,10 +153,14 @@ class Estimate:
         """p-value of two one-sided t tests that it is within ``margin`` of 0 (Schuirmann 1987)."""
         return t_below((abs(self.mean) - margin) / self.error, self.freedom)
 
-    def interval(self, level: float = LEVEL) -> Interval:
-        """Its two-sided interval."""
+    def interval(
+        self, level: float = LEVEL, *, bounds: tuple[float, float] = (-math.inf, math.inf)
+    ) -> Interval:
+        """Its two-sided interval, cut at the ``bounds`` of the quantity itself, which loses no
+        coverage."""
         half = t_quantile(0.5 + level / 2, self.freedom) * self.error
-        return Interval(mean=self.mean, low=self.mean - half, high=self.mean + half, level=level)
+        low, high = max(bounds[0], self.mean - half), min(bounds[1], self.mean + half)
+        return Interval(mean=self.mean, low=low, high=high, level=level)
 
     def detectable(self, alpha: float, power: float = POWER) -> float:
         """Smallest true difference a test at ``alpha`` finds with probability ``power``."""

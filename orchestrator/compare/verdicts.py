@@ -20,7 +20,7 @@ from orchestrator.compare import statistics
 from orchestrator.compare.finals import by_search, correctness, finished, image_groups, newest_round
 from orchestrator.compare.other_images import is_image_mean, of_two
 from orchestrator.compare.runs import Array, CandidateTrials, Curve
-from orchestrator.compare.statistics import ALPHA, Estimate, Interval
+from orchestrator.compare.statistics import ALPHA, SHARES_APART, Estimate, Interval
 from orchestrator.wording import points
 from trainables.metrics import TOP1, Metric, metric_of
 
@@ -187,7 +187,7 @@ def _test(
         None if level is None else statistics.difference(groups_a, groups_b, images, clusters)
     )
     mean = statistics.mean_of(groups_a) - statistics.mean_of(groups_b)
-    interval = estimate.interval() if estimate else Interval(mean=mean, low=None, high=None)
+    interval = _interval(estimate, mean, metric)
     p_value = estimate.p_value if estimate else None
     units = images  # that other images would be: images, or whole groups of them
     if images is not None and clusters is not None:
@@ -238,7 +238,7 @@ def _test_figures(
             method = f"t over {how} on these two models"
     pair = PairResult(
         a=labels[0], b=labels[1], metric=metric.name, level=level if estimate else None,
-        difference=estimate.interval() if estimate else Interval(mean=mean, low=None, high=None),
+        difference=_interval(estimate, mean, metric),
         margin=margin, method=method if estimate or level is None else "nothing varied",
         n={"searches_a": len(groups_a), "searches_b": len(groups_b),
            "seeds_a": len(a), "seeds_b": len(b),
@@ -249,6 +249,19 @@ def _test_figures(
         p_value_equivalent=estimate.p_equivalent(margin) if estimate else None,
     )  # fmt: skip
     return pair, estimate
+
+
+def _interval(estimate: Estimate | None, mean: float, metric: Metric) -> Interval:
+    if estimate is None:
+        return Interval(mean=mean, low=None, high=None)
+    return estimate.interval(bounds=SHARES_APART) if metric.is_share else estimate.interval()
+
+
+def detectable_text(sizes: Sequence[float], metric: Metric) -> str | None:
+    """The largest of the ``sizes`` that pairs would mostly have shown; ``None`` where there are
+    none, and where no two shares lie that far apart."""
+    largest = max(sizes, default=math.inf)
+    return None if largest >= (1 if metric.is_share else math.inf) else points(largest, metric)
 
 
 def _over_seeds(a: Sequence[Curve], b: Sequence[Curve], metric: Metric) -> float | None:

@@ -425,6 +425,7 @@ def test_mlflow_ends_with_the_command_that_serves_it(shell: Shell) -> None:
     out, err = ui.communicate(timeout=60)
     refuse_tracebacks(ui.returncode, out, err)
     assert ui.returncode == RESUMABLE
+    assert err.endswith("MLflow has ended\n")
     assert out == f"{address}\n"  # there is no run to compare, and MLflow's own lines are on stderr
     with socket.socket() as free:  # fails while anybody listens there
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

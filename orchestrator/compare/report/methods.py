@@ -13,7 +13,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.other_images import is_image_mean
 from orchestrator.compare.runs import CandidateTrials, RunData, collect
 from orchestrator.compare.statistics import ALPHA, LEVEL, POWER
-from orchestrator.compare.verdicts import OF_LEVEL
+from orchestrator.compare.verdicts import OF_LEVEL, detectable_text
 from orchestrator.ledger import cost
 from orchestrator.spec import limits
 from orchestrator.spec.limits import SchedulerSpec
@@ -281,10 +281,15 @@ def _tested(comparison: Comparison) -> Iterator[str]:
             f"less than {points(tested[0].margin, metric)}."
         )
     detectable = [size for pair in tested if (size := pair.smallest_detectable) is not None]
-    if detectable:
+    if seen := detectable_text(detectable, metric):
         yield (
-            f"A difference of {points(max(detectable), metric)} would have been detected in any "
-            f"pair with a power of {100 * POWER:.0f} %."
+            f"A difference of {seen} would have been detected in any pair with a power of "
+            f"{100 * POWER:.0f} %."
+        )
+    elif detectable:
+        yield (
+            "No difference would have been detected in every pair with a power of "
+            f"{100 * POWER:.0f} %."
         )
     if comparison.inference.level is not None:
         yield f"The tests speak of {OF_LEVEL[comparison.inference.level]}."

@@ -41,7 +41,7 @@ from orchestrator.compare.report.methods import methods_of
 from orchestrator.compare.runs import RunData, Values, collect
 from orchestrator.compare.shortlist import Shortlist
 from orchestrator.compare.statistics import POWER, MeanInterval
-from orchestrator.compare.verdicts import OF_LEVEL, describe_verdict
+from orchestrator.compare.verdicts import OF_LEVEL, PairResult, describe_verdict, detectable_text
 from orchestrator.ledger import cost
 from orchestrator.spec import limits
 from orchestrator.spec.candidates import Candidate
@@ -245,6 +245,7 @@ def _environment() -> Environment:
     environment.filters["price_words"] = PRICE_WORDS.__getitem__
     environment.filters["level_text"] = OF_LEVEL.__getitem__
     environment.filters["mean_interval"] = _mean_interval
+    environment.filters["smallest_detectable"] = _smallest_detectable
     environment.globals |= {
         "SCREEN_COLUMNS": shortlist.COLUMNS,
         "MISSING": wording.MISSING, "NONE": wording.NONE, "TABLE_ROWS": TABLE_ROWS,
@@ -252,6 +253,12 @@ def _environment() -> Environment:
         "unit_words": seed_figures.UNIT_WORDS, "TOP1": TOP1,
     }  # fmt: skip
     return environment
+
+
+def _smallest_detectable(pair: PairResult, metric: Metric) -> str:
+    if pair.smallest_detectable is None:
+        return wording.MISSING
+    return detectable_text([pair.smallest_detectable], metric) or wording.NONE
 
 
 def _mean_interval(mean: MeanInterval | None, metric: Metric = TOP1) -> str:

@@ -68,6 +68,18 @@ def test_what_recipes_happened_to_be_drawn_is_in_the_error(tmp_path: Path) -> No
     assert (pair["level"], pair["verdict"]) == ("recipes", "a better")
 
 
+def test_no_difference_is_larger_than_all_of_them(tmp_path: Path) -> None:
+    """Three searches that have little in common: an interval ends where accuracies do."""
+    wild = {"vit": [0.1, 0.95, 0.55], "resnet": [0.1, 0.1, 0.11]}
+    made = searched(tmp_path / "r", wild)
+    (pair,) = made["pairs"]
+    assert (pair["verdict"], pair["difference"]["high"]) == ("not told apart", 1.0)
+    assert -1 < pair["difference"]["low"] < 0
+    assert "(any difference would mostly have been missed)" in made["answer"]
+    text = " ".join(shown(tmp_path / "r").split())
+    assert "to 100.0; p (Holm)" in text
+
+
 def test_equivalence_is_shown_not_assumed(tmp_path: Path) -> None:
     alike = {"vit": [0.9001] * 3, "resnet": [0.9] * 3}
     run = RunFolder(tmp_path / "r", tuple(alike))
