@@ -37,7 +37,7 @@ class Level(StrEnum):
 
 OF_LEVEL = {
     Level.SEARCHES: "the candidates, each searched independently several times",
-    Level.RECIPES: "the two winners' recipes, not the candidates: one search each",
+    Level.RECIPES: "the winners' recipes, not the candidates: one search each",
     Level.MODELS: "these trained models, not their recipes or candidates: one final each",
 }
 

@@ -230,7 +230,7 @@ def test_finals_and_their_pairs_are_shown(tmp_path: Path) -> None:
             run.final(family, draw.random(500) < accuracy, seed=seed)
     said = "".join(Page(report(run.close())).text).replace("\u00a0", " ")
     assert "this recipe of vit better than this recipe of resnet" in said
-    assert "the two winners' recipes, not the candidates" in said
+    assert "the winners' recipes, not the candidates" in said
     assert "n = 3" in said
     assert "smallest detectable" in said
 
