@@ -94,7 +94,10 @@ def lost_with(name: str) -> Fault:
 
     def fault(shell: Shell, driver: subprocess.Popen[str]) -> None:
         killed(name)(shell, driver)
-        assert driver.wait(240) == (-signal.SIGKILL if name == "driver" else RESUMABLE)
+        code = driver.wait(240)
+        # Until Ray is missed its workers train on: with little left they come to the run's end.
+        ended = name != "driver" and code == 0 and shell.state("run").closed
+        assert ended or code == (-signal.SIGKILL if name == "driver" else RESUMABLE)
 
     return fault
 
