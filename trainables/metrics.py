@@ -328,6 +328,23 @@ def binned_confidence(
     return np.stack([np.bincount(index, weights=each, minlength=bins) for each in weights])
 
 
+def reliability(binned: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Of (3, bins), each bin that holds images: its ends ``low`` and ``high``, their ``count``,
+    ``accuracy`` and mean ``confidence``."""
+    bins = binned.shape[1]
+    return [
+        {
+            "low": m / bins,
+            "high": (m + 1) / bins,
+            "count": int(count),
+            "accuracy": float(right / count),
+            "confidence": float(confidence / count),
+        }
+        for m, (count, right, confidence) in enumerate(binned.T)
+        if count
+    ]
+
+
 def calibration_error(binned: npt.NDArray[np.float64]) -> float:
     """The expected calibration error of (3, bins), in [0, 1]: mean over images of |accuracy -
     confidence| of their bin (Guo et al. 2017, section 2). Raises ``ZeroDivisionError`` without

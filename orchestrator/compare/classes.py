@@ -37,7 +37,7 @@ from orchestrator.compare.statistics import (
     share_interval,
 )
 from orchestrator.compare.verdicts import Level, PairResult, PairVerdict
-from trainables.metrics import CONFIDENCE_BINS, binned_confidence, calibration_error
+from trainables.metrics import CONFIDENCE_BINS, binned_confidence, calibration_error, reliability
 
 MATRIX_CLASSES = 50  # up to so many the confusion matrix is whole in the JSON
 CONFUSIONS = 20  # of a candidate that are listed
@@ -250,17 +250,7 @@ def _reliability(
             binned = binned_confidence(confidence, predicted == labels)
             errors[-1].append(calibration_error(binned))
             sums += binned
-    count, right, confidence = sums
-    bins = tuple(
-        Confidence(
-            low=index / CONFIDENCE_BINS, high=(index + 1) / CONFIDENCE_BINS,
-            count=int(count[index]),
-            accuracy=float(right[index] / count[index]),
-            confidence=float(confidence[index] / count[index]),
-        )
-        for index in range(CONFIDENCE_BINS)
-        if count[index]
-    )  # fmt: skip
+    bins = tuple(Confidence(**row) for row in reliability(sums))
     return mean_over(errors, bounds=(0.0, 1.0)), bins
 
 

@@ -397,12 +397,12 @@ class Losses:
         slot = self._dispatcher.slots[slot_name]
         seconds = self._dispatcher.budget_guard.charge_lost(slot)
         # With a checkpoint the report of the epoch will name them: its clock is in there.
-        charged, held = (seconds, None) if checkpoint is None else (None, seconds)
-        if held is not None:
-            self._dispatcher.budget_guard.hold(trial, held)
+        lost_s, kept_s = (seconds, None) if checkpoint is None else (None, seconds)
+        if kept_s is not None:
+            self._dispatcher.budget_guard.hold(trial, kept_s)
         self._requeue(
             slot_name, slot, trial, checkpoint=checkpoint, nodes=list(nodes) or None,
-            slot_seconds=charged, held_seconds=held,
+            slot_seconds=lost_s, held_seconds=kept_s,
         )  # fmt: skip
 
     def on_restart(self, slot_name: str, slot: Slot) -> None:

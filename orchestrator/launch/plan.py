@@ -199,20 +199,20 @@ def plan_of(spec: RunSpec, options: RunOptions) -> RunPlan:
 def described(spec: RunSpec, images: Mapping[str, DatasetFacts]) -> list[PlannedDataset]:
     """Of each data set of the run that has been read, on this machine: its name, how many images
     its classes have, and what is wrong with them."""
-    known: dict[str | None, tuple[DatasetFacts, DataSpec]] = {}
+    by_content: dict[str | None, tuple[DatasetFacts, DataSpec]] = {}
     for sweep in spec.sweeps:
         facts = images[sweep.candidate]
         if facts.class_counts is None and (store := find(absolute_data(sweep.data))):
             facts = store.info
         if facts.class_counts is not None:
-            known[facts.content_hash] = (facts, sweep.data)
+            by_content[facts.content_hash] = (facts, sweep.data)
     return [
         PlannedDataset(
             name=facts.name,
             classes=tuple(image_lines(facts, data)),
             warnings=tuple(image_warnings(facts, data)),
         )
-        for facts, data in known.values()
+        for facts, data in by_content.values()
     ]
 
 

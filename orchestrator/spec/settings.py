@@ -30,11 +30,11 @@ def settings(sweeps: Sequence[SweepSpec], *, given: Mapping[str, Collection[str]
     """``PATH=VALUE`` for what all ``sweeps`` of a run have alike, ``LABEL.PATH=VALUE`` for what is
     one's own. ``given``, by label: paths that another option than ``--set`` says already.
     Operational leaves, which make no other run, and families of other versions are left out."""
-    known = [sweep for sweep in sweeps if sweep.family in FAMILIES]
-    stored_as_usual = _has_usual_sides(known)
-    grace = defaults.default_grace(known) if known else None
+    supported = [sweep for sweep in sweeps if sweep.family in FAMILIES]
+    stored_as_usual = _has_usual_sides(supported)
+    grace = defaults.default_grace(supported) if supported else None
     by_label: dict[str, dict[str, str]] = {}
-    for sweep in known:
+    for sweep in supported:
         own = dict(_axes(sweep))
         own |= {
             path: _text(value)

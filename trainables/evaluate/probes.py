@@ -41,7 +41,7 @@ from torch.nn import functional
 
 from trainables.config import SHIFT_IMAGES
 from trainables.data.rng import key_of, uniforms
-from trainables.metrics import CONFIDENCE_BINS, binned_confidence, calibration_error
+from trainables.metrics import CONFIDENCE_BINS, binned_confidence, calibration_error, reliability
 from trainables.train.augmentation import reflect
 from trainables.train.loop import TrainedModel, broadcast, eval_batch
 from trainables.train.trial import Trial
@@ -180,18 +180,7 @@ def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = CONFIDENCE
     confidence, predicted = probabilities.double().max(1)  # (N,), (N,)
     right = (predicted == labels).double()
     binned = binned_confidence(confidence.cpu().numpy(), right.cpu().numpy(), bins=bins)
-    table = [
-        {
-            "low": m / bins,
-            "high": (m + 1) / bins,
-            "count": int(count),
-            "accuracy": float(num_right / count),
-            "confidence": float(confidences / count),
-        }
-        for m, (count, num_right, confidences) in enumerate(binned.T)
-        if count
-    ]
-    return {"ece": calibration_error(binned), "bins": table}
+    return {"ece": calibration_error(binned), "bins": reliability(binned)}
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
